@@ -1,0 +1,37 @@
+"""MMVA: images, music and musical captions as points in the valence-arousal plane.
+
+`from mmva import MMVA, matching_score` is quick: torch and transformers are imported when a name that needs them is.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mmva._torchaudio_compat import ensure_torchaudio_importable
+
+if TYPE_CHECKING:
+    from mmva.affect import matching_score
+    from mmva.bundle import load_bundle, save_bundle
+    from mmva.errors import CheckFailed, MediaError, UsageError
+    from mmva.model import MMVA
+
+__all__ = ["MMVA", "CheckFailed", "MediaError", "UsageError", "load_bundle", "matching_score", "save_bundle"]
+_HOMES = {
+    "MMVA": "mmva.model",
+    "CheckFailed": "mmva.errors",
+    "MediaError": "mmva.errors",
+    "UsageError": "mmva.errors",
+    "load_bundle": "mmva.bundle",
+    "matching_score": "mmva.affect",
+    "save_bundle": "mmva.bundle",
+}
+
+ensure_torchaudio_importable()
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names on first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mmva' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

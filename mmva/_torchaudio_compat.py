@@ -1,0 +1,59 @@
+"""Make torchaudio importable beside a CPU-only torch.
+
+PyPI's only torchaudio build links libc10_cuda.so. Beside a CPU torch its extension fails to load, `import torchaudio`
+raises OSError, and so does transformers, which imports torchaudio whenever it is installed. torchaudio itself runs
+without the extension (forced_align and rnnt_loss are then unavailable, lfilter takes its Python path), so a stand-in
+for its loader module is put in place before anything imports it. A no-op wherever the real extension can load.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+_LOADER = "torchaudio._extension"
+_CUDA_LIBRARY = "libc10_cuda.so"
+
+
+def ensure_torchaudio_importable() -> bool:
+    """Install the stand-in if it is needed; True when it was. Imports neither torch nor torchaudio."""
+    if sys.platform != "linux" or "torchaudio" in sys.modules or _LOADER in sys.modules:
+        return False
+    torch_dir, torchaudio_dir = _package_dir("torch"), _package_dir("torchaudio")
+    if torch_dir is None or torchaudio_dir is None or (torch_dir / "lib" / _CUDA_LIBRARY).exists():
+        return False
+    if not _wants_cuda(torchaudio_dir / "lib"):
+        return False
+    sys.modules[_LOADER] = _stand_in()
+    return True
+
+
+def _package_dir(name: str) -> Path | None:
+    spec = importlib.util.find_spec(name)
+    return Path(spec.origin).parent if spec is not None and spec.origin else None
+
+
+def _wants_cuda(lib_dir: Path) -> bool:
+    return any(_CUDA_LIBRARY.encode() in path.read_bytes() for path in lib_dir.glob("_torchaudio*.so"))
+
+
+def _stand_in() -> ModuleType:
+    module: Any = ModuleType(_LOADER)
+    module._IS_TORCHAUDIO_EXT_AVAILABLE = False  # noqa: SLF001 - torchaudio's own names
+    module._IS_ALIGN_AVAILABLE = False  # noqa: SLF001
+    module._check_cuda_version = lambda: None  # noqa: SLF001
+    module.fail_if_no_align = _unavailable
+    return module
+
+
+def _unavailable(function: Callable[..., Any]) -> Callable[..., NoReturn]:
+    def missing(*_args: Any, **_kwargs: Any) -> NoReturn:
+        raise RuntimeError(
+            f"{function.__name__} needs torchaudio's compiled extension, which needs a CUDA build of torch"
+        )
+
+    return missing

@@ -1,0 +1,1 @@
+"""Catalog -> plan -> execute -> commit -> publish; verify, status."""

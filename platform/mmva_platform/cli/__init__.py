@@ -1,0 +1,1 @@
+"""`mmva`: one module per noun, no logic."""

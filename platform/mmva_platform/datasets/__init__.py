@@ -1,0 +1,1 @@
+"""Labelled media: import -> check -> shards -> embeddings, once per backbone."""

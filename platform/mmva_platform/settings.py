@@ -1,0 +1,161 @@
+"""The one typed configuration of the platform, and the one way configuration files are read.
+
+Every room's own configuration (a recipe, an import, an annotation run) is a `Config` beside the code it configures;
+this module holds what all of them share and the loader whose errors name the field.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mmva.errors import UsageError
+
+ConfigT = TypeVar("ConfigT", bound="Config")
+
+
+class Config(BaseModel):
+    """Base of every configuration: unknown keys are errors, values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class StorageSettings(Config):
+    """Object storage. Credentials come from boto3's own chain (environment, profile, role), never from here."""
+
+    s3_endpoint: str | None = Field(None, description="URL of an S3 server other than AWS")
+    s3_region: str | None = None
+    max_attempts: int = Field(6, ge=1, le=20, description="tries for a transient storage error")
+    connect_timeout_s: float = Field(5.0, gt=0)
+    read_timeout_s: float = Field(60.0, gt=0)
+
+
+class ClusterSettings(Config):
+    """Where Ray runs. Without an address a private one is started on this machine and stopped at the end."""
+
+    address: str | None = Field(None, description='"auto", or ray://host:port; none starts a local one')
+    num_cpus: int | None = Field(None, ge=1, description="logical CPUs of a local Ray; default: the machine's")
+    object_store_mb: int = Field(1024, ge=80)
+    stall_timeout_s: float = Field(300.0, gt=0, description="fail a job without progress after this long")
+
+
+class TrackingSettings(Config):
+    """MLflow: runs and the registry."""
+
+    uri: str | None = Field(None, description="MLflow server or sqlite:/// URI; default: sqlite under home")
+    experiment: str = "mmva"
+    model_name: str = Field("mmva", pattern=r"^[A-Za-z0-9_.-]+$")
+
+
+class Settings(Config):
+    """What all verbs share: one home directory, storage, cluster and tracking."""
+
+    home: Path = Field(Path("mmva-home"), description="where runs, the registry and caches live by default")
+    storage: StorageSettings = StorageSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    backbone_mirror: str | None = Field(None, description="URI that holds backbones in save_pretrained layout")
+    trust_remote_code: tuple[str, ...] = Field((), description="hub repositories whose code may run, by name")
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's tracking URI: the configured one, else a SQLite file under home."""
+        return self.tracking.uri or f"sqlite:///{self.home.resolve() / 'mlflow.db'}"
+
+    @property
+    def runs_dir(self) -> Path:
+        """Where training runs keep checkpoints and bundles."""
+        return self.home.resolve() / "runs"
+
+
+def load_config(
+    kind: type[ConfigT],
+    path: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    base: Mapping[str, Any] | None = None,
+) -> ConfigT:
+    """Read a YAML file into a configuration, then apply `key=value` overrides with dotted keys.
+
+    Args:
+        kind: The configuration's class.
+        path: YAML file; None for defaults only.
+        overrides: Such as "optimizer.lr=3e-4"; values are YAML.
+        base: Values underneath the file's.
+
+    Raises:
+        UsageError: For an unreadable file, a line that is not key=value, an unknown key or a value out of range;
+            one line that names the file and the field.
+    """
+    values: dict[str, Any] = dict(base or {})
+    where = str(path) if path is not None else kind.__name__
+    if path is not None:
+        values |= _read_yaml(Path(path))
+    for override in overrides:
+        _apply_override(values, override)
+    return validate(kind, values, where)
+
+
+def validate(kind: type[ConfigT], values: Mapping[str, Any], where: str) -> ConfigT:
+    """Validate plain values into a configuration; UsageError with the field's name on the first problem."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(f"{where}: {_explain(kind, error)}") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise UsageError(f"{path}: must be a mapping of keys to values, found {type(loaded).__name__}")
+    return loaded
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise UsageError(f"--set {override!r}: write it as key=value, for example --set optimizer.lr=1e-3")
+    *parents, leaf = key.strip().split(".")
+    node = values
+    for parent in parents:
+        child = node.get(parent)
+        node[parent] = child = dict(child) if isinstance(child, Mapping) else {}
+        node = child
+    try:
+        node[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UsageError(f"--set {key}: {text!r} is not a YAML value") from None
+
+
+def _explain(kind: type[BaseModel], error: ValidationError) -> str:
+    """First problem of a validation error in words, with the nearest known key for a typo."""
+    problem = error.errors()[0]
+    location = [str(part) for part in problem["loc"]]
+    field = ".".join(location)
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(kind, location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key {field!r}; {hint}{more}"
+    return f"{field}: {problem['msg']}, got {problem['input']!r}{more}"
+
+
+def _known_keys(kind: type[BaseModel], parents: Sequence[str]) -> list[str]:
+    for parent in parents:
+        annotation = kind.model_fields[parent].annotation if parent in kind.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        kind = annotation
+    return sorted(kind.model_fields)

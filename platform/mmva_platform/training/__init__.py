@@ -1,0 +1,1 @@
+"""Ray Train: the recipe, its data, the loop, its checkpoints, evaluation."""
