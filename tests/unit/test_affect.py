@@ -51,18 +51,24 @@ def test_quadrants_and_moods() -> None:
 
 
 def test_published_scores_are_reproduced(imemnet_dir) -> None:
-    """method.md: with sigma(val), the pairs whose image label IMEMNet shared with the csv come out exact."""
+    """Of the published pairs whose two labels are at hand, most come out exactly.
+
+    The rest are images that IMEMNet labelled differently. The known music labels are rounded to 1e-6, so that is
+    how exact it can be.
+    """
     import pandas as pd
 
-    image = pd.read_csv(imemnet_dir / "image_va.csv").drop_duplicates("img", keep=False).set_index("img")
+    image = pd.read_csv(imemnet_dir / "image_va.csv", dtype={"img": str}).drop_duplicates("img", keep=False)
+    image = image.set_index("img")
     music = pd.read_csv(imemnet_dir / "music_va_known.csv").set_index("clip_id")
-    pairs = pd.read_csv(imemnet_dir / "val_matching.txt", sep=" ", names=["clip", "image", "score"])
-    known = pairs[pairs["clip"].isin(music.index) & pairs["image"].isin(image.index)]
+    columns = {"clip_id": str, "image": str, "score": float}
+    pairs = pd.read_csv(imemnet_dir / "val_matching.txt", sep=" ", names=list(columns), dtype=columns)
+    known = pairs[pairs["clip_id"].isin(music.index) & pairs["image"].isin(image.index)]
     scores = matching_score(
         image.loc[known["image"], ["valence", "arousal"]].to_numpy(),
-        music.loc[known["clip"], ["valence", "arousal"]].to_numpy(),
+        music.loc[known["clip_id"], ["valence", "arousal"]].to_numpy(),
         IMEMNET_SIGMA["val"],
     )
     exact = np.abs(scores - known["score"].to_numpy()) < 1e-6
-    assert len(known) > 0.85 * len(pairs)
-    assert exact.sum() >= 0.55 * len(pairs)
+    assert len(known) > 7_800
+    assert exact.mean() >= 0.55

