@@ -1,4 +1,4 @@
-"""The three kinds of failure a caller can tell apart; everything else is a bug and keeps its traceback."""
+"""The kinds of failure a caller can tell apart; everything else is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ class UsageError(ValueError):
 
 class CheckFailed(RuntimeError):  # noqa: N818 - the word people use at the gate, not an accident
     """A gate or a check said no; the message says which rule and with what numbers (exit code 3)."""
+
+
+class OperationFailed(RuntimeError):  # noqa: N818 - names what happened, like CheckFailed
+    """The world did not play along (storage away, cluster stalled): one line that names the stage (exit code 1)."""
 
 
 class MediaError(ValueError):

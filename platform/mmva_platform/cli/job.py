@@ -1,0 +1,39 @@
+"""The other door: `python jobs/VERB.py --config FILE --set key=value`, for `ray job submit` and schedulers."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mmva_platform.cli.context import emit, exit_code_of, make_settings, set_up_logging, turn_telemetry_off
+from mmva_platform.settings import Config, Settings, load_config
+
+JobT = TypeVar("JobT", bound=Config)
+
+
+def run_job(kind: type[JobT], job: Callable[[JobT, Settings], Any], arguments: list[str] | None = None) -> None:
+    """Load the job's configuration, run it, print its result as JSON, and exit as `mmva` does.
+
+    Args:
+        kind: The configuration's class; `--config` is its YAML file.
+        job: Takes the configuration and the settings; its result must be JSON-able.
+        arguments: Command line, default sys.argv.
+    """
+    parser = argparse.ArgumentParser(description=kind.__doc__)
+    parser.add_argument("--config", type=Path, help="YAML file of the job")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the file")
+    parser.add_argument("--settings", type=Path, help="YAML file of storage, cluster and tracking settings")
+    parser.add_argument("--home", type=Path, help="where runs, the registry and caches live")
+    parser.add_argument("--verbose", action="store_true", help="log what the libraries say, too")
+    options = parser.parse_args(arguments)
+    turn_telemetry_off()
+    set_up_logging(verbose=options.verbose)
+
+    def work() -> None:
+        settings = make_settings(options.settings, options.home)
+        emit("", job(load_config(kind, options.config, options.set), settings), as_json=True)
+
+    sys.exit(exit_code_of(work))
