@@ -1,0 +1,28 @@
+"""Every cause that decoding can give for refusing an item: the codes people group a quarantine by.
+
+A code never changes its meaning; a new cause gets a new code. The message beside it may be reworded at any time.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+MEDIA_ERROR_CODES: Final[dict[str, str]] = {
+    "empty-file": "the file has no bytes",
+    "too-many-bytes": "the file is larger than Limits.max_bytes",
+    "not-an-image": "the bytes are not one of the image formats read here, whatever the file's name says",
+    "corrupt-image": "an image that its decoder refuses: truncated, damaged, or with a header that contradicts itself",
+    "too-many-pixels": "width x height in the header passes Limits.max_pixels; nothing was decoded",
+    "unsupported-image": "a sound image in a colour mode that has no conversion to RGB here, such as Lab",
+    "not-audio": "the bytes are not one of the audio formats read here, whatever the file's name says",
+    "corrupt-audio": "audio that its decoder refuses, at its header or on the way",
+    "truncated-audio": "the header promises more sound than the file holds",
+    "no-sound": "no audio stream, no channels or no samples",
+    "too-long": "the audio lasts longer than Limits.max_duration_s",
+    "unsupported-audio": "a sample rate or a number of channels outside Limits",
+    "non-finite-samples": "NaN or infinite samples",
+    "samples-out-of-range": "samples far beyond full scale (Limits.max_peak): not audio in [-1, 1]",
+    "empty-caption": "no visible character is left after cleaning",
+    "caption-too-long": "more text than Limits.max_caption_characters",
+    "not-text": "the bytes of a caption are not UTF-8",
+}

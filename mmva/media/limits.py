@@ -1,0 +1,30 @@
+"""How much one item may ask of a worker. Checked from headers before anything is decoded, and again on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of one item; the defaults let a 108-megapixel photograph and a two-hour mix through.
+
+    Attributes:
+        max_bytes: Size of the encoded file.
+        max_pixels: Width x height of an image. Pillow's own ceiling of 178,956,970 holds above it.
+        max_duration_s: Seconds of audio.
+        min_sample_rate: Hz, of the file.
+        max_sample_rate: Hz, of the file.
+        max_channels: Channels of audio.
+        max_peak: Largest sample magnitude; full scale is 1, decoded MP3 overshoots a little.
+        max_caption_characters: Length of a caption.
+    """
+
+    max_bytes: int = 256 * 2**20
+    max_pixels: int = 120_000_000
+    max_duration_s: float = 2 * 3600.0
+    min_sample_rate: int = 2_000
+    max_sample_rate: int = 384_000
+    max_channels: int = 32
+    max_peak: float = 16.0
+    max_caption_characters: int = 20_000
