@@ -1,0 +1,112 @@
+"""Write the look-alike to a folder, in exactly the layout in which IMEMNet-C is published.
+
+From 100 images on, one id stands on two rows with different labels; from 100 clips on, one arousal label passes 1.0 by
+a hair and one caption is empty: warts of the published files, for the import's report to show.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import soundfile
+
+from mmva.errors import UsageError
+from mmva.imemnet.generator.captions import write_caption
+from mmva.imemnet.generator.labels import Clip, FloatArray, draw_clips, draw_image_labels, image_id
+from mmva.imemnet.generator.music import Style, render_clip, song_style
+from mmva.imemnet.generator.pictures import render_picture
+
+Progress = Callable[[int, int, str], None]
+WARTS_FROM = 100
+_TWICE = 3  # index of an IAPS image, the collection whose ids are not unique in the published file
+_UNCAPTIONED = 29
+_A_HAIR = 1.003
+_CAPITAL_EVERY = 12  # one file in so many has its extension in capitals
+
+
+def generate(out: Path, *, images: int, clips: int, seed: int = 0, progress: Progress | None = None) -> None:
+    """Write image_va.csv, music_va.csv, images/*.jpg and audio/*.wav; the same seed gives the same bytes.
+
+    Args:
+        out: Folder to create; nothing in it is ever overwritten. The CSVs are written last.
+        images: Number of pictures, at least 1.
+        clips: Number of 2 s clips, at least 1.
+        seed: Not negative. An item's content does not depend on how many there are.
+        progress: Called with (done, total, "images" or "audio") after each file.
+
+    Raises:
+        UsageError: For counts or a seed out of range, or a folder that already holds something.
+    """
+    out = Path(out)
+    _check(out, images, clips, seed)
+    tell = progress or (lambda _done, _total, _what: None)
+    va_N2 = draw_image_labels(images, seed)
+    ids = [image_id(seed, index) for index in range(images)]
+    _write_pictures(out / "images", ids, va_N2, seed, tell)
+    captions = _write_audio(out / "audio", drawn := draw_clips(clips, seed), seed, tell)
+    _write_csv(out / "image_va.csv", ("", "img", "valence", "arousal"), _image_rows(ids, va_N2))
+    header = ("", "Clip ID", "Valence", "Arousal", "Caption")
+    _write_csv(out / "music_va.csv", header, _music_rows(drawn, captions))
+
+
+def _check(out: Path, images: int, clips: int, seed: int) -> None:
+    if images < 1 or clips < 1 or seed < 0:
+        raise UsageError(f"images and clips must be at least 1 and seed at least 0, got {images}, {clips}, {seed}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} already holds something; name a new or empty folder")
+
+
+def _write_pictures(folder: Path, ids: Sequence[str], va_N2: FloatArray, seed: int, tell: Progress) -> None:
+    folder.mkdir(parents=True)
+    for index, (name, (v, a)) in enumerate(zip(ids, va_N2, strict=True)):
+        extension = "JPG" if index % _CAPITAL_EVERY == _CAPITAL_EVERY - 1 else "jpg"
+        (folder / f"{name}.{extension}").write_bytes(render_picture((float(v), float(a)), seed, index))
+        tell(index + 1, len(ids), "images")
+
+
+def _write_audio(folder: Path, clips: Sequence[Clip], seed: int, tell: Progress) -> list[str]:
+    """Write the clips as 16-bit mono WAV; their captions."""
+    folder.mkdir(parents=True)
+    style_of = lru_cache(maxsize=1)(lambda song, va: song_style(song, va, seed))
+    captions: list[str] = []
+    for index, clip in enumerate(clips):
+        style: Style = style_of(clip.song, clip.song_va)
+        buffer = io.BytesIO()
+        samples = render_clip(clip, style, seed)
+        soundfile.write(buffer, samples, style.sample_rate, format="WAV", subtype="PCM_16")
+        extension = "WAV" if clip.song % _CAPITAL_EVERY == 0 else "wav"
+        (folder / f"{clip.id}.{extension}").write_bytes(buffer.getvalue())
+        captions.append(write_caption(clip, style, seed))
+        tell(index + 1, len(clips), "audio")
+    return captions
+
+
+def _image_rows(ids: Sequence[str], va_N2: FloatArray) -> list[tuple[object, ...]]:
+    rows = [(name, float(v), float(a)) for name, (v, a) in zip(ids, va_N2, strict=True)]
+    if len(rows) >= WARTS_FROM:
+        name, v, a = rows[_TWICE]
+        rows.append((name, 1.0 - v, a))
+    return [(number, *row) for number, row in enumerate(rows)]
+
+
+def _music_rows(clips: Sequence[Clip], captions: Sequence[str]) -> list[tuple[object, ...]]:
+    rows: list[tuple[object, ...]] = []
+    highest = max(range(len(clips)), key=lambda index: clips[index].va[1])
+    for number, (clip, caption) in enumerate(zip(clips, captions, strict=True)):
+        v, a = clip.va
+        if len(clips) >= WARTS_FROM:
+            a = _A_HAIR if number == highest else a
+            caption = "" if number == _UNCAPTIONED else caption  # noqa: PLW2901 - a wart put in on purpose
+        rows.append((number, clip.id, v, a, caption))
+    return rows
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
