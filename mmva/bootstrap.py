@@ -1,0 +1,89 @@
+"""Confidence intervals by resampling whole groups (songs, images): clips of one song are not independent.
+
+Percentile intervals (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). Each group's sums are
+computed once; a resample is then only a weighted sum of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mmva.metrics import VA_METRICS, checked_pair, from_moments, item_moments
+from mmva.modalities import AXES
+
+Interval = tuple[float, float]
+
+
+def bootstrap(
+    pred_N2: ArrayLike,
+    label_N2: ArrayLike,
+    groups: Sequence[object] | NDArray[np.generic],
+    *,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, dict[str, Interval]]:
+    """Percentile intervals of va_metrics per axis and metric.
+
+    Args:
+        pred_N2: Predicted VA points.
+        label_N2: Labels.
+        groups: Each item's group [N]; groups are resampled as a whole, with replacement.
+        resamples: Number of resamples.
+        confidence: Share of the resamples inside the interval.
+        seed: The same seed gives the same intervals.
+
+    Returns:
+        {"valence": {"mse": (low, high), ...}, "arousal": {...}}; NaN where the metric is NaN in every resample.
+    """
+    pred, label = checked_pair(pred_N2, label_N2)
+    sums_GK = _group_sums(item_moments(pred, label).reshape(len(pred), -1), groups)
+    values = from_moments((_weights(len(sums_GK), resamples, seed) @ sums_GK).reshape(resamples, 2, -1))
+    return {
+        axis: {name: _interval(values[name][:, i], confidence) for name in VA_METRICS} for i, axis in enumerate(AXES)
+    }
+
+
+def bootstrap_mean(
+    values_N: ArrayLike,
+    groups: Sequence[object] | NDArray[np.generic],
+    *,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile interval of a mean, for instance of retrieval_per_query's values by the queries' groups."""
+    values = np.asarray(values_N, np.float64)
+    sums_G2 = _group_sums(np.stack([values, np.ones_like(values)], axis=-1), groups)
+    totals_R2 = _weights(len(sums_G2), resamples, seed) @ sums_G2
+    return _interval(totals_R2[:, 0] / totals_R2[:, 1], confidence)
+
+
+def _group_sums(items_NK: NDArray[np.float64], groups: Sequence[object] | NDArray[np.generic]) -> NDArray[np.float64]:
+    names = np.asarray(groups).astype(str)
+    if names.shape != (len(items_NK),):
+        raise ValueError(f"groups must name one group per item: {len(items_NK)} items, groups of shape {names.shape}")
+    unique, index_N = np.unique(names, return_inverse=True)
+    sums_GK = np.zeros((len(unique), items_NK.shape[1]))
+    np.add.at(sums_GK, index_N, items_NK)
+    return sums_GK
+
+
+def _weights(groups: int, resamples: int, seed: int) -> NDArray[np.float64]:
+    """How often each resample holds each group, [R, G]."""
+    rng = np.random.default_rng(seed)
+    weights_RG = np.empty((resamples, groups))
+    for row_G in weights_RG:
+        row_G[:] = np.bincount(rng.integers(groups, size=groups), minlength=groups)
+    return weights_RG
+
+
+def _interval(values_R: NDArray[np.float64], confidence: float) -> Interval:
+    finite = values_R[np.isfinite(values_R)]
+    if len(finite) == 0:
+        return (float("nan"), float("nan"))
+    low, high = np.quantile(finite, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return (float(low), float(high))

@@ -1,0 +1,215 @@
+# ruff: noqa: N815 - arrays carry their shape
+"""Which image meets which clip: an epoch's pairs and batches as pure functions of seed, epoch and labels.
+
+Shapes: N images, M clips, P = min(N, M) pairs. A clip brings its caption along. numpy only, so that any worker can draw
+the same plan by itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mmva.affect import DEFAULT_SIGMA, matching_score
+from mmva.errors import UsageError
+
+Strategy = Literal["random", "matched"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """An epoch's pairs in the order of training.
+
+    Attributes:
+        image_index_P: Row of each pair's image, int64; no row twice.
+        music_index_P: Row of each pair's clip, int64; no row twice.
+        target_P: Matching score of the two labels, float64 in (0, 1].
+    """
+
+    image_index_P: NDArray[np.int64]
+    music_index_P: NDArray[np.int64]
+    target_P: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.target_P)
+
+
+def epoch_plan(
+    image_va_N2: ArrayLike,
+    music_va_M2: ArrayLike,
+    *,
+    seed: int,
+    epoch: int,
+    strategy: Strategy = "random",
+    sigma: float = DEFAULT_SIGMA,
+    shares: Sequence[float] | None = None,
+) -> EpochPlan:
+    """Draw an epoch: P pairs of an image and a clip, each item at most once, a function of the arguments alone.
+
+    `random` is MMVA's random VA matching: any image with any clip, the target from their labels on the fly. Its targets
+    crowd around .4; about 1 % pass .9. `matched` gives every pair a wanted score, spread over the strata as `shares`
+    say, and looks for clips at the distance that this score means (see _draw_matched). The histogram becomes as flat as
+    the labels allow: nobody can pair two items of the middle at a score of .1.
+
+    The items of the larger side that sit an epoch out are drawn anew each epoch.
+
+    Args:
+        image_va_N2: Labels of the images.
+        music_va_M2: Labels of the clips.
+        seed: Of the run, >= 0.
+        epoch: Counted from 0.
+        strategy: "random" or "matched".
+        sigma: The matching score's scale.
+        shares: For "matched": wanted share of the pairs in equally wide strata of [0, 1]; None for the same in each.
+
+    Raises:
+        UsageError: For an unknown strategy, no items, labels that are not finite, or shares that are no shares.
+    """
+    image_va, music_va = _labels(image_va_N2, "image"), _labels(music_va_M2, "music")
+    if strategy not in STRATEGIES:
+        raise UsageError(f"strategy: unknown {strategy!r}; known: {', '.join(STRATEGIES)}")
+    if shares is not None and strategy != "matched":
+        raise UsageError(f"shares: only the strategy 'matched' has them, not {strategy!r}")
+    rng = np.random.default_rng([seed, epoch])
+    pairs = min(len(image_va), len(music_va))
+    image_index_P = rng.permutation(len(image_va))[:pairs]
+    music_index_P = rng.permutation(len(music_va))[:pairs]
+    if strategy == "matched":
+        wanted_P = rng.permutation(_wanted_scores(pairs, shares, rng))
+        partner_P = _draw_matched(image_va[image_index_P], music_va[music_index_P], wanted_P, sigma, rng)
+        music_index_P = music_index_P[partner_P]
+    target_P = matching_score(image_va[image_index_P], music_va[music_index_P], sigma)
+    return EpochPlan(image_index_P, music_index_P, target_P)
+
+
+def batches(plan: EpochPlan, batch_size: int, rank: int = 0, world_size: int = 1) -> list[slice]:
+    """One rank's rows of the plan, a slice for each step; every rank has the same number of steps.
+
+    The epoch is cut into ceil(P / batch_size) global batches whose sizes differ by at most one: no pair is lost and
+    there is no small last batch. Batch b is the same for any world size; its rows are cut again, contiguously, over the
+    ranks. Ranks may differ by one row (and a batch smaller than the world leaves some with none), so the training loop
+    weights by counts: see LossSums.total.
+
+    Args:
+        plan: The epoch.
+        batch_size: Rows of a global batch, at most.
+        rank: This process.
+        world_size: Number of processes.
+
+    Raises:
+        UsageError: If batch_size is smaller than world_size, or below 1.
+    """
+    assert 0 <= rank < world_size
+    if batch_size < world_size:
+        raise UsageError(f"batch_size: {batch_size} is less than one row for each of {world_size} workers")
+    steps = -(-len(plan) // batch_size)
+    bounds = [len(plan) * step // steps for step in range(steps + 1)]
+    return [
+        slice(start + (stop - start) * rank // world_size, start + (stop - start) * (rank + 1) // world_size)
+        for start, stop in itertools.pairwise(bounds)
+    ]
+
+
+def score_histogram(target_P: ArrayLike, bins: int = 10) -> NDArray[np.int64]:
+    """Number of scores in each of `bins` equally wide strata of [0, 1]; the last one includes 1."""
+    return np.histogram(np.asarray(target_P, np.float64), bins=bins, range=(0.0, 1.0))[0].astype(np.int64)
+
+
+def _labels(va: ArrayLike, modality: str) -> NDArray[np.float64]:
+    labels = np.asarray(va, np.float64)
+    if labels.ndim != 2 or labels.shape[1] != 2 or len(labels) == 0:
+        raise UsageError(f"{modality} labels: expected [N, 2] with N >= 1, got {list(labels.shape)}")
+    if not np.isfinite(labels).all():
+        raise UsageError(f"{modality} labels: hold NaN or infinite values; check the dataset")
+    return labels
+
+
+def _wanted_scores(pairs: int, shares: Sequence[float] | None, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Scores in (0, 1], [P], spread evenly within strata and over them as the shares say."""
+    quantile_P = 1 - (np.arange(pairs) + rng.random()) / pairs
+    if shares is None:
+        return quantile_P
+    share = np.asarray(shares, np.float64)
+    if share.ndim != 1 or len(share) == 0 or not np.isfinite(share).all() or (share < 0).any() or share.sum() == 0:
+        raise UsageError(f"shares: must be numbers >= 0 that do not all vanish, got {list(shares)}")
+    edges = np.linspace(0, 1, len(share) + 1)
+    cumulative = np.concatenate([[0.0], np.cumsum(share) / share.sum()])
+    return np.maximum(np.interp(quantile_P, cumulative, edges), np.finfo(np.float64).tiny)
+
+
+# A cell of the VA plane is 1/32 wide: a twelfth of sigma, and some twenty of IMEMNet's clips to choose from.
+_CELLS = 32
+_ROUNDS = 6
+
+
+def _draw_matched(
+    image_va_P2: NDArray[np.float64],
+    music_va_P2: NDArray[np.float64],
+    wanted_P: NDArray[np.float64],
+    sigma: float,
+    rng: np.random.Generator,
+) -> NDArray[np.int64]:
+    """Clip of each image [P], a permutation, so that scores come near the wanted ones. O(P log P), nothing but numpy.
+
+    In each round every image that has no partner yet looks at the point its wanted score's distance away, in a random
+    direction (the farther, the more towards the middle of the clips: outwards there is nothing), and takes a free clip
+    from that point's cell. Wanted scores are dealt anew to those who found none; after the last round they take what is
+    left. The grid moves from round to round, so that no pair is favoured by where the cells' borders lie.
+    """
+    partner_P = np.empty(len(wanted_P), np.int64)
+    images, clips, wanted = np.arange(len(wanted_P)), np.arange(len(wanted_P)), wanted_P
+    (image_x, image_y), (clip_x, clip_y) = image_va_P2.T.copy(), music_va_P2.T.copy()
+    middle = (clip_x.mean(), clip_y.mean())
+    for _ in range(_ROUNDS):
+        shift = rng.random(2) / _CELLS
+        target_x, target_y = _look(image_x[images], image_y[images], middle, -sigma * np.log(wanted), rng)
+        found, taken = _join(_cell(target_x, target_y, shift), _cell(clip_x[clips], clip_y[clips], shift))
+        partner_P[images[found]] = clips[taken]
+        wanted = rng.permutation(np.delete(wanted, found))
+        images, clips = np.delete(images, found), np.delete(clips, taken)
+    partner_P[images] = rng.permutation(clips)
+    return partner_P
+
+
+def _look(
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    middle: tuple[float, float],
+    distance: NDArray[np.float64],
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The point that each image looks at, `distance` away and the farther, the more towards the middle."""
+    angle = rng.random(len(x)) * (2 * np.pi)
+    inward_x, inward_y = middle[0] - x, middle[1] - y
+    pull = 1 / np.maximum(np.hypot(inward_x, inward_y), 1e-9)
+    freedom = 2 * np.exp(-1.3 * distance)
+    step_x, step_y = freedom * np.cos(angle) + pull * inward_x, freedom * np.sin(angle) + pull * inward_y
+    scale = distance / np.maximum(np.hypot(step_x, step_y), 1e-9)
+    return x + scale * step_x, y + scale * step_y
+
+
+def _cell(x: NDArray[np.float64], y: NDArray[np.float64], shift: NDArray[np.float64]) -> NDArray[np.uint16]:
+    """Number of each point's cell. What lies outside the plane falls into a margin, where there are no clips."""
+    column = np.clip(np.floor((x + shift[0]) * _CELLS), -1, _CELLS + 1).astype(np.int64) + 1
+    row = np.clip(np.floor((y + shift[1]) * _CELLS), -1, _CELLS + 1).astype(np.int64) + 1
+    # 16 bits: numpy then sorts by radix, in linear time.
+    return (column * (_CELLS + 3) + row).astype(np.uint16)
+
+
+def _join(a: NDArray[np.uint16], b: NDArray[np.uint16]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of a and rows of b that share a cell, paired up, each row at most once."""
+    order_a, order_b = np.argsort(a, kind="stable"), np.argsort(b, kind="stable")
+    cells = (_CELLS + 3) ** 2
+    count_a, count_b = np.bincount(a, minlength=cells), np.bincount(b, minlength=cells)
+    pairs = np.minimum(count_a, count_b)
+    # Rows of cell c start at start[c]; its pairs take the first pairs[c] of them.
+    start_a, start_b, start = (np.cumsum(count) - count for count in (count_a, count_b, pairs))
+    pair = np.arange(pairs.sum())
+    return order_a[np.repeat(start_a - start, pairs) + pair], order_b[np.repeat(start_b - start, pairs) + pair]

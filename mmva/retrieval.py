@@ -1,0 +1,114 @@
+"""Graded retrieval between two modalities: every gallery item is relevant to a query as far as their labels match.
+
+Q queries, M gallery items, VA points [., 2].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mmva.affect import DEFAULT_SIGMA
+from mmva.metrics import checked_pair
+
+_CHUNK_PAIRS = 2_000_000
+RECALL_RANKS = (1, 5, 10)
+NDCG_RANK = 10
+
+
+def retrieval(
+    query_va_Q2: ArrayLike,
+    gallery_va_M2: ArrayLike,
+    query_label_Q2: ArrayLike,
+    gallery_label_M2: ArrayLike,
+    *,
+    sigma: float = DEFAULT_SIGMA,
+    recall_ranks: Sequence[int] = RECALL_RANKS,
+    ndcg_rank: int = NDCG_RANK,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Means over the queries of retrieval_per_query's values, under the same names."""
+    values = retrieval_per_query(
+        query_va_Q2,
+        gallery_va_M2,
+        query_label_Q2,
+        gallery_label_M2,
+        sigma=sigma,
+        recall_ranks=recall_ranks,
+        ndcg_rank=ndcg_rank,
+        seed=seed,
+    )
+    return {name: float(value_Q.mean()) for name, value_Q in values.items()}
+
+
+def retrieval_per_query(
+    query_va_Q2: ArrayLike,
+    gallery_va_M2: ArrayLike,
+    query_label_Q2: ArrayLike,
+    gallery_label_M2: ArrayLike,
+    *,
+    sigma: float = DEFAULT_SIGMA,
+    recall_ranks: Sequence[int] = RECALL_RANKS,
+    ndcg_rank: int = NDCG_RANK,
+    seed: int = 0,
+) -> dict[str, NDArray[np.float64]]:
+    """Rank the gallery by distance of *predicted* points, judge the ranking by the *labels'* matching scores.
+
+    nDCG@k: gain of the item at rank r is its label score S, discounted by log2(r + 1); divided by the same sum for the
+    ranking by S. recall@k: an item is among a query's k truly best if its S is at least the k-th largest S (so ties
+    count as best); recall@k is the number of these among the k first, divided by k. Both lie in [0, 1], and a k beyond
+    the gallery means the gallery's size. Ties of predicted distance are broken at random (seeded): a constant
+    prediction gets what random ranking gets.
+
+    Returns:
+        Arrays [Q]: "ndcg@10", "recall@1", "recall@5", "recall@10" and, beside each, the exact expectation for a random
+        ranking under "random_ndcg@10", ....
+    """
+    query, query_label = checked_pair(query_va_Q2, query_label_Q2)
+    gallery, gallery_label = checked_pair(gallery_va_M2, gallery_label_M2)
+    shuffle = np.random.default_rng(seed).permutation(len(gallery))
+    gallery, gallery_label = gallery[shuffle], gallery_label[shuffle]
+    step = max(1, _CHUNK_PAIRS // len(gallery))
+    chunks: list[dict[str, NDArray[np.float64]]] = []
+    for start in range(0, len(query), step):
+        rows = slice(start, start + step)
+        predicted_QM = _distances(query[rows], gallery)
+        score_QM = np.exp(-_distances(query_label[rows], gallery_label) / sigma)
+        chunks.append(_judge(predicted_QM, score_QM, recall_ranks, ndcg_rank))
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def _judge(
+    predicted_QM: NDArray[np.float64], score_QM: NDArray[np.float64], recall_ranks: Sequence[int], ndcg_rank: int
+) -> dict[str, NDArray[np.float64]]:
+    size = score_QM.shape[1]
+    deepest = min(max(*recall_ranks, ndcg_rank), size)
+    found_QK = np.take_along_axis(score_QM, _smallest(predicted_QM, deepest), axis=1)
+    best_QK = np.take_along_axis(score_QM, _smallest(-score_QM, deepest), axis=1)
+    values: dict[str, NDArray[np.float64]] = {}
+    k = min(ndcg_rank, size)
+    discount_K = 1 / np.log2(np.arange(2, k + 2))
+    ideal_Q = best_QK[:, :k] @ discount_K
+    values[f"ndcg@{ndcg_rank}"] = found_QK[:, :k] @ discount_K / ideal_Q
+    values[f"random_ndcg@{ndcg_rank}"] = score_QM.mean(axis=1) * discount_K.sum() / ideal_Q
+    for rank in recall_ranks:
+        k = min(rank, size)
+        threshold_Q1 = best_QK[:, k - 1 : k]
+        values[f"recall@{rank}"] = (found_QK[:, :k] >= threshold_Q1).mean(axis=1)
+        values[f"random_recall@{rank}"] = (score_QM >= threshold_Q1).mean(axis=1)
+    return values
+
+
+def _distances(a_Q2: NDArray[np.float64], b_M2: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.hypot(a_Q2[:, None, 0] - b_M2[:, 0], a_Q2[:, None, 1] - b_M2[:, 1])
+
+
+def _smallest(values_QM: NDArray[np.float64], k: int) -> NDArray[np.int64]:
+    """Columns of the k smallest values of each row, in order, [Q, K]."""
+    if k == values_QM.shape[1]:
+        return np.argsort(values_QM, axis=1, kind="stable")
+    columns_QK = np.argpartition(values_QM, k - 1, axis=1)[:, :k]
+    order_QK = np.argsort(np.take_along_axis(values_QM, columns_QK, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(columns_QK, order_QK, axis=1)
