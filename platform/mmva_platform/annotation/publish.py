@@ -1,0 +1,140 @@
+"""Publishing: the manifest, put last and once, by which readers know that a run is whole. They trust nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import pyarrow as pa
+from pydantic import Field, ValidationError
+
+from mmva.errors import CheckFailed, UsageError
+from mmva_platform.annotation.commit import CommitRecord, FileRecord
+from mmva_platform.annotation.plan import ModelInfo, Plan
+from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, QUARANTINE_SCHEMA, parquet_to_table, sha256_hex
+from mmva_platform.settings import Config, StorageSettings
+from mmva_platform.storage import Storage, StorageNotFound, open_storage
+
+MANIFEST_FILE: Final = "MANIFEST.json"
+
+
+class Totals(Config):
+    """What became of a catalog: items = ok + quarantined."""
+
+    items: int
+    ok: int
+    quarantined: int
+    by_modality: dict[str, int] = Field(description="annotated items of each modality")
+    causes: dict[str, int] = Field(description="quarantined items of each cause")
+
+
+class Manifest(Config):
+    """`MANIFEST.json`."""
+
+    annotation_version: int
+    run_id: str
+    plan_fingerprint: str
+    model: ModelInfo
+    totals: Totals
+    shards: tuple[CommitRecord, ...]
+
+
+def add_up(commits: Iterable[CommitRecord]) -> Totals:
+    """Totals of shards."""
+    items = ok = quarantined = 0
+    by_modality: Counter[str] = Counter()
+    causes: Counter[str] = Counter()
+    for commit in commits:
+        items, ok, quarantined = items + commit.items, ok + commit.ok, quarantined + commit.quarantined
+        by_modality.update(commit.by_modality)
+        causes.update(commit.causes)
+    return Totals(
+        items=items,
+        ok=ok,
+        quarantined=quarantined,
+        by_modality=dict(sorted(by_modality.items())),
+        causes=dict(causes.most_common()),
+    )
+
+
+def publish(storage: Storage, plan: Plan, commits: Iterable[CommitRecord]) -> Manifest:
+    """Put the manifest over a finished run; a concurrent driver's, if it came first, stands.
+
+    Raises:
+        CheckFailed: If a shard is missing or foreign, or the counts do not balance; nothing is published then.
+    """
+    ordered = tuple(sorted(commits, key=lambda commit: commit.shard))
+    if [commit.shard for commit in ordered] != plan.shards or {commit.run_id for commit in ordered} != {plan.run_id}:
+        raise CheckFailed(
+            f"{storage.uri}: the committed shards are not the plan's; run `mmva annotations verify` on it"
+        )
+    totals = add_up(ordered)
+    if not totals.ok + totals.quarantined == totals.items == plan.catalog.items:
+        raise CheckFailed(
+            f"{storage.uri}: {plan.catalog.items} items planned, but {totals.ok} annotated and "
+            f"{totals.quarantined} quarantined"
+        )
+    manifest = Manifest(
+        annotation_version=plan.annotation_version,
+        run_id=plan.run_id,
+        plan_fingerprint=plan.fingerprint,
+        model=plan.model,
+        totals=totals,
+        shards=ordered,
+    )
+    if storage.put_if_absent(MANIFEST_FILE, manifest.model_dump_json(indent=1).encode()):
+        return manifest
+    return read_manifest(storage)
+
+
+def read_manifest(storage: Storage) -> Manifest:
+    """The manifest of a published run.
+
+    Raises:
+        UsageError: If the run is not published, or the manifest is not one of this version.
+    """
+    try:
+        return Manifest.model_validate_json(storage.read(MANIFEST_FILE))
+    except StorageNotFound:
+        raise UsageError(
+            f"{storage.uri}: no published annotations ({MANIFEST_FILE} is missing); the same `mmva annotate` command "
+            "again finishes a run that was cut short"
+        ) from None
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise UsageError(f"{storage.join(MANIFEST_FILE)}: not a manifest of this version ({reason})") from None
+
+
+def read_annotations(out: str, settings: StorageSettings | None = None) -> pa.Table:
+    """All annotations of a published run, in the plan's order (ANNOTATION_SCHEMA).
+
+    Raises:
+        UsageError: If the run is not published.
+        CheckFailed: If a file is not the one that was published.
+    """
+    storage = open_storage(out, settings)
+    return _read(storage, (commit.data for commit in read_manifest(storage).shards), ANNOTATION_SCHEMA)
+
+
+def read_quarantine(out: str, settings: StorageSettings | None = None) -> pa.Table:
+    """All quarantined items of a published run, in the plan's order (QUARANTINE_SCHEMA). Raises as read_annotations."""
+    storage = open_storage(out, settings)
+    return _read(storage, (commit.quarantine for commit in read_manifest(storage).shards), QUARANTINE_SCHEMA)
+
+
+def read_file(storage: Storage, record: FileRecord) -> pa.Table:
+    """One file of a shard, checked against its record.
+
+    Raises:
+        CheckFailed: If its bytes are not those that were committed.
+    """
+    data = storage.read(record.path)
+    if sha256_hex(data) != record.sha256:
+        raise CheckFailed(f"{storage.join(record.path)}: changed since it was written (SHA-256 differs)")
+    return parquet_to_table(data)
+
+
+def _read(storage: Storage, records: Iterable[FileRecord | None], schema: pa.Schema) -> pa.Table:
+    tables: Iterator[pa.Table] = (read_file(storage, record) for record in records if record is not None)
+    return pa.concat_tables([schema.empty_table(), *tables])

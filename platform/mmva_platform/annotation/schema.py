@@ -1,0 +1,91 @@
+"""The Arrow schemas of an annotation run, with a version, and the bytes they are stored as.
+
+Bump ANNOTATION_VERSION with any change of a column: a run of another version is never resumed or mixed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ANNOTATION_VERSION: Final = 1
+
+CATALOG_SCHEMA: Final = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("uri", pa.string()),  # null for a caption whose text stands in the catalog
+        pa.field("modality", pa.string()),  # null where neither the row nor the extension says it
+        pa.field("caption", pa.string()),  # null for a caption that is a .txt file
+        pa.field("bytes", pa.int64()),  # known for folders and prefixes only
+    ]
+)
+
+WINDOW: Final = pa.struct([("start_s", pa.float64()), ("valence", pa.float32()), ("arousal", pa.float32())])
+
+ANNOTATION_SCHEMA: Final = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("uri", pa.string()),
+        pa.field("modality", pa.string(), nullable=False),
+        pa.field("valence", pa.float32(), nullable=False),  # both axes in [0, 1], .5 is neutral
+        pa.field("arousal", pa.float32(), nullable=False),
+        pa.field("valence_low", pa.float32()),  # 90 % conformal interval, null where the bundle has none
+        pa.field("valence_high", pa.float32()),
+        pa.field("arousal_low", pa.float32()),
+        pa.field("arousal_high", pa.float32()),
+        pa.field("embedding", pa.list_(pa.float32()), nullable=False),  # its length differs by modality
+        pa.field("mood", pa.string(), nullable=False),
+        pa.field("duration_s", pa.float64()),  # music only
+        pa.field("windows", pa.list_(WINDOW)),  # music of more than one window only
+        pa.field("sha256", pa.string(), nullable=False),  # of the media's bytes, or of the caption as UTF-8
+        pa.field("model_name", pa.string(), nullable=False),
+        pa.field("model_version", pa.string()),  # null for a bundle that is not registered
+        pa.field("model_digest", pa.string(), nullable=False),
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+        # The plan's creation, the same in every row: a shard that is run again gives the same bytes.
+        pa.field("annotated_at", pa.timestamp("us", tz="UTC"), nullable=False),
+    ]
+)
+
+QUARANTINE_SCHEMA: Final = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("uri", pa.string()),
+        pa.field("modality", pa.string()),
+        pa.field("stage", pa.string(), nullable=False),  # "catalog", "fetch", "decode" or "infer"
+        pa.field("error", pa.string(), nullable=False),  # a stable cause, the one to group by
+        pa.field("message", pa.string(), nullable=False),
+        pa.field("sha256", pa.string()),  # null where the bytes never arrived
+        pa.field("attempts", pa.int32(), nullable=False),
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+    ]
+)
+
+
+def rows_to_parquet(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> bytes:
+    """Rows as one Parquet file of exactly this schema; equal rows give equal bytes."""
+    return table_to_parquet(pa.Table.from_pylist(list(rows), schema=schema))
+
+
+def table_to_parquet(table: pa.Table) -> bytes:
+    """A table as the bytes of one Parquet file (zstd)."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def parquet_to_table(data: bytes) -> pa.Table:
+    """Inverse of table_to_parquet."""
+    return pq.read_table(io.BytesIO(data))
+
+
+def sha256_hex(data: bytes) -> str:
+    """Digest by which this room names and checks files."""
+    return hashlib.sha256(data).hexdigest()
