@@ -1,0 +1,132 @@
+"""Audio bytes to mono float32 at the encoder's sample rate, as one array or as a stream of blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmva.errors import MediaError
+from mmva.media.audio_sources import AudioSource, open_audio
+from mmva.media.formats import AUDIO_FORMATS
+from mmva.media.guards import checked_format
+from mmva.media.limits import Limits
+from mmva.media.resample import resample_blocks
+
+# Encoders pad and trim a little: a file this close to its header's length is whole.
+_WHOLE_SHARE, _CODEC_DELAY_FRAMES = 0.98, 4096
+# Data sizes from here up are what writers to a pipe put when they do not know the length.
+_UNKNOWN_WAV_SIZE = 0x7FFF_F000
+
+
+@dataclass(frozen=True, slots=True)
+class AudioInfo:
+    """What the header says: seconds (estimated for raw AAC), Hz, channels, and the sniffed format."""
+
+    duration_s: float
+    sample_rate: int
+    channels: int
+    format: str
+
+
+def decode_audio(data: bytes, sample_rate: int, limits: Limits | None = None) -> NDArray[np.float32]:
+    """Decode to mono, shape [T] float32, finite, full scale 1, resampled to `sample_rate` Hz.
+
+    Channels are averaged. Memory is about twice the result: see stream_audio.
+
+    Args:
+        data: The encoded file: wav, flac, mp3, ogg (Vorbis, Opus), m4a/mp4 or raw AAC.
+        sample_rate: Hz wanted.
+        limits: Limits of an item; the defaults if None.
+
+    Raises:
+        MediaError: "empty-file", "too-many-bytes", "not-audio", "corrupt-audio", "truncated-audio", "no-sound",
+            "too-long", "unsupported-audio", "non-finite-samples" or "samples-out-of-range".
+    """
+    return np.concatenate(list(stream_audio(data, sample_rate, limits)))
+
+
+def stream_audio(data: bytes, sample_rate: int, limits: Limits | None = None) -> Iterator[NDArray[np.float32]]:
+    """The result of decode_audio in blocks of some seconds, so that memory does not grow with the duration.
+
+    Raises what decode_audio raises, possibly after some blocks: a file may turn out damaged only at its end.
+    """
+    limits = limits or Limits()
+    kind = checked_format(data, limits, AUDIO_FORMATS, "not-audio")
+    _refuse_truncated(data, kind)
+    with open_audio(data, kind) as source:
+        _check_header(source, limits)
+        yield from resample_blocks(_mono(source, limits), source.sample_rate, sample_rate)
+
+
+def probe_audio(data: bytes, limits: Limits | None = None) -> AudioInfo:
+    """Read the header and check it against the limits; sound is decoded only if the header knows no duration.
+
+    Raises:
+        MediaError: As decode_audio, as far as the header shows it.
+    """
+    limits = limits or Limits()
+    kind = checked_format(data, limits, AUDIO_FORMATS, "not-audio")
+    with open_audio(data, kind) as source:
+        _check_header(source, limits)
+        duration_s = source.duration_s
+        if duration_s is None:
+            duration_s = sum(len(block) for block in _mono(source, limits)) / source.sample_rate
+        return AudioInfo(duration_s, source.sample_rate, source.channels, kind)
+
+
+def _check_header(source: AudioSource, limits: Limits) -> None:
+    if source.channels < 1:
+        raise MediaError("no-sound", "audio without channels")
+    if source.channels > limits.max_channels:
+        raise MediaError("unsupported-audio", f"{source.channels} channels, over the limit of {limits.max_channels}")
+    if not limits.min_sample_rate <= source.sample_rate <= limits.max_sample_rate:
+        allowed = f"{limits.min_sample_rate:,} to {limits.max_sample_rate:,}"
+        raise MediaError("unsupported-audio", f"sample rate {source.sample_rate:,} Hz; supported: {allowed}")
+    if source.duration_s is not None and source.duration_s > limits.max_duration_s:
+        raise MediaError("too-long", f"{source.duration_s:,.0f} s, over the limit of {limits.max_duration_s:,.0f}")
+
+
+def _mono(source: AudioSource, limits: Limits) -> Iterator[NDArray[np.float32]]:
+    """Channel means, with every promise of the header and every sample checked on the way."""
+    frames = 0
+    for block_TC in source.blocks:
+        frames += len(block_TC)
+        if frames > limits.max_duration_s * source.sample_rate:
+            raise MediaError("too-long", f"more than {limits.max_duration_s:,.0f} s, whatever the header says")
+        peak = float(np.abs(block_TC).max(initial=0))
+        if not np.isfinite(peak):
+            raise MediaError("non-finite-samples", f"NaN or infinite samples in the first {frames:,}")
+        if peak > limits.max_peak:
+            raise MediaError("samples-out-of-range", f"a sample of {peak:g}; full scale is 1")
+        yield block_TC[:, 0] if block_TC.shape[1] == 1 else block_TC.mean(axis=1, dtype=np.float32)
+    if frames == 0:
+        raise MediaError("no-sound", "audio without samples")
+    if source.promised is not None and frames < _WHOLE_SHARE * source.promised - _CODEC_DELAY_FRAMES:
+        raise MediaError("truncated-audio", f"{frames:,} frames where the header promises {source.promised:,}")
+
+
+def _refuse_truncated(data: bytes, kind: str) -> None:
+    """WAV and Ogg are cut short without a decoder noticing: compare their last chunk or page with the file's end."""
+    missing = {"wav": _missing_wav_bytes, "ogg": _missing_ogg_bytes}.get(kind, lambda _: 0)(data)
+    if missing > 0:
+        raise MediaError("truncated-audio", f"the file ends {missing:,} bytes early")
+
+
+def _missing_wav_bytes(data: bytes) -> int:
+    position = 12
+    while data[:4] == b"RIFF" and position + 8 <= len(data):
+        size = int.from_bytes(data[position + 4 : position + 8], "little")
+        if data[position : position + 4] == b"data":
+            missing = position + 8 + size - len(data)
+            return missing if size < _UNKNOWN_WAV_SIZE and missing > (1 - _WHOLE_SHARE) * size else 0
+        position += 8 + size + size % 2
+    return 0
+
+
+def _missing_ogg_bytes(data: bytes) -> int:
+    page = data.rfind(b"OggS")
+    segments = data[page + 26] if page + 26 < len(data) else 0
+    return page + 27 + segments + sum(data[page + 27 : page + 27 + segments]) - len(data)

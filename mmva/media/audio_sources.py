@@ -1,0 +1,114 @@
+"""The two decoders of audio, libsndfile and FFmpeg (PyAV), behind one small interface: a header and blocks of frames.
+
+FFmpeg's demuxer is always named after the sniffed format, never probed: playlists (HLS, concat) that would open other
+files and hosts are therefore never interpreted.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+
+import av
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from mmva.errors import MediaError
+from mmva.media.guards import refusals
+
+_SOUNDFILE_FORMATS = frozenset({"wav", "flac", "mp3", "ogg"})
+_DEMUXERS = {"mp4": "mov"}
+_BLOCK_VALUES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class AudioSource:
+    """Opened audio.
+
+    Attributes:
+        sample_rate: Hz.
+        channels: Channels.
+        promised: Frames that the header promises; None where it makes no promise worth holding it to.
+        duration_s: Seconds by the header, estimated for raw AAC; None if unknown.
+        blocks: The frames, float32 [t, channels], once.
+    """
+
+    sample_rate: int
+    channels: int
+    promised: int | None
+    duration_s: float | None
+    blocks: Iterator[NDArray[np.float32]]
+
+
+@contextmanager
+def open_audio(data: bytes, kind: str) -> Iterator[AudioSource]:
+    """Open audio of a sniffed format: with libsndfile where it can, else with FFmpeg.
+
+    Raises:
+        MediaError: "corrupt-audio" or "no-sound", here or from `blocks`.
+    """
+    opened = _open_with_soundfile(data) if kind in _SOUNDFILE_FORMATS else None
+    if opened is not None:
+        with opened:
+            yield AudioSource(
+                sample_rate=opened.samplerate,
+                channels=opened.channels,
+                promised=opened.frames,
+                duration_s=opened.frames / opened.samplerate,
+                blocks=_soundfile_blocks(opened, kind),
+            )
+        return
+    with refusals("corrupt-audio", kind):
+        container = av.open(io.BytesIO(data), format=_DEMUXERS.get(kind, kind), metadata_errors="ignore")
+    with closing(container):
+        yield _pyav_source(container, kind)
+
+
+def _open_with_soundfile(data: bytes) -> soundfile.SoundFile | None:
+    """The opened file, or None where FFmpeg may do better: unknown codecs, and headers written before the length."""
+    try:
+        opened = soundfile.SoundFile(io.BytesIO(data))
+    except soundfile.LibsndfileError:
+        return None
+    if opened.frames > 0:
+        return opened
+    opened.close()
+    return None
+
+
+def _soundfile_blocks(opened: soundfile.SoundFile, kind: str) -> Iterator[NDArray[np.float32]]:
+    # Not SoundFile.blocks(): that yields uninitialised memory where a file ends before its header says.
+    frames = max(1, _BLOCK_VALUES // opened.channels)
+    while True:
+        with refusals("corrupt-audio", kind):
+            block_TC = opened.read(frames, dtype="float32", always_2d=True)
+        if len(block_TC) == 0:
+            return
+        yield block_TC
+
+
+def _pyav_source(container: av.container.InputContainer, kind: str) -> AudioSource:
+    if not container.streams.audio:
+        raise MediaError("no-sound", f"{kind} data without an audio stream")
+    stream = container.streams.audio[0]
+    rate, channels = stream.codec_context.sample_rate or 0, stream.codec_context.channels
+    duration_s = None
+    if stream.duration is not None and stream.time_base is not None:
+        duration_s = float(stream.duration * stream.time_base)
+    elif container.duration is not None:
+        duration_s = container.duration / av.time_base
+    promised = int(duration_s * rate) if kind == "mp4" and duration_s is not None else None
+    return AudioSource(rate, channels, promised, duration_s, _pyav_blocks(container, stream, kind))
+
+
+def _pyav_blocks(
+    container: av.container.InputContainer, stream: av.AudioStream, kind: str
+) -> Iterator[NDArray[np.float32]]:
+    to_float = av.AudioResampler(format="fltp")
+    with refusals("corrupt-audio", kind):
+        for frame in container.decode(stream):
+            for converted in to_float.resample(frame):
+                yield converted.to_ndarray().T

@@ -1,0 +1,41 @@
+"""What every decoder starts with (size and real format) and how its failures become a MediaError."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+from mmva.errors import MediaError
+from mmva.media.formats import sniff
+from mmva.media.limits import Limits
+
+
+def checked_format(data: bytes, limits: Limits, accepted: Collection[str], refusal: str) -> str:
+    """Format of the bytes, one of `accepted`; a renamed file of another format is refused with the code `refusal`.
+
+    Raises:
+        MediaError: "empty-file", "too-many-bytes" or `refusal`.
+    """
+    if not data:
+        raise MediaError("empty-file", "the file has no bytes")
+    if len(data) > limits.max_bytes:
+        raise MediaError("too-many-bytes", f"{len(data):,} bytes, over the limit of {limits.max_bytes:,}")
+    kind = sniff(data)
+    if kind is None or kind not in accepted:
+        raise MediaError(refusal, f"{kind or 'unrecognised'} data; read here: {', '.join(accepted)}")
+    return kind
+
+
+@contextmanager
+def refusals(code: str, kind: str) -> Iterator[None]:
+    """Turn whatever a third-party decoder raises inside into a MediaError with this code.
+
+    Only the decoder's own calls belong inside: a mistake of ours must keep its traceback.
+    """
+    try:
+        yield
+    except MediaError:
+        raise
+    except Exception as error:  # hostile bytes raise anything: OSError, struct.error, SyntaxError, ZeroDivisionError...
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise MediaError(code, f"{kind} data that cannot be decoded: {reason}") from error

@@ -1,0 +1,57 @@
+"""Long audio as a row of windows that together hold every sample."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmva.errors import UsageError
+
+
+def window_bounds(samples: int, length: int, hop: int) -> list[tuple[int, int]]:
+    """First and last-plus-one sample of each window.
+
+    Windows start every `hop` samples and hold `length` of them. What is left at the end becomes a window of its own if
+    it is at least half as long as the others, and else joins the last one, so windows are between 1/2 and 3/2 of the
+    length; audio shorter than a window is one window.
+
+    Args:
+        samples: Number of samples, at least 1.
+        length: Samples of a window, at least 1.
+        hop: Samples between the starts of two windows, 1 to `length`, so that none is skipped.
+
+    Raises:
+        UsageError: If length and hop are no such numbers.
+    """
+    if not 0 < hop <= length:
+        raise UsageError(f"window hop must be above 0 and at most the window's length, got hop {hop}, length {length}")
+    full = max(1, 1 + (samples - length) // hop)
+    bounds = [(index * hop, index * hop + length) for index in range(full)]
+    tail = samples - full * hop
+    if bounds[-1][1] < samples and 2 * tail >= length:
+        bounds.append((full * hop, samples))
+    else:
+        bounds[-1] = (bounds[-1][0], samples)
+    return bounds
+
+
+def windows(
+    samples: NDArray[np.float32], sample_rate: int, length_s: float, hop_s: float
+) -> tuple[NDArray[np.float64], list[NDArray[np.float32]]]:
+    """Cut audio into overlapping windows (views, no copies); see window_bounds for what happens at the end.
+
+    Args:
+        samples: Mono audio, shape [T], T at least 1.
+        sample_rate: Hz.
+        length_s: Seconds of a window.
+        hop_s: Seconds between the starts of two windows, at most `length_s`.
+
+    Returns:
+        Start of each window in seconds, float64 [W], and the W windows.
+
+    Raises:
+        UsageError: If length and hop are not positive, or the hop would skip samples.
+    """
+    bounds = window_bounds(len(samples), round(length_s * sample_rate), round(hop_s * sample_rate))
+    start_s_W = np.array([start for start, _ in bounds], np.float64) / sample_rate
+    return start_s_W, [samples[start:stop] for start, stop in bounds]
