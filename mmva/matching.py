@@ -19,6 +19,7 @@ from mmva.affect import DEFAULT_SIGMA, matching_score
 from mmva.errors import UsageError
 
 Strategy = Literal["random", "matched"]
+Points = NDArray[np.float32]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 
@@ -147,6 +148,7 @@ def _wanted_scores(pairs: int, shares: Sequence[float] | None, rng: np.random.Ge
 # A cell of the VA plane is 1/32 wide: a twelfth of sigma, and some twenty of IMEMNet's clips to choose from.
 _CELLS = 32
 _ROUNDS = 6
+_TINY = np.float32(1e-12)
 
 
 def _draw_matched(
@@ -164,43 +166,41 @@ def _draw_matched(
     left. The grid moves from round to round, so that no pair is favoured by where the cells' borders lie.
     """
     partner_P = np.empty(len(wanted_P), np.int64)
-    images, clips, wanted = np.arange(len(wanted_P)), np.arange(len(wanted_P)), wanted_P
-    (image_x, image_y), (clip_x, clip_y) = image_va_P2.T.copy(), music_va_P2.T.copy()
+    # Single precision is plenty for choosing a cell, and three times as fast.
+    distance = (-sigma * np.log(wanted_P)).astype(np.float32)
+    (image_x, image_y), (clip_x, clip_y) = image_va_P2.T.astype(np.float32), music_va_P2.T.astype(np.float32)
     middle = (clip_x.mean(), clip_y.mean())
+    images, clips = np.arange(len(wanted_P)), np.arange(len(wanted_P))
     for _ in range(_ROUNDS):
-        shift = rng.random(2) / _CELLS
-        target_x, target_y = _look(image_x[images], image_y[images], middle, -sigma * np.log(wanted), rng)
+        shift = rng.random(2, np.float32)
+        target_x, target_y = _look(image_x[images], image_y[images], middle, distance, rng)
         found, taken = _join(_cell(target_x, target_y, shift), _cell(clip_x[clips], clip_y[clips], shift))
         partner_P[images[found]] = clips[taken]
-        wanted = rng.permutation(np.delete(wanted, found))
+        distance = rng.permutation(np.delete(distance, found))
         images, clips = np.delete(images, found), np.delete(clips, taken)
     partner_P[images] = rng.permutation(clips)
     return partner_P
 
 
 def _look(
-    x: NDArray[np.float64],
-    y: NDArray[np.float64],
-    middle: tuple[float, float],
-    distance: NDArray[np.float64],
-    rng: np.random.Generator,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    x: Points, y: Points, middle: tuple[np.float32, np.float32], distance: Points, rng: np.random.Generator
+) -> tuple[Points, Points]:
     """The point that each image looks at, `distance` away and the farther, the more towards the middle."""
-    angle = rng.random(len(x)) * (2 * np.pi)
+    angle = rng.random(len(x), np.float32) * np.float32(2 * np.pi)
     inward_x, inward_y = middle[0] - x, middle[1] - y
-    pull = 1 / np.maximum(np.hypot(inward_x, inward_y), 1e-9)
+    pull = 1 / np.sqrt(inward_x * inward_x + inward_y * inward_y + _TINY)
     freedom = 2 * np.exp(-1.3 * distance)
     step_x, step_y = freedom * np.cos(angle) + pull * inward_x, freedom * np.sin(angle) + pull * inward_y
-    scale = distance / np.maximum(np.hypot(step_x, step_y), 1e-9)
+    scale = distance / np.sqrt(step_x * step_x + step_y * step_y + _TINY)
     return x + scale * step_x, y + scale * step_y
 
 
-def _cell(x: NDArray[np.float64], y: NDArray[np.float64], shift: NDArray[np.float64]) -> NDArray[np.uint16]:
+def _cell(x: Points, y: Points, shift: Points) -> NDArray[np.uint16]:
     """Number of each point's cell. What lies outside the plane falls into a margin, where there are no clips."""
-    column = np.clip(np.floor((x + shift[0]) * _CELLS), -1, _CELLS + 1).astype(np.int64) + 1
-    row = np.clip(np.floor((y + shift[1]) * _CELLS), -1, _CELLS + 1).astype(np.int64) + 1
+    column = np.clip(x * _CELLS + (shift[0] + 1), 0, _CELLS + 2).astype(np.uint16)
+    row = np.clip(y * _CELLS + (shift[1] + 1), 0, _CELLS + 2).astype(np.uint16)
     # 16 bits: numpy then sorts by radix, in linear time.
-    return (column * (_CELLS + 3) + row).astype(np.uint16)
+    return column * np.uint16(_CELLS + 3) + row
 
 
 def _join(a: NDArray[np.uint16], b: NDArray[np.uint16]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
