@@ -1,0 +1,138 @@
+"""What every encoder is: items in, one embedding a row out, and a fingerprint that says exactly what computed it.
+
+Shapes: B items of one batch, N items of one call, D = the encoder's dim.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mmva.backbones.spec import BackboneSpec
+from mmva.modalities import Modality
+
+Prepared = dict[str, Tensor]
+
+
+class Encoder(nn.Module, ABC):
+    """A pretrained (or, for `tiny`, random) network and its preprocessing, behind one interface.
+
+    A result belongs to its item alone: neighbours in a batch change it by less than 1e-5, because items of unequal
+    shape are never padded together where the network would notice.
+
+    Attributes:
+        spec: Where it came from.
+        dim: D, length of an embedding.
+        preprocessing: JSON-able; everything between a decoded item and the network that changes the result.
+        fingerprint: SHA-256 over family, architecture, weights and preprocessing; equal in every process.
+        sample_rate: Rate in Hz that music must have; None for images and captions.
+    """
+
+    # Sum of elements over a batch beyond which it is split, so that long audio does not multiply by the batch size.
+    max_batch_elements: ClassVar[int | None] = None
+
+    def __init__(
+        self,
+        spec: BackboneSpec,
+        network: nn.Module,
+        *,
+        dim: int,
+        preprocessing: Mapping[str, Any],
+        architecture: Mapping[str, Any],
+        sample_rate: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.dim = dim
+        self.sample_rate = sample_rate
+        self.preprocessing: dict[str, Any] = json.loads(json.dumps(preprocessing))
+        self.network = network
+        self.fingerprint = _fingerprint(spec.family, network, self.preprocessing, architecture)
+        self.eval()
+
+    @property
+    def modality(self) -> Modality:
+        """The modality of the items it reads."""
+        return self.spec.modality
+
+    @abstractmethod
+    def prepare(self, item: Any) -> Prepared:
+        """Turn one decoded item into the network's input, without a batch axis, on the CPU.
+
+        Args:
+            item: A PIL image in mode RGB; mono float32 samples [T] at sample_rate; or a string.
+        """
+
+    @abstractmethod
+    def forward(self, **batch: Tensor) -> Tensor:
+        """Embed a collated batch: emb_BD, float32."""
+
+    def collate(self, prepared: Sequence[Prepared]) -> Prepared:
+        """Stack prepared items along a new first axis; they must have equal shapes."""
+        return {name: torch.stack([item[name] for item in prepared]) for name in prepared[0]}
+
+    def encode(self, items: Sequence[Any], batch_size: int = 16) -> NDArray[np.float32]:
+        """Embed decoded items.
+
+        Args:
+            items: N decoded items; see prepare.
+            batch_size: Items prepared at a time, and the most the network sees at once.
+
+        Returns:
+            Embeddings, shape [N, D], in the order of the items.
+        """
+        emb_ND = np.empty((len(items), self.dim), np.float32)
+        device = next(self.parameters()).device
+        training = self.training
+        self.eval()
+        try:
+            with torch.inference_mode():
+                for start in range(0, len(items), batch_size):
+                    prepared = [self.prepare(item) for item in items[start : start + batch_size]]
+                    for rows in self._batches(prepared):
+                        batch = self.collate([prepared[row] for row in rows])
+                        emb_BD = self(**{name: tensor.to(device) for name, tensor in batch.items()})
+                        emb_ND[[start + row for row in rows]] = emb_BD.float().cpu().numpy()
+        finally:
+            self.train(training)
+        return emb_ND
+
+    def batch_key(self, prepared: Prepared) -> Any:
+        """Items with equal keys may share a batch; by default those of equal shapes."""
+        return tuple(tensor.shape for tensor in prepared.values())
+
+    def _batches(self, prepared: Sequence[Prepared]) -> Iterator[list[int]]:
+        groups: dict[Any, list[int]] = {}
+        for row, item in enumerate(prepared):
+            groups.setdefault(self.batch_key(item), []).append(row)
+        for rows in groups.values():
+            size = len(rows)
+            if self.max_batch_elements is not None:
+                elements = max(sum(tensor.numel() for tensor in prepared[row].values()) for row in rows)
+                size = max(1, self.max_batch_elements // elements)
+            yield from (rows[first : first + size] for first in range(0, len(rows), size))
+
+
+def _fingerprint(
+    family: str, network: nn.Module, preprocessing: Mapping[str, Any], architecture: Mapping[str, Any]
+) -> str:
+    """Digest of all that decides an embedding.
+
+    The weights are hashed as loaded, not as stored: the same ones from pytorch_model.bin and from model.safetensors
+    are the same encoder.
+    """
+    digest = hashlib.sha256()
+    facts = {"family": family, "preprocessing": preprocessing, "architecture": architecture}
+    digest.update(json.dumps(facts, sort_keys=True).encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()

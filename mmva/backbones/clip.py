@@ -1,0 +1,69 @@
+"""CLIP's image tower: projected image features, 512-d for ViT-B/32.
+
+Weights: openai/clip-vit-base-patch32, MIT licence; Radford et al., "Learning Transferable Visual Models From Natural
+Language Supervision" (arXiv 2103.00020).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from PIL import Image
+from torch import Tensor
+
+from mmva.backbones.base import Encoder, Prepared
+from mmva.backbones.pretrained import architecture, load_network, quiet, settings
+from mmva.backbones.spec import BackboneSpec
+
+# The processor scales the short side to 224 before it crops the centre: a 1 x 50,000 strip would grow to
+# 224 x 11 million.
+# Only the central square survives the crop, so the ends of a long strip can go first.
+_MAX_ASPECT: Final = 3
+_SETTINGS: Final = (
+    *("do_resize", "size", "resample", "do_center_crop", "crop_size"),
+    *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
+)
+
+
+class ClipEncoder(Encoder):
+    """CLIP image features before normalisation."""
+
+    def __init__(self, spec: BackboneSpec, network: Any, processor: Any) -> None:
+        super().__init__(
+            spec,
+            network,
+            dim=network.config.projection_dim,
+            preprocessing=settings(processor, _SETTINGS),
+            architecture=architecture(network.config),
+        )
+        self._processor = processor
+
+    def prepare(self, item: Image.Image) -> Prepared:
+        """Resize, crop and normalise one RGB image: pixel_values [3, H, W]."""
+        pixels = self._processor(images=_central(item), return_tensors="pt")["pixel_values"]
+        return {"pixel_values": pixels[0]}
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        """Embed pixel_values [B, 3, H, W]."""
+        return self.network(**batch).image_embeds
+
+
+def load(spec: BackboneSpec, folder: Path) -> ClipEncoder:
+    """CLIP's vision tower from a folder of either the whole CLIP or the tower alone."""
+    from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
+
+    network = load_network(CLIPVisionModelWithProjection, spec, folder)
+    with quiet():
+        # Pillow's resampling on every machine, torchvision or not: the two differ in the last bits.
+        processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    return ClipEncoder(spec, network, processor)
+
+
+def _central(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    longest = _MAX_ASPECT * min(width, height)
+    if max(width, height) <= longest:
+        return image
+    left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+    return image.crop((left, top, left + min(width, longest), top + min(height, longest)))

