@@ -13,6 +13,7 @@ from mmva_platform.annotation.commit import CommitRecord, commit_path, commit_sh
 from mmva_platform.annotation.plan import Plan
 from mmva_platform.settings import Settings, StorageSettings
 from mmva_platform.storage import Storage, open_storage, split_uri
+from mmva_platform.storage.fetch import folder_fetcher
 
 
 class ShardWorker:
@@ -80,7 +81,12 @@ def _load(bundle: Mapping[str, bytes], settings: Settings) -> Any:
     with tempfile.TemporaryDirectory(prefix="mmva-bundle-") as folder:
         for name, data in bundle.items():
             (Path(folder) / name).write_bytes(data)
-        return load_bundle(folder, mirror=settings.backbone_mirror, trusted_repos=settings.trust_remote_code)
+        return load_bundle(
+            folder,
+            fetch=folder_fetcher(settings),
+            mirror=settings.backbone_mirror,
+            trusted_repos=settings.trust_remote_code,
+        )
 
 
 def _root_and_path(uri: str) -> tuple[str, str]:

@@ -1,0 +1,330 @@
+"""The protocol of an annotation run on a folder and on S3: plan, commit, publish, status, verify."""
+
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mmva.errors import CheckFailed, UsageError
+from mmva_platform.annotation.catalog import Catalog, read_catalog
+from mmva_platform.annotation.commit import commit_path, commit_shard, committed_shards, read_commit
+from mmva_platform.annotation.plan import (
+    ModelInfo,
+    Plan,
+    Preprocessing,
+    make_plan,
+    read_plan,
+    settle_plan,
+    shard_bounds,
+)
+from mmva_platform.annotation.publish import MANIFEST_FILE, publish, read_annotations, read_quarantine
+from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, CATALOG_SCHEMA, parquet_to_table
+from mmva_platform.annotation.status import status
+from mmva_platform.annotation.verify import verify
+from mmva_platform.settings import Settings, StorageSettings
+from mmva_platform.storage import Storage, open_storage
+
+MODEL = ModelInfo(name="mmva", version="3", digest="d" * 64)
+PREPROCESSING = Preprocessing(fingerprints={"image": "f" * 64}, window_s=3.0, hop_s=1.5)
+BUCKET_NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+folder_only = pytest.mark.parametrize("settings", ["folder"], indirect=True)
+
+
+@pytest.fixture(params=["folder", "s3"])
+def settings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    if request.param == "folder":
+        return Settings()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    endpoint = request.getfixturevalue("s3")
+    return Settings(storage=StorageSettings(s3_endpoint=endpoint, s3_region="us-east-1"))
+
+
+@pytest.fixture
+def storage(settings: Settings, tmp_path: Path) -> Storage:
+    if settings.storage.s3_endpoint is None:
+        return open_storage(tmp_path / "out", settings.storage)
+    bucket = f"bucket-{next(BUCKET_NUMBERS)}"
+    boto3.client("s3", endpoint_url=settings.storage.s3_endpoint, region_name="us-east-1").create_bucket(Bucket=bucket)
+    return open_storage(f"s3://{bucket}/va", settings.storage)
+
+
+def catalog_of(ids: list[str]) -> Catalog:
+    rows = [{"id": name, "uri": f"/m/{name}.png", "modality": "image", "caption": None, "bytes": 9} for name in ids]
+    return Catalog("/m", pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA), {}, 0, ())
+
+
+def planned(storage: Storage, count: int = 40, **changes: Any) -> tuple[Plan, pa.Table]:
+    values = {"model": MODEL, "preprocessing": PREPROCESSING, "shard_items": 16} | changes
+    return settle_plan(storage, *make_plan(catalog_of([f"i{n:02d}" for n in range(count)]), **values))
+
+
+def annotation(row: dict[str, Any], plan: Plan, shard: str, valence: float = 0.5) -> dict[str, Any]:
+    known = {
+        "id": row["id"], "uri": row["uri"], "modality": "image", "valence": valence, "arousal": 0.5,
+        "embedding": [1.0, 2.0], "mood": "neutral", "sha256": "0" * 64, "model_name": "mmva", "model_version": "3", "model_digest": "d" * 64,
+        "run_id": plan.run_id, "shard": shard, "annotated_at": plan.created_at,
+    }  # fmt: skip
+    return dict.fromkeys(ANNOTATION_SCHEMA.names) | known
+
+
+def quarantine(row: dict[str, Any], plan: Plan, shard: str) -> dict[str, Any]:
+    return {
+        "id": row["id"], "uri": row["uri"], "modality": "image", "stage": "decode", "error": "corrupt-image",
+        "message": "no", "sha256": None, "attempts": 1, "run_id": plan.run_id, "shard": shard,
+    }  # fmt: skip
+
+
+def commit(storage: Storage, plan: Plan, items: pa.Table, shard: str, **options: float) -> None:
+    """The shard's first item quarantined, the others annotated."""
+    first, *others = plan.slice(items, shard).to_pylist()
+    rows = [annotation(row, plan, shard, **options) for row in others]
+    commit_shard(storage, plan.run_id, shard, rows, [quarantine(first, plan, shard)])
+
+
+def finish(storage: Storage, **changes: Any) -> tuple[Plan, pa.Table]:
+    plan, items = planned(storage, **changes)
+    for shard in plan.shards:
+        commit(storage, plan, items, shard)
+    publish(storage, plan, [read_commit(storage, shard) for shard in plan.shards])
+    return plan, items
+
+
+# --- plan
+
+
+@pytest.mark.parametrize(("count", "shard_items"), [(1, 64), (40, 16), (1000, 64), (9, 1)])
+def test_shards_hold_every_item_once_in_order_and_stay_small(count: int, shard_items: int) -> None:
+    bounds = shard_bounds(np.ones(count), shard_items)
+    assert bounds[0] == 0
+    assert bounds[-1] == count
+    sizes = np.diff(bounds)
+    assert sizes.min() >= 1
+    assert sizes.max() <= shard_items
+
+
+def test_shards_are_cut_by_work() -> None:
+    bounds = shard_bounds(np.array([1, 1, 500, 1, 1, 1]), 64)
+    assert bounds == (0, 2, 3, 6)
+
+
+def test_cheap_items_do_not_make_an_endless_shard() -> None:
+    assert np.diff(shard_bounds(np.full(10_000, 1e-4), 4)).max() == 32
+
+
+def test_long_work_comes_first_and_modalities_stay_together(tmp_path: Path) -> None:
+    for name in ("a.png", "b.wav", "c.txt", "d.png", "e.mp3"):
+        (tmp_path / name).write_bytes(b"1")
+    _, items = make_plan(read_catalog(str(tmp_path), StorageSettings()), MODEL, PREPROCESSING, 8)
+    assert items.column("id").to_pylist() == ["b.wav", "e.mp3", "a.png", "d.png", "c.txt"]
+
+
+def test_the_first_plan_is_the_runs_plan(storage: Storage) -> None:
+    first, items = planned(storage)
+    again, items_again = planned(storage, shard_items=4)  # sizes of shards do not change what comes out
+    assert again == first == read_plan(storage)
+    assert items_again.equals(items)
+
+
+@folder_only
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model": MODEL.model_copy(update={"digest": "e" * 64})}, "model digest: dddd"),
+        ({"preprocessing": PREPROCESSING.model_copy(update={"hop_s": 3.0})}, "hop_s: 1.5 there, 3.0 now"),
+        ({"preprocessing": PREPROCESSING.model_copy(update={"fingerprints": {"image": "0"}})}, "image preprocessing"),
+        ({"count": 41}, "catalog items: 40 there, 41 now"),
+    ],
+)
+def test_another_plan_is_refused_with_the_difference(storage: Storage, changes: dict[str, Any], named: str) -> None:
+    first, _ = planned(storage)
+    with pytest.raises(CheckFailed, match=named):
+        planned(storage, **changes)
+    assert read_plan(storage) == first
+
+
+@folder_only
+def test_same_model_under_another_name_is_the_same_run(storage: Storage) -> None:
+    first, _ = planned(storage)
+    again, _ = planned(storage, model=MODEL.model_copy(update={"name": "folder", "version": None}))
+    assert again.model == first.model
+
+
+def test_items_changed_behind_the_plan_are_noticed(storage: Storage) -> None:
+    plan, _ = planned(storage)
+    storage.write(plan.items_file, b"something else")
+    with pytest.raises(CheckFailed, match="changed since it was planned"):
+        planned(storage)
+
+
+# --- commit and publish
+
+
+def test_a_published_run_is_read_in_the_plans_order(storage: Storage, settings: Settings) -> None:
+    plan, items = finish(storage)
+    ok, bad = read_annotations(storage.uri, settings.storage), read_quarantine(storage.uri, settings.storage)
+    assert ok.schema.equals(ANNOTATION_SCHEMA)
+    assert len(plan.shards) == 5
+    assert ok.num_rows == 35
+    assert sorted(ok.column("id").to_pylist() + bad.column("id").to_pylist()) == items.column("id").to_pylist()
+    assert ok.column("id").to_pylist() == sorted(ok.column("id").to_pylist())
+    assert verify(storage.uri, settings).problems == ()
+
+
+def test_nothing_is_readable_before_the_manifest(storage: Storage, settings: Settings) -> None:
+    plan, items = planned(storage)
+    for shard in plan.shards:
+        commit(storage, plan, items, shard)
+    with pytest.raises(UsageError, match=r"MANIFEST\.json is missing"):
+        read_annotations(storage.uri, settings.storage)
+
+
+def test_a_second_writer_of_a_shard_changes_nothing(storage: Storage) -> None:
+    plan, items = planned(storage)
+    commit(storage, plan, items, "000000")
+    before = read_commit(storage, "000000")
+    commit(storage, plan, items, "000000", valence=0.9)  # a writer whose numbers differ
+    assert read_commit(storage, "000000") == before
+    assert before.data is not None
+    assert parquet_to_table(storage.read(before.data.path)).column("valence")[0].as_py() == 0.5
+
+
+def test_equal_rows_give_equal_bytes(storage: Storage) -> None:
+    plan, items = planned(storage)
+    commit(storage, plan, items, "000000")
+    commit(storage, plan, items, "000000")
+    assert len(list(storage.list("data/"))) == 1
+
+
+def test_a_shard_without_annotations_writes_no_data_file(storage: Storage, settings: Settings) -> None:
+    plan, items = planned(storage, count=1)
+    commit(storage, plan, items, "000000")
+    record = read_commit(storage, "000000")
+    assert (record.ok, record.quarantined, record.data) == (0, 1, None)
+    publish(storage, plan, [record])
+    assert read_annotations(storage.uri, settings.storage).num_rows == 0
+    assert verify(storage.uri, settings).ok
+
+
+@folder_only
+def test_an_unfinished_run_is_not_published(storage: Storage) -> None:
+    plan, items = planned(storage)
+    commit(storage, plan, items, "000000")
+    with pytest.raises(CheckFailed, match="not the plan's"):
+        publish(storage, plan, [read_commit(storage, "000000")])
+    assert not storage.exists(MANIFEST_FILE)
+
+
+@folder_only
+def test_counts_that_do_not_balance_are_not_published(storage: Storage) -> None:
+    plan, items = planned(storage)
+    for shard in plan.shards[1:]:
+        commit(storage, plan, items, shard)
+    lost = [annotation(row, plan, "000000") for row in plan.slice(items, "000000").to_pylist()[1:]]
+    commit_shard(storage, plan.run_id, "000000", lost, [])
+    with pytest.raises(CheckFailed, match="40 items planned, but 35 annotated and 4 quarantined"):
+        publish(storage, plan, [read_commit(storage, shard) for shard in plan.shards])
+
+
+# --- status and verify
+
+
+def test_status_follows_a_run(storage: Storage, settings: Settings) -> None:
+    with pytest.raises(UsageError, match="no annotation run here"):
+        status(storage.uri, settings)
+    plan, items = planned(storage)
+    commit(storage, plan, items, "000001")
+    found = status(storage.uri, settings)
+    assert (found.shards_done, found.shards, found.items, found.published) == (1, 5, 40, False)
+    assert found.totals.causes == {"corrupt-image": 1}
+    assert "1 of 5 shards, 8 of 40 items" in found.to_text()
+    assert committed_shards(storage) == {"000001"}
+
+
+def damage_data(storage: Storage, plan: Plan) -> None:
+    record = read_commit(storage, plan.shards[1]).data
+    assert record is not None
+    storage.write(record.path, storage.read(record.path)[:-1] + b"x")
+
+
+def swap_quarantine(storage: Storage, plan: Plan) -> None:
+    record = read_commit(storage, plan.shards[1]).quarantine
+    assert record is not None
+    other = read_commit(storage, plan.shards[0]).quarantine
+    assert other is not None
+    storage.write(record.path, storage.read(other.path))
+
+
+def damage_commit(storage: Storage, plan: Plan) -> None:
+    storage.write(commit_path(plan.shards[1]), b"{}")
+
+
+def damage_items(storage: Storage, plan: Plan) -> None:
+    storage.write(plan.items_file, b"")
+
+
+def another_plan(storage: Storage, plan: Plan) -> None:
+    storage.write("plan.json", plan.model_copy(update={"run_id": "another"}).model_dump_json().encode())
+
+
+@folder_only
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (damage_data, "data/000001-.*changed since it was written"),
+        (swap_quarantine, "quarantine/000001-.*changed since it was written"),
+        (damage_commit, r"commits/000001\.json: not a commit record"),
+        (damage_items, "plan/catalog-.*changed since it was planned"),
+        (another_plan, r"MANIFEST\.json: belongs to another plan"),
+    ],
+)
+def test_verify_names_what_is_wrong(
+    storage: Storage, settings: Settings, damage: Callable[[Storage, Plan], None], named: str
+) -> None:
+    plan, _ = finish(storage)
+    damage(storage, plan)
+    report = verify(storage.uri, settings)
+    assert not report.ok
+    assert any(re.search(named, problem) for problem in report.problems), report.problems
+
+
+@folder_only
+def test_verify_finds_an_item_that_is_lost_and_one_that_stands_twice(storage: Storage, settings: Settings) -> None:
+    plan, items = planned(storage)
+    for shard in plan.shards[1:]:
+        commit(storage, plan, items, shard)
+    rows = plan.slice(items, "000000").to_pylist()
+    twice = [annotation(row, plan, "000000") for row in [rows[1], *rows[1:-1], rows[1]]]
+    commit_shard(storage, plan.run_id, "000000", twice[:-1], [quarantine(rows[0], plan, "000000")])
+    publish(storage, plan, [read_commit(storage, shard) for shard in plan.shards])
+    report = verify(storage.uri, settings)
+    assert "shard 000000: 1 items missing: i07" in report.problems
+    assert "shard 000000: 1 items more than once: i01" in report.problems
+
+
+@folder_only
+def test_verify_of_an_unfinished_run_says_what_is_missing(storage: Storage, settings: Settings) -> None:
+    plan, items = planned(storage)
+    commit(storage, plan, items, "000000")
+    problems = verify(storage.uri, settings).problems
+    assert "shard 000001: not committed" in problems
+    assert any("no published annotations" in problem for problem in problems)
