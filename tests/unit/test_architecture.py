@@ -12,7 +12,7 @@ import pytest
 
 # Each room may import itself, the method, and the rooms before it.
 ROOMS = ["settings", "storage", "progress", "cluster", "datasets", "training", "tracking", "annotation", "reporting"]
-FLOWS = ["quickstart", "cli"]
+FLOWS = ["workflows", "quickstart", "cli"]
 
 
 def _imports(path: Path) -> Iterator[str]:

@@ -1,0 +1,24 @@
+"""Evaluate a model on a dataset: python jobs/evaluate.py --set model=models:/mmva@champion --set dataset=s3://..."""
+
+from typing import Any
+
+from mmva_platform.cli.job import run_job
+from mmva_platform.settings import Config, Settings
+from mmva_platform.workflows import evaluate_model
+
+
+class EvaluateJob(Config):
+    """Evaluate a model on a dataset's split."""
+
+    model: str
+    dataset: str
+    split: str = "test"
+
+
+def evaluate(job: EvaluateJob, settings: Settings) -> dict[str, Any]:
+    """Metrics with intervals beside the floors."""
+    return evaluate_model(job.model, job.dataset, settings, split=job.split).to_json()
+
+
+if __name__ == "__main__":
+    run_job(EvaluateJob, evaluate)

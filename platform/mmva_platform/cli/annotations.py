@@ -1,0 +1,68 @@
+"""`mmva annotate` and `mmva annotations ...`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmva_platform.cli.context import Json, emit, settings_of
+
+app = typer.Typer(help="Runs of mmva annotate: status, verify, report.", no_args_is_help=True)
+
+
+def add_verbs(root: typer.Typer) -> None:
+    """Put the verbs without a noun on the root command."""
+    root.command("annotate")(annotate)
+
+
+def annotate(
+    context: typer.Context,
+    catalog: Annotated[str, typer.Argument(help="a folder, an S3 prefix, or a Parquet, CSV or JSONL table")],
+    *,
+    model: Annotated[str, typer.Option(help="a bundle's folder, runs:/... or models:/mmva@champion")],
+    out: Annotated[str, typer.Option(help="URI of the annotation; the same again resumes")],
+    workers: Annotated[int | None, typer.Option(min=1, help="actors; default: one a CPU")] = None,
+    as_json: Json = False,
+) -> None:
+    """Give every item of a catalog a VA point and an embedding, or a quarantine row that says why not."""
+    from mmva_platform.annotation.run import annotate as annotate_catalog
+
+    summary = annotate_catalog(catalog, model, out, settings_of(context), workers=workers)
+    emit(summary.to_text(), summary.to_json(), as_json=as_json)
+
+
+@app.command("status")
+def status(context: typer.Context, out: str, *, as_json: Json = False) -> None:
+    """Progress and quarantine of a run, from its directory alone."""
+    from mmva_platform.annotation.status import status as status_of
+
+    found = status_of(out, settings_of(context))
+    emit(found.to_text(), found.to_json(), as_json=as_json)
+
+
+@app.command("verify")
+def verify(context: typer.Context, out: str, *, as_json: Json = False) -> None:
+    """Recompute every digest and count; every item exactly once, or exit code 3."""
+    from mmva.errors import CheckFailed
+    from mmva_platform.annotation.verify import verify as verify_run
+
+    found = verify_run(out, settings_of(context))
+    emit(found.to_text(), found.to_json(), as_json=as_json)
+    if not found.ok:
+        raise CheckFailed(f"{out}: {len(found.problems)} problems, see above")
+
+
+@app.command("report")
+def report(
+    context: typer.Context,
+    out: str,
+    *,
+    file: Annotated[Path, typer.Option(help="HTML file to write")] = Path("report.html"),
+) -> None:
+    """One self-contained HTML page of a published annotation."""
+    from mmva_platform.workflows import report_annotation
+
+    report_annotation(out, file, settings_of(context))
+    emit(f"{file.resolve()}", None, as_json=False)

@@ -1,0 +1,80 @@
+"""`mmva data ...` and `mmva embed`: from files to a dataset with embeddings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmva_platform.cli.context import Json, emit, settings_of
+
+app = typer.Typer(help="Generate, import and check labelled media.", no_args_is_help=True)
+
+
+def add_verbs(root: typer.Typer) -> None:
+    """Put the verbs without a noun on the root command."""
+    root.command("embed")(embed)
+
+
+@app.command("generate")
+def generate(
+    directory: Annotated[Path, typer.Argument(help="new folder for the files and CSVs")],
+    *,
+    images: Annotated[int, typer.Option(min=1)] = 600,
+    clips: Annotated[int, typer.Option(min=1)] = 600,
+    seed: int = 0,
+) -> None:
+    """A small look-alike of IMEMNet-C in the published layout."""
+    from mmva_platform.workflows import generate_lookalike
+
+    generate_lookalike(directory, images=images, clips=clips, seed=seed)
+    emit(f"{images} images and {clips} clips with captions in {directory}", None, as_json=False)
+
+
+@app.command("import")
+def import_(
+    context: typer.Context,
+    *,
+    images_csv: Annotated[str, typer.Option(help="image_va.csv as published")],
+    music_csv: Annotated[str, typer.Option(help="music_va.csv as published")],
+    media: Annotated[str, typer.Option(help="folder or URI that holds the files")],
+    out: Annotated[str, typer.Option(help="URI of the new dataset")],
+    split: Annotated[str, typer.Option(help="song, clip (leaks; say why), or a CSV of song_id,split")] = "song",
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Validate labelled media, split them and write an immutable, sharded dataset."""
+    from mmva_platform.datasets.importing import ImportConfig, import_dataset
+    from mmva_platform.settings import validate
+
+    values = {"images_csv": images_csv, "music_csv": music_csv, "media": media, "split": split, "seed": seed}
+    report = import_dataset(validate(ImportConfig, values, "mmva data import"), out, settings_of(context))
+    emit(report.to_text(), report.to_json(), as_json=as_json)
+
+
+@app.command("check")
+def check(context: typer.Context, uri: str, *, as_json: Json = False) -> None:
+    """Recompute a dataset's digests, counts and rules from its bytes."""
+    from mmva.errors import CheckFailed
+    from mmva_platform.datasets.checking import check_dataset
+
+    report = check_dataset(uri, settings_of(context))
+    emit(report.to_text(), report.to_json(), as_json=as_json)
+    if not report.ok:
+        raise CheckFailed(f"{uri}: {len(report.problems)} problems, see above")
+
+
+def embed(
+    context: typer.Context,
+    dataset: str,
+    *,
+    backbones: Annotated[str, typer.Option(help="preset: compact, paper or tiny")] = "compact",
+    out: Annotated[str | None, typer.Option(help="default: beside the dataset")] = None,
+    as_json: Json = False,
+) -> None:
+    """Embed a dataset once per backbone; what exists is not computed again."""
+    from mmva_platform.datasets.embedding import embed_dataset
+
+    made = embed_dataset(dataset, backbones, out, settings_of(context))
+    emit("\n".join(f"{modality:8} {uri}" for modality, uri in made.items()), dict(made), as_json=as_json)

@@ -1,0 +1,54 @@
+"""The `mmva` command: assembles the verbs, turns the three kinds of failure into one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmva_platform.cli import annotations, data, models, quickstart, training
+from mmva_platform.cli.context import exit_code_of, make_settings, set_up_logging, turn_telemetry_off
+
+app = typer.Typer(
+    name="mmva",
+    help="Train MMVA, annotate catalogs with valence-arousal points, govern the models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(data.app, name="data")
+app.add_typer(models.app, name="models")
+app.add_typer(annotations.app, name="annotations")
+for module in (quickstart, data, training, annotations):
+    module.add_verbs(app)
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    home: Annotated[
+        Path | None,
+        typer.Option(envvar="MMVA_HOME", help="where runs, the registry and caches live [default: ./mmva-home]"),
+    ] = None,
+    settings: Annotated[
+        Path | None, typer.Option(envvar="MMVA_SETTINGS", help="YAML file of storage, cluster and tracking settings")
+    ] = None,
+    *,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="log what the libraries say, too")] = False,
+) -> None:
+    """Options that come before the verb."""
+    set_up_logging(verbose=verbose)
+    context.obj = make_settings(settings, home)
+
+
+def main() -> None:
+    """Entry point of the console script: exit code 0 done, 1 failed, 2 wrong usage, 3 a gate or check said no."""
+    turn_telemetry_off()
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code; expected failures are one line on stderr."""
+    return exit_code_of(lambda: app(arguments, standalone_mode=True))

@@ -1,0 +1,48 @@
+"""`mmva train` and `mmva evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmva_platform.cli.context import Json, emit, settings_of
+
+
+def add_verbs(root: typer.Typer) -> None:
+    """Put the verbs on the root command."""
+    root.command("train")(train)
+    root.command("evaluate")(evaluate)
+
+
+def train(
+    context: typer.Context,
+    *,
+    config: Annotated[Path | None, typer.Option(help="recipe (YAML)")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value on top of the recipe")] = None,
+    resume: Annotated[str | None, typer.Option(help="name of a run to go on with")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train on Ray workers, log to MLflow and register the bundle as a new version."""
+    from mmva_platform.workflows import train_and_register
+    from mmva_platform.settings import load_config
+    from mmva_platform.training.recipe import Recipe
+
+    outcome = train_and_register(load_config(Recipe, config, set_ or []), settings_of(context), resume=resume)
+    emit(outcome.to_text(), outcome.to_json(), as_json=as_json)
+
+
+def evaluate(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="a bundle's folder, runs:/... or models:/mmva@champion")],
+    dataset: str,
+    *,
+    split: str = "test",
+    as_json: Json = False,
+) -> None:
+    """Metrics with intervals beside the floors, over every row of a split."""
+    from mmva_platform.workflows import evaluate_model
+
+    evaluation = evaluate_model(model, dataset, settings_of(context), split=split)
+    emit(evaluation.to_markdown(), evaluation.to_json(), as_json=as_json)

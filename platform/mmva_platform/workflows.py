@@ -1,0 +1,99 @@
+"""Verbs that join rooms: train + track + register, evaluate a registered model, report on an annotation.
+
+The command line, the job scripts and the quickstart call these, so that all three do the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmva_platform.settings import Settings
+
+if TYPE_CHECKING:
+    from mmva_platform.training.evaluation import Evaluation
+    from mmva_platform.training.recipe import Recipe
+    from mmva_platform.training.trainer import TrainResult
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """A finished, logged and registered training run."""
+
+    run_name: str
+    run_dir: str
+    run_id: str
+    model_name: str
+    version: int
+    digest: str
+    evaluation_markdown: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """The evaluation, then what to do next."""
+        return (
+            f"{self.evaluation_markdown}\n\n"
+            f"run {self.run_name} ({self.run_dir})\n"
+            f"registered as version {self.version} of {self.model_name}; next: mmva models promote {self.version}"
+        )
+
+
+def generate_lookalike(directory: Path, *, images: int, clips: int, seed: int) -> None:
+    """Write a small look-alike of IMEMNet-C, with progress; see mmva.imemnet.generator."""
+    from mmva.errors import UsageError
+    from mmva.imemnet.generator import generate
+    from mmva_platform.progress import progress
+
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UsageError(f"{directory}: is not empty; name a new folder")
+    with progress("generate", images + clips) as advance:
+        done = 0
+
+        def tell(so_far: int, _total: int, _what: str) -> None:
+            nonlocal done
+            advance(so_far - done)
+            done = so_far
+
+        generate(directory, images=images, clips=clips, seed=seed, progress=tell)
+
+
+def train_and_register(recipe: Recipe, settings: Settings, *, resume: str | None = None) -> TrainOutcome:
+    """Train the recipe, log the run to MLflow and register its bundle as a new version."""
+    from mmva_platform.training.trainer import train
+
+    return track_and_register(train(recipe, settings, resume=resume), settings)
+
+
+def track_and_register(result: TrainResult, settings: Settings) -> TrainOutcome:
+    """Log a finished run and register its bundle."""
+    from mmva_platform.tracking.registry import register
+    from mmva_platform.tracking.runs import log_training_run
+
+    run_id = log_training_run(result, settings)
+    version = register(result, run_id, settings)
+    return TrainOutcome(
+        run_name=result.run_name,
+        run_dir=str(result.run_dir),
+        run_id=run_id,
+        model_name=settings.tracking.model_name,
+        version=version,
+        digest=result.bundle_digest,
+        evaluation_markdown=result.evaluation.to_markdown(),
+    )
+
+
+def evaluate_model(model: str, dataset: str, settings: Settings, *, split: str = "test") -> Evaluation:
+    """Evaluate a bundle or a registered model on a dataset's split."""
+    from mmva_platform.tracking.registry import resolve_model
+    from mmva_platform.training.evaluation import evaluate
+
+    return evaluate(resolve_model(model, settings).bundle_dir, dataset, settings, split=split)
+
+
+def report_annotation(out: str, file: Path, settings: Settings) -> None:
+    """Write the HTML report of a published annotation, with its model's evaluation where that is known."""
+    raise NotImplementedError

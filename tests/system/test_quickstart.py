@@ -1,0 +1,48 @@
+"""`mmva quickstart` as a person runs it, small: the tiny preset and the console script."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmva.errors import UsageError
+from mmva_platform.quickstart.workspace import fresh_workspace
+
+MMVA = Path(sys.executable).with_name("mmva")
+
+
+@pytest.mark.system
+def test_quickstart_makes_a_champion_an_annotation_and_a_report(tmp_path: Path) -> None:
+    small = ["--preset", "tiny", "--images", "80", "--clips", "80", "--epochs", "4"]
+    done = subprocess.run(
+        [MMVA, "quickstart", *small], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=540
+    )
+    assert done.returncode in {0, 3}, done.stdout + done.stderr  # tiny random encoders may fail the gate's floors
+    for number in range(1, 6):
+        assert f"[{number}/" in done.stderr
+    assert (tmp_path / "mmva-quickstart" / "dataset" / "dataset.json").exists()
+    assert (tmp_path / "mmva-quickstart" / "runs" / "quickstart" / "bundle" / "SHA256SUMS").exists()
+
+
+def test_a_second_run_never_touches_the_first(tmp_path: Path) -> None:
+    first = fresh_workspace(None, tmp_path)
+    (first.root / "keep").write_text("mine")
+    second = fresh_workspace(None, tmp_path)
+    third = fresh_workspace(None, tmp_path)
+    assert [place.root.name for place in (first, second, third)] == [
+        "mmva-quickstart",
+        "mmva-quickstart-2",
+        "mmva-quickstart-3",
+    ]
+    assert (first.root / "keep").read_text() == "mine"
+
+
+def test_a_workdir_in_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="is not empty"):
+        fresh_workspace(tmp_path)

@@ -1,0 +1,116 @@
+"""Bad input at the command line: one line that says what and where, the right exit code, nothing written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mmva_platform.cli.main import run
+
+from mmva.errors import CheckFailed, OperationFailed, UsageError
+from mmva_platform.cli.context import exit_code_of
+
+
+def _fails(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int) -> str:
+    assert run(arguments) == code
+    complaint = capsys.readouterr().err.strip()
+    assert "Traceback" not in complaint
+    return complaint
+
+
+def _one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int = 2) -> str:
+    complaint = _fails(capsys, arguments, code)
+    assert complaint.startswith("mmva: ")
+    assert "\n" not in complaint
+    return complaint
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(UsageError("x"), 2), (CheckFailed("x"), 3), (OperationFailed("x"), 1), (KeyboardInterrupt(), 1)]
+)
+def test_exit_codes(capsys: pytest.CaptureFixture[str], error: BaseException, code: int) -> None:
+    def fail() -> None:
+        raise error
+
+    assert exit_code_of(fail) == code
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        exit_code_of(fail)
+
+
+def test_help_names_every_door(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    text = capsys.readouterr().out
+    for verb in ("quickstart", "data", "embed", "train", "evaluate", "models", "annotate", "annotations"):
+        assert verb in text
+
+
+def test_unknown_verb_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "annnotate" in _fails(capsys, ["annnotate"], 2)
+
+
+def test_recipe_key_with_a_typo(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("dataset: x\nepoch: 3\n")
+    assert "did you mean 'epochs'?" in _one_line(capsys, ["train", "--config", str(recipe)])
+
+
+def test_unknown_preset(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    said = _one_line(capsys, ["quickstart", "--preset", "compct", "--workdir", str(tmp_path / "w")])
+    assert "compact" in said
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_missing_column_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    images, music = tmp_path / "image_va.csv", tmp_path / "music_va.csv"
+    images.write_text(",img,valence\n0,1000,0.5\n")
+    music.write_text(",Clip ID,Valence,Arousal,Caption\n0,2-9,0.5,0.5,calm\n")
+    said = _one_line(
+        capsys,
+        ["data", "import", "--images-csv", str(images), "--music-csv", str(music), "--media", str(tmp_path)]
+        + ["--out", str(tmp_path / "out")],
+    )
+    assert "image_va.csv" in said
+    assert "arousal" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unreadable_media_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    images, music = tmp_path / "image_va.csv", tmp_path / "music_va.csv"
+    images.write_text(",img,valence,arousal\n0,1000,0.5,0.5\n")
+    music.write_text(",Clip ID,Valence,Arousal,Caption\n0,2-9,0.5,0.5,calm\n")
+    said = _one_line(
+        capsys,
+        ["data", "import", "--images-csv", str(images), "--music-csv", str(music), "--media", str(tmp_path / "none")]
+        + ["--out", str(tmp_path / "out")],
+    )
+    assert "none" in said
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_an_empty_or_missing_catalog(capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str | None) -> None:
+    catalog = tmp_path / "catalog"
+    if content is not None:
+        catalog.mkdir()
+    out = tmp_path / "out"
+    said = _one_line(capsys, ["annotate", str(catalog), "--model", "x", "--out", str(out)])
+    assert "catalog" in said
+    assert not out.exists()
+
+
+def test_a_model_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "catalog").mkdir()
+    (tmp_path / "catalog" / "a.txt").write_text("calm piano")
+    arguments = ["--home", str(tmp_path / "home"), "annotate", str(tmp_path / "catalog")]
+    _one_line(capsys, [*arguments, "--model", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")])
+
+
+def test_a_dataset_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "none" in _one_line(capsys, ["embed", str(tmp_path / "none")])
+    assert "none" in _one_line(capsys, ["data", "check", str(tmp_path / "none")])
