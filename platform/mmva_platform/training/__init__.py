@@ -1,1 +1,1 @@
-"""Ray Train: the recipe, its data, the loop, its checkpoints, evaluation."""
+"""Training and evaluation: the recipe, the loop, Ray Train around it, and what a trained model is measured by."""

@@ -1,0 +1,152 @@
+"""Markdown for people: the tables of an evaluation, and the model card that travels inside the bundle."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from mmva_platform.training.related import PUBLISHED_FLOORS, RELATED
+
+if TYPE_CHECKING:
+    from mmva_platform.training.evaluation import Evaluation
+    from mmva_platform.training.recipe import Recipe
+
+# Licences of the weights, by source; what is not listed is the user's own to know.
+LICENCES: Mapping[str, str] = {
+    "hf:openai/clip-vit-base-patch32": "MIT (code); weights for research, see their model card",
+    "hf:m-a-p/MERT-v1-95M": "CC-BY-NC-4.0: no commercial use",
+    "hf:FacebookAI/roberta-base": "MIT",
+    "efficientnet-lite": "Apache-2.0",
+    "musicnn": "ISC",
+    "minilm": "Apache-2.0",
+}
+PACKAGES = ("mmva-platform", "torch", "transformers", "numpy", "ray", "pyarrow")
+_SHOWN = ("mse", "mae", "r2", "pearson", "ccc")
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+
+
+def evaluation_markdown(evaluation: Evaluation) -> str:
+    """An evaluation's tables, warnings first."""
+    counted = ", ".join(f"{n} {m} ({evaluation.groups[m]} groups)" for m, n in evaluation.rows.items())
+    floors = "; ".join(f"{f.modality} V {f.valence_mse:.4f}, A {f.arousal_mse:.4f}" for f in PUBLISHED_FLOORS)
+    parts = [
+        *(f"> **Warning.** {warning}" for warning in evaluation.warnings),
+        f"Split `{evaluation.split}` of `{evaluation.dataset}` (digest `{evaluation.dataset_digest[:16]}`): {counted}.",
+        "Intervals are 95 %, bootstrap by song or image. The floor is the training split's mean on the same rows.",
+        _va_table(evaluation),
+        f"On IMEMNet-C's own labels the best constants have an MSE of: {floors}.",
+        f"Matching score (sigma {evaluation.sigma:g}), MSE over all pairs:",
+        table(["pair", "MSE"], [[pair, f"{value:.4f}"] for pair, value in evaluation.matching.items()]),
+        "Retrieval by distance of predicted points, judged by the labels' scores; in brackets, what chance gives:",
+        _retrieval_table(evaluation),
+        "Related systems, by their own papers on their own data:",
+        table(["system", "data", "figure"], [[r.system, r.data, r.figure] for r in RELATED]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _va_table(evaluation: Evaluation) -> str:
+    rows = [
+        [modality, axis, *(figures[name] for name in _SHOWN), f"{evaluation.floors[modality][axis]:.4f}"]
+        for modality, axes in evaluation.metrics.items()
+        for axis, figures in axes.items()
+    ]
+    return table(["modality", "axis", "MSE", "MAE", "R2", "Pearson r", "CCC", "floor (MSE)"], rows)
+
+
+def _retrieval_table(evaluation: Evaluation) -> str:
+    names = ["ndcg@10", "recall@1", "recall@5", "recall@10"]
+    rows = [
+        [pair, *(f"{figures[name].value:.3f} ({figures[f'random_{name}'].value:.3f})" for name in names)]
+        for pair, figures in evaluation.retrieval.items()
+    ]
+    return table(["query -> gallery", "nDCG@10", "recall@1", "recall@5", "recall@10"], rows)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a model's numbers."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def model_card(
+    evaluation: Evaluation,
+    recipe: Recipe,
+    backbones: Mapping[str, Mapping[str, Any]],
+    intervals: Mapping[str, Mapping[str, float]],
+    provenance: Mapping[str, Any],
+) -> str:
+    """The model's card: what it is, what it was trained and measured on, where it fails, what may be done with it.
+
+    Args:
+        evaluation: On the test split, before the bundle was written.
+        recipe: The run's recipe.
+        backbones: {modality: {"spec", "fingerprint", "dim"}}.
+        intervals: Half widths of the 90 % intervals by modality and axis.
+        provenance: Run, dataset, versions, commit.
+    """
+    half_widths = [[modality, *(f"± {width:.3f}" for width in axes.values())] for modality, axes in intervals.items()]
+    sections = {
+        f"MMVA model `{provenance['run_name']}`": _WHAT,
+        "Intended use": _USE,
+        "Backbones": _backbone_table(backbones),
+        "Data": f"Dataset `{provenance['dataset']}`, digest `{provenance['dataset_digest']}`. Rows by split:\n\n"
+        + table(["split", "images", "clips", "captions"], _split_rows(provenance["rows"])),
+        "Figures": evaluation_markdown(evaluation).rstrip(),
+        "90 % intervals": "Half widths from the validation split (split conformal); for media like its own.\n\n"
+        + table(["modality", "valence", "arousal"], half_widths),
+        "Limits": _LIMITS,
+        "Recipe": "```yaml\n" + _yaml(recipe) + "```",
+        "Environment": table(
+            ["what", "version"], [*provenance["versions"].items(), ["commit", provenance["commit"] or "unknown"]]
+        ),
+    }
+    (title, lead), *rest = sections.items()
+    return "\n\n".join([f"# {title}", lead, *(f"## {name}\n\n{text}" for name, text in rest)]) + "\n"
+
+
+def _backbone_table(backbones: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = []
+    for modality, record in backbones.items():
+        spec = record["spec"]
+        licence = LICENCES.get(spec["source"]) or LICENCES.get(spec["family"], "see its source")
+        rows.append(
+            [modality, spec["family"], f"`{spec['source']}`", record["dim"], f"`{record['fingerprint'][:16]}`", licence]
+        )
+    return table(["modality", "family", "source", "width", "fingerprint", "licence of the weights"], rows)
+
+
+def _split_rows(rows: Mapping[str, Mapping[str, int]]) -> list[list[object]]:
+    return [[split, *(counts.get(m, 0) for m in ("image", "music", "caption"))] for split, counts in rows.items()]
+
+
+def _yaml(recipe: Recipe) -> str:
+    import yaml
+
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+_WHAT = """\
+Images, music and musical captions as points in the valence-arousal plane, [0, 1] on both axes with .5 as neutral; two
+items match as exp(-distance / sigma). The method is MMVA's (Choi, Kim, Kang, arXiv 2501.01094); what the paper does not
+publish is our choice, and stands in the recipe below."""
+_USE = """\
+Ordering, searching and matching catalogs of media by the mood that most people would name. Not for judging how a
+particular person feels, nor for decisions about people."""
+_LIMITS = """\
+A VA point is an average over raters, who were few and of few cultures; single listeners and viewers differ by more
+than the model's error. Media unlike the training data (see Data) get points all the same, with intervals that do not
+know it. Lyrics, titles and context are not heard. Long audio is judged in windows. A model trained on generated data
+has learned the generator's rules, not people: it shows that the machinery works, and nothing more."""

@@ -1,0 +1,99 @@
+"""The recipe of a training run: every choice that MMVA's paper leaves open is an option, its default explained.
+
+"Not published" marks what neither the paper nor its files say (docs: what is known of the method); such a default is
+ours, chosen on generated data against ridge regression on the same features (`benchmarks/ridge.py`), not the authors'.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mmva.losses import LossConfig
+from mmva.towers import TowerConfig
+from mmva_platform.settings import Config
+
+
+class OptimizerOptions(Config):
+    """How weights move. Not published at all."""
+
+    name: Literal["adamw", "sgd"] = Field(
+        "adamw", description="not published; AdamW, because three towers of different scale train at one lr under it"
+    )
+    lr: float = Field(
+        1e-3, gt=0, description="peak learning rate; not published; usual for small heads on frozen features"
+    )
+    weight_decay: float = Field(0.05, ge=0, description="decoupled decay of weight matrices; not published")
+    betas: tuple[float, float] = Field((0.9, 0.99), description="AdamW's moments; sgd takes the first as momentum")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="clip the global gradient norm; null to leave it")
+
+
+class ScheduleOptions(Config):
+    """How the learning rate moves over the run. Not published."""
+
+    kind: Literal["cosine", "constant"] = Field("cosine", description="not published; cosine to 0 needs no second knob")
+    warmup_fraction: float = Field(0.05, ge=0, lt=1, description="share of all steps that rise linearly from 0")
+
+
+class AveragingOptions(Config):
+    """Exponential moving average of the weights; validation and the bundle use it. Not published; ours."""
+
+    decay: float = Field(0.98, ge=0, lt=1, description="per step; 0 turns it off. Smooths the noise of small epochs")
+
+
+class CheckpointOptions(Config):
+    """What stays on disk."""
+
+    keep: int = Field(1, ge=1, description="best checkpoints kept; the last one is always kept beside them")
+    metric: Literal["val_total", "val_va_mse", "val_matching_mse"] = Field(
+        "val_total", description="smallest wins: mean VA MSE over modalities, matching-score MSE, or their sum"
+    )
+
+
+class Recipe(Config):
+    """One training run, completely: with the dataset's digest and the code's version it gives the same model again."""
+
+    name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$",
+        description="run name; fresh by default (time and preset). A name is never used twice: resume is explicit",
+    )
+    dataset: str = Field(min_length=1, description="URI of an imported dataset with embeddings of the preset beside it")
+    embeddings: str | None = Field(None, description="where `mmva embed --out` put them, if not beside the dataset")
+    preset: str = Field("compact", description="backbones: paper, compact or tiny")
+    seed: int = Field(0, ge=0, lt=2**31)
+    epochs: int = Field(40, ge=1, description="not published; an epoch pairs every item of the smaller side once")
+    batch_size: int = Field(
+        64, ge=1, description="pairs per step over all workers, so the result does not depend on them"
+    )
+    workers: int = Field(
+        2, ge=1, description="Ray Train workers; the result is the same for any number, but for dropout's random draws"
+    )
+    cpus_per_worker: float = Field(0.5, gt=0, description="logical CPUs; below 1 leaves Ray room on a small machine")
+    strategy: Literal["random", "matched"] = Field(
+        "random", description="partner of an image: any clip (as published), or stratified to even out target scores"
+    )
+    backbones: Literal["frozen"] = Field(
+        "frozen",
+        description="not published which backbones MMVA tunes; with frozen ones an epoch takes seconds, because "
+        "embeddings are computed once",
+    )
+    optimizer: OptimizerOptions = OptimizerOptions()
+    schedule: ScheduleOptions = ScheduleOptions()
+    model: TowerConfig = TowerConfig()
+    loss: LossConfig = Field(LossConfig(), description="its sigma is the run's: targets, loss and model share one")
+    averaging: AveragingOptions = AveragingOptions()
+    checkpoint: CheckpointOptions = CheckpointOptions()
+
+    @model_validator(mode="after")
+    def _batch_feeds_every_worker(self) -> Recipe:
+        if self.batch_size < self.workers:
+            raise ValueError(f"batch_size {self.batch_size} leaves some of the {self.workers} workers without a pair")
+        return self
+
+
+def fresh_name(preset: str, now: datetime | None = None) -> str:
+    """A run name from time and preset, such as 20250314-150926-compact; sorts by age."""
+    return f"{now or datetime.now(UTC):%Y%m%d-%H%M%S}-{preset}"

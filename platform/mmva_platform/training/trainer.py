@@ -1,0 +1,216 @@
+"""A training run from recipe to bundle: features in, Ray Train around the loop, evaluation, model card, bundle out."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmva_platform.settings import Settings
+from mmva_platform.training.recipe import Recipe
+from mmva_platform.training.rundir import RunDirectory, RunFacts, create_run, resume_run
+
+if TYPE_CHECKING:
+    from mmva_platform.datasets.features import Features
+    from mmva_platform.training.data import Triplets
+    from mmva_platform.training.evaluation import Evaluation
+
+log = logging.getLogger(__name__)
+Row = dict[str, Any]
+Progress = Callable[[Row], None]
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run.
+
+    Attributes:
+        run_name: Its name.
+        run_dir: Its directory: recipe.json, run.json, history.json, evaluation.json, checkpoints.
+        bundle_dir: The model, from the best checkpoint.
+        bundle_digest: The model's digest.
+        history: One row per epoch: loss and its terms, learning rate, target scores, validation metrics, seconds.
+        evaluation: On the test split.
+        recipe: What was run, its name filled in.
+        dataset_digest: Digest of the dataset.
+    """
+
+    run_name: str
+    run_dir: Path
+    bundle_dir: Path
+    bundle_digest: str
+    history: list[Row]
+    evaluation: Evaluation
+    recipe: Recipe
+    dataset_digest: str
+
+
+def log_epoch(row: Row) -> None:
+    """The default progress: one line an epoch."""
+    log.info(
+        "epoch %d: loss %.4f, validation %.4f (VA MSE %.4f, matching MSE %.4f)",
+        row["epoch"] + 1,
+        row["loss"],
+        row["val_total"],
+        row["val_va_mse"],
+        row["val_matching_mse"],
+    )
+
+
+def train(
+    recipe: Recipe, settings: Settings, *, resume: str | None = None, progress: Progress = log_epoch
+) -> TrainResult:
+    """Train MMVA's towers on frozen embeddings.
+
+    Args:
+        recipe: What to train.
+        settings: Home directory, cluster and storage.
+        resume: Name of an unfinished run to continue from its last checkpoint; the recipe must be its own.
+        progress: Called with each epoch's row as soon as it is known.
+
+    Raises:
+        UsageError: If the dataset, its embeddings or a split is missing, the run's name is taken, or a resumed run
+            would not compute the same.
+    """
+    from mmva_platform.datasets.features import load_features
+    from mmva_platform.training.data import triplets
+
+    features = load_features(recipe.dataset, recipe.preset, settings)
+    splits = {name: triplets(features, name) for name in ("train", "val")}
+    facts = RunFacts(dataset_digest=features.digest, fingerprints=dict(features.fingerprints))
+    if resume is None:
+        run = create_run(settings.runs_dir, recipe, facts)
+    else:
+        run = resume_run(settings.runs_dir, resume, recipe, facts)
+    recipe = recipe.model_copy(update={"name": run.name})
+    best, last = _fit_on_ray(run, recipe, splits, settings, progress)
+    return finish(run, recipe, features, best=best, last=last)
+
+
+def _fit_on_ray(
+    run: RunDirectory, recipe: Recipe, splits: Mapping[str, Triplets], settings: Settings, progress: Progress
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run Ray Train; returns the content of the best and of the last checkpoint."""
+    import ray
+    from ray.util.queue import Queue
+
+    from mmva_platform.cluster import check_feasible, ray_session
+    from mmva_platform.training.checkpoint import read_state
+    from mmva_platform.training.watching import watch
+
+    with ray_session(settings.cluster):
+        check_feasible(recipe.workers, recipe.cpus_per_worker)
+        queue = Queue(actor_options={"num_cpus": 0})
+        config = {
+            "recipe": recipe.model_dump(mode="json"),
+            "progress": queue,
+            **{name: ray.put(split) for name, split in splits.items()},
+        }
+        with watch(queue, progress):
+            result = _trainer(run, recipe, config, settings).fit()
+        best = result.get_best_checkpoint(recipe.checkpoint.metric, "min")
+        assert best is not None, "every epoch reports a checkpoint"
+        contents = []
+        for checkpoint in (best, result.checkpoint):
+            with checkpoint.as_directory() as folder:
+                contents.append(read_state(Path(folder)))
+        return contents[0], contents[1]
+
+
+def _trainer(run: RunDirectory, recipe: Recipe, config: dict[str, Any], settings: Settings) -> Any:
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+
+    from mmva_platform.training.worker import train_worker
+
+    use_gpu = ray.cluster_resources().get("GPU", 0) >= recipe.workers
+    return TorchTrainer(
+        train_worker,
+        train_loop_config=config,
+        torch_config=TorchConfig(
+            # On GPUs, random states still travel between CPUs.
+            backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo",
+            timeout_s=int(settings.cluster.stall_timeout_s),
+        ),
+        scaling_config=ScalingConfig(
+            num_workers=recipe.workers, use_gpu=use_gpu, resources_per_worker={"CPU": recipe.cpus_per_worker}
+        ),
+        run_config=RunConfig(
+            name=run.name,
+            storage_path=str(run.path.parent),
+            failure_config=FailureConfig(max_failures=2),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=recipe.checkpoint.keep,
+                checkpoint_score_attribute=recipe.checkpoint.metric,
+                checkpoint_score_order="min",
+            ),
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+
+
+def finish(
+    run: RunDirectory, recipe: Recipe, features: Features, *, best: Mapping[str, Any], last: Mapping[str, Any]
+) -> TrainResult:
+    """From checkpoints to a bundle: the best weights, their evaluation on test, intervals from val, the card.
+
+    Args:
+        run: The run's directory.
+        recipe: Its recipe.
+        features: The dataset's features.
+        best: Content of the best checkpoint.
+        last: Content of the last one, which holds the whole history.
+    """
+    from mmva.bundle import save_bundle
+    from mmva_platform.training.build import build_model
+    from mmva_platform.training.card import model_card, versions
+    from mmva_platform.training.data import triplets
+    from mmva_platform.training.evaluation import evaluate_model, intervals_from
+
+    model = build_model(recipe, triplets(features, "train"))
+    averaged = {name.removeprefix("module."): value for name, value in best["average"].items() if name != "n_averaged"}
+    model.load_state_dict(averaged)
+    model.eval()
+    model.backbones, model.preprocessing = dict(features.backbones), dict(features.preprocessing)
+    evaluation = evaluate_model(model, features, "test")
+    run.write("history.json", last["history"])
+    run.write("evaluation.json", evaluation.to_json())
+    provenance = {
+        "run_name": run.name,
+        "dataset": features.uri,
+        "dataset_digest": features.digest,
+        "rows": {name: {m: len(f.ids) for m, f in features.split(name).items()} for name in SPLITS},
+        "best_epoch": best["position"]["epoch"],
+        "recipe": recipe.model_dump(mode="json"),
+        "commit": git_commit(),
+        "versions": versions(),
+    }
+    intervals = intervals_from(model, features, "val")
+    card = model_card(evaluation, recipe, model.backbones, intervals, provenance)
+    digest = save_bundle(run.bundle, model, intervals=intervals, card=card, provenance=provenance)
+    return TrainResult(
+        run.name, run.path, run.bundle, digest, list(last["history"]), evaluation, recipe, features.digest
+    )
+
+
+def git_commit() -> str | None:
+    """Commit of the code that runs, if it runs from a checkout; "-dirty" where tracked files were changed."""
+    head = _git("rev-parse", "HEAD")
+    if head is None:
+        return None
+    return head + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603 - fixed words
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,36 @@
+"""Epoch lines while Ray Train holds the driver: a thread that hands each row to the caller's progress function."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray.util.queue import Queue
+
+_POLL_S = 0.2
+
+
+@contextmanager
+def watch(queue: Queue, progress: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Call progress(row) for each row that workers put into the queue; the rest of the rows at the end."""
+    done = threading.Event()
+
+    def follow() -> None:
+        while True:
+            last_look = done.wait(_POLL_S)
+            for row in queue.get_nowait_batch(queue.qsize()):
+                progress(row)
+            if last_look:
+                return
+
+    follower = threading.Thread(target=follow, name="training-progress", daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        done.set()
+        follower.join()
+        queue.shutdown()

@@ -1,0 +1,81 @@
+"""Synthetic features with a learnable relation, and the training run that a rank does on them.
+
+As a script: `python synthetic.py RANK SIZE RENDEZVOUS OUT` trains as one of SIZE gloo processes; rank 0 writes what
+the run computed to OUT.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmva_platform.settings import validate
+from mmva_platform.training.build import build_model
+from mmva_platform.training.data import Triplets
+from mmva_platform.training.loop import World, fit, new_state, steps_per_epoch
+from mmva_platform.training.recipe import Recipe
+
+DIMS = {"image": 7, "music": 6, "caption": 5}
+# Weights of embeddings are the same for every split, or a validation split would have nothing to do with training.
+RELATION = {modality: np.random.default_rng(len(modality)).normal(size=(dim, 2)) for modality, dim in DIMS.items()}
+
+
+def triplets_of(images: int, clips: int, seed: int = 0) -> Triplets:
+    """One split: labels are a noisy function of the embeddings; every fourth clip has no caption."""
+    rng = np.random.default_rng(seed)
+
+    def rows(count: int, modality: str) -> tuple[Any, Any]:
+        emb_ND = rng.normal(size=(count, DIMS[modality])).astype(np.float32)
+        va_N2 = 1 / (1 + np.exp(-0.5 * emb_ND @ RELATION[modality])) + rng.normal(0, 0.02, (count, 2))
+        return emb_ND, np.clip(va_N2, 0, 1)
+
+    image_emb_ND, image_va_N2 = rows(images, "image")
+    music_emb_MD, music_va_M2 = rows(clips, "music")
+    caption_emb_MD = (np.log(music_va_M2 + 0.01) @ RELATION["caption"].T).astype(np.float32)
+    mask_M = np.arange(clips) % 4 != 3
+    caption_emb_MD[~mask_M] = 0
+    return Triplets(image_emb_ND, image_va_N2, music_emb_MD, music_va_M2, caption_emb_MD, mask_M)
+
+
+def recipe_of(**changes: Any) -> Recipe:
+    """A small recipe without dropout, whose random draws depend on how a batch is divided."""
+    values = {
+        "dataset": "synthetic",
+        "preset": "tiny",
+        "epochs": 3,
+        "batch_size": 8,
+        "model": {"hidden": 16, "dropout": 0.0, "input_dropout": 0.0},
+        **changes,
+    }
+    return validate(Recipe, values, "test recipe")
+
+
+def run(world: World) -> dict[str, Any]:
+    """Train in double precision on 36 images and 53 clips: batches of 7, so the tail has one pair."""
+    recipe = recipe_of(batch_size=7)
+    train, val = triplets_of(36, 53), triplets_of(11, 9, seed=1)
+    model = build_model(recipe, train).double()
+    state = new_state(model, recipe, steps_per_epoch(train, recipe), world)
+    gradients = []
+    state.optimizer.register_step_pre_hook(
+        lambda *_: gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]).clone())
+    )
+    fit(state, train, val, recipe, world=world)
+    return {
+        "losses": np.array([row["loss"] for row in state.history]),
+        "gradients": torch.stack(gradients).numpy(),
+        "weights": torch.cat([p.detach().flatten() for p in model.parameters()]).numpy(),
+    }
+
+
+if __name__ == "__main__":
+    rank, size = int(sys.argv[1]), int(sys.argv[2])
+    torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[3]}", rank=rank, world_size=size)
+    computed = run(World(rank, size))
+    if rank == 0:
+        np.savez(Path(sys.argv[4]), **computed)
+    torch.distributed.destroy_process_group()

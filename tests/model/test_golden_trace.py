@@ -1,0 +1,48 @@
+"""Ten steps of training on fixed data, against losses that were written down once.
+
+A change of the sampler, the loss, the towers, their initialisation or the optimiser shows here first. If it was meant:
+`python tests/model/test_golden_trace.py` writes the new trace, and the commit says why it moved.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from mmva_platform.training.build import build_model
+from mmva_platform.training.loop import batch, new_state, plan_epoch, steps_per_epoch, train_step
+from mmva_platform.training.recipe import Recipe
+
+GOLDEN = Path(__file__).with_name("golden_trace.json")
+STEPS = 10
+
+
+def trace(synthetic: ModuleType) -> dict[str, list[float]]:
+    """Every loss term's mean at each step, in double precision, so that machines agree; dropout pins the random stream."""
+    recipe: Recipe = synthetic.recipe_of(seed=7, model={"hidden": 16, "dropout": 0.1, "input_dropout": 0.2})
+    train = synthetic.triplets_of(8 * STEPS, 100, seed=7)
+    state = new_state(build_model(recipe, train).double(), recipe, steps_per_epoch(train, recipe))
+    plan = plan_epoch(train, recipe, epoch=0)
+    terms: dict[str, list[float]] = {}
+    for step in range(STEPS):
+        share = batch(train, plan, slice(8 * step, 8 * (step + 1)), state)
+        for name, (total, count) in train_step(state, share, recipe).items():
+            terms.setdefault(name, []).append(total / count)
+    return terms
+
+
+def test_losses_follow_the_golden_trace(synthetic: ModuleType) -> None:
+    golden = json.loads(GOLDEN.read_text())
+    measured = trace(synthetic)
+    assert measured.keys() == golden.keys()
+    for name, losses in golden.items():
+        assert measured[name] == pytest.approx(losses, rel=1e-6), name
+
+
+if __name__ == "__main__":
+    import synthetic as module
+
+    GOLDEN.write_text(json.dumps(trace(module), indent=1) + "\n")

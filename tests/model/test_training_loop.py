@@ -1,0 +1,109 @@
+"""The loop itself: it learns, repeats itself, and continues from a checkpoint as if it had never stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mmva_platform.training.build import build_model
+from mmva_platform.training.checkpoint import gather_rng, read_state, restore, save_state
+from mmva_platform.training.loop import TrainState, World, fit, new_state, steps_per_epoch, validate
+
+DROPOUT = {"hidden": 16, "dropout": 0.3, "input_dropout": 0.2}
+
+
+def start(synthetic: ModuleType, recipe: Any) -> tuple[TrainState, Any, Any]:
+    train, val = synthetic.triplets_of(40, 60), synthetic.triplets_of(12, 16, seed=1)
+    state = new_state(build_model(recipe, train), recipe, steps_per_epoch(train, recipe))
+    return state, train, val
+
+
+def weights(state: TrainState) -> np.ndarray:
+    modules = (state.model, state.average)
+    return torch.cat([p.detach().flatten() for m in modules for p in m.parameters()]).numpy()
+
+
+def without_time(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in history]
+
+
+def test_training_learns_the_relation(synthetic: ModuleType) -> None:
+    recipe = synthetic.recipe_of(epochs=40, optimizer={"lr": 1e-2})
+    state, train, val = start(synthetic, recipe)
+    before = validate(state.average.module, val, recipe.loss.sigma)
+
+    fit(state, train, val, recipe)
+
+    after = state.history[-1]
+    assert after["val_total"] < 0.2 * before["val_total"]
+    assert min(value for name, value in after.items() if name.startswith("val_r2/")) > 0.5
+    assert [row["epoch"] for row in state.history] == list(range(40))
+
+
+def test_history_tells_the_target_scores(synthetic: ModuleType) -> None:
+    state, train, val = start(synthetic, synthetic.recipe_of(epochs=1))
+    row = fit(state, train, val, synthetic.recipe_of(epochs=1)).history[0]
+    assert row["pairs"] == 40
+    assert sum(row["target_histogram"]) == 40
+    assert 0 < row["target_mean"] < 1
+    assert row["loss"] == pytest.approx(
+        row["va/image"] + row["va/music"] + row["va/caption"] + (row["sim/image-music"] + row["sim/image-caption"]) / 2
+    )
+
+
+@pytest.mark.parametrize("strategy", ["random", "matched"])
+def test_same_seed_gives_the_same_run_and_another_seed_another(synthetic: ModuleType, strategy: str) -> None:
+    def run(seed: int) -> TrainState:
+        recipe = synthetic.recipe_of(seed=seed, strategy=strategy, model=DROPOUT)
+        state, train, val = start(synthetic, recipe)
+        return fit(state, train, val, recipe)
+
+    first, again, other = run(3), run(3), run(4)
+    np.testing.assert_array_equal(weights(first), weights(again))
+    assert without_time(first.history) == without_time(again.history)
+    assert np.abs(weights(first) - weights(other)).max() > 1e-3
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5])
+def test_resumed_run_equals_the_uninterrupted_one(synthetic: ModuleType, tmp_path: Path, stop_after: int) -> None:
+    recipe = synthetic.recipe_of(epochs=5, model=DROPOUT)
+    state, train, val = start(synthetic, recipe)
+
+    def keep(state: TrainState, row: dict[str, Any]) -> None:
+        if row["epoch"] + 1 == stop_after:
+            save_state(state, tmp_path, gather_rng(World()))
+
+    whole = fit(state, train, val, recipe, on_epoch=keep)
+
+    resumed, train, val = start(synthetic, recipe)
+    torch.rand(17)  # whatever the new process did before must not matter
+    restore(resumed, read_state(tmp_path), World())
+    assert resumed.epoch == stop_after
+    fit(resumed, train, val, recipe)
+
+    np.testing.assert_array_equal(weights(resumed), weights(whole))
+    assert without_time(resumed.history) == without_time(whole.history)
+    assert resumed.step == whole.step == 25
+
+
+def test_a_clip_without_caption_adds_nothing_to_the_caption_terms(synthetic: ModuleType) -> None:
+    recipe = synthetic.recipe_of(epochs=1)
+    losses = []
+    for filling in (0.0, 1e3):
+        state, train, val = start(synthetic, recipe)
+        train.caption_emb_MD[~train.caption_mask_M] = filling
+        losses.append(fit(state, train, val, recipe).history[0]["loss"])
+    assert losses[0] == losses[1]
+
+
+def test_loop_leaves_the_labels_and_embeddings_as_they_are(synthetic: ModuleType) -> None:
+    recipe = synthetic.recipe_of(epochs=1)
+    state, train, val = start(synthetic, recipe)
+    for array in vars(train).values():
+        array.setflags(write=False)  # as Ray's shared memory hands them out
+    fit(state, train, val, recipe)
