@@ -31,7 +31,7 @@ from mmva_platform.settings import Settings, StorageSettings
 from mmva_platform.storage import Storage, open_storage
 
 MODEL = ModelInfo(name="mmva", version="3", digest="d" * 64)
-PREPROCESSING = Preprocessing(fingerprints={"image": "f" * 64}, window_s=3.0, hop_s=1.5)
+PREPROCESSING = Preprocessing(fingerprints={"image": "f" * 64}, window_s=3.0, hop_s=1.5, short_side=224)
 BUCKET_NUMBERS = itertools.count()
 
 
@@ -80,10 +80,21 @@ def planned(storage: Storage, count: int = 40, **changes: Any) -> tuple[Plan, pa
 
 def annotation(row: dict[str, Any], plan: Plan, shard: str, valence: float = 0.5) -> dict[str, Any]:
     known = {
-        "id": row["id"], "uri": row["uri"], "modality": "image", "valence": valence, "arousal": 0.5,
-        "embedding": [1.0, 2.0], "mood": "neutral", "sha256": "0" * 64, "model_name": "mmva", "model_version": "3", "model_digest": "d" * 64,
-        "run_id": plan.run_id, "shard": shard, "annotated_at": plan.created_at,
-    }  # fmt: skip
+        "id": row["id"],
+        "uri": row["uri"],
+        "modality": "image",
+        "valence": valence,
+        "arousal": 0.5,
+        "embedding": [1.0, 2.0],
+        "mood": "neutral",
+        "sha256": "0" * 64,
+        "model_name": plan.model.name,
+        "model_version": plan.model.version,
+        "model_digest": plan.model.digest,
+        "run_id": plan.run_id,
+        "shard": shard,
+        "annotated_at": plan.created_at,
+    }
     return dict.fromkeys(ANNOTATION_SCHEMA.names) | known
 
 

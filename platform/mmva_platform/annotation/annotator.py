@@ -140,17 +140,17 @@ class Annotator:
             raise MediaError("unknown-modality", f"modality {work.modality!r} is none of {known}", stage="catalog")
         if work.modality not in self._model.dims:
             raise MediaError("no-tower", f"this model has no {work.modality} tower", stage="catalog")
+        preprocessing = self._plan.preprocessing
         data = self._bytes(work.row)
         work.sha256 = sha256_hex(data)
         if work.modality == "caption":
             return [clean_caption(data, self._limits)]
         if work.modality == "image":
-            return [decode_image(data, self._limits)]
+            return [decode_image(data, self._limits, at_least=preprocessing.short_side)]
         sample_rate = self._model.encoder("music").sample_rate
         assert sample_rate is not None
         samples_T = decode_audio(data, sample_rate, self._limits)
         work.duration_s = len(samples_T) / sample_rate
-        preprocessing = self._plan.preprocessing
         starts_s, pieces = windows(samples_T, sample_rate, preprocessing.window_s, preprocessing.hop_s)
         work.starts_s = [float(start) for start in starts_s]
         return pieces

@@ -50,6 +50,7 @@ class Preprocessing(Config):
     fingerprints: dict[str, str] = Field(description="modality -> fingerprint of backbone and its preprocessing")
     window_s: float = Field(gt=0, description="length of a window of audio")
     hop_s: float = Field(gt=0, description="distance of the starts of neighbouring windows")
+    short_side: int = Field(gt=0, description="pixels below which no JPEG is decoded; the same as when training")
 
 
 class CatalogInfo(Config):
@@ -101,6 +102,7 @@ class Plan(Config):
             "catalog items": self.catalog.items,
             "window_s": self.preprocessing.window_s,
             "hop_s": self.preprocessing.hop_s,
+            "short_side": self.preprocessing.short_side,
         }
         return flat | {
             f"{name} preprocessing": value for name, value in sorted(self.preprocessing.fingerprints.items())

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from mmva.errors import UsageError
 from mmva_platform.annotation.catalog import Catalog, read_catalog
 from mmva_platform.annotation.commit import CommitRecord, committed_shards, read_commit
 from mmva_platform.annotation.plan import ModelInfo, Plan, Preprocessing, make_plan, settle_plan
@@ -114,7 +115,7 @@ def annotate(
     storage = open_storage(out, settings.storage)
     found = read_catalog(catalog, settings.storage)
     _tell(found)
-    preprocessing = Preprocessing(fingerprints=_fingerprints(resolved.bundle_dir), window_s=window_s, hop_s=hop_s)
+    preprocessing = _preprocessing(resolved.bundle_dir, window_s, hop_s)
     plan, items = settle_plan(storage, *make_plan(found, identity, preprocessing, shard_items))
     if storage.exists(MANIFEST_FILE):
         manifest, resumed = read_manifest(storage), len(plan.shards)
@@ -162,11 +163,20 @@ def _execute(
     return records
 
 
-def _fingerprints(bundle_dir: Path) -> dict[str, str]:
-    """Fingerprint of each modality's backbone and preprocessing, as the bundle records it."""
+def _preprocessing(bundle_dir: Path, window_s: float, hop_s: float) -> Preprocessing:
+    """What the bundle records of its backbones, and how media are cut for them."""
     from mmva.bundle import read_bundle_info
+    from mmva_platform.datasets.embedder import SHORT_SIDE
 
-    return {modality: record["fingerprint"] for modality, record in read_bundle_info(bundle_dir).backbones.items()}
+    if not 0 < hop_s <= window_s:
+        raise UsageError(f"hop_s must be above 0 and at most window_s, got {hop_s:g} and {window_s:g}")
+    backbones = read_bundle_info(bundle_dir).backbones
+    return Preprocessing(
+        fingerprints={modality: record["fingerprint"] for modality, record in backbones.items()},
+        window_s=window_s,
+        hop_s=hop_s,
+        short_side=SHORT_SIDE,
+    )
 
 
 def _version(version: object) -> str | None:

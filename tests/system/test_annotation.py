@@ -1,0 +1,145 @@
+"""`annotate` on a Ray cluster with the tiny preset: real media, a corrupt file among them, resume, refusal."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from mmva.backbones import load_encoder, preset
+from mmva.bundle import load_bundle, save_bundle
+from mmva.errors import CheckFailed, UsageError
+from mmva.media.images import decode_image
+from mmva.model import MMVA
+from mmva_platform.annotation import annotate, read_annotations, read_quarantine, status, verify
+from mmva_platform.annotation.publish import MANIFEST_FILE
+from mmva_platform.settings import Settings
+
+pytestmark = pytest.mark.slow
+RATE = 16_000
+INTERVALS = {modality: {"valence": 0.2, "arousal": 0.3} for modality in ("image", "music")}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("models") / "first", seed=0)
+
+
+def make_bundle(folder: Path, seed: int) -> Path:
+    import torch
+
+    encoders = {modality: load_encoder(spec) for modality, spec in preset("tiny").specs.items()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MMVA({modality: encoder.dim for modality, encoder in encoders.items()})
+    model.attach_encoders(encoders)
+    save_bundle(folder, model, intervals=INTERVALS, card="a test", provenance={})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("catalog")
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        pixels = rng.integers(0, 256, (90, 120, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"picture-{number:02d}.{'jpg' if number % 2 else 'png'}")
+    (folder / "picture-05.jpg").write_bytes((folder / "picture-05.jpg").read_bytes()[:700])
+    melody = np.sin(2 * np.pi * 220 * np.arange(10 * RATE) / RATE) * np.linspace(0.1, 0.8, 10 * RATE)
+    soundfile.write(folder / "long.wav", melody, RATE)
+    soundfile.write(folder / "short.ogg", melody[: 2 * RATE], RATE, format="OGG", subtype="VORBIS")
+    (folder / "phone.m4a").write_bytes(m4a(melody[: 5 * RATE]))
+    (folder / "words.txt").write_text("A calm piece for solo piano.\n")
+    (folder / "empty.txt").write_text(" \n")
+    (folder / "notes.pdf").write_bytes(b"%PDF")
+    return folder
+
+
+def m4a(samples: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=RATE, layout="mono")
+        frame = av.AudioFrame.from_ndarray(samples.astype(np.float32)[None], format="fltp", layout="mono")
+        frame.sample_rate = RATE
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            container.mux(packet)
+    return buffer.getvalue()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_catalog_from_first_run_to_refusal(bundle: Path, catalog: Path, tmp_path: Path) -> None:
+    out, settings = tmp_path / "out", Settings(home=tmp_path / "home")
+
+    def run(**options: Any) -> Any:
+        return annotate(str(catalog), str(options.pop("model", bundle)), str(out), settings, workers=2, **options)
+
+    first = run(shard_items=8)
+    assert (first.items, first.ok, first.quarantined) == (17, 15, 2)
+    assert first.by_modality == {"caption": 1, "image": 11, "music": 3}
+    assert first.causes == {"corrupt-image": 1, "empty-caption": 1}
+    assert first.skipped == {".pdf": 1}
+    assert first.shards >= 3
+    assert first.resumed_shards == 0
+    assert verify(str(out), settings).problems == ()
+    assert status(str(out), settings).published
+
+    table = read_annotations(str(out))
+    rows = {row["id"]: row for row in table.to_pylist()}
+    assert {row["id"] for row in read_quarantine(str(out)).to_pylist()} == {"picture-05.jpg", "empty.txt"}
+    assert rows["long.wav"]["duration_s"] == pytest.approx(10.0)
+    assert [window["start_s"] for window in rows["long.wav"]["windows"]] == [0.0, 1.5, 3.0, 4.5, 6.0, 7.5]
+    assert rows["long.wav"]["valence"] == pytest.approx(
+        np.mean([window["valence"] for window in rows["long.wav"]["windows"]]), abs=1e-6
+    )
+    assert rows["phone.m4a"]["duration_s"] == pytest.approx(5.0, abs=0.2)
+    assert rows["short.ogg"]["windows"] is None
+    assert all(0 <= row["valence"] <= 1 and 0 <= row["arousal"] <= 1 for row in rows.values())
+    assert all(
+        row["valence_low"] <= row["valence"] <= row["valence_high"] for name, row in rows.items() if "txt" not in name
+    )
+
+    # What Ray's workers made is what the model itself makes of the same bytes.
+    model = load_bundle(bundle)
+    image = decode_image((catalog / "picture-01.jpg").read_bytes())
+    one = rows["picture-01.jpg"]
+    np.testing.assert_allclose(one["embedding"], model.embed("image", [image])[0], atol=1e-5)
+    np.testing.assert_allclose([one["valence"], one["arousal"]], model.predict("image", [image])[0], atol=1e-5)
+
+    # A finished run is left as it is.
+    again = run()
+    assert (again.ok, again.resumed_shards, again.run_id) == (first.ok, first.shards, first.run_id)
+
+    # A shard whose commit is gone is run again, alone, and gives the same bytes.
+    before = {path: path.stat().st_mtime_ns for path in (out / "commits").iterdir()}
+    contents = {path.name: path.read_bytes() for path in (out / "data").iterdir()}
+    lost = max(before)
+    lost.unlink()
+    (out / MANIFEST_FILE).unlink()
+    resumed = run()
+    assert (resumed.ok, resumed.quarantined, resumed.resumed_shards) == (15, 2, first.shards - 1)
+    after = {path: path.stat().st_mtime_ns for path in (out / "commits").iterdir()}
+    assert [path for path in after if after[path] != before[path]] == [lost]
+    assert {path.name: path.read_bytes() for path in (out / "data").iterdir()} == contents
+    assert read_annotations(str(out)).equals(table)
+
+    # Another model, another catalog: refused, and nothing of the run is touched.
+    with pytest.raises(CheckFailed, match="model digest"):
+        run(model=make_bundle(tmp_path / "second", seed=1))
+    with pytest.raises(CheckFailed, match=r"window_s: 3\.0 there, 4.0 now"):
+        run(window_s=4.0)
+    with pytest.raises(UsageError, match="hop_s must be"):
+        run(window_s=1.0)
+    assert read_annotations(str(out)).equals(table)
+
+
+def test_mistakes_are_told_before_ray_is_started(bundle: Path, catalog: Path, tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "home")
+    with pytest.raises(UsageError, match="no such folder"):
+        annotate(str(tmp_path / "nothing"), str(bundle), str(tmp_path / "out"), settings)
+    with pytest.raises(UsageError, match="no such folder"):
+        annotate(str(catalog), str(tmp_path / "nothing"), str(tmp_path / "out"), settings)
+    assert not (tmp_path / "out").exists()
