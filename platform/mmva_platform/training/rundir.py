@@ -86,7 +86,7 @@ def resume_run(runs_dir: Path, name: str, recipe: Recipe, facts: RunFacts) -> Ru
         UsageError: If there is no such run, it is finished, or recipe, dataset or embeddings differ from its own.
     """
     run = RunDirectory(runs_dir / name)
-    if Path(name).name != name or not run.path.is_dir():
+    if run.path.parent != runs_dir or not name or not run.path.is_dir():
         raise UsageError(f"--resume {name}: no such run in {runs_dir}")
     if run.bundle.exists():
         raise UsageError(f"--resume {name}: this run is finished; its model is {run.bundle}")

@@ -79,9 +79,10 @@ def train(
     from mmva_platform.datasets.features import load_features
     from mmva_platform.training.data import triplets
 
-    features = load_features(recipe.dataset, recipe.preset, settings)
+    features = load_features(recipe.dataset, recipe.preset, settings, embeddings=recipe.embeddings)
     splits = {name: triplets(features, name) for name in ("train", "val")}
-    facts = RunFacts(dataset_digest=features.digest, fingerprints=dict(features.fingerprints))
+    fingerprints = {str(modality): value for modality, value in features.fingerprints.items()}
+    facts = RunFacts(dataset_digest=features.digest, fingerprints=fingerprints)
     if resume is None:
         run = create_run(settings.runs_dir, recipe, facts)
     else:
@@ -177,7 +178,11 @@ def finish(
     averaged = {name.removeprefix("module."): value for name, value in best["average"].items() if name != "n_averaged"}
     model.load_state_dict(averaged)
     model.eval()
-    model.backbones, model.preprocessing = dict(features.backbones), dict(features.preprocessing)
+    model.backbones = {
+        modality: {"spec": spec, "fingerprint": features.fingerprints[modality], "dim": model.dims[modality]}
+        for modality, spec in features.specs.items()
+    }
+    model.preprocessing = {str(modality): values for modality, values in features.preprocessing.items()}
     evaluation = evaluate_model(model, features, "test")
     run.write("history.json", last["history"])
     run.write("evaluation.json", evaluation.to_json())

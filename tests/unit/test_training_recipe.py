@@ -1,0 +1,72 @@
+"""The recipe: typed, strict, and every unknown of the method explained."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from mmva.errors import UsageError
+from mmva_platform.settings import load_config
+from mmva_platform.training.recipe import Recipe, fresh_name
+
+
+def test_recipes_of_the_repository_load(repository: Path) -> None:
+    recipes = {path.stem: load_config(Recipe, path) for path in (repository / "jobs" / "recipes").glob("*.yaml")
+               if path.stem in {"quickstart", "compact", "paper", "tiny"}}  # fmt: skip
+    assert {name: recipe.preset for name, recipe in recipes.items()} == {
+        "quickstart": "compact",
+        "compact": "compact",
+        "paper": "paper",
+        "tiny": "tiny",
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimiser.lr=1e-3", "unknown key 'optimiser'; did you mean 'optimizer'"),
+        ("optimizer.weight_decy=0", "unknown key 'optimizer.weight_decy'; did you mean 'weight_decay'"),
+        ("model.hiden=3", "unknown key 'model.hiden'; did you mean 'hidden'"),
+        ("optimizer.lr=-1", "optimizer.lr"),
+        ("strategy=best", "strategy"),
+        ("name=../elsewhere", "name"),
+        ("batch_size=1", "batch_size 1 leaves some of the 2 workers without a pair"),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_field(override: str, message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        load_config(Recipe, None, ["dataset=d", override])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_the_paper_does_not_say_is_an_option_that_says_so() -> None:
+    def descriptions(kind: type[BaseModel], prefix: str = "") -> dict[str, str]:
+        found: dict[str, str] = {}
+        for name, field in kind.model_fields.items():
+            found[prefix + name] = field.description or ""
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                found |= descriptions(field.annotation, f"{prefix}{name}.")
+        return found
+
+    explained = descriptions(Recipe)
+    unknown = [
+        "model.hidden", "backbones", "optimizer.name", "optimizer.lr", "epochs", "loss.sigma", "loss.similarity_pairs",
+    ]  # fmt: skip
+    assert {name: "ot published" in explained[name] for name in unknown} == dict.fromkeys(unknown, True)
+
+
+def test_fresh_names_sort_by_age() -> None:
+    names = [fresh_name("tiny", datetime(2025, month, 1, tzinfo=UTC)) for month in (1, 2, 11)]
+    assert names == sorted(names)
+    assert names[0] == "20250101-000000-tiny"
+
+
+def test_a_recipe_survives_json() -> None:
+    recipe = load_config(Recipe, None, ["dataset=d", "optimizer.betas=[0.8, 0.9]", "strategy=matched"])
+    values: dict[str, Any] = recipe.model_dump(mode="json")
+    assert Recipe.model_validate(values) == recipe
