@@ -1,0 +1,84 @@
+"""A bundle as an MLflow model: pyfunc from code, with a signature; nothing in it can run but our own file."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.models import ModelSignature
+
+MODEL_NAME: Final = "model"
+BUNDLE_PATH: Final = "artifacts/bundle"
+# What a loader may override: mlflow.pyfunc.load_model(uri, model_config={"mirror": ...}). The windows are those of an
+# annotation run. No repository's code is trusted by default, whatever the one who trained the model trusted.
+MODEL_CONFIG: Final[dict[str, Any]] = {"window_s": 2.0, "hop_s": 1.0, "mirror": None, "trusted_repos": []}
+
+
+def log_model(client: MlflowClient, run_id: str, bundle_dir: Path, tags: Mapping[str, str]) -> str:
+    """Log a bundle as the run's model.
+
+    MLflow's own log_model works on the process-wide tracking URI and active run; the client's calls do the same
+    without either.
+
+    Returns:
+        MLflow's id of the model.
+    """
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    run = client.get_run(run_id)
+    logged = client.create_logged_model(run.info.experiment_id, name=MODEL_NAME, source_run_id=run_id, tags=dict(tags))
+    try:
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            description = Model(
+                artifact_path=logged.artifact_location,
+                run_id=run_id,
+                model_uuid=logged.model_id,
+                model_id=logged.model_id,
+            )
+            save_model(folder, bundle_dir, description)
+            client.log_model_artifacts(logged.model_id, str(folder))
+    except BaseException:
+        client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(logged.model_id, "READY")
+    return str(logged.model_id)
+
+
+def save_model(folder: Path, bundle_dir: Path, description: Any = None) -> None:
+    """Write the MLflow model's folder: MLmodel, our code file, requirements and the bundle."""
+    import mlflow
+    import pandas as pd
+
+    with tempfile.TemporaryDirectory() as temporary:
+        # MLflow names the artifact after the folder it comes from.
+        bundle = Path(shutil.copytree(bundle_dir, Path(temporary) / Path(BUNDLE_PATH).name))
+        mlflow.pyfunc.save_model(
+            path=str(folder),
+            mlflow_model=description,
+            python_model=str(Path(__file__).with_name("pyfunc.py")),
+            artifacts={bundle.name: str(bundle)},
+            signature=signature(),
+            input_example=pd.DataFrame({"modality": ["caption"], "caption": ["a calm piano piece with soft strings"]}),
+            model_config=MODEL_CONFIG,
+            pip_requirements=[f"mmva-platform=={version('mmva-platform')}"],
+        )
+
+
+def signature() -> ModelSignature:
+    """Columns in and out; see pyfunc.py for what they mean."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    texts = [ColSpec("string", "modality"), *(ColSpec("string", name, required=False) for name in ("uri", "caption"))]
+    names = ("valence", "arousal", "valence_low", "valence_high", "arousal_low", "arousal_high")
+    numbers = [ColSpec("double", name) for name in names]
+    return ModelSignature(inputs=Schema(texts), outputs=Schema([*numbers, ColSpec("string", "error", required=False)]))

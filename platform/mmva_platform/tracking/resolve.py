@@ -1,0 +1,142 @@
+"""From what a user writes (a folder, a run's model, a registered version) to a verified bundle on this machine."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from mmva.bundle import read_bundle_info
+from mmva.errors import CheckFailed, UsageError
+from mmva_platform.settings import Settings
+from mmva_platform.tracking.model import BUNDLE_PATH
+from mmva_platform.tracking.runs import TAG_MODEL_DIGEST
+from mmva_platform.tracking.store import open_client, quiet
+from mmva_platform.tracking.versions import find_version
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_RUNS = re.compile(r"^runs:/(?P<run>[A-Za-z0-9]+)/(?P<model>[A-Za-z0-9_.-]+)$")
+_MODELS = re.compile(r"^models:/(?P<name>[A-Za-z0-9_.-]+)[@/](?P<reference>[A-Za-z0-9_.-]+)$")
+_FORMS: Final = "a bundle's folder, runs:/RUN/model, models:/NAME@ALIAS or models:/NAME/VERSION"
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A verified bundle and where it came from.
+
+    Attributes:
+        bundle_dir: The bundle on this machine.
+        name: The registered name; the folder's or run's otherwise.
+        version: The registered version, None for a bundle that is not registered.
+        digest: The bundle's digest, checked against the registry's where there is one.
+        uri: As the user wrote it.
+    """
+
+    bundle_dir: Path
+    name: str
+    version: str | None
+    digest: str
+    uri: str
+
+
+def resolve_model(uri: str, settings: Settings) -> ResolvedModel:
+    """Find a model, fetch it if it is not here, and verify it.
+
+    Args:
+        uri: A bundle's folder, runs:/RUN/model, models:/NAME@ALIAS or models:/NAME/VERSION.
+        settings: Where MLflow and the cache are.
+
+    Raises:
+        UsageError: If there is no such model; one line, with what there is instead.
+        CheckFailed: If the files are not those that were logged or registered.
+    """
+    if (run := _RUNS.match(uri)) is not None:
+        return _from_run(uri, run["run"], run["model"], settings)
+    if (model := _MODELS.match(uri)) is not None:
+        return _from_registry(uri, model["name"], model["reference"], settings)
+    if uri.startswith(("runs:", "models:")):
+        raise UsageError(f"model {uri!r}: write it as {_FORMS}")
+    folder = Path(uri).expanduser()
+    if not folder.is_dir():
+        raise UsageError(f"model {uri!r}: no such folder; a model is {_FORMS}")
+    return ResolvedModel(folder, folder.resolve().name, None, read_bundle_info(folder).digest, uri)
+
+
+def logged_model(client: MlflowClient, run_id: str, name: str) -> Any:
+    """The model of that name that a run logged; UsageError if there is no such run or model."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException:
+        raise UsageError(f"MLflow has no run {run_id!r} (is this the right home or tracking.uri?)") from None
+    models = [client.get_logged_model(output.model_id) for output in run.outputs.model_outputs] if run.outputs else []
+    for model in models:
+        if model.name == name and str(model.status) == "READY":
+            return model
+    raise UsageError(
+        f"run {run_id} ({run.info.status.lower()}) has no complete model {name!r}; train again, or resume it"
+    )
+
+
+def _from_run(uri: str, run_id: str, name: str, settings: Settings) -> ResolvedModel:
+    client = open_client(settings)
+    with quiet():
+        model = logged_model(client, run_id, name)
+        bundle_dir = _fetch(model.artifact_location, model.tags.get(TAG_MODEL_DIGEST, ""), settings, uri)
+        run_name = str(client.get_run(run_id).info.run_name)
+    return ResolvedModel(bundle_dir, run_name, None, read_bundle_info(bundle_dir).digest, uri)
+
+
+def _from_registry(uri: str, name: str, reference: str, settings: Settings) -> ResolvedModel:
+    client = open_client(settings)
+    with quiet():
+        version = find_version(client, name, reference)
+        location = client.get_model_version_download_uri(name, str(version.version))
+        bundle_dir = _fetch(location, version.model_digest, settings, uri)
+    return ResolvedModel(bundle_dir, name, str(version.version), version.model_digest, uri)
+
+
+def _fetch(location: str, digest: str, settings: Settings, uri: str) -> Path:
+    """The bundle of an MLflow model, from the cache or brought there; its digest is checked either way."""
+    if re.fullmatch(r"[0-9a-f]{64}", digest) is None:
+        raise CheckFailed(f"model {uri!r}: the registry holds no digest of its bundle, so it cannot be verified")
+    cache = settings.home.resolve() / "cache" / "models"
+    target = cache / digest
+    if not target.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as temporary:
+            fetched = _download(f"{location}/{BUNDLE_PATH}", temporary, settings, uri)
+            _verify(fetched, digest, uri)
+            _move_into_place(fetched, target)
+    _verify(target, digest, uri)
+    return target
+
+
+def _download(location: str, folder: str, settings: Settings, uri: str) -> Path:
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(download_artifacts(artifact_uri=location, dst_path=folder, tracking_uri=settings.tracking_uri))
+    except (MlflowException, OSError) as error:
+        raise UsageError(f"model {uri!r}: cannot be fetched from {location} ({' '.join(str(error).split())})") from None
+
+
+def _verify(bundle_dir: Path, digest: str, uri: str) -> None:
+    found = read_bundle_info(bundle_dir).digest
+    if found != digest:
+        raise CheckFailed(f"model {uri!r}: its bundle's digest is {found[:16]}, the registry says {digest[:16]}")
+
+
+def _move_into_place(fetched: Path, target: Path) -> None:
+    try:
+        fetched.rename(target)
+    except OSError:
+        # Another process brought the same digest meanwhile; _verify looks at whichever won.
+        shutil.rmtree(fetched)

@@ -1,0 +1,101 @@
+"""The door to MLflow: one client a settings object, quiet, without telemetry and without global state."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmva.errors import UsageError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from mmva_platform.settings import Settings
+
+# Read by MLflow when it is imported; a user's own values win.
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+
+def open_client(settings: Settings) -> MlflowClient:
+    """A client of the configured MLflow; its SQLite file and schema are made on the first call (about 5 s).
+
+    Raises:
+        UsageError: If the tracking URI is a file store, which MLflow 3 refuses, or cannot be opened.
+    """
+    uri = settings.tracking_uri
+    if "://" not in uri or uri.startswith("file:"):
+        raise UsageError(
+            f"tracking.uri {uri!r}: MLflow 3 needs sqlite:///FILE, a database or a server's http(s) address"
+        )
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    with quiet():
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            return MlflowClient(tracking_uri=uri, registry_uri=uri)
+        except (MlflowException, SQLAlchemyError) as error:
+            raise UsageError(f"tracking.uri {uri!r}: cannot be opened ({str(error).splitlines()[0]})") from None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Import and call MLflow without its telemetry, its informational log lines and three warnings of its own."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with warnings.catch_warnings():
+        # MLflow 3.17 about itself: on SQLAlchemy 2.1, its own type hints (both at import), and on pandas 3.
+        warnings.filterwarnings("ignore", message=r"The ``noload`` loader strategy", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=r".*Any type hint is inferred as AnyType", category=UserWarning)
+        warnings.filterwarnings("ignore", message=r"Operation with range is deprecated")
+        import mlflow  # noqa: F401 - its import configures the logger whose level is set next
+
+        logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
+        yield
+
+
+@contextlib.contextmanager
+def global_tracking_uri(uri: str) -> Iterator[None]:
+    """For the few MLflow calls that read the process-wide tracking URI whatever client they belong to."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+def experiment_id(client: MlflowClient, settings: Settings) -> str:
+    """Id of the configured experiment, made when missing; a local store keeps its artifacts under home."""
+    from mlflow.exceptions import MlflowException
+
+    name = settings.tracking.experiment
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        served = settings.tracking_uri.startswith(("http://", "https://"))
+        location = None if served else (settings.home.resolve() / "artifacts" / name).as_uri()
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException:  # another process was first
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise UsageError(
+            f"MLflow experiment {name!r} was deleted; restore it or set tracking.experiment to another name"
+        )
+    return str(found.experiment_id)

@@ -1,0 +1,368 @@
+"""Runs and the registry against a real MLflow on SQLite: log, register, resolve, promote, roll back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mmva.backbones import load_encoder, preset
+from mmva.bundle import load_bundle, save_bundle
+from mmva.errors import CheckFailed, UsageError
+from mmva.modalities import AXES, MODALITIES
+from mmva.model import MMVA
+from mmva_platform.settings import Settings, TrackingSettings
+from mmva_platform.tracking import audit
+from mmva_platform.tracking.registry import (
+    list_versions,
+    promote,
+    register,
+    resolve_model,
+    rollback,
+    show_version,
+)
+from mmva_platform.tracking.runs import log_training_run
+from mmva_platform.tracking.store import open_client, quiet
+from mmva_platform.training.evaluation import Evaluation, Figure
+from mmva_platform.training.recipe import Recipe
+from mmva_platform.training.trainer import TrainResult
+
+pytestmark = pytest.mark.slow  # importing MLflow and making its schema take some 10 s, once a module
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+PREDICTIONS = {"image": (np.full((5, 2), 0.4), np.full((5, 2), 0.5))}
+
+
+def make_bundle(folder: Path, seed: int = 0) -> Path:
+    """A bundle of untrained towers on the tiny encoders; another seed is another digest."""
+    encoders = {modality: load_encoder(spec) for modality, spec in preset("tiny").specs.items()}
+    torch.manual_seed(seed)
+    model = MMVA({modality: encoder.dim for modality, encoder in encoders.items()})
+    model.attach_encoders(encoders)
+    widths = {modality: dict.fromkeys(AXES, 0.2) for modality in MODALITIES}
+    save_bundle(folder, model, intervals=widths, card="# Card\n", provenance={"commit": f"{COMMIT}-dirty"})
+    return folder
+
+
+def make_result(folder: Path, *, name: str, seed: int = 0, mse: float = 0.02, digest: str = "d" * 64) -> TrainResult:
+    """A finished training run with made-up figures."""
+    bundle = make_bundle(folder / name / "bundle", seed)
+    figures = {
+        "mse": Figure(mse, mse - 0.01, mse + 0.01),
+        "r2": Figure(0.5, 0.4, 0.6),
+        "ccc": Figure(float("nan"), 0, 0),
+    }
+    evaluation = Evaluation(
+        dataset=str(folder / "dataset"),
+        dataset_digest=digest,
+        split="test",
+        model_digest=None,
+        rows=dict.fromkeys(MODALITIES, 10),
+        groups=dict.fromkeys(MODALITIES, 5),
+        metrics={modality: dict.fromkeys(AXES, figures) for modality in MODALITIES},
+        matching={"image-music": 0.03},
+        retrieval={"image->music": {"ndcg@10": Figure(0.8, 0.7, 0.9)}},
+        floors={modality: dict.fromkeys(AXES, 0.03) for modality in MODALITIES},
+        sigma=0.38,
+    )
+    history = [
+        {"epoch": e, "loss": 1.0 / (e + 1), "val_total": 0.5 / (e + 1), "target_histogram": [1, 2, 3]} for e in range(3)
+    ]
+    return TrainResult(
+        run_name=name,
+        run_dir=folder / name,
+        bundle_dir=bundle,
+        bundle_digest=load_bundle(bundle, load_encoders=False).digest or "",
+        history=history,
+        evaluation=evaluation,
+        recipe=Recipe(name=name, dataset=str(folder / "dataset"), preset="tiny"),
+        dataset_digest=digest,
+    )
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def settings(home: Path, request: pytest.FixtureRequest) -> Settings:
+    """One database for the module, a registered model of its own for each test."""
+    name = "".join(c if c.isalnum() else "-" for c in request.node.name)[:60]
+    return Settings(home=home, tracking=TrackingSettings(model_name=name))
+
+
+@pytest.fixture
+def registered(settings: Settings, tmp_path: Path) -> Callable[..., int]:
+    """Log and register a run with the given figures; returns the version."""
+    made = iter(range(100))
+
+    def make(**figures: Any) -> int:
+        number = next(made)
+        result = make_result(tmp_path, name=f"run-{number}", seed=number, **figures)
+        return register(log_training_run(result, settings, predictions={}), settings)
+
+    return make
+
+
+def aliases(settings: Settings) -> dict[str, int]:
+    return {alias: version.version for version in list_versions(settings) for alias in version.aliases}
+
+
+def test_nothing_is_left_in_the_working_directory_or_the_process(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import mlflow
+
+    result = make_result(tmp_path, name="clean")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    promote(register(log_training_run(result, settings, predictions={}), settings), settings)
+    assert list(empty.iterdir()) == []
+    assert not mlflow.is_tracking_uri_set()
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
+
+
+def test_a_run_is_logged_with_everything_that_made_it(settings: Settings, tmp_path: Path) -> None:
+    result = make_result(tmp_path, name="logged")
+    run_id = log_training_run(result, settings, predictions=PREDICTIONS)
+    client = open_client(settings)
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["optimizer.lr"] == "0.001"
+    assert run.data.params["preset"] == "tiny"
+    assert run.data.tags["mlflow.source.git.commit"] == COMMIT
+    assert run.data.tags["mmva.git_dirty"] == "true"
+    assert run.data.tags["mmva.model_digest"] == result.bundle_digest
+    assert run.data.tags["mmva.dataset_digest"] == "d" * 64
+    assert [(each.step, each.value) for each in client.get_metric_history(run_id, "train/loss")] == [
+        (0, 1.0),
+        (1, 0.5),
+        (2, pytest.approx(1 / 3)),
+    ]
+    assert run.data.metrics["test/image/valence/mse"] == 0.02
+    assert run.data.metrics["test/image/valence/mse_high"] == pytest.approx(0.03)
+    assert run.data.metrics["test/retrieval/image_to_music/ndcg_at_10"] == 0.8
+    assert run.data.metrics["test/floors/music/arousal"] == 0.03
+    assert "test/image/valence/ccc" not in run.data.metrics
+    assert json.loads(run.inputs.dataset_inputs[0].dataset.source)["digest"] == "d" * 64
+    artifacts = {entry.path for entry in [*client.list_artifacts(run_id), *client.list_artifacts(run_id, "plots")]}
+    assert artifacts >= {"recipe.json", "evaluation.json", "history.json", "card.md", "plots/predicted_image.png"}
+    assert artifacts >= {"plots/training_loss.png", "plots/validation.png", "plots/target_scores.png"}
+    assert Path(run.info.artifact_uri.removeprefix("file://")).is_relative_to(settings.home)
+
+
+def test_a_run_that_breaks_off_is_failed_and_cannot_be_registered(settings: Settings, tmp_path: Path) -> None:
+    result = make_result(tmp_path, name="broken")
+    with pytest.raises(ValueError, match="same size"):
+        log_training_run(result, settings, predictions={"image": (np.zeros((5, 2)), np.zeros((4, 2)))})
+    client = open_client(settings)
+    experiment = client.get_experiment_by_name(settings.tracking.experiment)
+    assert experiment is not None
+    run = client.search_runs([experiment.experiment_id], "attributes.run_name = 'broken'")[0]
+    assert run.info.status == "FAILED"
+    with pytest.raises(UsageError, match="no complete model"):
+        register(run.info.run_id, settings)
+
+
+def test_an_altered_bundle_is_not_logged(settings: Settings, tmp_path: Path) -> None:
+    result = make_result(tmp_path, name="altered")
+    (result.bundle_dir / "card.md").write_text("another card")
+    with pytest.raises(CheckFailed, match=r"card\.md"):
+        log_training_run(result, settings, predictions={})
+
+
+def test_register_binds_digests_and_gives_no_alias(settings: Settings, tmp_path: Path) -> None:
+    result = make_result(tmp_path, name="bound")
+    run_id = log_training_run(result, settings, predictions={})
+    assert register(run_id, settings) == 1
+    (version,) = list_versions(settings)
+    assert version.aliases == ()
+    assert (version.model_digest, version.dataset_digest) == (result.bundle_digest, "d" * 64)
+    assert (version.preset, version.run_id, version.verdict) == ("tiny", run_id, "")
+    assert version.mse == dict.fromkeys(MODALITIES, pytest.approx(0.02))
+    assert "never judged" in version.to_text()
+    assert json.loads(json.dumps(version.to_json()))["version"] == 1
+    assert "image valence: mse 0.0200 [0.0100, 0.0300]" in show_version(1, settings).to_text()
+
+
+def test_no_model_yet_is_an_empty_list(settings: Settings) -> None:
+    assert list_versions(settings) == []
+    with pytest.raises(UsageError, match="no versions at all"):
+        promote(1, settings)
+
+
+def test_every_spelling_of_a_model_resolves_to_the_same_bundle(settings: Settings, tmp_path: Path) -> None:
+    result = make_result(tmp_path, name="spelled")
+    run_id = log_training_run(result, settings, predictions={})
+    version = register(run_id, settings)
+    promote(version, settings)
+    name = settings.tracking.model_name
+    for uri in (str(result.bundle_dir), f"runs:/{run_id}/model", f"models:/{name}/1", f"models:/{name}@champion"):
+        resolved = resolve_model(uri, settings)
+        assert resolved.digest == result.bundle_digest
+        assert load_bundle(resolved.bundle_dir, load_encoders=False).digest == result.bundle_digest
+        assert resolved.version == ("1" if uri.startswith("models:/") else None)
+    # From the cache now: the store's copy is no longer needed.
+    shutil.rmtree(settings.home / "artifacts" / settings.tracking.experiment / "models")
+    assert resolve_model(f"models:/{name}/1", settings).digest == result.bundle_digest
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("no/such/folder", "no such folder; a model is a bundle's folder, runs:/RUN/model"),
+        ("models:/x", "write it as"),
+        ("models:/../etc/passwd", "write it as"),
+        ("runs:/0123/model", "no run '0123'"),
+        (".", "not a bundle"),
+    ],
+)
+def test_what_is_no_model_is_one_line(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=message) as caught:
+        resolve_model(uri, settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_alias_or_version_lists_what_there_is(settings: Settings, registered: Callable[..., int]) -> None:
+    promote(registered(), settings)
+    registered()
+    name = settings.tracking.model_name
+    for reference in ("@challenger", "/7"):
+        with pytest.raises(UsageError, match=r"it has 1 \(champion\), 2"):
+            resolve_model(f"models:/{name}{reference}", settings)
+
+
+def test_a_version_whose_files_were_exchanged_is_refused(settings: Settings, tmp_path: Path) -> None:
+    result = make_result(tmp_path, name="exchanged", seed=50)
+    version = register(log_training_run(result, settings, predictions={}), settings)
+    client = open_client(settings)
+    location = client.get_model_version_download_uri(settings.tracking.model_name, str(version))
+    stored = Path(location.removeprefix("file://")) / "artifacts" / "bundle"
+    shutil.rmtree(stored)
+    make_bundle(stored, seed=99)
+    with pytest.raises(CheckFailed, match="digest"):
+        resolve_model(f"models:/{settings.tracking.model_name}/{version}", settings)
+    assert not (settings.home / "cache" / "models" / result.bundle_digest).exists()
+
+
+def test_a_first_champion_needs_its_floors_only_and_is_recorded(
+    settings: Settings, registered: Callable[..., int]
+) -> None:
+    version = registered(mse=0.02)
+    before = len(audit.read(settings.home))
+    verdict = promote(version, settings, "first model")
+    assert aliases(settings) == {"champion": 1}
+    assert (verdict.champion, verdict.passed, verdict.why) == (None, True, "first model")
+    (record,) = audit.read(settings.home)[before:]
+    assert record == json.loads(json.dumps(verdict.to_json())) | {"model": settings.tracking.model_name}
+    client = open_client(settings)
+    tags = client.get_model_version(settings.tracking.model_name, "1").tags
+    assert (tags["mmva.verdict"], tags["mmva.verdict_reason"]) == ("passed", "first model")
+    run_id = list_versions(settings)[0].run_id
+    assert [entry.path for entry in client.list_artifacts(run_id, "verdicts")] == [tags["mmva.verdict_file"]]
+    with pytest.raises(UsageError, match="champion already"):
+        promote(version, settings)
+
+
+def test_a_model_worse_than_a_constant_never_becomes_champion(
+    settings: Settings, registered: Callable[..., int]
+) -> None:
+    version = registered(mse=0.04)
+    before = len(audit.read(settings.home))
+    with pytest.raises(CheckFailed, match=r"below-constant image/valence: 0\.0400 against 0\.0300") as caught:
+        promote(version, settings, "please")
+    assert "\n" not in str(caught.value)
+    assert aliases(settings) == {}
+    assert [record["passed"] for record in audit.read(settings.home)[before:]] == [False]
+    assert list_versions(settings)[0].verdict == "refused"
+
+
+def test_champion_moves_to_an_equal_challenger_not_to_a_worse_one_and_back(
+    settings: Settings, registered: Callable[..., int]
+) -> None:
+    first, equal, worse, other = (
+        registered(mse=0.02),
+        registered(mse=0.02),
+        registered(mse=0.025),
+        registered(mse=0.001, digest="e" * 64),
+    )
+    promote(first, settings)
+    with pytest.raises(UsageError, match="no previous champion"):
+        rollback(settings)
+    with pytest.raises(CheckFailed, match="not-worse image"):
+        promote(worse, settings)
+    with pytest.raises(CheckFailed, match="same-rows"):
+        promote(other, settings)
+    assert aliases(settings) == {"champion": first}
+    promote(equal, settings, "retrained")
+    assert aliases(settings) == {"champion": equal, "previous": first}
+    before = len(audit.read(settings.home))
+    rollback(settings, "complaints")
+    assert aliases(settings) == {"champion": first, "previous": equal}
+    (record,) = audit.read(settings.home)[before:]
+    assert (record["action"], record["candidate"], record["why"]) == ("rollback", first, "complaints")
+
+
+def test_no_alias_moves_without_the_record(
+    settings: Settings, registered: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = registered()
+
+    def disk_full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(audit, "append", disk_full)
+    with pytest.raises(OSError, match="no space"):
+        promote(version, settings)
+    assert aliases(settings) == {}
+
+
+def test_an_evaluation_changed_after_registration_is_noticed(
+    settings: Settings, registered: Callable[..., int]
+) -> None:
+    version = registered(mse=0.04)
+    client = open_client(settings)
+    with quiet():
+        client.log_text(list_versions(settings)[0].run_id, json.dumps({"metrics": {}}), "evaluation.json")
+    with pytest.raises(CheckFailed, match="changed after it was registered"):
+        promote(version, settings)
+
+
+def test_a_file_store_is_refused_in_words(settings: Settings, tmp_path: Path) -> None:
+    for uri in (f"file://{tmp_path}", str(tmp_path)):
+        tracking = settings.tracking.model_copy(update={"uri": uri})
+        with pytest.raises(UsageError, match=r"sqlite:///"):
+            list_versions(settings.model_copy(update={"tracking": tracking}))
+
+
+def test_an_unreadable_database_is_one_line(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "broken.db").write_bytes(b"not a database" * 100)
+    tracking = settings.tracking.model_copy(update={"uri": f"sqlite:///{tmp_path / 'broken.db'}"})
+    with pytest.raises(UsageError, match=r"broken\.db") as caught:
+        list_versions(settings.model_copy(update={"tracking": tracking}))
+    assert "\n" not in str(caught.value)
+
+
+def test_mlflows_loggers_stay_quiet(settings: Settings) -> None:
+    list_versions(settings)
+    assert not logging.getLogger("mlflow.store.db.utils").isEnabledFor(logging.INFO)
+    assert not logging.getLogger("alembic").isEnabledFor(logging.INFO)
+
+
+def test_results_are_frozen_values(settings: Settings, registered: Callable[..., int]) -> None:
+    verdict = promote(registered(), settings)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        verdict.passed = False  # type: ignore[misc]
