@@ -16,9 +16,9 @@ from mmva.imemnet.generator.labels import Clip
 from mmva.imemnet.generator.music import Style
 from mmva.imemnet.generator.streams import stream
 
-_FELT_STD = 0.07  # how far the feeling that is told lies from the one that is played
-_REACH = 0.13  # distance in the plane over which mood words are confused
-_VAGUE = 0.08  # share of captions without a mood word
+_FELT_STD = 0.04  # how far the feeling that is told lies from the one that is played
+_REACH = 0.09  # distance in the plane over which mood words are confused
+_VAGUE = 0.06  # share of captions without a mood word
 
 # Each word with its valence and arousal.
 LEXICON: Final[dict[str, tuple[float, float]]] = {

@@ -24,7 +24,7 @@ from mmva.imemnet.generator.streams import stream
 from mmva.imemnet.generator.synth import VOICES, Samples, hat, kick, snare, tone
 
 CLIP_SECONDS = 2.0
-_FELT_STD = (0.06, 0.06)  # how far the feeling that is played lies from the label, per axis
+_FELT_STD = (0.065, 0.065)  # how far the feeling that is played lies from the label, per axis
 _UNIT = 0.2  # one standard unit of the relations below, on the label's scale
 _MAJOR, _MINOR = (0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10)
 _PROGRESSIONS = ((0, 3, 4, 0), (0, 5, 3, 4), (0, 4, 5, 3), (0, 2, 5, 4), (0, 3, 0, 4))

@@ -6,7 +6,8 @@
   saturation, and brightness", Psychol. Res. 82).
 - Complexity and contrast raise arousal (Berlyne 1971, "Aesthetics and Psychobiology"; Machajdik & Hanbury 2010,
   "Affective image classification", ACM Multimedia: edge density and texture as features).
-- A smile is pleasant (the strongest content cue there is; drawn in a few scenes only).
+- Round things are liked better than pointed ones (Bar & Neta 2006, "Humans prefer curved visual objects", Psychol.
+  Sci. 17), and smiles better than frowns.
 
 What is drawn (hills, towns, bowls of fruit, faces, ...) does not depend on the VA point and so confounds; each picture
 is moreover felt a little differently than it is labelled (label noise), and each cue follows the feeling loosely.
@@ -15,30 +16,17 @@ is moreover felt a little differently than it is labelled (label noise), and eac
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageStat
 
-from mmva.imemnet.generator.scenes import SCENES, Canvas
+from mmva.imemnet.generator.scenes import SCENES, Canvas, Look
 from mmva.imemnet.generator.streams import stream
 
 JPEG_QUALITY = 88
 _SIDE = (256, 320)
-_FELT_STD = (0.055, 0.08)  # how far the feeling that is drawn lies from the label, per axis
+_FELT_STD = (0.045, 0.08)  # how far the feeling that is drawn lies from the label, per axis
 _UNIT = 0.2  # one standard unit of the relations below, on the label's scale
-
-
-@dataclass(frozen=True)
-class Look:
-    """What a picture's VA point decides; all but smile in [0, 1], smile in [-1, 1]."""
-
-    brightness: float
-    saturation: float
-    warmth: float
-    contrast: float
-    complexity: float
-    smile: float
 
 
 def look_for(va: tuple[float, float], rng: np.random.Generator) -> Look:
@@ -51,12 +39,13 @@ def look_for(va: tuple[float, float], rng: np.random.Generator) -> Look:
         return float(np.clip(centre + slope * value + rng.normal(0.0, noise), 0.0, 1.0))
 
     return Look(
-        brightness=cue(0.50, 0.14, brightness, 0.04),
+        brightness=cue(0.50, 0.18, brightness, 0.03),
         saturation=cue(0.45, 0.13, saturation, 0.06),
         warmth=cue(0.50, 0.22, 0.6 * a + 0.4 * v, 0.18),
         contrast=cue(0.50, 0.18, a, 0.10),
         complexity=cue(0.45, 0.22, a, 0.10),
-        smile=2 * cue(0.50, 0.25, v, 0.12) - 1,
+        roundness=cue(0.50, 0.35, v, 0.12),
+        smile=2 * cue(0.50, 0.30, v, 0.12) - 1,
     )
 
 
@@ -65,7 +54,7 @@ def render_picture(va: tuple[float, float], seed: int, index: int) -> bytes:
     rng = stream(seed, "picture", index)
     look = look_for(va, rng)
     size = (int(rng.integers(_SIDE[0], _SIDE[1] + 1)), int(rng.integers(_SIDE[0], _SIDE[1] + 1)))
-    canvas = Canvas(size, look.warmth, look.complexity, look.smile, rng)
+    canvas = Canvas(size, look, rng)
     SCENES[int(rng.integers(len(SCENES)))](canvas)
     image = _grain(canvas.image, look, rng)
     buffer = io.BytesIO()

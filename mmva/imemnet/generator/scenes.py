@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -16,29 +17,38 @@ _WARM_HUE, _COLD_HUE = 0.05, 0.58
 _SKIN_HUES = (0.04, 0.09)
 
 
+@dataclass(frozen=True)
+class Look:
+    """What a picture's VA point decides; all but smile in [0, 1], smile in [-1, 1]."""
+
+    brightness: float
+    saturation: float
+    warmth: float
+    contrast: float
+    complexity: float
+    roundness: float
+    smile: float
+
+
 class Canvas:
     """An RGB image to draw on, with a palette between warm and cold.
 
     Attributes:
         image, draw: The picture so far and its pen.
         width, height: In pixels.
-        complexity: In [0, 1]; scenes draw more and smaller things when it is high.
-        smile: In [-1, 1]; the curve of drawn mouths.
+        look: What the VA point decides.
         rng: Decides everything else.
     """
 
-    def __init__(
-        self, size: tuple[int, int], warmth: float, complexity: float, smile: float, rng: np.random.Generator
-    ) -> None:
+    def __init__(self, size: tuple[int, int], look: Look, rng: np.random.Generator) -> None:
         self.width, self.height = size
         self.image = Image.new("RGB", size)
         self.draw = ImageDraw.Draw(self.image)
-        self.complexity, self.smile, self.rng = complexity, smile, rng
-        self._warmth = warmth
+        self.look, self.rng = look, rng
 
     def colour(self, value: float, saturation: float = 0.6, natural_hue: float | None = None) -> Colour:
         """A colour of this brightness; its hue is the object's natural one at times, else the palette's."""
-        warm = self.rng.random() < self._warmth
+        warm = self.rng.random() < self.look.warmth
         hue = (_WARM_HUE if warm else _COLD_HUE) + self.rng.normal(0.0, 0.06)
         if natural_hue is not None and self.rng.random() < 0.5:
             hue = natural_hue + self.rng.normal(0.0, 0.02)
@@ -48,7 +58,7 @@ class Canvas:
 
     def count(self, low: int, high: int) -> int:
         """How many things to draw: between low (calm) and high (busy)."""
-        return max(1, round(low + self.complexity * (high - low)))
+        return max(1, round(low + self.look.complexity * (high - low)))
 
     def at(self, low: float, high: float) -> float:
         """A uniform number."""
@@ -66,6 +76,17 @@ class Canvas:
         """A filled circle."""
         self.draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
 
+    def thing(self, x: float, y: float, size: float, colour: Colour) -> None:
+        """Something round or something pointed, as the look has it."""
+        if self.rng.random() < self.look.roundness:
+            self.disc(x, y, size, colour)
+            return
+        angles = self.at(0, 2 * np.pi) + np.array([0.0, 2.3, 2.9, 5.0])
+        self.draw.polygon(
+            [(x + 1.5 * size * float(np.cos(angle)), y + 1.5 * size * float(np.sin(angle))) for angle in angles],
+            fill=colour,
+        )
+
     def ridge(self, level: float, roughness: float, colour: Colour) -> None:
         """Everything below a wandering horizon at `level` (fraction of the height)."""
         xs = np.linspace(0, self.width, 24)
@@ -81,13 +102,15 @@ def hills(canvas: Canvas) -> None:
     canvas.disc(canvas.at(0, canvas.width), canvas.at(15, 90), canvas.at(10, 28), canvas.colour(1.0, 0.3, 0.14))
     for layer in range(3):
         level = 0.45 + 0.17 * layer
-        canvas.ridge(level, 0.3 + 0.7 * canvas.complexity, canvas.colour(0.65 - 0.12 * layer, 0.6, 0.32))
+        canvas.ridge(level, 0.3 + 0.7 * canvas.look.complexity, canvas.colour(0.65 - 0.12 * layer, 0.6, 0.32))
         for _ in range(canvas.count(0, 14)):
             x, size = canvas.at(0, canvas.width), canvas.at(8, 26)
             y = (level + 0.08) * canvas.height
-            canvas.draw.polygon(
-                [(x - size / 2, y), (x + size / 2, y), (x, y - 1.8 * size)], fill=canvas.colour(0.4, 0.7, 0.35)
-            )
+            if canvas.rng.random() < canvas.look.roundness:
+                canvas.disc(x, y - size, 0.7 * size, canvas.colour(0.4, 0.7, 0.35))
+            else:
+                spire = [(x - size / 2, y), (x + size / 2, y), (x, y - 1.8 * size)]
+                canvas.draw.polygon(spire, fill=canvas.colour(0.4, 0.7, 0.35))
 
 
 def sea(canvas: Canvas) -> None:
@@ -110,8 +133,13 @@ def town(canvas: Canvas) -> None:
     left = canvas.at(-30, 0)
     while left < canvas.width:
         width, top = canvas.at(30, 80), canvas.height * canvas.at(0.2, 0.65)
-        canvas.draw.rectangle((left, top, left + width, canvas.height), fill=canvas.colour(0.55, 0.4, 0.07))
-        pane = 30 - 20 * canvas.complexity
+        wall = canvas.colour(0.55, 0.4, 0.07)
+        canvas.draw.rectangle((left, top, left + width, canvas.height), fill=wall)
+        if canvas.rng.random() < canvas.look.roundness:
+            canvas.disc(left + width / 2, top, width / 2, wall)
+        else:
+            canvas.draw.polygon([(left, top), (left + width, top), (left + width / 2, top - 0.8 * width)], fill=wall)
+        pane = 30 - 20 * canvas.look.complexity
         lit = canvas.colour(0.9, 0.5, 0.14)
         for y in np.arange(top + 6, canvas.height - 12, pane):
             for x in np.arange(left + 5, left + width - 8, pane):
@@ -126,12 +154,12 @@ def still_life(canvas: Canvas) -> None:
     table = canvas.height * canvas.at(0.5, 0.7)
     canvas.draw.rectangle((0, table, canvas.width, canvas.height), fill=canvas.colour(0.5, 0.5, 0.08))
     for _ in range(canvas.count(2, 16)):
-        radius = canvas.at(14, 46 - 16 * canvas.complexity)
+        radius = canvas.at(14, 46 - 16 * canvas.look.complexity)
         x, y = canvas.at(10, canvas.width - 10), table + canvas.at(-radius, 60)
         canvas.draw.ellipse(
             (x - radius, y + radius * 0.7, x + 1.3 * radius, y + radius * 1.1), fill=canvas.colour(0.25)
         )
-        canvas.disc(x, y, radius, canvas.colour(0.7, 0.75, canvas.at(0.0, 0.3)))
+        canvas.thing(x, y, radius, canvas.colour(0.7, 0.75, canvas.at(0.0, 0.3)))
         canvas.disc(x - radius / 3, y - radius / 3, radius / 4, canvas.colour(0.95, 0.2))
 
 
@@ -145,7 +173,7 @@ def garden(canvas: Canvas) -> None:
         x, y, size = canvas.at(0, canvas.width), canvas.at(0, canvas.height), canvas.at(5, 15)
         petal = canvas.colour(0.8, 0.7, canvas.at(0.0, 1.0))
         for angle in np.linspace(0, 2 * np.pi, 6)[:-1]:
-            canvas.disc(x + size * float(np.cos(angle)), y + size * float(np.sin(angle)), size * 0.6, petal)
+            canvas.thing(x + size * float(np.cos(angle)), y + size * float(np.sin(angle)), size * 0.6, petal)
         canvas.disc(x, y, size * 0.6, canvas.colour(0.9, 0.7, 0.14))
 
 
@@ -171,7 +199,7 @@ def portrait(canvas: Canvas) -> None:
     canvas.disc(x, y, size, canvas.colour(0.85, 0.4, canvas.at(*_SKIN_HUES)))
     for side in (-1, 1):
         canvas.disc(x + side * size * 0.38, y - size * 0.2, size * 0.1, (25, 20, 20))
-    bend = size * 0.35 * canvas.smile
+    bend = size * 0.35 * canvas.look.smile
     mouth = [(x + t * size * 0.45, y + size * 0.5 - bend * t * t + bend / 2) for t in np.linspace(-1, 1, 13)]
     canvas.draw.line([(float(px), float(py)) for px, py in mouth], (120, 30, 40), max(3, round(size / 14)))
 
@@ -179,12 +207,8 @@ def portrait(canvas: Canvas) -> None:
 def abstract(canvas: Canvas) -> None:
     """Soft blobs and shards without a subject."""
     canvas.backdrop(canvas.colour(0.6, 0.5), canvas.colour(0.6, 0.5))
-    for _ in range(canvas.count(3, 24)):
+    for _ in range(canvas.count(4, 44)):
         canvas.disc(canvas.at(0, canvas.width), canvas.at(0, canvas.height), canvas.at(8, 50), canvas.colour(0.6, 0.6))
-    for _ in range(canvas.count(0, 24)):
-        x, y = canvas.at(0, canvas.width), canvas.at(0, canvas.height)
-        corners = [(x + canvas.at(-40, 40), y + canvas.at(-40, 40)) for _ in range(3)]
-        canvas.draw.polygon(corners, fill=canvas.colour(0.6, 0.7))
 
 
 SCENES: tuple[Callable[[Canvas], None], ...] = (hills, sea, town, still_life, garden, crowd, portrait, abstract)
