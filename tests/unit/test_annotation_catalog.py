@@ -97,7 +97,7 @@ def test_duplicate_ids_are_reported_and_the_first_is_kept(tmp_path: Path) -> Non
     assert (catalog.duplicates, catalog.duplicate_ids) == (2, ("1", "1"))
 
 
-def test_relative_uri_may_leave_a_local_folder_but_never_an_s3_prefix(tmp_path: Path) -> None:
+def test_relative_uri_is_relative_to_the_tables_folder(tmp_path: Path) -> None:
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists/c.csv").write_text("uri\n../media/a.png\n")
     assert rows(tmp_path / "lists/c.csv")[0]["uri"] == str(tmp_path / "media/a.png")

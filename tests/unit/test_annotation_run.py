@@ -27,8 +27,9 @@ from mmva_platform.annotation.publish import MANIFEST_FILE, publish, read_annota
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, CATALOG_SCHEMA, parquet_to_table
 from mmva_platform.annotation.status import status
 from mmva_platform.annotation.verify import verify
+from mmva_platform.annotation.worker import Fetcher
 from mmva_platform.settings import Settings, StorageSettings
-from mmva_platform.storage import Storage, open_storage
+from mmva_platform.storage import Storage, StorageNotFound, StoragePathError, open_storage
 
 MODEL = ModelInfo(name="mmva", version="3", digest="d" * 64)
 PREPROCESSING = Preprocessing(fingerprints={"image": "f" * 64}, window_s=3.0, hop_s=1.5, short_side=224)
@@ -185,6 +186,28 @@ def test_items_changed_behind_the_plan_are_noticed(storage: Storage) -> None:
     storage.write(plan.items_file, b"something else")
     with pytest.raises(CheckFailed, match="changed since it was planned"):
         planned(storage)
+
+
+def test_catalogs_in_storage_are_read_and_their_media_fetched(storage: Storage, settings: Settings) -> None:
+    storage.write("media/b.png", b"png")
+    storage.write("media/deep/a.txt", b"text")
+    storage.write("list.csv", b"uri\nmedia/b.png\n./media/deep/a.txt\nmedia/gone.png\n")
+    folder = read_catalog(storage.join("media"), settings.storage).items.to_pylist()
+    assert [(row["id"], row["bytes"]) for row in folder] == [("b.png", 3), ("deep/a.txt", 4)]
+    table = read_catalog(storage.join("list.csv"), settings.storage).items.to_pylist()
+    assert [row["uri"] for row in table[:2]] == [row["uri"] for row in folder]
+    fetch = Fetcher(settings.storage)
+    assert [fetch(row["uri"], row["bytes"], 100) for row in folder + table[:2]] == [b"png", b"text"] * 2
+    with pytest.raises(StorageNotFound):
+        fetch(table[2]["uri"], None, 100)
+
+
+@pytest.mark.parametrize("settings", ["s3"], indirect=True)
+def test_a_row_does_not_lead_out_of_its_s3_prefix(storage: Storage, settings: Settings) -> None:
+    storage.write("list.csv", b"uri\n../../other-bucket/a.png\n")
+    (row,) = read_catalog(storage.join("list.csv"), settings.storage).items.to_pylist()
+    with pytest.raises(StoragePathError):
+        Fetcher(settings.storage)(row["uri"], None, 100)
 
 
 # --- commit and publish

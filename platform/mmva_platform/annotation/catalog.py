@@ -26,7 +26,14 @@ from mmva.errors import UsageError
 from mmva.media.formats import modality_of
 from mmva_platform.annotation.schema import CATALOG_SCHEMA, sha256_hex
 from mmva_platform.settings import StorageSettings
-from mmva_platform.storage import StorageError, open_storage, read_uri, split_uri
+from mmva_platform.storage import (
+    StorageDenied,
+    StorageNotFound,
+    StoragePathError,
+    open_storage,
+    read_uri,
+    split_uri,
+)
 
 COLUMNS: Final = ("id", "uri", "modality", "caption")
 TABLE_SUFFIXES: Final = (".parquet", ".csv", ".jsonl", ".ndjson")
@@ -70,7 +77,8 @@ def read_catalog(uri: str, settings: StorageSettings) -> Catalog:
         settings: How to reach object storage.
 
     Raises:
-        UsageError: If it does not exist, cannot be read, has no usable column or no item; one line.
+        UsageError: If it does not exist, may not be read, has no usable column or no item; one line.
+        StorageError: If storage does not answer.
     """
     skipped: Counter[str] = Counter()
     try:
@@ -78,7 +86,7 @@ def read_catalog(uri: str, settings: StorageSettings) -> Catalog:
             _table_rows(uri, settings) if uri.lower().endswith(TABLE_SUFFIXES) else _folder_rows(uri, settings, skipped)
         )
         items, duplicates = _unique(rows)
-    except StorageError as error:
+    except (StorageNotFound, StorageDenied, StoragePathError) as error:
         raise UsageError(f"catalog {uri}: cannot be read ({error})") from None
     if items.num_rows == 0:
         found = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))

@@ -120,9 +120,9 @@ def annotate(
     if storage.exists(MANIFEST_FILE):
         manifest, resumed = read_manifest(storage), len(plan.shards)
     else:
-        before = sorted(committed_shards(storage) & set(plan.shards))
-        commits = [read_commit(storage, shard) for shard in before]
-        todo = [shard for shard in plan.shards if shard not in set(before)]
+        before = committed_shards(storage) & set(plan.shards)
+        commits = [read_commit(storage, shard) for shard in sorted(before)]
+        todo = [shard for shard in plan.shards if shard not in before]
         if todo:
             work = [{"shard": shard, "items": plan.slice(items, shard).to_pylist()} for shard in todo]
             arguments = {"plan": plan, "out": storage.uri, "settings": settings, "batch_size": batch_size}

@@ -62,12 +62,13 @@ def verify(out: str, settings: Settings) -> VerifyReport:
     except (CheckFailed, StorageNotFound) as error:
         problems.append(str(error))
         items = None
+    planned_shards = set(plan.shards)
     annotated = quarantined = 0
     for commit in commits:
         ok_ids = _checked_ids(storage, commit, "data", problems)
         bad_ids = _checked_ids(storage, commit, "quarantine", problems)
         annotated, quarantined = annotated + len(ok_ids), quarantined + len(bad_ids)
-        if items is not None and commit.shard in set(plan.shards):
+        if items is not None and commit.shard in planned_shards:
             planned = plan.slice(items, commit.shard).column("id").to_pylist()
             problems += _differences(commit.shard, planned, ok_ids + bad_ids)
     return VerifyReport(storage.uri, tuple(problems), plan.catalog.items, annotated, quarantined)
