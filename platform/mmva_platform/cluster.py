@@ -16,15 +16,14 @@ from typing import Any, Final, NamedTuple
 
 import mmva
 import mmva_platform
-from mmva.errors import CheckFailed, MediaError, UsageError
+from mmva.errors import CheckFailed, MediaError, OperationFailed, UsageError
 from mmva_platform.settings import ClusterSettings
-from mmva_platform.storage import StorageError
 
 logger = logging.getLogger(__name__)
 
 CPUS_PER_ACTOR: Final = 0.5  # actors may not take every CPU: Ray Data's own tasks would starve, silently
 FREE_CPUS: Final = 1.0
-_EXPECTED_ERRORS = (UsageError, CheckFailed, MediaError, StorageError)
+_EXPECTED_ERRORS = (UsageError, CheckFailed, OperationFailed, MediaError)
 _RAY_ENVIRONMENT = {
     "RAY_ENABLE_AUTO_CONNECT": "0",  # or a thread left behind by a stalled job would start a second Ray
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -32,7 +31,7 @@ _RAY_ENVIRONMENT = {
 }
 
 
-class StalledError(RuntimeError):
+class StalledError(OperationFailed):
     """A job made no progress for too long; the message names its stage."""
 
     def __init__(self, stage: str, done: int, total: int, seconds: float) -> None:
@@ -65,6 +64,7 @@ def ray_session(settings: ClusterSettings | None = None) -> Iterator[ClusterInfo
 
     Raises:
         UsageError: If the configured cluster does not answer.
+        OperationFailed: If Ray does not start on this machine.
     """
     settings = settings or ClusterSettings()
     os.environ.update({key: value for key, value in _RAY_ENVIRONMENT.items() if key not in os.environ})
@@ -130,7 +130,7 @@ def run_shards(
         stall_timeout_s: Longest wait for a next result.
 
     Raises:
-        UsageError, CheckFailed, MediaError, StorageError: As raised by the worker, without Ray's wrapping.
+        UsageError, CheckFailed, OperationFailed, MediaError: As raised by the worker, without Ray's wrapping.
         StalledError: If nothing arrived for stall_timeout_s.
     """
     if not items:
@@ -254,15 +254,20 @@ def _init(settings: ClusterSettings) -> None:
             reason = str(error).strip().partition("\n")[0]
             raise UsageError(f"cluster.address {address}: no Ray cluster answers there ({reason})") from error
         return
-    ray.init(
-        address="local",
-        # On a single CPU a worker and Ray Data's own tasks would never fit; logical CPUs cost nothing.
-        num_cpus=settings.num_cpus or (None if _own_cpus() > 1 else 2),
-        include_dashboard=False,
-        object_store_memory=settings.object_store_mb * 2**20,
-        runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
-        **quiet,
-    )
+    try:
+        ray.init(
+            address="local",
+            # On a single CPU a worker and Ray Data's own tasks would never fit; logical CPUs cost nothing.
+            num_cpus=settings.num_cpus or (None if _own_cpus() > 1 else 2),
+            include_dashboard=False,
+            object_store_memory=settings.object_store_mb * 2**20,
+            runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
+            **quiet,
+        )
+    except Exception as error:  # Ray raises this very class when its processes are not up within 30 s
+        ray.shutdown()
+        reason = str(error).strip().partition("\n")[0]
+        raise OperationFailed(f"cluster: Ray did not start on this machine ({reason})") from error
 
 
 def _python_path() -> str:

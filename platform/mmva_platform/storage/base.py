@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from mmva.errors import UsageError
+from mmva.errors import OperationFailed, UsageError
 
 
-class StorageError(OSError):
+class StorageError(OSError, OperationFailed):
     """A storage operation failed; the message names the URI."""
 
 

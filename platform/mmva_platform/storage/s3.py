@@ -23,6 +23,9 @@ from botocore.exceptions import (
     ReadTimeoutError,
     ResponseStreamingError,
 )
+from botocore.exceptions import (
+    ConnectionError as BotoConnectionError,
+)
 
 from mmva_platform.settings import StorageSettings
 from mmva_platform.storage.base import (
@@ -126,9 +129,8 @@ class S3Storage(Storage):
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """Objects page by page, in S3's own order, which is by path; folder markers are left out."""
-        pages = self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=self.prefix + checked_prefix(prefix)
-        )
+        start = self.prefix + checked_prefix(prefix)
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start)
         with self._typed_errors(prefix):
             for page in pages:
                 for item in page.get("Contents", []):
@@ -165,11 +167,10 @@ class S3Storage(Storage):
             raise _typed(place, error) from error
         except (NoCredentialsError, PartialCredentialsError) as error:
             raise StorageDenied(f"{place}: no S3 credentials found (environment, profile or role)") from error
-        except HTTPClientError as error:
-            raise StorageUnavailable(f"{place}: {error} after {self.settings.max_attempts} attempts") from error
-        except (*_BODY_BROKE, BotoCoreError) as error:
-            kind = StorageUnavailable if isinstance(error, _BODY_BROKE) else StorageError
-            raise kind(f"{place}: {error}") from error
+        except (HTTPClientError, BotoConnectionError, *_BODY_BROKE) as error:
+            raise StorageUnavailable(f"{place}: {error} ({self.settings.max_attempts} attempts)") from error
+        except BotoCoreError as error:
+            raise StorageError(f"{place}: {error}") from error
 
 
 def _status(error: ClientError) -> int:

@@ -1,0 +1,136 @@
+"""An imported dataset, opened for reading."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import NamedTuple
+
+import pyarrow as pa
+from pydantic import ValidationError
+
+from mmva.errors import CheckFailed, UsageError
+from mmva.modalities import Modality
+from mmva_platform.datasets.schema import (
+    DATASET_FILE,
+    LABELS_FILE,
+    SCHEMA_VERSION,
+    DatasetInfo,
+    ShardInfo,
+    read_parquet,
+    sha256_of,
+)
+from mmva_platform.settings import Settings
+from mmva_platform.storage import Storage, StorageNotFound, open_storage
+
+
+class ShardItems(NamedTuple):
+    """Items of one modality in one shard, in its order; texts are those of captions, empty for media."""
+
+    shard: ShardInfo
+    ids: tuple[str, ...]
+    texts: tuple[str, ...]
+
+
+class Dataset:
+    """Labelled media that `mmva data import` published.
+
+    Attributes:
+        storage: Where it lies; paths are those of its shards.
+        info: Content of dataset.json.
+    """
+
+    def __init__(self, storage: Storage, info: DatasetInfo) -> None:
+        self.storage = storage
+        self.info = info
+
+    @classmethod
+    def open(cls, uri: str, settings: Settings | None = None) -> Dataset:
+        """Open the dataset at a folder's URI.
+
+        Raises:
+            UsageError: If there is no dataset, or another version's.
+            StorageError: If the place cannot be read.
+        """
+        storage = open_storage(uri, (settings or Settings()).storage)
+        try:
+            info = DatasetInfo.model_validate_json(storage.read(DATASET_FILE))
+        except StorageNotFound:
+            raise UsageError(
+                f"{uri}: no dataset there ({DATASET_FILE} is missing); make it with: mmva data import ... --out {uri}"
+            ) from None
+        except ValidationError as error:
+            problem = error.errors()[0]
+            field = ".".join(str(part) for part in problem["loc"])
+            raise UsageError(f"{uri}/{DATASET_FILE}: not a dataset description ({field}: {problem['msg']})") from None
+        if info.schema_version != SCHEMA_VERSION:
+            raise UsageError(
+                f"{uri}: schema version {info.schema_version}, this mmva reads {SCHEMA_VERSION}; import anew"
+            )
+        return cls(storage, info)
+
+    @property
+    def uri(self) -> str:
+        """Full URI of the dataset."""
+        return self.storage.uri
+
+    @property
+    def digest(self) -> str:
+        """The dataset's version."""
+        return self.info.digest
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What every report about this dataset must repeat, such as the leakage of a split by clip."""
+        return self.info.warnings
+
+    @property
+    def shards(self) -> tuple[ShardInfo, ...]:
+        """The shards in order."""
+        return self.info.shards
+
+    def labels(self) -> pa.Table:
+        """Every row without its media, in shard order (LABELS_SCHEMA); read once.
+
+        Raises:
+            CheckFailed: If the file is not the one that was published.
+        """
+        return self._labels
+
+    def items(self, modality: Modality) -> list[ShardItems]:
+        """Shards that hold items of a modality, with those items.
+
+        The captions of a shard of clips are those of its clips that have one, under the clip's id.
+        """
+        found, start = [], 0
+        for shard in self.shards:
+            rows = self._labels.slice(start, shard.rows).to_pydict()
+            start += shard.rows
+            pairs = list(zip(rows["id"], rows["caption"], strict=True))
+            if modality == "caption" and shard.modality in {"music", "caption"}:
+                pairs = [(item_id, text) for item_id, text in pairs if text]
+            elif modality != shard.modality:
+                continue
+            if pairs:
+                texts = tuple(text for _, text in pairs) if modality == "caption" else ()
+                found.append(ShardItems(shard, tuple(item_id for item_id, _ in pairs), texts))
+        return found
+
+    def read_shard(self, name: str) -> pa.Table:
+        """One shard with its media (DATASET_SCHEMA), verified by its digest.
+
+        Raises:
+            CheckFailed: If its bytes are not the published ones.
+            KeyError: If the dataset has no such shard.
+        """
+        digests = {shard.name: shard.sha256 for shard in self.shards}
+        return read_parquet(self._verified(name, digests[name]))
+
+    @cached_property
+    def _labels(self) -> pa.Table:
+        return read_parquet(self._verified(LABELS_FILE, self.info.labels_sha256))
+
+    def _verified(self, name: str, sha256: str) -> bytes:
+        data = self.storage.read(name)
+        if sha256_of(data) != sha256:
+            raise CheckFailed(f"{self.storage.join(name)}: its bytes are not those of {DATASET_FILE}; import anew")
+        return data

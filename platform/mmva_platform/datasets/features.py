@@ -1,0 +1,177 @@
+# ruff: noqa: N815 - arrays carry their shape
+"""A dataset's embeddings and labels as aligned arrays: what training and evaluation read.
+
+Shapes: N items of a modality, D its encoder's dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmva.errors import CheckFailed, UsageError
+from mmva.modalities import AXES, MODALITIES, Modality
+from mmva_platform.datasets.dataset import Dataset
+from mmva_platform.datasets.embedding_set import (
+    EMBEDDINGS_FOLDER,
+    EmbeddingsInfo,
+    folder_name,
+    read_info,
+    read_part,
+    read_pointer,
+)
+from mmva_platform.datasets.schema import sha256_of
+from mmva_platform.settings import Settings
+from mmva_platform.storage import Storage, open_storage
+
+
+@dataclass(frozen=True)
+class ModalityFeatures:
+    """Items of one modality, row by row.
+
+    Attributes:
+        ids: Item ids, str [N]; a caption has the id of its clip.
+        emb_ND: Embeddings, float32 [N, D].
+        va_N2: Labels, float64 [N, 2], about [0, 1].
+        split: "train", "val" or "test", str [N].
+        group: Song or image, str [N].
+    """
+
+    ids: NDArray[np.str_]
+    emb_ND: NDArray[np.float32]
+    va_N2: NDArray[np.float64]
+    split: NDArray[np.str_]
+    group: NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def where(self, mask_N: NDArray[np.bool_]) -> ModalityFeatures:
+        """The rows where the mask is True, in order."""
+        return ModalityFeatures(
+            self.ids[mask_N], self.emb_ND[mask_N], self.va_N2[mask_N], self.split[mask_N], self.group[mask_N]
+        )
+
+
+@dataclass(frozen=True)
+class Features(Mapping[Modality, ModalityFeatures]):
+    """Features by modality, for the modalities that the dataset has.
+
+    Attributes:
+        uri: Of the dataset.
+        digest: The dataset's.
+        fingerprints: Of the encoder, by modality.
+        specs: Plain values of the encoder's BackboneSpec, by modality.
+        warnings: The dataset's: what every report must repeat.
+        modalities: The features.
+    """
+
+    uri: str
+    digest: str
+    fingerprints: dict[Modality, str]
+    specs: dict[Modality, dict[str, object]]
+    warnings: tuple[str, ...]
+    modalities: dict[Modality, ModalityFeatures]
+
+    def __getitem__(self, modality: Modality) -> ModalityFeatures:
+        return self.modalities[modality]
+
+    def __iter__(self) -> Iterator[Modality]:
+        return iter(self.modalities)
+
+    def __len__(self) -> int:
+        return len(self.modalities)
+
+    def split(self, name: str) -> dict[Modality, ModalityFeatures]:
+        """Rows of one split, by modality; a modality without rows there has features of length 0."""
+        return {modality: rows.where(rows.split == name) for modality, rows in self.modalities.items()}
+
+
+def load_features(
+    dataset_uri: str,
+    backbones: str | Mapping[Modality, str],
+    settings: Settings | None = None,
+    *,
+    embeddings: str | None = None,
+) -> Features:
+    """Load embeddings with their labels.
+
+    Args:
+        dataset_uri: Of an embedded dataset.
+        backbones: A preset's name, or the encoders' fingerprints by modality.
+        settings: Storage.
+        embeddings: URI of the embeddings where they were not written into the dataset.
+
+    Raises:
+        UsageError: If the dataset is not embedded so; the message has the command that does it.
+        CheckFailed: If a part is not the one that was published.
+    """
+    settings = settings or Settings()
+    dataset = Dataset.open(dataset_uri, settings)
+    storage = open_storage(embeddings or dataset.storage.join(EMBEDDINGS_FOLDER), settings.storage)
+    sets = _sets(dataset, dataset_uri, storage, backbones, embeddings)
+    return Features(
+        uri=dataset.uri,
+        digest=dataset.digest,
+        fingerprints={modality: info.fingerprint for modality, info in sets.items()},
+        specs={modality: info.spec for modality, info in sets.items()},
+        warnings=dataset.warnings,
+        modalities={modality: _load(dataset, storage, info) for modality, info in sets.items()},
+    )
+
+
+def _sets(
+    dataset: Dataset,
+    dataset_uri: str,
+    storage: Storage,
+    backbones: str | Mapping[Modality, str],
+    embeddings: str | None,
+) -> dict[Modality, EmbeddingsInfo]:
+    name = backbones if isinstance(backbones, str) else "PRESET"
+    command = f"mmva embed {dataset_uri} --backbones {name}" + (f" --out {embeddings}" if embeddings else "")
+    if isinstance(backbones, str):
+        pointer = read_pointer(storage, backbones)
+        if pointer is None or pointer.dataset != dataset.digest:
+            raise UsageError(f"{dataset_uri}: not embedded with the preset {backbones!r}; run: {command}")
+        backbones = pointer.fingerprints
+    sets: dict[Modality, EmbeddingsInfo] = {}
+    for modality in MODALITIES:
+        if modality in backbones:
+            info = read_info(storage, folder_name(modality, backbones[modality]))
+            if info is None or info.dataset != dataset.digest or info.fingerprint != backbones[modality]:
+                fingerprint = backbones[modality][:16]
+                raise UsageError(
+                    f"{dataset_uri}: no {modality} embeddings of the encoder {fingerprint}; run: {command}"
+                )
+            sets[modality] = info
+    return sets
+
+
+def _load(dataset: Dataset, storage: Storage, info: EmbeddingsInfo) -> ModalityFeatures:
+    ids: list[str] = []
+    parts = []
+    for part in info.parts:
+        path = f"{folder_name(info.modality, info.fingerprint)}/{part.name}"
+        data = storage.read(path)
+        if sha256_of(data) != part.sha256:
+            raise CheckFailed(f"{storage.join(path)}: its bytes are not those of embeddings.json; embed anew")
+        part_ids, emb_ND = read_part(data)
+        ids += part_ids
+        parts.append(emb_ND)
+    labels = dataset.labels().to_pandas()
+    captioned = (labels["modality"] == "caption") | ((labels["modality"] == "music") & (labels["caption"] != ""))
+    rows = labels[captioned if info.modality == "caption" else labels["modality"] == info.modality]
+    if list(rows["id"]) != ids:
+        raise CheckFailed(
+            f"{storage.uri}: {info.modality} embeddings are of other items than the dataset's; embed anew"
+        )
+    return ModalityFeatures(
+        ids=np.array(ids, dtype=np.str_),
+        emb_ND=np.concatenate(parts) if parts else np.empty((0, info.dim), np.float32),
+        va_N2=rows[list(AXES)].to_numpy(np.float64),
+        split=rows["split"].to_numpy(dtype=np.str_),
+        group=rows["group"].to_numpy(dtype=np.str_),
+    )

@@ -1,0 +1,108 @@
+"""First pass of an import: every media file is read, hashed and decoded once; content that comes twice is settled."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Final
+
+import numpy as np
+
+from mmva.errors import MediaError
+from mmva.media.formats import sniff
+from mmva.modalities import Modality
+from mmva_platform.datasets.candidates import Candidate
+from mmva_platform.datasets.report import Finding
+from mmva_platform.storage import Storage, StorageNotFound
+
+# The same bytes under two ids are one item if their labels agree to this, and of unknown label otherwise.
+DUPLICATE_TOLERANCE: Final = 0.05
+SHORT_SIDE: Final = 224  # pixels that image encoders need: a JPEG may be decoded smaller, but never below
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What the first pass saw of a candidate: its digest and format, or the error that drops it."""
+
+    candidate: Candidate
+    sha256: str
+    media_format: str
+    code: str = ""
+    detail: str = ""
+
+
+class Inspector:
+    """Worker of the first pass: reads, hashes and decodes the files of one chunk."""
+
+    def __init__(self, media: Storage) -> None:
+        self._media = media
+
+    def __call__(self, item: dict[str, Any]) -> list[Inspected]:
+        """Inspect the candidates under "candidates"."""
+        return [self._inspect(candidate) for candidate in item["candidates"]]
+
+    def _inspect(self, candidate: Candidate) -> Inspected:
+        try:
+            data = self._media.read(candidate.path)
+        except StorageNotFound:
+            return Inspected(candidate, "", "", "missing-file", f"{candidate.path} vanished during the import")
+        sha256 = hashlib.sha256(data).hexdigest()
+        try:
+            check_decodes(candidate.modality, data)
+        except MediaError as error:
+            return Inspected(candidate, sha256, "", error.code, f"{candidate.path}: {error}")
+        return Inspected(candidate, sha256, sniff(data) or "")
+
+
+def check_decodes(modality: Modality, data: bytes) -> None:
+    """Decode media to its end and forget it; MediaError when that fails."""
+    if modality == "image":
+        from mmva.media.images import decode_image
+
+        decode_image(data, at_least=SHORT_SIDE)
+    else:
+        from mmva.media.audio import probe_audio, stream_audio
+
+        for _ in stream_audio(data, probe_audio(data).sample_rate):  # at its own rate: nothing to resample
+            pass
+
+
+def settle(inspected: Sequence[Inspected]) -> tuple[list[Inspected], list[Finding]]:
+    """Decide what stays: what decodes, and of each content within a modality one, or none if its labels disagree.
+
+    Returns:
+        The kept ones, sorted by modality and id, and a finding for each of the others.
+    """
+    kept: list[Inspected] = []
+    findings = [_finding(entry, entry.code, entry.detail) for entry in inspected if entry.code]
+    for group in _same_content([entry for entry in inspected if not entry.code]):
+        first, *others = group
+        va_N2 = np.array([(entry.candidate.valence, entry.candidate.arousal) for entry in group])
+        spread = float(np.ptp(va_N2, axis=0).max())
+        if spread <= DUPLICATE_TOLERANCE:
+            kept.append(first)
+            detail = f"same content as {first.candidate.id!r}"
+            findings += [_finding(entry, "duplicate-content", detail) for entry in others]
+        else:
+            ids = ", ".join(repr(entry.candidate.id) for entry in group)
+            detail = f"{ids} have the same content, their labels are {spread:.3f} apart"
+            findings += [_finding(entry, "contradicting-duplicate", detail) for entry in group]
+    return sorted(kept, key=_by_id), sorted(findings, key=lambda found: (found.modality, found.id, found.code))
+
+
+def _same_content(inspected: Sequence[Inspected]) -> Iterator[list[Inspected]]:
+    def content(entry: Inspected) -> tuple[str, str]:
+        return entry.candidate.modality, entry.sha256
+
+    for _, group in groupby(sorted(inspected, key=lambda entry: (*content(entry), entry.candidate.id)), key=content):
+        yield list(group)
+
+
+def _by_id(entry: Inspected) -> tuple[str, str]:
+    return entry.candidate.modality, entry.candidate.id
+
+
+def _finding(entry: Inspected, code: str, detail: str) -> Finding:
+    return Finding(entry.candidate.modality, code, entry.candidate.id, detail, dropped=1)

@@ -1,0 +1,319 @@
+"""Both back ends keep the same promises; S3 is moto's server on loopback."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError
+from moto.server import ThreadedMotoServer
+
+from mmva.errors import OperationFailed, UsageError
+from mmva_platform.settings import StorageSettings
+from mmva_platform.storage import (
+    Entry,
+    Storage,
+    StorageDenied,
+    StorageNotFound,
+    StoragePathError,
+    StorageUnavailable,
+    open_storage,
+    read_uri,
+    split_uri,
+)
+from mmva_platform.storage.fetch import fetch_folder
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def s3(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> StorageSettings:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
+    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+    client.create_bucket(Bucket="bucket")
+    for item in client.list_objects_v2(Bucket="bucket").get("Contents", []):
+        client.delete_object(Bucket="bucket", Key=item["Key"])
+    client.close()
+    return StorageSettings(s3_endpoint=endpoint, max_attempts=2, connect_timeout_s=2, read_timeout_s=5)
+
+
+@pytest.fixture(params=["local", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "local":
+        return open_storage(tmp_path / "root")
+    return open_storage("s3://bucket/root", request.getfixturevalue("s3"))
+
+
+def test_what_is_written_is_read_listed_and_sized(storage: Storage) -> None:
+    storage.write("b/two.bin", b"22")
+    storage.write("b/two.bin", b"222")
+    storage.write("a one?#%.txt", b"")
+    assert storage.read("b/two.bin") == b"222"
+    assert storage.size("b/two.bin") == 3
+    assert list(storage.list()) == [Entry("a one?#%.txt", 0), Entry("b/two.bin", 3)]
+    assert (storage.exists("b/two.bin"), storage.exists("b"), storage.exists("c")) == (True, False, False)
+
+
+def test_a_prefix_is_a_prefix_of_the_path_not_a_folder(storage: Storage) -> None:
+    for path in ("x/a-1", "x/a-2", "x/b", "xa"):
+        storage.write(path, b"1")
+    assert [entry.path for entry in storage.list("x/a")] == ["x/a-1", "x/a-2"]
+    assert [entry.path for entry in storage.list("x/")] == ["x/a-1", "x/a-2", "x/b"]
+    assert [entry.path for entry in storage.list("x")] == ["x/a-1", "x/a-2", "x/b", "xa"]
+    assert list(storage.list("none/")) == []
+
+
+def test_of_eight_racing_writers_one_wins_and_its_bytes_stand(storage: Storage) -> None:
+    barrier = threading.Barrier(8)
+    won: list[bytes] = []
+
+    def race(number: int) -> None:
+        data = bytes([number]) * 100_000
+        barrier.wait()
+        if storage.put_if_absent("commits/0.json", data):
+            won.append(data)
+
+    threads = [threading.Thread(target=race, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert storage.read("commits/0.json") == won[0]
+    assert [entry.path for entry in storage.list()] == ["commits/0.json"]
+
+
+def test_put_if_absent_loses_even_with_the_same_bytes(storage: Storage) -> None:
+    assert storage.put_if_absent("a", b"same")
+    assert not storage.put_if_absent("a", b"same")
+
+
+def test_missing_is_not_found(storage: Storage) -> None:
+    with pytest.raises(StorageNotFound, match="none"):
+        storage.read("none")
+    with pytest.raises(FileNotFoundError):
+        storage.size("none")
+
+
+@pytest.mark.parametrize("path", ["../up", "a/../../up", "/etc/passwd", "a//b", "", ".", "a\0b", "\udc80"])
+def test_paths_that_leave_the_root_or_no_storage_holds(storage: Storage, path: str) -> None:
+    for operation in (storage.read, storage.exists, storage.size, storage.local_path, storage.join):
+        with pytest.raises(StoragePathError):
+            operation(path)
+    with pytest.raises(UsageError):
+        storage.put_if_absent(path, b"")
+    with pytest.raises(OperationFailed):
+        list(storage.list("../"))
+
+
+def test_a_used_storage_survives_pickling(storage: Storage) -> None:
+    storage.write("a", b"1")
+    copy = pickle.loads(pickle.dumps(storage))
+    assert copy.read("a") == b"1"
+    assert copy.uri == storage.uri
+
+
+def test_full_uris_open_again(storage: Storage, request: pytest.FixtureRequest) -> None:
+    storage.write("folder/a b.txt", b"1")
+    settings = None if storage.local_path("a") else request.getfixturevalue("s3")
+    assert read_uri(storage.join("folder/a b.txt"), settings) == b"1"
+
+
+def test_a_folder_of_any_storage_as_a_local_folder(storage: Storage, tmp_path: Path, s3: StorageSettings) -> None:
+    storage.write("model/config.json", b"1")
+    storage.write("model/sub/weights", b"2")
+    folder = fetch_folder(storage.join("model"), tmp_path / "cache", s3)
+    assert (folder / "sub" / "weights").read_bytes() == b"2"
+    storage.write("model/config.json", b"newer")
+    again = fetch_folder(storage.join("model"), tmp_path / "cache", s3)
+    assert (again / "config.json").read_bytes() == b"newer"
+    with pytest.raises(UsageError, match="no files"):
+        fetch_folder(storage.join("none"), tmp_path / "cache", s3)
+
+
+# ---- local only
+
+
+def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    old, new = b"o" * 300_000, b"n" * 300_000
+    storage.write("a", old)
+    seen, done = set(), threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            seen.add(storage.read("a"))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(20):
+        storage.write("a", new)
+        storage.write("a", old)
+    done.set()
+    reader.join()
+    assert seen <= {old, new}
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = open_storage(tmp_path)
+    storage.write("a", b"old")
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OperationFailed, match="No space left"):
+        storage.write("a", b"new")
+    assert storage.read("a") == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_in_the_place_of_a_file_is_an_error_with_its_name(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    storage.write("a/b", b"1")
+    with pytest.raises(OperationFailed, match=str(tmp_path / "a")):
+        storage.read("a")
+    with pytest.raises(StorageNotFound):
+        storage.read("a/b/c")
+
+
+def test_home_and_file_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_storage("~/data").uri == str(tmp_path / "data")
+    assert open_storage(f"file://{tmp_path}/a%20b").uri == str(tmp_path / "a b")
+    assert split_uri(f"file://{tmp_path}/a%20b/c%20d.csv") == (str(tmp_path / "a b"), "c d.csv")
+
+
+@pytest.mark.parametrize(
+    ("uri", "folder", "name"),
+    [
+        ("s3://b/x.csv", "s3://b", "x.csv"),
+        ("s3://b/a/x.csv", "s3://b/a", "x.csv"),
+        ("x.csv", ".", "x.csv"),
+        ("/x.csv", "/", "x.csv"),
+    ],
+)
+def test_split_uri(uri: str, folder: str, name: str) -> None:
+    assert split_uri(uri) == (folder, name)
+
+
+@pytest.mark.parametrize("uri", ["gs://bucket/a", "s3://", "file://host/a", "http://example.org/a"])
+def test_a_uri_that_cannot_be_opened_says_what_to_write(uri: str) -> None:
+    with pytest.raises(UsageError, match="s3://") if not uri.startswith("file") else pytest.raises(UsageError):
+        open_storage(uri)
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket", "folder/", "s3://bucket/"])
+def test_a_uri_without_a_file(uri: str) -> None:
+    with pytest.raises(UsageError, match="names no file"):
+        split_uri(uri)
+
+
+# ---- S3 only
+
+
+def test_a_put_whose_answer_was_lost_has_won(s3: StorageSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = open_storage("s3://bucket/root", s3)
+    client = storage._client
+    put = client.put_object
+
+    def put_twice(**arguments: object) -> object:
+        put(**arguments)  # arrives, but nobody hears the answer: botocore sends it again
+        return put(**arguments)
+
+    monkeypatch.setattr(client, "put_object", put_twice)
+    assert storage.put_if_absent("a", b"mine")
+    monkeypatch.undo()
+    assert not storage.put_if_absent("a", b"mine")
+
+
+def test_a_conflict_is_asked_again(s3: StorageSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = open_storage("s3://bucket/root", s3)
+    client = storage._client
+    put = client.put_object
+    answers = [_error(409, "ConditionalRequestConflict")]
+
+    def conflict_first(**arguments: object) -> object:
+        if answers:
+            raise answers.pop()
+        return put(**arguments)
+
+    monkeypatch.setattr(client, "put_object", conflict_first)
+    assert storage.put_if_absent("a", b"1")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (403, "AccessDenied", StorageDenied),
+        (404, "NoSuchKey", StorageNotFound),
+        (503, "SlowDown", StorageUnavailable),
+        (500, "InternalError", StorageUnavailable),
+    ],
+)
+def test_errors_have_their_kind_and_name_the_place(
+    s3: StorageSettings, monkeypatch: pytest.MonkeyPatch, status: int, code: str, kind: type[Exception]
+) -> None:
+    storage = open_storage("s3://bucket/root", s3)
+
+    def fail(**_arguments: object) -> object:
+        raise _error(status, code)
+
+    monkeypatch.setattr(storage._client, "get_object", fail)
+    with pytest.raises(kind, match="s3://bucket/root/a") as error:
+        storage.read("a")
+    assert "very-secret" not in str(error.value)
+
+
+def test_no_such_bucket_and_no_server(s3: StorageSettings) -> None:
+    with pytest.raises(StorageNotFound, match="no such bucket"):
+        list(open_storage("s3://none", s3).list())
+    nobody = s3.model_copy(update={"s3_endpoint": "http://127.0.0.1:9"})
+    with pytest.raises(StorageUnavailable, match="2 attempts"):
+        open_storage("s3://bucket", nobody).read("a")
+
+
+def test_without_credentials_access_is_denied(
+    s3: StorageSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    with pytest.raises(StorageDenied, match="no S3 credentials"):
+        open_storage("s3://bucket", s3).read("a")
+
+
+def test_a_body_that_breaks_off_is_read_again(s3: StorageSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    from botocore.exceptions import IncompleteReadError
+
+    storage = open_storage("s3://bucket/root", s3)
+    storage.write("a", b"whole")
+    client = storage._client
+    get = client.get_object
+    broken = [True]
+
+    class Body:
+        def read(self) -> bytes:
+            raise IncompleteReadError(actual_bytes=1, expected_bytes=5)
+
+    def break_once(**arguments: object) -> object:
+        return {"Body": Body()} if broken and broken.pop() else get(**arguments)
+
+    monkeypatch.setattr(client, "get_object", break_once)
+    assert storage.read("a") == b"whole"
+
+
+def _error(status: int, code: str) -> ClientError:
+    return ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "Operation")
