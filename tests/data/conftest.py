@@ -1,0 +1,111 @@
+"""A tiny data set in the published layout, with one of every defect, and a stand-in for the cluster."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from mmva_platform.datasets import embedding, importing
+from mmva_platform.datasets.importing import ImportConfig
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where the label files and the media are."""
+
+    images_csv: Path
+    music_csv: Path
+    media: Path
+
+    def config(self, **changes: Any) -> ImportConfig:
+        return ImportConfig(
+            images_csv=str(self.images_csv), music_csv=str(self.music_csv), media=str(self.media), **changes
+        )
+
+
+# Image ids by what is wrong with them; the others are sound.
+IMAGES = {
+    "1000": (0.1, 0.9),
+    "1001": (0.2, 0.8),  # .JPG
+    "1002": (0.3, 0.7),
+    "1003": (0.4, 0.6),
+    "1004": (0.5, 0.5),  # truncated
+    "1005": (0.6, 0.4),  # no file
+    "1006": (0.41, 0.6),  # the bytes of 1003, nearly its label
+    "1007": (0.9, 0.1),
+    "1008": (0.1, 0.1),  # the bytes of 1007, another label
+    "1009": (1.003, 0.5),  # over by a hair
+}
+SONGS, CLIPS = ("2", "3", "4", "5"), (1, 2, 3)
+SONG_WITHOUT_CAPTIONS = "3"
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Published:
+    """Ten labelled images, an ambiguous id on two rows, and twelve clips of four songs."""
+    rng = np.random.default_rng(0)
+    media = tmp_path / "media"
+    (media / "images").mkdir(parents=True)
+    (media / "audio").mkdir()
+    for image_id in IMAGES:
+        suffix = ".JPG" if image_id == "1001" else ".jpg"
+        pixels = rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(media / "images" / f"{image_id}{suffix}", format="JPEG")
+    images = media / "images"
+    (images / "1004.jpg").write_bytes((images / "1004.jpg").read_bytes()[:600])
+    (images / "1005.jpg").unlink()
+    shutil.copyfile(images / "1003.jpg", images / "1006.jpg")
+    shutil.copyfile(images / "1007.jpg", images / "1008.jpg")
+    image_rows = [*((i, v, a) for i, (v, a) in IMAGES.items()), ("2000", 0.1, 0.1), ("2000", 0.9, 0.1)]
+    _write_csv(tmp_path / "image_va.csv", ",img,valence,arousal", image_rows)
+    music_rows = []
+    for number, song in enumerate(SONGS):
+        for clip in CLIPS:
+            soundfile.write(media / "audio" / f"{song}-{clip}.wav", rng.normal(0, 0.1, 8000), 8000)
+            caption = "" if song == SONG_WITHOUT_CAPTIONS else f"A calm tune of song {song} in part {clip}"
+            music_rows.append((f"{song}-{clip}", 0.2 * number, 0.3 * clip, caption))
+    _write_csv(tmp_path / "music_va.csv", ",Clip ID,Valence,Arousal,Caption", music_rows)
+    return Published(tmp_path / "image_va.csv", tmp_path / "music_va.csv", media)
+
+
+def _write_csv(path: Path, header: str, rows: Sequence[Sequence[object]]) -> None:
+    lines = [",".join(str(cell) for cell in (number, *row)) for number, row in enumerate(rows)]
+    path.write_text("\n".join([header, *lines, ""]))
+
+
+@pytest.fixture
+def inline_cluster(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Runs shards in this process, last first; the list collects the stages that ran. The real one is slow to start."""
+    stages: list[str] = []
+
+    def run_shards(
+        items: Sequence[Mapping[str, Any]],
+        worker_class: Callable[..., Callable[[dict[str, Any]], Any]],
+        *,
+        stage: str,
+        on_result: Callable[[Any], None],
+        constructor_kwargs: Mapping[str, Any],
+        stall_timeout_s: float,
+    ) -> None:
+        stages.append(stage)
+        worker = worker_class(**constructor_kwargs)
+        for item in reversed(items):
+            on_result(worker(dict(item)))
+
+    @contextmanager
+    def ray_session(_settings: object) -> Iterator[None]:
+        yield
+
+    for module in (importing, embedding):
+        monkeypatch.setattr(module, "run_shards", run_shards)
+        monkeypatch.setattr(module, "ray_session", ray_session)
+    return stages

@@ -1,0 +1,218 @@
+"""What an import keeps, drops and says, on a tiny published layout with one of every defect."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from mmva.errors import OperationFailed, UsageError
+from mmva_platform.datasets import importing
+from mmva_platform.datasets.checking import check_dataset
+from mmva_platform.datasets.dataset import Dataset
+from mmva_platform.datasets.importing import import_dataset
+from mmva_platform.datasets.report import ImportReport
+from mmva_platform.datasets.schema import DATASET_SCHEMA
+
+pytestmark = pytest.mark.usefixtures("inline_cluster")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "dataset"
+
+
+def test_rows_are_kept_or_dropped_for_a_cause(published: Any, out: Path) -> None:
+    report = import_dataset(published.config(), str(out))
+    images, music = report.counts["image"], report.counts["music"]
+    assert (images.rows, images.kept) == (12, 5)
+    assert images.dropped == {
+        "ambiguous-id": 2,
+        "contradicting-duplicate": 2,
+        "corrupt-image": 1,
+        "duplicate-content": 1,
+        "missing-file": 1,
+    }
+    assert (music.rows, music.kept, music.dropped, music.captions_missing) == (12, 12, {}, 3)
+    assert {p.id for p in report.problems if p.code == "label-over-by-a-hair"} == {"1009"}
+    assert json.loads((out / "import_report.json").read_text()) == json.loads(json.dumps(report.to_json()))
+    text = report.to_text()
+    assert "image: 12 rows = 5 kept" in text
+    assert "corrupt-image: 1 (1 rows dropped), such as '1004'" in text
+
+
+def test_shards_hold_the_files_and_their_labels(published: Any, out: Path) -> None:
+    report = import_dataset(published.config(shard_rows=2), str(out))
+    dataset = Dataset.open(str(out))
+    assert [(s.name, s.rows) for s in dataset.shards if s.modality == "image"] == [
+        ("shards/image-00000.parquet", 2),
+        ("shards/image-00001.parquet", 2),
+        ("shards/image-00002.parquet", 1),
+    ]
+    shard = dataset.read_shard("shards/image-00000.parquet")
+    assert shard.schema.equals(DATASET_SCHEMA)
+    second = shard.to_pylist()[1]
+    assert second.pop("media") == (published.media / "images" / "1001.JPG").read_bytes()
+    assert second.pop("sha256")
+    assert second.pop("split") in {"train", "val", "test"}
+    assert second == {
+        "id": "1001",
+        "source": "IAPS",
+        "modality": "image",
+        "group": "1001",
+        "valence": 0.2,
+        "arousal": 0.8,
+        "caption": "",
+        "media_format": "jpeg",
+    }
+    assert dataset.labels().num_rows == sum(shard.rows for shard in dataset.shards) == 17
+    assert dataset.info.counts == report.splits
+    assert sum(dataset.info.counts["caption"].values()) == 9
+
+
+def test_songs_are_not_cut_by_default(published: Any, out: Path) -> None:
+    import_dataset(published.config(), str(out))
+    labels = Dataset.open(str(out)).labels().to_pandas()
+    music = labels[labels["modality"] == "music"]
+    assert set(music.groupby("group")["split"].nunique()) == {1}
+    assert set(music["split"]) == {"train", "val", "test"}
+
+
+def test_a_split_by_clip_is_only_made_when_asked_for_and_says_that_it_leaks(published: Any, out: Path) -> None:
+    report = import_dataset(published.config(split="clip", seed=1), str(out))
+    dataset = Dataset.open(str(out))
+    assert "split by clip" in report.to_text()
+    assert dataset.warnings == report.warnings != ()
+    assert check_dataset(str(out)).ok
+
+
+def test_a_split_file_names_the_songs(published: Any, out: Path, tmp_path: Path) -> None:
+    path = tmp_path / "song_split.csv"
+    path.write_text("song_id,split\n2,test\n3,train\n4,val\n5,train\n")
+    import_dataset(published.config(split=str(path)), str(out))
+    labels = Dataset.open(str(out)).labels().to_pandas()
+    music = labels[labels["modality"] == "music"]
+    assert dict(zip(music["group"], music["split"], strict=True)) == {
+        "2": "test",
+        "3": "train",
+        "4": "val",
+        "5": "train",
+    }
+    assert set(labels[labels["modality"] == "image"]["split"]) == {"train", "val", "test"}
+
+
+def test_the_same_input_gives_the_same_bytes(published: Any, out: Path, tmp_path: Path) -> None:
+    import_dataset(published.config(shard_rows=3), str(out))
+    again = tmp_path / "again"
+    import_dataset(published.config(shard_rows=3), str(again))
+    names = sorted(path.relative_to(out) for path in out.rglob("*.*") if path.name != "import_report.json")
+    assert [(out / name).read_bytes() for name in names] == [(again / name).read_bytes() for name in names]
+
+
+def test_a_dataset_is_never_overwritten(published: Any, out: Path) -> None:
+    import_dataset(published.config(), str(out))
+    before = (out / "dataset.json").read_bytes()
+    with pytest.raises(UsageError, match="holds a dataset already"):
+        import_dataset(published.config(seed=7), str(out))
+    assert (out / "dataset.json").read_bytes() == before
+
+
+def test_an_interrupted_import_is_no_dataset_and_goes_on(
+    published: Any, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> ImportReport:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(importing, "_publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            import_dataset(published.config(), str(out))
+    assert list((out / "shards").iterdir())
+    with pytest.raises(UsageError, match="no dataset there"):
+        Dataset.open(str(out))
+    import_dataset(published.config(), str(out))
+    assert check_dataset(str(out)).ok
+
+
+def test_a_file_that_changes_between_the_passes_stops_the_import(
+    published: Any, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle = importing.settle
+
+    def change_then_settle(inspected: Any) -> Any:
+        (published.media / "images" / "1000.jpg").write_bytes(b"other")
+        return settle(inspected)
+
+    monkeypatch.setattr(importing, "settle", change_then_settle)
+    with pytest.raises(OperationFailed, match=r"1000\.jpg: changed during the import"):
+        import_dataset(published.config(), str(out))
+
+
+def test_nothing_usable_says_why_and_leaves_the_report(published: Any, out: Path) -> None:
+    for path in (published.media / "audio").iterdir():
+        path.write_bytes(b"RIFF nonsense")
+    with pytest.raises(UsageError, match=r"no usable music items are left \(\S+ 12\)"):
+        import_dataset(published.config(), str(out))
+    report = json.loads((out / "import_report.json").read_text())
+    assert report["counts"]["music"]["kept"] == 0
+    assert not (out / "dataset.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"images_csv": "/none/image_va.csv"}, r"/none/image_va\.csv: no such file"),
+        ({"media": "/none"}, "/none: no files there"),
+        ({"images_csv": None, "music_csv": None}, "give images_csv, music_csv or both"),
+        ({"split": "/none/split.csv"}, r"/none/split\.csv: no such file"),
+    ],
+)
+def test_a_mistake_is_one_line(published: Any, out: Path, changes: dict[str, Any], said: str) -> None:
+    config = published.config().model_copy(update=changes)
+    with pytest.raises(UsageError, match=said) as error:
+        import_dataset(config, str(out))
+    assert "\n" not in str(error.value)
+    assert not out.exists()
+
+
+class TestCheck:
+    def test_a_fresh_dataset_is_ok(self, published: Any, out: Path) -> None:
+        import_dataset(published.config(), str(out))
+        report = check_dataset(str(out))
+        assert (report.ok, report.rows, report.problems) == (True, 17, [])
+
+    def test_a_changed_a_missing_and_a_swapped_file_are_found(self, published: Any, out: Path) -> None:
+        import_dataset(published.config(shard_rows=4), str(out))
+        first, second = out / "shards/music-00000.parquet", out / "shards/music-00001.parquet"
+        first.write_bytes(first.read_bytes()[:-1] + b"x")
+        second.unlink()
+        problems = "\n".join(check_dataset(str(out)).problems)
+        assert "shards/music-00000.parquet: sha256 is" in problems
+        assert "shards/music-00001.parquet: missing" in problems
+        assert "music: rows by split are" in problems
+
+    def test_a_rewritten_description_does_not_hide_wrong_rows(self, published: Any, out: Path) -> None:
+        from mmva_platform.datasets.schema import dataset_digest, parquet_bytes, sha256_of
+
+        import_dataset(published.config(), str(out))
+        path = out / "shards/image-00000.parquet"
+        rows = pq.read_table(path).to_pylist()
+        rows[0]["valence"], rows[1]["id"], rows[2]["media"] = float("nan"), rows[3]["id"], b"other"
+        data = parquet_bytes(pq.read_table(path).from_pylist(rows, schema=DATASET_SCHEMA))
+        path.write_bytes(data)
+        info = json.loads((out / "dataset.json").read_text())
+        info["shards"][0]["sha256"] = sha256_of(data)
+        info["digest"] = dataset_digest(shard["sha256"] for shard in info["shards"])
+        (out / "dataset.json").write_text(json.dumps(info))
+        problems = "\n".join(check_dataset(str(out)).problems)
+        assert "1 ids stand twice" in problems
+        assert "1 labels are not in [0, 1]" in problems
+        assert "are not those of its sha256" in problems
+        assert "labels.parquet: its rows are not those of the shards" in problems
+
+    def test_no_dataset(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="mmva data import"):
+            check_dataset(str(tmp_path))
