@@ -66,33 +66,31 @@ class MusicNN(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.input_norm = _norm(nn.BatchNorm2d, 1)
+        self.input_norm = nn.BatchNorm2d(1, eps=_BATCH_NORM_EPSILON)
         self.timbral = nn.ModuleList(
-            _Block(1, _TIMBRAL_FILTERS, kernel, padding=(3, 0)).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lacks this form
+            _FrontBlock(_TIMBRAL_FILTERS, kernel, padding=(3, 0)).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stub lacks this form
             for kernel in _TIMBRAL
         )
-        self.temporal = nn.ModuleList(_Block(1, _TEMPORAL_FILTERS, (length, 1)) for length in _TEMPORAL)
-        self.middle = nn.ModuleList(
-            _Block(1, _MID_FILTERS, (7, width), padding=(3, 0)) for width in (_FRONT, _MID_FILTERS, _MID_FILTERS)
-        )
-        self.pool_norm = _norm(nn.BatchNorm1d, 2 * _POOL)
+        self.temporal = nn.ModuleList(_FrontBlock(_TEMPORAL_FILTERS, (length, 1)) for length in _TEMPORAL)
+        self.middle = nn.ModuleList(_MidBlock(width) for width in (_FRONT, _MID_FILTERS, _MID_FILTERS))
+        self.pool_norm = _norm(2 * _POOL)
         self.dense = nn.Linear(2 * _POOL, _PENULTIMATE)
-        self.dense_norm = _norm(nn.BatchNorm1d, _PENULTIMATE)
+        self.dense_norm = _norm(_PENULTIMATE)
         self.tags = nn.Linear(_PENULTIMATE, _TAGS)
 
     def forward(self, mel_BTF: Tensor) -> dict[str, Tensor]:
         """Layers of interest: mean_pool and max_pool [B, 753], penultimate [B, 200], tags [B, 50] in (0, 1)."""
         x_B1TF = self.input_norm(mel_BTF.unsqueeze(1))
         wide = x_B1TF.contiguous(memory_format=torch.channels_last)
-        front = [block(wide).amax(dim=3) for block in self.timbral]
+        front = [block(wide) for block in self.timbral]
         for block, length in zip(self.temporal, _TEMPORAL, strict=True):
             # TensorFlow's "same": of an odd total the extra frame goes after the end.
             before = (length - 1) // 2
-            front.append(block(functional.pad(x_B1TF, (0, 0, before, length - 1 - before))).amax(dim=3))
+            front.append(block(functional.pad(x_B1TF, (0, 0, before, length - 1 - before))))
         layers = [torch.cat(front, dim=1).transpose(1, 2)]
-        layers.append(self._mid(0, layers[0]))
-        layers.append(self._mid(1, layers[1]) + layers[1])
-        layers.append(self._mid(2, layers[2]) + layers[2])
+        layers.append(self.middle[0](layers[0]))
+        layers.append(self.middle[1](layers[1]) + layers[1])
+        layers.append(self.middle[2](layers[2]) + layers[2])
         features_BTD = torch.cat(layers, dim=2)
         max_pool, mean_pool = features_BTD.amax(dim=1), features_BTD.mean(dim=1)
         pooled = torch.stack([max_pool, mean_pool], dim=2).flatten(1)
@@ -100,15 +98,12 @@ class MusicNN(nn.Module):
         tags = torch.sigmoid(self.tags(penultimate))
         return {"mean_pool": mean_pool, "max_pool": max_pool, "penultimate": penultimate, "tags": tags}
 
-    def _mid(self, layer: int, features_BTD: Tensor) -> Tensor:
-        return self.middle[layer](features_BTD.unsqueeze(1)).squeeze(3).transpose(1, 2)
-
 
 class MusicnnEncoder(Encoder):
     """Log-mel, network, and the layers of EMBEDDING_LAYERS side by side."""
 
-    # 48 s of frames: the front end keeps 3 MB a second.
-    max_batch_elements: ClassVar[int | None] = 16 * TRAINED_FRAMES * N_MELS
+    # 48 s of samples: the front end keeps 3 MB a second.
+    max_batch_elements: ClassVar[int | None] = 48 * SAMPLE_RATE
 
     def __init__(self, spec: BackboneSpec, network: MusicNN) -> None:
         super().__init__(
@@ -129,27 +124,51 @@ class MusicnnEncoder(Encoder):
         self.log_mel = LogMel()
 
     def prepare(self, item: NDArray[np.float32]) -> Prepared:
-        """Log-mel of one clip, repeated to three seconds if shorter: mel [T, 96]."""
-        mel_TF = self.log_mel(torch.from_numpy(np.ascontiguousarray(item, np.float32)))
-        repeats = -(-TRAINED_FRAMES // len(mel_TF))
-        return {"mel": mel_TF.repeat(repeats, 1)[:TRAINED_FRAMES] if repeats > 1 else mel_TF}
+        """One clip as a tensor: samples [T]."""
+        return {"samples": torch.from_numpy(np.ascontiguousarray(item, np.float32))}
 
     def forward(self, **batch: Tensor) -> Tensor:
-        """Embed mel [B, T, 96] of equal lengths."""
-        layers = self.network(batch["mel"])
+        """Embed samples [B, T] of equal lengths; their log-mel is repeated to three seconds if it is shorter."""
+        mel_BTF = self.log_mel(batch["samples"])
+        repeats = -(-TRAINED_FRAMES // mel_BTF.shape[1])
+        if repeats > 1:
+            mel_BTF = mel_BTF.repeat(1, repeats, 1)[:, :TRAINED_FRAMES]
+        layers = self.network(mel_BTF)
         return torch.cat([layers[name] for name in EMBEDDING_LAYERS], dim=1)
 
 
-class _Block(nn.Module):
-    """Convolution, ReLU, batch norm, in musicnn's order."""
+class _FrontBlock(nn.Module):
+    """Convolution, ReLU, batch norm, maximum over the bands: [B, 1, T, F] to [B, C, T].
 
-    def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int], padding: tuple[int, int] = (0, 0)) -> None:
+    The maximum goes first, so that the rest sees a sixtieth of the data: it commutes with ReLU, and with the norm where
+    gamma is positive. Where gamma is negative the minimum takes its place: the maximum of the negated response.
+    """
+
+    def __init__(self, filters: int, kernel: tuple[int, int], padding: tuple[int, int] = (0, 0)) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, padding=padding)
-        self.norm = _norm(nn.BatchNorm2d, outputs)
+        self.conv = nn.Conv2d(1, filters, kernel)
+        self.padding = padding
+        self.norm = _norm(filters)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(functional.relu(self.conv(x)))
+    def forward(self, x_B1TF: Tensor) -> Tensor:
+        assert self.conv.bias is not None
+        sign = torch.where(self.norm.weight < 0, -1.0, 1.0)
+        weight, bias = self.conv.weight * sign[:, None, None, None], self.conv.bias * sign
+        extreme = functional.conv2d(x_B1TF, weight, bias, padding=self.padding).amax(dim=3)
+        return self.norm(functional.relu(extreme * sign[:, None]))
+
+
+class _MidBlock(nn.Module):
+    """Convolution over time across all features, ReLU, batch norm: [B, T, D] to [B, T, 64]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, _MID_FILTERS, (7, width), padding=(3, 0))
+        self.norm = _norm(_MID_FILTERS)
+
+    def forward(self, features_BTD: Tensor) -> Tensor:
+        response = self.conv(features_BTD.unsqueeze(1)).squeeze(3)
+        return self.norm(functional.relu(response)).transpose(1, 2)
 
 
 def load(spec: BackboneSpec, folder: Path) -> MusicnnEncoder:
@@ -162,8 +181,8 @@ def load(spec: BackboneSpec, folder: Path) -> MusicnnEncoder:
     return MusicnnEncoder(spec, network)
 
 
-def _norm(kind: type[nn.BatchNorm1d | nn.BatchNorm2d], features: int) -> nn.Module:
-    return kind(features, eps=_BATCH_NORM_EPSILON)
+def _norm(features: int) -> nn.BatchNorm1d:
+    return nn.BatchNorm1d(features, eps=_BATCH_NORM_EPSILON)
 
 
 def _state(network: MusicNN, variables: Mapping[str, NDArray[np.float32]]) -> dict[str, Tensor]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from mmva.backbones.spec import BackboneSpec
@@ -43,7 +45,7 @@ def load_network(
             network, report = model_class.from_pretrained(
                 folder, local_files_only=True, dtype=torch.float32, output_loading_info=True, **options
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
             raise UsageError(f"backbone {spec.source}: {folder} does not load ({first_line(error)})") from error
     missing = sorted(report["missing_keys"])
     if absent := [name for name in missing if not name.startswith(tuple(unused))]:
