@@ -23,7 +23,7 @@ _UNKNOWN_WAV_SIZE = 0x7FFF_F000
 
 @dataclass(frozen=True, slots=True)
 class AudioInfo:
-    """What the header says: seconds (estimated for raw AAC), Hz, channels, and the sniffed format."""
+    """Seconds, Hz, channels, and the sniffed format."""
 
     duration_s: float
     sample_rate: int
@@ -96,12 +96,12 @@ def _mono(source: AudioSource, limits: Limits) -> Iterator[NDArray[np.float32]]:
         frames += len(block_TC)
         if frames > limits.max_duration_s * source.sample_rate:
             raise MediaError("too-long", f"more than {limits.max_duration_s:,.0f} s, whatever the header says")
-        peak = float(np.abs(block_TC).max(initial=0))
+        peak = max(float(block_TC.max(initial=0)), -float(block_TC.min(initial=0)))
         if not np.isfinite(peak):
             raise MediaError("non-finite-samples", f"NaN or infinite samples in the first {frames:,}")
         if peak > limits.max_peak:
             raise MediaError("samples-out-of-range", f"a sample of {peak:g}; full scale is 1")
-        yield block_TC[:, 0] if block_TC.shape[1] == 1 else block_TC.mean(axis=1, dtype=np.float32)
+        yield block_TC @ np.full(block_TC.shape[1], 1 / block_TC.shape[1], np.float32)
     if frames == 0:
         raise MediaError("no-sound", "audio without samples")
     if source.promised is not None and frames < _WHOLE_SHARE * source.promised - _CODEC_DELAY_FRAMES:

@@ -19,9 +19,12 @@ from numpy.typing import NDArray
 from mmva.errors import MediaError
 from mmva.media.guards import refusals
 
-_SOUNDFILE_FORMATS = frozenset({"wav", "flac", "mp3", "ogg"})
+# Not MP3: without a Xing tag libsndfile guesses its length from the first frame's bit rate, and stops there.
+_SOUNDFILE_FORMATS = frozenset({"wav", "flac", "ogg"})
 _DEMUXERS = {"mp4": "mov"}
-_BLOCK_VALUES = 2**20
+_BLOCK_VALUES = 2**18
+# A damaged packet is some 20 ms that players skip; more of them than this, and the file is no longer the music.
+_TOLERATED_BAD_PACKETS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class AudioSource:
         sample_rate: Hz.
         channels: Channels.
         promised: Frames that the header promises; None where it makes no promise worth holding it to.
-        duration_s: Seconds by the header, estimated for raw AAC; None if unknown.
+        duration_s: Seconds by the header; None if it does not say.
         blocks: The frames, float32 [t, channels], once.
     """
 
@@ -64,7 +67,9 @@ def open_audio(data: bytes, kind: str) -> Iterator[AudioSource]:
     with refusals("corrupt-audio", kind):
         container = av.open(io.BytesIO(data), format=_DEMUXERS.get(kind, kind), metadata_errors="ignore")
     with closing(container):
-        yield _pyav_source(container, kind)
+        # FFmpeg too estimates the length of a bare stream from its first bit rate; it just does not stop there.
+        estimated = kind == "aac" or (kind == "mp3" and not _has_xing_tag(data))
+        yield _pyav_source(container, kind, estimated=estimated)
 
 
 def _open_with_soundfile(data: bytes) -> soundfile.SoundFile | None:
@@ -90,17 +95,15 @@ def _soundfile_blocks(opened: soundfile.SoundFile, kind: str) -> Iterator[NDArra
         yield block_TC
 
 
-def _pyav_source(container: av.container.InputContainer, kind: str) -> AudioSource:
+def _pyav_source(container: av.container.InputContainer, kind: str, *, estimated: bool) -> AudioSource:
     if not container.streams.audio:
         raise MediaError("no-sound", f"{kind} data without an audio stream")
     stream = container.streams.audio[0]
     rate, channels = stream.codec_context.sample_rate or 0, stream.codec_context.channels
     duration_s = None
-    if stream.duration is not None and stream.time_base is not None:
+    if stream.duration is not None and stream.time_base is not None and not estimated:
         duration_s = float(stream.duration * stream.time_base)
-    elif container.duration is not None:
-        duration_s = container.duration / av.time_base
-    promised = int(duration_s * rate) if kind == "mp4" and duration_s is not None else None
+    promised = None if duration_s is None else int(duration_s * rate)
     return AudioSource(rate, channels, promised, duration_s, _pyav_blocks(container, stream, kind))
 
 
@@ -108,7 +111,27 @@ def _pyav_blocks(
     container: av.container.InputContainer, stream: av.AudioStream, kind: str
 ) -> Iterator[NDArray[np.float32]]:
     to_float = av.AudioResampler(format="fltp")
+    packets = bad = 0
     with refusals("corrupt-audio", kind):
-        for frame in container.decode(stream):
-            for converted in to_float.resample(frame):
-                yield converted.to_ndarray().T
+        for packet in container.demux(stream):
+            packets += 1
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                bad += 1
+                continue
+            for frame in frames:
+                for converted in to_float.resample(frame):
+                    yield converted.to_ndarray().T
+    if bad > 1 + _TOLERATED_BAD_PACKETS * packets:
+        raise MediaError("corrupt-audio", f"{bad} of {packets} {kind} packets cannot be decoded")
+
+
+def _has_xing_tag(data: bytes) -> bool:
+    """Whether an MP3 opens with the frame count that encoders of variable bit rate write."""
+    start = 0
+    if data.startswith(b"ID3") and len(data) >= 10:
+        size = data[6] << 21 | data[7] << 14 | data[8] << 7 | data[9]
+        start = 10 + size
+    head = data[start : start + 64]
+    return b"Xing" in head or b"Info" in head

@@ -13,7 +13,6 @@ MEDIA_ERROR_CODES: Final[dict[str, str]] = {
     "not-an-image": "the bytes are not one of the image formats read here, whatever the file's name says",
     "corrupt-image": "an image that its decoder refuses: truncated, damaged, or with a header that contradicts itself",
     "too-many-pixels": "width x height in the header passes Limits.max_pixels; nothing was decoded",
-    "unsupported-image": "a sound image in a colour mode that has no conversion to RGB here, such as Lab",
     "not-audio": "the bytes are not one of the audio formats read here, whatever the file's name says",
     "corrupt-audio": "audio that its decoder refuses, at its header or on the way",
     "truncated-audio": "the header promises more sound than the file holds",

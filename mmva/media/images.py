@@ -32,8 +32,7 @@ def decode_image(data: bytes, limits: Limits | None = None, at_least: int | None
             size, never below this; other formats, and None, are decoded in full.
 
     Raises:
-        MediaError: "empty-file", "too-many-bytes", "not-an-image", "too-many-pixels", "corrupt-image" or
-            "unsupported-image".
+        MediaError: "empty-file", "too-many-bytes", "not-an-image", "too-many-pixels" or "corrupt-image".
     """
     limits = limits or Limits()
     kind = checked_format(data, limits, IMAGE_FORMATS, "not-an-image")
@@ -78,10 +77,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("LA")
     if image.has_transparency_data:
         return _on_white(image.convert("RGBA"))
-    try:
-        return image.convert("RGB")
-    except ValueError as error:
-        raise MediaError("unsupported-image", f"colour mode {image.mode} has no conversion to RGB") from error
+    return image.convert("RGB")
 
 
 def _from_deep_pixels(image: Image.Image) -> Image.Image:

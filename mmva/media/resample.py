@@ -16,7 +16,7 @@ from torchaudio.transforms import Resample
 # The filter bank grows with the reduced ratio's terms: an odd rate such as 44,101 Hz would need gigabytes. A ratio
 # with a denominator up to this is exact for every usual rate and else off by less than 3e-6 (.02 s in two hours).
 _MAX_DENOMINATOR = 640
-_BLOCK_SAMPLES = 2**19
+_BLOCK_SAMPLES = 2**17
 
 
 def resample_blocks(
@@ -31,7 +31,7 @@ def resample_blocks(
 
     Yields:
         Arrays of shape [t'], together ceil(T * new_rate / orig_rate) samples for every usual rate, equal to
-        torchaudio's Resample of the whole to rounding. About a million input samples are held at a time.
+        torchaudio's Resample of the whole to rounding. Some 10 s of input are held at a time.
     """
     ratio = Fraction(new_rate, orig_rate).limit_denominator(_MAX_DENOMINATOR)
     if ratio == 1:

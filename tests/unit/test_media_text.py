@@ -1,0 +1,124 @@
+"""Captions, formats, and the list of codes."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmva.errors import MediaError
+from mmva.media.captions import clean_caption
+from mmva.media.codes import MEDIA_ERROR_CODES
+from mmva.media.formats import AUDIO_FORMATS, EXTENSIONS, IMAGE_FORMATS, modality_of, sniff
+from mmva.media.limits import Limits
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("  a sad\r\n\tpiano  tune ", "a sad piano tune"),
+        ("caf\u0065\u0301".encode(), "café"),
+        (b"\xef\xbb\xbfcalm", "calm"),
+        ("nul\0 and \x1b[31mescape", "nul and [31mescape"),
+        ("lone \ud800 surrogate", "lone surrogate"),
+        ("non\u00a0breaking\u2028line", "non breaking line"),
+        ("👩\u200d🎤 sings", "👩\u200d🎤 sings"),
+    ],
+)
+def test_captions_are_cleaned(text: str | bytes, expected: str) -> None:
+    assert clean_caption(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("", "empty-caption"),
+        (b"", "empty-caption"),
+        (" \n\0\u200b\ufeff", "empty-caption"),
+        (b"\xff\xfe\x00", "not-text"),
+        (b"x" * 10_000_000, "caption-too-long"),
+        ("x" * 20_001, "caption-too-long"),
+        (("é" * 20_001).encode(), "caption-too-long"),
+    ],
+)
+def test_captions_that_cannot_be_used(text: str | bytes, code: str) -> None:
+    with pytest.raises(MediaError) as caught:
+        clean_caption(text)
+    assert caught.value.code == code
+
+
+def test_the_limit_counts_characters() -> None:
+    assert len(clean_caption(("é" * 10).encode(), Limits(max_caption_characters=10))) == 10
+
+
+@given(st.one_of(st.text(st.characters(), max_size=60), st.binary(max_size=60)))
+def test_any_caption_is_clean_text_or_refused(text: str | bytes) -> None:
+    try:
+        cleaned = clean_caption(text)
+    except MediaError:
+        return
+    assert cleaned.encode("utf-8").decode("utf-8") == cleaned == unicodedata.normalize("NFC", cleaned)
+    assert cleaned == " ".join(cleaned.split())
+    assert clean_caption(cleaned) == cleaned
+
+
+@pytest.mark.parametrize(
+    ("uri", "modality"),
+    [
+        ("s3://bucket/a/b.JPG", "image"),
+        ("photo.tiff", "image"),
+        ("file:///music/Track 1.Opus", "music"),
+        ("x.m4a", "music"),
+        ("note.txt", "caption"),
+        ("C:\\music\\a.wav", "music"),
+        ("folder.png/readme", None),
+        (".jpg", None),
+        ("wav", None),
+        ("a.exe", None),
+        ("", None),
+    ],
+)
+def test_modality_of_a_name(uri: str, modality: str | None) -> None:
+    assert modality_of(uri) == modality
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"\xff\xd8\xff\xe0", "jpeg"),
+        (b"RIFF\0\0\0\0WEBP", "webp"),
+        (b"RIFF\0\0\0\0WAVE", "wav"),
+        (b"RIFF\0\0\0\0AVI ", None),
+        (b"\0\0\0\x20ftypM4A ", "mp4"),
+        (b"\0\0\0\x20ftypavif", "heif"),
+        (b"\xff\xfb\x90\x64", "mp3"),
+        (b"\xff\xf1\x50\x80", "aac"),
+        (b"\xff\xff\xff\xff", None),
+        (b"ID3\x04", "mp3"),
+        (b"", None),
+        (b"hello", None),
+    ],
+)
+def test_sniff(data: bytes, kind: str | None) -> None:
+    assert sniff(data) == kind
+
+
+@given(st.binary(max_size=40))
+def test_sniff_knows_a_format_or_says_none(data: bytes) -> None:
+    assert sniff(data) in {*IMAGE_FORMATS, *AUDIO_FORMATS, "heif", None}
+
+
+def test_extensions_belong_to_one_modality() -> None:
+    names = [name for group in EXTENSIONS.values() for name in group]
+    assert len(names) == len(set(names))
+
+
+def test_every_code_that_can_be_raised_is_listed_and_every_listed_one_can_be_raised(repository: Path) -> None:
+    sources = "".join(path.read_text() for path in sorted((repository / "mmva" / "media").glob("*.py")))
+    raised = set(re.findall(r'(?:MediaError|refusals)\(\s*"([a-z-]+)"', sources))
+    raised |= set(re.findall(r'checked_format\([^)]*"([a-z-]+)"\)', sources))
+    assert raised == set(MEDIA_ERROR_CODES)
