@@ -1,0 +1,1 @@
+"""The published IMEMNet-C files: reading, checking, splitting, and a generator of a small look-alike."""
