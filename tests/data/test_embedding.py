@@ -1,0 +1,167 @@
+"""Embeddings once per backbone, resumable, aligned with the labels. Encoders are `tiny`: random, but real networks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mmva.backbones import load_encoder, preset
+from mmva.errors import CheckFailed, OperationFailed, UsageError
+from mmva.media.audio import decode_audio
+from mmva.media.images import decode_image
+from mmva_platform.datasets import embedder
+from mmva_platform.datasets.embedder import embed_items
+from mmva_platform.datasets.embedding import embed_dataset
+from mmva_platform.datasets.features import load_features
+from mmva_platform.datasets.importing import import_dataset
+
+
+@pytest.fixture
+def dataset(published: Any, tmp_path: Path, inline_cluster: list[str]) -> str:
+    import_dataset(published.config(shard_rows=4), str(tmp_path / "dataset"))
+    inline_cluster.clear()
+    return str(tmp_path / "dataset")
+
+
+def test_features_are_those_of_each_item_alone(dataset: str, published: Any) -> None:
+    embed_dataset(dataset, "tiny", batch_size=3)
+    features = load_features(dataset, "tiny")
+    assert {modality: len(rows) for modality, rows in features.items()} == {"image": 5, "music": 12, "caption": 9}
+    encoders = {modality: load_encoder(spec) for modality, spec in preset("tiny").specs.items()}
+    image = decode_image((published.media / "images" / "1001.JPG").read_bytes())
+    clip = decode_audio((published.media / "audio" / "4-2.wav").read_bytes(), encoders["music"].sample_rate or 0)
+    for modality, item_id, item in [
+        ("image", "1001", image),
+        ("music", "4-2", clip),
+        ("caption", "4-2", "A calm tune of song 4 in part 2"),
+    ]:
+        rows = features[modality]
+        row = list(rows.ids).index(item_id)
+        np.testing.assert_allclose(rows.emb_ND[row], encoders[modality].encode([item])[0], atol=1e-5)
+    row = list(features["caption"].ids).index("4-2")
+    np.testing.assert_allclose(features["caption"].va_N2[row], [0.4, 0.6])
+    assert features["caption"].group[row] == "4"
+
+
+def test_splits_partition_the_rows(dataset: str) -> None:
+    embed_dataset(dataset, "tiny")
+    features = load_features(dataset, "tiny")
+    for modality, rows in features.items():
+        ids = [item_id for name in ("train", "val", "test") for item_id in features.split(name)[modality].ids]
+        assert sorted(ids) == sorted(rows.ids)
+        assert rows.emb_ND.dtype == np.float32
+        assert rows.va_N2.dtype == np.float64
+    assert all(features.split("val")[modality].split[0] == "val" for modality in ("image", "music"))
+
+
+def test_what_exists_is_not_computed_again(dataset: str, inline_cluster: list[str]) -> None:
+    first = embed_dataset(dataset, "tiny")
+    assert embed_dataset(dataset, "tiny") == first
+    assert inline_cluster == ["embed"]
+
+
+def test_only_what_is_missing_is_computed(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = embed_dataset(dataset, "tiny")
+    folder = Path(sets["music"])
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "embeddings.json").unlink()
+    (folder / "part-00001.parquet").unlink()
+    written = []
+    part_bytes = embedder.part_bytes
+
+    def note(ids: Any, emb_ND: Any, key: Any) -> bytes:
+        written.append(list(ids))
+        return part_bytes(ids, emb_ND, key)
+
+    monkeypatch.setattr(embedder, "part_bytes", note)
+    embed_dataset(dataset, "tiny")
+    assert [len(ids) for ids in written] == [4]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_parts_of_another_dataset_do_not_count(dataset: str, published: Any, tmp_path: Path) -> None:
+    out = str(tmp_path / "embeddings")
+    sets = embed_dataset(dataset, "tiny", out)
+    other = str(tmp_path / "other")
+    import_dataset(published.config(shard_rows=4, seed=5), other)
+    with pytest.raises(UsageError, match="holds embeddings of another dataset"):
+        embed_dataset(other, "tiny", out)
+    for folder in sets.values():
+        (Path(folder) / "embeddings.json").unlink()
+    embed_dataset(other, "tiny", out)
+    features = load_features(other, "tiny", embeddings=out)
+    assert list(features.split("train")["image"].ids) != list(load_features_of(dataset).split("train")["image"].ids)
+
+
+def load_features_of(dataset: str) -> Any:
+    embed_dataset(dataset, "tiny")
+    return load_features(dataset, "tiny")
+
+
+def test_other_readers_find_plain_columns(dataset: str) -> None:
+    folder = embed_dataset(dataset, "tiny")["image"]
+    table = pq.read_table(f"{folder}/part-00000.parquet")
+    info = json.loads(Path(folder, "embeddings.json").read_text())
+    assert table.schema.field("embedding").type == pa.list_(pa.float32(), info["dim"])
+    assert info["rows"] == sum(part["rows"] for part in info["parts"]) == 5
+    assert Path(folder).name == f"image-{info['fingerprint'][:16]}"
+
+
+@pytest.mark.parametrize("backbones", ["tiny", {"image": "0" * 64}])
+def test_missing_embeddings_name_the_command(dataset: str, backbones: Any) -> None:
+    with pytest.raises(UsageError, match=f"mmva embed {dataset} --backbones"):
+        load_features(dataset, backbones)
+
+
+def test_fingerprints_choose_the_sets(dataset: str) -> None:
+    embed_dataset(dataset, "tiny")
+    fingerprints = load_features(dataset, "tiny").fingerprints
+    chosen = load_features(dataset, {"music": fingerprints["music"]})
+    assert list(chosen) == ["music"]
+
+
+def test_a_changed_part_is_refused(dataset: str) -> None:
+    path = Path(embed_dataset(dataset, "tiny")["music"]) / "part-00000.parquet"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckFailed, match=r"part-00000\.parquet"):
+        load_features(dataset, "tiny")
+
+
+def test_an_item_that_no_longer_decodes_is_named(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmva.errors import MediaError
+    from mmva.media import images
+
+    def refuse(*_: object, **__: object) -> None:
+        raise MediaError("corrupt-image", "no")
+
+    monkeypatch.setattr(images, "decode_image", refuse)
+    with pytest.raises(OperationFailed, match=r"image '100\d' in shards/image-0000\d\.parquet does not decode here"):
+        embed_dataset(dataset, "tiny")
+
+
+def test_an_unknown_preset_and_a_missing_dataset(dataset: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="did you mean 'tiny'"):
+        embed_dataset(dataset, "tinny")
+    shutil.rmtree(tmp_path / "dataset")
+    with pytest.raises(UsageError, match="no dataset there"):
+        embed_dataset(dataset, "tiny")
+
+
+def test_long_music_is_the_mean_of_its_windows() -> None:
+    encoder = load_encoder(preset("tiny").music)
+    assert encoder.sample_rate is not None
+    rng = np.random.default_rng(0)
+    window = round(embedder.WINDOW_S * encoder.sample_rate)
+    long = rng.normal(0, 0.1, 2 * window).astype(np.float32)
+    short = long[: encoder.sample_rate]
+    emb_ND = embed_items(encoder, [long, short])
+    halves = encoder.encode([long[:window], long[window:]])
+    np.testing.assert_allclose(emb_ND[0], halves.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(emb_ND[1], encoder.encode([short])[0], atol=1e-5)

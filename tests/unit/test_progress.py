@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import io
+import logging
+
+import pytest
+from rich.console import Console
+
+from mmva_platform import progress as module
+from mmva_platform.progress import progress
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    out = io.StringIO()
+    with progress("embed image", 4, Console(file=out, force_terminal=True, width=100)) as advance:
+        advance()
+        advance(3)
+    assert "embed image" in out.getvalue()
+    assert "4/4" in out.getvalue()
+
+
+def test_elsewhere_lines_come_every_few_seconds(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([100.0, 101.0, 106.0, 107.0, 110.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    out = io.StringIO()
+    with caplog.at_level(logging.INFO, "mmva_platform"), progress("embed", 30, Console(file=out)) as advance:
+        for _ in range(3):
+            advance(10)
+    assert caplog.messages == ["embed: 20 of 30, 3.3/s", "embed: 30 of 30 done in 10.0 s"]
+    assert out.getvalue() == ""
+
+
+def test_an_error_inside_is_not_reported_as_done(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "mmva_platform"), pytest.raises(KeyError):
+        with progress("embed", 30, Console(file=io.StringIO())):
+            raise KeyError
+    assert caplog.messages == []
