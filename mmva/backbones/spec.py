@@ -86,13 +86,16 @@ class BackboneSpec:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any] | str) -> BackboneSpec:
-        """Read a spec from a dictionary or JSON text; UsageError for unknown or missing keys."""
+        """Read a spec from a dictionary or JSON text; UsageError for unknown or missing keys and wrong types."""
         loaded = json.loads(values) if isinstance(values, str) else dict(values)
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(loaded) - known):
             raise UsageError(f"backbone: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(known))}")
         if missing := sorted({"modality", "family", "source"} - set(loaded)):
             raise UsageError(f"backbone: key {missing[0]!r} is missing")
+        for name, value in loaded.items():
+            if not isinstance(value, bool if name == "trust_remote_code" else str | None):
+                raise UsageError(f"backbone: {name} cannot be {value!r}")
         return cls(**loaded)
 
 

@@ -32,6 +32,8 @@ def test_spec_survives_json():
         ({"revision": "main"}, "commit of 40 hex digits"),
         ({"sha256": "A" * 64}, "64 lower-case hex digits"),
         ({"colour": "red"}, "unknown key 'colour'"),
+        ({"revision": 7}, "revision cannot be 7"),
+        ({"trust_remote_code": "no"}, "trust_remote_code cannot be 'no'"),
     ],
 )
 def test_bad_spec_is_one_line_naming_the_field(change, message):
