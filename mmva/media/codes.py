@@ -11,7 +11,7 @@ MEDIA_ERROR_CODES: Final[dict[str, str]] = {
     "empty-file": "the file has no bytes",
     "too-many-bytes": "the file is larger than Limits.max_bytes",
     "not-an-image": "the bytes are not one of the image formats read here, whatever the file's name says",
-    "corrupt-image": "an image that its decoder refuses: truncated, damaged, or with a header that contradicts itself",
+    "corrupt-image": "an image that its decoder refuses: truncated, damaged, or of a rare variant",
     "too-many-pixels": "width x height in the header passes Limits.max_pixels; nothing was decoded",
     "not-audio": "the bytes are not one of the audio formats read here, whatever the file's name says",
     "corrupt-audio": "audio that its decoder refuses, at its header or on the way",

@@ -59,7 +59,9 @@ def _pillow_at_work(kind: str) -> Iterator[None]:
         except Image.DecompressionBombError as error:
             raise MediaError("too-many-pixels", str(error)) from error
         except UnidentifiedImageError as error:
-            raise MediaError("corrupt-image", f"{kind} header that cannot be read") from error
+            raise MediaError(
+                "corrupt-image", f"{kind} header that is damaged, or of a variant not read here"
+            ) from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -82,14 +84,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _from_deep_pixels(image: Image.Image) -> Image.Image:
     """Greyscale of 16 or 32 bits or floats, scaled from its own white level to 8 bits; Pillow would clip it."""
-    grey_HW = np.asarray(image, np.float64)
+    grey_HW = np.array(image, np.float32)
     if not np.isfinite(grey_HW).all():
         raise MediaError("corrupt-image", "pixels that are NaN or infinite")
     brightest = 65_535.0 if image.mode.startswith("I;16") else float(grey_HW.max())
     first = 0 if image.mode == "F" else 1
-    white = next((level for level in _WHITE_LEVELS[first:] if brightest <= level), brightest)
-    scaled_HW = np.clip(grey_HW / white, 0, 1) * 255
-    return Image.fromarray(np.round(scaled_HW).astype(np.uint8)).convert("RGB")
+    grey_HW *= 255 / next((level for level in _WHITE_LEVELS[first:] if brightest <= level), brightest)
+    np.rint(np.clip(grey_HW, 0, 255, out=grey_HW), out=grey_HW)  # in place: such images are large
+    return Image.fromarray(grey_HW.astype(np.uint8)).convert("RGB")
 
 
 def _on_white(image: Image.Image) -> Image.Image:
