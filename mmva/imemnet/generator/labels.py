@@ -84,7 +84,7 @@ def image_id(seed: int, index: int) -> str:
     rng = stream(seed, "image-id", index)
     if rng.random() < 0.75:
         return f"COCO_{rng.choice(['train', 'train', 'train', 'val'])}2014_{index * 23 + int(rng.integers(23)):012d}"
-    letters = "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz0123456789"), 12))
+    letters = "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz0123456789"), 10))
     return f"{rng.choice(['frame_', ''])}{letters}{zlib.crc32(str(index).encode()):08x}"
 
 

@@ -1,0 +1,1 @@
+"""The quickstart: one command from nothing to an annotated catalog and a report."""
