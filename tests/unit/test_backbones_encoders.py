@@ -106,7 +106,7 @@ def test_fingerprints_are_the_same_in_another_process():
 from mmva.backbones import load_encoder, preset
 print(*(load_encoder(spec).fingerprint for spec in preset("tiny").specs.values()))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
     assert done.stdout.split() == [load_encoder(spec).fingerprint for spec in TINY.values()]
 
 
