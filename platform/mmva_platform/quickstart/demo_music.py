@@ -109,11 +109,11 @@ def _pluck(hertz: float, seconds: float, rng: np.random.Generator) -> Samples:
     line = rng.uniform(-1, 1, period)
     for _ in range(_FINGER):
         line = 0.5 * (line + np.roll(line, 1))
-    rounds = []
-    for _ in range(int(seconds * RATE / period) + 1):
-        rounds.append(line)
-        line = 0.498 * (line + np.roll(line, 1))
-    return np.concatenate(rounds)
+    out = np.zeros(1 + period * (int(seconds * RATE / period) + 1))
+    out[1 : period + 1] = line
+    for begin in range(period + 1, len(out), period):
+        out[begin : begin + period] = 0.498 * (out[begin - period : begin] + out[begin - period - 1 : begin - 1])
+    return out
 
 
 def _fm(hertz: float, seconds: float, rng: np.random.Generator) -> Samples:
