@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmva.errors import UsageError
-from mmva.modalities import AXES, MODALITIES
+from mmva.modalities import AXES, MODALITIES, Modality
 from mmva_platform.settings import Settings
 
 if TYPE_CHECKING:
@@ -118,17 +118,22 @@ def evaluate(bundle_dir: str | Path, dataset_uri: str, settings: Settings, split
     from mmva_platform.datasets.features import load_features
 
     model = load_bundle(bundle_dir, load_encoders=False)
-    fingerprints = {modality: str(record["fingerprint"]) for modality, record in model.backbones.items()}
+    fingerprints = {
+        modality: str(model.backbones[modality]["fingerprint"]) for modality in MODALITIES if modality in model.dims
+    }
     return evaluate_model(model, load_features(dataset_uri, fingerprints, settings), split)
 
 
 def evaluate_model(model: MMVA, features: Features, split: str = "test") -> Evaluation:
-    """Evaluate a model in memory on a split's features; see evaluate."""
-    rows = {m: f for m, f in features.split(split).items() if m in model.dims and len(f.ids)}
-    missing = [modality for modality in model.dims if modality not in rows]
-    if missing:
-        raise UsageError(f"dataset {features.uri}: split {split!r} has no {missing[0]} to evaluate on")
+    """Evaluate a model in memory on a split; see evaluate. A modality without rows is named in the warnings."""
+    rows = {m: f for m, f in features.split(split).items() if m in model.dims and len(f)}
+    if not rows:
+        raise UsageError(
+            f"dataset {features.uri}: split {split!r} has nothing to evaluate on; splits: train, val, test"
+        )
+    missing = [f"split {split!r} has no {m}: not evaluated" for m in model.dims if m not in rows]
     predicted = {m: model.predict_embeddings(m, f.emb_ND).astype(np.float64) for m, f in rows.items()}
+    assert all(len(predicted[m]) == int((features[m].split == split).sum()) for m in rows), "every row counts"
     sigma = model.config.sigma
     return Evaluation(
         dataset=features.uri,
@@ -142,7 +147,7 @@ def evaluate_model(model: MMVA, features: Features, split: str = "test") -> Eval
         retrieval=_retrieval(predicted, rows, sigma),
         floors=_floors(rows, features.split("train")),
         sigma=sigma,
-        warnings=tuple(features.warnings),
+        warnings=(*features.warnings, *missing),
     )
 
 
@@ -166,7 +171,7 @@ def _va_figures(predicted_N2: NDArray[np.float64], rows: ModalityFeatures) -> di
 
 
 def _matching(
-    predicted: Mapping[str, NDArray[np.float64]], rows: Mapping[str, ModalityFeatures], sigma: float
+    predicted: Mapping[Modality, NDArray[np.float64]], rows: Mapping[Modality, ModalityFeatures], sigma: float
 ) -> dict[str, float]:
     from mmva.metrics import matching_mse
 
@@ -177,7 +182,7 @@ def _matching(
 
 
 def _retrieval(
-    predicted: Mapping[str, NDArray[np.float64]], rows: Mapping[str, ModalityFeatures], sigma: float
+    predicted: Mapping[Modality, NDArray[np.float64]], rows: Mapping[Modality, ModalityFeatures], sigma: float
 ) -> dict[str, dict[str, Figure]]:
     from mmva.bootstrap import bootstrap_mean
     from mmva.retrieval import retrieval_per_query
@@ -194,8 +199,10 @@ def _retrieval(
     return figures
 
 
-def _floors(rows: Mapping[str, ModalityFeatures], train: Mapping[str, ModalityFeatures]) -> dict[str, dict[str, float]]:
-    floors = {}
+def _floors(
+    rows: Mapping[Modality, ModalityFeatures], train: Mapping[Modality, ModalityFeatures]
+) -> dict[str, dict[str, float]]:
+    floors: dict[str, dict[str, float]] = {}
     for modality, test in rows.items():
         source = train[modality] if modality in train and len(train[modality].ids) else test
         errors_2 = np.square(test.va_N2 - source.va_N2.mean(axis=0)).mean(axis=0)

@@ -14,6 +14,7 @@ from mmva_platform.training.recipe import Recipe
 from mmva_platform.training.rundir import RunDirectory, RunFacts, create_run, resume_run
 
 if TYPE_CHECKING:
+    from mmva.model import MMVA
     from mmva_platform.datasets.features import Features
     from mmva_platform.training.data import Triplets
     from mmva_platform.training.evaluation import Evaluation
@@ -89,7 +90,7 @@ def train(
         run = resume_run(settings.runs_dir, resume, recipe, facts)
     recipe = recipe.model_copy(update={"name": run.name})
     best, last = _fit_on_ray(run, recipe, splits, settings, progress)
-    return finish(run, recipe, features, best=best, last=last)
+    return finish(run, recipe, features, settings, best=best, last=last)
 
 
 def _fit_on_ray(
@@ -157,7 +158,13 @@ def _trainer(run: RunDirectory, recipe: Recipe, config: dict[str, Any], settings
 
 
 def finish(
-    run: RunDirectory, recipe: Recipe, features: Features, *, best: Mapping[str, Any], last: Mapping[str, Any]
+    run: RunDirectory,
+    recipe: Recipe,
+    features: Features,
+    settings: Settings,
+    *,
+    best: Mapping[str, Any],
+    last: Mapping[str, Any],
 ) -> TrainResult:
     """From checkpoints to a bundle: the best weights, their evaluation on test, intervals from val, the card.
 
@@ -165,6 +172,7 @@ def finish(
         run: The run's directory.
         recipe: Its recipe.
         features: The dataset's features.
+        settings: Where backbones come from.
         best: Content of the best checkpoint.
         last: Content of the last one, which holds the whole history.
     """
@@ -178,11 +186,7 @@ def finish(
     averaged = {name.removeprefix("module."): value for name, value in best["average"].items() if name != "n_averaged"}
     model.load_state_dict(averaged)
     model.eval()
-    model.backbones = {
-        modality: {"spec": spec, "fingerprint": features.fingerprints[modality], "dim": model.dims[modality]}
-        for modality, spec in features.specs.items()
-    }
-    model.preprocessing = {str(modality): values for modality, values in features.preprocessing.items()}
+    _attach_backbones(model, features, settings)
     evaluation = evaluate_model(model, features, "test")
     run.write("history.json", last["history"])
     run.write("evaluation.json", evaluation.to_json())
@@ -202,6 +206,21 @@ def finish(
     return TrainResult(
         run.name, run.path, run.bundle, digest, list(last["history"]), evaluation, recipe, features.digest
     )
+
+
+def _attach_backbones(model: MMVA, features: Features, settings: Settings) -> None:
+    """Record the backbones, after checking that they still are what computed the embeddings (CheckFailed if not)."""
+    from mmva.backbones import BackboneSpec
+    from mmva_platform.datasets.embedder import EncoderLoader
+
+    load = EncoderLoader.of(settings)
+    for modality, spec in features.specs.items():
+        model.backbones[modality] = {
+            "spec": spec,
+            "fingerprint": features.fingerprints[modality],
+            "dim": model.dims[modality],
+        }
+        model.attach_encoders({modality: load(BackboneSpec.from_json(spec))})
 
 
 def git_commit() -> str | None:

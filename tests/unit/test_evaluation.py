@@ -1,0 +1,147 @@
+"""Evaluation: every row counted, intervals by group, floors from the training split, leakage said first."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmva.errors import UsageError
+from mmva.imemnet.splits import LEAKAGE_WARNING
+from mmva.model import MMVA
+from mmva_platform.datasets.features import Features, ModalityFeatures
+from mmva_platform.training.evaluation import Evaluation, evaluate_model, intervals_from
+
+DIMS = {"image": 4, "music": 3, "caption": 5}
+COUNTS = {"train": 40, "val": 24, "test": 30}
+
+
+def modality_features(dim: int, seed: int) -> ModalityFeatures:
+    rng = np.random.default_rng(seed)
+    split = np.repeat(list(COUNTS), list(COUNTS.values()))
+    size = len(split)
+    return ModalityFeatures(
+        ids=np.array([f"{row // 3}-{row % 3}" for row in range(size)]),
+        emb_ND=rng.normal(size=(size, dim)).astype(np.float32),
+        va_N2=rng.uniform(0.2, 0.8, (size, 2)),
+        split=split,
+        group=np.array([str(row // 3) for row in range(size)]),
+    )
+
+
+def features_of(warnings: tuple[str, ...] = (), **replaced: ModalityFeatures) -> Features:
+    modalities: dict[Any, ModalityFeatures] = {m: modality_features(dim, dim) for m, dim in DIMS.items()}
+    return Features(
+        uri="data",
+        digest="d" * 64,
+        fingerprints=dict.fromkeys(DIMS, "f" * 64),
+        specs={},
+        warnings=warnings,
+        modalities=modalities | replaced,
+    )
+
+
+@pytest.fixture
+def model() -> MMVA:
+    """Untrained towers: every prediction is the neutral point (.5, .5)."""
+    return MMVA(DIMS).eval()
+
+
+def test_figures_of_a_constant_prediction(model: MMVA) -> None:
+    features = features_of()
+    evaluation = evaluate_model(model, features)
+    labels = features.split("test")["music"].va_N2
+    figure = evaluation.metrics["music"]["arousal"]["mse"]
+    assert figure.value == pytest.approx(np.mean((labels[:, 1] - 0.5) ** 2), rel=1e-6)
+    assert figure.low < figure.value < figure.high
+    assert evaluation.metrics["music"]["arousal"]["pearson"].value == 0
+
+
+def test_every_row_and_group_of_the_split_counts(model: MMVA) -> None:
+    evaluation = evaluate_model(model, features_of(), "test")
+    assert evaluation.rows == {"image": 30, "music": 30, "caption": 30}
+    assert evaluation.groups == {"image": 11, "music": 11, "caption": 11}
+    assert set(evaluation.matching) == {"image-music", "image-caption", "music-caption"}
+    assert len(evaluation.retrieval) == 6
+
+
+def test_floor_is_the_training_mean_on_the_test_rows(model: MMVA) -> None:
+    features = features_of()
+    train, test = (features.split(name)["image"].va_N2 for name in ("train", "test"))
+    expected = np.mean((test - train.mean(axis=0)) ** 2, axis=0)
+    floors = evaluate_model(model, features).floors["image"]
+    assert [floors["valence"], floors["arousal"]] == pytest.approx(expected)
+
+
+def test_a_perfect_model_is_above_its_floor_and_matches_exactly() -> None:
+    # Embeddings that are the labels' logits: standardised by nothing, the identity on two inputs predicts exactly.
+    features = features_of()
+    perfect = {}
+    for modality, rows in features.items():
+        logits = np.log(rows.va_N2 / (1 - rows.va_N2)).astype(np.float32)
+        perfect[modality] = ModalityFeatures(rows.ids, logits, rows.va_N2, rows.split, rows.group)
+    model = MMVA(dict.fromkeys(DIMS, 2)).eval()
+    for modality in DIMS:
+        model.tower(modality).linear.weight.data.copy_(np_eye())
+    evaluation = evaluate_model(model, features_of(**perfect))
+    assert evaluation.metrics["caption"]["valence"]["r2"].value == pytest.approx(1, abs=1e-6)
+    assert evaluation.matching["image-music"] == pytest.approx(0, abs=1e-10)
+    assert evaluation.retrieval["image->music"]["recall@1"].value == 1
+    assert evaluation.metrics["image"]["valence"]["mse"].value < evaluation.floors["image"]["valence"]
+
+
+def np_eye() -> Any:
+    import torch
+
+    return torch.eye(2)
+
+
+def test_leakage_is_said_before_any_figure(model: MMVA) -> None:
+    text = evaluate_model(model, features_of(warnings=(LEAKAGE_WARNING,))).to_markdown()
+    assert LEAKAGE_WARNING in text
+    assert text.index(LEAKAGE_WARNING) < text.index("| modality |")
+    assert LEAKAGE_WARNING not in evaluate_model(model, features_of()).to_markdown()
+
+
+def test_a_person_finds_every_axis_its_interval_and_the_published_floors(model: MMVA) -> None:
+    text = evaluate_model(model, features_of()).to_markdown()
+    for cell in ("| image | valence |", "| caption | arousal |", "0.0240", "0.0483", "0.0272", "0.0283", "Emo-CLIM"):
+        assert cell in text
+
+
+def test_json_round_trip_keeps_what_is_not_defined(model: MMVA) -> None:
+    features = features_of()
+    rows = features["image"]
+    constant = ModalityFeatures(rows.ids, rows.emb_ND, np.full_like(rows.va_N2, 0.4), rows.split, rows.group)
+    evaluation = evaluate_model(model, features_of(image=constant))
+    assert math.isnan(evaluation.metrics["image"]["valence"]["r2"].value)
+    text = json.dumps(evaluation.to_json(), allow_nan=False)
+    again = Evaluation.from_json(json.loads(text))
+    assert again.to_json() == evaluation.to_json()
+    assert again.metrics["music"] == evaluation.metrics["music"]
+    assert "image/valence/r2" not in evaluation.scalars()
+    assert evaluation.scalars()["image/valence/mse"] == pytest.approx(0.01)
+
+
+def test_a_modality_that_the_dataset_lacks_is_named(model: MMVA) -> None:
+    features = features_of()
+    del features.modalities["caption"]
+    evaluation = evaluate_model(model, features)
+    assert "caption" not in evaluation.metrics
+    assert any("no caption" in warning for warning in evaluation.warnings)
+
+
+def test_an_unknown_split_is_a_usage_error(model: MMVA) -> None:
+    with pytest.raises(UsageError, match="split 'tset' has nothing to evaluate on"):
+        evaluate_model(model, features_of(), "tset")
+
+
+def test_intervals_cover_the_validation_labels(model: MMVA) -> None:
+    features = features_of()
+    intervals = intervals_from(model, features)
+    residual_N2 = np.abs(features.split("val")["image"].va_N2 - 0.5)
+    covered = (residual_N2[:, 0] <= intervals["image"]["valence"] + 1e-6).mean()
+    assert 0.9 <= covered < 1
