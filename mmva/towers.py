@@ -41,11 +41,15 @@ class TowerConfig(MethodConfig):
 
 
 class Tower(nn.Module):
-    """Standardised embedding -> sigmoid(linear path + small residual MLP) = VA point in (0, 1).
+    """Standardised embedding -> sigmoid(linear path + residual MLP) = VA point in [0, 1].
 
     The linear path makes a ridge regression on the same features one of the functions that training can reach at once;
-    the MLP adds what is not linear and starts at zero. A sigmoid keeps outputs in [0, 1] with a gradient everywhere: a
-    clamp would have none for the items that it cuts off, and labels fill only the sigmoid's nearly straight middle.
+    the MLP adds what is not linear and starts at zero. Its weights start at N(0, 1) under factors of 1/sqrt(width)
+    (the NTK parametrisation, Jacot et al. 2018): Adam's steps are of one size for every weight, and without the factors
+    a wide MLP fits the noise of a thousand items before the linear path has found their trend.
+
+    A sigmoid keeps outputs in [0, 1] with a gradient everywhere: a clamp would have none for the items that it cuts
+    off, and labels fill only the sigmoid's nearly straight middle.
     """
 
     mean_D: Tensor
@@ -64,6 +68,8 @@ class Tower(nn.Module):
         self.projection: nn.Linear | None = None
         if self.config.hidden:
             self.projection = nn.Linear(dim, self.config.hidden)
+            nn.init.normal_(self.projection.weight)
+            nn.init.zeros_(self.projection.bias)
             self.dropout = nn.Dropout(self.config.dropout)
             self.head = nn.Linear(self.config.hidden, 2, bias=False)
             nn.init.zeros_(self.head.weight)
@@ -101,8 +107,9 @@ class Tower(nn.Module):
         z_BD = self.input_dropout(self.standardise(emb_BD))
         logit_B2 = self.linear(z_BD)
         if self.projection is not None:
-            logit_B2 = logit_B2 + self.head(self._activate(self.projection, z_BD))
+            hidden_BH = self._activate(self.projection, z_BD)
+            logit_B2 = logit_B2 + self.head(hidden_BH) * self.config.hidden**-0.5
         return torch.sigmoid(logit_B2)
 
     def _activate(self, projection: nn.Linear, z_BD: Tensor) -> Tensor:
-        return self.dropout(nn.functional.gelu(projection(z_BD)))
+        return self.dropout(nn.functional.gelu(projection(z_BD * self.dim**-0.5)))
