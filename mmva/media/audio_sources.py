@@ -51,7 +51,7 @@ def open_audio(data: bytes, kind: str) -> Iterator[AudioSource]:
     """Open audio of a sniffed format: with libsndfile where it can, else with FFmpeg.
 
     Raises:
-        MediaError: "corrupt-audio" or "no-sound", here or from `blocks`.
+        MediaError: "corrupt-audio", "no-sound" or "unsupported-audio", here or from `blocks`.
     """
     opened = _open_with_soundfile(data) if kind in _SOUNDFILE_FORMATS else None
     if opened is not None:
@@ -99,6 +99,8 @@ def _pyav_source(container: av.container.InputContainer, kind: str, *, estimated
     if not container.streams.audio:
         raise MediaError("no-sound", f"{kind} data without an audio stream")
     stream = container.streams.audio[0]
+    if stream.codec_context is None:
+        raise MediaError("unsupported-audio", f"{kind} data in a codec that FFmpeg does not know")
     rate, channels = stream.codec_context.sample_rate or 0, stream.codec_context.channels
     duration_s = None
     if stream.duration is not None and stream.time_base is not None and not estimated:
@@ -110,7 +112,8 @@ def _pyav_source(container: av.container.InputContainer, kind: str, *, estimated
 def _pyav_blocks(
     container: av.container.InputContainer, stream: av.AudioStream, kind: str
 ) -> Iterator[NDArray[np.float32]]:
-    to_float = av.AudioResampler(format="fltp")
+    # Interleaved, because PyAV 18 counts one plane too many in planar audio of 8 channels and reads wild memory there.
+    to_float = av.AudioResampler(format="flt")
     packets = bad = 0
     with refusals("corrupt-audio", kind):
         for packet in container.demux(stream):
@@ -122,7 +125,7 @@ def _pyav_blocks(
                 continue
             for frame in frames:
                 for converted in to_float.resample(frame):
-                    yield converted.to_ndarray().T
+                    yield converted.to_ndarray().reshape(-1, converted.layout.nb_channels)
     if bad > 1 + _TOLERATED_BAD_PACKETS * packets:
         raise MediaError("corrupt-audio", f"{bad} of {packets} {kind} packets cannot be decoded")
 

@@ -18,7 +18,7 @@ MEDIA_ERROR_CODES: Final[dict[str, str]] = {
     "truncated-audio": "the header promises more sound than the file holds",
     "no-sound": "no audio stream, no channels or no samples",
     "too-long": "the audio lasts longer than Limits.max_duration_s",
-    "unsupported-audio": "a sample rate or a number of channels outside Limits",
+    "unsupported-audio": "an unknown codec, or a sample rate or a number of channels outside Limits",
     "non-finite-samples": "NaN or infinite samples",
     "samples-out-of-range": "samples far beyond full scale (Limits.max_peak): not audio in [-1, 1]",
     "empty-caption": "no visible character is left after cleaning",
