@@ -1,0 +1,122 @@
+"""The report: one HTML file that needs no network, runs no script and escapes whatever a catalog holds."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mmva.modalities import MODALITIES
+from mmva_platform.reporting.charts import HEIGHT, WIDTH, training_charts
+from mmva_platform.reporting.data import ReportData
+from mmva_platform.reporting.examples import corner_examples
+from mmva_platform.reporting.figures import SCALE, error_rows, retrieval_rows, text
+from mmva_platform.reporting.plane import SIDE, WORD_RADIUS, build_plane
+from mmva_platform.reporting.previews import HEARD_S
+
+_QUARANTINE_EXAMPLES: Final = 5
+NAMES: Final = {"image": "images", "music": "music tracks", "caption": "captions"}
+_ONE: Final = {"image": "image", "music": "music track", "caption": "caption"}
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Quarantined items of one cause, and a few of them."""
+
+    error: str
+    stage: str
+    items: int
+    examples: tuple[Mapping[str, Any], ...]
+
+
+def write_report(path: Path | str, data: ReportData) -> Path:
+    """Write the report; the file appears complete or not at all.
+
+    Args:
+        path: The HTML file.
+        data: What to show. Media are read for some twenty examples only.
+
+    Returns:
+        The file's path.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    page = render(data)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(page)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def render(data: ReportData) -> str:
+    """The report as text."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("mmva_platform.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = text
+    environment.globals["count_of"] = _count_of
+    annotated, quarantined = data.annotations.num_rows, data.quarantine.num_rows
+    measures, retrieval = retrieval_rows(data.evaluation)
+    return environment.get_template("report.html.j2").render(
+        data=data,
+        names=NAMES,
+        annotated=annotated,
+        quarantined=quarantined,
+        items=annotated + quarantined,
+        by_modality=_by_modality(data.annotations),
+        plane=build_plane(data.annotations),
+        side=SIDE,
+        word_radius=WORD_RADIUS,
+        heard_s=HEARD_S,
+        regions=corner_examples(data),
+        causes=_causes(data.quarantine),
+        charts=training_charts(data.history),
+        chart_width=WIDTH,
+        chart_height=HEIGHT,
+        errors=error_rows(data.evaluation),
+        error_scale=SCALE,
+        measures=measures,
+        retrieval=retrieval,
+    )
+
+
+def _count_of(modality: str, count: int) -> str:
+    """Such as "1 image" or "2,310 music tracks"."""
+    return f"{count:,} {(_ONE if count == 1 else NAMES).get(modality, modality)}"
+
+
+def _by_modality(annotations: pa.Table) -> dict[str, int]:
+    counts = Counter(annotations["modality"].to_pylist())
+    return {modality: counts[modality] for modality in MODALITIES if counts[modality]}
+
+
+def _causes(quarantine: pa.Table) -> tuple[Cause, ...]:
+    """Most frequent first, a few examples each."""
+    counts = Counter(zip(quarantine["error"].to_pylist(), quarantine["stage"].to_pylist(), strict=True))
+    return tuple(
+        Cause(error, stage, items, _first(quarantine, error, stage)) for (error, stage), items in counts.most_common()
+    )
+
+
+def _first(quarantine: pa.Table, error: str, stage: str) -> tuple[Mapping[str, Any], ...]:
+    mask = pc.and_(pc.equal(quarantine["error"], error), pc.equal(quarantine["stage"], stage))
+    return tuple(quarantine.select(["id", "message"]).filter(mask).slice(0, _QUARANTINE_EXAMPLES).to_pylist())
