@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import socket
 import sys
 import threading
 import warnings
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
 import mmva
 import mmva_platform
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 CPUS_PER_ACTOR: Final = 0.5  # actors may not take every CPU: Ray Data's own tasks would starve, silently
 FREE_CPUS: Final = 1.0
+_CONNECT_TIMEOUT_S = 10.0
 _EXPECTED_ERRORS = (UsageError, CheckFailed, OperationFailed, MediaError)
 _RAY_ENVIRONMENT = {
     "RAY_ENABLE_AUTO_CONNECT": "0",  # or a thread left behind by a stalled job would start a second Ray
@@ -247,10 +250,11 @@ def _init(settings: ClusterSettings) -> None:
 
     address = settings.address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address:
+    if address and address != "local":
         try:
+            _knock(address)
             ray.init(address=address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise UsageError(f"cluster.address {address}: no Ray cluster answers there ({reason})") from error
         return
@@ -268,6 +272,13 @@ def _init(settings: ClusterSettings) -> None:
         ray.shutdown()
         reason = str(error).strip().partition("\n")[0]
         raise OperationFailed(f"cluster: Ray did not start on this machine ({reason})") from error
+
+
+def _knock(address: str) -> None:
+    """OSError at once where nobody listens; Ray itself would try for minutes."""
+    place = urlsplit(address if "://" in address else f"//{address}")
+    if place.port is not None:
+        socket.create_connection((place.hostname or "", place.port), timeout=_CONNECT_TIMEOUT_S).close()
 
 
 def _python_path() -> str:
