@@ -6,6 +6,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
@@ -15,11 +16,13 @@ from mmva.media.formats import IMAGE_FORMATS
 from mmva.media.guards import checked_format, refusals
 from mmva.media.limits import Limits
 
+# Pixels that image encoders take. Training and service decode alike, so it is the default of both.
+SHORT_SIDE: Final = 224
 # White levels of integer and float images by depth: the smallest that holds every pixel is taken.
 _WHITE_LEVELS = (1.0, 255.0, 65_535.0, 2**31 - 1.0, 2**32 - 1.0)
 
 
-def decode_image(data: bytes, limits: Limits | None = None, at_least: int | None = None) -> Image.Image:
+def decode_image(data: bytes, limits: Limits | None = None, at_least: int | None = SHORT_SIDE) -> Image.Image:
     """Decode the first frame of an image to mode RGB.
 
     EXIF orientation is applied, transparency is laid on white, CMYK, palette, 1-bit, 16-bit and float images are

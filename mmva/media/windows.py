@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
 
 from mmva.errors import UsageError
+
+# Everything that cuts music cuts it like this, so that a model sees in service what it saw in training. Near the 2 s
+# clips that IMEMNet-C labels, and exactly what musicnn was trained on: shorter ones cost it as much.
+WINDOW_S: Final = 3.0
+HOP_S: Final = 1.5
 
 
 def window_bounds(samples: int, length: int, hop: int) -> list[tuple[int, int]]:

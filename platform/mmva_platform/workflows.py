@@ -74,7 +74,7 @@ def track_and_register(result: TrainResult, settings: Settings) -> TrainOutcome:
     from mmva_platform.tracking.runs import log_training_run
 
     run_id = log_training_run(result, settings)
-    version = register(result, run_id, settings)
+    version = register(run_id, settings)
     return TrainOutcome(
         run_name=result.run_name,
         run_dir=str(result.run_dir),

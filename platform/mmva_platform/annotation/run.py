@@ -7,9 +7,10 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from mmva.errors import UsageError
+from mmva.media.windows import HOP_S, WINDOW_S
 from mmva_platform.annotation.catalog import Catalog, read_catalog
 from mmva_platform.annotation.commit import CommitRecord, committed_shards, read_commit
 from mmva_platform.annotation.plan import ModelInfo, Plan, Preprocessing, make_plan, settle_plan
@@ -18,10 +19,6 @@ from mmva_platform.settings import ClusterSettings, Settings
 from mmva_platform.storage import Storage, open_storage
 
 logger = logging.getLogger(__name__)
-
-# Near the 2 s clips that IMEMNet-C labels, and exactly what musicnn was trained on: shorter ones cost it as much.
-WINDOW_S: Final = 3.0
-HOP_S: Final = 1.5
 
 
 @dataclass(frozen=True)
@@ -166,7 +163,7 @@ def _execute(
 def _preprocessing(bundle_dir: Path, window_s: float, hop_s: float) -> Preprocessing:
     """What the bundle records of its backbones, and how media are cut for them."""
     from mmva.bundle import read_bundle_info
-    from mmva_platform.datasets.embedder import SHORT_SIDE
+    from mmva.media.images import SHORT_SIDE
 
     if not 0 < hop_s <= window_s:
         raise UsageError(f"hop_s must be above 0 and at most window_s, got {hop_s:g} and {window_s:g}")

@@ -34,7 +34,7 @@ def show(context: typer.Context, version: int, *, as_json: Json = False) -> None
 @app.command("promote")
 def promote(context: typer.Context, version: int, *, reason: Reason = "", as_json: Json = False) -> None:
     """Make a version champion if the gate lets it; exit code 3 if not."""
-    from mmva_platform.tracking.promotion import promote as promote_version
+    from mmva_platform.tracking.registry import promote as promote_version
 
     verdict = promote_version(version, settings_of(context), reason)
     emit(verdict.to_text(), verdict.to_json(), as_json=as_json)
@@ -43,7 +43,7 @@ def promote(context: typer.Context, version: int, *, reason: Reason = "", as_jso
 @app.command("rollback")
 def rollback(context: typer.Context, *, reason: Reason = "", as_json: Json = False) -> None:
     """Make the previous champion champion again; needs no gate, is recorded."""
-    from mmva_platform.tracking.promotion import rollback as roll_back
+    from mmva_platform.tracking.registry import rollback as roll_back
 
     record = roll_back(settings_of(context), reason)
     emit(record.to_text(), record.to_json(), as_json=as_json)

@@ -25,9 +25,9 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train on Ray workers, log to MLflow and register the bundle as a new version."""
-    from mmva_platform.workflows import train_and_register
     from mmva_platform.settings import load_config
     from mmva_platform.training.recipe import Recipe
+    from mmva_platform.workflows import train_and_register
 
     outcome = train_and_register(load_config(Recipe, config, set_ or []), settings_of(context), resume=resume)
     emit(outcome.to_text(), outcome.to_json(), as_json=as_json)

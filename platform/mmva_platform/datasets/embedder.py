@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmva.backbones import BackboneSpec
 from mmva.errors import CheckFailed, MediaError, OperationFailed
+from mmva.media.windows import HOP_S, WINDOW_S, windows
 from mmva.modalities import Modality
 from mmva_platform.datasets.embedding_set import PartInfo, folder_name, part_bytes
 from mmva_platform.datasets.schema import ShardInfo, read_parquet, sha256_of
@@ -21,9 +22,6 @@ from mmva_platform.storage.fetch import folder_fetcher
 
 if TYPE_CHECKING:
     from mmva.backbones import Encoder
-
-SHORT_SIDE: Final = 224  # pixels that image encoders take: a larger JPEG may be decoded smaller, never below
-WINDOW_S: Final = 30.0  # longer music is embedded by windows of this length; their mean is its embedding
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Part:
     @property
     def key(self) -> dict[str, str]:
         """What it is made from; a part with another key is not this part."""
-        return {"fingerprint": self.fingerprint, "shard_sha256": self.shard.sha256, "window_s": str(WINDOW_S)}
+        return {"fingerprint": self.fingerprint, "shard_sha256": self.shard.sha256, "windows_s": f"{WINDOW_S}/{HOP_S}"}
 
 
 class Embedder:
@@ -125,9 +123,7 @@ def embed_items(encoder: Encoder, items: Sequence[Any], batch_size: int = 16) ->
     """Embeddings of decoded items, float32 [N, D]; long music is the mean over its windows."""
     if encoder.sample_rate is None:
         return encoder.encode(items, batch_size)
-    from mmva.media.windows import windows
-
-    pieces = [windows(samples, encoder.sample_rate, WINDOW_S, WINDOW_S)[1] for samples in items]
+    pieces = [windows(samples, encoder.sample_rate, WINDOW_S, HOP_S)[1] for samples in items]
     emb_WD = encoder.encode([window for item in pieces for window in item], batch_size)
     ends = np.cumsum([len(item) for item in pieces])
     return np.stack([rows.mean(axis=0) for rows in np.split(emb_WD, ends[:-1])])
@@ -139,7 +135,7 @@ def _decoded(part: Part, item_id: str, data: bytes, encoder: Encoder) -> Any:
 
     try:
         if part.modality == "image":
-            return decode_image(data, at_least=SHORT_SIDE)
+            return decode_image(data)
         assert encoder.sample_rate is not None
         return decode_audio(data, encoder.sample_rate)
     except MediaError as error:

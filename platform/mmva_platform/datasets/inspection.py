@@ -19,7 +19,6 @@ from mmva_platform.storage import Storage, StorageNotFound
 
 # The same bytes under two ids are one item if their labels agree to this, and of unknown label otherwise.
 DUPLICATE_TOLERANCE: Final = 0.05
-SHORT_SIDE: Final = 224  # pixels that image encoders need: a JPEG may be decoded smaller, but never below
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def check_decodes(modality: Modality, data: bytes) -> None:
     if modality == "image":
         from mmva.media.images import decode_image
 
-        decode_image(data, at_least=SHORT_SIDE)
+        decode_image(data)
     else:
         from mmva.media.audio import probe_audio, stream_audio
 

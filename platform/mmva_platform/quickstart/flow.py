@@ -93,7 +93,7 @@ def _make_dataset(options: QuickstartOptions, place: Workspace, settings: Settin
 
 
 def _make_champion(options: QuickstartOptions, place: Workspace, settings: Settings, steps: _Steps) -> TrainOutcome:
-    from mmva_platform.tracking.promotion import promote
+    from mmva_platform.tracking.registry import promote
     from mmva_platform.training.recipe import Recipe
     from mmva_platform.training.trainer import train
     from mmva_platform.workflows import track_and_register
