@@ -102,7 +102,7 @@ def _fit_on_ray(
 
     from mmva_platform.cluster import check_feasible, ray_session
     from mmva_platform.training.checkpoint import read_state
-    from mmva_platform.training.watching import watch
+    from mmva_platform.training.watching import interruptible, watch
 
     with ray_session(settings.cluster):
         check_feasible(recipe.workers, recipe.cpus_per_worker)
@@ -112,7 +112,7 @@ def _fit_on_ray(
             "progress": queue,
             **{name: ray.put(split) for name, split in splits.items()},
         }
-        with watch(queue, progress):
+        with interruptible(), watch(queue, progress):
             result = _trainer(run, recipe, config, settings).fit()
         best = result.get_best_checkpoint(recipe.checkpoint.metric, "min")
         assert best is not None, "every epoch reports a checkpoint"

@@ -1,7 +1,8 @@
-"""Epoch lines while Ray Train holds the driver: a thread that hands each row to the caller's progress function."""
+"""What the driver does while Ray Train holds it: hand on each epoch's row, and stop when told to."""
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,3 +35,22 @@ def watch(queue: Queue, progress: Callable[[dict[str, Any]], None]) -> Iterator[
         done.set()
         follower.join()
         queue.shutdown()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C end the block as KeyboardInterrupt.
+
+    Ray Train answers SIGINT by aborting the run and exiting with code 0, as if it were done, and leaves its handler
+    behind.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
