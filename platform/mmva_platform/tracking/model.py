@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from mmva.media.windows import HOP_S, WINDOW_S
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.models import ModelSignature
@@ -17,7 +19,7 @@ MODEL_NAME: Final = "model"
 BUNDLE_PATH: Final = "artifacts/bundle"
 # What a loader may override: mlflow.pyfunc.load_model(uri, model_config={"mirror": ...}). The windows are those of an
 # annotation run. No repository's code is trusted by default, whatever the one who trained the model trusted.
-MODEL_CONFIG: Final[dict[str, Any]] = {"window_s": 2.0, "hop_s": 1.0, "mirror": None, "trusted_repos": []}
+MODEL_CONFIG: Final[dict[str, Any]] = {"window_s": WINDOW_S, "hop_s": HOP_S, "mirror": None, "trusted_repos": []}
 
 
 def log_model(client: MlflowClient, run_id: str, bundle_dir: Path, tags: Mapping[str, str]) -> str:

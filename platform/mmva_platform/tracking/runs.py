@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 Predictions = Mapping[str, tuple[ArrayLike, ArrayLike]]
 
 EVALUATION_FILE: Final = "evaluation.json"
+HISTORY_FILE: Final = "history.json"
 TAG_MODEL_DIGEST: Final = "mmva.model_digest"
 TAG_DATASET_DIGEST: Final = "mmva.dataset_digest"
 TAG_DATASET_URI: Final = "mmva.dataset_uri"
@@ -127,7 +128,7 @@ def _log_documents(
 ) -> None:
     client.log_text(run_id, _json(run.recipe.model_dump(mode="json")), "recipe.json")
     client.log_text(run_id, _json(evaluation), EVALUATION_FILE)
-    client.log_text(run_id, _json(list(run.history)), "history.json")
+    client.log_text(run_id, _json(list(run.history)), HISTORY_FILE)
     client.log_text(run_id, card, "card.md")
 
 

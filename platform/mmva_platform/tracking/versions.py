@@ -16,7 +16,7 @@ from mmva.modalities import MODALITIES
 from mmva_platform.settings import Settings
 from mmva_platform.tracking.gate import mean_mse
 from mmva_platform.tracking.model import MODEL_NAME
-from mmva_platform.tracking.runs import EVALUATION_FILE, TAG_DATASET_DIGEST, TAG_MODEL_DIGEST, TAG_PRESET
+from mmva_platform.tracking.runs import EVALUATION_FILE, HISTORY_FILE, TAG_DATASET_DIGEST, TAG_MODEL_DIGEST, TAG_PRESET
 from mmva_platform.tracking.store import global_tracking_uri, open_client, quiet
 
 if TYPE_CHECKING:
@@ -150,6 +150,15 @@ def register(run_id: str, settings: Settings) -> int:
         return int(created.version)
 
 
+def training_history(version: int, settings: Settings) -> list[dict[str, Any]]:
+    """The rows, one an epoch, of the run that made a version; none if it recorded none. Raises as show_version."""
+    client = open_client(settings)
+    with quiet():
+        found = find_version(client, settings.tracking.model_name, version)
+        data = _read_artifact(client, found.run_id, HISTORY_FILE)
+    return [dict(row) for row in json.loads(data)] if data else []
+
+
 def list_versions(settings: Settings) -> list[RegisteredVersion]:
     """All versions of the registered model, oldest first; none if nothing was registered."""
     client = open_client(settings)
@@ -226,10 +235,14 @@ def evaluation_of(client: MlflowClient, version: RegisteredVersion) -> dict[str,
 
 def read_evaluation(client: MlflowClient, run_id: str) -> bytes:
     """The bytes of a run's evaluation, empty if it has none."""
-    if not any(entry.path == EVALUATION_FILE for entry in client.list_artifacts(run_id)):
+    return _read_artifact(client, run_id, EVALUATION_FILE)
+
+
+def _read_artifact(client: MlflowClient, run_id: str, name: str) -> bytes:
+    if not any(entry.path == name for entry in client.list_artifacts(run_id)):
         return b""
     with tempfile.TemporaryDirectory() as temporary:
-        return Path(client.download_artifacts(run_id, EVALUATION_FILE, temporary)).read_bytes()
+        return Path(client.download_artifacts(run_id, name, temporary)).read_bytes()
 
 
 def _parse(data: bytes) -> dict[str, Any]:
