@@ -28,6 +28,7 @@ FREE_CPUS: Final = 1.0
 _CONNECT_TIMEOUT_S = 10.0
 _EXPECTED_ERRORS = (UsageError, CheckFailed, OperationFailed, MediaError)
 _RAY_ENVIRONMENT = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # of this process: Ray Data's own actors provoke an error line about restarts
     "RAY_ENABLE_AUTO_CONNECT": "0",  # or a thread left behind by a stalled job would start a second Ray
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a FutureWarning about GPUs that nobody asked for
