@@ -28,6 +28,7 @@ from mmva_platform.tracking.registry import (
     resolve_model,
     rollback,
     show_version,
+    training_history,
 )
 from mmva_platform.tracking.runs import log_training_run
 from mmva_platform.tracking.store import open_client, quiet
@@ -192,6 +193,7 @@ def test_register_binds_digests_and_gives_no_alias(settings: Settings, tmp_path:
     assert version.mse == dict.fromkeys(MODALITIES, pytest.approx(0.02))
     assert "never judged" in version.to_text()
     assert json.loads(json.dumps(version.to_json()))["version"] == 1
+    assert training_history(1, settings) == result.history
     assert "image valence: mse 0.0200 [0.0100, 0.0300]" in show_version(1, settings).to_text()
 
 
