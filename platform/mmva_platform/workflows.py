@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mmva_platform.settings import Settings
 
 if TYPE_CHECKING:
+    from mmva_platform.annotation.plan import ModelInfo
     from mmva_platform.training.evaluation import Evaluation
     from mmva_platform.training.recipe import Recipe
     from mmva_platform.training.trainer import TrainResult
@@ -95,5 +96,47 @@ def evaluate_model(model: str, dataset: str, settings: Settings, *, split: str =
 
 
 def report_annotation(out: str, file: Path, settings: Settings) -> None:
-    """Write the HTML report of a published annotation, with its model's evaluation where that is known."""
-    raise NotImplementedError
+    """Write the HTML report of a published annotation, with its model's evaluation where the registry knows it.
+
+    Raises:
+        UsageError: If the annotation is not published.
+        CheckFailed: If a file of it is not the one that was published.
+    """
+    from mmva_platform.annotation.plan import read_items, read_plan
+    from mmva_platform.annotation.publish import read_annotations, read_manifest, read_quarantine
+    from mmva_platform.reporting.data import ReportData
+    from mmva_platform.reporting.html import write_report
+    from mmva_platform.storage import open_storage, read_uri
+
+    storage = open_storage(out, settings.storage)
+    model, plan = read_manifest(storage).model, read_plan(storage)
+    items = read_items(storage, plan)
+    evaluation, history, origin = _training_of(model, settings)
+    data = ReportData(
+        annotations=read_annotations(out, settings.storage),
+        quarantine=read_quarantine(out, settings.storage),
+        read=lambda uri: read_uri(uri, settings.storage),
+        captions={row["id"]: row["caption"] for row in items.select(["id", "caption"]).to_pylist() if row["caption"]},
+        evaluation=evaluation,
+        history=history,
+        lineage={
+            "Catalog": plan.catalog.uri,
+            "Model": f"{model.name} version {model.version}" if model.version else model.name,
+            "Model digest": model.digest,
+            **origin,
+            "Annotation": storage.uri,
+            "Annotation run": plan.run_id,
+        },
+    )
+    write_report(file, data)
+
+
+def _training_of(model: ModelInfo, settings: Settings) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, str]]:
+    """Evaluation, history and lineage of a registered model; all empty for a bundle that no registry knows."""
+    from mmva_platform.tracking.registry import show_version, training_history
+
+    if model.version is None or model.name != settings.tracking.model_name:
+        return {}, [], {}
+    details = show_version(int(model.version), settings)
+    origin = {"Training run": details.version.run_id, "Dataset digest": details.version.dataset_digest}
+    return details.evaluation, training_history(int(model.version), settings), origin
