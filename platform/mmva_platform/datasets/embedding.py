@@ -121,7 +121,7 @@ def _existing(parts: Sequence[Part], target: Storage) -> dict[str, PartInfo]:
 
 
 def _compute(parts: Sequence[Part], worker: dict[str, object], settings: Settings) -> dict[str, PartInfo]:
-    """Compute parts on the cluster: one pool of actors for all modalities, which start with the slowest kind."""
+    """Compute parts on the cluster, all modalities in one pool of actors."""
     made: dict[str, PartInfo] = {}
     with ray_session(settings.cluster), progress(_STAGE, sum(len(part.ids) for part in parts)) as advance:
 
