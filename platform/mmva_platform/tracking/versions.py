@@ -103,8 +103,9 @@ class VersionDetails:
             f"  run         {known.run_id}",
             f"  backbones   {known.preset}",
         ]
-        for modality, axes in self.evaluation.get("metrics", {}).items():
-            for axis, figures in axes.items():
+        metrics = self.evaluation.get("metrics", {})
+        for modality in (modality for modality in MODALITIES if modality in metrics):
+            for axis, figures in metrics[modality].items():
                 floor = self.evaluation.get("floors", {}).get(modality, {}).get(axis)
                 numbers = "  ".join(f"{name} {_figure(figures[name])}" for name in _FIGURES if name in figures)
                 lines.append(f"  {modality} {axis}: {numbers}  (best constant: MSE {_short(floor)})")
