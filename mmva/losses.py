@@ -1,4 +1,3 @@
-# ruff: noqa: N815 - tensors carry their shape
 """MMVA's loss: VA regression in every modality plus regression of the matching score, all MSE.
 
 L = w_image L_VA(image) + w_music L_VA(music) + w_caption L_VA(caption) + w_sim L_sim (method as published, second-hand;

@@ -1,4 +1,3 @@
-# ruff: noqa: N815 - arrays carry their shape
 """Which image meets which clip: an epoch's pairs and batches as pure functions of seed, epoch and labels.
 
 Shapes: N images, M clips, P = min(N, M) pairs. A clip brings its caption along. numpy only, so that any worker can draw

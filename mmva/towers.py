@@ -1,4 +1,3 @@
-# ruff: noqa: N815 - tensors carry their shape
 """One tower's trainable part: a backbone's embedding in, a VA point out.
 
 Shapes: B items, D embedding width, H hidden width. MMVA publishes neither the heads' size nor their activation; what

@@ -48,7 +48,7 @@ _NAPS_KINDS = ("Animals", "Faces", "Landscapes", "Objects", "People")
 # Neighbouring clips of a song differ by an MSE of .000155 (V) and .000234 (A).
 _STEP_STD = np.sqrt([0.000155, 0.000234])
 _FIRST_SONG, _FIRST_WINDOW = 2, 9  # DEAM's numbering; its annotations begin at 15 s
-_CLIPS_PER_SONG = (6, 12)
+_CLIPS_PER_SONG = (4, 8)  # fewer than DEAM has, so that a small look-alike still has many songs
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def draw_image_labels(count: int, seed: int) -> FloatArray:
 
 
 def draw_clips(count: int, seed: int) -> list[Clip]:
-    """The first `count` clips: songs of 6 to 12 neighbouring windows whose label wanders in small steps."""
+    """The first `count` clips: songs of 4 to 8 neighbouring windows whose label wanders in small steps."""
     song_va_S2 = _spread(count // _CLIPS_PER_SONG[0] + 1, MUSIC_MOMENTS, seed * 10 + 9, 0.0)
     clips: list[Clip] = []
     for song, va in enumerate(song_va_S2):

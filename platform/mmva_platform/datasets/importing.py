@@ -16,7 +16,14 @@ from pydantic import Field
 
 from mmva.errors import UsageError
 from mmva.imemnet.published import Labels
-from mmva.imemnet.splits import LEAKAGE_WARNING, read_split_file, split_by_clip, split_by_file, split_by_group
+from mmva.imemnet.splits import (
+    FRACTIONS,
+    LEAKAGE_WARNING,
+    read_split_file,
+    split_by_clip,
+    split_by_file,
+    split_by_group,
+)
 from mmva_platform.cluster import ray_session, run_shards
 from mmva_platform.datasets.candidates import Candidate, find_media, read_labels, read_table
 from mmva_platform.datasets.inspection import Inspected, Inspector, settle
@@ -47,6 +54,9 @@ class ImportConfig(Config):
     media: str = Field(description="folder or URI that holds the media files, at any depth")
     split: str = Field("song", description='"song" (no leakage), "clip" (leaks), or a CSV of song_id,split')
     seed: int = Field(0, description="of the split")
+    fractions: tuple[float, float, float] = Field(
+        FRACTIONS, description="shares of the groups for train, val and test; IMEMNet's own by default"
+    )
     shard_mb: float = Field(64.0, gt=0, description="media of one shard, in MB")
     shard_rows: int = Field(512, ge=1, description="most rows of one shard")
 
@@ -134,11 +144,11 @@ def _split(kept: Sequence[Inspected], config: ImportConfig, split_of: Mapping[st
         entries = [entry for entry in kept if entry.candidate.modality == modality]
         groups = [entry.candidate.group for entry in entries]
         if modality != "music" or config.split == "song":
-            splits = split_by_group(groups, config.seed)
+            splits = split_by_group(groups, config.seed, config.fractions)
         elif split_of is not None:
             splits = split_by_file(groups, split_of)
         else:
-            splits = split_by_clip([entry.candidate.id for entry in entries], config.seed)
+            splits = split_by_clip([entry.candidate.id for entry in entries], config.seed, config.fractions)
         rows += [Row(entry, str(split)) for entry, split in zip(entries, np.asarray(splits), strict=True)]
     return rows
 
