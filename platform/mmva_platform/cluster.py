@@ -76,7 +76,8 @@ def ray_session(settings: ClusterSettings | None = None) -> Iterator[ClusterInfo
 
     started = not ray.is_initialized()
     if started:
-        _init(settings)
+        with _native_stderr_closed():
+            _init(settings)
     try:
         yield _info(started=started)
     finally:
@@ -273,6 +274,21 @@ def _init(settings: ClusterSettings) -> None:
         ray.shutdown()
         reason = str(error).strip().partition("\n")[0]
         raise OperationFailed(f"cluster: Ray did not start on this machine ({reason})") from error
+
+
+@contextmanager
+def _native_stderr_closed() -> Iterator[None]:
+    """Ray's C++ core says on the file descriptor that its log level was set; errors come as exceptions all the same."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(nowhere)
+        os.close(saved)
 
 
 def _knock(address: str) -> None:
