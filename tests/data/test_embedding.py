@@ -16,6 +16,7 @@ from mmva.backbones import load_encoder, preset
 from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva.media.audio import decode_audio
 from mmva.media.images import decode_image
+from mmva.media.windows import HOP_S, WINDOW_S
 from mmva_platform.datasets import embedder
 from mmva_platform.datasets.embedder import embed_items
 from mmva_platform.datasets.embedding import embed_dataset
@@ -158,10 +159,10 @@ def test_long_music_is_the_mean_of_its_windows() -> None:
     encoder = load_encoder(preset("tiny").music)
     assert encoder.sample_rate is not None
     rng = np.random.default_rng(0)
-    window = round(embedder.WINDOW_S * encoder.sample_rate)
-    long = rng.normal(0, 0.1, 2 * window).astype(np.float32)
+    window, hop = (round(seconds * encoder.sample_rate) for seconds in (WINDOW_S, HOP_S))
+    long = rng.normal(0, 0.1, window + hop).astype(np.float32)
     short = long[: encoder.sample_rate]
     emb_ND = embed_items(encoder, [long, short])
-    halves = encoder.encode([long[:window], long[window:]])
-    np.testing.assert_allclose(emb_ND[0], halves.mean(axis=0), atol=1e-5)
+    both = encoder.encode([long[:window], long[hop:]])
+    np.testing.assert_allclose(emb_ND[0], both.mean(axis=0), atol=1e-5)
     np.testing.assert_allclose(emb_ND[1], encoder.encode([short])[0], atol=1e-5)
