@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,10 +21,16 @@ def test_quickstart_makes_a_champion_an_annotation_and_a_report(tmp_path: Path) 
         [MMVA, "quickstart", *small], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=540
     )
     assert done.returncode in {0, 3}, done.stdout + done.stderr  # tiny random encoders may fail the gate's floors
-    for number in range(1, 6):
-        assert f"[{number}/" in done.stderr
-    assert (tmp_path / "mmva-quickstart" / "dataset" / "dataset.json").exists()
-    assert (tmp_path / "mmva-quickstart" / "runs" / "quickstart" / "bundle" / "SHA256SUMS").exists()
+    for number in range(1, 10):
+        assert f"[{number}/9]" in done.stderr
+    made = tmp_path / "mmva-quickstart"
+    manifest = json.loads((made / "annotation" / "MANIFEST.json").read_text())["totals"]
+    assert manifest["items"] == manifest["ok"] + manifest["quarantined"]
+    assert manifest["causes"] == {"corrupt-image": 1, "not-audio": 1}
+    page = (made / "report.html").read_text()
+    assert "corrupt-image" in page
+    assert not re.search(r"""(src|href)=["']?https?:""", page)
+    assert "mmva --home mmva-quickstart annotate" in done.stdout
 
 
 def test_a_second_run_never_touches_the_first(tmp_path: Path) -> None:

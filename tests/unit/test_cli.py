@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mmva_platform.cli.main import run
 
 from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva_platform.cli.context import exit_code_of
+from mmva_platform.cli.main import run
 
 
 def _fails(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int) -> str:
@@ -26,7 +26,8 @@ def _one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], code: in
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(UsageError("x"), 2), (CheckFailed("x"), 3), (OperationFailed("x"), 1), (KeyboardInterrupt(), 1)]
+    ("error", "code"),
+    [(UsageError("x"), 2), (CheckFailed("x"), 3), (OperationFailed("x"), 1), (KeyboardInterrupt(), 1)],
 )
 def test_exit_codes(capsys: pytest.CaptureFixture[str], error: BaseException, code: int) -> None:
     def fail() -> None:
@@ -71,11 +72,8 @@ def test_a_missing_column_is_named(capsys: pytest.CaptureFixture[str], tmp_path:
     images, music = tmp_path / "image_va.csv", tmp_path / "music_va.csv"
     images.write_text(",img,valence\n0,1000,0.5\n")
     music.write_text(",Clip ID,Valence,Arousal,Caption\n0,2-9,0.5,0.5,calm\n")
-    said = _one_line(
-        capsys,
-        ["data", "import", "--images-csv", str(images), "--music-csv", str(music), "--media", str(tmp_path)]
-        + ["--out", str(tmp_path / "out")],
-    )
+    arguments = ["data", "import", "--images-csv", str(images), "--music-csv", str(music)]
+    said = _one_line(capsys, [*arguments, "--media", str(tmp_path), "--out", str(tmp_path / "out")])
     assert "image_va.csv" in said
     assert "arousal" in said
     assert not (tmp_path / "out").exists()
@@ -85,11 +83,8 @@ def test_an_unreadable_media_folder(capsys: pytest.CaptureFixture[str], tmp_path
     images, music = tmp_path / "image_va.csv", tmp_path / "music_va.csv"
     images.write_text(",img,valence,arousal\n0,1000,0.5,0.5\n")
     music.write_text(",Clip ID,Valence,Arousal,Caption\n0,2-9,0.5,0.5,calm\n")
-    said = _one_line(
-        capsys,
-        ["data", "import", "--images-csv", str(images), "--music-csv", str(music), "--media", str(tmp_path / "none")]
-        + ["--out", str(tmp_path / "out")],
-    )
+    arguments = ["data", "import", "--images-csv", str(images), "--music-csv", str(music)]
+    said = _one_line(capsys, [*arguments, "--media", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
     assert "none" in said
 
 

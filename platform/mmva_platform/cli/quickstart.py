@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mmva.errors import CheckFailed
 from mmva_platform.cli.context import emit, settings_of
 
 
@@ -32,4 +33,7 @@ def quickstart(
     options = QuickstartOptions(
         workdir=workdir, catalog=catalog, preset=preset, images=images, clips=clips, epochs=epochs, seed=seed
     )
-    emit(run_quickstart(options, settings_of(context)), None, as_json=False)
+    result = run_quickstart(options, settings_of(context))
+    emit(result.closing, None, as_json=False)
+    if result.refused:
+        raise CheckFailed(result.refused)

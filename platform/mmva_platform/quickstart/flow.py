@@ -13,6 +13,7 @@ from mmva_platform.settings import Settings
 
 if TYPE_CHECKING:
     from mmva_platform.annotation.run import AnnotationSummary
+    from mmva_platform.training.trainer import TrainResult
     from mmva_platform.workflows import TrainOutcome
 
 logger = logging.getLogger(__name__)
@@ -48,8 +49,18 @@ class _Steps:
         return time.monotonic() - self.began
 
 
-def run_quickstart(options: QuickstartOptions, settings: Settings) -> str:
-    """Run all steps in a fresh folder and return the closing text.
+@dataclass(frozen=True)
+class QuickstartResult:
+    """What to say at the end, and the gate's reason if it refused the model."""
+
+    closing: str
+    refused: str | None
+
+
+def run_quickstart(options: QuickstartOptions, settings: Settings) -> QuickstartResult:
+    """Run all steps in a fresh folder.
+
+    A model that the gate refuses is annotated with all the same, by its version number, so that a person sees why.
 
     Raises:
         UsageError: For a workdir that is in use, an unusable catalog or an unknown preset, before anything is written.
@@ -67,10 +78,14 @@ def run_quickstart(options: QuickstartOptions, settings: Settings) -> str:
     steps = _Steps()
     with ray_session(settings.cluster):
         _make_dataset(options, place, settings, steps)
-        outcome = _make_champion(options, place, settings, steps)
-        summary = _annotate(options, place, settings, steps)
+        result = _train(options, place, settings, steps)
+        outcome, refused = _make_champion(result, settings, steps)
+        model = (
+            f"models:/{outcome.model_name}/{outcome.version}" if refused else f"models:/{outcome.model_name}@champion"
+        )
+        summary = _annotate(options, place, model, settings, steps)
     _report(place, settings, steps)
-    return _closing(place, outcome, summary, steps.seconds)
+    return QuickstartResult(_closing(place, outcome, summary, model, steps.seconds), refused)
 
 
 def _make_dataset(options: QuickstartOptions, place: Workspace, settings: Settings, steps: _Steps) -> None:
@@ -94,11 +109,9 @@ def _make_dataset(options: QuickstartOptions, place: Workspace, settings: Settin
     embed_dataset(str(place.dataset), options.preset, None, settings)
 
 
-def _make_champion(options: QuickstartOptions, place: Workspace, settings: Settings, steps: _Steps) -> TrainOutcome:
-    from mmva_platform.tracking.registry import promote
+def _train(options: QuickstartOptions, place: Workspace, settings: Settings, steps: _Steps) -> TrainResult:
     from mmva_platform.training.recipe import Recipe
     from mmva_platform.training.trainer import train
-    from mmva_platform.workflows import track_and_register
 
     recipe = Recipe(
         name="quickstart",
@@ -112,14 +125,28 @@ def _make_champion(options: QuickstartOptions, place: Workspace, settings: Setti
     result = train(recipe, settings)
     steps.next("evaluate on the test split: songs and images that training never saw")
     logger.info(result.evaluation.to_markdown())
-    steps.next("log the run to MLflow, register the model, make it champion")
+    return result
+
+
+def _make_champion(result: TrainResult, settings: Settings, steps: _Steps) -> tuple[TrainOutcome, str | None]:
+    from mmva.errors import CheckFailed
+    from mmva_platform.tracking.registry import promote
+    from mmva_platform.workflows import track_and_register
+
+    steps.next("log the run to MLflow, register the model, make it champion: there is none yet, so only floors count")
     outcome = track_and_register(result, settings)
-    verdict = promote(outcome.version, settings, "quickstart")
+    try:
+        verdict = promote(outcome.version, settings, "quickstart")
+    except CheckFailed as error:
+        logger.info(str(error))
+        return outcome, str(error)
     logger.info(verdict.to_text())
-    return outcome
+    return outcome, None
 
 
-def _annotate(options: QuickstartOptions, place: Workspace, settings: Settings, steps: _Steps) -> AnnotationSummary:
+def _annotate(
+    options: QuickstartOptions, place: Workspace, model: str, settings: Settings, steps: _Steps
+) -> AnnotationSummary:
     from mmva_platform.annotation.run import annotate
     from mmva_platform.quickstart.demo_catalog import build_demo_catalog
 
@@ -130,7 +157,7 @@ def _annotate(options: QuickstartOptions, place: Workspace, settings: Settings, 
     else:
         steps.next(f"take your catalog: {catalog}")
     steps.next("annotate it: every item exactly once, annotated or in quarantine")
-    summary = annotate(catalog, f"models:/{settings.tracking.model_name}@champion", str(place.annotation), settings)
+    summary = annotate(catalog, model, str(place.annotation), settings)
     logger.info(summary.to_text())
     return summary
 
@@ -142,18 +169,18 @@ def _report(place: Workspace, settings: Settings, steps: _Steps) -> None:
     report_annotation(str(place.annotation), place.report, settings)
 
 
-def _closing(place: Workspace, outcome: TrainOutcome, summary: AnnotationSummary, seconds: float) -> str:
+def _closing(place: Workspace, outcome: TrainOutcome, summary: AnnotationSummary, model: str, seconds: float) -> str:
     root = _short(place.root)
     return f"""
 Done in {seconds:.0f} s. What there is now, in {root}/:
   report.html    open this: the catalog in the VA plane, the model's test metrics, the quarantine
   annotation/    {summary.ok} items annotated, {summary.quarantined} in quarantine, published by MANIFEST.json
   dataset/       the imported dataset, immutable, with its embeddings
-  runs/{outcome.run_name}/  checkpoints and the model bundle; in MLflow version {outcome.version}, alias champion
+  runs/{outcome.run_name}/  checkpoints and the model bundle; in MLflow {model}
   mlflow.db      runs and registry:  mlflow ui --backend-store-uri sqlite:///{root}/mlflow.db --host 127.0.0.1
 
 Try next, with your own pictures and music:
-  mmva --home {root} annotate ~/Pictures --model models:/mmva@champion --out {root}/my-pictures
+  mmva --home {root} annotate ~/Pictures --model {model} --out {root}/my-pictures
 """
 
 
