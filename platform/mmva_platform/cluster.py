@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 CPUS_PER_ACTOR: Final = 0.5  # actors may not take every CPU: Ray Data's own tasks would starve, silently
 FREE_CPUS: Final = 1.0
+_START_ATTEMPTS: Final = 3  # a busy machine misses the limits that are built into Ray
 _CONNECT_TIMEOUT_S = 10.0
 _EXPECTED_ERRORS = (UsageError, CheckFailed, OperationFailed, MediaError)
 _RAY_ENVIRONMENT = {
@@ -260,20 +261,25 @@ def _init(settings: ClusterSettings) -> None:
             reason = str(error).strip().partition("\n")[0]
             raise UsageError(f"cluster.address {address}: no Ray cluster answers there ({reason})") from error
         return
-    try:
-        ray.init(
-            address="local",
-            # On a single CPU a worker and Ray Data's own tasks would never fit; logical CPUs cost nothing.
-            num_cpus=settings.num_cpus or (None if _own_cpus() > 1 else 2),
-            include_dashboard=False,
-            object_store_memory=settings.object_store_mb * 2**20,
-            runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
-            **quiet,
-        )
-    except Exception as error:  # Ray raises this very class when its processes are not up within 30 s
-        ray.shutdown()
-        reason = str(error).strip().partition("\n")[0]
-        raise OperationFailed(f"cluster: Ray did not start on this machine ({reason})") from error
+    for attempt in range(1, _START_ATTEMPTS + 1):
+        try:
+            ray.init(
+                address="local",
+                # On a single CPU a worker and Ray Data's own tasks would never fit; logical CPUs cost nothing.
+                num_cpus=settings.num_cpus or (None if _own_cpus() > 1 else 2),
+                include_dashboard=False,
+                object_store_memory=settings.object_store_mb * 2**20,
+                runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
+                **quiet,
+            )
+        except Exception as error:  # Ray raises this very class when its processes are not up within 30 s
+            ray.shutdown()
+            reason = str(error).strip().partition("\n")[0]
+            if attempt == _START_ATTEMPTS:
+                raise OperationFailed(f"cluster: Ray did not start on this machine ({reason})") from error
+            logger.warning("cluster: Ray did not start (%s); the machine may be busy, trying again", reason)
+        else:
+            return
 
 
 @contextmanager

@@ -80,9 +80,7 @@ def run_quickstart(options: QuickstartOptions, settings: Settings) -> Quickstart
         _make_dataset(options, place, settings, steps)
         result = _train(options, place, settings, steps)
         outcome, refused = _make_champion(result, settings, steps)
-        model = (
-            f"models:/{outcome.model_name}/{outcome.version}" if refused else f"models:/{outcome.model_name}@champion"
-        )
+        model = f"models:/{outcome.model_name}" + (f"/{outcome.version}" if refused else "@champion")
         summary = _annotate(options, place, model, settings, steps)
     _report(place, settings, steps)
     return QuickstartResult(_closing(place, outcome, summary, model, steps.seconds), refused)
