@@ -16,7 +16,7 @@ import torch
 from mmva_platform.settings import validate
 from mmva_platform.training.build import build_model
 from mmva_platform.training.data import Triplets
-from mmva_platform.training.loop import World, fit, new_state, steps_per_epoch
+from mmva_platform.training.loop import World, fit, new_state
 from mmva_platform.training.recipe import Recipe
 
 DIMS = {"image": 7, "music": 6, "caption": 5}
@@ -59,7 +59,7 @@ def run(world: World) -> dict[str, Any]:
     recipe = recipe_of(batch_size=7)
     train, val = triplets_of(36, 53), triplets_of(11, 9, seed=1)
     model = build_model(recipe, train).double()
-    state = new_state(model, recipe, steps_per_epoch(train, recipe), world)
+    state = new_state(model, recipe, train, world)
     gradients = []
     state.optimizer.register_step_pre_hook(
         lambda *_: gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]).clone())

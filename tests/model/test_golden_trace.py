@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from mmva_platform.training.build import build_model
-from mmva_platform.training.loop import batch, new_state, plan_epoch, steps_per_epoch, train_step
+from mmva_platform.training.loop import batch, new_state, plan_epoch, train_step
 from mmva_platform.training.recipe import Recipe
 
 GOLDEN = Path(__file__).with_name("golden_trace.json")
@@ -21,10 +21,10 @@ STEPS = 10
 
 
 def trace(synthetic: ModuleType) -> dict[str, list[float]]:
-    """Every loss term's mean at each step, in double precision, so that machines agree; dropout pins the random stream."""
+    """Every loss term's mean at each step; double precision, so that machines agree; dropout pins the random stream."""
     recipe: Recipe = synthetic.recipe_of(seed=7, model={"hidden": 16, "dropout": 0.1, "input_dropout": 0.2})
     train = synthetic.triplets_of(8 * STEPS, 100, seed=7)
-    state = new_state(build_model(recipe, train).double(), recipe, steps_per_epoch(train, recipe))
+    state = new_state(build_model(recipe, train).double(), recipe, train)
     plan = plan_epoch(train, recipe, epoch=0)
     terms: dict[str, list[float]] = {}
     for step in range(STEPS):

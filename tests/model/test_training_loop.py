@@ -12,14 +12,14 @@ import torch
 
 from mmva_platform.training.build import build_model
 from mmva_platform.training.checkpoint import gather_rng, read_state, restore, save_state
-from mmva_platform.training.loop import TrainState, World, fit, new_state, steps_per_epoch, validate
+from mmva_platform.training.loop import TrainState, World, fit, new_state, validate
 
 DROPOUT = {"hidden": 16, "dropout": 0.3, "input_dropout": 0.2}
 
 
 def start(synthetic: ModuleType, recipe: Any) -> tuple[TrainState, Any, Any]:
     train, val = synthetic.triplets_of(40, 60), synthetic.triplets_of(12, 16, seed=1)
-    state = new_state(build_model(recipe, train), recipe, steps_per_epoch(train, recipe))
+    state = new_state(build_model(recipe, train), recipe, train)
     return state, train, val
 
 

@@ -22,14 +22,21 @@ def test_untrained_tower_says_neutral_and_bounded_after_any_weights() -> None:
 
 def test_statistics_standardise_and_travel_with_the_state() -> None:
     emb_ND = np.random.default_rng(0).normal(3.0, [0.1, 10.0, 1.0, 0.0], (500, 4)).astype(np.float32)
-    tower = Tower(4)
+    tower = Tower(4, TowerConfig(clip=100.0))
     tower.set_statistics(emb_ND)
     z_ND = tower.standardise(torch.from_numpy(emb_ND))
     torch.testing.assert_close(z_ND.mean(0), torch.zeros(4), atol=1e-4, rtol=0)
     torch.testing.assert_close(z_ND.std(0, correction=0), torch.tensor([1.0, 1.0, 1.0, 0.0]), atol=1e-3, rtol=0)
-    copy = Tower(4)
+    copy = Tower(4, TowerConfig(clip=100.0))
     copy.load_state_dict(tower.state_dict())
     torch.testing.assert_close(copy.standardise(torch.from_numpy(emb_ND)), z_ND)
+
+
+def test_outliers_steer_no_further_than_the_clip() -> None:
+    tower = Tower(2, TowerConfig(clip=2.5))
+    tower.set_statistics(np.array([[-1.0, -1.0], [1.0, 1.0]]))
+    z_ND = tower.standardise(torch.tensor([[0.5, 1e6], [-1e6, -2.0]]))
+    torch.testing.assert_close(z_ND, torch.tensor([[0.5, 2.5], [-2.5, -2.0]]))
 
 
 @pytest.mark.parametrize("bad", [np.zeros((0, 4)), np.zeros((3, 5)), np.full((3, 4), np.nan)])

@@ -29,7 +29,7 @@ def test_recipes_of_the_repository_load(repository: Path) -> None:
     ("override", "message"),
     [
         ("optimiser.lr=1e-3", "unknown key 'optimiser'; did you mean 'optimizer'"),
-        ("optimizer.weight_decy=0", "unknown key 'optimizer.weight_decy'; did you mean 'weight_decay'"),
+        ("optimizer.rigde=0", "unknown key 'optimizer.rigde'; did you mean 'ridge'"),
         ("model.hiden=3", "unknown key 'model.hiden'; did you mean 'hidden'"),
         ("optimizer.lr=-1", "optimizer.lr"),
         ("strategy=best", "strategy"),

@@ -6,6 +6,7 @@ One place, so that a resumed run, another worker and the final bundle all get th
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 
@@ -25,17 +26,27 @@ def build_model(recipe: Recipe, train: Triplets) -> MMVA:
     return model
 
 
-def build_optimizer(model: torch.nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:
-    """The optimiser; weight decay acts on matrices only, never on biases and normalisation."""
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": options.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+def build_optimizer(model: MMVA, options: OptimizerOptions, rows: Mapping[str, int]) -> torch.optim.Optimizer:
+    """The optimiser, with the recipe's ridge penalty on the paths of every tower.
+
+    The loss is a mean over rows and both axes, and a sigmoid's slope at its middle is 1/4: an L2 coefficient of
+    alpha / (16 rows) then weighs like alpha in a ridge regression on the labels themselves.
+
+    Args:
+        model: Towers.
+        options: Optimiser and penalty.
+        rows: Training rows of each modality.
+    """
+    groups = []
+    for modality in model.dims:
+        tower = model.tower(modality)
+        decay = options.ridge / (16 * rows[modality])
+        paths = {"linear.weight": decay * tower.dim, "head.weight": decay}
+        for name, parameter in tower.named_parameters():
+            groups.append({"params": [parameter], "weight_decay": paths.get(name, 0.0)})
     if options.name == "sgd":
         return torch.optim.SGD(groups, lr=options.lr, momentum=options.betas[0])
-    return torch.optim.AdamW(groups, lr=options.lr, betas=options.betas)
+    return torch.optim.Adam(groups, lr=options.lr, betas=options.betas)
 
 
 def build_schedule(

@@ -1,4 +1,3 @@
-# ruff: noqa: N815 - arrays carry their shape
 """What a training loop reads: the features of one split as arrays, clips and their captions row by row.
 
 Shapes: N images, M clips; D differs by modality. A clip without a caption has a zero row and False in the mask.

@@ -1,4 +1,3 @@
-# ruff: noqa: N815 - arrays carry their shape
 """The training loop: pure torch, the same with and without Ray, the same for any number of workers.
 
 A step is defined by its *global* batch. Each worker computes its share's part of every mean (share / global count), and
@@ -75,10 +74,11 @@ def steps_per_epoch(train: Triplets, recipe: Recipe) -> int:
     return math.ceil(min(len(train.image_va_N2), len(train.music_va_M2)) / recipe.batch_size)
 
 
-def new_state(model: MMVA, recipe: Recipe, steps: int, world: World = WORLD_OF_ONE) -> TrainState:
-    """Fresh optimiser, schedule (`steps` an epoch) and average around a model; starts this rank's random stream."""
-    optimizer = build_optimizer(model, recipe.optimizer)
-    schedule = build_schedule(optimizer, recipe.schedule, total_steps=recipe.epochs * steps)
+def new_state(model: MMVA, recipe: Recipe, train: Triplets, world: World = WORLD_OF_ONE) -> TrainState:
+    """Fresh optimiser, schedule and average around a model; starts this rank's random stream."""
+    rows = {modality: len(emb_ND) for modality, emb_ND in train.embeddings().items()}
+    optimizer = build_optimizer(model, recipe.optimizer, rows)
+    schedule = build_schedule(optimizer, recipe.schedule, total_steps=recipe.epochs * steps_per_epoch(train, recipe))
     ema = get_ema_multi_avg_fn(recipe.averaging.decay)  # type: ignore[no-untyped-call]  # torch does not type it
     average = AveragedModel(model, multi_avg_fn=ema)
     torch.manual_seed(int(np.random.SeedSequence([recipe.seed, world.rank]).generate_state(1)[0]))

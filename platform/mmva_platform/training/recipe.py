@@ -19,14 +19,19 @@ from mmva_platform.settings import Config
 class OptimizerOptions(Config):
     """How weights move. Not published at all."""
 
-    name: Literal["adamw", "sgd"] = Field(
-        "adamw", description="not published; AdamW, because three towers of different scale train at one lr under it"
+    name: Literal["adam", "sgd"] = Field(
+        "adam", description="not published; Adam, because three towers of different scale train at one lr under it"
     )
     lr: float = Field(
         1e-3, gt=0, description="peak learning rate; not published; usual for small heads on frozen features"
     )
-    weight_decay: float = Field(0.05, ge=0, description="decoupled decay of weight matrices; not published")
-    betas: tuple[float, float] = Field((0.9, 0.99), description="AdamW's moments; sgd takes the first as momentum")
+    ridge: float = Field(
+        1.0,
+        ge=0,
+        description="L2 penalty, part of the gradient, in units of a ridge regression's alpha per input dimension; not "
+        "published. Its weight falls with the number of rows, as in ridge regression: small data need it",
+    )
+    betas: tuple[float, float] = Field((0.9, 0.99), description="Adam's moments; sgd takes the first as momentum")
     max_grad_norm: float | None = Field(1.0, gt=0, description="clip the global gradient norm; null to leave it")
 
 

@@ -21,13 +21,13 @@ def train_worker(config: dict[str, Any]) -> None:
 
     from mmva_platform.training.build import build_model
     from mmva_platform.training.checkpoint import read_state, restore
-    from mmva_platform.training.loop import TrainState, World, fit, new_state, steps_per_epoch
+    from mmva_platform.training.loop import TrainState, World, fit, new_state
 
     recipe = Recipe.model_validate(config["recipe"])
     train, val = ray.get([config["train"], config["val"]])
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
-    state = new_state(build_model(recipe, train).to(get_device()), recipe, steps_per_epoch(train, recipe), world)
+    state = new_state(build_model(recipe, train).to(get_device()), recipe, train, world)
     last = ray.train.get_checkpoint()
     if last is not None:
         with last.as_directory() as folder:
