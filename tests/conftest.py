@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,15 +40,37 @@ def imemnet_dir() -> Path:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One local Ray with four logical CPUs for the whole session."""
-    import ray
+    from mmva_platform.cluster import ray_session
+    from mmva_platform.settings import ClusterSettings
 
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        object_store_memory=512 * 2**20,
-        log_to_driver=False,
-        runtime_env={"env_vars": ENVIRONMENT},
-    )
-    yield
-    ray.shutdown()
+    with ray_session(ClusterSettings(address="local", num_cpus=4, object_store_mb=512)):
+        yield
+
+
+@pytest.fixture(scope="session")
+def make_tiny_bundle() -> Callable[[Path, int], Path]:
+    """Writes an untrained bundle over the tiny encoders: (folder, seed) -> folder."""
+
+    def make(folder: Path, seed: int) -> Path:
+        import torch
+
+        from mmva.backbones import load_encoder, preset
+        from mmva.bundle import save_bundle
+        from mmva.model import MMVA
+
+        encoders = {modality: load_encoder(spec) for modality, spec in preset("tiny").specs.items()}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = MMVA({modality: encoder.dim for modality, encoder in encoders.items()})
+        model.attach_encoders(encoders)
+        intervals = {modality: {"valence": 0.2, "arousal": 0.3} for modality in ("image", "music")}
+        save_bundle(folder, model, intervals=intervals, card="a test", provenance={})
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(make_tiny_bundle: Callable[[Path, int], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained bundle over the tiny encoders."""
+    return make_tiny_bundle(tmp_path_factory.mktemp("models") / "tiny", 0)

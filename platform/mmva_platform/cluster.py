@@ -77,8 +77,7 @@ def ray_session(settings: ClusterSettings | None = None) -> Iterator[ClusterInfo
 
     started = not ray.is_initialized()
     if started:
-        with _native_stderr_closed():
-            _init(settings)
+        _init(settings)
     try:
         yield _info(started=started)
     finally:
@@ -249,29 +248,41 @@ def _deliver(mail: _Mail, mailbox: queue.Queue[_Mail], stop: threading.Event) ->
 
 
 def _init(settings: ClusterSettings) -> None:
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    if address and address != "local":
+        _connect(address)
+    else:
+        _start(settings)
+
+
+def _connect(address: str) -> None:
     import ray
 
-    address = settings.address or os.environ.get("RAY_ADDRESS")
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address and address != "local":
-        try:
-            _knock(address)
-            ray.init(address=address, **quiet)
-        except (OSError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise UsageError(f"cluster.address {address}: no Ray cluster answers there ({reason})") from error
-        return
+    try:
+        _knock(address)
+        with _native_stderr_closed():
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UsageError(f"cluster.address {address}: no Ray cluster answers there ({reason})") from error
+
+
+def _start(settings: ClusterSettings) -> None:
+    import ray
+
     for attempt in range(1, _START_ATTEMPTS + 1):
         try:
-            ray.init(
-                address="local",
-                # On a single CPU a worker and Ray Data's own tasks would never fit; logical CPUs cost nothing.
-                num_cpus=settings.num_cpus or (None if _own_cpus() > 1 else 2),
-                include_dashboard=False,
-                object_store_memory=settings.object_store_mb * 2**20,
-                runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
-                **quiet,
-            )
+            with _native_stderr_closed():
+                ray.init(
+                    address="local",
+                    # On a single CPU a worker and Ray Data's own tasks would never fit; logical CPUs cost nothing.
+                    num_cpus=settings.num_cpus or (None if _own_cpus() > 1 else 2),
+                    include_dashboard=False,
+                    object_store_memory=settings.object_store_mb * 2**20,
+                    runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                )
         except Exception as error:  # Ray raises this very class when its processes are not up within 30 s
             ray.shutdown()
             reason = str(error).strip().partition("\n")[0]

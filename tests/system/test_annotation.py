@@ -1,6 +1,7 @@
 """`annotate` on a Ray cluster with the tiny preset: real media, a corrupt file among them, resume, refusal."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,35 +11,15 @@ import pytest
 import soundfile
 from PIL import Image
 
-from mmva.backbones import load_encoder, preset
-from mmva.bundle import load_bundle, save_bundle
+from mmva.bundle import load_bundle
 from mmva.errors import CheckFailed, UsageError
 from mmva.media.images import decode_image
-from mmva.model import MMVA
 from mmva_platform.annotation import annotate, read_annotations, read_quarantine, status, verify
 from mmva_platform.annotation.publish import MANIFEST_FILE
 from mmva_platform.settings import Settings
 
 pytestmark = pytest.mark.slow
 RATE = 16_000
-INTERVALS = {modality: {"valence": 0.2, "arousal": 0.3} for modality in ("image", "music")}
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("models") / "first", seed=0)
-
-
-def make_bundle(folder: Path, seed: int) -> Path:
-    import torch
-
-    encoders = {modality: load_encoder(spec) for modality, spec in preset("tiny").specs.items()}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = MMVA({modality: encoder.dim for modality, encoder in encoders.items()})
-    model.attach_encoders(encoders)
-    save_bundle(folder, model, intervals=INTERVALS, card="a test", provenance={})
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +52,13 @@ def m4a(samples: np.ndarray) -> bytes:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_catalog_from_first_run_to_refusal(bundle: Path, catalog: Path, tmp_path: Path) -> None:
+def test_a_catalog_from_first_run_to_refusal(
+    tiny_bundle: Path, make_tiny_bundle: Callable[[Path, int], Path], catalog: Path, tmp_path: Path
+) -> None:
     out, settings = tmp_path / "out", Settings(home=tmp_path / "home")
 
     def run(**options: Any) -> Any:
-        return annotate(str(catalog), str(options.pop("model", bundle)), str(out), settings, workers=2, **options)
+        return annotate(str(catalog), str(options.pop("model", tiny_bundle)), str(out), settings, workers=2, **options)
 
     first = run(shard_items=8)
     assert (first.items, first.ok, first.quarantined) == (17, 15, 2)
@@ -103,7 +86,7 @@ def test_a_catalog_from_first_run_to_refusal(bundle: Path, catalog: Path, tmp_pa
     )
 
     # What Ray's workers made is what the model itself makes of the same bytes.
-    model = load_bundle(bundle)
+    model = load_bundle(tiny_bundle)
     image = decode_image((catalog / "picture-01.jpg").read_bytes())
     one = rows["picture-01.jpg"]
     np.testing.assert_allclose(one["embedding"], model.embed("image", [image])[0], atol=1e-5)
@@ -128,7 +111,7 @@ def test_a_catalog_from_first_run_to_refusal(bundle: Path, catalog: Path, tmp_pa
 
     # Another model, another catalog: refused, and nothing of the run is touched.
     with pytest.raises(CheckFailed, match="model digest"):
-        run(model=make_bundle(tmp_path / "second", seed=1))
+        run(model=make_tiny_bundle(tmp_path / "second", 1))
     with pytest.raises(CheckFailed, match=r"window_s: 3\.0 there, 4.0 now"):
         run(window_s=4.0)
     with pytest.raises(UsageError, match="hop_s must be"):
@@ -136,10 +119,10 @@ def test_a_catalog_from_first_run_to_refusal(bundle: Path, catalog: Path, tmp_pa
     assert read_annotations(str(out)).equals(table)
 
 
-def test_mistakes_are_told_before_ray_is_started(bundle: Path, catalog: Path, tmp_path: Path) -> None:
+def test_mistakes_are_told_before_ray_is_started(tiny_bundle: Path, catalog: Path, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home")
     with pytest.raises(UsageError, match="no such folder"):
-        annotate(str(tmp_path / "nothing"), str(bundle), str(tmp_path / "out"), settings)
+        annotate(str(tmp_path / "nothing"), str(tiny_bundle), str(tmp_path / "out"), settings)
     with pytest.raises(UsageError, match="no such folder"):
         annotate(str(catalog), str(tmp_path / "nothing"), str(tmp_path / "out"), settings)
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,3 @@
-# ruff: noqa: N815 - arrays carry their shape
 """A dataset's embeddings and labels as aligned arrays: what training and evaluation read.
 
 Shapes: N items of a modality, D its encoder's dimension.
