@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from mmva.errors import UsageError
 from mmva.media.windows import HOP_S, WINDOW_S
 
 if TYPE_CHECKING:
@@ -84,3 +85,20 @@ def signature() -> ModelSignature:
     names = ("valence", "arousal", "valence_low", "valence_high", "arousal_low", "arousal_high")
     numbers = [ColSpec("double", name) for name in names]
     return ModelSignature(inputs=Schema(texts), outputs=Schema([*numbers, ColSpec("string", "error", required=False)]))
+
+
+def logged_model(client: MlflowClient, run_id: str, name: str) -> Any:
+    """The model of that name that a run logged; UsageError if there is no such run or model."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException:
+        raise UsageError(f"MLflow has no run {run_id!r} (is this the right home or tracking.uri?)") from None
+    models = [client.get_logged_model(output.model_id) for output in run.outputs.model_outputs] if run.outputs else []
+    for model in models:
+        if model.name == name and str(model.status) == "READY":
+            return model
+    raise UsageError(
+        f"run {run_id} ({run.info.status.lower()}) has no complete model {name!r}; train again, or resume it"
+    )

@@ -7,18 +7,15 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from mmva.bundle import read_bundle_info
 from mmva.errors import CheckFailed, UsageError
 from mmva_platform.settings import Settings
-from mmva_platform.tracking.model import BUNDLE_PATH
+from mmva_platform.tracking.model import BUNDLE_PATH, logged_model
 from mmva_platform.tracking.runs import TAG_MODEL_DIGEST
 from mmva_platform.tracking.store import open_client, quiet
 from mmva_platform.tracking.versions import find_version
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 _RUNS = re.compile(r"^runs:/(?P<run>[A-Za-z0-9]+)/(?P<model>[A-Za-z0-9_.-]+)$")
 _MODELS = re.compile(r"^models:/(?P<name>[A-Za-z0-9_.-]+)[@/](?P<reference>[A-Za-z0-9_.-]+)$")
@@ -65,23 +62,6 @@ def resolve_model(uri: str, settings: Settings) -> ResolvedModel:
     if not folder.is_dir():
         raise UsageError(f"model {uri!r}: no such folder; a model is {_FORMS}")
     return ResolvedModel(folder, folder.resolve().name, None, read_bundle_info(folder).digest, uri)
-
-
-def logged_model(client: MlflowClient, run_id: str, name: str) -> Any:
-    """The model of that name that a run logged; UsageError if there is no such run or model."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run = client.get_run(run_id)
-    except MlflowException:
-        raise UsageError(f"MLflow has no run {run_id!r} (is this the right home or tracking.uri?)") from None
-    models = [client.get_logged_model(output.model_id) for output in run.outputs.model_outputs] if run.outputs else []
-    for model in models:
-        if model.name == name and str(model.status) == "READY":
-            return model
-    raise UsageError(
-        f"run {run_id} ({run.info.status.lower()}) has no complete model {name!r}; train again, or resume it"
-    )
 
 
 def _from_run(uri: str, run_id: str, name: str, settings: Settings) -> ResolvedModel:

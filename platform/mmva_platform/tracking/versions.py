@@ -15,7 +15,7 @@ from mmva.errors import CheckFailed, UsageError
 from mmva.modalities import MODALITIES
 from mmva_platform.settings import Settings
 from mmva_platform.tracking.gate import mean_mse
-from mmva_platform.tracking.model import MODEL_NAME
+from mmva_platform.tracking.model import MODEL_NAME, logged_model
 from mmva_platform.tracking.runs import EVALUATION_FILE, HISTORY_FILE, TAG_DATASET_DIGEST, TAG_MODEL_DIGEST, TAG_PRESET
 from mmva_platform.tracking.store import global_tracking_uri, open_client, quiet
 
@@ -125,8 +125,6 @@ def register(run_id: str, settings: Settings) -> int:
     Raises:
         UsageError: If there is no such run, or it did not finish and logged no model.
     """
-    from mmva_platform.tracking.resolve import logged_model
-
     client = open_client(settings)
     with quiet():
         model = logged_model(client, run_id, MODEL_NAME)
