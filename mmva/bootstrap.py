@@ -11,10 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mmva.affect import DEFAULT_SIGMA, matching_score
 from mmva.metrics import VA_METRICS, checked_pair, from_moments, item_moments
 from mmva.modalities import AXES
 
 Interval = tuple[float, float]
+_CHUNK_ROWS = 256  # of a pairs-by-pairs table: 256 x 26,000 clips are 50 MB
 
 
 def bootstrap(
@@ -60,6 +62,41 @@ def bootstrap_mean(
     sums_G2 = _group_sums(np.stack([values, np.ones_like(values)], axis=-1), groups)
     totals_R2 = _weights(len(sums_G2), resamples, seed) @ sums_G2
     return _interval(totals_R2[:, 0] / totals_R2[:, 1], confidence)
+
+
+def bootstrap_matching(
+    pred_a_N2: ArrayLike,
+    pred_b_M2: ArrayLike,
+    label_a_N2: ArrayLike,
+    label_b_M2: ArrayLike,
+    *,
+    groups_a: Sequence[object] | NDArray[np.generic],
+    groups_b: Sequence[object] | NDArray[np.generic],
+    sigma: float = DEFAULT_SIGMA,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile interval of matching_mse over all N x M pairs; groups of both sides are resampled.
+
+    Sides with the same groups (clips and their captions) are resampled together, as one draw of songs.
+    """
+    pred_a, label_a = checked_pair(pred_a_N2, label_a_N2)
+    pred_b, label_b = checked_pair(pred_b_M2, label_b_M2)
+    names_b, index_b_M = np.unique(np.asarray(groups_b).astype(str), return_inverse=True)
+    member_MH = np.eye(len(names_b))[index_b_M]
+    error_NH = np.empty((len(pred_a), len(names_b)))
+    for start in range(0, len(pred_a), _CHUNK_ROWS):
+        rows = slice(start, start + _CHUNK_ROWS)
+        predicted = matching_score(pred_a[rows, None], pred_b[None], sigma)
+        error_NH[rows] = np.square(predicted - matching_score(label_a[rows, None], label_b[None], sigma)) @ member_MH
+    error_GH = _group_sums(error_NH, groups_a)
+    size_G, size_H = _group_sums(np.ones((len(pred_a), 1)), groups_a)[:, 0], member_MH.sum(axis=0)
+    together = set(np.asarray(groups_a).astype(str)) == set(names_b)
+    weights_RG = _weights(len(size_G), resamples, seed)
+    weights_RH = weights_RG if together else _weights(len(size_H), resamples, seed + 1)
+    total_R = ((weights_RG @ error_GH) * weights_RH).sum(axis=1)
+    return _interval(total_R / ((weights_RG @ size_G) * (weights_RH @ size_H)), confidence)
 
 
 def _group_sums(items_NK: NDArray[np.float64], groups: Sequence[object] | NDArray[np.generic]) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,19 @@ def run(items: list[dict[str, Any]], tmp_path: Path, **options: Any) -> list[dic
         constructor_kwargs={"folder": str(tmp_path)}, **{"workers": 1, **options},
     )  # fmt: skip
     return results
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_worker_finds_the_standard_librarys_platform() -> None:
+    import ray
+
+    @ray.remote(num_cpus=0.1)
+    def system() -> str:
+        import platform
+
+        return platform.system()
+
+    assert ray.get(system.remote()) == platform.system()
 
 
 @pytest.mark.usefixtures("ray_cluster")

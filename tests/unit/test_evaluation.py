@@ -88,7 +88,7 @@ def test_a_perfect_model_is_above_its_floor_and_matches_exactly() -> None:
         model.tower(modality).linear.weight.data.copy_(np_eye())
     evaluation = evaluate_model(model, features_of(**perfect))
     assert evaluation.metrics["caption"]["valence"]["r2"].value == pytest.approx(1, abs=1e-6)
-    assert evaluation.matching["image-music"] == pytest.approx(0, abs=1e-10)
+    assert evaluation.matching["image-music"].value == pytest.approx(0, abs=1e-10)
     assert evaluation.retrieval["image->music"]["recall@1"].value == 1
     assert evaluation.metrics["image"]["valence"]["mse"].value < evaluation.floors["image"]["valence"]
 

@@ -43,7 +43,7 @@ def evaluation_markdown(evaluation: Evaluation) -> str:
         _va_table(evaluation),
         f"On IMEMNet-C's own labels the best constants have an MSE of: {floors}.",
         f"Matching score (sigma {evaluation.sigma:g}), MSE over all pairs:",
-        table(["pair", "MSE"], [[pair, f"{value:.4f}"] for pair, value in evaluation.matching.items()]),
+        table(["pair", "MSE"], [[pair, figure] for pair, figure in evaluation.matching.items()]),
         "Retrieval by distance of predicted points, judged by the labels' scores; in brackets, what chance gives:",
         _retrieval_table(evaluation),
         "Related systems, by their own papers on their own data:",

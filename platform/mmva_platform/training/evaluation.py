@@ -66,7 +66,7 @@ class Evaluation:
     rows: dict[str, int]
     groups: dict[str, int]
     metrics: dict[str, dict[str, dict[str, Figure]]]
-    matching: dict[str, float]
+    matching: dict[str, Figure]
     retrieval: dict[str, dict[str, Figure]]
     floors: dict[str, dict[str, float]]
     sigma: float
@@ -85,13 +85,14 @@ class Evaluation:
             modality: {axis: _figures(figures) for axis, figures in axes.items()}
             for modality, axes in plain["metrics"].items()
         }
+        values["matching"] = _figures(plain["matching"])
         values["retrieval"] = {pair: _figures(figures) for pair, figures in plain["retrieval"].items()}
         values["warnings"] = tuple(plain["warnings"])
         return cls(**values)
 
     def scalars(self) -> dict[str, float]:
         """Every defined figure under one flat name, such as "music/arousal/r2": what a tracker logs."""
-        flat = {f"matching_mse/{pair}": value for pair, value in self.matching.items()}
+        flat = {f"matching_mse/{pair}": figure.value for pair, figure in self.matching.items()}
         for modality, axes in self.metrics.items():
             for axis, figures in axes.items():
                 flat |= {f"{modality}/{axis}/{name}": figure.value for name, figure in figures.items()}
@@ -172,13 +173,18 @@ def _va_figures(predicted_N2: NDArray[np.float64], rows: ModalityFeatures) -> di
 
 def _matching(
     predicted: Mapping[Modality, NDArray[np.float64]], rows: Mapping[Modality, ModalityFeatures], sigma: float
-) -> dict[str, float]:
+) -> dict[str, Figure]:
+    from mmva.bootstrap import bootstrap_matching
     from mmva.metrics import matching_mse
 
-    return {
-        f"{a}-{b}": matching_mse(predicted[a], predicted[b], rows[a].va_N2, rows[b].va_N2, sigma=sigma)
-        for a, b in itertools.combinations([m for m in MODALITIES if m in rows], 2)
-    }
+    figures = {}
+    for a, b in itertools.combinations([m for m in MODALITIES if m in rows], 2):
+        points = (predicted[a], predicted[b], rows[a].va_N2, rows[b].va_N2)
+        interval = bootstrap_matching(
+            *points, groups_a=rows[a].group, groups_b=rows[b].group, sigma=sigma, resamples=RESAMPLES
+        )
+        figures[f"{a}-{b}"] = Figure(matching_mse(*points, sigma=sigma), *interval)
+    return figures
 
 
 def _retrieval(

@@ -26,7 +26,7 @@ class OptimizerOptions(Config):
         1e-3, gt=0, description="peak learning rate; not published; usual for small heads on frozen features"
     )
     ridge: float = Field(
-        1.0,
+        0.5,
         ge=0,
         description="L2 penalty, part of the gradient, in units of a ridge regression's alpha per input dimension; not "
         "published. Its weight falls with the number of rows, as in ridge regression: small data need it",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -131,6 +132,8 @@ def _trainer(run: RunDirectory, recipe: Recipe, config: dict[str, Any], settings
 
     from mmva_platform.training.worker import train_worker
 
+    # Each report waits for the controller's next look at its workers: every 2 s by default, longer than an epoch here.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
     use_gpu = ray.cluster_resources().get("GPU", 0) >= recipe.workers
     return TorchTrainer(
         train_worker,
