@@ -133,9 +133,8 @@ def test_bootstrap_mean_covers_the_mean_about_as_often_as_it_says() -> None:
 def test_bootstrap_matching_resamples_are_those_of_resampled_groups() -> None:
     (pred_a, label_a), (pred_b, label_b) = predictions(5, seed=1), predictions(7, seed=2)
     groups_a, groups_b = np.array(list("xxyyy")), np.array(list("ppppqqq"))
-    low, high = bootstrap_matching(
-        pred_a, pred_b, label_a, label_b, groups_a=groups_a, groups_b=groups_b, resamples=400, confidence=1.0
-    )
+    options = {"groups_a": groups_a, "groups_b": groups_b, "resamples": 400, "confidence": 1.0}
+    low, high = bootstrap_matching(pred_a, pred_b, label_a, label_b, **options)
 
     def of(draw_a: str, draw_b: str) -> float:
         a = np.concatenate([np.flatnonzero(groups_a == name) for name in draw_a])
