@@ -107,10 +107,10 @@ def annotate(
     from mmva_platform.tracking.registry import resolve_model
 
     begun = time.monotonic()
+    found = read_catalog(catalog, settings.storage)
     resolved = resolve_model(model, settings)
     identity = ModelInfo(name=resolved.name, version=_version(resolved.version), digest=resolved.digest)
     storage = open_storage(out, settings.storage)
-    found = read_catalog(catalog, settings.storage)
     _tell(found)
     preprocessing = _preprocessing(resolved.bundle_dir, window_s, hop_s)
     plan, items = settle_plan(storage, *make_plan(found, identity, preprocessing, shard_items))
