@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from mmva.errors import UsageError
+from mmva_platform.quickstart.flow import QuickstartOptions, quickstart_recipe
 from mmva_platform.quickstart.workspace import fresh_workspace
+from mmva_platform.settings import load_config
+from mmva_platform.training.recipe import Recipe
 
 MMVA = Path(sys.executable).with_name("mmva")
 
@@ -33,6 +36,11 @@ def test_quickstart_makes_a_champion_an_annotation_and_a_report(tmp_path: Path) 
     assert "corrupt-image" in page
     assert not re.search(r"""(src|href)=["']?https?:""", page)
     assert "mmva --home mmva-quickstart annotate" in done.stdout
+
+
+def test_the_recipe_file_is_what_the_quickstart_trains(repository: Path) -> None:
+    recipe = load_config(Recipe, repository / "jobs" / "recipes" / "quickstart.yaml", ["name=quickstart"])
+    assert quickstart_recipe(QuickstartOptions(), recipe.dataset) == recipe
 
 
 def test_a_second_run_never_touches_the_first(tmp_path: Path) -> None:

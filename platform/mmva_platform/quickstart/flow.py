@@ -13,6 +13,7 @@ from mmva_platform.settings import Settings
 
 if TYPE_CHECKING:
     from mmva_platform.annotation.run import AnnotationSummary
+    from mmva_platform.training.recipe import Recipe
     from mmva_platform.training.trainer import TrainResult
     from mmva_platform.workflows import TrainOutcome
 
@@ -107,18 +108,24 @@ def _make_dataset(options: QuickstartOptions, place: Workspace, settings: Settin
     embed_dataset(str(place.dataset), options.preset, None, settings)
 
 
-def _train(options: QuickstartOptions, place: Workspace, settings: Settings, steps: _Steps) -> TrainResult:
+def quickstart_recipe(options: QuickstartOptions, dataset: str) -> Recipe:
+    """What the quickstart trains; jobs/recipes/quickstart.yaml is the same for a cluster."""
     from mmva_platform.training.recipe import Recipe
-    from mmva_platform.training.trainer import train
 
-    recipe = Recipe(
+    return Recipe(
         name="quickstart",
-        dataset=str(place.dataset),
+        dataset=dataset,
         preset=options.preset,
         epochs=options.epochs,
         seed=options.seed,
         strategy="matched",
     )
+
+
+def _train(options: QuickstartOptions, place: Workspace, settings: Settings, steps: _Steps) -> TrainResult:
+    from mmva_platform.training.trainer import train
+
+    recipe = quickstart_recipe(options, str(place.dataset))
     steps.next(f"train MMVA's towers on {recipe.workers} Ray Train workers, {recipe.epochs} epochs")
     result = train(recipe, settings)
     steps.next("evaluate on the test split: songs and images that training never saw")
