@@ -86,8 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; 0 if ours is at least ridge everywhere, else 1."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--clips", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=700)
+    parser.add_argument("--clips", type=int, default=700)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--recipe", type=Path, default=DEFAULT_RECIPE)
     parser.add_argument("--set", action="append", default=[], help="key=value on top of the recipe")

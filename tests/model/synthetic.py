@@ -59,7 +59,7 @@ def run(world: World) -> dict[str, Any]:
     recipe = recipe_of(batch_size=7)
     train, val = triplets_of(36, 53), triplets_of(11, 9, seed=1)
     model = build_model(recipe, train).double()
-    state = new_state(model, recipe, train, world)
+    state = new_state(model, recipe, train, val, world)
     gradients = []
     state.optimizer.register_step_pre_hook(
         lambda *_: gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]).clone())

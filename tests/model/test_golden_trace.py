@@ -23,8 +23,8 @@ STEPS = 10
 def trace(synthetic: ModuleType) -> dict[str, list[float]]:
     """Every loss term's mean at each step; double precision, so that machines agree; dropout pins the random stream."""
     recipe: Recipe = synthetic.recipe_of(seed=7, model={"hidden": 16, "dropout": 0.1, "input_dropout": 0.2})
-    train = synthetic.triplets_of(8 * STEPS, 100, seed=7)
-    state = new_state(build_model(recipe, train).double(), recipe, train)
+    train, val = synthetic.triplets_of(8 * STEPS, 100, seed=7), synthetic.triplets_of(16, 20, seed=8)
+    state = new_state(build_model(recipe, train).double(), recipe, train, val)
     plan = plan_epoch(train, recipe, epoch=0)
     terms: dict[str, list[float]] = {}
     for step in range(STEPS):

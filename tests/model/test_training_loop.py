@@ -19,7 +19,7 @@ DROPOUT = {"hidden": 16, "dropout": 0.3, "input_dropout": 0.2}
 
 def start(synthetic: ModuleType, recipe: Any) -> tuple[TrainState, Any, Any]:
     train, val = synthetic.triplets_of(40, 60), synthetic.triplets_of(12, 16, seed=1)
-    state = new_state(build_model(recipe, train), recipe, train)
+    state = new_state(build_model(recipe, train), recipe, train, val)
     return state, train, val
 
 

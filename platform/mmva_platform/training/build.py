@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mmva.model import MMVA, ModelConfig
 from mmva_platform.training.data import Triplets
@@ -26,27 +28,34 @@ def build_model(recipe: Recipe, train: Triplets) -> MMVA:
     return model
 
 
-def build_optimizer(model: MMVA, options: OptimizerOptions, rows: Mapping[str, int]) -> torch.optim.Optimizer:
-    """The optimiser, with the recipe's ridge penalty on the paths of every tower.
+def build_optimizer(model: MMVA, options: OptimizerOptions) -> torch.optim.Optimizer:
+    """The optimiser; the ridge penalty is not its weight decay, see `penalty_gradients`."""
+    if options.name == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=options.lr, momentum=options.betas[0])
+    return torch.optim.Adam(model.parameters(), lr=options.lr, betas=options.betas)
+
+
+def penalty_gradients(
+    model: MMVA, rows: Mapping[str, int], penalties: Mapping[str, NDArray[np.float64]]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Weights [2, *] that are penalised, and the factors [2, 1] by which they enter their own gradient.
 
     The loss is a mean over rows and both axes, and a sigmoid's slope at its middle is 1/4: an L2 coefficient of
     alpha / (16 rows) then weighs like alpha in a ridge regression on the labels themselves.
 
     Args:
         model: Towers.
-        options: Optimiser and penalty.
         rows: Training rows of each modality.
+        penalties: Ridge penalty per input dimension, [2] for each modality.
     """
-    groups = []
+    factors = []
     for modality in model.dims:
         tower = model.tower(modality)
-        decay = options.ridge / (16 * rows[modality])
-        paths = {"linear.weight": decay * tower.dim, "head.weight": decay}
-        for name, parameter in tower.named_parameters():
-            groups.append({"params": [parameter], "weight_decay": paths.get(name, 0.0)})
-    if options.name == "sgd":
-        return torch.optim.SGD(groups, lr=options.lr, momentum=options.betas[0])
-    return torch.optim.Adam(groups, lr=options.lr, betas=options.betas)
+        factor_21 = torch.as_tensor(penalties[modality] / (16 * rows[modality])).to(tower.linear.weight)[:, None]
+        factors.append((tower.linear.weight, factor_21 * tower.dim))
+        if tower.projection is not None:
+            factors.append((tower.head.weight, factor_21))
+    return factors
 
 
 def build_schedule(

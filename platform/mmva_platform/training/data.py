@@ -47,6 +47,14 @@ class Triplets:
             "caption": self.caption_emb_MD[self.caption_mask_M],
         }
 
+    def labels(self) -> dict[str, Floats]:
+        """The labels of `embeddings`' rows."""
+        return {
+            "image": self.image_va_N2,
+            "music": self.music_va_M2,
+            "caption": self.music_va_M2[self.caption_mask_M],
+        }
+
 
 def triplets(features: Features, split: str) -> Triplets:
     """One split's rows, captions joined to clips by id.

@@ -22,8 +22,9 @@ from mmva.losses import loss_sums
 from mmva.matching import EpochPlan, batches, epoch_plan, score_histogram
 from mmva.metrics import matching_mse, va_metrics
 from mmva.model import MMVA
-from mmva_platform.training.build import build_optimizer, build_schedule
+from mmva_platform.training.build import build_optimizer, build_schedule, penalty_gradients
 from mmva_platform.training.data import Triplets
+from mmva_platform.training.probe import start_from_probes
 from mmva_platform.training.recipe import Recipe
 
 Row = dict[str, Any]
@@ -64,6 +65,7 @@ class TrainState:
     average: AveragedModel
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LambdaLR
+    penalised: list[tuple[torch.Tensor, torch.Tensor]]
     epoch: int = 0
     step: int = 0
     history: list[Row] = field(default_factory=list)
@@ -74,15 +76,19 @@ def steps_per_epoch(train: Triplets, recipe: Recipe) -> int:
     return math.ceil(min(len(train.image_va_N2), len(train.music_va_M2)) / recipe.batch_size)
 
 
-def new_state(model: MMVA, recipe: Recipe, train: Triplets, world: World = WORLD_OF_ONE) -> TrainState:
-    """Fresh optimiser, schedule and average around a model; starts this rank's random stream."""
+def new_state(model: MMVA, recipe: Recipe, train: Triplets, val: Triplets, world: World = WORLD_OF_ONE) -> TrainState:
+    """Probes, fresh optimiser, schedule and average around a model; starts this rank's random stream."""
+    if recipe.optimizer.ridge == "auto":
+        penalties = start_from_probes(model, train, val)
+    else:
+        penalties = dict.fromkeys(model.dims, np.full(2, recipe.optimizer.ridge))
     rows = {modality: len(emb_ND) for modality, emb_ND in train.embeddings().items()}
-    optimizer = build_optimizer(model, recipe.optimizer, rows)
+    optimizer = build_optimizer(model, recipe.optimizer)
     schedule = build_schedule(optimizer, recipe.schedule, total_steps=recipe.epochs * steps_per_epoch(train, recipe))
     ema = get_ema_multi_avg_fn(recipe.averaging.decay)  # type: ignore[no-untyped-call]  # torch does not type it
     average = AveragedModel(model, multi_avg_fn=ema)
     torch.manual_seed(int(np.random.SeedSequence([recipe.seed, world.rank]).generate_state(1)[0]))
-    return TrainState(model, average, optimizer, schedule)
+    return TrainState(model, average, optimizer, schedule, penalty_gradients(model, rows, penalties))
 
 
 def fit(
@@ -149,6 +155,10 @@ def train_step(state: TrainState, share: Batch, recipe: Recipe, world: World = W
     _sum_gradients(parameters, world)
     if recipe.optimizer.max_grad_norm is not None:
         torch.nn.utils.clip_grad_norm_(parameters, recipe.optimizer.max_grad_norm)
+    with torch.no_grad():
+        for parameter, factor_21 in state.penalised:
+            assert parameter.grad is not None
+            parameter.grad.add_(factor_21 * parameter)
     state.optimizer.step()
     state.schedule.step()
     state.average.update_parameters(state.model)

@@ -7,7 +7,7 @@ ours, chosen on generated data against ridge regression on the same features (`b
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,13 +23,13 @@ class OptimizerOptions(Config):
         "adam", description="not published; Adam, because three towers of different scale train at one lr under it"
     )
     lr: float = Field(
-        1e-3, gt=0, description="peak learning rate; not published; usual for small heads on frozen features"
+        3e-4, gt=0, description="peak learning rate; not published; small, because towers start as ridge regressions"
     )
-    ridge: float = Field(
-        0.5,
-        ge=0,
-        description="L2 penalty, part of the gradient, in units of a ridge regression's alpha per input dimension; not "
-        "published. Its weight falls with the number of rows, as in ridge regression: small data need it",
+    ridge: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
+        description="L2 penalty as a ridge regression's alpha per input dimension; not published. auto: each tower "
+        "starts as the ridge regression on its embeddings and keeps the penalty that was best for that on validation. "
+        "A number (>= 0) starts all towers at zero under this one penalty",
     )
     betas: tuple[float, float] = Field((0.9, 0.99), description="Adam's moments; sgd takes the first as momentum")
     max_grad_norm: float | None = Field(1.0, gt=0, description="clip the global gradient norm; null to leave it")

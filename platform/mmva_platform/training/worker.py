@@ -27,7 +27,7 @@ def train_worker(config: dict[str, Any]) -> None:
     train, val = ray.get([config["train"], config["val"]])
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
-    state = new_state(build_model(recipe, train).to(get_device()), recipe, train, world)
+    state = new_state(build_model(recipe, train).to(get_device()), recipe, train, val, world)
     last = ray.train.get_checkpoint()
     if last is not None:
         with last.as_directory() as folder:
