@@ -38,7 +38,13 @@ def predicted_against_labelled(modality: str, pred_N2: ArrayLike, label_N2: Arra
             zorder=2,
         )
         mse = float(np.mean((pred[:, column] - label[:, column]) ** 2)) if len(pred) else float("nan")
-        panel.set(xlim=(0, 1), ylim=(0, 1), xlabel=f"labelled {axis}", ylabel=f"predicted {axis}", aspect="equal")
+        panel.set(
+            xlim=(-0.02, 1.02),
+            ylim=(-0.02, 1.02),
+            xlabel=f"labelled {axis}",
+            ylabel=f"predicted {axis}",
+            aspect="equal",
+        )
         panel.set_title(f"{modality}: {axis}, MSE {mse:.4f}, n = {len(pred)}", fontsize=10)
     return _png(figure)
 
@@ -77,5 +83,5 @@ def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figur
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    figure.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})
     return buffer.getvalue()
