@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmva.metrics import va_metrics
 from mmva_platform.training.build import build_model
 from mmva_platform.training.checkpoint import gather_rng, read_state, restore, save_state
 from mmva_platform.training.loop import TrainState, World, fit, new_state, validate
@@ -43,6 +44,33 @@ def test_training_learns_the_relation(synthetic: ModuleType) -> None:
     assert after["val_total"] < 0.2 * before["val_total"]
     assert min(value for name, value in after.items() if name.startswith("val_r2/")) > 0.5
     assert [row["epoch"] for row in state.history] == list(range(40))
+
+
+def test_a_linear_tower_from_zero_reaches_the_closed_form(synthetic: ModuleType) -> None:
+    """By default towers start as ridge regressions, which would hide a loop that does not learn."""
+    penalty = 0.05
+    recipe = synthetic.recipe_of(
+        epochs=200,
+        optimizer={"lr": 1e-2, "ridge": penalty},
+        model={"hidden": 0, "clip": 10.0},
+        loss={"similarity_weight": 0.0},
+    )
+    state, train, val = start(synthetic, recipe)
+    untrained = validate(state.average.module, val, recipe.loss.sigma)
+    fit(state, train, val, recipe)
+
+    for modality, emb_ND in train.embeddings().items():
+        tower, label_N2 = state.average.module.tower(modality), train.labels()[modality]
+        z_ND, z_val_MD = (
+            tower.standardise(torch.as_tensor(split.embeddings()[modality])).double().numpy() for split in (train, val)
+        )
+        mean_2, dim = label_N2.mean(axis=0), emb_ND.shape[1]
+        weight_D2 = np.linalg.solve(z_ND.T @ z_ND + penalty * dim * np.eye(dim), z_ND.T @ (label_N2 - mean_2))
+        closed = va_metrics(z_val_MD @ weight_D2 + mean_2, val.labels()[modality])
+        for axis, figures in closed.items():
+            name = f"val_r2/{modality}/{axis}"
+            assert untrained[name] < 0.1
+            assert state.history[-1][name] > figures["r2"] - 0.02, name
 
 
 def test_history_tells_the_target_scores(synthetic: ModuleType) -> None:
