@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,3 +111,9 @@ def test_a_model_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path:
 def test_a_dataset_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "none" in _one_line(capsys, ["embed", str(tmp_path / "none")])
     assert "none" in _one_line(capsys, ["data", "check", str(tmp_path / "none")])
+
+
+def test_the_process_ends_with_the_code_and_all_that_was_said() -> None:
+    code = "import sys; from mmva_platform.cli.context import leave; sys.stdout.write('said'); leave(3)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (3, "said")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -52,6 +53,19 @@ def exit_code_of(command: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         return _complain("stopped; what is committed stays, the same command goes on from there", FAILED)
     return DONE
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with this exit code, everything flushed, without tearing the interpreter down.
+
+    Native threads of the numeric libraries race their own destructors there: one in four finished `mmva annotate` calls
+    aborted with 134 instead of 0. Sessions and files are closed by whoever opened them, so nothing is lost here.
+    """
+    logging.shutdown()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def make_settings(path: Path | None, home: Path | None) -> Settings:

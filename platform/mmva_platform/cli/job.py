@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mmva_platform.cli.context import emit, exit_code_of, make_settings, set_up_logging, turn_telemetry_off
+from mmva_platform.cli.context import emit, exit_code_of, leave, make_settings, set_up_logging, turn_telemetry_off
 from mmva_platform.settings import Config, Settings, load_config
 
 JobT = TypeVar("JobT", bound=Config)
@@ -36,4 +35,4 @@ def run_job(kind: type[JobT], job: Callable[[JobT, Settings], Any], arguments: l
         settings = make_settings(options.settings, options.home)
         emit("", job(load_config(kind, options.config, options.set), settings), as_json=True)
 
-    sys.exit(exit_code_of(work))
+    leave(exit_code_of(work))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from mmva_platform.cli import annotation, data, models, quickstart, training
-from mmva_platform.cli.context import exit_code_of, make_settings, set_up_logging, turn_telemetry_off
+from mmva_platform.cli.context import exit_code_of, leave, make_settings, set_up_logging, turn_telemetry_off
 
 app = typer.Typer(
     name="mmva",
@@ -43,10 +43,10 @@ def options(
     context.obj = make_settings(settings, home)
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Entry point of the console script: exit code 0 done, 1 failed, 2 wrong usage, 3 a gate or check said no."""
     turn_telemetry_off()
-    sys.exit(run(sys.argv[1:]))
+    leave(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
