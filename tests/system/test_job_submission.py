@@ -29,9 +29,10 @@ def _free_port() -> int:
 @pytest.fixture
 def job_server(tmp_path: Path) -> Iterator[str]:
     """A Ray head with a dashboard on loopback, in a process of ours; its address for `ray job submit`."""
-    dashboard, gcs = _free_port(), _free_port()
+    dashboard, gcs, agent = _free_port(), _free_port(), _free_port()
     ray = Path(sys.executable).with_name("ray")
     arguments = ["--num-cpus=4", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+    arguments.append(f"--dashboard-agent-listen-port={agent}")  # its default is taken by any other Ray
     environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
     with (tmp_path / "head.log").open("wb") as log:
         head = subprocess.Popen(
@@ -61,6 +62,25 @@ def _wait_until_up(address: str, head: subprocess.Popen[bytes], log: Path) -> No
     raise AssertionError(log.read_text())
 
 
+def _submit(address: str, *command: object) -> subprocess.CompletedProcess[str]:
+    """`ray job submit`, again while the server's agent is not up yet: it says so and asks for that."""
+    ray = Path(sys.executable).with_name("ray")
+    arguments = [str(part) for part in (ray, "job", "submit", "--address", address, "--", *command)]
+    for _ in range(60):
+        done = subprocess.run(
+            arguments,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+            env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+        )
+        if "try again later" not in done.stderr + done.stdout:
+            break
+        time.sleep(1)
+    return done
+
+
 def test_an_annotation_job_runs_on_a_submitted_cluster(
     job_server: str, tiny_bundle: Path, tmp_path: Path, repository: Path
 ) -> None:
@@ -69,18 +89,10 @@ def test_an_annotation_job_runs_on_a_submitted_cluster(
     for index in range(5):
         Image.new("RGB", (64, 64), (50 * index, 90, 200 - 40 * index)).save(catalog / f"{index}.png")
     (catalog / "broken.jpg").write_bytes(b"\xff\xd8\xff not a picture")
-    submitted = subprocess.run(
-        [
-            Path(sys.executable).with_name("ray"),
-            *("job", "submit", "--address", job_server, "--", sys.executable, repository / "jobs" / "annotate.py"),
-            *("--set", f"catalog={catalog}", "--set", f"model={tiny_bundle}", "--set", f"out={out}"),
-            *("--home", tmp_path / "home"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+    submitted = _submit(
+        job_server,
+        *(sys.executable, repository / "jobs" / "annotate.py", "--home", tmp_path / "home"),
+        *("--set", f"catalog={catalog}", "--set", f"model={tiny_bundle}", "--set", f"out={out}"),
     )
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     manifest = json.loads((out / "MANIFEST.json").read_text())["totals"]

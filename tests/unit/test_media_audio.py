@@ -145,7 +145,10 @@ def test_resampling_in_blocks_equals_resampling_the_whole(total: int, cuts: list
     blocks = np.split(whole_T, sorted(min(cut, total) for cut in cuts))
     resampled_T = np.concatenate(list(resample_blocks(blocks, *rates)))
     expected_T = Resample(*rates)(torch.from_numpy(whole_T)).numpy()
-    np.testing.assert_allclose(resampled_T, expected_T, atol=1e-5)
+    # torchaudio takes the length ceil(total * new / old) in single precision, which loses a last sample now and then.
+    assert len(resampled_T) == -(-total * rates[1] // rates[0])
+    assert 0 <= len(resampled_T) - len(expected_T) <= 1
+    np.testing.assert_allclose(resampled_T[: len(expected_T)], expected_T, atol=1e-5)
 
 
 def test_odd_sample_rates_stay_cheap_and_in_tune() -> None:

@@ -139,7 +139,7 @@ def test_a_run_is_logged_with_everything_that_made_it(settings: Settings, tmp_pa
     client = open_client(settings)
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.params["optimizer.lr"] == "0.001"
+    assert run.data.params["optimizer.lr"] == "0.0003"
     assert run.data.params["preset"] == "tiny"
     assert run.data.tags["mlflow.source.git.commit"] == COMMIT
     assert run.data.tags["mmva.git_dirty"] == "true"
