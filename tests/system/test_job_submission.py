@@ -48,7 +48,11 @@ def job_server(tmp_path: Path) -> Iterator[str]:
         yield address
     finally:
         os.killpg(head.pid, signal.SIGTERM)
-        head.wait(timeout=60)
+        try:
+            head.wait(timeout=90)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
+            head.wait()
 
 
 def _wait_until_up(address: str, head: subprocess.Popen[bytes], log: Path) -> None:
