@@ -29,8 +29,11 @@ PLAN = Plan(
     model=ModelInfo(name="mmva", version="3", digest="d" * 64),
     preprocessing=Preprocessing(fingerprints={}, window_s=2.0, hop_s=1.0, short_side=224),
     catalog=CatalogInfo(uri="/c", digest="c", items=1, by_modality={}, skipped={}, duplicates=0, duplicate_ids=()),
-    items_file="plan/catalog.parquet",
-    items_sha256="0" * 64,
+    engines={},
+    base=None,
+    command=(),
+    keep_windows=True,
+    chapters=(),
     bounds=(0, 1),
 )
 

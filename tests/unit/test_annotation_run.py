@@ -13,18 +13,19 @@ import pytest
 
 from mmva.errors import CheckFailed, UsageError
 from mmva_platform.annotation.catalog import Catalog, read_catalog
-from mmva_platform.annotation.commit import commit_path, commit_shard, committed_shards, read_commit
+from mmva_platform.annotation.commit import ShardResult, commit_path, commit_shard, committed_shards, read_commit
 from mmva_platform.annotation.plan import (
     ModelInfo,
     Plan,
     Preprocessing,
     make_plan,
+    read_items,
     read_plan,
     settle_plan,
-    shard_bounds,
 )
 from mmva_platform.annotation.publish import MANIFEST_FILE, publish, read_annotations, read_quarantine
-from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, CATALOG_SCHEMA, parquet_to_table
+from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, CATALOG_SCHEMA, QUARANTINE_SCHEMA, parquet_to_table
+from mmva_platform.annotation.shards import shard_bounds
 from mmva_platform.annotation.status import status
 from mmva_platform.annotation.verify import verify
 from mmva_platform.annotation.worker import Fetcher
@@ -70,13 +71,27 @@ def storage(settings: Settings, tmp_path: Path) -> Storage:
 
 
 def catalog_of(ids: list[str]) -> Catalog:
-    rows = [{"id": name, "uri": f"/m/{name}.png", "modality": "image", "caption": None, "bytes": 9} for name in ids]
+    rows = [
+        {"id": name, "uri": f"/m/{name}.png", "modality": "image", "caption": None, "bytes": 9, "etag": None}
+        for name in ids
+    ]
     return Catalog("/m", pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA), {}, 0, ())
 
 
 def planned(storage: Storage, count: int = 40, **changes: Any) -> tuple[Plan, pa.Table]:
     values = {"model": MODEL, "preprocessing": PREPROCESSING, "shard_items": 16} | changes
-    return settle_plan(storage, *make_plan(catalog_of([f"i{n:02d}" for n in range(count)]), **values))
+    plan = settle_plan(storage, *make_plan(catalog_of([f"i{n:02d}" for n in range(count)]), **values))
+    return plan, read_items(storage, plan)
+
+
+def items_of(plan: Plan, items: pa.Table, shard: str) -> list[dict[str, Any]]:
+    start, stop = plan.bounds[int(shard) : int(shard) + 2]
+    return items.slice(start, stop - start).to_pylist()
+
+
+def result_of(ok: list[dict[str, Any]], bad: list[dict[str, Any]]) -> ShardResult:
+    tables = (pa.Table.from_pylist(ok, ANNOTATION_SCHEMA), pa.Table.from_pylist(bad, QUARANTINE_SCHEMA))
+    return ShardResult(*tables, work={"media": len(ok), "quarantined": len(bad)})
 
 
 def annotation(row: dict[str, Any], plan: Plan, shard: str, valence: float = 0.5) -> dict[str, Any]:
@@ -108,9 +123,9 @@ def quarantine(row: dict[str, Any], plan: Plan, shard: str) -> dict[str, Any]:
 
 def commit(storage: Storage, plan: Plan, items: pa.Table, shard: str, **options: float) -> None:
     """The shard's first item quarantined, the others annotated."""
-    first, *others = plan.slice(items, shard).to_pylist()
+    first, *others = items_of(plan, items, shard)
     rows = [annotation(row, plan, shard, **options) for row in others]
-    commit_shard(storage, plan.run_id, shard, rows, [quarantine(first, plan, shard)])
+    commit_shard(storage, plan, shard, result_of(rows, [quarantine(first, plan, shard)]))
 
 
 def finish(storage: Storage, **changes: Any) -> tuple[Plan, pa.Table]:
@@ -146,7 +161,8 @@ def test_cheap_items_do_not_make_an_endless_shard() -> None:
 def test_long_work_comes_first_and_modalities_stay_together(tmp_path: Path) -> None:
     for name in ("a.png", "b.wav", "c.txt", "d.png", "e.mp3"):
         (tmp_path / name).write_bytes(b"1")
-    _, items = make_plan(read_catalog(str(tmp_path), StorageSettings()), MODEL, PREPROCESSING, 8)
+    _, contents = make_plan(read_catalog(str(tmp_path), StorageSettings()), MODEL, PREPROCESSING, 8)
+    items = pa.concat_tables([parquet_to_table(data) for data in contents.values()])
     assert items.column("id").to_pylist() == ["b.wav", "e.mp3", "a.png", "d.png", "c.txt"]
 
 
@@ -183,7 +199,7 @@ def test_same_model_under_another_name_is_the_same_run(storage: Storage) -> None
 
 def test_items_changed_behind_the_plan_are_noticed(storage: Storage) -> None:
     plan, _ = planned(storage)
-    storage.write(plan.items_file, b"something else")
+    storage.write(plan.chapters[0].path, b"something else")
     with pytest.raises(CheckFailed, match="changed since it was planned"):
         planned(storage)
 
@@ -273,8 +289,8 @@ def test_counts_that_do_not_balance_are_not_published(storage: Storage) -> None:
     plan, items = planned(storage)
     for shard in plan.shards[1:]:
         commit(storage, plan, items, shard)
-    lost = [annotation(row, plan, "000000") for row in plan.slice(items, "000000").to_pylist()[1:]]
-    commit_shard(storage, plan.run_id, "000000", lost, [])
+    lost = [annotation(row, plan, "000000") for row in items_of(plan, items, "000000")[1:]]
+    commit_shard(storage, plan, "000000", result_of(lost, []))
     with pytest.raises(CheckFailed, match="40 items planned, but 35 annotated and 4 quarantined"):
         publish(storage, plan, [read_commit(storage, shard) for shard in plan.shards])
 
@@ -313,7 +329,7 @@ def damage_commit(storage: Storage, plan: Plan) -> None:
 
 
 def damage_items(storage: Storage, plan: Plan) -> None:
-    storage.write(plan.items_file, b"")
+    storage.write(plan.chapters[0].path, b"")
 
 
 def another_plan(storage: Storage, plan: Plan) -> None:
@@ -327,7 +343,7 @@ def another_plan(storage: Storage, plan: Plan) -> None:
         (damage_data, "data/000001-.*changed since it was written"),
         (swap_quarantine, "quarantine/000001-.*changed since it was written"),
         (damage_commit, r"commits/000001\.json: not a commit record"),
-        (damage_items, "plan/catalog-.*changed since it was planned"),
+        (damage_items, "plan/items-.*changed since it was planned"),
         (another_plan, r"MANIFEST\.json: belongs to another plan"),
     ],
 )
@@ -346,9 +362,9 @@ def test_verify_finds_an_item_that_is_lost_and_one_that_stands_twice(storage: St
     plan, items = planned(storage)
     for shard in plan.shards[1:]:
         commit(storage, plan, items, shard)
-    rows = plan.slice(items, "000000").to_pylist()
+    rows = items_of(plan, items, "000000")
     twice = [annotation(row, plan, "000000") for row in [rows[1], *rows[1:-1], rows[1]]]
-    commit_shard(storage, plan.run_id, "000000", twice[:-1], [quarantine(rows[0], plan, "000000")])
+    commit_shard(storage, plan, "000000", result_of(twice[:-1], [quarantine(rows[0], plan, "000000")]))
     publish(storage, plan, [read_commit(storage, shard) for shard in plan.shards])
     report = verify(storage.uri, settings)
     assert "shard 000000: 1 items missing: i07" in report.problems

@@ -15,6 +15,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmva.affect import mood
@@ -26,8 +27,9 @@ from mmva.media.images import decode_image
 from mmva.media.limits import Limits
 from mmva.media.windows import windows
 from mmva.modalities import AXES, MODALITIES
+from mmva_platform.annotation.commit import ShardResult
 from mmva_platform.annotation.plan import Plan
-from mmva_platform.annotation.schema import sha256_hex
+from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, QUARANTINE_SCHEMA, sha256_hex
 from mmva_platform.storage import StorageDenied, StorageError, StorageNotFound, StorageUnavailable
 
 if TYPE_CHECKING:
@@ -75,13 +77,13 @@ class Annotator:
         self._model, self._plan, self._fetch = model, plan, fetch
         self._batch_size, self._limits = batch_size, limits or Limits()
 
-    def annotate(self, shard: str, rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
-        """Annotation rows and quarantine rows of a shard's catalog rows, each in the catalog rows' order.
+    def annotate(self, shard: str, items: pa.Table) -> ShardResult:
+        """Annotate a shard's items (ITEM_SCHEMA); rows stand in the items' order.
 
         Raises:
             StorageUnavailable: If storage does not answer; no fault of the item.
         """
-        works = [_Work(row) for row in rows]
+        works = [_Work(row) for row in items.to_pylist()]
         for modality, group in groupby(works, key=lambda work: work.modality):
             self._embed(modality, group)
         ok: list[Row] = []
@@ -93,7 +95,11 @@ class Annotator:
                 ok.append(self._annotation(work, shard))
             except MediaError as error:
                 quarantined.append(self._quarantine(work, error, shard))
-        return ok, quarantined
+        return ShardResult(
+            pa.Table.from_pylist(ok, schema=ANNOTATION_SCHEMA),
+            pa.Table.from_pylist(quarantined, schema=QUARANTINE_SCHEMA),
+            work={"media": len(ok), "quarantined": len(quarantined)},
+        )
 
     def _embed(self, modality: str | None, works: Iterable[_Work]) -> None:
         """Fill in the works' embeddings or errors; batches reach across items."""

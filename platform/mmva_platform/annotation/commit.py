@@ -6,15 +6,17 @@ lets it stand. So a shard counts once, however often it was run.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from typing import Any, Final
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
 
 import pyarrow as pa
 from pydantic import Field, ValidationError
 
 from mmva.errors import CheckFailed
-from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, QUARANTINE_SCHEMA, rows_to_parquet, sha256_hex
+from mmva_platform.annotation.plan import Plan
+from mmva_platform.annotation.schema import WINDOW_EMBEDDING_SCHEMA, sha256_hex, table_to_parquet
 from mmva_platform.settings import Config
 from mmva_platform.storage import Storage
 
@@ -30,6 +32,26 @@ class FileRecord(Config):
     sha256: str
 
 
+@dataclass(frozen=True)
+class ShardResult:
+    """What a worker made of a shard's items: every item in exactly one of the two tables.
+
+    Attributes:
+        ok: ANNOTATION_SCHEMA.
+        quarantined: QUARANTINE_SCHEMA.
+        windows: WINDOW_EMBEDDING_SCHEMA; without rows where none are kept.
+        work: How many items came about how: "media" (from their bytes), "same bytes" (as another item of the shard),
+            "heads" (from stored embeddings), "carried" (as they stood), "quarantined".
+        seconds: Of this process by stage: "fetch", "decode", "infer", "heads".
+    """
+
+    ok: pa.Table
+    quarantined: pa.Table
+    windows: pa.Table = field(default_factory=WINDOW_EMBEDDING_SCHEMA.empty_table)
+    work: Mapping[str, int] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
 class CommitRecord(Config):
     """`commits/<shard>.json`: what a shard came to. A file without rows is not written."""
 
@@ -40,35 +62,42 @@ class CommitRecord(Config):
     quarantined: int
     by_modality: dict[str, int] = Field(description="annotated items of each modality")
     causes: dict[str, int] = Field(description="quarantined items of each cause")
+    work: dict[str, int] = Field(description="items by how they came about; see ShardResult")
+    seconds: dict[str, float] = Field(description="of the worker, by stage; see ShardResult")
     data: FileRecord | None
     quarantine: FileRecord | None
+    windows: FileRecord | None
 
 
-def commit_shard(
-    storage: Storage, run_id: str, shard: str, ok: Sequence[dict[str, Any]], quarantined: Sequence[dict[str, Any]]
-) -> CommitRecord:
+def commit_shard(storage: Storage, plan: Plan, shard: str, result: ShardResult) -> CommitRecord:
     """Write a shard's rows and make them count.
 
     Args:
         storage: The run's output.
-        run_id: The plan's.
+        plan: The run's plan.
         shard: Its name.
-        ok: Rows of ANNOTATION_SCHEMA.
-        quarantined: Rows of QUARANTINE_SCHEMA.
+        result: Its rows.
 
     Returns:
         The shard's record: this one, or the one another writer put first.
     """
+    begun = time.monotonic()
+    files = {
+        "data": _write(storage, "data", shard, result.ok),
+        "quarantine": _write(storage, "quarantine", shard, result.quarantined),
+        "windows": _write(storage, "windows", shard, result.windows),
+    }
     record = CommitRecord(
         shard=shard,
-        run_id=run_id,
-        items=len(ok) + len(quarantined),
-        ok=len(ok),
-        quarantined=len(quarantined),
-        by_modality=dict(sorted(Counter(row["modality"] for row in ok).items())),
-        causes=dict(sorted(Counter(row["error"] for row in quarantined).items())),
-        data=_write(storage, "data", shard, ok, ANNOTATION_SCHEMA),
-        quarantine=_write(storage, "quarantine", shard, quarantined, QUARANTINE_SCHEMA),
+        run_id=plan.run_id,
+        items=result.ok.num_rows + result.quarantined.num_rows,
+        ok=result.ok.num_rows,
+        quarantined=result.quarantined.num_rows,
+        by_modality=_counts(result.ok["modality"]),
+        causes=_counts(result.quarantined["error"]),
+        work=dict(result.work),
+        seconds={**result.seconds, "write": time.monotonic() - begun},
+        **files,
     )
     path = commit_path(shard)
     if storage.put_if_absent(path, record.model_dump_json(indent=1).encode()):
@@ -110,13 +139,16 @@ def commit_path(shard: str) -> str:
     return f"{COMMITS}{shard}.json"
 
 
-def _write(
-    storage: Storage, folder: str, shard: str, rows: Sequence[dict[str, Any]], schema: pa.Schema
-) -> FileRecord | None:
-    if not rows:
+def _counts(values: pa.ChunkedArray) -> dict[str, int]:
+    counted = values.value_counts().to_pylist()
+    return {entry["values"]: entry["counts"] for entry in sorted(counted, key=lambda entry: entry["values"])}
+
+
+def _write(storage: Storage, folder: str, shard: str, table: pa.Table) -> FileRecord | None:
+    if not table.num_rows:
         return None
-    data = rows_to_parquet(rows, schema)
+    data = table_to_parquet(table)
     digest = sha256_hex(data)
     path = f"{folder}/{shard}-{digest[:16]}.parquet"
     storage.write(path, data)
-    return FileRecord(path=path, rows=len(rows), size=len(data), sha256=digest)
+    return FileRecord(path=path, rows=table.num_rows, size=len(data), sha256=digest)

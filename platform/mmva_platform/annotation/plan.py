@@ -9,31 +9,28 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-import numpy as np
 import pyarrow as pa
 from pydantic import Field, ValidationError
 
 from mmva.errors import CheckFailed, UsageError
 from mmva_platform.annotation.catalog import Catalog
-from mmva_platform.annotation.schema import ANNOTATION_VERSION, parquet_to_table, sha256_hex, table_to_parquet
+from mmva_platform.annotation.schema import (
+    ANNOTATION_VERSION,
+    ITEM_SCHEMA,
+    parquet_to_table,
+    sha256_hex,
+    table_to_parquet,
+)
+from mmva_platform.annotation.shards import estimated_costs, ordered, shard_bounds
 from mmva_platform.settings import Config
 from mmva_platform.storage import Storage, StorageNotFound
 
 PLAN_FILE: Final = "plan.json"
-
-# Estimated work in units of one image (some 30 ms on one core with the compact preset).
-_COST: Final = {"image": 1.0, "caption": 0.2}
-_MUSIC_COST_PER_S: Final = 2.0
-_MUSIC_UNKNOWN_S: Final = 5.0
-# Bytes of a second of audio, by format: CD quality where it is not compressed, usual bit rates elsewhere.
-_BYTES_PER_S: Final = {"wav": 176_400, "flac": 90_000, "mp3": 24_000, "ogg": 20_000, "opus": 14_000}
-_BYTES_PER_S_OTHER: Final = 20_000
-_MODALITY_ORDER: Final = ("music", "image", "caption")  # the longest work first, so that no actor is left with it alone
-_SHARDS_WANTED, _SMALLEST_SHARD = 16, 8.0
+_SHARDS_A_CHAPTER: Final = 64
 
 
 class ModelInfo(Config):
@@ -51,6 +48,36 @@ class Preprocessing(Config):
     window_s: float = Field(gt=0, description="length of a window of audio")
     hop_s: float = Field(gt=0, description="distance of the starts of neighbouring windows")
     short_side: int = Field(gt=0, description="pixels below which no JPEG is decoded; the same as when training")
+
+
+class EngineInfo(Config):
+    """What computes a modality's embeddings, and how it was chosen."""
+
+    name: Literal["torch", "torch-bf16", "onnx"]
+    file: str | None = Field(None, description="the exported network, relative to the run; onnx only")
+    sha256: str | None = Field(None, description="of the file")
+    max_va_difference: float = Field(0.0, description="largest difference to fp32 torch on the calibration batch")
+    min_cosine: float = Field(1.0, description="of its embeddings with those of fp32 torch, there")
+    items_per_s: dict[str, float] = Field({}, description="engine -> calibrated speed of one core, for --plan")
+
+
+class BaseInfo(Config):
+    """The earlier annotation that a run builds upon."""
+
+    uri: str
+    run_id: str
+    manifest_sha256: str = Field(description="over all its published manifests: its identity")
+    same_model: bool = Field(description="rows are carried over as they are; otherwise heads run over its embeddings")
+    items: int = Field(ge=0, description="items taken from it")
+
+
+class Chapter(Config):
+    """A file with the items of some consecutive shards, so that a worker reads what it needs and not the catalog."""
+
+    path: str
+    sha256: str
+    first_shard: int
+    shards: int = Field(ge=1)
 
 
 class CatalogInfo(Config):
@@ -73,20 +100,18 @@ class Plan(Config):
     created_at: datetime
     model: ModelInfo
     preprocessing: Preprocessing
+    engines: dict[str, EngineInfo] = Field(description="modality -> engine")
     catalog: CatalogInfo
-    items_file: str
-    items_sha256: str
+    base: BaseInfo | None
+    command: tuple[str, ...] = Field(description="as it was typed, for the run card")
+    keep_windows: bool = Field(description="whether the windows' embeddings are written beside the items'")
+    chapters: tuple[Chapter, ...]
     bounds: tuple[int, ...] = Field(description="shard k holds the items bounds[k] to bounds[k + 1]")
 
     @property
     def shards(self) -> list[str]:
         """Names of the shards, in order."""
         return [f"{number:06d}" for number in range(len(self.bounds) - 1)]
-
-    def slice(self, items: pa.Table, shard: str) -> pa.Table:
-        """The items of one shard."""
-        start, stop = self.bounds[int(shard)], self.bounds[int(shard) + 1]
-        return items.slice(start, stop - start)
 
     @property
     def fingerprint(self) -> str:
@@ -103,15 +128,28 @@ class Plan(Config):
             "window_s": self.preprocessing.window_s,
             "hop_s": self.preprocessing.hop_s,
             "short_side": self.preprocessing.short_side,
+            "window embeddings kept": self.keep_windows,
+            "base": self.base.manifest_sha256 if self.base else None,
         }
-        return flat | {
-            f"{name} preprocessing": value for name, value in sorted(self.preprocessing.fingerprints.items())
-        }
+        for name, value in sorted(self.preprocessing.fingerprints.items()):
+            flat[f"{name} preprocessing"] = value
+        for name, engine in sorted(self.engines.items()):
+            flat[f"{name} engine"] = engine.name
+        return flat
 
 
 def make_plan(
-    catalog: Catalog, model: ModelInfo, preprocessing: Preprocessing, shard_items: int
-) -> tuple[Plan, pa.Table]:
+    catalog: Catalog,
+    model: ModelInfo,
+    preprocessing: Preprocessing,
+    shard_items: int,
+    *,
+    engines: Mapping[str, EngineInfo] | None = None,
+    base: BaseInfo | None = None,
+    base_files: pa.Array | None = None,
+    command: Sequence[str] = (),
+    keep_windows: bool = True,
+) -> tuple[Plan, dict[str, bytes]]:
     """Order the items and cut them into shards; nothing is written.
 
     Args:
@@ -119,14 +157,21 @@ def make_plan(
         model: With what.
         preprocessing: How.
         shard_items: Largest shard, in images or the same amount of other work.
+        engines: What computes the embeddings, by modality.
+        base: The earlier annotation to build upon.
+        base_files: For each of the catalog's items its file there, or null.
+        command: As typed.
+        keep_windows: Whether windows' embeddings are kept.
 
     Returns:
-        The plan, and the items in its order.
+        The plan, and its chapters' files by path.
     """
     if shard_items < 1:
         raise UsageError(f"shard_items must be at least 1, got {shard_items}")
-    items = _ordered(catalog.items)
-    data = table_to_parquet(items)
+    files = pa.nulls(catalog.items.num_rows, pa.string()) if base_files is None else base_files
+    items = ordered(catalog.items.append_column(ITEM_SCHEMA.field("base_file"), files))
+    bounds = shard_bounds(estimated_costs(items), shard_items)
+    chapters, contents = _chapters(items, bounds)
     modalities = items.column("modality").to_pylist()
     counts = {name: modalities.count(name) for name in dict.fromkeys(modalities)}
     plan = Plan(
@@ -135,6 +180,7 @@ def make_plan(
         created_at=datetime.now(UTC),
         model=model,
         preprocessing=preprocessing,
+        engines=dict(engines or {}),
         catalog=CatalogInfo(
             uri=catalog.uri,
             digest=catalog.digest,
@@ -144,26 +190,46 @@ def make_plan(
             duplicates=catalog.duplicates,
             duplicate_ids=catalog.duplicate_ids,
         ),
-        items_file=f"plan/catalog-{sha256_hex(data)[:16]}.parquet",
-        items_sha256=sha256_hex(data),
-        bounds=shard_bounds(estimated_costs(items), shard_items),
+        base=base,
+        command=tuple(command),
+        keep_windows=keep_windows,
+        chapters=chapters,
+        bounds=bounds,
     )
-    return plan, items
+    return plan, contents
 
 
-def settle_plan(storage: Storage, plan: Plan, items: pa.Table) -> tuple[Plan, pa.Table]:
+def _chapters(items: pa.Table, bounds: Sequence[int]) -> tuple[tuple[Chapter, ...], dict[str, bytes]]:
+    chapters, contents = [], {}
+    for first in range(0, len(bounds) - 1, _SHARDS_A_CHAPTER):
+        last = min(first + _SHARDS_A_CHAPTER, len(bounds) - 1)
+        data = table_to_parquet(items.slice(bounds[first], bounds[last] - bounds[first]).combine_chunks())
+        digest = sha256_hex(data)
+        path = f"plan/items-{first:06d}-{digest[:16]}.parquet"
+        chapters.append(Chapter(path=path, sha256=digest, first_shard=first, shards=last - first))
+        contents[path] = data
+    return tuple(chapters), contents
+
+
+def settle_plan(storage: Storage, plan: Plan, contents: Mapping[str, bytes]) -> Plan:
     """Make this plan the run's, or adopt the one that is already there.
 
+    Args:
+        storage: The run's output.
+        plan: What this caller wants.
+        contents: Its chapters' files, as make_plan gives them.
+
     Returns:
-        The run's plan and its items: this caller's, or those of an earlier or concurrent one that agrees with it.
+        The run's plan: this caller's, or that of an earlier or concurrent one that agrees with it.
 
     Raises:
         CheckFailed: If the output belongs to a run that differs in what decides the output; names every difference.
     """
     if not storage.exists(PLAN_FILE):
-        storage.put_if_absent(plan.items_file, table_to_parquet(items))
+        for path, data in contents.items():
+            storage.put_if_absent(path, data)
         if storage.put_if_absent(PLAN_FILE, plan.model_dump_json(indent=1).encode()):
-            return plan, items
+            return plan
     settled = read_plan(storage)
     mine, theirs = plan.decisive(), settled.decisive()
     differences = [
@@ -176,7 +242,7 @@ def settle_plan(storage: Storage, plan: Plan, items: pa.Table) -> tuple[Plan, pa
             f"{storage.uri} holds annotations made otherwise ({'; '.join(differences)}); choose another output, "
             "or call with what it was made with"
         )
-    return settled, read_items(storage, settled)
+    return settled
 
 
 def read_plan(storage: Storage) -> Plan:
@@ -195,59 +261,37 @@ def read_plan(storage: Storage) -> Plan:
         raise UsageError(f"{storage.join(PLAN_FILE)}: not a plan of this version ({field}: {first['msg']})") from None
 
 
-def read_items(storage: Storage, plan: Plan) -> pa.Table:
-    """The planned items, in order.
+def read_chapter(storage: Storage, chapter: Chapter) -> pa.Table:
+    """Items of a chapter (ITEM_SCHEMA).
 
     Raises:
         CheckFailed: If the file is not the one that was planned.
     """
-    data = storage.read(plan.items_file)
-    if sha256_hex(data) != plan.items_sha256:
-        raise CheckFailed(f"{storage.join(plan.items_file)}: changed since it was planned (SHA-256 differs)")
+    data = storage.read(chapter.path)
+    if sha256_hex(data) != chapter.sha256:
+        raise CheckFailed(f"{storage.join(chapter.path)}: changed since it was planned (SHA-256 differs)")
     return parquet_to_table(data)
 
 
-def estimated_costs(items: pa.Table) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Estimated work of each item, shape [N], in units of one image."""
-    return np.array([_cost(row) for row in items.select(["uri", "modality", "bytes"]).to_pylist()], dtype=np.float64)
+class ItemReader:
+    """Items of a plan's shards; keeps the chapter it read last, so shards are best asked for in order."""
+
+    def __init__(self, storage: Storage, plan: Plan) -> None:
+        self._storage, self._plan = storage, plan
+        self._chapter: Chapter | None = None
+        self._items: pa.Table | None = None
+
+    def __call__(self, shard: str) -> pa.Table:
+        """Items of a shard (ITEM_SCHEMA); raises as read_chapter."""
+        number = int(shard)
+        chapter = self._plan.chapters[number // self._plan.chapters[0].shards]
+        if chapter != self._chapter:
+            self._items, self._chapter = read_chapter(self._storage, chapter), chapter
+        assert self._items is not None
+        start, stop = self._plan.bounds[number], self._plan.bounds[number + 1]
+        return self._items.slice(start - self._plan.bounds[chapter.first_shard], stop - start)
 
 
-def _cost(row: dict[str, Any]) -> float:
-    if row["modality"] != "music":
-        return _COST.get(row["modality"], 1.0)
-    if row["bytes"] is None:
-        return _MUSIC_COST_PER_S * _MUSIC_UNKNOWN_S
-    extension = str(row["uri"]).rpartition(".")[2].lower()
-    return max(1.0, _MUSIC_COST_PER_S * row["bytes"] / _BYTES_PER_S.get(extension, _BYTES_PER_S_OTHER))
-
-
-def shard_bounds(costs: Sequence[float] | np.ndarray[Any, np.dtype[np.float64]], shard_items: int) -> tuple[int, ...]:
-    """Cut ordered items into runs of about equal work.
-
-    A shard takes items until its work passes the target: `shard_items`, or less for a small catalog, so that there are
-    shards for every actor. An item that is more than the target is a shard of its own.
-
-    Returns:
-        Ascending bounds, shape [shards + 1], from 0 to len(costs).
-    """
-    target = min(float(shard_items), max(_SMALLEST_SHARD, float(np.sum(costs)) / _SHARDS_WANTED))
-    bounds, work = [0], 0.0
-    for index, cost in enumerate(costs):
-        full = work + cost > target or index - bounds[-1] >= _most_items(shard_items)
-        if work and full:
-            bounds.append(index)
-            work = 0.0
-        work += cost
-    return (*bounds, len(costs))
-
-
-def _most_items(shard_items: int) -> int:
-    """Cheap items are many to a shard, but a shard stays a thing that one commit record can lose."""
-    return 8 * shard_items
-
-
-def _ordered(items: pa.Table) -> pa.Table:
-    """Items by modality, the catalog's order within: a shard's items then share their batches."""
-    rank = {name: position for position, name in enumerate(_MODALITY_ORDER)}
-    ranks = [rank.get(name, len(rank)) for name in items.column("modality").to_pylist()]
-    return items.take(pa.array(np.argsort(np.array(ranks), kind="stable"))).combine_chunks()
+def read_items(storage: Storage, plan: Plan) -> pa.Table:
+    """All planned items, in order; raises as read_chapter."""
+    return pa.concat_tables([read_chapter(storage, chapter) for chapter in plan.chapters])

@@ -27,6 +27,8 @@ class Totals(Config):
     quarantined: int
     by_modality: dict[str, int] = Field(description="annotated items of each modality")
     causes: dict[str, int] = Field(description="quarantined items of each cause")
+    work: dict[str, int] = Field(description="items by how they came about; see ShardResult")
+    seconds: dict[str, float] = Field(description="of all workers, by stage")
 
 
 class Manifest(Config):
@@ -45,16 +47,23 @@ def add_up(commits: Iterable[CommitRecord]) -> Totals:
     items = ok = quarantined = 0
     by_modality: Counter[str] = Counter()
     causes: Counter[str] = Counter()
+    work: Counter[str] = Counter()
+    seconds: dict[str, float] = {}
     for commit in commits:
         items, ok, quarantined = items + commit.items, ok + commit.ok, quarantined + commit.quarantined
         by_modality.update(commit.by_modality)
         causes.update(commit.causes)
+        work.update(commit.work)
+        for stage, value in commit.seconds.items():
+            seconds[stage] = seconds.get(stage, 0.0) + value
     return Totals(
         items=items,
         ok=ok,
         quarantined=quarantined,
         by_modality=dict(sorted(by_modality.items())),
         causes=dict(causes.most_common()),
+        work=dict(sorted(work.items())),
+        seconds=seconds,
     )
 
 

@@ -113,23 +113,40 @@ def annotate(
     storage = open_storage(out, settings.storage)
     _tell(found)
     preprocessing = _preprocessing(resolved.bundle_dir, window_s, hop_s)
-    plan, items = settle_plan(storage, *make_plan(found, identity, preprocessing, shard_items))
-    if storage.exists(MANIFEST_FILE):
-        manifest, resumed = read_manifest(storage), len(plan.shards)
-    else:
-        before = committed_shards(storage) & set(plan.shards)
-        commits = [read_commit(storage, shard) for shard in sorted(before)]
-        todo = [shard for shard in plan.shards if shard not in before]
-        if todo:
-            work = [{"shard": shard, "items": plan.slice(items, shard).to_pylist()} for shard in todo]
-            arguments = {"plan": plan, "out": storage.uri, "settings": settings, "batch_size": batch_size}
-            commits += _execute(work, resolved.bundle_dir, arguments, settings.cluster, workers)
-        manifest, resumed = publish(storage, plan, commits), len(before)
+    plan = settle_plan(storage, *make_plan(found, identity, preprocessing, shard_items))
+    manifest, resumed = carry_out(storage, plan, resolved.bundle_dir, settings, workers=workers, batch_size=batch_size)
     return _summary(storage, plan, manifest, resumed, time.monotonic() - begun)
 
 
+def carry_out(
+    storage: Storage,
+    plan: Plan,
+    bundle_dir: Path,
+    settings: Settings,
+    *,
+    workers: int | None = None,
+    batch_size: int = 16,
+) -> tuple[Manifest, int]:
+    """Run what of a settled plan is not committed, and publish it; the manifest, and how many shards were there.
+
+    Raises:
+        StorageUnavailable, StalledError: When the run cannot go on; what is committed stays.
+    """
+    if storage.exists(MANIFEST_FILE):
+        return read_manifest(storage), len(plan.shards)
+    before = committed_shards(storage) & set(plan.shards)
+    commits = [read_commit(storage, shard) for shard in sorted(before)]
+    todo = [shard for shard in plan.shards if shard not in before]
+    if todo:
+        arguments = {"plan": plan, "out": storage.uri, "settings": settings, "batch_size": batch_size}
+        left = plan.catalog.items - sum(commit.items for commit in commits)
+        commits += _execute(todo, left, bundle_dir, arguments, settings.cluster, workers)
+    return publish(storage, plan, commits), len(before)
+
+
 def _execute(
-    work: list[dict[str, Any]],
+    shards: list[str],
+    items: int,
     bundle_dir: Path,
     arguments: dict[str, Any],
     cluster: ClusterSettings,
@@ -141,15 +158,14 @@ def _execute(
     from mmva_platform.progress import progress
 
     records: list[CommitRecord] = []
-    total = sum(len(shard["items"]) for shard in work)
-    with ray_session(cluster), progress("annotate", total) as advance:
+    with ray_session(cluster), progress("annotate", items) as advance:
 
         def on_result(record: CommitRecord) -> None:
             records.append(record)
             advance(record.items)
 
         run_shards(
-            work,
+            [{"shard": shard} for shard in shards],
             ShardWorker,
             stage="annotate",
             on_result=on_result,

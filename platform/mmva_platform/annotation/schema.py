@@ -13,7 +13,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-ANNOTATION_VERSION: Final = 1
+ANNOTATION_VERSION: Final = 2
 
 CATALOG_SCHEMA: Final = pa.schema(
     [
@@ -21,8 +21,16 @@ CATALOG_SCHEMA: Final = pa.schema(
         pa.field("uri", pa.string()),  # null for a caption whose text stands in the catalog
         pa.field("modality", pa.string()),  # null where neither the row nor the extension says it
         pa.field("caption", pa.string()),  # null for a caption that is a .txt file
-        pa.field("bytes", pa.int64()),  # known for folders and prefixes only
+        pa.field("bytes", pa.int64()),  # null where only a request for each item would tell
+        # Changes when the content does (S3's ETag, a local file's modification time); null where it is not known.
+        pa.field("etag", pa.string()),
     ]
+)
+
+# The items of a plan: the catalog's, in the order of the work.
+ITEM_SCHEMA: Final = CATALOG_SCHEMA.append(
+    # File of an earlier annotation that holds this item unchanged, relative to it; null for what is annotated anew.
+    pa.field("base_file", pa.string())
 )
 
 WINDOW: Final = pa.struct([("start_s", pa.float64()), ("valence", pa.float32()), ("arousal", pa.float32())])
@@ -40,8 +48,10 @@ ANNOTATION_SCHEMA: Final = pa.schema(
         pa.field("arousal_high", pa.float32()),
         pa.field("embedding", pa.list_(pa.float32()), nullable=False),  # its length differs by modality
         pa.field("mood", pa.string(), nullable=False),
-        pa.field("duration_s", pa.float64()),  # music only
-        pa.field("windows", pa.list_(WINDOW)),  # music of more than one window only
+        # Of video: the towers whose embeddings stand one after another in `embedding`. Null for other modalities.
+        pa.field("tracks", pa.list_(pa.string())),
+        pa.field("duration_s", pa.float64()),  # music and video only
+        pa.field("windows", pa.list_(WINDOW)),  # of more than one window only
         pa.field("sha256", pa.string(), nullable=False),  # of the media's bytes, or of the caption as UTF-8
         pa.field("model_name", pa.string(), nullable=False),
         pa.field("model_version", pa.string()),  # null for a bundle that is not registered
@@ -50,6 +60,16 @@ ANNOTATION_SCHEMA: Final = pa.schema(
         pa.field("shard", pa.string(), nullable=False),
         # The plan's creation, the same in every row: a shard that is run again gives the same bytes.
         pa.field("annotated_at", pa.timestamp("us", tz="UTC"), nullable=False),
+    ]
+)
+
+# Of items of more than one window: what their curves are computed from when only the heads have changed.
+WINDOW_EMBEDDING_SCHEMA: Final = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("track", pa.string(), nullable=False),  # the tower: "music", or "image" for the frames of a video
+        pa.field("start_s", pa.float64(), nullable=False),
+        pa.field("embedding", pa.list_(pa.float16()), nullable=False),
     ]
 )
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from mmva.errors import CheckFailed, UsageError
 from mmva_platform.annotation.commit import CommitRecord, committed_shards, read_commit
-from mmva_platform.annotation.plan import Plan, read_items, read_plan
+from mmva_platform.annotation.plan import ItemReader, Plan, read_plan
 from mmva_platform.annotation.publish import MANIFEST_FILE, add_up, read_file, read_manifest
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, QUARANTINE_SCHEMA
 from mmva_platform.settings import Settings
@@ -57,21 +57,22 @@ def verify(out: str, settings: Settings) -> VerifyReport:
     plan = read_plan(storage)
     problems: list[str] = []
     commits = _published(storage, plan, problems)
-    try:
-        items = read_items(storage, plan)
-    except (CheckFailed, StorageNotFound) as error:
-        problems.append(str(error))
-        items = None
+    items = ItemReader(storage, plan)
     planned_shards = set(plan.shards)
     annotated = quarantined = 0
     for commit in commits:
         ok_ids = _checked_ids(storage, commit, "data", problems)
         bad_ids = _checked_ids(storage, commit, "quarantine", problems)
         annotated, quarantined = annotated + len(ok_ids), quarantined + len(bad_ids)
-        if items is not None and commit.shard in planned_shards:
-            planned = plan.slice(items, commit.shard).column("id").to_pylist()
+        if commit.shard not in planned_shards:
+            continue
+        try:
+            planned = items(commit.shard)["id"].to_pylist()
+        except (CheckFailed, StorageNotFound) as error:
+            problems.append(str(error))
+        else:
             problems += _differences(commit.shard, planned, ok_ids + bad_ids)
-    return VerifyReport(storage.uri, tuple(problems), plan.catalog.items, annotated, quarantined)
+    return VerifyReport(storage.uri, tuple(dict.fromkeys(problems)), plan.catalog.items, annotated, quarantined)
 
 
 def _published(storage: Storage, plan: Plan, problems: list[str]) -> list[CommitRecord]:

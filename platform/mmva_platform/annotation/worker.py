@@ -10,14 +10,14 @@ from typing import Any
 
 from mmva.errors import MediaError
 from mmva_platform.annotation.commit import CommitRecord, commit_path, commit_shard, read_commit
-from mmva_platform.annotation.plan import Plan
+from mmva_platform.annotation.plan import ItemReader, Plan
 from mmva_platform.settings import Settings, StorageSettings
 from mmva_platform.storage import Storage, open_storage, split_uri
 from mmva_platform.storage.fetch import folder_fetcher
 
 
 class ShardWorker:
-    """What run_shards runs: an item is {"shard": name, "items": catalog rows}, the result its commit record."""
+    """What run_shards runs: an item is {"shard": name}, the result its commit record."""
 
     def __init__(self, bundle: Mapping[str, bytes], plan: Plan, out: str, settings: Settings, batch_size: int) -> None:
         """Load the model.
@@ -33,6 +33,7 @@ class ShardWorker:
 
         self._plan = plan
         self._storage = open_storage(out, settings.storage)
+        self._items = ItemReader(self._storage, plan)
         self._annotator = Annotator(_load(bundle, settings), plan, Fetcher(settings.storage), batch_size=batch_size)
 
     def __call__(self, item: Mapping[str, Any]) -> CommitRecord:
@@ -40,8 +41,8 @@ class ShardWorker:
         shard: str = item["shard"]
         if self._storage.exists(commit_path(shard)):
             return read_commit(self._storage, shard)
-        ok, quarantined = self._annotator.annotate(shard, item["items"])
-        return commit_shard(self._storage, self._plan.run_id, shard, ok, quarantined)
+        result = self._annotator.annotate(shard, self._items(shard))
+        return commit_shard(self._storage, self._plan, shard, result)
 
 
 class Fetcher:
