@@ -1,52 +1,36 @@
-"""Ray: connect or start it, say beforehand what cannot run, stream shards through actors, fail what stands still."""
+"""Ray: connect or start it, and say beforehand what cannot run on it."""
 
 from __future__ import annotations
 
 import logging
 import os
-import queue
 import socket
 import sys
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final
 from urllib.parse import urlsplit
 
 import mmva
 import mmva_platform
-from mmva.errors import CheckFailed, MediaError, OperationFailed, UsageError
+from mmva.errors import OperationFailed, UsageError
 from mmva_platform.settings import ClusterSettings
 
 logger = logging.getLogger(__name__)
 
-CPUS_PER_ACTOR: Final = 0.5  # actors may not take every CPU: Ray Data's own tasks would starve, silently
+CPUS_PER_ACTOR: Final = 0.5  # actors may not take every CPU: other tasks of the cluster would starve, silently
 FREE_CPUS: Final = 1.0
 _START_ATTEMPTS: Final = 3  # a busy machine misses the limits that are built into Ray
 _CONNECT_TIMEOUT_S = 10.0
-_EXPECTED_ERRORS = (UsageError, CheckFailed, OperationFailed, MediaError)
 _RAY_ENVIRONMENT = {
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # of this process: Ray Data's own actors provoke an error line about restarts
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # of this process: what goes wrong arrives as an exception
     "RAY_ENABLE_AUTO_CONNECT": "0",  # or a thread left behind by a stalled job would start a second Ray
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # Ray Train takes reports when it polls: every 2 s, an epoch takes less
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a FutureWarning about GPUs that nobody asked for
 }
-
-
-class StalledError(OperationFailed):
-    """A job made no progress for too long; the message names its stage."""
-
-    def __init__(self, stage: str, done: int, total: int, seconds: float) -> None:
-        super().__init__(f"{stage}: no progress for {seconds:g} s at {done} of {total} shards; see Ray's logs")
-        self.stage, self.done, self.total, self.seconds = stage, done, total, seconds
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by the constructor's arguments."""
-        return type(self), (self.stage, self.done, self.total, self.seconds)
 
 
 @dataclass(frozen=True)
@@ -108,144 +92,6 @@ def default_workers() -> int:
     # A local session may have been given more logical CPUs than the machine has.
     physical = min(cpus, _own_cpus()) if len(ray.nodes()) == 1 else cpus
     return max(1, int(min(physical, (cpus - FREE_CPUS) / CPUS_PER_ACTOR)))
-
-
-def run_shards(
-    items: Sequence[Mapping[str, Any]],
-    worker_class: Callable[..., Callable[[dict[str, Any]], Any]],
-    *,
-    stage: str,
-    on_result: Callable[[Any], None],
-    constructor_kwargs: Mapping[str, Any] | None = None,
-    workers: int | None = None,
-    stall_timeout_s: float = 300.0,
-) -> None:
-    """Run every item through a pool of actors; results come one by one, as they are made, in no order.
-
-    Each actor constructs `worker_class(**constructor_kwargs)` once, at its first item, and calls it with an item at a
-    time; it has half a logical CPU and one thread. An actor that dies is replaced and its item run again, so a worker
-    must commit its output in a way that bears repetition. Needs a Ray session.
-
-    Args:
-        items: Picklable mappings, one a shard.
-        worker_class: Importable class (or factory) whose objects take an item and return a picklable result.
-        stage: Name for errors, such as "embed image".
-        on_result: Called in this thread with every result.
-        constructor_kwargs: For worker_class.
-        workers: Actors; default_workers() when None. Never more than there are items.
-        stall_timeout_s: Longest wait for a next result.
-
-    Raises:
-        UsageError, CheckFailed, OperationFailed, MediaError: As raised by the worker, without Ray's wrapping.
-        StalledError: If nothing arrived for stall_timeout_s.
-    """
-    if not items:
-        return
-    actors = min(workers or default_workers(), len(items))
-    check_feasible(actors)
-    rows = _stream(items, worker_class, dict(constructor_kwargs or {}), actors)
-    for result in _guarded(rows, stage, len(items), stall_timeout_s):
-        if isinstance(result, _Failure):
-            raise result.error
-        on_result(result)
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """An expected error on its way from a worker to the driver."""
-
-    error: BaseException
-
-
-class _ShardActor:
-    """Runs in the pool: unpacks an item, calls the worker, packs what came of it."""
-
-    def __init__(self, worker_class: Callable[..., Callable[[dict[str, Any]], Any]], kwargs: dict[str, Any]) -> None:
-        self._worker_class = worker_class
-        self._kwargs = kwargs
-        self._worker: Callable[[dict[str, Any]], Any] | None = None
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
-        from ray import cloudpickle
-
-        item = cloudpickle.loads(batch["item"][0])
-        try:
-            if self._worker is None:  # here and not in __init__, so that its errors take the same way home
-                self._worker = self._worker_class(**self._kwargs)
-                _one_thread()
-            result: Any = self._worker(item)
-        except _EXPECTED_ERRORS as error:
-            result = _Failure(error)
-        return {"result": [cloudpickle.dumps(result)]}
-
-
-def _stream(
-    items: Sequence[Mapping[str, Any]], worker_class: Callable[..., Any], kwargs: dict[str, Any], actors: int
-) -> Iterator[Any]:
-    """The lazy stream of results; everything is set up before the first one is asked for."""
-    import ray.data
-    from ray import cloudpickle
-
-    _quiet_ray_data()
-    # Pickled cells: Arrow would turn nested lists, None and int into its own types on the way.
-    rows = [{"item": cloudpickle.dumps(dict(item))} for item in items]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        _ShardActor,
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
-        num_cpus=CPUS_PER_ACTOR,
-        fn_constructor_args=(worker_class, kwargs),
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
-    )
-    batches = dataset.iter_batches(batch_size=1, prefetch_batches=0)
-    return (cloudpickle.loads(batch["result"][0]) for batch in batches)
-
-
-def _guarded(results: Iterator[Any], stage: str, total: int, timeout_s: float) -> Iterator[Any]:
-    """The same results, pulled by a thread so that waiting for the next one can end in StalledError."""
-    mailbox: queue.Queue[_Mail] = queue.Queue(maxsize=8)
-    stop = threading.Event()
-    threading.Thread(target=_pull, args=(results, mailbox, stop), name="mmva-results", daemon=True).start()
-    try:
-        for done in range(total):
-            try:
-                mail = mailbox.get(timeout=timeout_s)
-            except queue.Empty:
-                raise StalledError(stage, done, total, timeout_s) from None
-            if mail.error is not None:
-                raise mail.error
-            yield mail.result
-    finally:
-        stop.set()
-
-
-class _Mail(NamedTuple):
-    """What the pulling thread hands over: a result, or the error that ended the stream."""
-
-    result: Any
-    error: BaseException | None = None
-
-
-def _pull(results: Iterator[Any], mailbox: queue.Queue[_Mail], stop: threading.Event) -> None:
-    try:
-        for result in results:
-            _deliver(_Mail(result), mailbox, stop)
-            if stop.is_set():
-                return
-    except BaseException as error:  # noqa: BLE001 - re-raised in the caller's thread
-        _deliver(_Mail(None, error), mailbox, stop)
-    else:
-        _deliver(_Mail(None, RuntimeError("Ray Data ended with fewer results than shards")), mailbox, stop)
-
-
-def _deliver(mail: _Mail, mailbox: queue.Queue[_Mail], stop: threading.Event) -> None:
-    """Put, but never wait for a reader that has gone."""
-    while not stop.is_set():
-        try:
-            mailbox.put(mail, timeout=0.5)
-        except queue.Full:
-            continue
-        return
 
 
 def _init(settings: ClusterSettings) -> None:
@@ -336,24 +182,6 @@ def _info(*, started: bool) -> ClusterInfo:
         workers=default_workers(),
         started=started,
     )
-
-
-def _quiet_ray_data() -> None:
-    import ray.data
-
-    with warnings.catch_warnings():
-        # Ray 2.60 trips over its own deprecated defaults when it makes the context.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
-def _one_thread() -> None:
-    """One intra-op thread an actor: two in one process gave under half the throughput of two processes."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
 
 
 def _own_cpus() -> int:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from mmva.errors import OperationFailed, UsageError
-from mmva_platform.cluster import StalledError, check_feasible, default_workers, ray_session, run_shards
+from mmva_platform.cluster import check_feasible, default_workers, ray_session
+from mmva_platform.pool import StalledError, run_shards
 from mmva_platform.settings import ClusterSettings
 from mmva_platform.storage import StorageDenied
 

@@ -11,7 +11,18 @@ from pathlib import Path
 import pytest
 
 # Each room may import itself, the method, and the rooms before it.
-ROOMS = ["settings", "storage", "progress", "cluster", "datasets", "training", "tracking", "annotation", "reporting"]
+ROOMS = [
+    "settings",
+    "storage",
+    "progress",
+    "cluster",
+    "pool",
+    "datasets",
+    "training",
+    "tracking",
+    "annotation",
+    "reporting",
+]
 FLOWS = ["workflows", "quickstart", "cli"]
 
 

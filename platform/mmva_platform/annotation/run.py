@@ -154,7 +154,8 @@ def _execute(
 ) -> list[CommitRecord]:
     """Run shards on the cluster; their records."""
     from mmva_platform.annotation.worker import ShardWorker, pack_bundle
-    from mmva_platform.cluster import ray_session, run_shards
+    from mmva_platform.cluster import ray_session
+    from mmva_platform.pool import run_shards
     from mmva_platform.progress import progress
 
     records: list[CommitRecord] = []

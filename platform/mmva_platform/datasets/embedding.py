@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from mmva.backbones import BackboneSpec, preset
 from mmva.errors import UsageError
 from mmva.modalities import MODALITIES, Modality
-from mmva_platform.cluster import ray_session, run_shards
+from mmva_platform.cluster import ray_session
 from mmva_platform.datasets.dataset import Dataset
 from mmva_platform.datasets.embedder import Embedder, EncoderLoader, Part
 from mmva_platform.datasets.embedding_set import (
@@ -27,6 +27,7 @@ from mmva_platform.datasets.embedding_set import (
     read_info,
 )
 from mmva_platform.datasets.schema import json_bytes, sha256_of
+from mmva_platform.pool import run_shards
 from mmva_platform.progress import progress
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, StorageNotFound, open_storage

@@ -24,7 +24,7 @@ from mmva.imemnet.splits import (
     split_by_file,
     split_by_group,
 )
-from mmva_platform.cluster import ray_session, run_shards
+from mmva_platform.cluster import ray_session
 from mmva_platform.datasets.candidates import Candidate, find_media, read_labels, read_table
 from mmva_platform.datasets.inspection import Inspected, Inspector, settle
 from mmva_platform.datasets.report import Finding, ImportReport, count_rows
@@ -39,6 +39,7 @@ from mmva_platform.datasets.schema import (
     sha256_of,
 )
 from mmva_platform.datasets.sharding import Row, ShardWriter, describe, labels_table, plan_shards
+from mmva_platform.pool import run_shards
 from mmva_platform.progress import progress
 from mmva_platform.settings import Config, Settings
 from mmva_platform.storage import Storage, open_storage
