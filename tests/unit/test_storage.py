@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from botocore.exceptions import ClientError
 from moto.server import ThreadedMotoServer
 
-from mmva.errors import OperationFailed, UsageError
+from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva_platform.settings import StorageSettings
 from mmva_platform.storage import (
     Entry,
@@ -22,6 +24,7 @@ from mmva_platform.storage import (
     StoragePathError,
     StorageUnavailable,
     open_storage,
+    probe_put_if_absent,
     read_uri,
     split_uri,
 )
@@ -115,6 +118,58 @@ def test_paths_that_leave_the_root_or_no_storage_holds(storage: Storage, path: s
         storage.put_if_absent(path, b"")
     with pytest.raises(OperationFailed):
         list(storage.list("../"))
+
+
+def test_what_is_deleted_is_gone_and_deleting_nothing_is_nothing(storage: Storage) -> None:
+    storage.write("a", b"1")
+    storage.delete("a")
+    storage.delete("a")
+    assert list(storage.list()) == []
+
+
+def test_a_store_with_one_winner_passes_the_probe_and_nothing_is_left(storage: Storage) -> None:
+    probe_put_if_absent(storage)
+    assert list(storage.list()) == []
+
+
+def test_a_store_that_ignores_the_condition_is_named(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def always_wins(path: str, data: bytes) -> bool:
+        storage.write(path, data)
+        return True
+
+    monkeypatch.setattr(storage, "put_if_absent", always_wins)
+    with pytest.raises(CheckFailed, match=re.escape(storage.described) + ": ignores If-None-Match.*use AWS S3"):
+        probe_put_if_absent(storage)
+    assert list(storage.list()) == []
+
+
+def test_a_store_that_only_looks_before_it_writes_fails_the_probe(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = threading.Barrier(4)
+
+    def look_then_write(path: str, data: bytes) -> bool:
+        there = storage.exists(path)
+        if data.isdigit():  # the probe's racing puts
+            looked.wait()
+        if not there:
+            storage.write(path, data)
+        return not there
+
+    monkeypatch.setattr(storage, "put_if_absent", look_then_write)
+    with pytest.raises(CheckFailed, match="of 4 racing put-if-absent calls 4 won"):
+        probe_put_if_absent(storage)
+
+
+def test_a_store_that_takes_the_losers_bytes_fails_the_probe(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overwrite(path: str, data: bytes) -> bool:
+        there = storage.exists(path)
+        storage.write(path, data)
+        return not there
+
+    monkeypatch.setattr(storage, "put_if_absent", overwrite)
+    with pytest.raises(CheckFailed, match="takes its bytes"):
+        probe_put_if_absent(storage)
 
 
 def test_a_used_storage_survives_pickling(storage: Storage) -> None:
@@ -220,7 +275,30 @@ def test_a_uri_without_a_file(uri: str) -> None:
         split_uri(uri)
 
 
+def test_a_file_system_without_hard_links_is_told_by_the_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(_source: Path, _target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", no_links)
+    with pytest.raises(CheckFailed, match="has no hard links; use"):
+        probe_put_if_absent(open_storage(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
 # ---- S3 only
+
+
+def test_a_server_without_conditional_puts_is_told_by_the_probe(
+    s3: StorageSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage("s3://bucket/root", s3)
+
+    def refuse(**_arguments: object) -> object:
+        raise _error(501, "NotImplemented")
+
+    monkeypatch.setattr(storage._client, "put_object", refuse)
+    with pytest.raises(CheckFailed, match=r"does not offer that.*use AWS S3"):
+        probe_put_if_absent(storage)
 
 
 def test_a_put_whose_answer_was_lost_has_won(s3: StorageSettings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,12 +19,14 @@ from mmva_platform.storage.base import (
     StorageNotFound,
     StoragePathError,
     StorageUnavailable,
+    StorageUnsupported,
 )
 from mmva_platform.storage.local import LocalStorage
+from mmva_platform.storage.probe import probe_put_if_absent
 
 __all__ = [
     "Entry", "Storage", "StorageDenied", "StorageError", "StorageNotFound", "StoragePathError", "StorageUnavailable",
-    "open_storage", "read_uri", "split_uri",
+    "StorageUnsupported", "open_storage", "probe_put_if_absent", "read_uri", "split_uri",
 ]  # fmt: skip
 
 

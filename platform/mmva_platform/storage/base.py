@@ -26,15 +26,20 @@ class StorageUnavailable(StorageError):  # noqa: N818
     """Still failing after all retries; trying again later may help."""
 
 
+class StorageUnsupported(StorageError):  # noqa: N818
+    """This kind of store does not offer the operation; no retry helps."""
+
+
 class StoragePathError(StorageError, UsageError):
     """A path that would leave its storage's root, or that no storage can hold."""
 
 
 class Entry(NamedTuple):
-    """One listed file: path relative to the storage's root, size in bytes."""
+    """One listed file: path relative to the storage's root, size in bytes, and what changes when its content does."""
 
     path: str
     size: int
+    etag: str | None = None  # S3's ETag, a local file's time of modification in ns
 
 
 class Storage(ABC):
@@ -59,6 +64,10 @@ class Storage(ABC):
         """Create a file unless it exists; of any number of racing callers exactly one gets True."""
 
     @abstractmethod
+    def delete(self, path: str) -> None:
+        """Remove a file; nothing happens when it is missing. Runs never delete: only the probe's own objects go."""
+
+    @abstractmethod
     def exists(self, path: str) -> bool:
         """Whether a file (not a folder) is there."""
 
@@ -73,6 +82,11 @@ class Storage(ABC):
     @abstractmethod
     def local_path(self, path: str) -> Path | None:
         """The file's place on this machine, existing or not; None for remote storage."""
+
+    @property
+    def described(self) -> str:
+        """The root for a message, with the server if the URI does not name it."""
+        return self.uri
 
     def join(self, path: str) -> str:
         """Full URI of a path inside this storage."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -14,11 +15,13 @@ from mmva_platform.storage.base import (
     StorageDenied,
     StorageError,
     StorageNotFound,
+    StorageUnsupported,
     checked,
     checked_prefix,
 )
 
 _TEMPORARY = ".mmva-tmp-"  # files in the making: never listed, never read
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # how file systems without hard links answer
 
 
 class LocalStorage(Storage):
@@ -52,8 +55,18 @@ class LocalStorage(Storage):
                     os.link(temporary, target)
                 except FileExistsError:
                     return False
+                except OSError as error:
+                    if error.errno in _NO_LINKS:
+                        raise StorageUnsupported(f"{target}: this file system has no hard links") from error
+                    raise
                 _sync_folder(target.parent)
         return True
+
+    def delete(self, path: str) -> None:
+        """Unlink; the folder stays."""
+        target = self._at(path)
+        with _typed_errors(target):
+            target.unlink(missing_ok=True)
 
     def exists(self, path: str) -> bool:
         """Whether the path is a file."""
@@ -71,7 +84,8 @@ class LocalStorage(Storage):
                     file = Path(folder, name)
                     path = file.relative_to(self.root).as_posix()
                     if path.startswith(prefix) and not name.startswith(_TEMPORARY) and file.is_file():
-                        found.append(Entry(path, file.stat().st_size))
+                        state = file.stat()
+                        found.append(Entry(path, state.st_size, str(state.st_mtime_ns)))
         yield from sorted(found)
 
     def size(self, path: str) -> int:

@@ -35,6 +35,7 @@ from mmva_platform.storage.base import (
     StorageError,
     StorageNotFound,
     StorageUnavailable,
+    StorageUnsupported,
     checked,
     checked_prefix,
 )
@@ -60,6 +61,11 @@ class S3Storage(Storage):
         self.prefix = f"{checked(prefix)}/" if prefix else ""
         self.settings = settings
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
+
+    @property
+    def described(self) -> str:
+        """The root and the server."""
+        return f"{self.uri} at {self.settings.s3_endpoint}" if self.settings.s3_endpoint else self.uri
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the connection, which every process makes for itself."""
@@ -119,6 +125,11 @@ class S3Storage(Storage):
                     return True
         raise AssertionError("the last attempt returns or raises")
 
+    def delete(self, path: str) -> None:
+        """One DELETE."""
+        with self._typed_errors(path):
+            self._client.delete_object(Bucket=self.bucket, Key=self._key(path))
+
     def exists(self, path: str) -> bool:
         """Whether the object is there."""
         try:
@@ -136,7 +147,7 @@ class S3Storage(Storage):
                 for item in page.get("Contents", []):
                     path = item["Key"].removeprefix(self.prefix)
                     if not path.endswith("/") and path:
-                        yield Entry(path, item["Size"])
+                        yield Entry(path, item["Size"], item.get("ETag", "").strip('"') or None)
 
     def size(self, path: str) -> int:
         """Size in bytes."""
@@ -184,6 +195,10 @@ def _typed(place: str, error: ClientError) -> StorageError:
         return StorageNotFound(f"{place}: not found" + (" (no such bucket)" if code == "NoSuchBucket" else ""))
     if status in {401, 403} or code in _DENIED:
         return StorageDenied(f"{place}: access denied ({code or status})")
+    if status == 501 or code == "NotImplemented":
+        return StorageUnsupported(
+            f"{place}: this store does not offer that ({details.get('Message') or code or status})"
+        )
     if status >= 500 or status == 429 or code in _BUSY:
         return StorageUnavailable(f"{place}: storage does not answer properly ({code or status}), after all retries")
     return StorageError(f"{place}: {code or status} {details.get('Message', '')}".rstrip())
