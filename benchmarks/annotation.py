@@ -1,9 +1,9 @@
 """`mmva annotate` against a hand-written DataLoader loop, as whole processes, interleaved; medians of ratios.
 
-    python benchmarks/annotation.py [--workdir DIR] [--items 300 1500] [--repeats 3] [--only images music corrupt memory]
+    python benchmarks/annotation.py [--workdir DIR] [--items 300 1500] [--repeats 3] [--only images music ...]
 
-Both sides run at two sizes: the slope between them is the steady cost of an item, the rest is fixed cost. CPU seconds are
-the whole machine's, so nothing else should run. The loop uses the best of several settings, tried first in the same run.
+Both sides run at two sizes: the slope between them is the steady cost of an item, the rest is fixed cost. CPU seconds
+are the whole machine's, so nothing else should run. The loop uses the best of several settings, tried first.
 """
 
 from __future__ import annotations
@@ -119,8 +119,9 @@ class Bench:
         """A whole hand-written loop over a folder's first items."""
         workers, threads, batch = map(str, setting)
         return measured(
-            [sys.executable, HERE / "handwritten_loop.py", "--bundle", self.bundle, "--media", media, "--items", str(items),
-             "--workers", workers, "--threads", threads, "--batch", batch, "--out", self.workdir / "loop.parquet", *options]
+            [sys.executable, HERE / "handwritten_loop.py", "--bundle", self.bundle, "--media", media,
+             "--items", str(items), "--workers", workers, "--threads", threads, "--batch", batch,
+             "--out", self.workdir / "loop.parquet", *options]
         )  # fmt: skip
 
     def best_setting(self, media: Path, items: int, *options: str | Path) -> tuple[int, int, int]:
@@ -147,7 +148,7 @@ def make_bundle(folder: Path) -> Path:
     return folder
 
 
-def bound(bundle: Path, media: Path, items: int, onnx: Path | None) -> float:
+def bound(media: Path, items: int, onnx: Path | None) -> float:
     """Items a second if both cores did nothing but decode and infer: cores / CPU time of one item, one thread."""
     code = (
         "import sys, time, numpy as np, torch, onnxruntime as ort; from pathlib import Path\n"
@@ -181,7 +182,7 @@ def images(bench: Bench, sizes: tuple[int, int], repeats: int) -> dict[str, Any]
     rows: list[dict[str, float]] = []
     for _ in range(repeats):
         ours = Line.through((sizes[0], bench.ours(small, "onnx")), (sizes[1], bench.ours(large, "onnx")))
-        limit = bound(bench.bundle, large, 200, onnx)
+        limit = bound(large, 200, onnx)
         row = {"ours, items/s": 1 / ours.each, "ours, fixed s": ours.fixed, "ours / bound": 1 / ours.each / limit}
         for name, options in peers.items():
             runs = [(n, bench.loop(large, n, settings[name], *options)) for n in sizes]

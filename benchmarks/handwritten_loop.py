@@ -113,8 +113,8 @@ def main() -> None:
     options: dict[str, Any] = {"num_workers": arguments.workers, "batch_size": arguments.batch}
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=arguments.bf16):
         if modality == "image":
-            for batch in DataLoader(Pictures(files, encoder, plain=arguments.plain), **options):
-                embeddings.append(embed(batch))
+            pictures = DataLoader(Pictures(files, encoder, plain=arguments.plain), **options)
+            embeddings.extend(embed(batch) for batch in pictures)
         else:
             options |= {"batch_size": 1, "collate_fn": collate_windows}
             for (track,) in DataLoader(Tracks(files, encoder), **options):
