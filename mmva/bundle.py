@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 
 from mmva import _bundle_files as bundle_files
 from mmva.config import MethodConfig
 from mmva.errors import UsageError
 from mmva.modalities import Modality
-from mmva.model import MMVA, ModelConfig
+from mmva.model_config import ModelConfig
+
+if TYPE_CHECKING:
+    from mmva.model import MMVA
 
 SCHEMA_VERSION = 1
 
@@ -90,6 +90,8 @@ def save_bundle(
     Raises:
         UsageError: If the place is taken, a backbone is unknown, or a value is not JSON.
     """
+    from safetensors.torch import save
+
     unknown = [modality for modality in model.dims if modality not in model.backbones]
     if unknown:
         raise UsageError(f"bundle: the model does not know its {unknown[0]} backbone; attach its encoders first")
@@ -112,9 +114,15 @@ def save_bundle(
     return bundle_files.publish(Path(directory), files)
 
 
+def read_bundle(directory: str | Path) -> tuple[BundleInfo, dict[str, bytes]]:
+    """A verified bundle's descriptions and its files by name, without torch; raises as load_bundle."""
+    files, digest = bundle_files.read_verified(Path(directory))
+    return _info(files, digest), files
+
+
 def read_bundle_info(directory: str | Path) -> BundleInfo:
     """Verify a bundle and read its descriptions, without weights or backbones; raises as load_bundle."""
-    return _info(*bundle_files.read_verified(Path(directory)))
+    return read_bundle(directory)[0]
 
 
 def load_bundle(
@@ -138,12 +146,13 @@ def load_bundle(
         UsageError: If it is no bundle, of another schema version, or inconsistent.
         CheckFailed: If a file is missing, surplus or altered, or a backbone is not the one recorded.
     """
-    files, digest = bundle_files.read_verified(Path(directory))
-    info = _info(files, digest)
+    from mmva.model import MMVA
+
+    info, files = read_bundle(directory)
     model = MMVA(info.dims, info.config)
     _load_weights(model, files[bundle_files.WEIGHTS])
     model.backbones, model.preprocessing = info.backbones, info.preprocessing
-    model.intervals, model.provenance, model.digest = info.intervals, info.provenance, digest
+    model.intervals, model.provenance, model.digest = info.intervals, info.provenance, info.digest
     if load_encoders:
         from mmva.backbones import BackboneSpec, load_encoder
 
@@ -184,6 +193,10 @@ def _info(files: Mapping[str, bytes], digest: str) -> BundleInfo:
 
 
 def _load_weights(model: MMVA, data: bytes) -> None:
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     name = bundle_files.WEIGHTS
     try:
         state = load(data)

@@ -12,28 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor, nn
 
-from mmva.affect import DEFAULT_SIGMA
 from mmva.errors import CheckFailed, UsageError
 from mmva.modalities import MODALITIES
-from mmva.towers import Tower, TowerConfig
+from mmva.model_config import ModelConfig
+from mmva.towers import Tower
 
 if TYPE_CHECKING:
     from mmva.backbones import Encoder
 
+__all__ = ["MMVA", "ModelConfig"]
+
 _EMBEDDING_BATCH = 4096
-
-
-class ModelConfig(TowerConfig):
-    """The towers' options, the same for each modality, and the scale of the scores that the model gives."""
-
-    sigma: float = Field(
-        DEFAULT_SIGMA,
-        gt=0,
-        description="scale of the scores that the model gives. MMVA's is not published; IMEMNet's, as in the loss",
-    )
 
 
 class MMVA(nn.Module):
