@@ -17,7 +17,6 @@ from moto.server import ThreadedMotoServer
 from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva_platform.settings import StorageSettings
 from mmva_platform.storage import (
-    Entry,
     Storage,
     StorageDenied,
     StorageNotFound,
@@ -64,7 +63,11 @@ def test_what_is_written_is_read_listed_and_sized(storage: Storage) -> None:
     storage.write("a one?#%.txt", b"")
     assert storage.read("b/two.bin") == b"222"
     assert storage.size("b/two.bin") == 3
-    assert list(storage.list()) == [Entry("a one?#%.txt", 0), Entry("b/two.bin", 3)]
+    listed = list(storage.list())
+    assert [(entry.path, entry.size) for entry in listed] == [("a one?#%.txt", 0), ("b/two.bin", 3)]
+    storage.write("b/two.bin", b"333")
+    again = list(storage.list())
+    assert (again[0].etag == listed[0].etag, again[1].etag == listed[1].etag) == (True, False)
     assert (storage.exists("b/two.bin"), storage.exists("b"), storage.exists("c")) == (True, False, False)
 
 

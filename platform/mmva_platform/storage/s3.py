@@ -6,16 +6,16 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import boto3
 from botocore.config import Config as BotoConfig
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    FlexibleChecksumError,
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
@@ -26,6 +26,8 @@ from botocore.exceptions import (
 from botocore.exceptions import (
     ConnectionError as BotoConnectionError,
 )
+from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError as UrllibError
 
 from mmva_platform.settings import StorageSettings
 from mmva_platform.storage.base import (
@@ -45,7 +47,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_BODY_BROKE = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
+T = TypeVar("T")
+
+# Nothing came back, or not all of it, or not what was sent. The parser's error is that of a cut-off XML answer.
+_TRANSIENT = (
+    BotoConnectionError, FlexibleChecksumError, HTTPClientError, IncompleteReadError, ReadTimeoutError,
+    ResponseParserError, ResponseStreamingError, UrllibError,
+)  # fmt: skip
+_FAILURES = (ClientError, BotoCoreError, *_TRANSIENT)
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "Forbidden"}
 _MISSING = {"NoSuchKey", "NoSuchBucket", "NotFound"}
 _BUSY = {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "ConditionalRequestConflict"}
@@ -54,7 +63,7 @@ _MAX_BACKOFF_S = 20.0
 
 
 class S3Storage(Storage):
-    """Objects under s3://bucket/prefix. botocore retries requests; broken bodies and conflicts are retried here."""
+    """Objects under s3://bucket/prefix; what another attempt may cure is tried settings.max_attempts times."""
 
     def __init__(self, bucket: str, prefix: str, settings: StorageSettings) -> None:
         self.bucket = bucket
@@ -75,7 +84,8 @@ class S3Storage(Storage):
     def _client(self) -> S3Client:
         settings = self.settings
         config = BotoConfig(
-            retries={"mode": "standard", "total_max_attempts": settings.max_attempts},
+            # botocore leaves broken bodies and bare 429s alone and gives up early in an outage: see _tried.
+            retries={"total_max_attempts": 1, "mode": "standard"},
             connect_timeout=settings.connect_timeout_s,
             read_timeout=settings.read_timeout_s,
             max_pool_connections=32,
@@ -88,47 +98,42 @@ class S3Storage(Storage):
     def read(self, path: str) -> bytes:
         """All bytes of an object; a body that breaks off is fetched again."""
         key = self._key(path)
-        with self._typed_errors(path):
-            for attempt in range(1, self.settings.max_attempts):
-                try:
-                    return self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
-                except _BODY_BROKE as error:
-                    logger.info("%s: body broke off (%s), attempt %d", self.join(path), type(error).__name__, attempt)
-                    _back_off(attempt)
+
+        def get() -> bytes:
             return self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+
+        return self._tried(path, get)
 
     def write(self, path: str, data: bytes) -> None:
         """One PUT, which S3 makes visible whole."""
-        with self._typed_errors(path):
-            self._client.put_object(Bucket=self.bucket, Key=self._key(path), Body=data)
+        key = self._key(path)
+        self._tried(path, lambda: self._client.put_object(Bucket=self.bucket, Key=key, Body=data))
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
         """Conditional PUT (If-None-Match: *).
 
-        A PUT whose answer was lost is sent again by botocore and then meets its own object. The writer's mark in the
-        metadata tells that object from a rival's, even from one with the same bytes.
+        A PUT whose answer was lost is sent again and then meets its own object. The writer's mark in the metadata
+        tells that object from a rival's, even from one with the same bytes.
         """
         key, mark = self._key(path), uuid.uuid4().hex
-        with self._typed_errors(path):
-            for attempt in range(1, self.settings.max_attempts + 1):
-                try:
-                    self._client.put_object(
-                        Bucket=self.bucket, Key=key, Body=data, IfNoneMatch="*", Metadata={_WRITER: mark}
-                    )
-                except ClientError as error:
-                    if _status(error) == 412:
-                        return self._written_by(key, mark)
-                    if _status(error) != 409 or attempt == self.settings.max_attempts:
-                        raise
-                    _back_off(attempt)  # another writer is in the middle of it: ask again who won
-                else:
-                    return True
-        raise AssertionError("the last attempt returns or raises")
+
+        def put() -> bool:
+            try:
+                self._client.put_object(
+                    Bucket=self.bucket, Key=key, Body=data, IfNoneMatch="*", Metadata={_WRITER: mark}
+                )
+            except ClientError as error:
+                if _status(error) == 412:
+                    return self._written_by(key, mark)
+                raise
+            return True
+
+        return self._tried(path, put)
 
     def delete(self, path: str) -> None:
         """One DELETE."""
-        with self._typed_errors(path):
-            self._client.delete_object(Bucket=self.bucket, Key=self._key(path))
+        key = self._key(path)
+        self._tried(path, lambda: self._client.delete_object(Bucket=self.bucket, Key=key))
 
     def exists(self, path: str) -> bool:
         """Whether the object is there."""
@@ -140,19 +145,21 @@ class S3Storage(Storage):
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """Objects page by page, in S3's own order, which is by path; folder markers are left out."""
-        start = self.prefix + checked_prefix(prefix)
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=start)
-        with self._typed_errors(prefix):
-            for page in pages:
-                for item in page.get("Contents", []):
-                    path = item["Key"].removeprefix(self.prefix)
-                    if not path.endswith("/") and path:
-                        yield Entry(path, item["Size"], item.get("ETag", "").strip('"') or None)
+        request: dict[str, Any] = {"Bucket": self.bucket, "Prefix": self.prefix + checked_prefix(prefix)}
+        while True:
+            page = self._tried(prefix, partial(self._client.list_objects_v2, **request))
+            for item in page.get("Contents", []):
+                path = item["Key"].removeprefix(self.prefix)
+                if not path.endswith("/") and path:
+                    yield Entry(path, item["Size"], item.get("ETag", "").strip('"') or None)
+            if not page.get("IsTruncated"):
+                return
+            request["ContinuationToken"] = page["NextContinuationToken"]
 
     def size(self, path: str) -> int:
         """Size in bytes."""
-        with self._typed_errors(path):
-            return self._client.head_object(Bucket=self.bucket, Key=self._key(path))["ContentLength"]
+        key = self._key(path)
+        return self._tried(path, lambda: self._client.head_object(Bucket=self.bucket, Key=key)["ContentLength"])
 
     def local_path(self, path: str) -> None:
         """Nothing here is on this machine."""
@@ -169,26 +176,42 @@ class S3Storage(Storage):
                 return False
             raise
 
-    @contextmanager
-    def _typed_errors(self, path: str) -> Iterator[None]:
+    def _tried(self, path: str, operation: Callable[[], T]) -> T:
+        """Its result; transient failures are tried again with back-off and jitter, all end as typed errors."""
         place = f"{self.uri}/{path}"
-        try:
-            yield
-        except ClientError as error:
-            raise _typed(place, error) from error
-        except (NoCredentialsError, PartialCredentialsError) as error:
-            raise StorageDenied(f"{place}: no S3 credentials found (environment, profile or role)") from error
-        except (HTTPClientError, BotoConnectionError, *_BODY_BROKE) as error:
-            raise StorageUnavailable(f"{place}: {error} ({self.settings.max_attempts} attempts)") from error
-        except BotoCoreError as error:
-            raise StorageError(f"{place}: {error}") from error
+        for attempt in range(1, self.settings.max_attempts + 1):
+            try:
+                return operation()
+            except _FAILURES as error:
+                failure = typed_failure(place, error)
+                if not isinstance(failure, StorageUnavailable) or attempt == self.settings.max_attempts:
+                    if attempt > 1:
+                        failure.args = (f"{failure} ({attempt} attempts)",)
+                    raise failure from error
+                pause_s = back_off_s(attempt, throttled=_throttled(error))
+                logger.debug("%s; attempt %d, the next in %.1f s", failure, attempt, pause_s)
+                time.sleep(pause_s)
+        raise AssertionError("the last attempt returns or raises")
 
 
-def _status(error: ClientError) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+def typed_failure(place: str, error: Exception) -> StorageError:
+    """The kind of failure that a caller can act on; StorageUnavailable is what another attempt may cure."""
+    if isinstance(error, ClientError):
+        return _typed_answer(place, error)
+    if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
+        return StorageDenied(f"{place}: no S3 credentials found (environment, profile or role)")
+    if isinstance(error, BotoCoreError) and not isinstance(error, _TRANSIENT):
+        return StorageError(f"{place}: {error}")
+    return StorageUnavailable(f"{place}: {' '.join(str(error).split())}")
 
 
-def _typed(place: str, error: ClientError) -> StorageError:
+def back_off_s(attempt: int, *, throttled: bool) -> float:
+    """Pause after the attempt with this number, from 1: full jitter under a limit that doubles, higher if throttled."""
+    base_s = 1.0 if throttled else 0.1
+    return random.uniform(0, min(_MAX_BACKOFF_S, base_s * 2 ** (attempt - 1)))
+
+
+def _typed_answer(place: str, error: ClientError) -> StorageError:
     details = error.response.get("Error", {})
     code, status = str(details.get("Code", "")), _status(error)
     if status == 404 or code in _MISSING:
@@ -196,13 +219,16 @@ def _typed(place: str, error: ClientError) -> StorageError:
     if status in {401, 403} or code in _DENIED:
         return StorageDenied(f"{place}: access denied ({code or status})")
     if status == 501 or code == "NotImplemented":
-        return StorageUnsupported(
-            f"{place}: this store does not offer that ({details.get('Message') or code or status})"
-        )
-    if status >= 500 or status == 429 or code in _BUSY:
-        return StorageUnavailable(f"{place}: storage does not answer properly ({code or status}), after all retries")
+        reason = details.get("Message") or code or status
+        return StorageUnsupported(f"{place}: this store does not offer that ({reason})")
+    if status >= 500 or status in {409, 429} or code in _BUSY:
+        return StorageUnavailable(f"{place}: storage does not answer properly ({code or status})")
     return StorageError(f"{place}: {code or status} {details.get('Message', '')}".rstrip())
 
 
-def _back_off(attempt: int) -> None:
-    time.sleep(random.uniform(0, min(_MAX_BACKOFF_S, 0.1 * 2**attempt)))
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _throttled(error: Exception) -> bool:
+    return isinstance(error, ClientError) and _status(error) in {429, 503}
