@@ -33,6 +33,7 @@ class StorageSettings(Config):
     max_attempts: int = Field(6, ge=1, le=20, description="tries for a transient storage error")
     connect_timeout_s: float = Field(5.0, gt=0)
     read_timeout_s: float = Field(60.0, gt=0)
+    patience_s: float = Field(120.0, ge=0, description="how long a run waits for storage that is away before it ends")
 
 
 class ClusterSettings(Config):
@@ -52,13 +53,21 @@ class TrackingSettings(Config):
     model_name: str = Field("mmva", pattern=r"^[A-Za-z0-9_.-]+$")
 
 
+class AnnotationSettings(Config):
+    """Bulk annotation."""
+
+    roots: tuple[str, ...] = Field((), description="folders and s3://bucket/prefix besides the catalog's own place")
+    item_timeout_s: float = Field(120.0, gt=0, description="an item that takes longer is quarantined")
+
+
 class Settings(Config):
-    """What all verbs share: one home directory, storage, cluster and tracking."""
+    """What all verbs share: one home directory, storage, cluster, tracking and annotation."""
 
     home: Path = Field(Path("mmva-home"), description="where runs, the registry and caches live by default")
     storage: StorageSettings = StorageSettings()
     cluster: ClusterSettings = ClusterSettings()
     tracking: TrackingSettings = TrackingSettings()
+    annotation: AnnotationSettings = AnnotationSettings()
     backbone_mirror: str | None = Field(None, description="URI that holds backbones in save_pretrained layout")
     trust_remote_code: tuple[str, ...] = Field((), description="hub repositories whose code may run, by name")
 
