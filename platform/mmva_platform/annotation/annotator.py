@@ -225,7 +225,7 @@ class Annotator:
             "error": error.code,
             "message": " ".join(str(error).split())[:_MESSAGE_CHARACTERS],
             "sha256": work.sha256,
-            "attempts": 1,
+            "attempts": self._plan.generation,
             "run_id": self._plan.run_id,
             "shard": shard,
         }

@@ -104,6 +104,7 @@ class Plan(Config):
     catalog: CatalogInfo
     base: BaseInfo | None
     command: tuple[str, ...] = Field(description="as it was typed, for the run card")
+    generation: int = Field(1, ge=1, description="1 for a run, one more for each retry of its quarantine")
     keep_windows: bool = Field(description="whether the windows' embeddings are written beside the items'")
     chapters: tuple[Chapter, ...]
     bounds: tuple[int, ...] = Field(description="shard k holds the items bounds[k] to bounds[k + 1]")

@@ -17,6 +17,7 @@ from mmva_platform.settings import Config, StorageSettings
 from mmva_platform.storage import Storage, StorageNotFound, open_storage
 
 MANIFEST_FILE: Final = "MANIFEST.json"
+RETRIES: Final = "retries"
 
 
 class Totals(Config):
@@ -115,21 +116,59 @@ def read_manifest(storage: Storage) -> Manifest:
         raise UsageError(f"{storage.join(MANIFEST_FILE)}: not a manifest of this version ({reason})") from None
 
 
-def read_annotations(out: str, settings: StorageSettings | None = None) -> pa.Table:
-    """All annotations of a published run, in the plan's order (ANNOTATION_SCHEMA).
+def generations(storage: Storage, settings: StorageSettings | None = None) -> list[Storage]:
+    """Places of all published generations: the run itself, then its retries in the order they were made.
+
+    Raises:
+        UsageError: If the run itself is not published.
+    """
+    if not storage.exists(MANIFEST_FILE):
+        read_manifest(storage)  # says what is missing
+    found = [storage]
+    while storage.exists(f"{retry_folder(len(found))}/{MANIFEST_FILE}"):
+        found.append(open_storage(storage.join(retry_folder(len(found))), settings))
+    return found
+
+
+def retry_folder(number: int) -> str:
+    """Where the retry of this number (from 1) stands, relative to the run."""
+    return f"{RETRIES}/{number:04d}"
+
+
+def identity(places: Iterable[Storage]) -> str:
+    """SHA-256 over the manifests of these generations: what names a published annotation."""
+    return sha256_hex("".join(sha256_hex(place.read(MANIFEST_FILE)) for place in places).encode())
+
+
+def iter_annotations(out: str, settings: StorageSettings | None = None) -> Iterator[pa.Table]:
+    """Annotations of all published generations, one table a file (ANNOTATION_SCHEMA), so that memory does not grow.
 
     Raises:
         UsageError: If the run is not published.
         CheckFailed: If a file is not the one that was published.
     """
-    storage = open_storage(out, settings)
-    return _read(storage, (commit.data for commit in read_manifest(storage).shards), ANNOTATION_SCHEMA)
+    for place in generations(open_storage(out, settings), settings):
+        for commit in read_manifest(place).shards:
+            if commit.data is not None:
+                yield read_file(place, commit.data)
+
+
+def iter_quarantine(out: str, settings: StorageSettings | None = None) -> Iterator[pa.Table]:
+    """What is quarantined after the last published retry, one table a file; raises as iter_annotations."""
+    place = generations(open_storage(out, settings), settings)[-1]
+    for commit in read_manifest(place).shards:
+        if commit.quarantine is not None:
+            yield read_file(place, commit.quarantine)
+
+
+def read_annotations(out: str, settings: StorageSettings | None = None) -> pa.Table:
+    """All annotations of a published run and its retries, each in its plan's order; raises as iter_annotations."""
+    return pa.concat_tables([ANNOTATION_SCHEMA.empty_table(), *iter_annotations(out, settings)])
 
 
 def read_quarantine(out: str, settings: StorageSettings | None = None) -> pa.Table:
-    """All quarantined items of a published run, in the plan's order (QUARANTINE_SCHEMA). Raises as read_annotations."""
-    storage = open_storage(out, settings)
-    return _read(storage, (commit.quarantine for commit in read_manifest(storage).shards), QUARANTINE_SCHEMA)
+    """All items that are quarantined after the last retry, in the plan's order; raises as iter_annotations."""
+    return pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *iter_quarantine(out, settings)])
 
 
 def read_file(storage: Storage, record: FileRecord) -> pa.Table:
@@ -142,8 +181,3 @@ def read_file(storage: Storage, record: FileRecord) -> pa.Table:
     if sha256_hex(data) != record.sha256:
         raise CheckFailed(f"{storage.join(record.path)}: changed since it was written (SHA-256 differs)")
     return parquet_to_table(data)
-
-
-def _read(storage: Storage, records: Iterable[FileRecord | None], schema: pa.Schema) -> pa.Table:
-    tables: Iterator[pa.Table] = (read_file(storage, record) for record in records if record is not None)
-    return pa.concat_tables([schema.empty_table(), *tables])
