@@ -1,4 +1,4 @@
-"""The three modalities, by the names used in files, flags and columns."""
+"""The three modalities, by the names used in files, flags and columns, and what a catalog may hold beside them."""
 
 from __future__ import annotations
 
@@ -7,3 +7,8 @@ from typing import Literal, get_args
 Modality = Literal["image", "music", "caption"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 AXES: tuple[str, str] = ("valence", "arousal")
+
+# A video has no tower of its own: its frames go through the image tower, its sound through the music tower.
+MediaKind = Modality | Literal["video"]
+MEDIA_KINDS: tuple[MediaKind, ...] = (*MODALITIES, "video")
+VIDEO_TRACKS: tuple[Modality, ...] = ("image", "music")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,13 +48,16 @@ def decode_audio(data: bytes, sample_rate: int, limits: Limits | None = None) ->
     return np.concatenate(list(stream_audio(data, sample_rate, limits)))
 
 
-def stream_audio(data: bytes, sample_rate: int, limits: Limits | None = None) -> Iterator[NDArray[np.float32]]:
+def stream_audio(
+    data: bytes, sample_rate: int, limits: Limits | None = None, accepted: Collection[str] = AUDIO_FORMATS
+) -> Iterator[NDArray[np.float32]]:
     """The result of decode_audio in blocks of some seconds, so that memory does not grow with the duration.
 
-    Raises what decode_audio raises, possibly after some blocks: a file may turn out damaged only at its end.
+    `accepted` are the formats to read; mmva.media.video names those whose sound is one track of several. Raises what
+    decode_audio raises, possibly after some blocks: a file may turn out damaged only at its end.
     """
     limits = limits or Limits()
-    kind = checked_format(data, limits, AUDIO_FORMATS, "not-audio")
+    kind = checked_format(data, limits, accepted, "not-audio")
     _refuse_truncated(data, kind)
     with open_audio(data, kind) as source:
         _check_header(source, limits)

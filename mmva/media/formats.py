@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from mmva.modalities import Modality
+from mmva.modalities import MediaKind
 
-EXTENSIONS: Final[dict[Modality, tuple[str, ...]]] = {
+EXTENSIONS: Final[dict[MediaKind, tuple[str, ...]]] = {
     "image": ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"),
     "music": ("wav", "flac", "mp3", "ogg", "opus", "m4a", "aac"),
     "caption": ("txt",),
+    "video": ("mp4", "mkv", "webm", "mov", "avi"),
 }
 IMAGE_FORMATS: Final = ("jpeg", "png", "webp", "gif", "bmp", "tiff")
 AUDIO_FORMATS: Final = ("wav", "flac", "mp3", "ogg", "mp4", "aac")
+VIDEO_FORMATS: Final = ("mp4", "matroska", "avi")
 
 _MODALITY_BY_EXTENSION = {extension: modality for modality, names in EXTENSIONS.items() for extension in names}
 _PREFIXES = (
@@ -26,23 +28,26 @@ _PREFIXES = (
     (b"fLaC", "flac"),
     (b"OggS", "ogg"),
     (b"ID3", "mp3"),
+    (b"\x1a\x45\xdf\xa3", "matroska"),
 )
-_RIFF_KINDS = {b"WAVE": "wav", b"WEBP": "webp"}
+_RIFF_KINDS = {b"WAVE": "wav", b"WEBP": "webp", b"AVI ": "avi"}
+# First boxes of QuickTime files from before `ftyp` was written.
+_QUICKTIME_BOXES = frozenset({b"moov", b"mdat", b"wide"})
 _STILL_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis"})
 
 
-def modality_of(uri: str) -> Modality | None:
-    """Modality that the extension of a path or URI stands for, in any case; None for every other name."""
+def modality_of(uri: str) -> MediaKind | None:
+    """Modality (or "video") that the extension of a path or URI stands for, in any case; None for every other name."""
     name = uri.replace("\\", "/").rsplit("/", 1)[-1]
     stem, dot, extension = name.rpartition(".")
     return _MODALITY_BY_EXTENSION.get(extension.lower()) if stem and dot else None
 
 
 def sniff(data: bytes) -> str | None:
-    """Format by the first bytes, never by the name: one of IMAGE_FORMATS or AUDIO_FORMATS, "heif", or None.
+    """Format by the first bytes, never by the name: one of the formats above, "heif", or None.
 
-    "ogg" covers Vorbis, Opus and FLAC in Ogg; "mp4" is m4a and video; "heif" covers AVIF, which is recognised only so
-    that it is not taken for mp4.
+    "ogg" covers Vorbis, Opus and FLAC in Ogg; "mp4" is m4a, mp4 and mov; "matroska" is mkv and webm; "heif" covers
+    AVIF, which is recognised only so that it is not taken for mp4.
     """
     for prefix, name in _PREFIXES:
         if data.startswith(prefix):
@@ -51,6 +56,8 @@ def sniff(data: bytes) -> str | None:
         return _RIFF_KINDS.get(data[8:12])
     if data[4:8] == b"ftyp":
         return "heif" if data[8:12] in _STILL_BRANDS else "mp4"
+    if data[4:8] in _QUICKTIME_BOXES:
+        return "mp4"
     return _sniff_mpeg_frame(data)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import numpy as np
@@ -62,3 +63,35 @@ def windows(
     bounds = window_bounds(len(samples), round(length_s * sample_rate), round(hop_s * sample_rate))
     start_s_W = np.array([start for start, _ in bounds], np.float64) / sample_rate
     return start_s_W, [samples[start:stop] for start, stop in bounds]
+
+
+def stream_windows(
+    blocks: Iterable[NDArray[np.float32]], sample_rate: int, length_s: float, hop_s: float
+) -> Iterator[tuple[float, NDArray[np.float32]]]:
+    """What `windows` gives, of audio that arrives in blocks: no more than a window, a hop and a block are held.
+
+    Args:
+        blocks: Mono audio, arrays of shape [t], in order.
+        sample_rate: Hz.
+        length_s: Seconds of a window.
+        hop_s: Seconds between the starts of two windows, at most `length_s`.
+
+    Yields:
+        Start in seconds and samples of one window after another; none of audio without samples.
+
+    Raises:
+        UsageError: If length and hop are not positive, or the hop would skip samples.
+    """
+    length, hop = round(length_s * sample_rate), round(hop_s * sample_rate)
+    window_bounds(length, length, hop)  # raises for what it cannot cut
+    held, start = np.empty(0, np.float32), 0
+    for block in blocks:
+        held = np.concatenate([held, block])
+        first = 0
+        while len(held) - first >= length + hop:  # the next window is full too, so no tail joins this one
+            yield (start + first) / sample_rate, held[first : first + length].copy()
+            first += hop
+        held, start = held[first:], start + first
+    if len(held):
+        for first, stop in window_bounds(len(held), length, hop):
+            yield (start + first) / sample_rate, held[first:stop]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mmva.errors import MediaError
 from mmva.media.captions import clean_caption
 from mmva.media.codes import MEDIA_ERROR_CODES
-from mmva.media.formats import AUDIO_FORMATS, EXTENSIONS, IMAGE_FORMATS, modality_of, sniff
+from mmva.media.formats import AUDIO_FORMATS, EXTENSIONS, IMAGE_FORMATS, VIDEO_FORMATS, modality_of, sniff
 from mmva.media.limits import Limits
 
 
@@ -73,6 +73,8 @@ def test_any_caption_is_clean_text_or_refused(text: str | bytes) -> None:
         ("photo.tiff", "image"),
         ("file:///music/Track 1.Opus", "music"),
         ("x.m4a", "music"),
+        ("clip.MOV", "video"),
+        ("s3://bucket/film.mkv", "video"),
         ("note.txt", "caption"),
         ("C:\\music\\a.wav", "music"),
         ("folder.png/readme", None),
@@ -92,7 +94,10 @@ def test_modality_of_a_name(uri: str, modality: str | None) -> None:
         (b"\xff\xd8\xff\xe0", "jpeg"),
         (b"RIFF\0\0\0\0WEBP", "webp"),
         (b"RIFF\0\0\0\0WAVE", "wav"),
-        (b"RIFF\0\0\0\0AVI ", None),
+        (b"RIFF\0\0\0\0AVI ", "avi"),
+        (b"RIFF\0\0\0\0CDXA", None),
+        (b"\x1a\x45\xdf\xa3\x93", "matroska"),
+        (b"\0\0\0\x08wide\0\0", "mp4"),
         (b"\0\0\0\x20ftypM4A ", "mp4"),
         (b"\0\0\0\x20ftypavif", "heif"),
         (b"\xff\xfb\x90\x64", "mp3"),
@@ -109,7 +114,7 @@ def test_sniff(data: bytes, kind: str | None) -> None:
 
 @given(st.binary(max_size=40))
 def test_sniff_knows_a_format_or_says_none(data: bytes) -> None:
-    assert sniff(data) in {*IMAGE_FORMATS, *AUDIO_FORMATS, "heif", None}
+    assert sniff(data) in {*IMAGE_FORMATS, *AUDIO_FORMATS, *VIDEO_FORMATS, "heif", None}
 
 
 def test_extensions_belong_to_one_modality() -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mmva.errors import UsageError
-from mmva.media.windows import window_bounds, windows
+from mmva.media.windows import stream_windows, window_bounds, windows
 
 
 @given(st.integers(1, 5000), st.integers(1, 400), st.integers(1, 400))
@@ -49,3 +51,33 @@ def test_overlapping_windows_are_views_with_their_start_in_seconds() -> None:
 def test_hops_that_would_skip_samples_are_refused(length_s: float, hop_s: float) -> None:
     with pytest.raises(UsageError, match="hop"):
         windows(np.zeros(100, np.float32), 10, length_s, hop_s)
+
+
+@given(st.integers(1, 400), st.integers(1, 60), st.integers(1, 60), st.integers(1, 90))
+def test_streamed_windows_are_the_windows_of_the_whole(samples: int, length: int, hop: int, block: int) -> None:
+    hop = min(hop, length)
+    samples_T = np.arange(samples, dtype=np.float32)
+    blocks = [samples_T[first : first + block] for first in range(0, samples, block)]
+    streamed = list(stream_windows(blocks, 1, length, hop))
+    start_s_W, cut = windows(samples_T, 1, length, hop)
+    assert [start for start, _ in streamed] == start_s_W.tolist()
+    assert [piece.tolist() for _, piece in streamed] == [piece.tolist() for piece in cut]
+
+
+def test_an_hour_is_streamed_in_the_memory_of_some_windows() -> None:
+    rate, held = 16_000, []
+    blocks = (np.zeros(rate, np.float32) for _ in range(3600))
+    tracemalloc.start()
+    count = 0
+    for _, piece in stream_windows(blocks, rate, 3.0, 1.5):
+        count += 1
+        held.append(len(piece))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 2399
+    assert max(held) == 3 * rate
+    assert peak < 4 * 20 * rate  # 20 s of samples; the hour has 3,600
+
+
+def test_no_samples_no_windows() -> None:
+    assert list(stream_windows([np.empty(0, np.float32)], 10, 1.0, 1.0)) == []

@@ -1,0 +1,222 @@
+"""Video bytes to a row of RGB pictures, one for each window of time; the sound track goes the way of all audio.
+
+Two passes over the bytes: the first reads packets without decoding, and knows the true duration and so the windows;
+the second decodes, and keeps one picture at a time. As with audio, the demuxer is named after the sniffed format.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import av
+import numpy as np
+from av.stream import Disposition
+from numpy.typing import NDArray
+from PIL import Image
+
+from mmva.errors import MediaError
+from mmva.media.audio import stream_audio
+from mmva.media.formats import VIDEO_FORMATS
+from mmva.media.guards import checked_format, refusals
+from mmva.media.limits import Limits
+from mmva.media.windows import window_bounds
+
+_DEMUXERS = {"mp4": "mov"}
+_TICKS_PER_S: Final = 1000  # windows of pictures are cut on a grid of milliseconds
+# Encoders and containers round a little: a file this close to its header's length is whole.
+_WHOLE_SHARE, _ROUNDING_S = 0.98, 0.5
+# Players skip a damaged packet; more of them than this, and it is no longer the film.
+_TOLERATED_BAD_PACKETS = 0.02
+_UPRIGHT = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """What a video holds.
+
+    Attributes:
+        duration_s: End of the last packet, of pictures or sound; what the file holds, not what its header says.
+        picture_s: End of the last picture; None without pictures.
+        width: Pixels of a picture as stored, before rotation; 0 without pictures.
+        height: Likewise.
+        sound: Whether there is a sound track.
+        format: The sniffed format.
+    """
+
+    duration_s: float
+    picture_s: float | None
+    width: int
+    height: int
+    sound: bool
+    format: str
+
+
+def probe_video(data: bytes, limits: Limits | None = None) -> VideoInfo:
+    """Check the header against the limits, then count packets; nothing is decoded.
+
+    Raises:
+        MediaError: "empty-file", "too-many-bytes", "not-video", "corrupt-video", "unsupported-video", "no-track",
+            "too-many-pixels", "too-long" or "truncated-video".
+    """
+    limits = limits or Limits()
+    kind = checked_format(data, limits, VIDEO_FORMATS, "not-video")
+    missing = 8 + int.from_bytes(data[4:8], "little") - len(data) if kind == "avi" else 0
+    if missing > 0:
+        raise MediaError("truncated-video", f"the file ends {missing:,} bytes early")
+    with _opened(data, kind) as container:
+        picture, sound = _picture_stream(container), bool(container.streams.audio)
+        if picture is None and not sound:
+            raise MediaError("no-track", f"{kind} data with neither pictures nor sound")
+        _check_header(container, picture, limits)
+        ends_s = _ends(container, picture, kind, limits)
+        _refuse_truncated(container, ends_s)
+        pictured = picture is not None and ends_s.get(picture.index, 0.0) > 0
+        if not pictured and not sound:
+            raise MediaError("no-track", f"{kind} data without a single picture, and without sound")
+        context = picture.codec_context if picture is not None and pictured else None
+        return VideoInfo(
+            duration_s=max(ends_s.values(), default=0.0),
+            picture_s=ends_s[picture.index] if picture is not None and pictured else None,
+            width=context.width if context else 0,
+            height=context.height if context else 0,
+            sound=sound,
+            format=kind,
+        )
+
+
+def stream_frames(
+    data: bytes, info: VideoInfo, window_s: float, hop_s: float, limits: Limits | None = None
+) -> Iterator[tuple[float, Image.Image]]:
+    """The picture at the centre of each window, one after another.
+
+    Args:
+        data: The encoded file.
+        info: What probe_video says of it.
+        window_s: Length of a window; the end is cut as window_bounds says.
+        hop_s: Seconds between the starts of two windows.
+        limits: Limits of an item; the defaults if None.
+
+    Yields:
+        Start of the window in seconds, and its picture: RGB, turned upright as the file's rotation says.
+
+    Raises:
+        MediaError: "corrupt-video" or "too-many-pixels", possibly after some pictures.
+    """
+    if info.picture_s is None:
+        return
+    limits = limits or Limits()
+    spans_ms = window_bounds(
+        max(1, round(info.picture_s * _TICKS_PER_S)), round(window_s * _TICKS_PER_S), round(hop_s * _TICKS_PER_S)
+    )
+    waiting = iter([(start / _TICKS_PER_S, (start + stop) / 2 / _TICKS_PER_S) for start, stop in spans_ms])
+    wanted = next(waiting, None)
+    shown: Any = None  # the frame that a viewer sees until the next one
+    for time_s, frame in _frames(data, info.format, limits):
+        while wanted is not None and shown is not None and time_s > wanted[1]:
+            yield wanted[0], _upright_rgb(shown, info.format)
+            wanted = next(waiting, None)
+        if wanted is None:
+            return
+        shown = frame
+    if shown is None:
+        raise MediaError("corrupt-video", f"{info.format} data in which not a single picture can be decoded")
+    while wanted is not None:
+        yield wanted[0], _upright_rgb(shown, info.format)
+        wanted = next(waiting, None)
+
+
+def stream_sound(data: bytes, sample_rate: int, limits: Limits | None = None) -> Iterator[NDArray[np.float32]]:
+    """A video's sound track as stream_audio gives it; raises likewise."""
+    return stream_audio(data, sample_rate, limits, accepted=VIDEO_FORMATS)
+
+
+@contextmanager
+def _opened(data: bytes, kind: str) -> Iterator[Any]:
+    with refusals("corrupt-video", kind):
+        container = av.open(io.BytesIO(data), format=_DEMUXERS.get(kind, kind), metadata_errors="ignore")
+    with closing(container):
+        yield container
+
+
+def _picture_stream(container: Any) -> Any:
+    """The first stream of moving pictures: a cover is none."""
+    return next((one for one in container.streams.video if not one.disposition & Disposition.attached_pic), None)
+
+
+def _check_header(container: Any, picture: Any, limits: Limits) -> None:
+    promised_s = (container.duration or 0) / av.time_base
+    if promised_s > limits.max_duration_s:
+        raise MediaError("too-long", f"{promised_s:,.0f} s, over the limit of {limits.max_duration_s:,.0f}")
+    if picture is None:
+        return
+    context = picture.codec_context
+    if context is None:
+        raise MediaError("unsupported-video", "pictures in a codec that FFmpeg does not know")
+    _check_pixels(context.width, context.height, limits)
+
+
+def _check_pixels(width: int, height: int, limits: Limits) -> None:
+    if width * height > limits.max_pixels:
+        raise MediaError("too-many-pixels", f"{width} x {height} pixels, over the limit of {limits.max_pixels:,}")
+
+
+def _ends(container: Any, picture: Any, kind: str, limits: Limits) -> dict[int, float]:
+    """End of the last packet of each stream in seconds, from the stream's own start."""
+    streams = [*([picture] if picture is not None else []), *container.streams.audio[:1]]
+    ends_s: dict[int, float] = {}
+    with refusals("corrupt-video", kind):
+        for packet in container.demux(streams):
+            if packet.size == 0:
+                continue
+            stream = packet.stream
+            stamp = packet.pts if packet.pts is not None else packet.dts
+            # AVI has no time stamps before its first key frame: such packets have an order only.
+            end = 0 if stamp is None else stamp - (stream.start_time or 0) + (packet.duration or 0)
+            end_s = max(float(end * packet.time_base), 1 / _TICKS_PER_S)
+            ends_s[stream.index] = max(ends_s.get(stream.index, 0.0), end_s)
+            if end_s > limits.max_duration_s:
+                raise MediaError("too-long", f"more than {limits.max_duration_s:,.0f} s, whatever the header says")
+    return ends_s
+
+
+def _refuse_truncated(container: Any, ends_s: dict[int, float]) -> None:
+    promised_s = (container.duration or 0) / av.time_base
+    held_s = max(ends_s.values(), default=0.0)
+    if held_s < _WHOLE_SHARE * promised_s - _ROUNDING_S:
+        raise MediaError("truncated-video", f"{held_s:,.1f} s where the header promises {promised_s:,.1f}")
+
+
+def _frames(data: bytes, kind: str, limits: Limits) -> Iterator[tuple[float, Any]]:
+    """Time from the start in seconds and frame, in the order of showing."""
+    packets = bad = 0
+    with _opened(data, kind) as container:
+        stream = _picture_stream(container)
+        stream.codec_context.thread_count = 1  # actors share the CPUs: one thread each
+        stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
+        start, last_s = stream.start_time or 0, 0.0
+        with refusals("corrupt-video", kind):
+            for packet in container.demux(stream):
+                packets += 1
+                try:
+                    frames = packet.decode()
+                except av.FFmpegError:
+                    bad += 1
+                    continue
+                for frame in frames:
+                    _check_pixels(frame.width, frame.height, limits)
+                    if frame.pts is not None:
+                        last_s = float((frame.pts - start) * frame.time_base)
+                    yield last_s, frame
+    if bad > 1 + _TOLERATED_BAD_PACKETS * packets:
+        raise MediaError("corrupt-video", f"{bad} of {packets} {kind} packets cannot be decoded")
+
+
+def _upright_rgb(frame: Any, kind: str) -> Image.Image:
+    with refusals("corrupt-video", kind):
+        image: Image.Image = frame.to_image()
+        turn = _UPRIGHT.get(round(getattr(frame, "rotation", 0)) % 360)
+        return image if turn is None else image.transpose(turn)
