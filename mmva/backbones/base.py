@@ -9,7 +9,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,14 @@ from mmva.backbones.spec import BackboneSpec
 from mmva.modalities import Modality
 
 Prepared = dict[str, Tensor]
+
+
+class Exportable(NamedTuple):
+    """A network with named inputs, an example of each, and their axes of no fixed length."""
+
+    module: nn.Module
+    example: Prepared
+    dynamic: dict[str, tuple[int, ...]]
 
 
 class Encoder(nn.Module, ABC):
@@ -38,6 +46,8 @@ class Encoder(nn.Module, ABC):
 
     # Sum of elements over a batch beyond which it is split, so that long audio does not multiply by the batch size.
     max_batch_elements: ClassVar[int | None] = None
+    # Axes of a batch beyond the first whose length differs from batch to batch.
+    varying_axes: ClassVar[tuple[int, ...]] = ()
 
     def __init__(
         self,
@@ -74,6 +84,15 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def forward(self, **batch: Tensor) -> Tensor:
         """Embed a collated batch: emb_BD, float32."""
+
+    def exportable(self, items: Sequence[Any]) -> Exportable:
+        """What of this encoder becomes a graph, with inputs to trace it by; by default all that follows collate."""
+        batch = self.collate([self.prepare(item) for item in items])
+        return Exportable(self, batch, dict.fromkeys(batch, (0, *self.varying_axes)))
+
+    def front(self) -> dict[str, Any] | None:
+        """Description of the torch-free front before that graph (mmva.engines.fronts); None where there is none."""
+        return None
 
     def collate(self, prepared: Sequence[Prepared]) -> Prepared:
         """Stack prepared items along a new first axis; they must have equal shapes."""

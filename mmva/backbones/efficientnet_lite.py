@@ -10,7 +10,6 @@ import pickle
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -19,6 +18,7 @@ from mmva.backbones.base import Encoder, Prepared
 from mmva.backbones.pretrained import first_line
 from mmva.backbones.sources import weight_files
 from mmva.backbones.spec import BackboneSpec
+from mmva.engines.fronts import central_square
 from mmva.errors import UsageError
 
 _SIDE: Final = 224
@@ -50,11 +50,11 @@ class EfficientNetLiteEncoder(Encoder):
 
     def prepare(self, item: Image.Image) -> Prepared:
         """Crop the centre and resize it: pixels uint8 [3, 224, 224]."""
-        width, height = item.size
-        side = _CROP * min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        resized = item.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC, (left, top, left + side, top + side), 2.0)
-        return {"pixels": torch.from_numpy(np.array(resized)).permute(2, 0, 1)}
+        return {"pixels": torch.from_numpy(central_square(item, _CROP, _SIDE)).permute(2, 0, 1)}
+
+    def front(self) -> dict[str, Any]:
+        """The same crop without torch."""
+        return {"front": "CentralSquare", "crop": _CROP, "side": _SIDE}
 
     def forward(self, **batch: Tensor) -> Tensor:
         """Embed pixels uint8 [B, 3, 224, 224]."""

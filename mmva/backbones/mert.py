@@ -34,6 +34,7 @@ class MertEncoder(Encoder):
 
     # 32 s at 24 kHz: the first convolution alone keeps 10 MB a second.
     max_batch_elements: ClassVar[int | None] = 32 * 24_000
+    varying_axes: ClassVar[tuple[int, ...]] = (1,)
 
     def __init__(self, spec: BackboneSpec, network: Any, extractor: Any) -> None:
         super().__init__(

@@ -9,7 +9,7 @@ Shapes: B clips, T frames of 16 ms, F = 96 mel bands.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmva.backbones.base import Encoder, Prepared
+from mmva.backbones.base import Encoder, Exportable, Prepared
 from mmva.backbones.spec import BackboneSpec
 from mmva.backbones.tf_checkpoint import read_checkpoint
 from mmva.errors import UsageError
@@ -59,6 +59,14 @@ class LogMel(nn.Module):
     def forward(self, samples_BT: Tensor) -> Tensor:
         """Samples [..., T] to log-mel frames [..., 1 + T // 256, 96]."""
         return torch.log10(_LOG_SCALE * self._mel(samples_BT) + 1.0).transpose(-1, -2)
+
+    def power(self, samples_BT: Tensor) -> Tensor:
+        """Samples [..., T] to the power spectrum [..., 1 + T // 256, 257]."""
+        return self._mel.spectrogram(samples_BT).transpose(-1, -2)
+
+    def from_power(self, power_BTP: Tensor) -> Tensor:
+        """Log-mel frames [..., T, 96] of the power spectrum [..., T, 257]."""
+        return torch.log10(_LOG_SCALE * (power_BTP @ self._mel.mel_scale.fb) + 1.0)
 
 
 class MusicNN(nn.Module):
@@ -133,8 +141,33 @@ class MusicnnEncoder(Encoder):
         repeats = -(-TRAINED_FRAMES // mel_BTF.shape[1])
         if repeats > 1:
             mel_BTF = mel_BTF.repeat(1, repeats, 1)[:, :TRAINED_FRAMES]
-        layers = self.network(mel_BTF)
-        return torch.cat([layers[name] for name in EMBEDDING_LAYERS], dim=1)
+        return _embedding(self.network(mel_BTF))
+
+    def exportable(self, items: Sequence[Any]) -> Exportable:
+        """What follows the power spectrum; the spectrum itself is numpy's (front)."""
+        power_BTP = self.log_mel.power(self.collate([self.prepare(item) for item in items])["samples"])
+        return Exportable(_FromPower(self.log_mel, self.network), {"power": power_BTP}, {"power": (0, 1)})
+
+    def front(self) -> dict[str, Any]:
+        """Spectrum and repetition without torch."""
+        frames = {"n_fft": _MEL["n_fft"], "hop": _MEL["hop_length"], "least_frames": TRAINED_FRAMES}
+        return {"front": "PowerSpectrogram", **frames}
+
+
+class _FromPower(nn.Module):
+    """From the power spectrum on."""
+
+    def __init__(self, log_mel: LogMel, network: nn.Module) -> None:
+        super().__init__()
+        self.log_mel, self.network = log_mel, network
+
+    def forward(self, power: Tensor) -> Tensor:
+        """Embed power [B, T, 257] of at least TRAINED_FRAMES frames."""
+        return _embedding(self.network(self.log_mel.from_power(power)))
+
+
+def _embedding(layers: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([layers[name] for name in EMBEDDING_LAYERS], dim=1)
 
 
 class _FrontBlock(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ class Tokenizer(Protocol):
 class TextEncoder(Encoder):
     """A transformer over tokens, pooled over the real ones."""
 
+    varying_axes: ClassVar[tuple[int, ...]] = (1,)
+
     def __init__(self, spec: BackboneSpec, network: Any, tokenizer: Tokenizer) -> None:
         super().__init__(
             spec,
@@ -55,6 +57,12 @@ class TextEncoder(Encoder):
     def prepare(self, item: str) -> Prepared:
         """Tokenise one caption: input_ids [T]."""
         return {"input_ids": torch.tensor(self._tokenizer(item), dtype=torch.long)}
+
+    def front(self) -> dict[str, Any] | None:
+        """The same tokenizer without transformers."""
+        if not isinstance(self._tokenizer, _PretrainedTokenizer):
+            return None
+        return {"front": "Tokens", **self._tokenizer.description}
 
     def batch_key(self, prepared: Prepared) -> Any:  # noqa: ARG002 - the mask makes any lengths fit together
         """Captions of any length share a batch."""
@@ -82,7 +90,9 @@ class _PretrainedTokenizer:
         self._tokenizer = tokenizer
         self._limit = min(MAX_TOKENS, positions)
         self.pad_id: int = tokenizer.pad_token_id
-        self.digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+        content = tokenizer.backend_tokenizer.to_str()
+        self.digest = hashlib.sha256(content.encode()).hexdigest()
+        self.description = {"tokenizer": content, "limit": self._limit, "pad_id": self.pad_id}
 
     def __call__(self, text: str) -> list[int]:
         return self._tokenizer(text, truncation=True, max_length=self._limit)["input_ids"]

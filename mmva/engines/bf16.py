@@ -1,0 +1,32 @@
+"""bfloat16 autocast: half the bytes and twice the speed where the processor has instructions for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mmva.backbones.base import Encoder
+
+
+def has_bf16(device: str = "cpu") -> bool:
+    """Whether a device multiplies bfloat16 natively; emulation would be slower than float32."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())  # noqa: SLF001 - torch has no public name
+
+
+class Bf16Encoder:
+    """An encoder under autocast; embeddings stay float32."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self.fingerprint, self.dim, self.sample_rate = encoder.fingerprint, encoder.dim, encoder.sample_rate
+
+    def encode(self, items: Sequence[Any], batch_size: int = 16) -> NDArray[np.float32]:
+        """Embeddings [N, D] of N decoded items; see Encoder.encode."""
+        with torch.autocast(next(self._encoder.parameters()).device.type, dtype=torch.bfloat16):
+            return self._encoder.encode(items, batch_size=batch_size)

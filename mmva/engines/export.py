@@ -1,0 +1,79 @@
+"""An encoder's network as one self-describing ONNX file."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from mmva.backbones.base import Encoder
+from mmva.engines.onnx_encoder import DESCRIPTION
+from mmva.errors import OperationFailed
+
+_LOG = logging.getLogger(__name__)
+_OPSET: Final = 18
+
+
+def export_onnx(encoder: Encoder, items: Sequence[Any]) -> bytes:
+    """Export what of an encoder runs as a graph.
+
+    Args:
+        encoder: On the CPU, in evaluation mode, its weights verified by load_encoder.
+        items: A few decoded items to trace it with.
+
+    Returns:
+        The file; its metadata name the encoder's fingerprint and the front that prepares items for it.
+
+    Raises:
+        OperationFailed: If this network has no ONNX form.
+    """
+    import onnx
+
+    module, example, dynamic = encoder.exportable(items)
+    names = list(example)
+    buffer = io.BytesIO()
+    try:
+        with warnings.catch_warnings(), torch.inference_mode():
+            # The tracer warns of every Python branch; what it computes is compared with the encoder afterwards.
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                _ByPosition(module, names).eval(),
+                tuple(example.values()),
+                buffer,  # type: ignore[arg-type] # the tracing exporter takes a stream; the annotation forgets it
+                input_names=names,
+                output_names=["embedding"],
+                dynamic_axes={name: {axis: f"{name}_{axis}" for axis in axes} for name, axes in dynamic.items()},
+                opset_version=_OPSET,
+                dynamo=False,
+            )
+    except Exception as error:
+        _LOG.debug("%s does not export", encoder.spec.source, exc_info=True)
+        raise OperationFailed(f"backbone {encoder.spec.source}: no ONNX form ({type(error).__name__})") from error
+    finally:
+        encoder.eval()
+    model = onnx.load_from_string(buffer.getvalue())
+    description = {
+        "fingerprint": encoder.fingerprint,
+        "dim": encoder.dim,
+        "sample_rate": encoder.sample_rate,
+        "front": encoder.front(),
+    }
+    onnx.helper.set_model_props(model, {DESCRIPTION: json.dumps(description, sort_keys=True)})
+    return model.SerializeToString()
+
+
+class _ByPosition(nn.Module):
+    """The tracer names inputs by position, encoders by keyword."""
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.module, self.names = module, names
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self.module(**dict(zip(self.names, tensors, strict=True)))

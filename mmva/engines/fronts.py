@@ -1,0 +1,118 @@
+"""What stands before an exported network: an encoder's preparation of items in numpy, without torch or transformers.
+
+Each front equals its encoder's own preparation, and is made from the description that the export keeps inside the
+file. Shapes: T samples, F frames, S positions of a caption.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Prepared = dict[str, NDArray[Any]]
+
+
+class Front(ABC):
+    """Items to the network's inputs."""
+
+    # Elements over a batch beyond which it is split; see Encoder.max_batch_elements.
+    max_batch_elements: ClassVar[int | None] = None
+
+    @abstractmethod
+    def prepare(self, item: Any) -> Prepared:
+        """One decoded item's inputs, without a batch axis."""
+
+    def batch_key(self, prepared: Prepared) -> Any:
+        """Items with equal keys may share a batch."""
+        return tuple(array.shape for array in prepared.values())
+
+    def collate(self, prepared: Sequence[Prepared]) -> Prepared:
+        """Stack prepared items of one key."""
+        return {name: np.stack([item[name] for item in prepared]) for name in prepared[0]}
+
+
+class CentralSquare(Front):
+    """An image's central square, resized: pixels uint8 [3, side, side]."""
+
+    def __init__(self, crop: float, side: int) -> None:
+        self._crop, self._side = crop, side
+
+    def prepare(self, item: Image.Image) -> Prepared:
+        """Crop and resize one RGB image."""
+        return {"pixels": central_square(item, self._crop, self._side).transpose(2, 0, 1)}
+
+
+class PowerSpectrogram(Front):
+    """Mono samples to the power spectrum of overlapping frames: power float32 [F, n_fft / 2 + 1]."""
+
+    max_batch_elements: ClassVar[int | None] = 16 * 188 * 257
+
+    def __init__(self, n_fft: int, hop: int, least_frames: int) -> None:
+        """Periodic Hann windows of n_fft samples every `hop`; fewer frames than `least_frames` are repeated to it."""
+        self._n_fft, self._hop, self._least = n_fft, hop, least_frames
+        self._window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)).astype(np.float32)
+
+    def prepare(self, item: NDArray[np.float32]) -> Prepared:
+        """Spectrum of one clip, its ends padded with zeros."""
+        padded_T = np.pad(np.asarray(item, np.float32), self._n_fft // 2)
+        frames = np.lib.stride_tricks.sliding_window_view(padded_T, self._n_fft)[:: self._hop]
+        spectrum = np.fft.rfft(frames * self._window)
+        power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32, copy=False)
+        if len(power) < self._least:
+            power = np.tile(power, (-(-self._least // len(power)), 1))[: self._least]
+        return {"power": power}
+
+
+class Tokens(Front):
+    """Captions to token ids and their mask, int64 [S]."""
+
+    def __init__(self, tokenizer: str, limit: int, pad_id: int) -> None:
+        """The tokenizer as JSON, the most tokens of a caption, and the id that fills a batch up."""
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_str(tokenizer)
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(limit)
+        self._pad_id = pad_id
+
+    def prepare(self, item: str) -> Prepared:
+        """Token ids of one caption."""
+        return {"input_ids": np.asarray(self._tokenizer.encode(item).ids, np.int64)}
+
+    def batch_key(self, prepared: Prepared) -> Any:  # noqa: ARG002 - the mask makes any lengths fit together
+        """Captions of any length share a batch."""
+        return None
+
+    def collate(self, prepared: Sequence[Prepared]) -> Prepared:
+        """Pad to the longest: input_ids and attention_mask [B, S]."""
+        rows = [item["input_ids"] for item in prepared]
+        ids_BS = np.full((len(rows), max(map(len, rows))), self._pad_id, np.int64)
+        mask_BS = np.zeros_like(ids_BS)
+        for index, row in enumerate(rows):
+            ids_BS[index, : len(row)], mask_BS[index, : len(row)] = row, 1
+        return {"input_ids": ids_BS, "attention_mask": mask_BS}
+
+
+_FRONTS: Final[dict[str, Callable[..., Front]]] = {
+    front.__name__: front for front in (CentralSquare, PowerSpectrogram, Tokens)
+}
+
+
+def make_front(description: Mapping[str, Any]) -> Front:
+    """The front of a description {"front": name, its arguments...}; KeyError for an unknown name."""
+    arguments = dict(description)
+    return _FRONTS[arguments.pop("front")](**arguments)
+
+
+def central_square(image: Image.Image, crop: float, side: int) -> NDArray[np.uint8]:
+    """The central `crop` of the short side, resized with antialiasing: uint8 [side, side, 3]."""
+    width, height = image.size
+    edge = crop * min(width, height)
+    left, top = (width - edge) / 2, (height - edge) / 2
+    box = (left, top, left + edge, top + edge)
+    return np.array(image.resize((side, side), Image.Resampling.BICUBIC, box, 2.0))

@@ -1,0 +1,110 @@
+"""An encoder whose network runs in ONNX Runtime; everything about it stands in the exported file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmva.engines.fronts import Front, Prepared, make_front
+from mmva.errors import CheckFailed
+
+if TYPE_CHECKING:
+    from mmva.backbones.base import Encoder
+
+# Key of the file's metadata under which the export keeps its description.
+DESCRIPTION: Final = "mmva"
+
+
+class OnnxEncoder:
+    """Encodes as the encoder that was exported does.
+
+    Attributes:
+        fingerprint: Of that encoder; its weights were verified when it was exported.
+        dim: D, length of an embedding.
+        sample_rate: Rate in Hz that music must have; None for others.
+    """
+
+    def __init__(self, data: bytes, load_encoder: Callable[[], Encoder] | None = None) -> None:
+        """Open an exported network.
+
+        Args:
+            data: The file's bytes, whose digest the caller has checked.
+            load_encoder: Loads the torch encoder, for a family without a front of its own.
+
+        Raises:
+            CheckFailed: If it is no network that this package exported.
+        """
+        self._session, description = _open(data)
+        self.fingerprint: str = description["fingerprint"]
+        self.dim: int = description["dim"]
+        self.sample_rate: int | None = description["sample_rate"]
+        if description["front"] is not None:
+            self._front = make_front(description["front"])
+        else:
+            assert load_encoder is not None
+            self._front = _EncoderFront(load_encoder())
+
+    def encode(self, items: Sequence[Any], batch_size: int = 16) -> NDArray[np.float32]:
+        """Embeddings [N, D] of N decoded items, in their order; see Encoder.encode."""
+        emb_ND = np.empty((len(items), self.dim), np.float32)
+        for start in range(0, len(items), batch_size):
+            prepared = [self._front.prepare(item) for item in items[start : start + batch_size]]
+            for rows in _batches(self._front, prepared):
+                batch = self._front.collate([prepared[row] for row in rows])
+                emb_ND[[start + row for row in rows]] = self._session.run(None, batch)[0]
+        return emb_ND
+
+
+def _open(data: bytes) -> tuple[Any, dict[str, Any]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        return session, json.loads(session.get_modelmeta().custom_metadata_map[DESCRIPTION])
+    except Exception as error:  # onnxruntime's errors share no public base
+        first = " ".join(str(error).split())[:200]
+        raise CheckFailed(f"exported network: cannot be opened ({type(error).__name__}: {first})") from error
+
+
+def _batches(front: Front, prepared: Sequence[Prepared]) -> Iterator[list[int]]:
+    groups: dict[Any, list[int]] = {}
+    for row, item in enumerate(prepared):
+        groups.setdefault(front.batch_key(item), []).append(row)
+    for rows in groups.values():
+        size = len(rows)
+        if front.max_batch_elements is not None:
+            elements = max(sum(array.size for array in prepared[row].values()) for row in rows)
+            size = max(1, front.max_batch_elements // elements)
+        yield from (rows[first : first + size] for first in range(0, len(rows), size))
+
+
+class _EncoderFront(Front):
+    """The torch encoder's own preparation; its network stays unused."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        # An instance's own limit: the class attribute belongs to fronts of a fixed kind.
+        self.max_batch_elements = encoder.max_batch_elements  # type: ignore[misc]
+
+    def prepare(self, item: Any) -> Prepared:
+        return {name: tensor.numpy() for name, tensor in self._encoder.prepare(item).items()}
+
+    def batch_key(self, prepared: Prepared) -> Any:
+        return self._encoder.batch_key(_tensors(prepared))
+
+    def collate(self, prepared: Sequence[Prepared]) -> Prepared:
+        batch = self._encoder.collate([_tensors(item) for item in prepared])
+        return {name: tensor.numpy() for name, tensor in batch.items()}
+
+
+def _tensors(prepared: Prepared) -> Any:
+    import torch
+
+    return {name: torch.from_numpy(array) for name, array in prepared.items()}
