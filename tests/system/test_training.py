@@ -79,6 +79,8 @@ def test_the_bundle_is_the_best_epoch_and_evaluates_to_the_same(
     best = min(result.history, key=lambda row: row["val_total"])
     assert model.provenance["best_epoch"] == best["epoch"] + 1
     assert set(model.intervals) == {"image", "music", "caption"}
+    assert set(model.provenance["reference"]) == {"image", "music", "caption", "items"}
+    assert len(model.provenance["reference"]["music"]["arousal"]) == 101
     again = evaluate(result.bundle_dir, dataset, settings)
     assert again.metrics == result.evaluation.metrics
     assert again.model_digest == result.bundle_digest

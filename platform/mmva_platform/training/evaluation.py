@@ -160,6 +160,19 @@ def intervals_from(model: MMVA, features: Features, split: str = "val") -> dict[
     return {m: conformal_intervals(model.predict_embeddings(m, rows[m].emb_ND), rows[m].va_N2) for m in model.dims}
 
 
+def reference_of(model: MMVA, features: Features, split: str = "train") -> dict[str, Any]:
+    """Quantiles of the model's own points on a split, to measure a catalog's drift by: see mmva.drift.
+
+    Returns:
+        {modality: {axis: quantiles}, "items": {modality: N}}; a modality without rows is left out.
+    """
+    from mmva.drift import reference_quantiles
+
+    rows = {m: f for m, f in features.split(split).items() if m in model.dims and len(f)}
+    quantiles = {m: reference_quantiles(model.predict_embeddings(m, f.emb_ND)) for m, f in rows.items()}
+    return {**quantiles, "items": {m: len(f) for m, f in rows.items()}}
+
+
 def _va_figures(predicted_N2: NDArray[np.float64], rows: ModalityFeatures) -> dict[str, dict[str, Figure]]:
     from mmva.bootstrap import bootstrap
     from mmva.metrics import va_metrics

@@ -169,7 +169,7 @@ def finish(
     best: Mapping[str, Any],
     last: Mapping[str, Any],
 ) -> TrainResult:
-    """From checkpoints to a bundle: the best weights, their evaluation on test, intervals from val, the card.
+    """From checkpoints to a bundle: the best weights, evaluated on test; intervals from val, reference from train.
 
     Args:
         run: The run's directory.
@@ -183,7 +183,7 @@ def finish(
     from mmva_platform.training.build import build_model
     from mmva_platform.training.card import model_card, versions
     from mmva_platform.training.data import triplets
-    from mmva_platform.training.evaluation import evaluate_model, intervals_from
+    from mmva_platform.training.evaluation import evaluate_model, intervals_from, reference_of
 
     model = build_model(recipe, triplets(features, "train"))
     averaged = {name.removeprefix("module."): value for name, value in best["average"].items() if name != "n_averaged"}
@@ -202,6 +202,7 @@ def finish(
         "recipe": recipe.model_dump(mode="json"),
         "commit": git_commit(),
         "versions": versions(),
+        "reference": reference_of(model, features),
     }
     intervals = intervals_from(model, features, "val")
     card = model_card(evaluation, recipe, model.backbones, intervals, provenance)
