@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import av
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -15,15 +16,16 @@ from PIL import Image
 
 from mmva.errors import MediaError
 from mmva_platform.annotation.annotator import Annotator
+from mmva_platform.annotation.commit import ShardResult
 from mmva_platform.annotation.plan import CatalogInfo, ModelInfo, Plan, Preprocessing
-from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, QUARANTINE_SCHEMA, rows_to_parquet
+from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, ITEM_SCHEMA, QUARANTINE_SCHEMA, table_to_parquet
 from mmva_platform.annotation.worker import Fetcher
 from mmva_platform.settings import StorageSettings
 from mmva_platform.storage import StorageUnavailable
 
 RATE = 8000
 PLAN = Plan(
-    annotation_version=1,
+    annotation_version=2,
     run_id="run",
     created_at=datetime(2026, 1, 2, tzinfo=UTC),
     model=ModelInfo(name="mmva", version="3", digest="d" * 64),
@@ -46,6 +48,8 @@ class FakeModel:
 
     def __init__(self) -> None:
         self.batches: list[tuple[str, int]] = []
+        self.heads: list[tuple[str, int]] = []
+        self.bent = False
 
     def encoder(self, modality: str) -> SimpleNamespace:
         return SimpleNamespace(sample_rate=RATE)
@@ -55,7 +59,8 @@ class FakeModel:
         return np.stack([self._value(item) for item in items]).astype(np.float32)
 
     def predict_embeddings(self, modality: str, emb_ND: np.ndarray) -> np.ndarray:
-        return emb_ND
+        self.heads.append((modality, len(emb_ND)))
+        return np.asarray(emb_ND**2 if self.bent else emb_ND)
 
     def _value(self, item: Any) -> np.ndarray:
         if isinstance(item, str):
@@ -81,35 +86,43 @@ def row(name: str, modality: str | None, caption: str | None = None, uri: str | 
     return {"id": name, "uri": name if uri else None, "modality": modality, "caption": caption, "bytes": None}
 
 
-def annotate(
+def table(rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=ITEM_SCHEMA)
+
+
+def shard(
     tmp_path: Path, files: dict[str, bytes], rows: list[dict[str, Any]], model: FakeModel | None = None, **options: Any
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> ShardResult:
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
     for one in rows:
         one["uri"] = one["uri"] and str(tmp_path / one["uri"])
     annotator = Annotator(model or FakeModel(), PLAN, Fetcher(StorageSettings()), **options)  # type: ignore[arg-type]
-    ok, quarantined = annotator.annotate("000007", rows)
-    rows_to_parquet(ok, ANNOTATION_SCHEMA)  # rows must fit their schemas
-    rows_to_parquet(quarantined, QUARANTINE_SCHEMA)
-    return ok, quarantined
+    result = annotator.annotate("000007", table(rows))
+    assert (result.ok.schema, result.quarantined.schema) == (ANNOTATION_SCHEMA, QUARANTINE_SCHEMA)
+    assert sum(result.work.values()) == len(rows)
+    return result
+
+
+def annotate(*arguments: Any, **options: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    result = shard(*arguments, **options)
+    return result.ok.to_pylist(), result.quarantined.to_pylist()
 
 
 def test_image_row(tmp_path: Path) -> None:
     data = png(102)
     (found,), _ = annotate(tmp_path, {"a.png": data}, [row("a.png", "image")])
-    table = pa.Table.from_pylist([found], schema=ANNOTATION_SCHEMA).to_pylist()[0]
-    assert table["valence"] == pytest.approx(0.4)
-    assert (table["valence_low"], table["valence_high"]) == (pytest.approx(0.3), pytest.approx(0.5))
-    assert (table["arousal_low"], table["arousal_high"]) == (0.0, 1.0)  # cut to the plane
-    assert table["embedding"] == pytest.approx([0.4, 0.4])
-    assert table["sha256"] == hashlib.sha256(data).hexdigest()
-    assert (table["model_version"], table["run_id"], table["shard"]) == ("3", "run", "000007")
-    assert table["annotated_at"] == PLAN.created_at
-    assert (table["windows"], table["duration_s"]) == (None, None)
+    assert found["valence"] == pytest.approx(0.4)
+    assert (found["valence_low"], found["valence_high"]) == (pytest.approx(0.3), pytest.approx(0.5))
+    assert (found["arousal_low"], found["arousal_high"]) == (0.0, 1.0)  # cut to the plane
+    assert found["embedding"] == pytest.approx([0.4, 0.4])
+    assert found["sha256"] == hashlib.sha256(data).hexdigest()
+    assert (found["model_version"], found["run_id"], found["shard"]) == ("3", "run", "000007")
+    assert found["annotated_at"] == PLAN.created_at
+    assert (found["windows"], found["duration_s"]) == (None, None)
 
 
-def test_long_music_is_the_mean_of_its_windows(tmp_path: Path) -> None:
+def test_long_music_is_its_mean_embedding_through_the_head(tmp_path: Path) -> None:
     samples = np.concatenate([np.full(2 * RATE, 0.2), np.full(2 * RATE, 0.6)]).astype(np.float32)
     soundfile.write(tmp_path / "long.wav", samples, RATE, subtype="FLOAT")
     (found,), _ = annotate(tmp_path, {}, [row("long.wav", "music")], batch_size=2)
@@ -134,7 +147,7 @@ def test_captions_from_the_row_and_from_a_file(tmp_path: Path) -> None:
 
 
 def test_batches_reach_across_items_of_one_modality(tmp_path: Path) -> None:
-    files = {f"{n}.wav": wav(2, 0.1) for n in range(5)} | {f"{n}.png": png(n) for n in range(3)}
+    files = {f"{n}.wav": wav(2, n / 10) for n in range(5)} | {f"{n}.png": png(n) for n in range(3)}
     model = FakeModel()
     rows = [*(row(f"{n}.wav", "music") for n in range(5)), *(row(f"{n}.png", "image") for n in range(3))]
     annotate(tmp_path, files, rows, model, batch_size=4)
@@ -153,7 +166,7 @@ def test_what_is_wrong_with_an_item_stays_with_it(tmp_path: Path) -> None:
     rows[4]["bytes"] = 2**40
     rows += [
         row("gone.png", "image"),
-        row("x.mp4", None),
+        row("x.zip", None),
         row("y.bin", "smell"),
         row("nowhere", "image", uri=None),
         row("one", "caption", "fine", uri=None),
@@ -169,7 +182,7 @@ def test_what_is_wrong_with_an_item_stays_with_it(tmp_path: Path) -> None:
         ("text.png", "decode", "not-an-image"),
         ("big.png", "fetch", "too-many-bytes"),
         ("gone.png", "fetch", "not-found"),
-        ("x.mp4", "catalog", "unknown-modality"),
+        ("x.zip", "catalog", "unknown-modality"),
         ("y.bin", "catalog", "unknown-modality"),
         ("nowhere", "catalog", "no-media"),
         ("two", "infer", "unexpected-error"),
@@ -184,7 +197,7 @@ def test_what_is_wrong_with_an_item_stays_with_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("uri", ["gopher://host/a.png", "s3://", "s3://bucket/../other/a.png", "file:///", "/a\0b.png"])
 def test_uri_that_no_storage_serves_is_quarantined(tmp_path: Path, uri: str) -> None:
     annotator = Annotator(FakeModel(), PLAN, Fetcher(StorageSettings()))  # type: ignore[arg-type]
-    _, (found,) = annotator.annotate("0", [row("a", "image") | {"uri": uri}])
+    (found,) = annotator.annotate("0", table([row("a", "image") | {"uri": uri}])).quarantined.to_pylist()
     assert (found["stage"], found["error"]) == ("fetch", "unreadable")
 
 
@@ -193,7 +206,7 @@ def test_storage_that_is_away_stops_the_shard(tmp_path: Path) -> None:
         raise StorageUnavailable("no answer")
 
     with pytest.raises(StorageUnavailable):
-        Annotator(FakeModel(), PLAN, away).annotate("0", [row("a.png", "image")])  # type: ignore[arg-type]
+        Annotator(FakeModel(), PLAN, away).annotate("0", table([row("a.png", "image")]))  # type: ignore[arg-type]
 
 
 def test_modality_without_a_tower_is_quarantined(tmp_path: Path) -> None:
@@ -206,8 +219,9 @@ def test_modality_without_a_tower_is_quarantined(tmp_path: Path) -> None:
 def test_the_same_shard_gives_the_same_bytes(tmp_path: Path) -> None:
     rows = [row("a.png", "image"), row("b.wav", "music")]
     files = {"a.png": png(7), "b.wav": wav(5, 0.1)}
-    first, second = (annotate(tmp_path, files, [dict(one) for one in rows], batch_size=size)[0] for size in (1, 16))
-    assert rows_to_parquet(first, ANNOTATION_SCHEMA) == rows_to_parquet(second, ANNOTATION_SCHEMA)
+    first, second = (shard(tmp_path, files, [dict(one) for one in rows], batch_size=size) for size in (1, 16))
+    assert table_to_parquet(first.ok) == table_to_parquet(second.ok)
+    assert table_to_parquet(first.windows) == table_to_parquet(second.windows)
 
 
 def test_size_is_checked_before_reading(tmp_path: Path) -> None:
@@ -216,3 +230,122 @@ def test_size_is_checked_before_reading(tmp_path: Path) -> None:
     assert fetch(str(tmp_path / "a"), None, 5) == b"12345"
     with pytest.raises(MediaError, match="5 bytes, the limit is 4"):
         fetch(str(tmp_path / "a"), None, 4)
+
+
+def test_the_point_is_the_head_of_the_mean_and_not_the_mean_of_the_heads(tmp_path: Path) -> None:
+    samples = np.concatenate([np.full(2 * RATE, 0.2), np.full(2 * RATE, 0.6)]).astype(np.float32)
+    soundfile.write(tmp_path / "long.wav", samples, RATE, subtype="FLOAT")
+    model = FakeModel()
+    model.bent = True
+    (found,), _ = annotate(tmp_path, {}, [row("long.wav", "music")], model)
+    assert found["valence"] == pytest.approx(0.16, abs=1e-3)  # .4 squared; the windows' mean is .187
+    assert [window["valence"] for window in found["windows"]] == pytest.approx([0.04, 0.16, 0.36], abs=1e-3)
+
+
+def test_windows_embeddings_stand_in_a_table_of_their_own(tmp_path: Path) -> None:
+    files = {"long.wav": wav(4, 0.5), "short.wav": wav(1, 0.5)}
+    result = shard(tmp_path, files, [row(name, "music") for name in files])
+    assert result.windows["id"].to_pylist() == ["long.wav"] * 3
+    assert result.windows["start_s"].to_pylist() == [0.0, 1.0, 2.0]
+    assert result.windows["embedding"].to_pylist() == [[0.5, 0.5]] * 3
+
+
+def test_heads_run_once_for_the_items_and_once_for_the_windows(tmp_path: Path) -> None:
+    files = {f"{n}.wav": wav(4, n / 10) for n in range(1, 4)} | {f"{n}.png": png(n) for n in range(5)}
+    model = FakeModel()
+    rows = [row(name, "music" if name.endswith("wav") else "image") for name in files]
+    result = shard(tmp_path, files, rows, model, batch_size=2)
+    assert sorted(model.heads) == [("image", 5), ("music", 3), ("music", 9)]
+    assert set(result.seconds) == {"fetch", "decode", "infer", "heads"}
+
+
+def test_the_same_bytes_are_inferred_once(tmp_path: Path) -> None:
+    model = FakeModel()
+    rows = [row(name, "image") for name in ("a.png", "b.png", "c.png")]
+    result = shard(tmp_path, {"a.png": png(3), "b.png": png(3), "c.png": png(4)}, rows, model)
+    assert model.batches == [("image", 2)]
+    assert result.work == {"media": 2, "same bytes": 1, "quarantined": 0}
+    first, second, third = result.ok.to_pylist()
+    assert first["embedding"] == second["embedding"] != third["embedding"]
+
+
+def test_the_same_bytes_are_remembered_from_shard_to_shard(tmp_path: Path) -> None:
+    model = FakeModel()
+    (tmp_path / "a.png").write_bytes(png(3))
+    items = table([row("a.png", "image") | {"uri": str(tmp_path / "a.png")}])
+    annotator = Annotator(model, PLAN, Fetcher(StorageSettings()))  # type: ignore[arg-type]
+    first, second = (annotator.annotate("0", items) for _ in range(2))
+    assert model.batches == [("image", 1)]
+    assert first.ok.equals(second.ok)
+    assert second.work["same bytes"] == 1
+
+
+def test_the_same_broken_bytes_are_quarantined_each(tmp_path: Path) -> None:
+    files = {"a.png": png(9)[:40], "b.png": png(9)[:40]}
+    _, quarantined = annotate(tmp_path, files, [row(name, "image") for name in files])
+    assert [(one["id"], one["error"]) for one in quarantined] == [
+        ("a.png", "corrupt-image"),
+        ("b.png", "corrupt-image"),
+    ]
+
+
+def test_music_damaged_at_its_end_is_quarantined_as_a_whole(tmp_path: Path) -> None:
+    samples = np.full(8 * RATE, 0.1, np.float32)
+    samples[-1] = np.nan
+    soundfile.write(tmp_path / "late.wav", samples, RATE, subtype="FLOAT")
+    rows = [row("late.wav", "music"), row("good.wav", "music")]
+    ok, quarantined = annotate(tmp_path, {"good.wav": wav(3, 0.2)}, rows, batch_size=1)
+    assert [one["id"] for one in ok] == ["good.wav"]
+    assert [(one["id"], one["error"]) for one in quarantined] == [("late.wav", "non-finite-samples")]
+
+
+def film(seconds: int, *, sound: bool) -> bytes:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as output:
+        pictures = output.add_stream("mpeg4", rate=5)
+        pictures.width, pictures.height, pictures.pix_fmt = 32, 32, "yuv420p"
+        tone = output.add_stream("aac", rate=RATE, layout="mono") if sound else None
+        for _ in range(5 * seconds):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 102, np.uint8), format="rgb24")
+            output.mux(pictures.encode(frame))
+        output.mux(pictures.encode(None))
+        if tone:
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, seconds * RATE), np.float32), "fltp", "mono")
+            silence.sample_rate = RATE
+            output.mux(tone.encode(silence))
+            output.mux(tone.encode(None))
+    return buffer.getvalue()
+
+
+def test_video_is_the_mean_of_its_tracks(tmp_path: Path) -> None:
+    result = shard(tmp_path, {"v.mp4": film(4, sound=True)}, [row("v.mp4", "video")])
+    (found,) = result.ok.to_pylist()
+    assert found["tracks"] == ["image", "music"]
+    assert found["embedding"] == pytest.approx([0.4, 0.4, 0, 0], abs=0.02)  # grey pictures, then silence
+    assert found["valence"] == pytest.approx(0.2, abs=0.02)
+    assert found["valence_low"] is None  # not calibrated, though images are
+    # AAC pads the sound a little: it has a tail of its own, where no picture is.
+    assert [window["start_s"] for window in found["windows"]] == [0.0, 1.0, 2.0, 3.0]
+    assert [window["valence"] for window in found["windows"]] == pytest.approx([0.2, 0.2, 0.2, 0.0], abs=0.02)
+    assert result.windows["track"].to_pylist() == ["image"] * 3 + ["music"] * 4
+    assert found["duration_s"] == pytest.approx(4.0, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("towers", "sound", "tracks"),
+    [
+        ({"image": 2, "music": 2}, False, ["image"]),
+        ({"image": 2}, True, ["image"]),
+        ({"music": 2}, True, ["music"]),
+        ({"music": 2}, False, None),
+        ({"caption": 2}, True, None),
+    ],
+)
+def test_video_uses_the_towers_that_there_are(
+    tmp_path: Path, towers: dict[str, int], sound: bool, tracks: list[str] | None
+) -> None:
+    model = FakeModel()
+    model.dims = towers
+    ok, quarantined = annotate(tmp_path, {"v.mp4": film(2, sound=sound)}, [row("v.mp4", "video")], model)
+    assert [one["tracks"] for one in ok] == ([tracks] if tracks else [])
+    assert [one["error"] for one in quarantined] == ([] if tracks else ["no-tower"])

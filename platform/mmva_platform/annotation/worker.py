@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-import tempfile
+import faulthandler
+import logging
+import sys
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Self
 
 from mmva.errors import MediaError
-from mmva_platform.annotation.commit import CommitRecord, commit_path, commit_shard, read_commit
+from mmva_platform.annotation.attempts import CAREFUL_AFTER, begin_attempt, patiently
+from mmva_platform.annotation.careful import annotate_carefully
+from mmva_platform.annotation.commit import CommitRecord, ShardResult, commit_path, commit_shard, read_commit
+from mmva_platform.annotation.engines import load_model
 from mmva_platform.annotation.plan import ItemReader, Plan
 from mmva_platform.settings import Settings, StorageSettings
 from mmva_platform.storage import Storage, open_storage, split_uri
-from mmva_platform.storage.fetch import folder_fetcher
+
+if TYPE_CHECKING:
+    from mmva.predictor import Predictor
+    from mmva_platform.annotation.annotator import Annotator
+    from mmva_platform.annotation.reuse import Reuser
+
+logger = logging.getLogger(__name__)
 
 
 class ShardWorker:
     """What run_shards runs: an item is {"shard": name}, the result its commit record."""
 
     def __init__(self, bundle: Mapping[str, bytes], plan: Plan, out: str, settings: Settings, batch_size: int) -> None:
-        """Load the model.
+        """Connect; the model is loaded when the first shard needs it.
 
         Args:
             bundle: The bundle's files by name; shipped, because a worker's machine need not hold the folder.
@@ -29,20 +41,98 @@ class ShardWorker:
             settings: Storage, and where backbones come from.
             batch_size: See Annotator.
         """
-        from mmva_platform.annotation.annotator import Annotator
-
-        self._plan = plan
+        self._bundle, self._plan, self._settings, self._batch_size = bundle, plan, settings, batch_size
         self._storage = open_storage(out, settings.storage)
         self._items = ItemReader(self._storage, plan)
-        self._annotator = Annotator(_load(bundle, settings), plan, Fetcher(settings.storage), batch_size=batch_size)
 
     def __call__(self, item: Mapping[str, Any]) -> CommitRecord:
-        """Annotate and commit a shard, unless another driver's worker already has."""
+        """Annotate and commit a shard, unless another driver's worker already has.
+
+        Raises:
+            StorageUnavailable: If storage has been away for settings.storage.patience_s.
+        """
         shard: str = item["shard"]
-        if self._storage.exists(commit_path(shard)):
-            return read_commit(self._storage, shard)
-        result = self._annotator.annotate(shard, self._items(shard))
-        return commit_shard(self._storage, self._plan, shard, result)
+        patience_s, what = self._settings.storage.patience_s, f"annotate: shard {shard}"
+        if patiently(lambda: self._storage.exists(commit_path(shard)), patience_s, what):
+            return patiently(lambda: read_commit(self._storage, shard), patience_s, what)
+        earlier = patiently(lambda: begin_attempt(self._storage, shard), patience_s, what)
+        result = patiently(lambda: self._annotated(shard, earlier), patience_s, what)
+        return patiently(lambda: commit_shard(self._storage, self._plan, shard, result), patience_s, what)
+
+    def _annotated(self, shard: str, earlier: int) -> ShardResult:
+        items = self._items(shard)
+        if items["base_file"][0].is_valid:
+            return self._reuser(shard, items)
+        if earlier >= CAREFUL_AFTER:
+            logger.warning("shard %s: %d attempts without a commit, now item by item", shard, earlier)
+            return annotate_carefully(
+                shard,
+                items,
+                plan=self._plan,
+                bundle=self._bundle,
+                out=self._storage.uri,
+                settings=self._settings,
+                earlier=earlier,
+            )
+        with _Watch(self._settings.annotation.item_timeout_s) as watch:
+            self._watch = watch
+            return self._annotator.annotate(shard, items)
+
+    def _on_progress(self, stage: str) -> None:
+        self._watch.step(stage)
+
+    @cached_property
+    def _model(self) -> Predictor:
+        return load_model(self._bundle, self._plan, self._storage, self._settings)
+
+    @cached_property
+    def _annotator(self) -> Annotator:
+        from mmva_platform.annotation.annotator import Annotator
+
+        fetch = Fetcher(self._settings.storage)
+        return Annotator(
+            self._model,
+            self._plan,
+            fetch,
+            batch_size=self._batch_size,
+            on_progress=self._on_progress,
+        )
+
+    @cached_property
+    def _reuser(self) -> Reuser:
+        from mmva_platform.annotation.reuse import Reuser
+
+        return Reuser(lambda: self._model, self._plan, self._storage, self._settings)  # type: ignore[arg-type,return-value]
+
+
+class _Watch:
+    """Ends the process if a step of an item takes too long: a decoder that hangs in native code listens to nothing.
+
+    The worker is then started again, and a shard that this happens to twice is run item by item. Fetching is not
+    watched: storage has limits of its own.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s, self._begun, self._armed = limit_s, 0.0, False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def step(self, stage: str) -> None:
+        """A step begins. Arming costs a thread, so steps in quick succession share one."""
+        if stage == "fetch":
+            self._stop()
+        elif not self._armed or monotonic() - self._begun > min(1.0, self._limit_s / 10):
+            faulthandler.dump_traceback_later(self._limit_s, exit=True, file=sys.__stderr__ or 2)
+            self._begun, self._armed = monotonic(), True
+
+    def __exit__(self, *_exception: object) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._armed:
+            faulthandler.cancel_dump_traceback_later()
+            self._armed = False
 
 
 class Fetcher:
@@ -74,20 +164,6 @@ class Fetcher:
 def pack_bundle(directory: Path) -> dict[str, bytes]:
     """A bundle's files, to ship to workers."""
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
-
-
-def _load(bundle: Mapping[str, bytes], settings: Settings) -> Any:
-    from mmva.bundle import load_bundle
-
-    with tempfile.TemporaryDirectory(prefix="mmva-bundle-") as folder:
-        for name, data in bundle.items():
-            (Path(folder) / name).write_bytes(data)
-        return load_bundle(
-            folder,
-            fetch=folder_fetcher(settings),
-            mirror=settings.backbone_mirror,
-            trusted_repos=settings.trust_remote_code,
-        )
 
 
 def _root_and_path(uri: str) -> tuple[str, str]:

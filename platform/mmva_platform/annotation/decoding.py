@@ -1,0 +1,105 @@
+"""An item's bytes to the units that encoders see: one image, one text, or windows of time one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, NamedTuple
+
+from mmva.errors import MediaError
+from mmva.media.audio import stream_audio
+from mmva.media.captions import clean_caption
+from mmva.media.images import decode_image
+from mmva.media.limits import Limits
+from mmva.media.video import probe_video, stream_frames, stream_sound
+from mmva.media.windows import stream_windows
+from mmva.modalities import MEDIA_KINDS, VIDEO_TRACKS
+from mmva_platform.annotation.plan import Preprocessing
+
+
+class Unit(NamedTuple):
+    """What an encoder embeds at once.
+
+    Attributes:
+        track: The tower it is for.
+        start_s: Where its window starts; 0 for images and captions.
+        end_s: How far the track is known to last by now.
+        content: RGB image, mono samples or text.
+    """
+
+    track: str
+    start_s: float
+    end_s: float
+    content: Any
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of an image, 0 for the rest."""
+        return self.content.width * self.content.height if self.track == "image" else 0
+
+
+class Decoder:
+    """Decodes items as a plan says; long media are streamed, so that memory does not grow with their duration."""
+
+    def __init__(
+        self,
+        towers: Collection[str],
+        sample_rate: Callable[[], int],
+        preprocessing: Preprocessing,
+        limits: Limits,
+    ) -> None:
+        """Bind to what the model needs.
+
+        Args:
+            towers: Modalities that the model has a tower for.
+            sample_rate: Asked for the rate of music, in Hz, when the first music comes.
+            preprocessing: Windows, and the size of images.
+            limits: What an item may ask for.
+        """
+        self._towers, self._sample_rate = towers, sample_rate
+        self._preprocessing, self._limits = preprocessing, limits
+
+    def refusal(self, modality: str | None) -> MediaError | None:
+        """Why no item of this modality can be annotated, known before anything is fetched."""
+        if modality not in MEDIA_KINDS:
+            known = ", ".join(MEDIA_KINDS)
+            return MediaError("unknown-modality", f"modality {modality!r} is none of {known}", stage="catalog")
+        wanted = VIDEO_TRACKS if modality == "video" else (modality,)
+        if not any(track in self._towers for track in wanted):
+            return MediaError("no-tower", f"this model has no {' or '.join(wanted)} tower", stage="catalog")
+        return None
+
+    def units(self, modality: str, data: bytes) -> Iterator[Unit]:
+        """The units of an item, track after track.
+
+        Raises:
+            MediaError: What is wrong with it, possibly after some units: a file may turn out damaged at its end.
+        """
+        if modality == "caption":
+            yield Unit("caption", 0.0, 0.0, clean_caption(data, self._limits))
+        elif modality == "image":
+            image = decode_image(data, self._limits, at_least=self._preprocessing.short_side)
+            yield Unit("image", 0.0, 0.0, image)
+        elif modality == "music":
+            yield from self._sound(stream_audio, data)
+        else:
+            yield from self._video(data)
+
+    def _video(self, data: bytes) -> Iterator[Unit]:
+        info = probe_video(data, self._limits)
+        pictures = info.picture_s is not None and "image" in self._towers
+        sound = info.sound and "music" in self._towers
+        if not pictures and not sound:
+            missing = "image" if info.picture_s is not None else "music"
+            raise MediaError("no-tower", f"all this video has is for the {missing} tower, which this model lacks")
+        if pictures:
+            cut = self._preprocessing
+            for start_s, image in stream_frames(data, info, cut.window_s, cut.hop_s, self._limits):
+                yield Unit("image", start_s, info.duration_s, image)
+        if sound:
+            for unit in self._sound(stream_sound, data):
+                yield unit._replace(end_s=max(unit.end_s, info.duration_s))
+
+    def _sound(self, stream: Callable[..., Iterator[Any]], data: bytes) -> Iterator[Unit]:
+        rate, cut = self._sample_rate(), self._preprocessing
+        for start_s, samples_T in stream_windows(stream(data, rate, self._limits), rate, cut.window_s, cut.hop_s):
+            yield Unit("music", start_s, start_s + len(samples_T) / rate, samples_T)
