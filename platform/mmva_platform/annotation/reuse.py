@@ -181,8 +181,8 @@ def _points(model: MMVA, rows: pa.Table) -> NDArray[np.float32]:
 
 
 def _matrix(lists: pa.ListArray) -> NDArray[Any]:
-    """Lists of one length as a matrix, without a copy."""
-    return np.asarray(lists.flatten()).reshape(len(lists), -1)
+    """Lists of one length as a matrix; a copy, because torch takes no read-only memory."""
+    return np.array(lists.flatten(), np.float32).reshape(len(lists), -1)
 
 
 def _intervals(model: MMVA, modalities: pa.ChunkedArray, va_N2: NDArray[np.float32]) -> dict[str, pa.Array]:

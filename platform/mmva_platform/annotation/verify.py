@@ -1,34 +1,52 @@
-"""Whether every byte of a run is right: digests, schemas, counts, and every planned item exactly once."""
+"""Whether every byte of an annotation is right: digests, schemas, counts, and every planned item exactly once.
+
+All generations are read, a shard at a time: memory holds one shard, eight bytes an item and the quarantined ids.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 
 from mmva.errors import CheckFailed, UsageError
-from mmva_platform.annotation.commit import CommitRecord, committed_shards, read_commit
-from mmva_platform.annotation.plan import ItemReader, Plan, read_plan
-from mmva_platform.annotation.publish import MANIFEST_FILE, add_up, read_file, read_manifest
-from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, QUARANTINE_SCHEMA
+from mmva_platform.annotation.commit import CommitRecord, FileRecord, committed_shards, read_commit
+from mmva_platform.annotation.plan import PLAN_FILE, ItemReader, Plan, read_plan
+from mmva_platform.annotation.publish import MANIFEST_FILE, add_up, read_file, read_manifest, retry_folder
+from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, QUARANTINE_SCHEMA, WINDOW_EMBEDDING_SCHEMA
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, StorageNotFound, open_storage
 
 _IDS_SHOWN: Final = 5
+_FOLDERS: Final = {"data": ANNOTATION_SCHEMA, "quarantine": QUARANTINE_SCHEMA, "windows": WINDOW_EMBEDDING_SCHEMA}
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """Every problem found, one line each; none means that every item of the catalog stands exactly once."""
+    """Every problem found, one line each; none means that every item of the catalog stands exactly once.
+
+    Attributes:
+        out: The run.
+        problems: What is wrong.
+        items: The catalog's.
+        annotated: Rows found in all generations.
+        quarantined: Rows found in the last.
+        generations: The run and its published retries.
+        notes: What is worth knowing and no fault: files that a crash left behind, a retry under way.
+    """
 
     out: str
     problems: tuple[str, ...]
     items: int
     annotated: int
     quarantined: int
+    generations: int = 1
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -42,9 +60,25 @@ class VerifyReport:
     def to_text(self) -> str:
         """The verdict, then every problem."""
         balance = f"{self.items} items = {self.annotated} annotated + {self.quarantined} quarantined"
-        if self.ok:
-            return f"{self.out}: verified, {balance}"
-        return "\n".join([f"{self.out}: {len(self.problems)} problems ({balance} found)", *self.problems])
+        if self.generations > 1:
+            balance += f", {self.generations} generations"
+        verdict = f"verified, {balance}" if self.ok else f"{len(self.problems)} problems ({balance} found)"
+        return "\n".join([f"{self.out}: {verdict}", *self.problems, *self.notes])
+
+
+@dataclass
+class _Generation:
+    """One generation while it is checked; `prefix` names it in messages."""
+
+    storage: Storage
+    plan: Plan
+    prefix: str
+    problems: list[str] = field(default_factory=list)
+    hashes: list[np.ndarray[Any, np.dtype[np.uint64]]] = field(default_factory=list)
+    planned: int = 0
+    annotated: int = 0
+    quarantined: list[str] = field(default_factory=list)
+    foreign: set[str] = field(default_factory=set)  # planned ids that the generation before had not quarantined
 
 
 def verify(out: str, settings: Settings) -> VerifyReport:
@@ -54,25 +88,102 @@ def verify(out: str, settings: Settings) -> VerifyReport:
         UsageError: If there is no run at all; what is wrong with one is a problem in the report.
     """
     storage = open_storage(out, settings.storage)
-    plan = read_plan(storage)
+    catalog = read_plan(storage).catalog
     problems: list[str] = []
-    commits = _published(storage, plan, problems)
-    items = ItemReader(storage, plan)
-    planned_shards = set(plan.shards)
-    annotated = quarantined = 0
+    notes: list[str] = []
+    done: list[_Generation] = []
+    place: Storage = storage
+    while not done or place.exists(MANIFEST_FILE):
+        prefix = f"{retry_folder(len(done))}: " if done else ""
+        generation = _checked(place, prefix, done[-1].quarantined if done else None, notes)
+        problems += [prefix + problem for problem in generation.problems]
+        done.append(generation)
+        place = open_storage(storage.join(retry_folder(len(done))), settings.storage)
+    if place.exists(PLAN_FILE):
+        notes.append(f"{retry_folder(len(done))}: not published; `mmva annotations retry` again finishes it")
+    annotated, quarantined = sum(generation.annotated for generation in done), len(done[-1].quarantined)
+    if not problems and annotated + quarantined != catalog.items:
+        problems.append(f"{catalog.items} items planned, {annotated} annotated and {quarantined} quarantined")
+    return VerifyReport(
+        storage.uri, tuple(dict.fromkeys(problems)), catalog.items, annotated, quarantined, len(done), tuple(notes)
+    )
+
+
+def _checked(place: Storage, prefix: str, wanted: list[str] | None, notes: list[str]) -> _Generation:
+    """Check one generation; `wanted` are the ids that the one before quarantined."""
+    this = _Generation(place, read_plan(place), prefix)
+    commits = _published(place, this.plan, this.problems)
+    items, shards = ItemReader(place, this.plan), set(this.plan.shards)
+    expected = None if wanted is None else set(wanted)
     for commit in commits:
-        ok_ids = _checked_ids(storage, commit, "data", problems)
-        bad_ids = _checked_ids(storage, commit, "quarantine", problems)
-        annotated, quarantined = annotated + len(ok_ids), quarantined + len(bad_ids)
-        if commit.shard not in planned_shards:
+        found = _shard_ids(this, commit)
+        if commit.shard not in shards:
             continue
         try:
-            planned = items(commit.shard)["id"].to_pylist()
+            column = items(commit.shard)["id"]
         except (CheckFailed, StorageNotFound) as error:
-            problems.append(str(error))
-        else:
-            problems += _differences(commit.shard, planned, ok_ids + bad_ids)
-    return VerifyReport(storage.uri, tuple(dict.fromkeys(problems)), plan.catalog.items, annotated, quarantined)
+            this.problems.append(str(error))
+            continue
+        planned = column.to_pylist()
+        this.planned += len(planned)
+        this.hashes.append(pd.util.hash_array(np.array(planned, object), categorize=False))
+        this.problems += _differences(commit.shard, planned, found)
+        if expected is not None:
+            this.foreign |= set(planned) - expected
+            expected -= set(planned)
+    _across_shards(this, expected)
+    left = _leftovers(place, commits)
+    if left:
+        notes.append(f"{prefix}{left} files of attempts that did not count; harmless")
+    return this
+
+
+def _across_shards(this: _Generation, dropped: set[str] | None) -> None:
+    """What no shard shows alone: ids planned twice, and those that a retry should and should not hold."""
+    hashes = np.concatenate(this.hashes) if this.hashes else np.empty(0, np.uint64)
+    repeated = len(hashes) - len(np.unique(hashes))
+    if repeated:
+        this.problems.append(f"{repeated} items are planned in more than one shard")
+    if dropped:
+        this.problems.append(f"{len(dropped)} quarantined items are not retried: {_some(dropped)}")
+    if this.foreign:
+        this.problems.append(f"{len(this.foreign)} items were not quarantined before: {_some(this.foreign)}")
+
+
+def _shard_ids(this: _Generation, commit: CommitRecord) -> list[str]:
+    """Ids of a shard's rows, with what is wrong with its files."""
+    ok = _ids(this, commit, "data", commit.data, commit.ok)
+    bad = _ids(this, commit, "quarantine", commit.quarantine, commit.quarantined)
+    of_windows = _ids(this, commit, "windows", commit.windows, None)
+    orphans = set(of_windows) - set(ok)
+    if orphans:
+        this.problems.append(f"shard {commit.shard}: windows of {len(orphans)} items without a row: {_some(orphans)}")
+    this.annotated += len(ok)
+    this.quarantined += bad
+    return ok + bad
+
+
+def _ids(this: _Generation, commit: CommitRecord, kind: str, record: FileRecord | None, count: int | None) -> list[str]:
+    """Ids in one of a shard's files; `count` is what the record says of them, None where it says nothing."""
+    if record is None:
+        if count:
+            this.problems.append(f"shard {commit.shard}: counts {count} rows of {kind} but names no file")
+        return []
+    try:
+        table: pa.Table = read_file(this.storage, record)
+    except (CheckFailed, StorageNotFound, pa.ArrowInvalid) as error:
+        this.problems.append(str(error))
+        return []
+    if not table.schema.equals(_FOLDERS[kind]):
+        this.problems.append(f"{record.path}: its columns are not those of this schema version")
+        return []
+    if table.num_rows != record.rows or count not in {None, table.num_rows}:
+        this.problems.append(f"{record.path}: {table.num_rows} rows, recorded {record.rows}, counted {count}")
+    if set(table.column("id").to_pylist()) and "shard" in table.column_names:
+        stamps = set(zip(table["run_id"].to_pylist(), table["shard"].to_pylist(), strict=True))
+        if stamps != {(commit.run_id, commit.shard)}:
+            this.problems.append(f"{record.path}: holds rows of another run or shard")
+    return list(table.column("id").to_pylist())
 
 
 def _published(storage: Storage, plan: Plan, problems: list[str]) -> list[CommitRecord]:
@@ -110,33 +221,18 @@ def _recorded(storage: Storage, problems: list[str]) -> dict[str, CommitRecord]:
     return records
 
 
-def _checked_ids(storage: Storage, commit: CommitRecord, kind: str, problems: list[str]) -> list[str]:
-    """Ids of one of a shard's files, with what is wrong with the file."""
-    record, count, schema = {
-        "data": (commit.data, commit.ok, ANNOTATION_SCHEMA),
-        "quarantine": (commit.quarantine, commit.quarantined, QUARANTINE_SCHEMA),
-    }[kind]
-    if record is None:
-        if count:
-            problems.append(f"shard {commit.shard}: counts {count} rows of {kind} but names no file")
-        return []
-    try:
-        table: pa.Table = read_file(storage, record)
-    except (CheckFailed, StorageNotFound, pa.ArrowInvalid) as error:
-        problems.append(str(error))
-        return []
-    if not table.schema.equals(schema):
-        problems.append(f"{record.path}: its columns are not those of this schema version")
-        return []
-    if not table.num_rows == record.rows == count:
-        problems.append(f"{record.path}: {table.num_rows} rows, recorded {record.rows}, counted {count}")
-    return list(table.column("id").to_pylist())
+def _leftovers(storage: Storage, commits: list[CommitRecord]) -> int:
+    """Files of rows that no commit names: of a crash before the record, or of the second of two writers."""
+    named = {record.path for commit in commits for record in (commit.data, commit.quarantine, commit.windows) if record}
+    return sum(entry.path not in named for folder in _FOLDERS for entry in storage.list(f"{folder}/"))
 
 
 def _differences(shard: str, planned: list[str], found: list[str]) -> list[str]:
     lost, extra = set(planned) - set(found), set(found) - set(planned)
     twice = {identity for identity, count in Counter(found).items() if count > 1}
     kinds = (("missing", lost), ("not in the plan", extra), ("more than once", twice))
-    return [
-        f"shard {shard}: {len(ids)} items {kind}: {', '.join(sorted(ids)[:_IDS_SHOWN])}" for kind, ids in kinds if ids
-    ]
+    return [f"shard {shard}: {len(ids)} items {kind}: {_some(ids)}" for kind, ids in kinds if ids]
+
+
+def _some(ids: set[str]) -> str:
+    return ", ".join(sorted(ids)[:_IDS_SHOWN])
