@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,7 +24,9 @@ from mmva_platform.annotation.run import AnnotationSummary, carry_out
 from mmva_platform.annotation.schema import CATALOG_SCHEMA
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, open_storage
-from mmva_platform.tracking.registry import ResolvedModel, resolve_model
+
+if TYPE_CHECKING:
+    from mmva_platform.tracking.registry import ResolvedModel
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +118,8 @@ def _emptied(items: pa.Table, names: Iterable[str]) -> pa.Table:
 
 def _the_model(plan: Plan, model: str | None, settings: Settings) -> ResolvedModel:
     """The bundle with the plan's digest."""
+    from mmva_platform.tracking.registry import resolve_model
+
     registered = f"models:/{plan.model.name}/{plan.model.version}"
     if model is None and plan.model.version is None:
         raise UsageError(
