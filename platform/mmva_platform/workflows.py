@@ -5,6 +5,7 @@ The command line, the job scripts and the quickstart call these, so that all thr
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,15 @@ from typing import TYPE_CHECKING, Any
 from mmva_platform.settings import Settings
 
 if TYPE_CHECKING:
-    from mmva_platform.annotation.plan import ModelInfo
+    import pyarrow as pa
+
+    from mmva_platform.annotation.plan import ModelInfo, Plan
+    from mmva_platform.storage import Storage
     from mmva_platform.training.evaluation import Evaluation
     from mmva_platform.training.recipe import Recipe
     from mmva_platform.training.trainer import TrainResult
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,27 +102,29 @@ def evaluate_model(model: str, dataset: str, settings: Settings, *, split: str =
 
 
 def report_annotation(out: str, file: Path, settings: Settings) -> None:
-    """Write the HTML report of a published annotation, with its model's evaluation where the registry knows it.
+    """Write a published annotation's report, HTML and beside it JSON, with what the registry knows of its model.
 
     Raises:
-        UsageError: If the annotation is not published.
+        UsageError: If the annotation is not published, or the file is named .json.
         CheckFailed: If a file of it is not the one that was published.
     """
-    from mmva_platform.annotation.plan import read_items, read_plan
-    from mmva_platform.annotation.publish import read_annotations, read_manifest, read_quarantine
+    from mmva_platform.annotation.plan import read_plan
+    from mmva_platform.annotation.publish import generations, read_manifest, read_quarantine
     from mmva_platform.reporting.data import ReportData
     from mmva_platform.reporting.html import write_report
+    from mmva_platform.reporting.runcard import run_facts
     from mmva_platform.storage import open_storage, read_uri
 
     storage = open_storage(out, settings.storage)
-    model, plan = read_manifest(storage).model, read_plan(storage)
-    items = read_items(storage, plan)
+    manifest, *retries = [read_manifest(place) for place in generations(storage, settings.storage)]
+    model, plan = manifest.model, read_plan(storage)
     evaluation, history, origin = _training_of(model, settings)
+    annotations = _shown_annotations(out, settings)
     data = ReportData(
-        annotations=read_annotations(out, settings.storage),
+        annotations=annotations,
         quarantine=read_quarantine(out, settings.storage),
         read=lambda uri: read_uri(uri, settings.storage),
-        captions={row["id"]: row["caption"] for row in items.select(["id", "caption"]).to_pylist() if row["caption"]},
+        captions=_captions(storage, plan),
         evaluation=evaluation,
         history=history,
         lineage={
@@ -127,16 +135,69 @@ def report_annotation(out: str, file: Path, settings: Settings) -> None:
             "Annotation": storage.uri,
             "Annotation run": plan.run_id,
         },
+        facts=run_facts(plan, manifest, annotations, _provenance_of(model, settings), retries=retries),
     )
     write_report(file, data)
 
 
+def _shown_annotations(out: str, settings: Settings) -> pa.Table:
+    """What a report reads of the annotations; a file's embeddings and curves are let go with the file."""
+    import pyarrow as pa
+
+    from mmva.modalities import AXES
+    from mmva_platform.annotation.publish import iter_annotations
+    from mmva_platform.annotation.schema import ANNOTATION_SCHEMA
+
+    bounds = [f"{axis}_{side}" for axis in AXES for side in ("low", "high")]
+    columns = ["id", "uri", "modality", *AXES, *bounds, "mood", "duration_s"]
+    empty = ANNOTATION_SCHEMA.empty_table().select(columns)
+    return pa.concat_tables([empty, *(table.select(columns) for table in iter_annotations(out, settings.storage))])
+
+
+def _captions(storage: Storage, plan: Plan) -> dict[str, str]:
+    """Texts of captions that stand in the catalog, by id."""
+    import pyarrow.compute as pc
+
+    from mmva_platform.annotation.plan import read_chapter
+
+    found: dict[str, str] = {}
+    for chapter in plan.chapters:
+        items = read_chapter(storage, chapter).select(["id", "caption"])
+        texts = items.filter(pc.is_valid(items["caption"]))
+        found |= dict(zip(texts["id"].to_pylist(), texts["caption"].to_pylist(), strict=True))
+    return found
+
+
+def _provenance_of(model: ModelInfo, settings: Settings) -> dict[str, Any] | None:
+    """What the model's bundle says of its origin; None if the registry does not hold just this bundle."""
+    from mmva.bundle import read_bundle_info
+    from mmva.errors import CheckFailed, OperationFailed, UsageError
+    from mmva_platform.tracking.registry import resolve_model
+
+    if model.version is None:
+        return None
+    try:
+        info = read_bundle_info(resolve_model(f"models:/{model.name}/{model.version}", settings).bundle_dir)
+    except (UsageError, CheckFailed, OperationFailed) as error:
+        logger.warning("report: %s", error)
+        return None
+    return info.provenance if info.digest == model.digest else None
+
+
 def _training_of(model: ModelInfo, settings: Settings) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, str]]:
-    """Evaluation, history and lineage of a registered model; all empty for a bundle that no registry knows."""
+    """Evaluation, history and lineage of a registered model; all empty for one that this registry does not hold."""
+    from mmva.errors import UsageError
     from mmva_platform.tracking.registry import show_version, training_history
 
     if model.version is None or model.name != settings.tracking.model_name:
         return {}, [], {}
-    details = show_version(int(model.version), settings)
+    try:
+        details = show_version(int(model.version), settings)
+    except UsageError as error:
+        logger.warning("report: %s", error)
+        return {}, [], {}
+    if details.version.model_digest != model.digest:
+        logger.warning("report: version %s of %s is another model here", model.version, model.name)
+        return {}, [], {}
     origin = {"Training run": details.version.run_id, "Dataset digest": details.version.dataset_digest}
     return details.evaluation, training_history(int(model.version), settings), origin

@@ -22,6 +22,7 @@ class ReportData:
         evaluation: The model's evaluation in its JSON form.
         history: The training run's rows, one an epoch.
         lineage: What came from where, by label, in the order to be shown: model, digests, run, command.
+        facts: The run card's facts (runcard.run_facts), drawn and written beside the page as JSON.
         title: Of the page.
     """
 
@@ -32,4 +33,5 @@ class ReportData:
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     history: Sequence[Mapping[str, Any]] = ()
     lineage: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
     title: str = "A catalog in the valence-arousal plane"

@@ -12,14 +12,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmva.affect import quadrant
-from mmva.modalities import MODALITIES
 from mmva_platform.reporting.data import ReportData
-from mmva_platform.reporting.plane import va_of
+from mmva_platform.reporting.plane import KINDS, va_of
 from mmva_platform.reporting.previews import Preview, preview
 
 logger = logging.getLogger(__name__)
 
-_PER_MODALITY: Final = {"image": 2, "music": 1, "caption": 1}
+_PER_MODALITY: Final = {"image": 2, "music": 1, "caption": 1, "video": 1}
 _CENTRE: Final = "neutral"
 # Name -> (title, target point). The order is that of reading a page: the pleasant and active first, the centre last.
 _REGIONS: Final = {
@@ -64,7 +63,7 @@ def corner_examples(data: ReportData) -> tuple[Region, ...]:
         inside_N = free_N if name == _CENTRE else free_N & (quadrant(va_N2) == name)
         rows = [
             row
-            for modality in MODALITIES
+            for modality in KINDS
             for row in _nearest(va_N2, target, inside_N & (modality_N == modality), _PER_MODALITY[modality])
         ]
         free_N[rows] = False
@@ -103,7 +102,7 @@ def _example(item: dict[str, Any], data: ReportData) -> Example:
 def _preview(item: dict[str, Any], data: ReportData) -> Preview | None:
     try:
         text = data.captions.get(item["id"]) if item["modality"] == "caption" else None
-        if text is None and item["uri"] is None:
+        if item["modality"] == "video" or (text is None and item["uri"] is None):
             return None
         return preview(item["modality"], text if text is not None else data.read(item["uri"]))
     except Exception as error:  # noqa: BLE001 - a file that has gone since must not cost the report

@@ -13,17 +13,18 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmva.modalities import MODALITIES
+from mmva.errors import UsageError
 from mmva_platform.reporting.charts import HEIGHT, WIDTH, training_charts
 from mmva_platform.reporting.data import ReportData
 from mmva_platform.reporting.examples import corner_examples
 from mmva_platform.reporting.figures import SCALE, error_rows, retrieval_rows, text
-from mmva_platform.reporting.plane import SIDE, WORD_RADIUS, build_plane
+from mmva_platform.reporting.plane import KINDS, SIDE, WORD_RADIUS, build_plane
 from mmva_platform.reporting.previews import HEARD_S
+from mmva_platform.reporting.runcard import to_json
 
 _QUARANTINE_EXAMPLES: Final = 5
-NAMES: Final = {"image": "images", "music": "music tracks", "caption": "captions"}
-_ONE: Final = {"image": "image", "music": "music track", "caption": "caption"}
+NAMES: Final = {"image": "images", "music": "music tracks", "caption": "captions", "video": "videos"}
+_ONE: Final = {"image": "image", "music": "music track", "caption": "caption", "video": "video"}
 
 
 @dataclass(frozen=True)
@@ -37,28 +38,39 @@ class Cause:
 
 
 def write_report(path: Path | str, data: ReportData) -> Path:
-    """Write the report; the file appears complete or not at all.
+    """Write the report, and its facts beside it as JSON under the same stem; each appears complete or not at all.
 
     Args:
         path: The HTML file.
         data: What to show. Media are read for some twenty examples only.
 
     Returns:
-        The file's path.
+        The HTML file's path.
+
+    Raises:
+        UsageError: If the path ends in .json, where the facts would stand.
     """
     path = Path(path)
+    if path.suffix == ".json":
+        raise UsageError(f"{path}: name an HTML file; the facts are written beside it as JSON")
     path.parent.mkdir(parents=True, exist_ok=True)
     page = render(data)
+    if data.facts:
+        _write(path.with_suffix(".json"), to_json(data.facts))
+    _write(path, page)
+    return path
+
+
+def _write(path: Path, text: str) -> None:
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(page)
+            file.write(text)
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    return path
 
 
 def render(data: ReportData) -> str:
@@ -96,6 +108,7 @@ def render(data: ReportData) -> str:
         error_scale=SCALE,
         measures=measures,
         retrieval=retrieval,
+        facts=data.facts,
     )
 
 
@@ -106,7 +119,7 @@ def _count_of(modality: str, count: int) -> str:
 
 def _by_modality(annotations: pa.Table) -> dict[str, int]:
     counts = Counter(annotations["modality"].to_pylist())
-    return {modality: counts[modality] for modality in MODALITIES if counts[modality]}
+    return {modality: counts[modality] for modality in KINDS if counts[modality]}
 
 
 def _causes(quarantine: pa.Table) -> tuple[Cause, ...]:

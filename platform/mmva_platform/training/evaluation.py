@@ -169,8 +169,10 @@ def reference_of(model: MMVA, features: Features, split: str = "train") -> dict[
     from mmva.drift import reference_quantiles
 
     rows = {m: f for m, f in features.split(split).items() if m in model.dims and len(f)}
-    quantiles = {m: reference_quantiles(model.predict_embeddings(m, f.emb_ND)) for m, f in rows.items()}
-    return {**quantiles, "items": {m: len(f) for m, f in rows.items()}}
+    reference: dict[str, Any] = {"items": {m: len(f) for m, f in rows.items()}}
+    for modality, found in rows.items():
+        reference[modality] = reference_quantiles(model.predict_embeddings(modality, found.emb_ND))
+    return reference
 
 
 def _va_figures(predicted_N2: NDArray[np.float64], rows: ModalityFeatures) -> dict[str, dict[str, Figure]]:

@@ -1,0 +1,149 @@
+"""The run card's facts: the same plain values are drawn in the page and written beside it as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mmva.drift import drift_by_modality
+from mmva.errors import CheckFailed
+from mmva.modalities import AXES
+from mmva_platform.annotation.plan import Plan
+from mmva_platform.annotation.publish import Manifest
+from mmva_platform.reporting.plane import va_of
+
+HISTOGRAM_BINS: Final = 20
+NO_REFERENCE: Final = "this bundle carries no reference"
+NO_BUNDLE: Final = "the model's bundle was not found, so there is no reference to compare with"
+_QUARANTINED: Final = "quarantined"
+
+
+def run_facts(
+    plan: Plan,
+    manifest: Manifest,
+    annotations: pa.Table,
+    provenance: Mapping[str, Any] | None,
+    *,
+    retries: Sequence[Manifest] = (),
+) -> dict[str, Any]:
+    """Everything countable about a published run, JSON-able.
+
+    Args:
+        plan: The run's plan.
+        manifest: Its manifest.
+        annotations: Of all generations; modality, valence and arousal are read.
+        provenance: The bundle's, None if the bundle was not found.
+        retries: Manifests of the published retries, in order.
+
+    Raises:
+        CheckFailed: If the generations do not add up to the plan's items.
+    """
+    va = va_by_modality(annotations)
+    generations = (manifest, *retries)
+    return {
+        "counts": _counts(plan, generations, {name: len(va_N2) for name, va_N2 in va.items()}),
+        "histograms": {name: histograms(va_N2) for name, va_N2 in va.items()},
+        "drift": drift_facts(va, provenance),
+        "throughput": throughput(generations),
+        "engines": {name: engine.model_dump(mode="json") for name, engine in plan.engines.items()},
+        "model": manifest.model.model_dump(mode="json"),
+        "base": plan.base.model_dump(mode="json") if plan.base else None,
+        "retries": [{"run_id": each.run_id, **each.totals.model_dump(mode="json")} for each in retries],
+        "run": {"run_id": plan.run_id, "created_at": plan.created_at.isoformat(), "command": list(plan.command)},
+        "catalog": plan.catalog.model_dump(mode="json"),
+    }
+
+
+def to_json(facts: Mapping[str, Any]) -> str:
+    """Facts as text; NaN would be no JSON and is an error."""
+    return json.dumps(facts, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def va_by_modality(annotations: pa.Table) -> dict[str, NDArray[np.float64]]:
+    """VA points [N, 2] of each modality there is, by name in alphabetical order."""
+    va_N2, modality_N = va_of(annotations), np.asarray(annotations["modality"].to_pylist(), dtype=object)
+    return {str(name): va_N2[modality_N == name] for name in sorted(set(modality_N))}
+
+
+def histograms(va_N2: NDArray[np.float64]) -> dict[str, dict[str, list[float] | list[int]]]:
+    """Counts in HISTOGRAM_BINS equal bins from 0 to 1 per axis, and the edges; values outside count at the ends."""
+    found: dict[str, dict[str, list[float] | list[int]]] = {}
+    for index, axis in enumerate(AXES):
+        counts, edges = np.histogram(np.clip(va_N2[:, index], 0, 1), bins=HISTOGRAM_BINS, range=(0, 1))
+        found[axis] = {"edges": [round(float(edge), 6) for edge in edges], "counts": [int(count) for count in counts]}
+    return found
+
+
+def drift_facts(va: Mapping[str, NDArray[np.float64]], provenance: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Drift by modality and axis, and why there is none where there is none."""
+    if provenance is None or not provenance.get("reference"):
+        return {"note": NO_BUNDLE if provenance is None else NO_REFERENCE, "by_modality": {}}
+    found = drift_by_modality(va, provenance["reference"])
+    missing = sorted(set(va) - set(found))
+    return {
+        "note": f"no reference for {', '.join(missing)}" if missing else "",
+        "by_modality": {
+            name: {axis: dataclasses.asdict(each) for axis, each in axes.items()} for name, axes in found.items()
+        },
+    }
+
+
+def throughput(generations: Sequence[Manifest]) -> dict[str, Any]:
+    """Seconds of all workers together by stage; items count once for each generation that tried them.
+
+    Returns:
+        `stages`: {stage: {"seconds", "share" (of all stages, 0 to 1), "items_per_second" or None}};
+        `worker_seconds`; `items`; `items_per_worker_second` or None.
+    """
+    items = sum(each.totals.items for each in generations)
+    seconds: Counter[str] = Counter()
+    for each in generations:
+        seconds.update(each.totals.seconds)
+    total = sum(seconds.values())
+    stages = {
+        stage: {
+            "seconds": round(value, 4),
+            "share": round(value / total, 4) if total else 0.0,
+            "items_per_second": round(items / value, 3) if value else None,
+        }
+        for stage, value in seconds.items()
+    }
+    return {
+        "stages": stages,
+        "worker_seconds": round(total, 4),
+        "items": items,
+        "items_per_worker_second": round(items / total, 3) if total else None,
+    }
+
+
+def _counts(plan: Plan, generations: Sequence[Manifest], by_modality: dict[str, int]) -> dict[str, Any]:
+    """Catalog rows = duplicates + items; items = annotated + quarantined = those that came about somehow."""
+    items, annotated = generations[0].totals.items, sum(by_modality.values())
+    quarantined = generations[-1].totals.quarantined
+    if annotated + quarantined != items:
+        raise CheckFailed(
+            f"{plan.run_id}: {annotated} annotated and {quarantined} quarantined are not {items} items; run "
+            "`mmva annotations verify` on it"
+        )
+    work: Counter[str] = Counter()
+    for each in generations:
+        work.update({kind: count for kind, count in each.totals.work.items() if kind != _QUARANTINED and count})
+    if work and quarantined:  # only the last generation's quarantine still stands
+        work[_QUARANTINED] = quarantined
+    return {
+        "catalog_rows": items + plan.catalog.duplicates,
+        "duplicates": plan.catalog.duplicates,
+        "skipped_files": dict(plan.catalog.skipped),
+        "items": items,
+        "annotated": annotated,
+        "quarantined": quarantined,
+        "by_modality": by_modality,
+        "came_about": dict(work),
+    }

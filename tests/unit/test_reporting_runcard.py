@@ -1,0 +1,294 @@
+"""The run card: counts that balance over all generations, drift, and a page and a JSON file that say the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mmva.drift import MIN_ITEMS, reference_quantiles
+from mmva.errors import CheckFailed, UsageError
+from mmva_platform import workflows
+from mmva_platform.annotation.catalog import Catalog
+from mmva_platform.annotation.commit import CommitRecord, ShardResult, commit_shard
+from mmva_platform.annotation.plan import (
+    BaseInfo,
+    EngineInfo,
+    ItemReader,
+    ModelInfo,
+    Plan,
+    Preprocessing,
+    make_plan,
+    settle_plan,
+)
+from mmva_platform.annotation.publish import Manifest, add_up, publish, retry_folder
+from mmva_platform.annotation.retry import plan_retry
+from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, CATALOG_SCHEMA, QUARANTINE_SCHEMA
+from mmva_platform.reporting.data import ReportData
+from mmva_platform.reporting.html import render, write_report
+from mmva_platform.reporting.runcard import NO_BUNDLE, NO_REFERENCE, histograms, run_facts, to_json
+from mmva_platform.settings import Settings, TrackingSettings
+from mmva_platform.storage import Storage, open_storage
+
+HOSTILE = """<script>alert('x')</script><img src=x onerror="alert(1)">{{ 7*7 }}"""
+MODEL = ModelInfo(name="mmva", version="3", digest="a" * 64)
+PREPROCESSING = Preprocessing(fingerprints={"image": "f"}, window_s=3.0, hop_s=1.5, short_side=256)
+KINDS = ("image", "music", "caption", "video")
+
+
+def planned(ids: list[str], **changes: Any) -> tuple[Plan, dict[str, bytes]]:
+    rows = [
+        {"id": id_, "uri": f"/media/{id_}", "modality": KINDS[number % 4], "caption": None, "bytes": 9, "etag": "e"}
+        for number, id_ in enumerate(ids)
+    ]
+    items = pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA)
+    catalog = Catalog("/media", items, {".pdf": 2}, 5, ("twice",))
+    return make_plan(catalog, MODEL, PREPROCESSING, 2, **changes)
+
+
+def annotated(row: Mapping[str, Any], plan: Plan, shard: str) -> dict[str, Any]:
+    return dict.fromkeys(ANNOTATION_SCHEMA.names) | {
+        "id": row["id"], "uri": row["uri"], "modality": row["modality"], "valence": 0.9, "arousal": 0.9,
+        "embedding": [0.0] * 512, "mood": "excited", "tracks": ["image"] if row["modality"] == "video" else None,
+        "duration_s": 8.0, "sha256": "0" * 64, "model_name": "mmva", "model_digest": MODEL.digest,
+        "run_id": plan.run_id, "shard": shard, "annotated_at": datetime(2026, 1, 1, tzinfo=UTC),
+    }  # fmt: skip
+
+
+def failed(row: Mapping[str, Any], plan: Plan, shard: str) -> dict[str, Any]:
+    return dict.fromkeys(QUARANTINE_SCHEMA.names) | {
+        "id": row["id"], "stage": "decode", "error": "corrupt-image", "message": "why", "attempts": 1,
+        "run_id": plan.run_id, "shard": shard,
+    }  # fmt: skip
+
+
+def carried_out(storage: Storage, plan: Plan, bad: set[str]) -> Manifest:
+    """A published generation, as workers would have made it."""
+    read, commits = ItemReader(storage, plan), []
+    for shard in plan.shards:
+        rows = read(shard).to_pylist()
+        ok = [annotated(row, plan, shard) for row in rows if row["id"] not in bad]
+        rejected = [failed(row, plan, shard) for row in rows if row["id"] in bad]
+        work = {"media": len(ok), "same bytes": 0, "quarantined": len(rejected)}
+        result = ShardResult(
+            pa.Table.from_pylist(ok, schema=ANNOTATION_SCHEMA),
+            pa.Table.from_pylist(rejected, schema=QUARANTINE_SCHEMA),
+            work=work,
+            seconds={"decode": 0.5, "infer": 1.5},
+        )
+        commits.append(commit_shard(storage, plan, shard, result))
+    return publish(storage, plan, commits)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> tuple[str, Plan]:
+    """A run of eight items with three in quarantine, and a retry that mended two of them."""
+    out = open_storage(str(tmp_path / "out"))
+    plan = settle_plan(out, *planned(["a", "b", "c", "d", "e", "f", "g", "h"]))
+    carried_out(out, plan, {"a", "b", "c"})
+    again = open_storage(out.join(retry_folder(1)))
+    carried_out(again, settle_plan(again, *plan_retry(out, plan, 2)), {"b"})
+    return out.uri, plan
+
+
+def manifest_of(plan: Plan, **changes: Any) -> Manifest:
+    count = plan.catalog.items
+    values: dict[str, Any] = {
+        "shard": "000000", "run_id": plan.run_id, "items": count, "ok": count, "quarantined": 0,
+        "by_modality": {}, "causes": {}, "work": {"media": count}, "seconds": {"infer": 2.0},
+        "data": None, "quarantine": None, "windows": None,
+    }  # fmt: skip
+    commit = CommitRecord.model_validate(values | changes)
+    return Manifest(
+        annotation_version=2, run_id=plan.run_id, plan_fingerprint="f", model=MODEL, totals=add_up([commit]),
+        shards=(commit,),
+    )  # fmt: skip
+
+
+def rows_of(plan: Plan, ids: list[str], modality: str = "image") -> pa.Table:
+    rows = [annotated({"id": id_, "uri": None, "modality": modality}, plan, "000000") for id_ in ids]
+    return pa.Table.from_pylist(rows, schema=ANNOTATION_SCHEMA)
+
+
+class Words(HTMLParser):
+    """The text of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.parts: list[str] = []
+        self.feed(html)
+
+    def handle_data(self, data: str) -> None:
+        self.parts.append(data)
+
+
+def settings_without_registry(home: Path) -> Settings:
+    """The registry is asked for bundles only, which a test can answer in its place."""
+    return Settings(home=home, tracking=TrackingSettings(model_name="another"))
+
+
+def text_of(html: str) -> str:
+    return " ".join("".join(Words(html).parts).split())
+
+
+def test_counts_balance_over_all_generations(run: tuple[str, Plan], tmp_path: Path) -> None:
+    out, plan = run
+    workflows.report_annotation(out, tmp_path / "report.html", Settings(home=tmp_path / "home"))
+    facts = json.loads((tmp_path / "report.json").read_text())
+    counts = facts["counts"]
+    assert (counts["catalog_rows"], counts["duplicates"], counts["items"]) == (13, 5, 8)
+    assert (counts["annotated"], counts["quarantined"]) == (7, 1)
+    assert counts["came_about"] == {"media": 7, "quarantined": 1}
+    assert sum(counts["by_modality"].values()) == 7
+    assert facts["drift"]["note"] == NO_BUNDLE  # the registry under this home is empty
+    for axes in facts["histograms"].values():
+        assert {sum(each["counts"]) for each in axes.values()} <= set(counts["by_modality"].values())
+    (retry,) = facts["retries"]
+    assert (retry["items"], retry["ok"], retry["quarantined"]) == (3, 2, 1)
+    shards = len(plan.shards) + 2
+    assert facts["throughput"]["stages"]["infer"]["seconds"] == pytest.approx(1.5 * shards)
+    assert facts["throughput"]["items"] == 11
+    page = (tmp_path / "report.html").read_text()
+    assert "13 catalog rows = 5 duplicates left out + 8 items" in text_of(page)
+    assert "7 annotated + 1 in quarantine" in text_of(page)
+    assert "Retry 1" in page
+
+
+def test_counts_that_do_not_balance_are_no_report() -> None:
+    plan, _ = planned(["a", "b"])
+    with pytest.raises(CheckFailed, match="1 annotated and 0 quarantined are not 2 items"):
+        run_facts(plan, manifest_of(plan), rows_of(plan, ["a"]), None)
+
+
+def test_a_report_holds_no_embeddings(run: tuple[str, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[ReportData] = []
+    monkeypatch.setattr("mmva_platform.reporting.html.write_report", lambda _, data: shown.append(data))
+    monkeypatch.setattr(workflows, "_provenance_of", lambda *_: None)
+    workflows.report_annotation(run[0], tmp_path / "report.html", settings_without_registry(tmp_path))
+    assert not {"embedding", "windows"} & set(shown[0].annotations.column_names)
+
+
+def test_drift_is_told_from_the_bundle_of_the_same_digest(
+    run: tuple[str, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest, asked = MODEL.digest, []
+    reference = {"image": reference_quantiles(np.random.default_rng(0).random((50, 2))), "items": {"image": 50}}
+
+    def resolve(uri: str, _settings: Settings) -> Any:
+        asked.append(uri)
+        return SimpleNamespace(bundle_dir=tmp_path)
+
+    def info(_folder: Path) -> Any:
+        return SimpleNamespace(digest=digest, provenance={"reference": reference})
+
+    monkeypatch.setattr("mmva_platform.tracking.registry.resolve_model", resolve)
+    monkeypatch.setattr("mmva.bundle.read_bundle_info", info)
+
+    def drift() -> dict[str, Any]:
+        workflows.report_annotation(run[0], tmp_path / "report.html", settings_without_registry(tmp_path))
+        found: dict[str, Any] = json.loads((tmp_path / "report.json").read_text())["drift"]
+        return found
+
+    assert drift()["by_modality"]["image"]["valence"]["verdict"] == "too few items"
+    assert drift()["note"] == "no reference for caption, music, video"
+    assert set(asked) == {"models:/mmva/3"}
+    digest = "b" * 64
+    assert drift() == {"note": NO_BUNDLE, "by_modality": {}}
+
+
+def test_a_catalog_that_lies_elsewhere_has_drifted() -> None:
+    plan, _ = planned([str(number) for number in range(MIN_ITEMS)])
+    reference = {
+        "image": reference_quantiles(np.random.default_rng(0).uniform(0.1, 0.5, (1000, 2))),
+        "items": {"image": 1000},
+    }
+    rows = rows_of(plan, [str(number) for number in range(MIN_ITEMS)])
+    facts = run_facts(plan, manifest_of(plan), rows, {"reference": reference})
+    drift = facts["drift"]["by_modality"]["image"]["valence"]
+    assert drift["verdict"] == "strongly shifted"
+    assert drift["wasserstein"] == pytest.approx(0.6, abs=0.02)
+    page = render(ReportData(rows, QUARANTINE_SCHEMA.empty_table(), read=lambda _: b"", facts=facts))
+    assert "strongly shifted" in text_of(page)
+    assert f"{drift['wasserstein']:.3f}" in text_of(page)
+
+
+@pytest.mark.parametrize(
+    ("provenance", "note"), [(None, NO_BUNDLE), ({"run_name": "old"}, NO_REFERENCE), ({"reference": {}}, NO_REFERENCE)]
+)
+def test_a_bundle_without_a_reference_says_so(provenance: dict[str, Any] | None, note: str) -> None:
+    plan, _ = planned(["a"])
+    rows = rows_of(plan, ["a"])
+    facts = run_facts(plan, manifest_of(plan), rows, provenance)
+    assert facts["drift"] == {"note": note, "by_modality": {}}
+    page = text_of(render(ReportData(rows, QUARANTINE_SCHEMA.empty_table(), read=lambda _: b"", facts=facts)))
+    assert note in page
+
+
+def test_the_page_shows_what_the_json_holds() -> None:
+    base = BaseInfo(uri="s3://va/2026-10", run_id="before", manifest_sha256="c" * 64, same_model=False, items=1_234)
+    engines = {"image": EngineInfo(name="onnx", max_va_difference=3.2e-4, min_cosine=0.99995)}
+    command = ("mmva", "annotate", "s3://bucket/catalog.parquet", "--out", "s3://va/2026-11")
+    plan, _ = planned(["a", "b", "c"], base=base, engines=engines, command=command)
+    manifest = manifest_of(plan, work={"heads": 2, "same bytes": 1}, seconds={"fetch": 1.0, "heads": 3.0})
+    rows = rows_of(plan, ["a", "b", "c"], "video")
+    facts = run_facts(plan, manifest, rows, None)
+    page = render(ReportData(rows, QUARANTINE_SCHEMA.empty_table(), read=lambda _: b"", facts=facts))
+    shown = text_of(page)
+    assert json.loads(to_json(facts)) == facts
+    for part in (
+        "Built upon s3://va/2026-10", "1,234 items", "this model's heads over its embeddings", "onnx", "3.2e-04",
+        "0.999950", " ".join(command), "heads 2, same bytes 1", "3 videos", "valence of videos; highest bar 3",
+        ".pdf 2", "75%", "0.75 items per worker-second", plan.created_at.isoformat(),
+    ):  # fmt: skip
+        assert part in shown, part
+
+
+def test_hostile_facts_stay_text() -> None:
+    base = BaseInfo(uri=HOSTILE, run_id=HOSTILE, manifest_sha256=HOSTILE, same_model=True, items=1)
+    plan, _ = planned([HOSTILE], base=base, command=[HOSTILE])
+    manifest = manifest_of(plan, work={HOSTILE: 1}, seconds={HOSTILE: 1.0}, causes={HOSTILE: 1})
+    rows = rows_of(plan, [HOSTILE], "video")
+    facts = run_facts(plan, manifest, rows, None)
+    retry = {"run_id": HOSTILE, "items": 1, "ok": 1, "quarantined": 0}
+    drift = {"psi": None, "wasserstein": None, "verdict": HOSTILE, "items": 1, "reference_items": 1}
+    facts |= {
+        "retries": [retry],
+        "engines": {HOSTILE: EngineInfo(name="torch").model_dump() | {"name": HOSTILE}},
+        "drift": {"note": HOSTILE, "by_modality": {HOSTILE: {HOSTILE: drift}}},
+        "histograms": {HOSTILE: {HOSTILE: facts["histograms"]["video"]["valence"]}},
+    }
+    facts["counts"]["skipped_files"] = {HOSTILE: 1}
+    facts["run"]["created_at"] = HOSTILE
+    page = render(ReportData(rows, QUARANTINE_SCHEMA.empty_table(), read=lambda _: b"", facts=facts))
+    assert "<script" not in page
+    assert "<img" not in page
+    assert page.count("&lt;script&gt;") >= 15
+
+
+def test_histograms_count_every_item_once() -> None:
+    va_N2 = np.array([[0.0, 1.0], [1.0, 1.0], [-1e-7, 0.5], [0.05, 0.999]])
+    found = histograms(va_N2)
+    assert found["valence"]["counts"][:2] == [2, 1]
+    assert found["valence"]["counts"][-1] == 1
+    assert found["arousal"]["counts"][-1] == 3
+    assert all(sum(each["counts"]) == 4 and len(each["edges"]) == 21 for each in found.values())
+
+
+def test_facts_are_json_or_an_error() -> None:
+    with pytest.raises(ValueError, match="Out of range"):
+        to_json({"share": float("nan")})
+
+
+def test_a_report_named_json_is_refused(tmp_path: Path) -> None:
+    data = ReportData(ANNOTATION_SCHEMA.empty_table(), QUARANTINE_SCHEMA.empty_table(), read=lambda _: b"")
+    with pytest.raises(UsageError, match="name an HTML file"):
+        write_report(tmp_path / "report.json", data)
+    assert not list(tmp_path.iterdir())
