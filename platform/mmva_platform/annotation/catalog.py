@@ -1,29 +1,33 @@
 """Catalogs: what a user wants annotated, read into one table without touching the media.
 
 A catalog is a folder or S3 prefix of media files, or a Parquet, CSV or JSONL table with some of the columns
-`id, uri, modality, caption`. Nothing is dropped in silence: files that are no media and rows whose id was seen before
-are counted and stand in the plan; a row that cannot be annotated stays, to be quarantined.
+`id, uri, modality, caption, bytes, etag`. Nothing is dropped in silence: files that are no media and rows whose id was
+seen before are counted and stand in the plan; a row that cannot be annotated stays, to be quarantined.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
+import os
 import posixpath
-import sys
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Final
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from mmva.errors import UsageError
 from mmva.media.formats import modality_of
+from mmva_platform.annotation.catalog_tables import COLUMNS, TABLE_SUFFIXES, Row, read_rows
+from mmva_platform.annotation.roots import local_path_of
 from mmva_platform.annotation.schema import CATALOG_SCHEMA, sha256_hex
 from mmva_platform.settings import StorageSettings
 from mmva_platform.storage import (
@@ -35,10 +39,8 @@ from mmva_platform.storage import (
     split_uri,
 )
 
-COLUMNS: Final = ("id", "uri", "modality", "caption")
-TABLE_SUFFIXES: Final = (".parquet", ".csv", ".jsonl", ".ndjson")
-_DUPLICATES_SHOWN = 10
-Row = dict[str, Any]
+_DUPLICATES_SHOWN: Final = 10
+_BATCH_ROWS: Final = 10_000  # rows that are Python objects at a time; the rest stands in Arrow
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,14 @@ class Catalog:
     duplicates: int
     duplicate_ids: tuple[str, ...]
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 over every item's id, URI, modality, caption and known size, in order."""
+        """SHA-256 over every item's id, URI, modality, caption, known size and etag, in order."""
         digest = hashlib.sha256()
-        for batch in self.items.to_batches(max_chunksize=10_000):
-            for row in batch.to_pylist():
-                digest.update(json.dumps(list(row.values())).encode() + b"\n")
+        for batch in self.items.to_batches(max_chunksize=_BATCH_ROWS):
+            columns = [column.to_pylist() for column in batch.columns]
+            for row in zip(*columns, strict=True):
+                digest.update(json.dumps(row).encode() + b"\n")
         return digest.hexdigest()
 
 
@@ -85,7 +88,7 @@ def read_catalog(uri: str, settings: StorageSettings) -> Catalog:
         rows = (
             _table_rows(uri, settings) if uri.lower().endswith(TABLE_SUFFIXES) else _folder_rows(uri, settings, skipped)
         )
-        items, duplicates = _unique(rows)
+        items, duplicates = _unique(_as_table(rows))
     except (StorageNotFound, StorageDenied, StoragePathError) as error:
         raise UsageError(f"catalog {uri}: cannot be read ({error})") from None
     if items.num_rows == 0:
@@ -96,21 +99,25 @@ def read_catalog(uri: str, settings: StorageSettings) -> Catalog:
         items=items,
         skipped=dict(sorted(skipped.items())),
         duplicates=len(duplicates),
-        duplicate_ids=tuple(duplicates[:_DUPLICATES_SHOWN]),
+        duplicate_ids=tuple(duplicates[:_DUPLICATES_SHOWN].to_pylist()),
     )
 
 
-def _unique(rows: Iterable[Row]) -> tuple[pa.Table, list[str]]:
-    seen: set[str] = set()
-    kept: list[Row] = []
-    duplicates: list[str] = []
-    for row in rows:
-        if row["id"] in seen:
-            duplicates.append(row["id"])
-            continue
-        seen.add(row["id"])
-        kept.append(row)
-    return pa.Table.from_pylist(kept, schema=CATALOG_SCHEMA), duplicates
+def _as_table(rows: Iterable[Row]) -> pa.Table:
+    parts = [pa.RecordBatch.from_pylist(list(part), schema=CATALOG_SCHEMA) for part in _batched(rows, _BATCH_ROWS)]
+    return pa.Table.from_batches(parts, schema=CATALOG_SCHEMA)
+
+
+def _unique(items: pa.Table) -> tuple[pa.Table, pa.ChunkedArray]:
+    """The first row of every id, in order, and the ids of the others."""
+    ids = items.column("id")
+    if pc.count_distinct(ids).as_py() == items.num_rows:
+        return items, ids.slice(0, 0)
+    numbered = pa.table({"id": ids, "row": pa.array(np.arange(items.num_rows))})
+    first = numbered.group_by("id").aggregate([("row", "min")]).column("row_min").to_numpy()
+    kept = np.zeros(items.num_rows, dtype=bool)
+    kept[first] = True
+    return items.filter(pa.array(kept)), ids.filter(pa.array(~kept))
 
 
 def _folder_rows(uri: str, settings: StorageSettings, skipped: Counter[str]) -> Iterator[Row]:
@@ -129,21 +136,18 @@ def _folder_rows(uri: str, settings: StorageSettings, skipped: Counter[str]) -> 
         elif modality is None:
             skipped[path.suffix.lower() or "without extension"] += 1
         else:
-            location = folder.join(entry.path)
-            yield {"id": entry.path, "uri": location, "modality": modality, "caption": None, "bytes": entry.size}
+            known = {"caption": None, "bytes": entry.size, "etag": entry.etag}
+            yield {"id": entry.path, "uri": folder.join(entry.path), "modality": modality, **known}
 
 
 def _table_rows(uri: str, settings: StorageSettings) -> Iterator[Row]:
     base = open_storage(split_uri(uri)[0], settings).uri
-    data = read_uri(uri, settings)
-    suffix = PurePosixPath(uri).suffix.lower()
-    read = {".parquet": _read_parquet, ".csv": _read_csv}.get(suffix, _read_jsonl)
-    for number, row in enumerate(read(data, uri)):
+    for number, row in enumerate(read_rows(read_uri(uri, settings), uri)):
         yield _normalise({name: _text(row.get(name)) for name in COLUMNS}, number, base)
 
 
 def _normalise(row: dict[str, str | None], number: int, base: str) -> Row:
-    """Fill in what a row leaves out: the URI's folder, the modality, the id."""
+    """Fill in what a row leaves out: the URI's folder, the modality, the id, a local file's size and time."""
     written_uri, caption = row["uri"], row["caption"]
     modality = row["modality"].lower() if row["modality"] else None
     if modality is None:
@@ -155,9 +159,31 @@ def _normalise(row: dict[str, str | None], number: int, base: str) -> Row:
     else:
         identity = f"caption-{sha256_hex(caption.encode())[:16]}" if caption else f"row-{number}"
     location = _absolute(written_uri, base) if written_uri else None
+    size, etag = _state(location, _whole(row["bytes"]), row["etag"])
     # A music row may carry its caption beside it; the modality decides what is annotated.
     text = caption if modality == "caption" else None
-    return {"id": identity, "uri": location, "modality": modality, "caption": text, "bytes": None}
+    return {"id": identity, "uri": location, "modality": modality, "caption": text, "bytes": size, "etag": etag}
+
+
+def _state(uri: str | None, size: int | None, etag: str | None) -> tuple[int | None, str | None]:
+    """Size and etag: a local file's own, else what the row says; null where neither is known."""
+    path = None if uri is None else local_path_of(uri)
+    try:
+        state = None if path is None else os.stat(path)  # noqa: PTH116 - a Path for each row costs more than the call
+    except (OSError, ValueError):
+        return size, etag
+    if state is None or not stat.S_ISREG(state.st_mode):
+        return size, etag
+    return state.st_size, str(state.st_mtime_ns)
+
+
+def _whole(text: str | None) -> int | None:
+    """A size as written, "123" or "123.0"; null for what is none."""
+    try:
+        value = float(text) if text else -1.0
+    except ValueError:
+        return None
+    return int(value) if 0 <= value < 2**63 else None
 
 
 def _absolute(uri: str, base: str) -> str:
@@ -179,49 +205,8 @@ def _text(value: object) -> str | None:
     return text.encode("utf-8", "replace").decode() if text.strip() else None
 
 
-def _check_columns(found: Iterable[object], uri: str) -> None:
-    names = [str(name) for name in found]
-    if not {"uri", "caption"} & set(names):
-        raise UsageError(f"catalog {uri}: needs a column 'uri' or 'caption'; found {', '.join(names) or 'none'}")
-
-
-def _read_parquet(data: bytes, uri: str) -> Iterator[Row]:
-    try:
-        file = pq.ParquetFile(io.BytesIO(data))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UsageError(f"catalog {uri}: not a Parquet file ({_one_line(error)})") from None
-    _check_columns(file.schema_arrow.names, uri)
-    known = [name for name in COLUMNS if name in file.schema_arrow.names]
-    for batch in file.iter_batches(columns=known):
-        yield from batch.to_pylist()
-
-
-def _read_csv(data: bytes, uri: str) -> Iterator[Row]:
-    csv.field_size_limit(sys.maxsize)
-    try:
-        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-        _check_columns(reader.fieldnames or (), uri)
-        yield from reader
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UsageError(f"catalog {uri}: not a UTF-8 CSV file ({_one_line(error)})") from None
-
-
-def _read_jsonl(data: bytes, uri: str) -> Iterator[Row]:
-    keys: set[str] = set()
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UsageError(f"catalog {uri}, line {number}: not JSON ({_one_line(error)})") from None
-        if not isinstance(row, dict):
-            raise UsageError(f"catalog {uri}, line {number}: must be an object with 'uri' or 'caption'")
-        keys.update(row)
-        yield row
-    if keys:
-        _check_columns(sorted(keys), uri)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _batched(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    """Rows in lists of `size`, the last one shorter; itertools has it from Python 3.12."""
+    rest = iter(rows)
+    while part := list(islice(rest, size)):
+        yield part

@@ -18,6 +18,8 @@ from pydantic import Field, ValidationError
 
 from mmva.errors import CheckFailed, UsageError
 from mmva_platform.annotation.catalog import Catalog
+from mmva_platform.annotation.differences import catalog_difference
+from mmva_platform.annotation.roots import catalog_root, normalised_root
 from mmva_platform.annotation.schema import (
     ANNOTATION_VERSION,
     ITEM_SCHEMA,
@@ -25,7 +27,7 @@ from mmva_platform.annotation.schema import (
     sha256_hex,
     table_to_parquet,
 )
-from mmva_platform.annotation.shards import estimated_costs, ordered, shard_bounds
+from mmva_platform.annotation.shards import as_counts, cut, ordered
 from mmva_platform.settings import Config
 from mmva_platform.storage import Storage, StorageNotFound
 
@@ -103,6 +105,9 @@ class Plan(Config):
     engines: dict[str, EngineInfo] = Field(description="modality -> engine")
     catalog: CatalogInfo
     base: BaseInfo | None
+    roots: tuple[str, ...] = Field(
+        (), description="media are read from below these only; the catalog's own place first"
+    )
     command: tuple[str, ...] = Field(description="as it was typed, for the run card")
     generation: int = Field(1, ge=1, description="1 for a run, one more for each retry of its quarantine")
     keep_windows: bool = Field(description="whether the windows' embeddings are written beside the items'")
@@ -130,6 +135,7 @@ class Plan(Config):
             "hop_s": self.preprocessing.hop_s,
             "short_side": self.preprocessing.short_side,
             "window embeddings kept": self.keep_windows,
+            "roots": ", ".join(sorted(self.roots)),
             "base": self.base.manifest_sha256 if self.base else None,
         }
         for name, value in sorted(self.preprocessing.fingerprints.items()):
@@ -143,11 +149,12 @@ def make_plan(
     catalog: Catalog,
     model: ModelInfo,
     preprocessing: Preprocessing,
-    shard_items: int,
+    shard_items: int | None,
     *,
     engines: Mapping[str, EngineInfo] | None = None,
     base: BaseInfo | None = None,
     base_files: pa.Array | None = None,
+    roots: Sequence[str] = (),
     command: Sequence[str] = (),
     keep_windows: bool = True,
 ) -> tuple[Plan, dict[str, bytes]]:
@@ -157,24 +164,23 @@ def make_plan(
         catalog: What to annotate.
         model: With what.
         preprocessing: How.
-        shard_items: Largest shard, in images or the same amount of other work.
+        shard_items: Largest shard, in images or the same amount of other work; None chooses by the catalog's size.
         engines: What computes the embeddings, by modality.
         base: The earlier annotation to build upon.
         base_files: For each of the catalog's items its file there, or null.
+        roots: Where media may be read from, besides the catalog's own place.
         command: As typed.
         keep_windows: Whether windows' embeddings are kept.
 
     Returns:
         The plan, and its chapters' files by path.
     """
-    if shard_items < 1:
+    if shard_items is not None and shard_items < 1:
         raise UsageError(f"shard_items must be at least 1, got {shard_items}")
     files = pa.nulls(catalog.items.num_rows, pa.string()) if base_files is None else base_files
     items = ordered(catalog.items.append_column(ITEM_SCHEMA.field("base_file"), files))
-    bounds = shard_bounds(estimated_costs(items), shard_items)
+    bounds = cut(items, shard_items)
     chapters, contents = _chapters(items, bounds)
-    modalities = items.column("modality").to_pylist()
-    counts = {name: modalities.count(name) for name in dict.fromkeys(modalities)}
     plan = Plan(
         annotation_version=ANNOTATION_VERSION,
         run_id=uuid.uuid4().hex,
@@ -186,12 +192,13 @@ def make_plan(
             uri=catalog.uri,
             digest=catalog.digest,
             items=items.num_rows,
-            by_modality={name or "unknown": count for name, count in counts.items()},
+            by_modality=as_counts(items),
             skipped=catalog.skipped,
             duplicates=catalog.duplicates,
             duplicate_ids=catalog.duplicate_ids,
         ),
         base=base,
+        roots=tuple(dict.fromkeys([catalog_root(catalog.uri), *map(normalised_root, roots)])),
         command=tuple(command),
         keep_windows=keep_windows,
         chapters=chapters,
@@ -238,6 +245,9 @@ def settle_plan(storage: Storage, plan: Plan, contents: Mapping[str, bytes]) -> 
         for key in theirs | mine
         if theirs.get(key) != mine.get(key)
     ]
+    if mine["catalog digest"] != theirs["catalog digest"]:
+        planned = pa.concat_tables([parquet_to_table(data) for data in contents.values()])
+        differences.append(catalog_difference(read_items(storage, settled), planned))
     if differences:
         raise CheckFailed(
             f"{storage.uri} holds annotations made otherwise ({'; '.join(differences)}); choose another output, "
