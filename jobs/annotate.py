@@ -1,24 +1,26 @@
 """Annotate a catalog: python jobs/annotate.py --config jobs/recipes/annotate.yaml --set out=s3://..."""
 
+import sys
 from typing import Any
 
+from mmva_platform.annotation.run import AnnotateOptions
 from mmva_platform.annotation.run import annotate as annotate_catalog
 from mmva_platform.cli.job import run_job
-from mmva_platform.settings import Config, Settings
+from mmva_platform.settings import Settings
 
 
-class AnnotateJob(Config):
+class AnnotateJob(AnnotateOptions):
     """Annotate every item of a catalog; the same job again resumes."""
 
     catalog: str
     model: str = "models:/mmva@champion"
     out: str
-    workers: int | None = None
 
 
 def annotate(job: AnnotateJob, settings: Settings) -> dict[str, Any]:
     """Annotated and quarantined counts that add up to the catalog."""
-    return annotate_catalog(job.catalog, job.model, job.out, settings, workers=job.workers).to_json()
+    options = job.model_dump(include=set(AnnotateOptions.model_fields)) | {"command": ("python", *sys.argv)}
+    return annotate_catalog(job.catalog, job.model, job.out, settings, **options).to_json()
 
 
 if __name__ == "__main__":

@@ -61,6 +61,11 @@ class Catalog:
     duplicates: int
     duplicate_ids: tuple[str, ...]
 
+    @property
+    def modalities(self) -> list[str | None]:
+        """The modalities of its items, each once; None for rows that do not say."""
+        return self.items.column("modality").unique().to_pylist()
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 over every item's id, URI, modality, caption, known size and etag, in order."""

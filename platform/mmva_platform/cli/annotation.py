@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from mmva_platform.cli.context import Json, emit, settings_of
 
-app = typer.Typer(help="Runs of mmva annotate: status, verify, report.", no_args_is_help=True)
+app = typer.Typer(help="Runs of mmva annotate: status, verify, report, retry.", no_args_is_help=True)
 
 
 def add_verbs(root: typer.Typer) -> None:
@@ -23,13 +24,58 @@ def annotate(
     *,
     model: Annotated[str, typer.Option(help="a bundle's folder, runs:/... or models:/mmva@champion")],
     out: Annotated[str, typer.Option(help="URI of the annotation; the same again resumes")],
+    plan: Annotated[bool, typer.Option("--plan", help="say what would be done, and do nothing")] = False,
+    engine: Annotated[str, typer.Option(help="auto, torch, torch-bf16 or onnx")] = "auto",
+    base: Annotated[
+        str | None, typer.Option(help="an earlier annotation; what has not changed is taken from it")
+    ] = None,
+    incremental: Annotated[
+        bool, typer.Option("--incremental", help="take the newest annotation beside --out as the base")
+    ] = False,
+    max_errors: Annotated[str | None, typer.Option(help="give up above so many quarantined items: 100, or 5%")] = None,
+    root: Annotated[list[str] | None, typer.Option(help="media may be read from here, too; repeatable")] = None,
+    windows: Annotated[bool, typer.Option(help="keep windows' embeddings, for curves without media later")] = True,
     workers: Annotated[int | None, typer.Option(min=1, help="actors; default: one a CPU")] = None,
+    shard_items: Annotated[int | None, typer.Option(min=1, help="largest shard, in images")] = None,
     as_json: Json = False,
 ) -> None:
     """Give every item of a catalog a VA point and an embedding, or a quarantine row that says why not."""
+    options = {
+        "engine": engine,
+        "base": base,
+        "incremental": incremental,
+        "max_errors": max_errors,
+        "roots": tuple(root or ()),
+        "keep_windows": windows,
+        "workers": workers,
+        "shard_items": shard_items,
+        "command": ("mmva", *sys.argv[1:]),
+    }
+    if plan:
+        from mmva_platform.annotation.preview import preview_of
+
+        found = preview_of(catalog, model, out, settings_of(context), **options)
+        emit(found.to_text(), found.to_json(), as_json=as_json)
+        return
     from mmva_platform.annotation.run import annotate as annotate_catalog
 
-    summary = annotate_catalog(catalog, model, out, settings_of(context), workers=workers)
+    summary = annotate_catalog(catalog, model, out, settings_of(context), **options)
+    emit(summary.to_text(), summary.to_json(), as_json=as_json)
+
+
+@app.command("retry")
+def retry(
+    context: typer.Context,
+    out: str,
+    *,
+    model: Annotated[str | None, typer.Option(help="the run's model, if it is not registered")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="actors; default: one a CPU")] = None,
+    as_json: Json = False,
+) -> None:
+    """Annotate what is in quarantine, as far as it can be annotated now."""
+    from mmva_platform.annotation.retry import retry as retry_run
+
+    summary = retry_run(out, settings_of(context), model=model, workers=workers)
     emit(summary.to_text(), summary.to_json(), as_json=as_json)
 
 
