@@ -28,7 +28,7 @@ import psutil
 from made_media import make_pictures, make_tracks, spoil
 
 HERE = Path(__file__).resolve().parent
-SETTINGS = [(workers, threads, batch) for workers in (1, 2) for threads in (1, 2) for batch in (16, 32)]
+SETTINGS = [(workers, threads, batch) for workers in (1, 2) for threads in (1, 2) for batch in (8, 32)]
 
 
 @dataclass
