@@ -17,7 +17,7 @@ from mmva.errors import CheckFailed
 from mmva.modalities import AXES
 from mmva_platform.annotation.plan import Plan
 from mmva_platform.annotation.publish import Manifest
-from mmva_platform.reporting.plane import va_of
+from mmva_platform.reporting.plane import KINDS, va_of
 
 HISTOGRAM_BINS: Final = 20
 NO_REFERENCE: Final = "this bundle carries no reference"
@@ -67,9 +67,9 @@ def to_json(facts: Mapping[str, Any]) -> str:
 
 
 def va_by_modality(annotations: pa.Table) -> dict[str, NDArray[np.float64]]:
-    """VA points [N, 2] of each modality there is, by name in alphabetical order."""
+    """VA points [N, 2] of each modality there is, in the order of the page."""
     va_N2, modality_N = va_of(annotations), np.asarray(annotations["modality"].to_pylist(), dtype=object)
-    return {str(name): va_N2[modality_N == name] for name in sorted(set(modality_N))}
+    return {name: va_N2[modality_N == name] for name in KINDS if (modality_N == name).any()}
 
 
 def histograms(va_N2: NDArray[np.float64]) -> dict[str, dict[str, list[float] | list[int]]]:
