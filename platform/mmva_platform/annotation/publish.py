@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import pyarrow as pa
@@ -171,8 +171,8 @@ def read_quarantine(out: str, settings: StorageSettings | None = None) -> pa.Tab
     return pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *iter_quarantine(out, settings)])
 
 
-def read_file(storage: Storage, record: FileRecord) -> pa.Table:
-    """One file of a shard, checked against its record.
+def read_file(storage: Storage, record: FileRecord, columns: Sequence[str] | None = None) -> pa.Table:
+    """One file of a shard, all its bytes checked against its record; `columns` decodes only these.
 
     Raises:
         CheckFailed: If its bytes are not those that were committed.
@@ -180,4 +180,4 @@ def read_file(storage: Storage, record: FileRecord) -> pa.Table:
     data = storage.read(record.path)
     if sha256_hex(data) != record.sha256:
         raise CheckFailed(f"{storage.join(record.path)}: changed since it was written (SHA-256 differs)")
-    return parquet_to_table(data)
+    return parquet_to_table(data, columns)

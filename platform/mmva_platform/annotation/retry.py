@@ -32,7 +32,12 @@ logger = logging.getLogger(__name__)
 
 
 def retry(
-    out: str, settings: Settings, *, model: str | None = None, workers: int | None = None, shard_items: int = 64
+    out: str,
+    settings: Settings,
+    *,
+    model: str | None = None,
+    workers: int | None = None,
+    shard_items: int | None = None,
 ) -> AnnotationSummary:
     """Annotate what a published run has quarantined, as far as it can be annotated now.
 
@@ -41,7 +46,7 @@ def retry(
         settings: Storage, cluster, registry.
         model: The run's model, if it is not in the registry under the name and version of the plan.
         workers: Actors; one a CPU by default.
-        shard_items: Most images a shard, or as much other work.
+        shard_items: Most images a shard, or as much other work; by the number of items if None.
 
     Returns:
         What became of the retried items; of none, if nothing is quarantined.
@@ -65,13 +70,13 @@ def retry(
     else:
         plan = settle_plan(place, *plan_retry(places[-1], plan, shard_items))
     for engine in plan.engines.values():
-        if engine.file is not None:
+        if engine.file is not None and not place.exists(engine.file):
             place.put_if_absent(engine.file, places[-1].read(engine.file))
     manifest, resumed = carry_out(place, plan, resolved.bundle_dir, settings, workers=workers)
     return _summary(storage, plan, manifest, resumed, time.monotonic() - begun)
 
 
-def plan_retry(place: Storage, plan: Plan, shard_items: int) -> tuple[Plan, dict[str, bytes]]:
+def plan_retry(place: Storage, plan: Plan, shard_items: int | None) -> tuple[Plan, dict[str, bytes]]:
     """The generation after a published one: its plan and its chapters' files; nothing is written.
 
     Args:

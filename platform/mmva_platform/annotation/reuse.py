@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -32,16 +32,24 @@ from mmva_platform.storage import Storage, open_storage
 
 if TYPE_CHECKING:
     from mmva.model import MMVA
+    from mmva.predictor import Predictor
+
+    Model = MMVA | Predictor
+    from mmva.predictor import Predictor
 
 logger = logging.getLogger(__name__)
 
-_FILES_KEPT: Final = 2  # a base's file may reach over the end of a shard into the next one
+_READERS: Final = 8  # a shard's files in the base are many and small: threads hide the waiting of remote storage
+_KEPT_WITH_NEW_HEADS: Final = ("id", "uri", "modality", "embedding", "tracks", "duration_s", "sha256")
+_STAMPS: Final = ("model_name", "model_version", "model_digest", "run_id", "shard", "annotated_at")
 
 
 class Reuser:
     """Makes shards whose items all stand in the plan's base."""
 
-    def __init__(self, model_loader: Callable[[], MMVA], plan: Plan, storage: Storage, settings: Settings) -> None:
+    def __init__(
+        self, model_loader: Callable[[], MMVA | Predictor], plan: Plan, storage: Storage, settings: Settings
+    ) -> None:
         """Bind to a plan; nothing is read yet.
 
         Args:
@@ -53,9 +61,10 @@ class Reuser:
         assert plan.base is not None
         self._load, self._plan, self._base, self._settings = model_loader, plan, plan.base, settings
         self._storage = storage
-        self._model: MMVA | None = None
+        self._model: MMVA | Predictor | None = None
         self._files: dict[str, tuple[Storage, CommitRecord]] | None = None
-        self._kept: OrderedDict[str, tuple[pa.Table, pa.Table]] = OrderedDict()
+        # A base's file may reach over the end of a shard into the next one.
+        self._last: dict[str, tuple[pa.Table, pa.Table]] = {}
         self._told = False
 
     def __call__(self, shard: str, items: pa.Table) -> ShardResult:
@@ -67,10 +76,10 @@ class Reuser:
         """
         begun = time.monotonic()
         rows, windows = self._base_rows(items)
-        rows = self._stamped(rows, shard)
         read = time.monotonic()
         if self._base.same_model:
-            result = ShardResult(rows, QUARANTINE_SCHEMA.empty_table(), work={"carried": rows.num_rows})
+            ok = _completed(rows, self._stamps(shard, rows.num_rows))
+            result = ShardResult(ok, QUARANTINE_SCHEMA.empty_table(), work={"carried": ok.num_rows})
         else:
             result = self._with_new_heads(rows, windows, shard)
         if not self._plan.keep_windows:
@@ -82,14 +91,12 @@ class Reuser:
 
     def _base_rows(self, items: pa.Table) -> tuple[pa.Table, pa.Table]:
         """The items' rows in the base and their windows' embeddings, in the items' order."""
-        files = pc.unique(items["base_file"]).to_pylist()
-        read = [self._read(path) for path in files]
-        stored = pa.concat_tables([rows for rows, _ in read])
-        windows = pa.concat_tables([of_file for _, of_file in read])
+        stored, windows = self._stored(pc.unique(items["base_file"]).to_pylist())
         ids = items["id"].combine_chunks()
         position_N = pc.index_in(ids, value_set=stored["id"].combine_chunks())
         if position_N.null_count:
-            raise CheckFailed(f"{self._base.uri}: an item of shard files {', '.join(files)} is not in them")
+            lost = ids.filter(pc.is_null(position_N))[0].as_py()
+            raise CheckFailed(f"{self._base.uri}: item {lost} is not in the file that it was planned from")
         if not self._base.same_model and not self._told and self._lacks_windows(stored, windows):
             self._told = True
             logger.warning("%s keeps no embeddings of windows: curves of its items are left out", self._base.uri)
@@ -98,42 +105,45 @@ class Reuser:
             windows = windows.append_column("item", item_W).filter(pc.is_valid(item_W))
             windows = windows.sort_by([("item", "ascending"), ("track", "ascending"), ("start_s", "ascending")])
             windows = windows.drop_columns("item")
-        return stored.take(position_N).combine_chunks(), windows.combine_chunks()
+        return _taken(stored, np.asarray(position_N)), windows.combine_chunks()
+
+    def _stored(self, files: list[str]) -> tuple[pa.Table, pa.Table]:
+        """Rows and windows' embeddings of files of the base."""
+        if self._files is None:
+            base = open_storage(self._base.uri, self._settings.storage)
+            self._files = base_files(base, self._base.manifest_sha256, self._settings)
+        unknown = [path for path in files if path not in self._files]
+        if unknown:
+            raise CheckFailed(f"{self._base.uri}: {unknown[0]} is planned with and not among its files")
+        with ThreadPoolExecutor(_READERS) as pool:
+            read = list(pool.map(self._read, files))
+        self._last = {files[-1]: read[-1]}
+        return tuple(pa.concat_tables(tables).combine_chunks() for tables in zip(*read, strict=True))
 
     def _read(self, path: str) -> tuple[pa.Table, pa.Table]:
-        """Rows and windows' embeddings of one of the base's files, checked by digest."""
-        if path not in self._kept:
-            if self._files is None:
-                base = open_storage(self._base.uri, self._settings.storage)
-                self._files = base_files(base, self._base.manifest_sha256, self._settings)
-            if path not in self._files:
-                raise CheckFailed(f"{self._base.uri}: {path} is planned with and not among its files")
-            place, commit = self._files[path]
-            assert commit.data is not None
-            windows = commit.windows and read_file(place, commit.windows)
-            self._kept[path] = (read_file(place, commit.data), windows or WINDOW_EMBEDDING_SCHEMA.empty_table())
-            while len(self._kept) > _FILES_KEPT:
-                self._kept.popitem(last=False)
-        return self._kept[path]
+        """Rows and windows' embeddings of one of the base's files, checked by digest; called by several threads."""
+        if path in self._last:
+            return self._last[path]
+        assert self._files is not None
+        place, commit = self._files[path]
+        assert commit.data is not None
+        windows = commit.windows and read_file(place, commit.windows)
+        carried = [name for name in ANNOTATION_SCHEMA.names if name not in _STAMPS]
+        columns = carried if self._base.same_model else _KEPT_WITH_NEW_HEADS
+        return read_file(place, commit.data, columns), windows or WINDOW_EMBEDDING_SCHEMA.empty_table()
 
-    @staticmethod
-    def _lacks_windows(rows: pa.Table, windows: pa.Table) -> bool:
-        return windows.num_rows == 0 and rows["windows"].null_count < rows.num_rows
+    def _lacks_windows(self, rows: pa.Table, windows: pa.Table) -> bool:
+        longest = pc.max(rows["duration_s"]).as_py()
+        return windows.num_rows == 0 and longest is not None and longest > self._plan.preprocessing.window_s
 
-    def _stamped(self, rows: pa.Table, shard: str) -> pa.Table:
-        """Rows under this run's name."""
-        plan = self._plan
-        values = {
-            "model_name": plan.model.name, "model_version": plan.model.version, "model_digest": plan.model.digest,
-            "run_id": plan.run_id, "shard": shard, "annotated_at": plan.created_at,
-        }  # fmt: skip
-        return _replaced(
-            rows,
-            {
-                name: pa.repeat(pa.scalar(value, ANNOTATION_SCHEMA.field(name).type), rows.num_rows)
-                for name, value in values.items()
-            },
-        )
+    def _stamps(self, shard: str, count: int) -> dict[str, pa.Array]:
+        """Columns that put rows under this run's name."""
+        plan, model = self._plan, self._plan.model
+        values = (model.name, model.version, model.digest, plan.run_id, shard, plan.created_at)
+        return {
+            name: pa.repeat(pa.scalar(value, ANNOTATION_SCHEMA.field(name).type), count)
+            for name, value in zip(_STAMPS, values, strict=True)
+        }
 
     def _with_new_heads(self, rows: pa.Table, windows: pa.Table, shard: str) -> ShardResult:
         if self._model is None:
@@ -143,8 +153,10 @@ class Reuser:
         fresh |= _intervals(self._model, rows["modality"], va_N2)
         fresh["mood"] = pa.array(mood(va_N2), pa.string())
         fresh["windows"] = _curves(self._model, rows["id"], windows)
-        rows = _replaced(rows, fresh)
+        rows = _completed(rows, fresh | self._stamps(shard, rows.num_rows))
         finite_N = np.isfinite(va_N2).all(axis=1)
+        if finite_N.all():
+            return ShardResult(rows, QUARANTINE_SCHEMA.empty_table(), work={"heads": rows.num_rows})
         bad = rows.filter(pa.array(~finite_N))
         work = {"heads": int(finite_N.sum()), "quarantined": bad.num_rows}
         return ShardResult(rows.filter(pa.array(finite_N)), self._quarantine(bad, shard), work=work)
@@ -164,7 +176,7 @@ class Reuser:
         return pa.Table.from_arrays(columns, schema=QUARANTINE_SCHEMA)
 
 
-def _points(model: MMVA, rows: pa.Table) -> NDArray[np.float32]:
+def _points(model: MMVA | Predictor, rows: pa.Table) -> NDArray[np.float32]:
     """VA points [N, 2] of stored embeddings; of video the mean of its tracks' points."""
     va_N2 = np.empty((rows.num_rows, 2), np.float32)
     kinds = pc.fill_null(pc.binary_join(rows["tracks"], "+"), rows["modality"])
@@ -173,7 +185,7 @@ def _points(model: MMVA, rows: pa.Table) -> NDArray[np.float32]:
         index_B = np.flatnonzero(np.asarray(pc.equal(kinds, kind)))
         emb_BD = _matrix(embeddings if len(index_B) == rows.num_rows else embeddings.take(pa.array(index_B)))
         towers = kind.split("+")
-        edges = np.cumsum([model.tower(tower).dim for tower in towers])[:-1]
+        edges = np.cumsum([model.dims[tower] for tower in towers])[:-1]
         tracks = np.split(emb_BD, edges, axis=1)
         points = [model.predict_embeddings(tower, part) for tower, part in zip(towers, tracks, strict=True)]
         va_N2[index_B] = np.mean(points, axis=0)
@@ -185,7 +197,7 @@ def _matrix(lists: pa.ListArray) -> NDArray[Any]:
     return np.array(lists.flatten(), np.float32).reshape(len(lists), -1)
 
 
-def _intervals(model: MMVA, modalities: pa.ChunkedArray, va_N2: NDArray[np.float32]) -> dict[str, pa.Array]:
+def _intervals(model: MMVA | Predictor, modalities: pa.ChunkedArray, va_N2: NDArray[np.float32]) -> dict[str, pa.Array]:
     low_N2 = np.full(va_N2.shape, np.nan)
     high_N2 = low_N2.copy()
     for modality, half_width in model.intervals.items():
@@ -198,7 +210,7 @@ def _intervals(model: MMVA, modalities: pa.ChunkedArray, va_N2: NDArray[np.float
     }
 
 
-def _curves(model: MMVA, ids: pa.ChunkedArray, windows: pa.Table) -> pa.Array:
+def _curves(model: MMVA | Predictor, ids: pa.ChunkedArray, windows: pa.Table) -> pa.Array:
     """Each item's points by window, null without stored windows; where tracks share a start, their mean."""
     if not windows.num_rows:
         return pa.nulls(len(ids), pa.list_(WINDOW))
@@ -223,7 +235,15 @@ def _curves(model: MMVA, ids: pa.ChunkedArray, windows: pa.Table) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offset), points, pa.list_(WINDOW), mask=pa.array(count_N == 0))
 
 
-def _replaced(rows: pa.Table, columns: dict[str, pa.Array]) -> pa.Table:
+def _completed(rows: pa.Table, columns: dict[str, pa.Array]) -> pa.Table:
     """Rows with some columns anew, in exactly the annotations' schema."""
-    values = [columns.get(name, rows[name]) for name in ANNOTATION_SCHEMA.names]
+    values = [columns[name] if name in columns else rows[name] for name in ANNOTATION_SCHEMA.names]
     return pa.Table.from_arrays(values, schema=ANNOTATION_SCHEMA)
+
+
+def _taken(rows: pa.Table, position_N: NDArray[np.integer]) -> pa.Table:
+    """Rows by position; without a copy where they stand one after another."""
+    first = int(position_N[0])
+    if np.array_equal(position_N, np.arange(first, first + len(position_N))):
+        return rows.slice(first, len(position_N))
+    return rows.take(pa.array(position_N)).combine_chunks()

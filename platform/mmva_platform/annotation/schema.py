@@ -6,7 +6,6 @@ Bump ANNOTATION_VERSION with any change of a column: a run of another version is
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -88,6 +87,12 @@ QUARANTINE_SCHEMA: Final = pa.schema(
     ]
 )
 
+# Columns of few different values; a dictionary of the others would be built only to be given up.
+_REPEATED: Final = frozenset({
+    "modality", "mood", "tracks", "track", "model_name", "model_version", "model_digest", "run_id", "shard",
+    "annotated_at", "stage", "error", "attempts", "base_file",
+})  # fmt: skip
+
 
 def rows_to_parquet(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> bytes:
     """Rows as one Parquet file of exactly this schema; equal rows give equal bytes."""
@@ -95,15 +100,37 @@ def rows_to_parquet(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> bytes:
 
 
 def table_to_parquet(table: pa.Table) -> bytes:
-    """A table as the bytes of one Parquet file (zstd)."""
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
+    """A table as the bytes of one Parquet file; equal tables give equal bytes.
+
+    Embeddings are noise to a compressor, so they are stored plain: reading and writing them is most of what a run over
+    stored embeddings does. The rest is zstd.
+    """
+    leaves = [path for field in table.schema for path in _leaves(field)]
+    plain = {path for path in leaves if path.partition(".")[0] == "embedding"}
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        compression={path: "NONE" if path in plain else "zstd" for path in leaves},
+        use_dictionary=[path for path in leaves if path.partition(".")[0] in _REPEATED],
+        write_statistics=[path for path in leaves if path not in plain],
+    )
+    return bytes(sink.getvalue())
 
 
-def parquet_to_table(data: bytes) -> pa.Table:
-    """Inverse of table_to_parquet."""
-    return pq.read_table(io.BytesIO(data))
+def parquet_to_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """Inverse of table_to_parquet; `columns` reads only these, in the file's order."""
+    return pq.ParquetFile(pa.BufferReader(data)).read(columns=columns and list(columns))
+
+
+def _leaves(field: pa.Field, prefix: str = "", name: str | None = None) -> list[str]:
+    """Paths of a field's columns in Parquet: "embedding.list.element", "windows.list.element.start_s"."""
+    path = prefix + (name or field.name)
+    if pa.types.is_list(field.type):
+        return _leaves(field.type.value_field, f"{path}.list.", "element")
+    if pa.types.is_struct(field.type):
+        return [leaf for inner in field.type for leaf in _leaves(inner, f"{path}.")]
+    return [path]
 
 
 def sha256_hex(data: bytes) -> str:

@@ -3,49 +3,161 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from mmva_platform.annotation.attempts import ATTEMPTS
 from mmva_platform.annotation.commit import committed_shards, read_commit
-from mmva_platform.annotation.plan import ModelInfo, read_plan
-from mmva_platform.annotation.publish import MANIFEST_FILE, Totals, add_up
+from mmva_platform.annotation.plan import PLAN_FILE, ModelInfo, read_plan
+from mmva_platform.annotation.publish import MANIFEST_FILE, Totals, add_up, retry_folder
 from mmva_platform.settings import Settings
-from mmva_platform.storage import open_storage
+from mmva_platform.storage import Storage, open_storage
+
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class RunStatus:
-    """How far a run is; `totals` counts the committed shards only."""
+class GenerationStatus:
+    """How far a run or one of its retries is.
 
-    out: str
-    run_id: str
-    model: ModelInfo
+    Attributes:
+        folder: Relative to the run; empty for the run itself.
+        published: Whether readers see it.
+        shards: Planned shards.
+        shards_done: Committed ones.
+        items: Planned items.
+        totals: Of the committed shards.
+        attempts: Shard -> how often it was begun, for shards that are not committed: those that run now, and those
+            that were cut short.
+    """
+
+    folder: str
     published: bool
     shards: int
     shards_done: int
     items: int
     totals: Totals
+    attempts: dict[str, int]
+
+    @property
+    def items_per_worker_s(self) -> float | None:
+        """Items in a second of one worker, all stages together; None before the first commit."""
+        seconds = sum(self.totals.seconds.values())
+        return self.totals.items / seconds if seconds else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for --json."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return values | {"model": self.model.model_dump(), "totals": self.totals.model_dump()}
+        return values | {"totals": self.totals.model_dump(), "items_per_worker_s": self.items_per_worker_s}
+
+    def to_lines(self) -> list[str]:
+        """What a person wants to know of it."""
+        totals = self.totals
+        lines = [
+            f"{self.shards_done} of {self.shards} shards, {totals.items} of {self.items} items",
+            f"{totals.ok} annotated, {totals.quarantined} quarantined",
+            *(f"  {count} {cause}" for cause, count in totals.causes.items()),
+        ]
+        if totals.work:
+            lines.append("work: " + ", ".join(f"{count} {name}" for name, count in totals.work.items() if count))
+        if self.items_per_worker_s is not None:
+            stages = ", ".join(f"{name} {value:.1f} s" for name, value in totals.seconds.items())
+            lines.append(f"{self.items_per_worker_s:.1f} items/s a worker ({stages})")
+        if self.attempts:
+            often = sorted(self.attempts.items(), key=lambda entry: (-entry[1], entry[0]))
+            some = ", ".join(f"{shard} ({count} times)" for shard, count in often[:_SHOWN])
+            lines.append(f"{len(self.attempts)} shards begun and not committed: {some}")
+        return lines
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How far a run and its retries are.
+
+    Attributes:
+        out: The run.
+        run_id: Its name.
+        model: What it annotates with.
+        generations: The run itself, then its retries; the last may be under way.
+    """
+
+    out: str
+    run_id: str
+    model: ModelInfo
+    generations: tuple[GenerationStatus, ...]
+
+    @property
+    def published(self) -> bool:
+        """Whether the run itself is published."""
+        return self.generations[0].published
+
+    @property
+    def shards(self) -> int:
+        """Planned shards of the run itself."""
+        return self.generations[0].shards
+
+    @property
+    def shards_done(self) -> int:
+        """Its committed ones."""
+        return self.generations[0].shards_done
+
+    @property
+    def items(self) -> int:
+        """Its planned items."""
+        return self.generations[0].items
+
+    @property
+    def totals(self) -> Totals:
+        """Of the run itself, without its retries."""
+        return self.generations[0].totals
+
+    @property
+    def annotated(self) -> int:
+        """Items annotated so far, in all generations."""
+        return sum(generation.totals.ok for generation in self.generations)
+
+    @property
+    def quarantined(self) -> int:
+        """Items that stand in quarantine now: a retry counts once it is published."""
+        counted = [generation for generation in self.generations if generation.published or not generation.folder]
+        return counted[-1].totals.quarantined
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for --json; the run's own figures stand at the top, too."""
+        own = self.generations[0].to_json()
+        del own["folder"]
+        return own | {
+            "out": self.out,
+            "run_id": self.run_id,
+            "model": self.model.model_dump(),
+            "annotated": self.annotated,
+            "quarantined": self.quarantined,
+            "generations": [generation.to_json() for generation in self.generations],
+        }
 
     def to_text(self) -> str:
         """A few lines for a person."""
-        state = "published" if self.published else "not published yet; the same `mmva annotate` again goes on from here"
+        first, *retries = self.generations
+        state = (
+            "published" if first.published else "not published yet; the same `mmva annotate` again goes on from here"
+        )
         lines = [
             f"{self.out}: {state}",
             f"model {self.model.name} {self.model.version or ''} ({self.model.digest[:12]})".replace("  ", " "),
-            f"{self.shards_done} of {self.shards} shards, {self.totals.items} of {self.items} items",
-            f"{self.totals.ok} annotated, {self.totals.quarantined} quarantined",
-            *(f"  {count} {cause}" for cause, count in self.totals.causes.items()),
+            *first.to_lines(),
         ]
+        for retry in retries:
+            unfinished = "not published yet; `mmva annotations retry` again goes on from here"
+            lines.append(f"{retry.folder}: {'published' if retry.published else unfinished}")
+            lines += [f"  {line}" for line in retry.to_lines()]
+        if retries:
+            lines.append(f"together {self.annotated} annotated, {self.quarantined} in quarantine")
         return "\n".join(lines)
 
 
 def status(out: str, settings: Settings) -> RunStatus:
-    """How far a run is, from its directory alone; works while it runs and after a crash.
+    """How far a run is, from its directory alone: its plan, the commits' records, the marks of attempts.
 
     Raises:
         UsageError: If there is no run.
@@ -53,14 +165,23 @@ def status(out: str, settings: Settings) -> RunStatus:
     """
     storage = open_storage(out, settings.storage)
     plan = read_plan(storage)
+    found = [_generation(storage, "")]
+    while storage.exists(f"{retry_folder(len(found))}/{PLAN_FILE}"):
+        folder = retry_folder(len(found))
+        found.append(_generation(open_storage(storage.join(folder), settings.storage), folder))
+    return RunStatus(storage.uri, plan.run_id, plan.model, tuple(found))
+
+
+def _generation(storage: Storage, folder: str) -> GenerationStatus:
+    plan = read_plan(storage)
     done = sorted(committed_shards(storage) & set(plan.shards))
-    return RunStatus(
-        out=storage.uri,
-        run_id=plan.run_id,
-        model=plan.model,
+    begun = Counter(entry.path.removeprefix(ATTEMPTS).partition("/")[0] for entry in storage.list(ATTEMPTS))
+    return GenerationStatus(
+        folder=folder,
         published=storage.exists(MANIFEST_FILE),
         shards=len(plan.shards),
         shards_done=len(done),
         items=plan.catalog.items,
         totals=add_up(read_commit(storage, shard) for shard in done),
+        attempts={shard: count for shard, count in sorted(begun.items()) if shard not in set(done)},
     )
