@@ -40,6 +40,7 @@ def run_shards(
     constructor_kwargs: Mapping[str, Any] | None = None,
     workers: int | None = None,
     stall_timeout_s: float = 300.0,
+    sign_of_life: Callable[[], object] = lambda: None,
 ) -> None:
     """Run every item through a pool of actors; results come one by one, as they are made, in no order.
 
@@ -56,17 +57,18 @@ def run_shards(
         constructor_kwargs: For worker_class.
         workers: Actors; default_workers() when None. Never more than there are items.
         stall_timeout_s: Longest wait for a next result.
+        sign_of_life: Asked when a wait was that long; whatever differs from the last time is progress too.
 
     Raises:
         UsageError, CheckFailed, OperationFailed, MediaError: As raised by the worker, without Ray's wrapping.
-        StalledError: If nothing arrived for stall_timeout_s.
+        StalledError: If nothing arrived for stall_timeout_s, nor any other sign of life.
     """
     if not items:
         return
     count = min(workers or default_workers(), len(items))
     check_feasible(count)
     with _actors(count, worker_class, dict(constructor_kwargs or {})) as actors:
-        for result in _results(actors, items, stage, stall_timeout_s):
+        for result in _results(actors, items, stage, stall_timeout_s, sign_of_life):
             if isinstance(result, _Failure):
                 raise result.error
             on_result(result)
@@ -117,16 +119,25 @@ def _actors(
             ray.kill(actor)
 
 
-def _results(actors: Sequence[Any], items: Sequence[Mapping[str, Any]], stage: str, timeout_s: float) -> Iterator[Any]:
+def _results(
+    actors: Sequence[Any],
+    items: Sequence[Mapping[str, Any]],
+    stage: str,
+    timeout_s: float,
+    sign_of_life: Callable[[], object],
+) -> Iterator[Any]:
     """Results of all items; each actor holds _IN_FLIGHT of them at a time."""
     import ray
 
     waiting = iter(items)
     pending: dict[Any, tuple[Any, bool]] = {actor.ready.remote(): (actor, False) for actor in actors}
-    done = 0
+    done, sign = 0, sign_of_life()
     while done < len(items):
         finished, _ = ray.wait(list(pending), timeout=timeout_s)
         if not finished:
+            before, sign = sign, sign_of_life()
+            if sign != before:
+                continue
             raise StalledError(stage, done, len(items), timeout_s)
         actor, is_result = pending.pop(finished[0])
         result = _get(finished[0])

@@ -32,7 +32,7 @@ class StorageSettings(Config):
     s3_region: str | None = None
     max_attempts: int = Field(6, ge=1, le=20, description="tries for a transient storage error")
     connect_timeout_s: float = Field(5.0, gt=0)
-    read_timeout_s: float = Field(60.0, gt=0)
+    read_timeout_s: float = Field(20.0, gt=0, description="for an answer; six attempts then take some two minutes")
     patience_s: float = Field(120.0, ge=0, description="how long a run waits for storage that is away before it ends")
 
 
@@ -75,6 +75,14 @@ class Settings(Config):
     def tracking_uri(self) -> str:
         """MLflow's tracking URI: the configured one, else a SQLite file under home."""
         return self.tracking.uri or f"sqlite:///{self.home.resolve() / 'mlflow.db'}"
+
+    @property
+    def annotation_stall_timeout_s(self) -> float:
+        """Longest wait for a next shard of annotations, at least four times an item's limit.
+
+        An item that hangs costs that limit three times before it is given up: two workers, then careful mode's child.
+        """
+        return max(self.cluster.stall_timeout_s, 4 * self.annotation.item_timeout_s)
 
     @property
     def runs_dir(self) -> Path:

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from mmva.errors import MediaError
+from mmva.errors import MediaError, OperationFailed
 from mmva_platform.annotation.annotator import Annotator
 from mmva_platform.annotation.commit import ShardResult
 from mmva_platform.annotation.plan import CatalogInfo, ModelInfo, Plan, Preprocessing
@@ -297,6 +297,51 @@ def test_music_damaged_at_its_end_is_quarantined_as_a_whole(tmp_path: Path) -> N
     ok, quarantined = annotate(tmp_path, {"good.wav": wav(3, 0.2)}, rows, batch_size=1)
     assert [one["id"] for one in ok] == ["good.wav"]
     assert [(one["id"], one["error"]) for one in quarantined] == [("late.wav", "non-finite-samples")]
+
+
+def test_music_without_samples_never_reaches_an_encoder(tmp_path: Path) -> None:
+    model = FakeModel()
+    files = {"empty.wav": wav(0, 0.0), "one-sample.wav": wav(1 / RATE, 0.5)}
+    ok, quarantined = annotate(tmp_path, files, [row(name, "music") for name in files], model)
+    assert [(one["id"], one["stage"], one["error"]) for one in quarantined] == [("empty.wav", "decode", "no-sound")]
+    assert [one["id"] for one in ok] == ["one-sample.wav"]
+    assert model.batches == [("music", 1)]
+
+
+def test_steps_are_told_and_an_encoder_is_loaded_under_a_name_of_its_own(tmp_path: Path) -> None:
+    steps: list[str] = []
+    shard(tmp_path, {"a.wav": wav(1, 0.1)}, [row("a.wav", "music")], on_progress=steps.append)
+    assert steps == ["fetch", "decode", "load", "decode", "decode", "infer"]
+
+
+@pytest.mark.parametrize("modality", ["image", "music"])
+def test_an_encoder_that_does_not_load_is_no_items_error(tmp_path: Path, modality: str) -> None:
+    model = FakeModel()
+
+    def broken(track: str) -> SimpleNamespace:
+        raise RuntimeError(f"no memory for {track}")
+
+    model.encoder = broken  # type: ignore[method-assign]
+    files = {"a.image": png(1), "a.music": wav(1, 0.1)}
+    with pytest.raises(OperationFailed, match=f"the {modality} encoder cannot be loaded: RuntimeError: no memory"):
+        annotate(tmp_path, files, [row(f"a.{modality}", modality)], model)
+
+
+def test_what_is_outside_the_roots_is_quarantined_unopened(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    for folder in (inside, outside):
+        folder.mkdir()
+        (folder / "a.png").write_bytes(png(51))
+    (inside / "link.png").symlink_to(outside / "a.png")
+    rows = [row(f"{n}", "image") | {"uri": str(path)} for n, path in enumerate((inside / "a.png", outside / "a.png"))]
+    rows += [row("2", "image") | {"uri": str(inside / "link.png")}, row("3", "image") | {"uri": "s3://b/a.png"}]
+    rows += [row("4", "image") | {"uri": f"{inside}/../outside/a.png"}]
+    fetch = Fetcher(StorageSettings(), [str(inside)])
+    result = Annotator(FakeModel(), PLAN, fetch).annotate("0", table(rows))  # type: ignore[arg-type]
+    assert result.ok["id"].to_pylist() == ["0"]
+    assert [(one["id"], one["stage"], one["error"]) for one in result.quarantined.to_pylist()] == [
+        (name, "catalog", "outside-roots") for name in "1234"
+    ]
 
 
 def film(seconds: int, *, sound: bool) -> bytes:

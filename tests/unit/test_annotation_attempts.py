@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mmva_platform.annotation.attempts import begin_attempt, patiently
+from mmva_platform.annotation.attempts import begin_attempt, count_given_up, mark_given_up, patiently
 from mmva_platform.storage import StorageUnavailable, open_storage
 
 
@@ -12,6 +12,14 @@ def test_attempts_of_a_shard_are_counted(tmp_path: Path) -> None:
     storage = open_storage(tmp_path)
     assert [begin_attempt(storage, "000001") for _ in range(3)] == [0, 1, 2]
     assert begin_attempt(storage, "000002") == 0
+
+
+def test_given_up_items_are_counted_once_and_are_no_attempts(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    for number in (4, 7, 4):
+        mark_given_up(storage, "000001", number)
+    assert count_given_up(storage) == 2
+    assert begin_attempt(storage, "000001") == 0
 
 
 class Away:

@@ -64,14 +64,14 @@ class Annotator:
         Args:
             model: With its encoders.
             plan: Names the run and the windows.
-            fetch: (URI, known size or None, largest size) -> bytes; raises StorageError, UsageError or MediaError.
-                Called from several threads.
+            fetch: (URI, known size or None, largest size) -> bytes; called from several threads. See Fetcher.
             batch_size: Images, windows or captions embedded at once; results do not depend on it.
             limits: What an item may ask for.
-            on_progress: Told "fetch", "decode" or "infer" whenever such a step begins.
+            on_progress: Told "load" (an encoder), "fetch", "decode" or "infer" whenever such a step begins.
         """
         self._model, self._plan, self._fetch = model, plan, fetch
         self._batch_size, self._limits, self._on_progress = batch_size, limits or Limits(), on_progress
+        self._loaded: set[str] = set()
         self._decoder = Decoder(model.dims, self._sample_rate, plan.preprocessing, self._limits)
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="mmva-fetch")
         self._remembered: OrderedDict[tuple[str, str], Embedded] = OrderedDict()
@@ -85,7 +85,7 @@ class Annotator:
         """
         columns = (items.column(name).to_pylist() for name in ("id", "uri", "modality"))
         all_items = [Item(*row) for row in zip(*columns, strict=True)]
-        passing = _Passing(self._model, self._batch_size, self._on_progress)
+        passing = _Passing(self._model, self._batch_size, self._on_progress, self._load)
         firsts: dict[tuple[str, str], Item] = {}
         twins: list[tuple[Item, Item]] = []
         recalled = 0
@@ -120,9 +120,24 @@ class Annotator:
         return ShardResult(table, rejected, kept, work=work, seconds=passing.seconds)
 
     def _sample_rate(self) -> int:
+        self._load("music")
+        self._on_progress("decode")
         sample_rate = self._model.encoder("music").sample_rate
         assert sample_rate is not None
         return sample_rate
+
+    def _load(self, track: str) -> None:
+        """Load an encoder before it is used: that takes its time, and a failure is no item's error."""
+        if track not in self._loaded:
+            self._on_progress("load")
+            try:
+                self._model.encoder(track)
+            except _NOBODYS_FAULT:
+                raise
+            except Exception as error:
+                what = f"{type(error).__name__}: {error}"
+                raise OperationFailed(f"the {track} encoder cannot be loaded: {what}") from error
+            self._loaded.add(track)
 
     def _fetched(self, all_items: Sequence[Item], items: pa.Table, passing: _Passing) -> Iterator[tuple[Item, bytes]]:
         """Items with their bytes, in order; one that has none gets its error and is left out."""
@@ -166,8 +181,10 @@ class Annotator:
 class _Passing:
     """A shard's units on their way through the encoders, in batches that reach across items; keeps the time."""
 
-    def __init__(self, model: MMVA | Predictor, batch_size: int, on_progress: Progress) -> None:
-        self._model, self._batch_size, self._on_progress = model, batch_size, on_progress
+    def __init__(
+        self, model: MMVA | Predictor, batch_size: int, on_progress: Progress, load: Callable[[str], None]
+    ) -> None:
+        self._model, self._batch_size, self._on_progress, self._load = model, batch_size, on_progress, load
         self._batches: dict[str, list[tuple[Item, Unit]]] = {}
         self._pixels = 0
         self._open: list[Item] = []
@@ -225,8 +242,8 @@ class _Passing:
                 self._infer(track, batch)
 
     def _infer(self, track: str, batch: Sequence[tuple[Item, Unit]]) -> None:
+        self._load(track)
         self._on_progress("infer")
-        self._model.encoder(track)  # loaded now, if it is the first time: a failure to load it is no item's error
         try:
             contents = [unit.content for _, unit in batch]
             emb_BD = self._model.embed(track, contents, batch_size=self._batch_size)

@@ -22,6 +22,7 @@ from mmva_platform.storage import Storage, StorageUnavailable
 logger = logging.getLogger(__name__)
 
 ATTEMPTS: Final = "attempts/"
+GIVEN_UP: Final = "given-up/"
 CAREFUL_AFTER: Final = 2  # earlier attempts: one may be a node that was taken away
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 15.0
 
@@ -35,6 +36,16 @@ def begin_attempt(storage: Storage, shard: str) -> int:
     who = {"host": socket.gethostname(), "pid": os.getpid(), "at": datetime.now(UTC).isoformat()}
     storage.write(f"{folder}{uuid.uuid4().hex}.json", json.dumps(who).encode())
     return earlier
+
+
+def mark_given_up(storage: Storage, shard: str, number: int) -> None:
+    """Mark that careful mode goes on without an item: a sign of life, long before the shard's commit."""
+    storage.write(f"{GIVEN_UP}{shard}/{number}.json", json.dumps({"at": datetime.now(UTC).isoformat()}).encode())
+
+
+def count_given_up(storage: Storage) -> int:
+    """Items given up so far, in all shards; what a driver asks before it calls its run stalled."""
+    return sum(1 for _ in storage.list(GIVEN_UP))
 
 
 def patiently(

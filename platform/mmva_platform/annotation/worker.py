@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import faulthandler
 import logging
+import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Self
 
 from mmva.errors import MediaError
-from mmva_platform.annotation.attempts import CAREFUL_AFTER, begin_attempt, patiently
+from mmva_platform.annotation.attempts import CAREFUL_AFTER, begin_attempt, mark_given_up, patiently
 from mmva_platform.annotation.careful import annotate_carefully
 from mmva_platform.annotation.commit import CommitRecord, ShardResult, commit_path, commit_shard, read_commit
 from mmva_platform.annotation.engines import load_model
 from mmva_platform.annotation.plan import ItemReader, Plan
+from mmva_platform.annotation.roots import AllowedRoots, local_path_of
 from mmva_platform.settings import Settings, StorageSettings
 from mmva_platform.storage import Storage, open_storage, split_uri
 
@@ -73,6 +75,7 @@ class ShardWorker:
                 out=self._storage.uri,
                 settings=self._settings,
                 earlier=earlier,
+                on_given_up=lambda number: mark_given_up(self._storage, shard, number),
             )
         with _Watch(self._settings.annotation.item_timeout_s) as watch:
             self._watch = watch
@@ -89,7 +92,7 @@ class ShardWorker:
     def _annotator(self) -> Annotator:
         from mmva_platform.annotation.annotator import Annotator
 
-        fetch = Fetcher(self._settings.storage)
+        fetch = Fetcher(self._settings.storage, self._plan.roots)
         return Annotator(
             self._model,
             self._plan,
@@ -102,14 +105,14 @@ class ShardWorker:
     def _reuser(self) -> Reuser:
         from mmva_platform.annotation.reuse import Reuser
 
-        return Reuser(lambda: self._model, self._plan, self._storage, self._settings)  # type: ignore[arg-type,return-value]
+        return Reuser(lambda: self._model, self._plan, self._storage, self._settings)
 
 
 class _Watch:
     """Ends the process if a step of an item takes too long: a decoder that hangs in native code listens to nothing.
 
     The worker is then started again, and a shard that this happens to twice is run item by item. Fetching is not
-    watched: storage has limits of its own.
+    watched, storage has limits of its own; nor is the loading of an encoder, which may come from far.
     """
 
     def __init__(self, limit_s: float) -> None:
@@ -120,7 +123,7 @@ class _Watch:
 
     def step(self, stage: str) -> None:
         """A step begins. Arming costs a thread, so steps in quick succession share one."""
-        if stage == "fetch":
+        if stage in {"fetch", "load"}:
             self._stop()
         elif not self._armed or monotonic() - self._begun > min(1.0, self._limit_s / 10):
             faulthandler.dump_traceback_later(self._limit_s, exit=True, file=sys.__stderr__ or 2)
@@ -138,7 +141,14 @@ class _Watch:
 class Fetcher:
     """Reads media by URI, with one connection a bucket."""
 
-    def __init__(self, settings: StorageSettings) -> None:
+    def __init__(self, settings: StorageSettings, roots: Iterable[str] | None = None) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            settings: How to reach storage.
+            roots: A plan's roots; what is not below one of them is not opened. None allows every place.
+        """
+        self._roots = None if roots is None else AllowedRoots(roots)
         self._open = lru_cache(maxsize=64)(lambda root: open_storage(root, settings))
 
     def __call__(self, uri: str, size: int | None, most: int) -> bytes:
@@ -150,15 +160,27 @@ class Fetcher:
             most: Largest size to read.
 
         Raises:
-            MediaError: "too-many-bytes", before anything is read.
+            MediaError: "outside-roots", before anything is opened; "too-many-bytes", before anything is read.
             UsageError, StorageError: If it cannot be read.
         """
+        if self._roots is not None:
+            self._roots.check(uri)
+        local = local_path_of(uri)
+        if local is not None and stat.S_ISFIFO(_mode(local)):  # to open a pipe would wait for ever
+            raise MediaError("unreadable", f"{uri}: a pipe, not a file", stage="fetch")
         root, path = _root_and_path(uri)
         storage: Storage = self._open(root)
         found = storage.size(path) if size is None else size
         if found > most:
             raise MediaError("too-many-bytes", f"{uri}: {found} bytes, the limit is {most}", stage="fetch")
         return storage.read(path)
+
+
+def _mode(path: str) -> int:
+    try:
+        return Path(path).stat().st_mode
+    except (OSError, ValueError):  # what is wrong shows when it is read
+        return 0
 
 
 def pack_bundle(directory: Path) -> dict[str, bytes]:
