@@ -1,6 +1,7 @@
 """Catalogs as people write them: every row is accounted for, every mistake is one line."""
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -143,6 +144,77 @@ def test_mistakes_are_one_line_that_names_the_catalog(
     assert says in message
     assert str(file) in message
     assert "\n" not in message
+
+
+def test_folder_listing_gives_sizes_and_times(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"12345")
+    os.utime(tmp_path / "a.png", ns=(1, 987_654_321))
+    (row,) = rows(tmp_path)
+    assert (row["bytes"], row["etag"]) == (5, "987654321")
+    before = read_catalog(str(tmp_path), S).digest
+    os.utime(tmp_path / "a.png", ns=(1, 987_654_322))
+    assert read_catalog(str(tmp_path), S).digest != before  # replaced by a file of the same size
+
+
+def test_table_gives_sizes_and_etags_and_local_files_their_own(tmp_path: Path) -> None:
+    (tmp_path / "here.png").write_bytes(b"123")
+    os.utime(tmp_path / "here.png", ns=(1, 42))
+    (tmp_path / "folder.png").mkdir()
+    lines = [
+        "here.png,99,old",
+        f"file://{tmp_path}/here.png,,",
+        "gone.png,99,tag",
+        "folder.png,,",
+        "s3://b/a.png,7,tag",
+        "s3://b/b.png,8.0,",
+        "s3://b/c.png,many,",
+        "s3://b/d.png,-1,",
+        "s3://b/e.png,1e30,",
+        "s3://b/f.png,nan,",
+        "http://169.254.169.254/x.png,,",
+    ]
+    (tmp_path / "c.csv").write_text("\n".join(["uri,bytes,etag", *lines]))
+    assert [(row["bytes"], row["etag"]) for row in rows(tmp_path / "c.csv")] == [
+        (3, "42"),
+        (3, "42"),
+        (99, "tag"),
+        (None, None),
+        (7, "tag"),
+        (8, None),
+        *[(None, None)] * 5,
+    ]
+
+
+def test_sizes_and_etags_from_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    boto3 = pytest.importorskip("boto3")
+    from moto.server import ThreadedMotoServer
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        endpoint = f"http://{host}:{port}"
+        client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+        client.create_bucket(Bucket="bucket")
+        put = client.put_object(Bucket="bucket", Key="m/x/a.png", Body=b"1234")
+        client.put_object(Bucket="bucket", Key="m2/b.png", Body=b"1")
+        found = read_catalog(
+            "s3://bucket/m", StorageSettings(s3_endpoint=endpoint, s3_region="us-east-1")
+        ).items.to_pylist()
+    finally:
+        server.stop()
+    assert [(row["id"], row["uri"], row["bytes"], row["etag"]) for row in found] == [
+        ("x/a.png", "s3://bucket/m/x/a.png", 4, put["ETag"].strip('"'))
+    ]
+
+
+def test_way_out_of_a_bucket_prefix_stays_visible(tmp_path: Path) -> None:
+    from mmva_platform.annotation.catalog import _absolute
+
+    assert _absolute("../other/a.png", "s3://b/x") == "s3://b/x/../other/a.png"
+    assert _absolute("./a.png", "s3://b/x") == "s3://b/x/a.png"
 
 
 def test_folder_without_media_says_what_it_found(tmp_path: Path) -> None:

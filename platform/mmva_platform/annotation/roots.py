@@ -77,9 +77,21 @@ def local_path_of(uri: str) -> str | None:
     return uri if uri.startswith("/") else None
 
 
+def place_of(uri: str) -> tuple[str, str]:
+    """A storage to keep open for a medium and its path there: the bucket on S3, the folder elsewhere.
+
+    Raises:
+        UsageError: If the URI names no file.
+    """
+    if uri.startswith("s3://"):
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
+        return f"s3://{bucket}", key
+    return split_uri(uri)
+
+
 def _key_escapes(key: str) -> bool:
     """Whether a part is empty, '.' or '..', also behind percent-encoding, which some gateways take off once more."""
-    for _ in range(_DECODINGS):
+    for _ in range(_DECODINGS + 1):
         if any(part in {"", ".", ".."} for part in key.replace("\\", "/").split("/")) or "\0" in key:
             return True
         key = unquote(key)

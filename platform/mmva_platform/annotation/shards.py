@@ -24,7 +24,9 @@ _BYTES_PER_S_OTHER: Final = {"music": 20_000, "video": 250_000}
 # The longest work first, so that no actor is left with it alone.
 _MODALITY_ORDER: Final = ("video", "music", "image", "caption")
 _SHARDS_WANTED, _SMALLEST_SHARD = 16, 8.0
-_SHARD_ITEMS, _LARGEST_SHARD_ITEMS, _SHARDS_AIMED_AT = 64, 1024, 4000
+_SHARD_ITEMS, _LARGE_SHARD_ITEMS, _SHARDS_AIMED_AT = 64, 1024, 4000
+_MOST_SHARDS: Final = 20_000  # each is a listed commit record; beyond, shards grow past _LARGE_SHARD_ITEMS
+_MOST_BASE_ITEMS: Final = 32_768  # a shard of stored embeddings stands in memory, some 170 MB of it
 
 Costs = NDArray[np.float64]
 
@@ -38,7 +40,7 @@ def ordered(items: pa.Table) -> pa.Table:
     """
     items = items.combine_chunks()
     base_N = _first_seen(items.column("base_file"))  # -1: annotated anew
-    rank_N = np.where(base_N < 0, _modality_ranks(items), 0)
+    rank_N = np.where(base_N < 0, _modality_ranks(items), -1)
     twin_N = np.where(base_N < 0, _first_seen(_twin_keys(items, rank_N)), 0)
     return items.take(pa.array(np.lexsort((twin_N, rank_N, base_N))))
 
@@ -83,13 +85,17 @@ def estimated_costs(items: pa.Table) -> Costs:
 
 
 def _costs_of_long(items: pa.Table, modality: str) -> Costs:
+    return np.maximum(1.0, _COST_PER_S[modality] * estimated_seconds(items, modality))
+
+
+def estimated_seconds(items: pa.Table, modality: str) -> NDArray[np.float64]:
+    """Duration of music or video by the format's usual bit rate, shape [N]; needs the columns uri and bytes."""
     names = pc.utf8_lower(items.column("uri").fill_null(""))
     rate_M = np.full(items.num_rows, float(_BYTES_PER_S_OTHER[modality]))
     for extension, rate in _BYTES_PER_S.items():
         rate_M[_mask(pc.ends_with(names, f".{extension}"))] = rate
     bytes_M = items.column("bytes").cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy()
-    seconds_M = np.where(np.isnan(bytes_M), _UNKNOWN_S[modality], bytes_M / rate_M)
-    return np.maximum(1.0, _COST_PER_S[modality] * seconds_M)
+    return np.where(np.isnan(bytes_M), _UNKNOWN_S[modality], bytes_M / rate_M)
 
 
 def _mask(values: pa.ChunkedArray) -> NDArray[np.bool_]:
@@ -110,14 +116,14 @@ def cut(items: pa.Table, shard_items: int | None) -> tuple[int, ...]:
     size = shard_items or auto_shard_items(float(costs_N.sum()))
     anew = items.column("base_file").null_count
     bounds = shard_bounds(costs_N[:anew], size)
-    from_base = shard_bounds(costs_N[anew:], size, most_items=int(size / _COST_FROM_BASE))
+    from_base = shard_bounds(costs_N[anew:], size, most_items=min(int(size / _COST_FROM_BASE), _MOST_BASE_ITEMS))
     return (*bounds, *(anew + bound for bound in from_base[1:]))
 
 
 def auto_shard_items(work: float) -> int:
     """Largest shard for so many images of work: 64 to some 250,000, then more, so that shards stay thousands."""
     size = _SHARD_ITEMS
-    while size < _LARGEST_SHARD_ITEMS and work / size > _SHARDS_AIMED_AT:
+    while work / size > (_SHARDS_AIMED_AT if size < _LARGE_SHARD_ITEMS else _MOST_SHARDS):
         size *= 2
     return size
 
