@@ -1,91 +1,35 @@
-"""Runs and the registry against a real MLflow on SQLite: log, register, resolve, promote, roll back."""
+"""Runs and the registry against a real MLflow on SQLite: log, register, resolve."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from mmva.backbones import load_encoder, preset
-from mmva.bundle import load_bundle, save_bundle
+from mmva.bundle import load_bundle
 from mmva.errors import CheckFailed, UsageError
-from mmva.modalities import AXES, MODALITIES
-from mmva.model import MMVA
-from mmva_platform.settings import Settings, TrackingSettings
-from mmva_platform.tracking import audit
+from mmva.modalities import MODALITIES
+from mmva_platform.settings import Settings
 from mmva_platform.tracking.registry import (
     list_versions,
     promote,
     register,
     resolve_model,
-    rollback,
     show_version,
     training_history,
 )
 from mmva_platform.tracking.runs import log_training_run
 from mmva_platform.tracking.store import open_client, quiet
-from mmva_platform.training.evaluation import Evaluation, Figure
-from mmva_platform.training.recipe import Recipe
-from mmva_platform.training.trainer import TrainResult
+
+from .registry_cases import COMMIT, FakePairs, make_bundle, make_result, registrar, settings_for
 
 pytestmark = pytest.mark.slow  # importing MLflow and making its schema take some 10 s, once a module
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PREDICTIONS = {"image": (np.full((5, 2), 0.4), np.full((5, 2), 0.5))}
-
-
-def make_bundle(folder: Path, seed: int = 0) -> Path:
-    """A bundle of untrained towers on the tiny encoders; another seed is another digest."""
-    encoders = {modality: load_encoder(spec) for modality, spec in preset("tiny").specs.items()}
-    torch.manual_seed(seed)
-    model = MMVA({modality: encoder.dim for modality, encoder in encoders.items()})
-    model.attach_encoders(encoders)
-    widths = {modality: dict.fromkeys(AXES, 0.2) for modality in MODALITIES}
-    save_bundle(folder, model, intervals=widths, card="# Card\n", provenance={"commit": f"{COMMIT}-dirty"})
-    return folder
-
-
-def make_result(folder: Path, *, name: str, seed: int = 0, mse: float = 0.02, digest: str = "d" * 64) -> TrainResult:
-    """A finished training run with made-up figures."""
-    bundle = make_bundle(folder / name / "bundle", seed)
-    figures = {
-        "mse": Figure(mse, mse - 0.01, mse + 0.01),
-        "r2": Figure(0.5, 0.4, 0.6),
-        "ccc": Figure(float("nan"), 0, 0),
-    }
-    evaluation = Evaluation(
-        dataset=str(folder / "dataset"),
-        dataset_digest=digest,
-        split="test",
-        model_digest=None,
-        rows=dict.fromkeys(MODALITIES, 10),
-        groups=dict.fromkeys(MODALITIES, 5),
-        metrics={modality: dict.fromkeys(AXES, figures) for modality in MODALITIES},
-        matching={"image-music": Figure(0.03, 0.02, 0.04)},
-        retrieval={"image->music": {"ndcg@10": Figure(0.8, 0.7, 0.9)}},
-        floors={modality: dict.fromkeys(AXES, 0.03) for modality in MODALITIES},
-        sigma=0.38,
-    )
-    history = [
-        {"epoch": e, "loss": 1.0 / (e + 1), "val_total": 0.5 / (e + 1), "target_histogram": [1, 2, 3]} for e in range(3)
-    ]
-    return TrainResult(
-        run_name=name,
-        run_dir=folder / name,
-        bundle_dir=bundle,
-        bundle_digest=load_bundle(bundle, load_encoders=False).digest or "",
-        history=history,
-        evaluation=evaluation,
-        recipe=Recipe(name=name, dataset=str(folder / "dataset"), preset="tiny"),
-        dataset_digest=digest,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -95,26 +39,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(home: Path, request: pytest.FixtureRequest) -> Settings:
-    """One database for the module, a registered model of its own for each test."""
-    name = "".join(c if c.isalnum() else "-" for c in request.node.name)[:60]
-    return Settings(home=home, tracking=TrackingSettings(model_name=name))
+    return settings_for(request.node.name, home)
 
 
 @pytest.fixture
 def registered(settings: Settings, tmp_path: Path) -> Callable[..., int]:
-    """Log and register a run with the given figures; returns the version."""
-    made = iter(range(100))
-
-    def make(**figures: Any) -> int:
-        number = next(made)
-        result = make_result(tmp_path, name=f"run-{number}", seed=number, **figures)
-        return register(log_training_run(result, settings, predictions={}), settings)
-
-    return make
-
-
-def aliases(settings: Settings) -> dict[str, int]:
-    return {alias: version.version for version in list_versions(settings) for alias in version.aliases}
+    return registrar(settings, tmp_path, FakePairs())
 
 
 def test_nothing_is_left_in_the_working_directory_or_the_process(
@@ -260,89 +190,6 @@ def test_a_version_whose_files_were_exchanged_is_refused(settings: Settings, tmp
     assert not (settings.home / "cache" / "models" / result.bundle_digest).exists()
 
 
-def test_a_first_champion_needs_its_floors_only_and_is_recorded(
-    settings: Settings, registered: Callable[..., int]
-) -> None:
-    version = registered(mse=0.02)
-    before = len(audit.read(settings.home))
-    verdict = promote(version, settings, "first model")
-    assert aliases(settings) == {"champion": 1}
-    assert (verdict.champion, verdict.passed, verdict.why) == (None, True, "first model")
-    (record,) = audit.read(settings.home)[before:]
-    assert record == json.loads(json.dumps(verdict.to_json())) | {"model": settings.tracking.model_name}
-    client = open_client(settings)
-    tags = client.get_model_version(settings.tracking.model_name, "1").tags
-    assert (tags["mmva.verdict"], tags["mmva.verdict_reason"]) == ("passed", "first model")
-    run_id = list_versions(settings)[0].run_id
-    assert [entry.path for entry in client.list_artifacts(run_id, "verdicts")] == [tags["mmva.verdict_file"]]
-    with pytest.raises(UsageError, match="champion already"):
-        promote(version, settings)
-
-
-def test_a_model_worse_than_a_constant_never_becomes_champion(
-    settings: Settings, registered: Callable[..., int]
-) -> None:
-    version = registered(mse=0.04)
-    before = len(audit.read(settings.home))
-    with pytest.raises(CheckFailed, match=r"below-constant image/valence: 0\.0400 against 0\.0300") as caught:
-        promote(version, settings, "please")
-    assert "\n" not in str(caught.value)
-    assert aliases(settings) == {}
-    assert [record["passed"] for record in audit.read(settings.home)[before:]] == [False]
-    assert list_versions(settings)[0].verdict == "refused"
-
-
-def test_champion_moves_to_an_equal_challenger_not_to_a_worse_one_and_back(
-    settings: Settings, registered: Callable[..., int]
-) -> None:
-    first, equal, worse, other = (
-        registered(mse=0.02),
-        registered(mse=0.02),
-        registered(mse=0.025),
-        registered(mse=0.001, digest="e" * 64),
-    )
-    promote(first, settings)
-    with pytest.raises(UsageError, match="no previous champion"):
-        rollback(settings)
-    with pytest.raises(CheckFailed, match="not-worse image"):
-        promote(worse, settings)
-    with pytest.raises(CheckFailed, match="same-rows"):
-        promote(other, settings)
-    assert aliases(settings) == {"champion": first}
-    promote(equal, settings, "retrained")
-    assert aliases(settings) == {"champion": equal, "previous": first}
-    before = len(audit.read(settings.home))
-    rollback(settings, "complaints")
-    assert aliases(settings) == {"champion": first, "previous": equal}
-    (record,) = audit.read(settings.home)[before:]
-    assert (record["action"], record["candidate"], record["why"]) == ("rollback", first, "complaints")
-
-
-def test_no_alias_moves_without_the_record(
-    settings: Settings, registered: Callable[..., int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    version = registered()
-
-    def disk_full(*_: object) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(audit, "append", disk_full)
-    with pytest.raises(OSError, match="no space"):
-        promote(version, settings)
-    assert aliases(settings) == {}
-
-
-def test_an_evaluation_changed_after_registration_is_noticed(
-    settings: Settings, registered: Callable[..., int]
-) -> None:
-    version = registered(mse=0.04)
-    client = open_client(settings)
-    with quiet():
-        client.log_text(list_versions(settings)[0].run_id, json.dumps({"metrics": {}}), "evaluation.json")
-    with pytest.raises(CheckFailed, match="changed after it was registered"):
-        promote(version, settings)
-
-
 def test_a_file_store_is_refused_in_words(settings: Settings, tmp_path: Path) -> None:
     for uri in (f"file://{tmp_path}", str(tmp_path)):
         tracking = settings.tracking.model_copy(update={"uri": uri})
@@ -364,7 +211,12 @@ def test_mlflows_loggers_stay_quiet(settings: Settings) -> None:
     assert not logging.getLogger("alembic").isEnabledFor(logging.INFO)
 
 
-def test_results_are_frozen_values(settings: Settings, registered: Callable[..., int]) -> None:
-    verdict = promote(registered(), settings)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        verdict.passed = False  # type: ignore[misc]
+def test_an_evaluation_changed_after_registration_is_noticed(
+    settings: Settings, registered: Callable[..., int]
+) -> None:
+    version = registered(mse=0.04)
+    client = open_client(settings)
+    with quiet():
+        client.log_text(list_versions(settings)[0].run_id, json.dumps({"metrics": {}}), "evaluation.json")
+    with pytest.raises(CheckFailed, match="changed after it was registered"):
+        promote(version, settings)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmva.errors import CheckFailed
 
 FILE_NAME = "registry-audit.jsonl"
+LOCK_NAME = "registry-audit.lock"
 
 
 def append(home: Path, record: Mapping[str, Any]) -> Path:
@@ -48,3 +51,15 @@ def read(home: Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError):
             raise CheckFailed(f"{path}: line {number} is not a JSON object; the audit log was damaged") from None
     return records
+
+
+@contextlib.contextmanager
+def locked(home: Path) -> Iterator[None]:
+    """One process (and one thread) at a time; the system lets go when its holder dies."""
+    home.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(home / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -27,6 +27,7 @@ PREVIOUS: Final = "previous"
 TAG_EVALUATION: Final = "mmva.evaluation"
 TAG_EVALUATION_SHA256: Final = "mmva.evaluation_sha256"
 TAG_VERDICT: Final = "mmva.verdict"
+TAG_FORCED: Final = "mmva.forced"
 _FIGURES: Final = ("mse", "mae", "r2", "pearson", "ccc")
 
 
@@ -43,9 +44,10 @@ class RegisteredVersion:
         dataset_digest: Of the dataset it was trained and evaluated on.
         preset: Its backbones.
         mse: Mean test MSE over the axes by modality, None where the evaluation has none.
-        verdict: "passed", "refused" or "" when the gate never saw it.
+        verdict: "passed", "refused", "forced", or "" when the gate never saw it.
         created_at: When it was registered.
         evaluation_sha256: Digest of the evaluation's file when it was registered.
+        forced: Who made it champion against the gate, when and why; it stays for ever. Empty if nobody did.
     """
 
     name: str
@@ -59,11 +61,13 @@ class RegisteredVersion:
     verdict: str
     created_at: datetime
     evaluation_sha256: str
+    forced: str = ""
 
     @property
     def gate(self) -> str:
-        """What the gate said last, for a person."""
-        return f"gate {self.verdict}" if self.verdict else "never judged"
+        """What the gate said last, for a person, and whether it was ever overruled."""
+        said = f"gate {self.verdict}" if self.verdict else "never judged"
+        return f"{said}; FORCED by {self.forced}" if self.forced else said
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -273,6 +277,7 @@ def _version(found: Any, aliases: Mapping[str, int]) -> RegisteredVersion:
         verdict=tags.get(TAG_VERDICT, ""),
         created_at=datetime.fromtimestamp(found.creation_timestamp / 1000, tz=UTC),
         evaluation_sha256=tags.get(TAG_EVALUATION_SHA256, ""),
+        forced=tags.get(TAG_FORCED, ""),
     )
 
 

@@ -1,0 +1,74 @@
+"""What the gate tolerates: a file of numbers, each with a default, each named when it is wrong."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mmva.modalities import Modality
+from mmva_platform.settings import Config
+
+
+class PerAxis(Config):
+    """A number for each axis; none leaves it to the default."""
+
+    valence: float | None = Field(None, ge=0, le=1)
+    arousal: float | None = Field(None, ge=0, le=1)
+
+
+class PerModality(Config):
+    """Numbers by modality and axis."""
+
+    image: PerAxis = PerAxis()
+    music: PerAxis = PerAxis()
+    caption: PerAxis = PerAxis()
+
+    def of(self, modality: Modality, axis: str) -> float | None:
+        """The number for a modality's axis, None where there is none."""
+        value: float | None = getattr(getattr(self, modality), axis)
+        return value
+
+
+class Margins(PerModality):
+    """By which share of the champion's MSE a challenger's may be larger, at the upper 95 % bound of the difference."""
+
+    default: float = Field(0.05, ge=0, lt=1)
+
+    def share(self, modality: Modality, axis: str) -> float:
+        """The margin of a modality's axis."""
+        value = self.of(modality, axis)
+        return self.default if value is None else value
+
+
+class Slices(Config):
+    """The same comparison on parts of the rows, on the mean of both axes."""
+
+    apply: bool = Field(default=True, description="False: slices are neither computed nor asked for")
+    by: tuple[Literal["source", "quadrant"], ...] = ("source", "quadrant")
+    margin: float = Field(0.15, ge=0, lt=1, description="as margins; wider, for a slice has fewer rows")
+    smallest_groups: int = Field(20, ge=2, description="with fewer songs or images a slice is too few to judge")
+    too_few_fails: bool = Field(
+        default=False, description="whether a slice that is too few to judge refuses the candidate"
+    )
+
+
+class GatePolicy(Config):
+    """What the gate tolerates."""
+
+    margins: Margins = Margins()
+    resamples: int = Field(1000, ge=100, le=100_000, description="of the paired bootstrap")
+    smallest_groups: int = Field(30, ge=2, description="songs or images that a modality's comparison needs at least")
+    constant_share: float = Field(1.0, gt=0, le=1, description="MSE must be below this share of the best constant's")
+    ceilings: PerModality = Field(PerModality(), description="absolute MSE that must not be exceeded, where given")
+    slices: Slices = Slices()
+    largest_shortfall: float = Field(
+        0.05, ge=0, lt=1, description="by how much fewer than 90 % of the labels may lie inside the 90 % intervals"
+    )
+    retrieval_margin: float = Field(
+        0.02, ge=0, lt=1, description="by how much mean nDCG@10 may be below the champion's"
+    )
+    largest_bundle_mb: float = Field(256.0, gt=0, description="MB of a bundle's files")
+    card_sections: tuple[str, ...] = (
+        "Intended use", "Backbones", "Data", "Figures", "90 % intervals", "Limits", "Recipe", "Environment",
+    )  # fmt: skip
