@@ -1,17 +1,18 @@
-"""One SeaweedFS with a proxy before it for a module of fault tests, and `mmva` as a process."""
+"""One SeaweedFS with a proxy before it and one Ray head for all fault tests, and `mmva` as a process."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from faulty_store import FaultyStore
 from PIL import Image
+from ray_head import RayHead
 from seaweed import Seaweed
-from world import BUCKET, CAPTIONS, PICTURES, World
+from world import BROKEN, BUCKET, CAPTIONS, PICTURES, World, environment, finished
 
 
 def picture(seed: int) -> bytes:
@@ -22,24 +23,26 @@ def picture(seed: int) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
-    """A server with a catalog of pictures and captions; one of each cannot be annotated."""
+    """A server with a catalog of pictures and captions, of which the BROKEN ones cannot be annotated."""
     server = Seaweed(tmp_path_factory.mktemp("weed"))
     server.start()
     client = server.client()
     client.create_bucket(Bucket=BUCKET)
     for number in range(PICTURES):
-        body = picture(number) if number else picture(number)[:200]
-        client.put_object(Bucket=BUCKET, Key=f"catalog/picture-{number:03d}.jpg", Body=body)
+        name = f"picture-{number:03d}.jpg"
+        body = picture(number)[:200] if name in BROKEN else picture(number)
+        client.put_object(Bucket=BUCKET, Key=f"catalog/{name}", Body=body)
     for number in range(CAPTIONS):
-        text = f"The {number}th song." if number else " "
-        client.put_object(Bucket=BUCKET, Key=f"catalog/words-{number:03d}.txt", Body=text.encode())
+        name = f"words-{number:03d}.txt"
+        text = " " if name in BROKEN else f"The {number}th song."
+        client.put_object(Bucket=BUCKET, Key=f"catalog/{name}", Body=text.encode())
     yield server
     server.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def store(weed: Seaweed) -> Iterator[FaultyStore]:
     """The proxy before the server."""
     proxy = FaultyStore(weed.port)
@@ -47,14 +50,27 @@ def store(weed: Seaweed) -> Iterator[FaultyStore]:
     proxy.stop()
 
 
-@pytest.fixture
-def make_world(weed: Seaweed, store: FaultyStore, tiny_bundle: Path, tmp_path: Path) -> Callable[[], World]:
-    """Worlds with outputs of their own."""
-    store.forget()
-    return lambda: World(weed, store, tiny_bundle, tmp_path)
+@pytest.fixture(scope="session")
+def head() -> Iterator[RayHead]:
+    """The Ray that all commands run on; it outlives the killed ones."""
+    ray = RayHead(environment())
+    yield ray
+    ray.stop()
 
 
 @pytest.fixture
-def world(make_world: Callable[[], World]) -> World:
+def world(weed: Seaweed, store: FaultyStore, head: RayHead, tiny_bundle: Path, tmp_path: Path) -> World:
     """A world whose output is empty."""
-    return make_world()
+    store.forget()
+    return World(weed, store, head, tiny_bundle, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def whole(
+    weed: Seaweed, store: FaultyStore, head: RayHead, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> World:
+    """A world whose output was annotated without any fault, for comparison; who uses it leaves it whole."""
+    store.forget()
+    world = World(weed, store, head, tiny_bundle, tmp_path_factory.mktemp("whole"))
+    finished(world.annotation())
+    return world

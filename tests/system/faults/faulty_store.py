@@ -17,8 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import unquote
 
-FAULTS = ("503", "429", "reset", "reset-body", "short-body", "delay", "lost-answer")
 Fault = Literal["503", "429", "reset", "reset-body", "short-body", "delay", "lost-answer"]
+FAULTS: tuple[Fault, ...] = ("503", "429", "reset", "reset-body", "short-body", "delay", "lost-answer")
 
 
 @dataclass(frozen=True)

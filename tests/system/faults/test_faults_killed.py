@@ -1,15 +1,14 @@
-"""SIGKILL at every step of the commit: the same command again ends with every item once, and redoes nothing."""
+"""SIGKILL of the driver at every step of the commit, of workers and of the store: every item once, nothing twice."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from faulty_store import Intercept
-from world import CAPTIONS, PICTURES, World, finished
+from world import World, finished
 
 pytestmark = pytest.mark.system
 STEPS = [
@@ -21,9 +20,7 @@ def killed_at(world: World, pattern: str, when: Any, nth: int) -> None:
     """Run `mmva annotate` and SIGKILL it around a put."""
     victim: list[int] = []
     world.store.intercept(
-        Intercept(
-            "PUT", f"{world.out.rpartition('/')[2]}/{pattern}", when, lambda: os.kill(victim[0], signal.SIGKILL), nth
-        )
+        Intercept("PUT", f"{world.prefix}/{pattern}", when, lambda: os.kill(victim[0], signal.SIGKILL), nth)
     )
     process = world.annotation()
     victim.append(process.pid)
@@ -31,21 +28,46 @@ def killed_at(world: World, pattern: str, when: Any, nth: int) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-def test_killed_around_every_put_and_run_again(make_world: Callable[[], World]) -> None:
-    world, whole = make_world(), make_world()
+def test_killed_around_every_put_and_run_again(world: World, whole: World) -> None:
+    world.store.forget()
     for pattern, nth in STEPS:
         for when in ("before", "after"):
             committed = set(world.objects("commits/"))
             killed_at(world, pattern, when, nth)
             assert committed <= set(world.objects("commits/"))
-            assert ("MANIFEST.json" in world.objects()) == (pattern == "MANIFEST.json" and when == "after"), (
-                pattern,
-                when,
-            )
+            published = pattern == "MANIFEST.json" and when == "after"
+            assert ("MANIFEST.json" in world.objects()) == published, (pattern, when)
     finished(world.annotation())
-    report = world.verify()
-    assert (report["items"], report["quarantined"]) == (PICTURES + CAPTIONS, 2)
-    commits = world.store.made(f"{world.out.rpartition('/')[2]}/commits/")
+    world.verify_whole()
+    commits = world.store.made(f"{world.prefix}/commits/")
     assert len(commits) == len(set(commits)) == len(world.objects("commits/"))
-    finished(whole.annotation())
     assert world.rows() == whole.rows()
+
+
+def test_killed_workers_are_replaced(world: World, whole: World) -> None:
+    world.store.forget()
+    killed: list[int] = []
+
+    def kill() -> None:
+        for worker in world.head.workers():
+            killed.append(worker.pid)
+            worker.kill()
+
+    world.store.intercept(Intercept("PUT", f"{world.prefix}/data/", "after", kill, nth=3))
+    finished(world.annotation())
+    assert killed
+    assert len(world.objects("attempts/")) > len(world.objects("commits/"))
+    world.verify_whole()
+    assert world.rows() == whole.rows()
+
+
+def test_a_server_killed_in_the_middle_comes_back(world: World) -> None:
+    world.store.intercept(Intercept("PUT", f"{world.prefix}/commits/", "before", world.weed.kill, nth=2))
+    world.storage |= {"max_attempts": 3, "patience_s": 100}
+    process = world.annotation()
+    assert world.weed.process is not None
+    world.weed.process.wait(timeout=240)
+    world.weed.start()
+    finished(process)
+    assert any(seen.fault == "upstream is away" for seen in world.store.seen)
+    world.verify_whole()

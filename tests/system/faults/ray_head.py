@@ -1,0 +1,76 @@
+"""A Ray head on loopback that outlives the drivers which the tests kill: `ray start --block` in a process of ours."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+from seaweed import free_ports
+
+_START_S = 90.0
+_STOP_S = 30.0
+
+
+class RayHead:
+    """One head with a folder of its own; `address` is what goes into the settings."""
+
+    def __init__(self, environment: dict[str, str], cpus: int = 6) -> None:
+        port, client, agent, agent_grpc, runtime_env, metrics = free_ports(6)
+        self.address = f"127.0.0.1:{port}"
+        self.folder = Path(tempfile.mkdtemp(prefix="mmva-ray-"))  # its sockets' names are limited to 107 characters
+        arguments = [
+            "--node-ip-address=127.0.0.1", f"--port={port}", f"--ray-client-server-port={client}",
+            f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}",
+            f"--runtime-env-agent-port={runtime_env}", f"--metrics-export-port={metrics}", "--min-worker-port=0",
+            "--max-worker-port=0", f"--num-cpus={cpus}", f"--object-store-memory={128 * 2**20}",
+            f"--temp-dir={self.folder}", "--include-dashboard=false", "--disable-usage-stats",
+        ]  # fmt: skip
+        ray = Path(sys.executable).with_name("ray")
+        with (self.folder / "head.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [ray, "start", "--head", "--block", *arguments],
+                stdout=log, stderr=log, env=environment, start_new_session=True,
+            )  # fmt: skip
+        self._wait_until_up()
+
+    def workers(self) -> list[psutil.Process]:
+        """Processes that run a pool's actor now."""
+        return [process for process in self._processes() if _title(process).startswith("ray::_ShardActor")]
+
+    def stop(self) -> None:
+        """End the head, then what is left of its processes."""
+        processes = self._processes()
+        os.kill(self.process.pid, signal.SIGTERM)
+        _, alive = psutil.wait_procs([psutil.Process(self.process.pid), *processes], timeout=_STOP_S)
+        for process in alive:
+            process.kill()
+        self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _processes(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def _wait_until_up(self) -> None:
+        host, _, port = self.address.partition(":")
+        deadline = time.monotonic() + _START_S
+        said = self.folder / "head.log"
+        while b"Ray runtime started" not in said.read_bytes():
+            assert self.process.poll() is None, said.read_text()
+            assert time.monotonic() < deadline, said.read_text()
+            time.sleep(0.1)  # until a deadline, not for a time
+        socket.create_connection((host, int(port)), timeout=5).close()
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return ""
