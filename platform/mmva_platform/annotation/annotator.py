@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
 
-from mmva.errors import CheckFailed, MediaError, OperationFailed, UsageError
+from mmva.errors import MediaError, OperationFailed
 from mmva.media.limits import Limits
 from mmva_platform.annotation.commit import ShardResult
 from mmva_platform.annotation.decoding import Decoder, Unit
+from mmva_platform.annotation.item_errors import NOBODYS_FAULT, as_media_error, described, fetch_error
 from mmva_platform.annotation.plan import Plan
 from mmva_platform.annotation.prefetch import THREADS, Request, prefetched
 from mmva_platform.annotation.results import (
@@ -31,7 +32,7 @@ from mmva_platform.annotation.results import (
     window_embeddings,
 )
 from mmva_platform.annotation.schema import WINDOW_EMBEDDING_SCHEMA, sha256_hex
-from mmva_platform.storage import StorageDenied, StorageError, StorageNotFound, StorageUnavailable
+from mmva_platform.storage import StorageUnavailable
 
 if TYPE_CHECKING:
     from mmva.model import MMVA
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
 Fetch = Callable[[str, int | None, int], bytes]
 Progress = Callable[[str], None]
 
-# Not about an item: a model that cannot be loaded, storage that is away.
-_NOBODYS_FAULT: Final = (OperationFailed, CheckFailed, UsageError)
 _BATCH_PIXELS: Final = 64_000_000  # decoded images that wait for a batch, at most some 200 MB
 _REMEMBERED_BYTES: Final = 32 * 2**20  # embeddings of earlier shards' items, kept for the same bytes
 
@@ -64,10 +63,11 @@ class Annotator:
         Args:
             model: With its encoders.
             plan: Names the run and the windows.
-            fetch: (URI, known size or None, largest size) -> bytes; called from several threads. See Fetcher.
+            fetch: (URI, known size or None, largest size) -> bytes, from several threads; see Fetcher.
             batch_size: Images, windows or captions embedded at once; results do not depend on it.
             limits: What an item may ask for.
-            on_progress: Told "load" (an encoder), "fetch", "decode" or "infer" whenever such a step begins.
+            on_progress: Told "load" (an encoder), "fetch", "decode" or "infer" when such a step begins; "fetch" only if
+                there is something to wait for.
         """
         self._model, self._plan, self._fetch = model, plan, fetch
         self._batch_size, self._limits, self._on_progress = batch_size, limits or Limits(), on_progress
@@ -128,16 +128,16 @@ class Annotator:
 
     def _load(self, track: str) -> None:
         """Load an encoder before it is used: that takes its time, and a failure is no item's error."""
-        if track not in self._loaded:
-            self._on_progress("load")
-            try:
-                self._model.encoder(track)
-            except _NOBODYS_FAULT:
-                raise
-            except Exception as error:
-                what = f"{type(error).__name__}: {error}"
-                raise OperationFailed(f"the {track} encoder cannot be loaded: {what}") from error
-            self._loaded.add(track)
+        if track in self._loaded:
+            return
+        self._on_progress("load")
+        try:
+            self._model.encoder(track)
+        except NOBODYS_FAULT:
+            raise
+        except Exception as error:
+            raise OperationFailed(f"the {track} encoder cannot be loaded: {described(error)}") from error
+        self._loaded.add(track)
 
     def _fetched(self, all_items: Sequence[Item], items: pa.Table, passing: _Passing) -> Iterator[tuple[Item, bytes]]:
         """Items with their bytes, in order; one that has none gets its error and is left out."""
@@ -162,12 +162,18 @@ class Annotator:
                 yield item, text_bytes
                 continue
             future = next(futures)
-            self._on_progress("fetch")
-            with passing.timed("fetch"):
-                data = _received(item, future)
+            if not future.done():
+                self._on_progress("fetch")
+            try:
+                with passing.timed("fetch"):
+                    data = future.result()
+            except StorageUnavailable:
+                raise
+            except Exception as error:  # noqa: BLE001 - a URI that no library foresaw
+                item.error = fetch_error(error)
+                continue
             del future  # or its bytes would live as long as their item's decoding
-            if data is not None:
-                yield item, data
+            yield item, data
 
     def _remember(self, firsts: dict[tuple[str, str], Item]) -> None:
         for key, item in firsts.items():
@@ -203,10 +209,10 @@ class _Passing:
             try:
                 with self.timed("decode"):
                     unit = next(units, None)
-            except _NOBODYS_FAULT:
+            except NOBODYS_FAULT:
                 raise
             except Exception as error:  # noqa: BLE001 - decoders meet bytes that nobody foresaw
-                item.error = _as_media_error(error, "decode")
+                item.error = as_media_error(error, "decode")
                 return
             if unit is None:
                 if not item.embedded.tracks:
@@ -252,7 +258,7 @@ class _Passing:
                 for single in batch:
                     self._infer(track, [single])
             else:
-                batch[0][0].error = batch[0][0].error or _as_media_error(error, "infer")
+                batch[0][0].error = batch[0][0].error or as_media_error(error, "infer")
             return
         for (item, unit), emb_D in zip(batch, emb_BD, strict=True):
             assert item.embedded is not None
@@ -273,29 +279,3 @@ class _Timed:
 
     def __exit__(self, *_exception: object) -> None:
         self._seconds[self._stage] += perf_counter() - self._begun
-
-
-def _received(item: Item, future: Future[bytes]) -> bytes | None:
-    """The fetched bytes, or None after giving the item its error; storage that is away is nobody's error."""
-    try:
-        return future.result()
-    except StorageUnavailable:
-        raise
-    except StorageNotFound as error:
-        item.error = MediaError("not-found", str(error), stage="fetch")
-    except StorageDenied as error:
-        item.error = MediaError("access-denied", str(error), stage="fetch")
-    except MediaError as error:
-        item.error = error
-    except (StorageError, UsageError) as error:
-        item.error = MediaError("unreadable", str(error), stage="fetch")
-    except Exception as error:  # noqa: BLE001 - a URI that no library foresaw
-        item.error = _as_media_error(error, "fetch")
-    return None
-
-
-def _as_media_error(error: Exception, stage: str) -> MediaError:
-    """The error as it is, or one that says what nobody foresaw."""
-    if isinstance(error, MediaError):
-        return error
-    return MediaError("unexpected-error", f"{type(error).__name__}: {error}", stage=stage)
