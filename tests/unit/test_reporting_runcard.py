@@ -151,6 +151,7 @@ def test_counts_balance_over_all_generations(run: tuple[str, Plan], tmp_path: Pa
     assert facts["drift"]["note"] == NO_BUNDLE  # the registry under this home is empty
     for axes in facts["histograms"].values():
         assert {sum(each["counts"]) for each in axes.values()} <= set(counts["by_modality"].values())
+    assert facts["quarantine"] == {"corrupt-image": 1}
     (retry,) = facts["retries"]
     assert (retry["items"], retry["ok"], retry["quarantined"]) == (3, 2, 1)
     shards = len(plan.shards) + 2

@@ -49,6 +49,7 @@ def run_facts(
     generations = (manifest, *retries)
     return {
         "counts": _counts(plan, generations, {name: len(va_N2) for name, va_N2 in va.items()}),
+        "quarantine": dict(generations[-1].totals.causes),
         "histograms": {name: histograms(va_N2) for name, va_N2 in va.items()},
         "drift": drift_facts(va, provenance),
         "throughput": throughput(generations),
