@@ -97,10 +97,10 @@ class ItemTimer:
             for tower in towers_of(modality, self._info.dims):
                 if tower not in speeds:
                     self._model.encoder(tower)
-            found[modality] = self._time(modality, of_it, speeds, budget_s / len(modalities))
+            found[modality] = self._time(of_it, speeds, budget_s / len(modalities))
         return found
 
-    def _time(self, modality: str, items: pa.Table, speeds: Mapping[str, float], budget_s: float) -> ItemTime:
+    def _time(self, items: pa.Table, speeds: Mapping[str, float], budget_s: float) -> ItemTime:
         total = ItemTime()
         contents: dict[str, list[Any]] = {}
         begun = time.monotonic()
