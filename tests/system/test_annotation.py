@@ -1,4 +1,4 @@
-"""`annotate` on a Ray cluster with the tiny preset: real media, a corrupt file among them, resume, refusal."""
+"""`annotate` on a Ray cluster with the tiny preset: real media, a corrupt file, a copy, resume, refusal."""
 
 import io
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import Any
 
 import av
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 from PIL import Image
@@ -14,6 +15,7 @@ from PIL import Image
 from mmva.bundle import load_bundle
 from mmva.errors import CheckFailed, UsageError
 from mmva.media.images import decode_image
+from mmva.model import MMVA
 from mmva_platform.annotation import annotate, read_annotations, read_quarantine, status, verify
 from mmva_platform.annotation.publish import MANIFEST_FILE
 from mmva_platform.settings import Settings
@@ -34,6 +36,8 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
     soundfile.write(folder / "long.wav", melody, RATE)
     soundfile.write(folder / "short.ogg", melody[: 2 * RATE], RATE, format="OGG", subtype="VORBIS")
     (folder / "phone.m4a").write_bytes(m4a(melody[: 5 * RATE]))
+    (folder / "film.mp4").write_bytes(film(melody[: 6 * RATE]))
+    (folder / "copy.png").write_bytes((folder / "picture-00.png").read_bytes())
     (folder / "words.txt").write_text("A calm piece for solo piano.\n")
     (folder / "empty.txt").write_text(" \n")
     (folder / "notes.pdf").write_bytes(b"%PDF")
@@ -44,11 +48,49 @@ def m4a(samples: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("aac", rate=RATE, layout="mono")
-        frame = av.AudioFrame.from_ndarray(samples.astype(np.float32)[None], format="fltp", layout="mono")
-        frame.sample_rate = RATE
-        for packet in (*stream.encode(frame), *stream.encode(None)):
+        for packet in (*stream.encode(sound(samples)), *stream.encode(None)):
             container.mux(packet)
     return buffer.getvalue()
+
+
+def film(samples: np.ndarray) -> bytes:
+    """Pictures that grow brighter, five a second, and sound."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        pictures = container.add_stream("mpeg4", rate=5)
+        pictures.width, pictures.height, pictures.pix_fmt = 64, 48, "yuv420p"
+        tone = container.add_stream("aac", rate=RATE, layout="mono")
+        for number in range(5 * len(samples) // RATE):
+            pixels = np.full((48, 64, 3), 50 + 6 * number, np.uint8)
+            container.mux(pictures.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(pictures.encode(None))
+        for packet in (*tone.encode(sound(samples)), *tone.encode(None)):
+            container.mux(packet)
+    return buffer.getvalue()
+
+
+def sound(samples: np.ndarray) -> av.AudioFrame:
+    frame = av.AudioFrame.from_ndarray(samples.astype(np.float32)[None], format="fltp", layout="mono")
+    frame.sample_rate = RATE
+    return frame
+
+
+def kept_windows(out: Path, name: str) -> dict[str, list[tuple[float, list[float]]]]:
+    """Track -> starts and embeddings of an item's windows, as they stand in windows/."""
+    found: dict[str, list[tuple[float, list[float]]]] = {}
+    for file in sorted((out / "windows").iterdir()):
+        for row in pq.read_table(file).to_pylist():
+            if row["id"] == name:
+                found.setdefault(row["track"], []).append((row["start_s"], row["embedding"]))
+    return found
+
+
+def point(model: MMVA, tower: str, embedding: Any) -> np.ndarray:
+    return model.predict_embeddings(tower, np.array([embedding], np.float32))[0]
+
+
+def va_of(row: dict[str, Any]) -> list[float]:
+    return [row["valence"], row["arousal"]]
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -58,11 +100,13 @@ def test_a_catalog_from_first_run_to_refusal(
     out, settings = tmp_path / "out", Settings(home=tmp_path / "home")
 
     def run(**options: Any) -> Any:
-        return annotate(str(catalog), str(options.pop("model", tiny_bundle)), str(out), settings, workers=2, **options)
+        chosen = {"workers": 2, "engine": "torch"} | options
+        return annotate(str(catalog), str(chosen.pop("model", tiny_bundle)), str(out), settings, **chosen)
 
     first = run(shard_items=8)
-    assert (first.items, first.ok, first.quarantined) == (17, 15, 2)
-    assert first.by_modality == {"caption": 1, "image": 11, "music": 3}
+    assert (first.items, first.ok, first.quarantined) == (19, 17, 2)
+    assert first.by_modality == {"caption": 1, "image": 12, "music": 3, "video": 1}
+    assert first.work == {"media": 16, "quarantined": 2, "same bytes": 1}
     assert first.causes == {"corrupt-image": 1, "empty-caption": 1}
     assert first.skipped == {".pdf": 1}
     assert first.shards >= 3
@@ -75,15 +119,12 @@ def test_a_catalog_from_first_run_to_refusal(
     assert {row["id"] for row in read_quarantine(str(out)).to_pylist()} == {"picture-05.jpg", "empty.txt"}
     assert rows["long.wav"]["duration_s"] == pytest.approx(10.0)
     assert [window["start_s"] for window in rows["long.wav"]["windows"]] == [0.0, 1.5, 3.0, 4.5, 6.0, 7.5]
-    assert rows["long.wav"]["valence"] == pytest.approx(
-        np.mean([window["valence"] for window in rows["long.wav"]["windows"]]), abs=1e-6
-    )
     assert rows["phone.m4a"]["duration_s"] == pytest.approx(5.0, abs=0.2)
     assert rows["short.ogg"]["windows"] is None
     assert all(0 <= row["valence"] <= 1 and 0 <= row["arousal"] <= 1 for row in rows.values())
-    assert all(
-        row["valence_low"] <= row["valence"] <= row["valence_high"] for name, row in rows.items() if "txt" not in name
-    )
+    calibrated = [row for row in rows.values() if row["modality"] in {"image", "music"}]
+    assert all(row["valence_low"] <= row["valence"] <= row["valence_high"] for row in calibrated)
+    assert rows["copy.png"]["embedding"] == rows["picture-00.png"]["embedding"]
 
     # What Ray's workers made is what the model itself makes of the same bytes.
     model = load_bundle(tiny_bundle)
@@ -91,6 +132,27 @@ def test_a_catalog_from_first_run_to_refusal(
     one = rows["picture-01.jpg"]
     np.testing.assert_allclose(one["embedding"], model.embed("image", [image])[0], atol=1e-5)
     np.testing.assert_allclose([one["valence"], one["arousal"]], model.predict("image", [image])[0], atol=1e-5)
+
+    # Music: the head of its windows' mean embedding; its curve: the heads of its windows' embeddings.
+    long = rows["long.wav"]
+    kept = kept_windows(out, "long.wav")["music"]
+    assert [start_s for start_s, _ in kept] == [window["start_s"] for window in long["windows"]]
+    emb_WD = np.array([emb_D for _, emb_D in kept], np.float32)
+    np.testing.assert_allclose(emb_WD.mean(axis=0), long["embedding"], atol=2e-3)
+    curve_W2 = [[window["valence"], window["arousal"]] for window in long["windows"]]
+    np.testing.assert_allclose(model.predict_embeddings("music", emb_WD), curve_W2, atol=2e-3)
+    np.testing.assert_allclose(point(model, "music", long["embedding"]), va_of(long), atol=1e-5)
+
+    # Video: the mean of its tracks' points, and no interval.
+    video = rows["film.mp4"]
+    assert video["tracks"] == ["image", "music"]
+    image_emb, music_emb = np.split(np.array(video["embedding"]), [model.dims["image"]])
+    tracks = [point(model, "image", image_emb), point(model, "music", music_emb)]
+    np.testing.assert_allclose(np.mean(tracks, axis=0), va_of(video), atol=1e-5)
+    assert [window["start_s"] for window in video["windows"]][:3] == [0.0, 1.5, 3.0]
+    assert video["duration_s"] == pytest.approx(6.0, abs=0.3)
+    assert set(kept_windows(out, "film.mp4")) == {"image", "music"}
+    assert video["valence_low"] is None
 
     # A finished run is left as it is.
     again = run()
@@ -103,7 +165,7 @@ def test_a_catalog_from_first_run_to_refusal(
     lost.unlink()
     (out / MANIFEST_FILE).unlink()
     resumed = run()
-    assert (resumed.ok, resumed.quarantined, resumed.resumed_shards) == (15, 2, first.shards - 1)
+    assert (resumed.ok, resumed.quarantined, resumed.resumed_shards) == (17, 2, first.shards - 1)
     after = {path: path.stat().st_mtime_ns for path in (out / "commits").iterdir()}
     assert [path for path in after if after[path] != before[path]] == [lost]
     assert {path.name: path.read_bytes() for path in (out / "data").iterdir()} == contents

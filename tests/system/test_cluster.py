@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import time
@@ -98,6 +99,11 @@ class TestRunShards:
         with pytest.raises(StalledError, match=r"test stage: no progress for 5 s at \d of 2 shards"):
             run(items, tmp_path, stall_timeout_s=5)
         assert time.monotonic() - started < 40
+
+    def test_another_sign_of_life_is_progress_too(self, tmp_path: Path) -> None:
+        items = [{"number": 0, "action": "sleep", "seconds": 4}]
+        options = {"stall_timeout_s": 0.5, "sign_of_life": itertools.count().__next__}
+        assert [result["number"] for result in run(items, tmp_path, **options)] == [0]
 
     def test_what_does_not_fit_is_refused_before_it_hangs(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="use at most 6 workers"):

@@ -16,6 +16,7 @@ import soundfile
 from PIL import Image
 
 from mmva.errors import MediaError, OperationFailed
+from mmva_platform.annotation import annotator as annotator_module
 from mmva_platform.annotation.annotator import Annotator
 from mmva_platform.annotation.commit import ShardResult
 from mmva_platform.annotation.plan import CatalogInfo, ModelInfo, Plan, Preprocessing
@@ -279,6 +280,28 @@ def test_the_same_bytes_are_remembered_from_shard_to_shard(tmp_path: Path) -> No
     assert model.batches == [("image", 1)]
     assert first.ok.equals(second.ok)
     assert second.work["same bytes"] == 1
+
+
+def test_what_is_remembered_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(annotator_module, "_REMEMBERED_BYTES", 8)  # one embedding of the fake model
+    model = FakeModel()
+    shards = []
+    for number in range(2):
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(png(number))
+        shards.append(table([row("a", "image") | {"uri": str(path)}]))
+    annotator = Annotator(model, PLAN, Fetcher(StorageSettings()))  # type: ignore[arg-type]
+    for number in (0, 1, 1, 0):
+        annotator.annotate("0", shards[number])
+    assert len(model.batches) == 3
+
+
+def test_large_images_do_not_wait_for_a_full_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(annotator_module, "_BATCH_PIXELS", 2 * 8 * 8)
+    model = FakeModel()
+    files = {f"{n}.png": png(n) for n in range(5)}
+    annotate(tmp_path, files, [row(name, "image") for name in files], model)
+    assert model.batches == [("image", 2), ("image", 2), ("image", 1)]
 
 
 def test_the_same_broken_bytes_are_quarantined_each(tmp_path: Path) -> None:
