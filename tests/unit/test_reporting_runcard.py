@@ -236,7 +236,7 @@ def test_a_bundle_without_a_reference_says_so(provenance: dict[str, Any] | None,
 def test_the_page_shows_what_the_json_holds() -> None:
     base = BaseInfo(uri="s3://va/2026-10", run_id="before", manifest_sha256="c" * 64, same_model=False, items=1_234)
     engines = {"image": EngineInfo(name="onnx", max_va_difference=3.2e-4, min_cosine=0.99995)}
-    command = ("mmva", "annotate", "s3://bucket/catalog.parquet", "--out", "s3://va/2026-11")
+    command = ("mmva", "annotate", "s3://bucket/catalog.parquet", "--out", "s3://va/my 11")
     plan, _ = planned(["a", "b", "c"], base=base, engines=engines, command=command)
     manifest = manifest_of(plan, work={"heads": 2, "same bytes": 1}, seconds={"fetch": 1.0, "heads": 3.0})
     rows = rows_of(plan, ["a", "b", "c"], "video")
@@ -246,7 +246,7 @@ def test_the_page_shows_what_the_json_holds() -> None:
     assert json.loads(to_json(facts)) == facts
     for part in (
         "Built upon s3://va/2026-10", "1,234 items", "this model's heads over its embeddings", "onnx", "3.2e-04",
-        "0.999950", " ".join(command), "heads 2, same bytes 1", "3 videos", "valence of videos; highest bar 3",
+        "0.999950", "--out 's3://va/my 11'", "heads 2, same bytes 1", "3 videos", "valence of videos; highest bar 3",
         ".pdf 2", "75%", "0.75 items per worker-second", plan.created_at.isoformat(),
     ):  # fmt: skip
         assert part in shown, part

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -85,6 +86,7 @@ def render(data: ReportData) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = text
+    environment.filters["shell"] = shlex.join
     environment.globals["count_of"] = _count_of
     annotated, quarantined = data.annotations.num_rows, data.quarantine.num_rows
     measures, retrieval = retrieval_rows(data.evaluation)
