@@ -279,9 +279,8 @@ def main() -> None:
     print(
         f"{time.strftime('%Y-%m-%d')}, commit {commit.stdout.strip()}, {psutil.cpu_count()} cores, {platform.machine()}"
     )
-    print(
-        f"sizes {arguments.items}, tracks {arguments.tracks}, {arguments.repeats} repeats\n\n| what | median | range |\n|---|---|---|"
-    )
+    print(f"sizes {arguments.items}, tracks {arguments.tracks}, {arguments.repeats} repeats\n")
+    print("| what | median | range |\n|---|---|---|")
     bench = Bench(workdir)
     for part in arguments.only:
         sizes = tuple(arguments.tracks if part == "music" else arguments.items)

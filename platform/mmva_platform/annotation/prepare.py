@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import pyarrow as pa
+
 from mmva.errors import UsageError
 from mmva_platform.annotation.catalog import Catalog, read_catalog
 from mmva_platform.annotation.options import AnnotateOptions
@@ -46,6 +48,7 @@ class Prepared:
         plan: What this caller wants.
         contents: The plan's chapters by path.
         settled: The plan that the output has already; None for a new run.
+        base_files: For each of the catalog's items its file in the base, or null; None without a base.
     """
 
     storage: Storage
@@ -54,6 +57,7 @@ class Prepared:
     plan: Plan
     contents: dict[str, bytes]
     settled: Plan | None
+    base_files: pa.Array | None
 
 
 def prepare(
@@ -115,7 +119,7 @@ def prepare(
         command=options.command,
         keep_windows=options.keep_windows,
     )
-    return Prepared(storage, found, resolved.bundle_dir, plan, contents, settled)
+    return Prepared(storage, found, resolved.bundle_dir, plan, contents, settled, files)
 
 
 def towers_of(modalities: Iterable[str | None]) -> list[str]:

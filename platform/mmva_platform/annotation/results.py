@@ -151,7 +151,7 @@ def quarantine(items: Sequence[Item], plan: Plan, shard: str) -> pa.Table:
         "error": [error.code for error in errors if error],
         "message": [_one_line(str(error)) for error in errors],
         "sha256": [item.sha256 for item in items],
-        "attempts": [1] * len(items),
+        "attempts": [plan.generation] * len(items),
         "run_id": [plan.run_id] * len(items),
         "shard": [shard] * len(items),
     }

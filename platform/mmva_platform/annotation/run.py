@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmva.errors import CheckFailed
+from mmva_platform.annotation.attempts import count_given_up
 from mmva_platform.annotation.commit import CommitRecord, committed_shards, read_commit
 from mmva_platform.annotation.options import AnnotateOptions, ErrorLimit
 from mmva_platform.annotation.plan import Plan, settle_plan
@@ -17,7 +18,10 @@ from mmva_platform.annotation.summary import AnnotationSummary
 from mmva_platform.settings import Settings, validate
 from mmva_platform.storage import Storage
 
-__all__ = ["AnnotateOptions", "AnnotationSummary", "annotate", "carry_out"]
+if TYPE_CHECKING:
+    from mmva_platform.annotation.preview import PlanPreview
+
+__all__ = ["AnnotateOptions", "AnnotationSummary", "annotate", "carry_out", "preview_run"]
 
 
 def annotate(catalog: str, model: str, out: str, settings: Settings, **options: Any) -> AnnotationSummary:
@@ -67,6 +71,24 @@ def annotate(catalog: str, model: str, out: str, settings: Settings, **options: 
     )
 
 
+def preview_run(catalog: str, model: str, out: str, settings: Settings, **options: Any) -> PlanPreview:
+    """What the same call of annotate would do; writes nothing to the output. Raises as annotate."""
+    from mmva_platform.annotation.preview import preview
+
+    chosen = validate(AnnotateOptions, options, "annotate")
+    prepared = prepare(catalog, model, out, settings, chosen, calibrate=False)
+    return preview(
+        prepared.catalog,
+        prepared.bundle_dir,
+        prepared.storage,
+        settings,
+        plan=prepared.settled,
+        new_plan=prepared.plan,
+        workers=chosen.workers,
+        base_files=prepared.base_files,
+    )
+
+
 def carry_out(
     storage: Storage,
     plan: Plan,
@@ -102,11 +124,14 @@ def carry_out(
             "batch_size": batch_size,
         }
         left = plan.catalog.items - sum(commit.items for commit in commits)
-        commits += _execute(todo, left, ShardWorker, kwargs=kwargs, watch=watch, settings=settings, workers=workers)
+        commits += _execute(
+            storage, todo, left, ShardWorker, kwargs=kwargs, watch=watch, settings=settings, workers=workers
+        )
     return publish(storage, plan, commits), len(before)
 
 
 def _execute(
+    storage: Storage,
     shards: list[str],
     items: int,
     worker: type[Any],
@@ -137,6 +162,7 @@ def _execute(
             constructor_kwargs=kwargs,
             workers=workers,
             stall_timeout_s=settings.cluster.stall_timeout_s,
+            sign_of_life=lambda: count_given_up(storage),
         )
     return records
 

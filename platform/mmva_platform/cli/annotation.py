@@ -52,9 +52,9 @@ def annotate(
         "command": ("mmva", *sys.argv[1:]),
     }
     if plan:
-        from mmva_platform.annotation.preview import preview_of
+        from mmva_platform.annotation.run import preview_run
 
-        found = preview_of(catalog, model, out, settings_of(context), **options)
+        found = preview_run(catalog, model, out, settings_of(context), **options)
         emit(found.to_text(), found.to_json(), as_json=as_json)
         return
     from mmva_platform.annotation.run import annotate as annotate_catalog
