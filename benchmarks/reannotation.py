@@ -4,9 +4,9 @@
 
 One process on one core. From media: an `Annotator` over JPEGs, 512 pixels wide, with the compact preset's image
 encoder, once as fp32 torch and once as the exported network (ONNX Runtime). From the base: a `Reuser` with another
-model's heads over as many stored embeddings as --items, which a run of the default layout has committed. Each pass reads,
-verifies, writes and commits everything that a worker would; models are loaded before. Interleaved, medians. Exit code 1 if a
-pass over the base is less than 100 times as fast.
+model's heads over as many stored embeddings as --items, which a run of the default layout has committed. Each pass
+reads, verifies, writes and commits everything that a worker would; models are loaded before. Interleaved, medians. Exit
+code 1 if a pass over the base is less than 100 times as fast.
 """
 
 from __future__ import annotations

@@ -156,4 +156,5 @@ def _summary(
         shards=len(plan.shards) if manifest else 0,
         resumed_shards=resumed,
         seconds=round(seconds, 2),
+        work=totals.work if totals else {},
     )
