@@ -29,13 +29,17 @@ def prefetched(
     """
     waiting: deque[tuple[Future[bytes], int]] = deque()
     held = 0
-    for request in requests:
-        size = _UNKNOWN_BYTES if request.size is None else request.size
-        while waiting and (len(waiting) >= _AHEAD or held + size > _AHEAD_BYTES):
-            future, freed = waiting.popleft()
-            yield future
-            held -= freed
-        waiting.append((pool.submit(fetch, request), size))
-        held += size
-    while waiting:
-        yield waiting.popleft()[0]
+    try:
+        for request in requests:
+            size = _UNKNOWN_BYTES if request.size is None else request.size
+            while waiting and (len(waiting) >= _AHEAD or held + size > _AHEAD_BYTES):
+                future, freed = waiting.popleft()
+                yield future
+                held -= freed
+            waiting.append((pool.submit(fetch, request), size))
+            held += size
+        while waiting:
+            yield waiting.popleft()[0]
+    finally:  # of a shard that is given up nothing more is fetched, or the next try would queue behind it
+        for future, _ in waiting:
+            future.cancel()

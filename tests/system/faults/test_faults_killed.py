@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from faulty_store import Intercept
@@ -13,6 +13,12 @@ from world import World, finished
 pytestmark = pytest.mark.system
 STEPS = [
     ("plan/items-", 1), ("plan.json", 1), ("data/", 1), ("commits/", 2), ("MANIFEST.json", 1),
+]  # fmt: skip
+
+
+# All workers die before a data file is there, while one waits for its answer, and before a record is there.
+WORKER_STEPS: list[tuple[str, Literal["before", "after"], int]] = [
+    ("data/", "before", 1), ("data/", "after", 3), ("commits/", "before", 3),
 ]  # fmt: skip
 
 
@@ -49,13 +55,16 @@ def test_killed_workers_are_replaced(world: World, whole: World) -> None:
     killed: list[int] = []
 
     def kill() -> None:
-        for worker in world.head.workers():
-            killed.append(worker.pid)
+        workers = world.head.workers()
+        for worker in workers:
             worker.kill()
+        killed.append(len(workers))
 
-    world.store.intercept(Intercept("PUT", f"{world.prefix}/data/", "after", kill, nth=3))
+    for folder, when, nth in WORKER_STEPS:
+        world.store.intercept(Intercept("PUT", f"{world.prefix}/{folder}", when, kill, nth))
     finished(world.annotation())
-    assert killed
+    assert len(killed) == len(WORKER_STEPS)
+    assert all(killed)
     assert len(world.objects("attempts/")) > len(world.objects("commits/"))
     world.verify_whole()
     assert world.rows() == whole.rows()
