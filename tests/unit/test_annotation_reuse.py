@@ -40,10 +40,10 @@ def towers() -> MMVA:
     return model
 
 
-def catalog(names: list[str], size: int = 9) -> Catalog:
+def catalog(names: list[str], size: int = 9, etag: str = "e") -> Catalog:
+    known = {"bytes": size, "etag": etag}
     rows = [
-        {"id": name, "uri": f"/m/{name}", "modality": "music" if name[0] == "m" else "image", "bytes": size}
-        for name in names
+        {"id": name, "uri": f"/m/{name}", "modality": "music" if name[0] == "m" else "image", **known} for name in names
     ]
     return Catalog("/m", pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA), {}, 0, ())
 
@@ -113,6 +113,7 @@ def reused(base: Storage, items: Catalog, preprocessing: Preprocessing = CUT) ->
 def test_only_what_is_unchanged_and_was_annotated_is_reused(base: Storage) -> None:
     assert reused(base, catalog(["a", "b", "c", "m1", "new"])) == [True, True, False, True, False]
     assert reused(base, catalog(["a", "b"], size=10)) == [False, False]
+    assert reused(base, catalog(["a", "b"], etag="f")) == [False, False]
     assert reused(base, catalog(["a", "m1"]), CUT.model_copy(update={"window_s": 5.0})) == [False, False]
     other = CUT.model_copy(update={"fingerprints": {"image": "f", "music": "h"}})
     assert reused(base, catalog(["a", "m1"]), other) == [True, False]
