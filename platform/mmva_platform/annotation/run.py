@@ -161,7 +161,7 @@ def _execute(
             on_result=on_result,
             constructor_kwargs=kwargs,
             workers=workers,
-            stall_timeout_s=settings.cluster.stall_timeout_s,
+            stall_timeout_s=settings.annotation_stall_timeout_s,
             sign_of_life=lambda: count_given_up(storage),
         )
     return records
