@@ -1,7 +1,8 @@
 """What S3Storage tries again, against a server that sends prepared bytes: no mock of the library under it."""
 
-from __future__ import itertools
+from __future__ import annotations
 
+import itertools
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
