@@ -92,7 +92,7 @@ def prepare(
     version = None if resolved.version is None else str(resolved.version)
     identity = ModelInfo(name=resolved.name, version=version, digest=resolved.digest)
     preprocessing = _preprocessing(resolved.bundle_dir, options)
-    base = _base(out, settings, options, preprocessing)
+    base = _base(out, settings, options, preprocessing, settled)
     engines = settled.engines if settled and options.engine == "auto" else {}
     if not engines and calibrate:
         engines = _engines(
@@ -154,11 +154,16 @@ def _engines(
     return adopted | (choose_engines(bundle_dir, wanted, samples, storage, settings) if samples else {})
 
 
-def _base(out: str, settings: Settings, options: AnnotateOptions, preprocessing: Preprocessing) -> Base | None:
+def _base(
+    out: str, settings: Settings, options: AnnotateOptions, preprocessing: Preprocessing, settled: Plan | None
+) -> Base | None:
+    """The base named, or found; a resume of an incremental run keeps its own, whatever was published meanwhile."""
     from mmva_platform.annotation.base import find_base_beside, open_base
 
     uri = options.base
-    if uri is None and options.incremental:
+    if uri is None and options.incremental and settled is not None:
+        uri = settled.base.uri if settled.base else None
+    elif uri is None and options.incremental:
         uri = find_base_beside(out, settings, preprocessing)
         if uri is None:
             logger.warning("%s: no published annotation of this kind stands beside it; everything is annotated", out)
