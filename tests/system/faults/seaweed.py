@@ -67,6 +67,7 @@ class Seaweed:
             f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}", f"-filer.port={filer}",
             f"-filer.port.grpc={filer_grpc}", f"-filer.localSocket={self.folder / 'filer.sock'}",
             f"-metricsPort={metrics}", "-master.volumeSizeLimitMB=128",
+            "-volume.max=100",  # a bucket takes seven at once; without free ones its own log of changes fails too
         ]  # fmt: skip
         with (self.folder / "weed.log").open("ab") as log:
             self.process = subprocess.Popen([str(self.binary), "server", *arguments], stdout=log, stderr=log)
