@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,6 +93,16 @@ def default_workers() -> int:
     # A local session may have been given more logical CPUs than the machine has.
     physical = min(cpus, _own_cpus()) if len(ray.nodes()) == 1 else cpus
     return max(1, int(min(physical, (cpus - FREE_CPUS) / CPUS_PER_ACTOR)))
+
+
+def quiet_ray_data() -> None:
+    """Make Ray Data's context, which Ray Train asks for, without the warnings about its own deprecated defaults."""
+    import ray.data
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        ray.data.DataContext.get_current()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def _init(settings: ClusterSettings) -> None:

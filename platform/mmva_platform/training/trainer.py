@@ -101,12 +101,13 @@ def _fit_on_ray(
     import ray
     from ray.util.queue import Queue
 
-    from mmva_platform.cluster import check_feasible, ray_session
+    from mmva_platform.cluster import check_feasible, quiet_ray_data, ray_session
     from mmva_platform.training.checkpoint import read_state
     from mmva_platform.training.watching import interruptible, watch
 
     with ray_session(settings.cluster):
         check_feasible(recipe.workers, recipe.cpus_per_worker)
+        quiet_ray_data()
         queue = Queue(actor_options={"num_cpus": 0})
         config = {
             "recipe": recipe.model_dump(mode="json"),

@@ -114,6 +114,28 @@ class World:
         return sorted(({k: v for k, v in row.items() if k not in changing} for row in rows), key=lambda row: row["id"])
 
 
+def differences(mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> list[str]:
+    """Where two runs' rows differ by more than rounding: a shard that ran item by item has other batches."""
+    if [row["id"] for row in mine] != [row["id"] for row in theirs]:
+        return ["other ids"]
+    return [
+        f"{row['id']}: {name}: {row[name]} and {other[name]}"
+        for row, other in zip(mine, theirs, strict=True)
+        for name in row.keys() | other.keys()
+        if not _close(row.get(name), other.get(name))
+    ]
+
+
+def _close(mine: Any, theirs: Any) -> bool:
+    if isinstance(mine, float) and isinstance(theirs, float):
+        return abs(mine - theirs) <= 1e-5
+    if isinstance(mine, list) and isinstance(theirs, list):
+        return len(mine) == len(theirs) and all(map(_close, mine, theirs))
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        return mine.keys() == theirs.keys() and all(_close(mine[key], theirs[key]) for key in mine)
+    return bool(mine == theirs)
+
+
 def finished(process: subprocess.Popen[str], code: int = 0) -> str:
     """Standard output (of a failure: standard error) of a command that ends with this code."""
     out, err = process.communicate(timeout=240)
