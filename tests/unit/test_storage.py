@@ -21,6 +21,7 @@ from mmva_platform.storage import (
     StorageDenied,
     StorageNotFound,
     StoragePathError,
+    StorageTooLargeError,
     StorageUnavailable,
     open_storage,
     probe_put_if_absent,
@@ -69,6 +70,14 @@ def test_what_is_written_is_read_listed_and_sized(storage: Storage) -> None:
     again = list(storage.list())
     assert (again[0].etag == listed[0].etag, again[1].etag == listed[1].etag) == (True, False)
     assert (storage.exists("b/two.bin"), storage.exists("b"), storage.exists("c")) == (True, False, False)
+
+
+def test_no_more_is_read_than_the_caller_takes(storage: Storage) -> None:
+    storage.write("a", b"1234")
+    assert storage.read("a", most=4) == b"1234"
+    with pytest.raises(StorageTooLargeError, match="a: 4 bytes, the limit is 3"):
+        storage.read("a", most=3)
+    assert storage.read("a") == b"1234"
 
 
 def test_a_prefix_is_a_prefix_of_the_path_not_a_folder(storage: Storage) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from mmva.errors import CheckFailed, MediaError, OperationFailed, UsageError
-from mmva_platform.storage import StorageDenied, StorageError, StorageNotFound
+from mmva_platform.storage import StorageDenied, StorageError, StorageNotFound, StorageTooLargeError
 
 # A model that cannot be loaded, storage that is away.
 NOBODYS_FAULT: Final = (OperationFailed, CheckFailed, UsageError)
@@ -24,6 +24,8 @@ def fetch_error(error: Exception) -> MediaError:
         return MediaError("not-found", str(error), stage="fetch")
     if isinstance(error, StorageDenied):
         return MediaError("access-denied", str(error), stage="fetch")
+    if isinstance(error, StorageTooLargeError):
+        return MediaError("too-many-bytes", str(error), stage="fetch")
     if isinstance(error, (StorageError, UsageError)):
         return MediaError("unreadable", str(error), stage="fetch")
     return as_media_error(error, "fetch")

@@ -18,9 +18,9 @@ from mmva_platform.annotation.careful import annotate_carefully
 from mmva_platform.annotation.commit import CommitRecord, ShardResult, commit_path, commit_shard, read_commit
 from mmva_platform.annotation.engines import load_model
 from mmva_platform.annotation.plan import ItemReader, Plan
-from mmva_platform.annotation.roots import AllowedRoots, local_path_of
+from mmva_platform.annotation.roots import AllowedRoots, local_path_of, place_of
 from mmva_platform.settings import Settings, StorageSettings
-from mmva_platform.storage import Storage, open_storage, split_uri
+from mmva_platform.storage import Storage, open_storage
 
 if TYPE_CHECKING:
     from mmva.predictor import Predictor
@@ -156,24 +156,23 @@ class Fetcher:
 
         Args:
             uri: Where it is.
-            size: Its size if it is known; asked for otherwise.
+            size: Its size if it is known.
             most: Largest size to read.
 
         Raises:
-            MediaError: "outside-roots", before anything is opened; "too-many-bytes", before anything is read.
-            UsageError, StorageError: If it cannot be read.
+            MediaError: "outside-roots", or "too-many-bytes" by its known size, before anything is opened.
+            UsageError, StorageError: If it cannot be read; StorageTooLargeError by its real size.
         """
         if self._roots is not None:
             self._roots.check(uri)
         local = local_path_of(uri)
         if local is not None and stat.S_ISFIFO(_mode(local)):  # to open a pipe would wait for ever
             raise MediaError("unreadable", f"{uri}: a pipe, not a file", stage="fetch")
-        root, path = _root_and_path(uri)
+        root, path = place_of(uri)
+        if size is not None and size > most:
+            raise MediaError("too-many-bytes", f"{uri}: {size} bytes, the limit is {most}", stage="fetch")
         storage: Storage = self._open(root)
-        found = storage.size(path) if size is None else size
-        if found > most:
-            raise MediaError("too-many-bytes", f"{uri}: {found} bytes, the limit is {most}", stage="fetch")
-        return storage.read(path)
+        return storage.read(path, most)  # a table may say anything about sizes
 
 
 def _mode(path: str) -> int:
@@ -186,11 +185,3 @@ def _mode(path: str) -> int:
 def pack_bundle(directory: Path) -> dict[str, bytes]:
     """A bundle's files, to ship to workers."""
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
-
-
-def _root_and_path(uri: str) -> tuple[str, str]:
-    """A storage to keep open and a path in it: the bucket on S3, the folder elsewhere."""
-    if uri.startswith("s3://"):
-        bucket, _, key = uri.removeprefix("s3://").partition("/")
-        return f"s3://{bucket}", key
-    return split_uri(uri)

@@ -18,6 +18,7 @@ from mmva_platform.storage.base import (
     StorageError,
     StorageNotFound,
     StoragePathError,
+    StorageTooLargeError,
     StorageUnavailable,
     StorageUnsupported,
 )
@@ -25,8 +26,8 @@ from mmva_platform.storage.local import LocalStorage
 from mmva_platform.storage.probe import probe_put_if_absent
 
 __all__ = [
-    "Entry", "Storage", "StorageDenied", "StorageError", "StorageNotFound", "StoragePathError", "StorageUnavailable",
-    "StorageUnsupported", "open_storage", "probe_put_if_absent", "read_uri", "split_uri",
+    "Entry", "Storage", "StorageDenied", "StorageError", "StorageNotFound", "StoragePathError", "StorageTooLargeError",
+    "StorageUnavailable", "StorageUnsupported", "open_storage", "probe_put_if_absent", "read_uri", "split_uri",
 ]  # fmt: skip
 
 

@@ -30,6 +30,10 @@ class StorageUnsupported(StorageError):  # noqa: N818
     """This kind of store does not offer the operation; no retry helps."""
 
 
+class StorageTooLargeError(StorageError):
+    """More bytes than the caller would take; none of them were kept."""
+
+
 class StoragePathError(StorageError, UsageError):
     """A path that would leave its storage's root, or that no storage can hold."""
 
@@ -52,8 +56,8 @@ class Storage(ABC):
     uri: str
 
     @abstractmethod
-    def read(self, path: str) -> bytes:
-        """All bytes of a file. StorageNotFound when it is missing."""
+    def read(self, path: str, most: int | None = None) -> bytes:
+        """All bytes of a file. StorageNotFound when it is missing, StorageTooLargeError above `most` bytes."""
 
     @abstractmethod
     def write(self, path: str, data: bytes) -> None:
@@ -117,3 +121,9 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def refuse_above(most: int, size: int, place: str) -> None:
+    """StorageTooLargeError for a file of more bytes than `most`."""
+    if size > most:
+        raise StorageTooLargeError(f"{place}: {size} bytes, the limit is {most}")

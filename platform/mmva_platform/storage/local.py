@@ -18,6 +18,7 @@ from mmva_platform.storage.base import (
     StorageUnsupported,
     checked,
     checked_prefix,
+    refuse_above,
 )
 
 _TEMPORARY = ".mmva-tmp-"  # files in the making: never listed, never read
@@ -31,11 +32,13 @@ class LocalStorage(Storage):
         self.root = Path(os.path.abspath(root))  # noqa: PTH100 - resolve() would follow links the user made on purpose
         self.uri = str(self.root)
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, most: int | None = None) -> bytes:
         """All bytes of a file."""
         target = self._at(path)
-        with _typed_errors(target):
-            return target.read_bytes()
+        with _typed_errors(target), target.open("rb") as file:
+            if most is not None:
+                refuse_above(most, os.fstat(file.fileno()).st_size, str(target))
+            return file.read()
 
     def write(self, path: str, data: bytes) -> None:
         """Temporary file, fsync, rename."""

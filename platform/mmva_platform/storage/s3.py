@@ -7,6 +7,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,6 +41,7 @@ from mmva_platform.storage.base import (
     StorageUnsupported,
     checked,
     checked_prefix,
+    refuse_above,
 )
 
 if TYPE_CHECKING:
@@ -95,12 +97,16 @@ class S3Storage(Storage):
         session = boto3.session.Session(region_name=region)
         return session.client("s3", endpoint_url=settings.s3_endpoint, config=config)
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, most: int | None = None) -> bytes:
         """All bytes of an object; a body that breaks off is fetched again."""
         key = self._key(path)
 
         def get() -> bytes:
-            return self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+            answer = self._client.get_object(Bucket=self.bucket, Key=key)
+            with closing(answer["Body"]) as body:
+                if most is not None:
+                    refuse_above(most, answer["ContentLength"], self.join(path))
+                return body.read()
 
         return self._tried(path, get)
 
