@@ -12,3 +12,8 @@ AXES: tuple[str, str] = ("valence", "arousal")
 MediaKind = Modality | Literal["video"]
 MEDIA_KINDS: tuple[MediaKind, ...] = (*MODALITIES, "video")
 VIDEO_TRACKS: tuple[Modality, ...] = ("image", "music")
+
+
+def towers_of(kind: str) -> tuple[str, ...]:
+    """The towers that an item of this kind goes through: its own, or those of a video's tracks."""
+    return VIDEO_TRACKS if kind == "video" else (kind,)

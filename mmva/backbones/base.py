@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mmva.backbones.spec import BackboneSpec
+from mmva.engines.fronts import batches
 from mmva.modalities import Modality
 
 Prepared = dict[str, Tensor]
@@ -116,7 +117,9 @@ class Encoder(nn.Module, ABC):
             with torch.inference_mode():
                 for start in range(0, len(items), batch_size):
                     prepared = [self.prepare(item) for item in items[start : start + batch_size]]
-                    for rows in self._batches(prepared):
+                    keys = [self.batch_key(item) for item in prepared]
+                    sizes = [sum(tensor.numel() for tensor in item.values()) for item in prepared]
+                    for rows in batches(keys, sizes, self.max_batch_elements):
                         batch = self.collate([prepared[row] for row in rows])
                         emb_BD = self(**{name: tensor.to(device) for name, tensor in batch.items()})
                         emb_ND[[start + row for row in rows]] = emb_BD.float().cpu().numpy()
@@ -127,17 +130,6 @@ class Encoder(nn.Module, ABC):
     def batch_key(self, prepared: Prepared) -> Any:
         """Items with equal keys may share a batch; by default those of equal shapes."""
         return tuple(tensor.shape for tensor in prepared.values())
-
-    def _batches(self, prepared: Sequence[Prepared]) -> Iterator[list[int]]:
-        groups: dict[Any, list[int]] = {}
-        for row, item in enumerate(prepared):
-            groups.setdefault(self.batch_key(item), []).append(row)
-        for rows in groups.values():
-            size = len(rows)
-            if self.max_batch_elements is not None:
-                elements = max(sum(tensor.numel() for tensor in prepared[row].values()) for row in rows)
-                size = max(1, self.max_batch_elements // elements)
-            yield from (rows[first : first + size] for first in range(0, len(rows), size))
 
 
 def _fingerprint(

@@ -7,7 +7,7 @@ file. Shapes: T samples, F frames, S positions of a caption.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -107,6 +107,22 @@ def make_front(description: Mapping[str, Any]) -> Front:
     """The front of a description {"front": name, its arguments...}; KeyError for an unknown name."""
     arguments = dict(description)
     return _FRONTS[arguments.pop("front")](**arguments)
+
+
+def batches(keys: Sequence[Any], sizes: Sequence[int], most: int | None) -> Iterator[list[int]]:
+    """Rows that may go through a network together: of equal keys, and no more than `most` elements in a batch.
+
+    Args:
+        keys: Of each prepared item.
+        sizes: Elements of each.
+        most: Elements of a batch; None sets no limit. An item above it is a batch of its own.
+    """
+    groups: dict[Any, list[int]] = {}
+    for row, key in enumerate(keys):
+        groups.setdefault(key, []).append(row)
+    for rows in groups.values():
+        size = len(rows) if most is None else max(1, most // max(sizes[row] for row in rows))
+        yield from (rows[first : first + size] for first in range(0, len(rows), size))
 
 
 def central_square(image: Image.Image, crop: float, side: int) -> NDArray[np.uint8]:

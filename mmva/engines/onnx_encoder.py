@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmva.engines.fronts import Front, Prepared, make_front
+from mmva.engines.fronts import Front, Prepared, batches, make_front
 from mmva.errors import CheckFailed
 
 if TYPE_CHECKING:
@@ -53,7 +53,9 @@ class OnnxEncoder:
         emb_ND = np.empty((len(items), self.dim), np.float32)
         for start in range(0, len(items), batch_size):
             prepared = [self._front.prepare(item) for item in items[start : start + batch_size]]
-            for rows in _batches(self._front, prepared):
+            keys = [self._front.batch_key(one) for one in prepared]
+            sizes = [sum(array.size for array in one.values()) for one in prepared]
+            for rows in batches(keys, sizes, self._front.max_batch_elements):
                 batch = self._front.collate([prepared[row] for row in rows])
                 emb_ND[[start + row for row in rows]] = self._session.run(None, batch)[0]
         return emb_ND
@@ -71,18 +73,6 @@ def _open(data: bytes) -> tuple[Any, dict[str, Any]]:
     except Exception as error:  # onnxruntime's errors share no public base
         first = " ".join(str(error).split())[:200]
         raise CheckFailed(f"exported network: cannot be opened ({type(error).__name__}: {first})") from error
-
-
-def _batches(front: Front, prepared: Sequence[Prepared]) -> Iterator[list[int]]:
-    groups: dict[Any, list[int]] = {}
-    for row, item in enumerate(prepared):
-        groups.setdefault(front.batch_key(item), []).append(row)
-    for rows in groups.values():
-        size = len(rows)
-        if front.max_batch_elements is not None:
-            elements = max(sum(array.size for array in prepared[row].values()) for row in rows)
-            size = max(1, front.max_batch_elements // elements)
-        yield from (rows[first : first + size] for first in range(0, len(rows), size))
 
 
 class _EncoderFront(Front):

@@ -10,6 +10,7 @@ import io
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import av
 import numpy as np
@@ -114,20 +115,29 @@ def _pyav_blocks(
 ) -> Iterator[NDArray[np.float32]]:
     # Interleaved, because PyAV 18 counts one plane too many in planar audio of 8 channels and reads wild memory there.
     to_float = av.AudioResampler(format="flt")
-    packets = bad = 0
     with refusals("corrupt-audio", kind):
-        for packet in container.demux(stream):
-            packets += 1
-            try:
-                frames = packet.decode()
-            except av.FFmpegError:
-                bad += 1
-                continue
-            for frame in frames:
-                for converted in to_float.resample(frame):
-                    yield converted.to_ndarray().reshape(-1, converted.layout.nb_channels)
+        for frame in decoded_frames(container, stream, "corrupt-audio", kind):
+            for converted in to_float.resample(frame):
+                yield converted.to_ndarray().reshape(-1, converted.layout.nb_channels)
+
+
+def decoded_frames(container: av.container.InputContainer, stream: Any, code: str, kind: str) -> Iterator[Any]:
+    """Frames of a stream; a damaged packet is left out, as players do.
+
+    Raises:
+        MediaError: `code`, at the end, if more packets than those were damaged.
+    """
+    packets = bad = 0
+    for packet in container.demux(stream):
+        packets += 1
+        try:
+            frames = packet.decode()
+        except av.FFmpegError:
+            bad += 1
+            continue
+        yield from frames
     if bad > 1 + _TOLERATED_BAD_PACKETS * packets:
-        raise MediaError("corrupt-audio", f"{bad} of {packets} {kind} packets cannot be decoded")
+        raise MediaError(code, f"{bad} of {packets} {kind} packets cannot be decoded")
 
 
 def _has_xing_tag(data: bytes) -> bool:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from mmva.errors import MediaError
 from mmva.media.audio import stream_audio
+from mmva.media.audio_sources import decoded_frames
 from mmva.media.formats import VIDEO_FORMATS
 from mmva.media.guards import checked_format, refusals
 from mmva.media.limits import Limits
@@ -30,7 +31,6 @@ _TICKS_PER_S: Final = 1000  # windows of pictures are cut on a grid of milliseco
 # Encoders and containers round a little: a file this close to its header's length is whole.
 _WHOLE_SHARE, _ROUNDING_S = 0.98, 0.5
 # Players skip a damaged packet; more of them than this, and it is no longer the film.
-_TOLERATED_BAD_PACKETS = 0.02
 _UPRIGHT = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 
 
@@ -192,27 +192,17 @@ def _refuse_truncated(container: Any, ends_s: dict[int, float]) -> None:
 
 def _frames(data: bytes, kind: str, limits: Limits) -> Iterator[tuple[float, Any]]:
     """Time from the start in seconds and frame, in the order of showing."""
-    packets = bad = 0
     with _opened(data, kind) as container:
         stream = _picture_stream(container)
         stream.codec_context.thread_count = 1  # actors share the CPUs: one thread each
         stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
         start, last_s = stream.start_time or 0, 0.0
         with refusals("corrupt-video", kind):
-            for packet in container.demux(stream):
-                packets += 1
-                try:
-                    frames = packet.decode()
-                except av.FFmpegError:
-                    bad += 1
-                    continue
-                for frame in frames:
-                    _check_pixels(frame.width, frame.height, limits)
-                    if frame.pts is not None:
-                        last_s = float((frame.pts - start) * frame.time_base)
-                    yield last_s, frame
-    if bad > 1 + _TOLERATED_BAD_PACKETS * packets:
-        raise MediaError("corrupt-video", f"{bad} of {packets} {kind} packets cannot be decoded")
+            for frame in decoded_frames(container, stream, "corrupt-video", kind):
+                _check_pixels(frame.width, frame.height, limits)
+                if frame.pts is not None:
+                    last_s = float((frame.pts - start) * frame.time_base)
+                yield last_s, frame
 
 
 def _upright_rgb(frame: Any, kind: str) -> Image.Image:

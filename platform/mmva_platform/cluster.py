@@ -91,7 +91,7 @@ def default_workers() -> int:
 
     cpus = ray.cluster_resources().get("CPU", 0.0)
     # A local session may have been given more logical CPUs than the machine has.
-    physical = min(cpus, _own_cpus()) if len(ray.nodes()) == 1 else cpus
+    physical = min(cpus, own_cpus()) if len(ray.nodes()) == 1 else cpus
     return max(1, int(min(physical, (cpus - FREE_CPUS) / CPUS_PER_ACTOR)))
 
 
@@ -134,7 +134,7 @@ def _start(settings: ClusterSettings) -> None:
                 ray.init(
                     address="local",
                     # On a single CPU a worker and Ray Data's own tasks would never fit; logical CPUs cost nothing.
-                    num_cpus=settings.num_cpus or (None if _own_cpus() > 1 else 2),
+                    num_cpus=settings.num_cpus or (None if own_cpus() > 1 else 2),
                     include_dashboard=False,
                     object_store_memory=settings.object_store_mb * 2**20,
                     runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
@@ -195,5 +195,6 @@ def _info(*, started: bool) -> ClusterInfo:
     )
 
 
-def _own_cpus() -> int:
+def own_cpus() -> int:
+    """CPUs of this machine that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -17,15 +16,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mmva.errors import CheckFailed, UsageError
+from mmva.modalities import towers_of
 from mmva_platform.annotation.commit import CommitRecord
 from mmva_platform.annotation.plan import BaseInfo, EngineInfo, ItemReader, ModelInfo, Plan, Preprocessing, read_plan
 from mmva_platform.annotation.publish import MANIFEST_FILE, generations, identity, read_file, read_manifest
 from mmva_platform.annotation.schema import ANNOTATION_VERSION, CATALOG_SCHEMA
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, open_storage
-
-# The towers whose backbones an item's stored embedding came from.
-_TOWERS: Final = {"video": ("image", "music")}
 
 
 @dataclass(frozen=True)
@@ -202,7 +199,7 @@ def _engine(engines: Mapping[str, EngineInfo], tower: str) -> str:
 def _of_towers(modalities: pa.ChunkedArray, towers: set[str]) -> NDArray[np.bool_]:
     """Which items' embeddings come from these towers alone."""
     names = pc.unique(modalities).drop_null().to_pylist()
-    usable = [name for name in names if set(_TOWERS.get(name, (name,))) <= towers]
+    usable = [name for name in names if set(towers_of(name)) <= towers]
     return np.asarray(pc.is_in(modalities, value_set=pa.array(usable, pa.string())))
 
 

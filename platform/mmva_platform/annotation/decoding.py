@@ -12,7 +12,7 @@ from mmva.media.images import decode_image
 from mmva.media.limits import Limits
 from mmva.media.video import probe_video, stream_frames, stream_sound
 from mmva.media.windows import stream_windows
-from mmva.modalities import MEDIA_KINDS, VIDEO_TRACKS
+from mmva.modalities import MEDIA_KINDS, towers_of
 from mmva_platform.annotation.plan import Preprocessing
 
 
@@ -63,7 +63,7 @@ class Decoder:
         if modality not in MEDIA_KINDS:
             known = ", ".join(MEDIA_KINDS)
             return MediaError("unknown-modality", f"modality {modality!r} is none of {known}", stage="catalog")
-        wanted = VIDEO_TRACKS if modality == "video" else (modality,)
+        wanted = towers_of(modality)
         if not any(track in self._towers for track in wanted):
             return MediaError("no-tower", f"this model has no {' or '.join(wanted)} tower", stage="catalog")
         return None

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from mmva.bundle import read_bundle_info
 from mmva.media.limits import Limits
-from mmva.modalities import MEDIA_KINDS, VIDEO_TRACKS
+from mmva.modalities import MEDIA_KINDS, towers_of
 from mmva.predictor import Predictor
 from mmva_platform.annotation.decoding import Decoder
 from mmva_platform.annotation.plan import Plan
@@ -78,7 +78,7 @@ class ItemTimer:
         self._bundle_dir, self._plan, self._storage, self._settings = bundle_dir, plan, storage, settings
         self._info, self._limits = read_bundle_info(bundle_dir), Limits()
         self._roots = AllowedRoots(plan.roots)
-        self._fetch: Callable[[str, int | None, int], bytes] = Fetcher(settings.storage)
+        self._fetch: Callable[[str, int | None, int], bytes] = Fetcher(settings.storage, plan.roots)
         self._decoder = Decoder(self._info.dims, self._sample_rate, plan.preprocessing, self._limits)
 
     def times(self, items: pa.Table, speeds: Mapping[str, float], budget_s: float = BUDGET_S) -> dict[str, ItemTime]:
@@ -94,8 +94,8 @@ class ItemTimer:
         found: dict[str, ItemTime] = {}
         for modality in modalities:
             of_it = items.filter(pc.equal(items["modality"], modality))
-            for tower in towers_of(modality, self._info.dims):
-                if tower not in speeds:
+            for tower in towers_of(modality):
+                if tower in self._info.dims and tower not in speeds:
                     self._model.encoder(tower)
             found[modality] = self._time(of_it, speeds, budget_s / len(modalities))
         return found
@@ -152,7 +152,9 @@ class ItemTimer:
             return 1.0
         one = pa.table({"uri": pa.array([row["uri"]], pa.string()), "bytes": pa.array([size], pa.int64())})
         windows = float(estimated_seconds(one, modality)[0]) / self._plan.preprocessing.hop_s
-        return max(1.0, windows * len(towers_of(modality, self._info.dims)) / max(1, sum(done.values())))
+        return max(
+            1.0, windows * sum(tower in self._info.dims for tower in towers_of(modality)) / max(1, sum(done.values()))
+        )
 
     def _unit_s(self, tower: str, contents: list[Any], until: float) -> float:
         """Seconds of one core for a unit; the processor's time, so that neither threads nor a busy machine count."""
@@ -181,11 +183,6 @@ class ItemTimer:
 
         plan = self._plan.model_copy(update={"engines": {}})
         return load_model(pack_bundle(self._bundle_dir), plan, self._storage, self._settings)
-
-
-def towers_of(modality: str, dims: Mapping[str, int]) -> list[str]:
-    """The towers of a model that a modality's items go through."""
-    return [tower for tower in (VIDEO_TRACKS if modality == "video" else (modality,)) if tower in dims]
 
 
 def picked(items: pa.Table, roots: AllowedRoots, count: int) -> Iterator[dict[str, Any]]:

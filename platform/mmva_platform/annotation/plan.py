@@ -144,6 +144,15 @@ class Plan(Config):
             flat[f"{name} engine"] = engine.name
         return flat
 
+    def differences(self, other: Plan) -> list[str]:
+        """What keeps another plan from sharing this one's output, one line each."""
+        there, now = self.decisive(), other.decisive()
+        return [
+            f"{key}: {there.get(key)} there, {now.get(key)} now"
+            for key in there | now
+            if there.get(key) != now.get(key)
+        ]
+
 
 def make_plan(
     catalog: Catalog,
@@ -239,13 +248,8 @@ def settle_plan(storage: Storage, plan: Plan, contents: Mapping[str, bytes]) -> 
         if storage.put_if_absent(PLAN_FILE, plan.model_dump_json(indent=1).encode()):
             return plan
     settled = read_plan(storage)
-    mine, theirs = plan.decisive(), settled.decisive()
-    differences = [
-        f"{key}: {theirs.get(key)} there, {mine.get(key)} now"
-        for key in theirs | mine
-        if theirs.get(key) != mine.get(key)
-    ]
-    if mine["catalog digest"] != theirs["catalog digest"]:
+    differences = settled.differences(plan)
+    if plan.catalog.digest != settled.catalog.digest:
         planned = pa.concat_tables([parquet_to_table(data) for data in contents.values()])
         differences.append(catalog_difference(read_items(storage, settled), planned))
     if differences:

@@ -9,11 +9,12 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from mmva.errors import UsageError
+from mmva.modalities import towers_of
 from mmva_platform.annotation.catalog import Catalog, read_catalog
 from mmva_platform.annotation.options import AnnotateOptions
 from mmva_platform.annotation.plan import (
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from mmva_platform.annotation.base import Base
 
 logger = logging.getLogger(__name__)
-
-_TOWERS: Final = {"video": ("image", "music")}  # which towers a modality needs, if not its own
 
 
 @dataclass(frozen=True)
@@ -122,12 +121,6 @@ def prepare(
     return Prepared(storage, found, resolved.bundle_dir, plan, contents, settled, files)
 
 
-def towers_of(modalities: Iterable[str | None]) -> list[str]:
-    """The towers that items of these modalities need, each once."""
-    needed = [tower for name in modalities if name for tower in _TOWERS.get(name, (name,))]
-    return list(dict.fromkeys(needed))
-
-
 def _engines(
     catalog: Catalog,
     bundle_dir: Path,
@@ -141,7 +134,8 @@ def _engines(
     """Engines of the towers that the catalog needs; those of a base's embeddings, so that they can be used."""
     from mmva_platform.annotation.engines import choose_engines
 
-    needed = [tower for tower in towers_of(catalog.modalities) if tower in preprocessing.fingerprints]
+    wanted_towers = dict.fromkeys(tower for name in catalog.modalities if name for tower in towers_of(name))
+    needed = [tower for tower in wanted_towers if tower in preprocessing.fingerprints]
     adopted: dict[str, EngineInfo] = {}
     if base is not None and wanted == "auto":
         theirs = base.plan.preprocessing.fingerprints

@@ -16,22 +16,23 @@ import pyarrow.compute as pc
 
 from mmva.bundle import BundleInfo, read_bundle_info
 from mmva.errors import UsageError
+from mmva.modalities import towers_of
 from mmva_platform.annotation.calibration import CalibrationCache, fastest
 from mmva_platform.annotation.catalog import Catalog
 from mmva_platform.annotation.commit import committed_shards
-from mmva_platform.annotation.estimates import ItemTime, ItemTimer, picked, towers_of
+from mmva_platform.annotation.estimates import ItemTime, ItemTimer, picked
 from mmva_platform.annotation.plan import BaseInfo, EngineInfo, ItemReader, Plan
 from mmva_platform.annotation.preview_text import preview_text
 from mmva_platform.annotation.publish import MANIFEST_FILE
 from mmva_platform.annotation.roots import AllowedRoots, place_of
 from mmva_platform.annotation.schema import ITEM_SCHEMA
 from mmva_platform.annotation.shards import as_counts
-from mmva_platform.cluster import CPUS_PER_ACTOR, FREE_CPUS, ray_session
+from mmva_platform.cluster import CPUS_PER_ACTOR, FREE_CPUS, own_cpus, ray_session
 from mmva_platform.settings import ClusterSettings, Settings
 from mmva_platform.storage import Storage, StorageError
 
-START_S: Final = 10.0  # Ray and the workers' first model, seen on two cores
-_REUSED_PER_S: Final = 25_000  # items of an earlier annotation, on one core
+START_S: Final = 13.0  # Ray and the workers' torch, seen on two idle cores; a busy machine took three times as long
+_REUSED_PER_S: Final = 10_000  # items of an earlier annotation, on one core (benchmarks/reannotation.py)
 _SIZES_ASKED, _ROOTS_CHECKED = 50, 20_000
 
 
@@ -208,13 +209,11 @@ def _items_left(
 
 
 def _differences(plan: Plan | None, new_plan: Plan) -> tuple[str, ...]:
+    """Why a run would be refused; engines that are not chosen yet are no difference."""
     if plan is None:
         return ()
-    there, now = plan.decisive(), new_plan.decisive()
     return tuple(
-        f"{key}: {there.get(key)} there, {now.get(key)} now"
-        for key in there | now
-        if there.get(key) != now.get(key) and (new_plan.engines or not key.endswith(" engine"))
+        plan.differences(new_plan if new_plan.engines else new_plan.model_copy(update={"engines": plan.engines}))
     )
 
 
@@ -223,7 +222,8 @@ def _engines(
 ) -> dict[str, EngineView]:
     """The engine of each tower that is needed: the settled one, else the wanted one, else the fastest of before."""
     found = {}
-    for tower in dict.fromkeys(tower for modality in counts for tower in towers_of(modality, info.dims)):
+    needed = dict.fromkeys(tower for modality in counts for tower in towers_of(modality))
+    for tower in (name for name in needed if name in info.dims):
         cache = CalibrationCache(settings.home, info.backbones[tower]["fingerprint"], info.digest, tower)
         known = cache.read()
         measured = {name: figures.items_per_s for name, figures in known.engines.items()} if known else {}
@@ -236,7 +236,7 @@ def _engines(
 
 def _needs(settings: ClusterSettings, workers: int | None, shards: int) -> Needs:
     """As pool.run_shards and cluster.default_workers reckon it; Ray is asked only if it runs elsewhere."""
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    own = own_cpus()
     address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
     where, problem = "this machine", None
     there: float | None = settings.num_cpus or max(2, own)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mmva.affect import mood
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from mmva.predictor import Predictor
 
 _MESSAGE_CHARACTERS: Final = 500
+STAMPS: Final = ("model_name", "model_version", "model_digest", "run_id", "shard", "annotated_at")
 
 
 @dataclass(slots=True)
@@ -119,7 +121,7 @@ def annotation_table(items: Sequence[Item], model: MMVA | Predictor, plan: Plan,
         "modality": [item.modality for item in items],
         "valence": va_N2[:, 0],
         "arousal": va_N2[:, 1],
-        **_intervals(items, va_N2, model),
+        **interval_columns(pa.array([item.modality for item in items]), va_N2, model),
         "embedding": _lists([track.mean_D for one in embedded if one for track in one.tracks.values()], embedded),
         "mood": pa.array(mood(va_N2).tolist(), pa.string()),
         "tracks": [list(one.tracks) if item.modality == "video" and one else None for item, one in _zip(items)],
@@ -127,17 +129,7 @@ def annotation_table(items: Sequence[Item], model: MMVA | Predictor, plan: Plan,
         "windows": _curves(items),
         "sha256": [item.sha256 for item in items],
     }
-    same = {
-        "model_name": plan.model.name,
-        "model_version": plan.model.version,
-        "model_digest": plan.model.digest,
-        "run_id": plan.run_id,
-        "shard": shard,
-        "annotated_at": plan.created_at,
-    }
-    for name, value in same.items():
-        columns[name] = pa.repeat(pa.scalar(value, ANNOTATION_SCHEMA.field(name).type), len(items))
-    return _table(columns, ANNOTATION_SCHEMA)
+    return _table(columns | stamps(plan, shard, len(items)), ANNOTATION_SCHEMA)
 
 
 def quarantine(items: Sequence[Item], plan: Plan, shard: str) -> pa.Table:
@@ -198,17 +190,30 @@ def _share_out(
         first += len(track.starts_s)
 
 
-def _intervals(items: Sequence[Item], va_N2: NDArray[np.float64], model: MMVA | Predictor) -> dict[str, pa.Array]:
-    bounds = {f"{axis}_{side}": np.full(len(items), np.nan) for axis in AXES for side in ("low", "high")}
-    modalities = np.array([item.modality for item in items])
-    for modality in np.unique(modalities):
-        half_width = model.intervals.get(str(modality))
-        if half_width is not None:
-            rows = modalities == modality
-            low_N2, high_N2 = interval_bounds(va_N2[rows], half_width)
-            for index, axis in enumerate(AXES):
-                bounds[f"{axis}_low"][rows], bounds[f"{axis}_high"][rows] = low_N2[:, index], high_N2[:, index]
-    return {name: pa.array(values.astype(np.float32), from_pandas=True) for name, values in bounds.items()}
+def interval_columns(
+    modalities: pa.Array | pa.ChunkedArray, va_N2: NDArray[np.floating], model: MMVA | Predictor
+) -> dict[str, pa.Array]:
+    """Bounds of the model's intervals as columns of ANNOTATION_SCHEMA; null for modalities without one."""
+    low_N2 = np.full(va_N2.shape, np.nan)
+    high_N2 = low_N2.copy()
+    for modality, half_width in model.intervals.items():
+        of_it_N = np.asarray(pc.equal(modalities, modality))
+        low_N2[of_it_N], high_N2[of_it_N] = interval_bounds(va_N2[of_it_N], half_width)
+    return {
+        f"{axis}_{side}": pa.array(bound_N2[:, index].astype(np.float32), from_pandas=True)
+        for index, axis in enumerate(AXES)
+        for side, bound_N2 in (("low", low_N2), ("high", high_N2))
+    }
+
+
+def stamps(plan: Plan, shard: str, count: int) -> dict[str, pa.Array]:
+    """Columns that put rows under a run's name."""
+    model = plan.model
+    values = (model.name, model.version, model.digest, plan.run_id, shard, plan.created_at)
+    return {
+        name: pa.repeat(pa.scalar(value, ANNOTATION_SCHEMA.field(name).type), count)
+        for name, value in zip(STAMPS, values, strict=True)
+    }
 
 
 def _lists(parts: Sequence[Any], embedded: Sequence[Embedded | None]) -> pa.Array:

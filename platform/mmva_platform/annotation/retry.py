@@ -68,7 +68,9 @@ def retry(
     if place.exists(PLAN_FILE):
         plan = read_plan(place)
     else:
-        plan = settle_plan(place, *plan_retry(places[-1], plan, shard_items))
+        plan, contents = plan_retry(places[-1], plan, shard_items)
+        plan = plan.model_copy(update={"command": ("mmva", "annotations", "retry", storage.uri)})
+        plan = settle_plan(place, plan, contents)
     for engine in plan.engines.values():
         if engine.file is not None and not place.exists(engine.file):
             place.put_if_absent(engine.file, places[-1].read(engine.file))
@@ -92,7 +94,6 @@ def plan_retry(place: Storage, plan: Plan, shard_items: int | None) -> tuple[Pla
         "run_id": uuid.uuid4().hex,
         "created_at": datetime.now(UTC),
         "base": None,
-        "command": ("mmva", "annotations", "retry", place.uri),
         "generation": plan.generation + 1,
     }
     return plan.model_copy(update=changes), contents

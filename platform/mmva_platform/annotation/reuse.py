@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from mmva.affect import mood
 from mmva.errors import CheckFailed
-from mmva.intervals import interval_bounds
 from mmva.modalities import AXES
 from mmva_platform.annotation.base import base_files
 from mmva_platform.annotation.commit import CommitRecord, ShardResult
 from mmva_platform.annotation.plan import Plan
 from mmva_platform.annotation.publish import read_file
+from mmva_platform.annotation.results import STAMPS, interval_columns, stamps
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, QUARANTINE_SCHEMA, WINDOW, WINDOW_EMBEDDING_SCHEMA
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, open_storage
@@ -34,14 +34,10 @@ if TYPE_CHECKING:
     from mmva.model import MMVA
     from mmva.predictor import Predictor
 
-    Model = MMVA | Predictor
-    from mmva.predictor import Predictor
-
 logger = logging.getLogger(__name__)
 
 _READERS: Final = 8  # a shard's files in the base are many and small: threads hide the waiting of remote storage
 _KEPT_WITH_NEW_HEADS: Final = ("id", "uri", "modality", "embedding", "tracks", "duration_s", "sha256")
-_STAMPS: Final = ("model_name", "model_version", "model_digest", "run_id", "shard", "annotated_at")
 
 
 class Reuser:
@@ -78,7 +74,7 @@ class Reuser:
         rows, windows = self._base_rows(items)
         read = time.monotonic()
         if self._base.same_model:
-            ok = _completed(rows, self._stamps(shard, rows.num_rows))
+            ok = _completed(rows, stamps(self._plan, shard, rows.num_rows))
             result = ShardResult(ok, QUARANTINE_SCHEMA.empty_table(), work={"carried": ok.num_rows})
         else:
             result = self._with_new_heads(rows, windows, shard)
@@ -128,7 +124,7 @@ class Reuser:
         place, commit = self._files[path]
         assert commit.data is not None
         windows = commit.windows and read_file(place, commit.windows)
-        carried = [name for name in ANNOTATION_SCHEMA.names if name not in _STAMPS]
+        carried = [name for name in ANNOTATION_SCHEMA.names if name not in STAMPS]
         columns = carried if self._base.same_model else _KEPT_WITH_NEW_HEADS
         return read_file(place, commit.data, columns), windows or WINDOW_EMBEDDING_SCHEMA.empty_table()
 
@@ -136,24 +132,15 @@ class Reuser:
         longest = pc.max(rows["duration_s"]).as_py()
         return windows.num_rows == 0 and longest is not None and longest > self._plan.preprocessing.window_s
 
-    def _stamps(self, shard: str, count: int) -> dict[str, pa.Array]:
-        """Columns that put rows under this run's name."""
-        plan, model = self._plan, self._plan.model
-        values = (model.name, model.version, model.digest, plan.run_id, shard, plan.created_at)
-        return {
-            name: pa.repeat(pa.scalar(value, ANNOTATION_SCHEMA.field(name).type), count)
-            for name, value in zip(_STAMPS, values, strict=True)
-        }
-
     def _with_new_heads(self, rows: pa.Table, windows: pa.Table, shard: str) -> ShardResult:
         if self._model is None:
             self._model = self._load()
         va_N2 = _points(self._model, rows)
         fresh: dict[str, pa.Array] = {axis: pa.array(va_N2[:, index], pa.float32()) for index, axis in enumerate(AXES)}
-        fresh |= _intervals(self._model, rows["modality"], va_N2)
+        fresh |= interval_columns(rows["modality"], va_N2, self._model)
         fresh["mood"] = pa.array(mood(va_N2), pa.string())
         fresh["windows"] = _curves(self._model, rows["id"], windows)
-        rows = _completed(rows, fresh | self._stamps(shard, rows.num_rows))
+        rows = _completed(rows, fresh | stamps(self._plan, shard, rows.num_rows))
         finite_N = np.isfinite(va_N2).all(axis=1)
         if finite_N.all():
             return ShardResult(rows, QUARANTINE_SCHEMA.empty_table(), work={"heads": rows.num_rows})
@@ -195,19 +182,6 @@ def _points(model: MMVA | Predictor, rows: pa.Table) -> NDArray[np.float32]:
 def _matrix(lists: pa.ListArray) -> NDArray[Any]:
     """Lists of one length as a matrix; a copy, because torch takes no read-only memory."""
     return np.array(lists.flatten(), np.float32).reshape(len(lists), -1)
-
-
-def _intervals(model: MMVA | Predictor, modalities: pa.ChunkedArray, va_N2: NDArray[np.float32]) -> dict[str, pa.Array]:
-    low_N2 = np.full(va_N2.shape, np.nan)
-    high_N2 = low_N2.copy()
-    for modality, half_width in model.intervals.items():
-        of_it_N = np.asarray(pc.equal(modalities, modality))
-        low_N2[of_it_N], high_N2[of_it_N] = interval_bounds(va_N2[of_it_N], half_width)
-    return {
-        f"{axis}_{side}": pa.array(bound_N2[:, index].astype(np.float32), from_pandas=True)
-        for index, axis in enumerate(AXES)
-        for side, bound_N2 in (("low", low_N2), ("high", high_N2))
-    }
 
 
 def _curves(model: MMVA | Predictor, ids: pa.ChunkedArray, windows: pa.Table) -> pa.Array:
