@@ -23,7 +23,7 @@ from mmva_platform.annotation.plan import CatalogInfo, ModelInfo, Plan, Preproce
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, ITEM_SCHEMA, QUARANTINE_SCHEMA, table_to_parquet
 from mmva_platform.annotation.worker import Fetcher
 from mmva_platform.settings import StorageSettings
-from mmva_platform.storage import StorageUnavailable
+from mmva_platform.storage import StorageTooLargeError, StorageUnavailable
 
 RATE = 8000
 PLAN = Plan(
@@ -231,7 +231,10 @@ def test_size_is_checked_before_reading(tmp_path: Path) -> None:
     fetch = Fetcher(StorageSettings())
     assert fetch(str(tmp_path / "a"), None, 5) == b"12345"
     with pytest.raises(MediaError, match="5 bytes, the limit is 4"):
-        fetch(str(tmp_path / "a"), None, 4)
+        fetch(str(tmp_path / "a"), 5, 4)
+    for said in (None, 1):  # a table may say anything
+        with pytest.raises(StorageTooLargeError, match="5 bytes, the limit is 4"):
+            fetch(str(tmp_path / "a"), said, 4)
 
 
 def test_the_point_is_the_head_of_the_mean_and_not_the_mean_of_the_heads(tmp_path: Path) -> None:

@@ -16,8 +16,7 @@ from mmva_platform.annotation.prepare import Prepared, prepare
 from mmva_platform.annotation.results import Item, quarantine
 from mmva_platform.annotation.run import annotate, carry_out, preview_run
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA
-from mmva_platform.annotation.worker import Fetcher
-from mmva_platform.settings import Settings, StorageSettings
+from mmva_platform.settings import Settings
 from mmva_platform.storage import StorageTooLargeError
 
 
@@ -129,12 +128,3 @@ def test_a_run_over_its_limit_ends_with_the_commonest_cause_and_keeps_what_is_co
     with pytest.raises(CheckFailed, match=r"5 of 5 items are quarantined \(5 too-many-bytes\), over the limit of 4"):
         carry_out(found.storage, plan, tiny_bundle, settings, max_errors="4")
     assert [entry.path for entry in found.storage.list("commits/")] == ["commits/000000.json"]
-
-
-def test_a_table_that_lies_about_a_size_does_not_get_more_read(tmp_path: Path) -> None:
-    file = tmp_path / "large.png"
-    file.write_bytes(b"0" * 101)
-    fetch = Fetcher(StorageSettings())
-    with pytest.raises(StorageTooLargeError, match="101 bytes, the limit is 100"):
-        fetch(str(file), 1, 100)
-    assert len(fetch(str(file), 1, 101)) == 101

@@ -385,25 +385,5 @@ def test_without_credentials_access_is_denied(
         open_storage("s3://bucket", s3).read("a")
 
 
-def test_a_body_that_breaks_off_is_read_again(s3: StorageSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    from botocore.exceptions import IncompleteReadError
-
-    storage = open_storage("s3://bucket/root", s3)
-    storage.write("a", b"whole")
-    client = storage._client
-    get = client.get_object
-    broken = [True]
-
-    class Body:
-        def read(self) -> bytes:
-            raise IncompleteReadError(actual_bytes=1, expected_bytes=5)
-
-    def break_once(**arguments: object) -> object:
-        return {"Body": Body()} if broken and broken.pop() else get(**arguments)
-
-    monkeypatch.setattr(client, "get_object", break_once)
-    assert storage.read("a") == b"whole"
-
-
 def _error(status: int, code: str) -> ClientError:
     return ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "Operation")
