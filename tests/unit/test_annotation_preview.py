@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from mmva.bundle import read_bundle_info
+from mmva.errors import UsageError
 from mmva_platform.annotation import engines
 from mmva_platform.annotation import preview as preview_module
 from mmva_platform.annotation.calibration import Calibration, CalibrationCache, Measured
@@ -278,6 +279,11 @@ def test_needs_of_the_cluster(show: Any, settings: Settings, planned: Any, monke
     one, _ = planned(catalog_of([{"id": "a", "modality": "caption", "caption": "calm"}], "/m"))
     alone = show(catalog, new_plan=one, workers=9)
     assert alone.needs.workers == 1  # no more than shards
+
+    def unreachable(_settings: ClusterSettings) -> Any:  # the real one would find the Ray of another test's session
+        raise UsageError("cluster.address 127.0.0.1:1: no Ray cluster answers there")
+
+    monkeypatch.setattr(preview_module, "ray_session", unreachable)
     away = settings.model_copy(update={"cluster": ClusterSettings(address="127.0.0.1:1")})
     found = show(catalog, new_plan=plan, workers=2, settings=away)
     assert (found.needs.cpus_there, found.needs.enough) == (None, False)
