@@ -12,8 +12,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmva.affect import quadrant
+from mmva.modalities import MEDIA_KINDS
 from mmva_platform.reporting.data import ReportData
-from mmva_platform.reporting.plane import KINDS, va_of
+from mmva_platform.reporting.plane import va_of
 from mmva_platform.reporting.previews import Preview, preview
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def corner_examples(data: ReportData) -> tuple[Region, ...]:
         inside_N = free_N if name == _CENTRE else free_N & (quadrant(va_N2) == name)
         rows = [
             row
-            for modality in KINDS
+            for modality in MEDIA_KINDS
             for row in _nearest(va_N2, target, inside_N & (modality_N == modality), _PER_MODALITY[modality])
         ]
         free_N[rows] = False

@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmva.errors import UsageError
+from mmva.modalities import MEDIA_KINDS
 from mmva_platform.reporting.charts import HEIGHT, WIDTH, training_charts
 from mmva_platform.reporting.data import ReportData
 from mmva_platform.reporting.examples import corner_examples
 from mmva_platform.reporting.figures import SCALE, error_rows, retrieval_rows, text
-from mmva_platform.reporting.plane import KINDS, SIDE, WORD_RADIUS, build_plane
+from mmva_platform.reporting.plane import SIDE, WORD_RADIUS, build_plane
 from mmva_platform.reporting.previews import HEARD_S
 from mmva_platform.reporting.runcard import to_json
 
@@ -121,7 +122,7 @@ def _count_of(modality: str, count: int) -> str:
 
 def _by_modality(annotations: pa.Table) -> dict[str, int]:
     counts = Counter(annotations["modality"].to_pylist())
-    return {modality: counts[modality] for modality in KINDS if counts[modality]}
+    return {modality: counts[modality] for modality in MEDIA_KINDS if counts[modality]}
 
 
 def _causes(quarantine: pa.Table) -> tuple[Cause, ...]:

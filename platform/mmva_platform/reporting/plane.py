@@ -14,10 +14,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmva.affect import MOOD_WORDS, QUADRANTS, quadrant
-from mmva.modalities import AXES, MODALITIES
+from mmva.modalities import AXES, MEDIA_KINDS
 
 SIDE: Final = 600.0
-KINDS: Final = (*MODALITIES, "video")
 MAX_POINTS: Final = 5000
 _CROWD = 400
 WORD_RADIUS: Final = 0.43
@@ -83,7 +82,7 @@ def build_plane(annotations: pa.Table, seed: int = 0) -> Plane:
     points = tuple(_point(item, *va_N2[row]) for item, row in zip(drawn, rows, strict=True))
     spreads = tuple(
         _spread(modality, annotations, va_N2, modality_N == modality)
-        for modality in KINDS
+        for modality in MEDIA_KINDS
         if (modality_N == modality).any()
     )
     return Plane(points, _words(), spreads, len(va_N2))
@@ -92,7 +91,7 @@ def build_plane(annotations: pa.Table, seed: int = 0) -> Plane:
 def _drawn_rows(modality_N: NDArray[np.object_], seed: int) -> NDArray[np.int64]:
     """Rows to draw: what a small modality leaves of its share goes to the larger ones, which are drawn underneath."""
     generator = np.random.default_rng(seed)
-    by_size = sorted((np.flatnonzero(modality_N == modality) for modality in KINDS), key=len)
+    by_size = sorted((np.flatnonzero(modality_N == modality) for modality in MEDIA_KINDS), key=len)
     chosen, left = [], MAX_POINTS
     for position, rows in enumerate(by_size):
         share = min(len(rows), left // (len(by_size) - position))

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from mmva.drift import drift_by_modality
 from mmva.errors import CheckFailed
-from mmva.modalities import AXES
+from mmva.modalities import AXES, MEDIA_KINDS
 from mmva_platform.annotation.plan import Plan
 from mmva_platform.annotation.publish import Manifest
-from mmva_platform.reporting.plane import KINDS, va_of
+from mmva_platform.reporting.plane import va_of
 
 HISTOGRAM_BINS: Final = 20
 NO_REFERENCE: Final = "this bundle carries no reference"
@@ -70,7 +70,7 @@ def to_json(facts: Mapping[str, Any]) -> str:
 def va_by_modality(annotations: pa.Table) -> dict[str, NDArray[np.float64]]:
     """VA points [N, 2] of each modality there is, in the order of the page."""
     va_N2, modality_N = va_of(annotations), np.asarray(annotations["modality"].to_pylist(), dtype=object)
-    return {name: va_N2[modality_N == name] for name in KINDS if (modality_N == name).any()}
+    return {name: va_N2[modality_N == name] for name in MEDIA_KINDS if (modality_N == name).any()}
 
 
 def histograms(va_N2: NDArray[np.float64]) -> dict[str, dict[str, list[float] | list[int]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmva.errors import CheckFailed
-from mmva.modalities import MODALITIES, Modality
+from mmva.modalities import Modality
 from mmva_platform.settings import Settings
 from mmva_platform.tracking.evidence import BundleFacts, PairedRows, Pairing
+from mmva_platform.tracking.predictions import predicted_rows
 
 if TYPE_CHECKING:
     from mmva_platform.datasets.dataset import Dataset
@@ -36,9 +36,9 @@ def predict_pair(candidate: Path, champion: Path, dataset_uri: str, settings: Se
     from mmva_platform.datasets.dataset import Dataset
 
     dataset = Dataset.open(dataset_uri, settings)
-    theirs = _predict(champion, dataset_uri, settings, split)
+    theirs = predicted_rows(champion, dataset_uri, settings, split)
     rows: dict[Modality, PairedRows] = {}
-    for modality, (features, points_N2, seconds) in _predict(candidate, dataset_uri, settings, split).items():
+    for modality, (features, points_N2, seconds) in predicted_rows(candidate, dataset_uri, settings, split).items():
         other = theirs.get(modality)
         if other is not None and not np.array_equal(other[0].ids, features.ids):
             raise CheckFailed(f"{dataset_uri}: {modality} embeddings of the two versions are of different rows")
@@ -60,26 +60,6 @@ def facts_of(bundle_dir: Path) -> BundleFacts:
 
     info, files = read_bundle(bundle_dir)
     return BundleFacts(sum(len(data) for data in files.values()), info.card, info.intervals)
-
-
-def _predict(
-    bundle_dir: Path, dataset_uri: str, settings: Settings, split: str
-) -> dict[Modality, tuple[ModalityFeatures, NDArray[np.float64], float]]:
-    """Rows, points [N, 2] and the head's seconds by modality, where the split has rows."""
-    from mmva.bundle import load_bundle
-    from mmva_platform.datasets.features import load_features
-
-    model = load_bundle(bundle_dir, load_encoders=False)
-    known = [modality for modality in MODALITIES if modality in model.dims]
-    fingerprints = {modality: str(model.backbones[modality]["fingerprint"]) for modality in known}
-    features = load_features(dataset_uri, fingerprints, settings).split(split)
-    found: dict[Modality, tuple[ModalityFeatures, NDArray[np.float64], float]] = {}
-    for modality in known:
-        if modality in features and len(features[modality]):
-            started = time.perf_counter()
-            points_N2 = model.predict_embeddings(modality, features[modality].emb_ND)
-            found[modality] = (features[modality], points_N2.astype(np.float64), time.perf_counter() - started)
-    return found
 
 
 def _sources(dataset: Dataset, modality: Modality, features: ModalityFeatures) -> NDArray[np.str_]:
