@@ -2,8 +2,8 @@
 
     python benchmarks/kill_hundred_thousand.py --items 100000 --folder /tmp/kill
 
-The catalog: captions in a table and 3 % tiny pictures, of which several share their bytes. The driver is killed at
-seeded fractions of committed shards. Executed items are those of every run's commits plus what was in flight when a
+The catalog: captions in a table and 3 % tiny pictures, of which several share their bytes. The driver is killed after
+seeded shares of what is left. Executed items are those of every run's commits plus what was in flight when a
 driver died, bounded from above by workers times the largest shard.
 """
 
@@ -46,8 +46,9 @@ def main() -> None:
         *mmva(arguments.folder), "annotate", str(catalog), "--model", str(bundle), "--out", str(out),
         "--workers", str(arguments.workers),
     ]  # fmt: skip
-    fractions = sorted(random.Random(SEED).uniform(0.05, 0.9) for _ in range(KILLS))
-    runs = [run(command, out, fraction) for fraction in [*fractions, None]]
+    chance = random.Random(SEED)
+    shares: list[float | None] = [chance.uniform(0.1, 0.5) for _ in range(KILLS)]
+    runs = [run(command, out, share) for share in [*shares, None]]
     verdict = subprocess.run(
         [*mmva(arguments.folder), "annotations", "verify", str(out), "--json"],
         stdout=subprocess.PIPE, check=False, text=True,
@@ -106,8 +107,8 @@ def make_bundle(folder: Path) -> Path:
     return folder
 
 
-def run(command: list[str], out: Path, fraction: float | None) -> dict[str, Any]:
-    """Run until this fraction of the shards is committed, then SIGKILL; None runs to the end."""
+def run(command: list[str], out: Path, share: float | None) -> dict[str, Any]:
+    """Run until this share of what is left is committed, then SIGKILL; None runs to the end."""
     begun, before = time.monotonic(), committed(out)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     peaks = {"driver": 0, "worker": 0}
@@ -115,14 +116,14 @@ def run(command: list[str], out: Path, fraction: float | None) -> dict[str, Any]
     watcher.start()
     while process.poll() is None:
         shards = planned(out)
-        if fraction is not None and shards and committed(out) >= fraction * shards:
+        if share is not None and shards and committed(out) >= before + share * (shards - before):
             os.kill(process.pid, signal.SIGKILL)
             break
         time.sleep(0.2)
     process.wait()
     watcher.join()
     return {
-        "killed at": fraction, "exit": process.returncode, "seconds": round(time.monotonic() - begun, 1),
+        "killed at": share, "exit": process.returncode, "seconds": round(time.monotonic() - begun, 1),
         "shards before": before, "shards after": committed(out),
         "peak driver MB": peaks["driver"] // 2**20, "peak worker MB": peaks["worker"] // 2**20,
     }  # fmt: skip
