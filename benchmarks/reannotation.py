@@ -63,7 +63,7 @@ class Bench:
         self.pictures = read_catalog(str(make_pictures(workdir / "pictures", pictures)), self.settings.storage)
         self.embedded = made_up_catalog(items)
         self.engines = {
-            name: choose_engines(self.bundles[0], name, {"image": []}, self._fresh(f"engine-{name}"), self.settings)
+            name: choose_engines(self.bundles[0], name, ["image"], self._fresh(f"engine-{name}"), self.settings)
             for name in ("torch", "onnx")
         }
         self.base = self._write_base()

@@ -130,14 +130,13 @@ def _start(settings: ClusterSettings) -> None:
 
     for attempt in range(1, _START_ATTEMPTS + 1):
         try:
-            with _native_stderr_closed():
+            with _native_stderr_closed(), _environment(PYTHONPATH=_python_path()):
                 ray.init(
                     address="local",
                     # On a single CPU a worker and Ray Data's own tasks would never fit; logical CPUs cost nothing.
                     num_cpus=settings.num_cpus or (None if own_cpus() > 1 else 2),
                     include_dashboard=False,
                     object_store_memory=settings.object_store_mb * 2**20,
-                    runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
                     logging_level=logging.ERROR,
                     log_to_driver=False,
                 )
@@ -149,6 +148,25 @@ def _start(settings: ClusterSettings) -> None:
             logger.warning("cluster: Ray did not start (%s); the machine may be busy, trying again", reason)
         else:
             return
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Variables that Ray's processes inherit when they start.
+
+    As a runtime_env, workers would wait for its agent, and those that Ray starts beforehand would be of no use: the
+    first result came some 3 s later.
+    """
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def place(tmp_path):
 
 
 def choose(tiny_bundle: Path, place, wanted: str, *modalities: str):
-    return choose_engines(tiny_bundle, wanted, {name: [] for name in modalities}, place.storage, place.settings)
+    return choose_engines(tiny_bundle, wanted, modalities, place.storage, place.settings)
 
 
 def plan_of(chosen):

@@ -19,7 +19,7 @@ import numpy as np
 from mmva.bundle import BundleInfo, read_bundle
 from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva.predictor import ItemEncoder, Predictor
-from mmva_platform.annotation.calibration import BATCH, Calibration, CalibrationCache, Encodes, fastest, measure
+from mmva_platform.annotation.calibration import Calibration, CalibrationCache, Encodes, fastest, measure
 from mmva_platform.annotation.plan import EngineInfo, Plan
 from mmva_platform.annotation.schema import sha256_hex
 from mmva_platform.settings import Settings
@@ -35,14 +35,16 @@ _CHOICES = ("auto", "torch", "torch-bf16", "onnx")
 
 
 def choose_engines(
-    bundle_dir: Path, wanted: str, samples: Mapping[str, Sequence[Any]], storage: Storage, settings: Settings
+    bundle_dir: Path, wanted: str, towers: Sequence[str], storage: Storage, settings: Settings
 ) -> dict[str, EngineInfo]:
-    """Choose each modality's engine and put the exported networks into the run.
+    """Choose each tower's engine and put the exported networks into the run.
+
+    They are compared on made-up items: this process never decodes a catalog's media, for one of them may kill it.
 
     Args:
         bundle_dir: The model.
         wanted: "auto" for the fastest that is faithful to fp32 torch, or an engine's name.
-        samples: The catalog's modalities with some decoded items of each; where there are none, made-up ones serve.
+        towers: Those that the catalog needs; one that the model lacks is passed over.
         storage: The run's output.
         settings: Home (for the cache), and where backbones come from.
 
@@ -54,14 +56,14 @@ def choose_engines(
     info, files = read_bundle(bundle_dir)
     model = Predictor(info, files["model.safetensors"], lambda modality: _load_encoder(info, modality, settings))
     chosen = {}
-    for modality in (name for name in samples if name in info.dims):
+    for modality in (name for name in towers if name in info.dims):
         cache = CalibrationCache(settings.home, info.backbones[modality]["fingerprint"], info.digest, modality)
         if wanted == "torch":
             known = cache.read()
             speeds = {name: figures.items_per_s for name, figures in known.engines.items()} if known else {}
             chosen[modality] = EngineInfo(name="torch", items_per_s=speeds)
         else:
-            calibration = _calibration(model, modality, samples[modality], cache)
+            calibration = _calibration(model, modality, cache)
             chosen[modality] = _choose(modality, wanted, calibration, cache, storage)
     return chosen
 
@@ -134,7 +136,7 @@ def _choose(
     )
 
 
-def _calibration(model: Predictor, modality: str, items: Sequence[Any], cache: CalibrationCache) -> Calibration:
+def _calibration(model: Predictor, modality: str, cache: CalibrationCache) -> Calibration:
     """From the cache if it is whole, else measured now: the only place that loads encoders of torch in the driver."""
     known = cache.read()
     if known and (known.onnx_sha256 is None or cache.read_network(known.onnx_sha256)):
@@ -142,7 +144,7 @@ def _calibration(model: Predictor, modality: str, items: Sequence[Any], cache: C
     from mmva.engines.bf16 import Bf16Encoder, has_bf16
 
     encoder: Any = model.encoder(modality)
-    batch = list(items)[:BATCH] or made_up_items(modality, encoder.sample_rate)
+    batch = made_up_items(modality, encoder.sample_rate)
     encoders: dict[str, Encodes] = {"torch": encoder}
     if has_bf16():
         encoders["torch-bf16"] = Bf16Encoder(encoder)
@@ -196,7 +198,7 @@ def _read_network(storage: Storage, modality: str, engine: EngineInfo) -> bytes:
 
 
 def made_up_items(modality: str, sample_rate: int | None) -> list[Any]:
-    """Items to calibrate with where the catalog could give none; the same in every call."""
+    """Items to calibrate with, the same in every call."""
     rng = np.random.default_rng(0)
     if modality == "image":
         from PIL import Image

@@ -144,8 +144,8 @@ def _engines(
                 engine = adopted[tower] = base.engines[tower]
                 if engine.file is not None:
                     storage.put_if_absent(engine.file, base.storage.read(engine.file))
-    samples = {tower: () for tower in needed if tower not in adopted}
-    return adopted | (choose_engines(bundle_dir, wanted, samples, storage, settings) if samples else {})
+    missing = [tower for tower in needed if tower not in adopted]
+    return adopted | (choose_engines(bundle_dir, wanted, missing, storage, settings) if missing else {})
 
 
 def _base(
