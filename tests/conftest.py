@@ -19,6 +19,15 @@ ENVIRONMENT = {
 }
 os.environ.update(ENVIRONMENT)
 
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a GPU where there is none: pytest counts it as deselected."""
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu and not Path("/dev/nvidiactl").exists():
+        items[:] = [item for item in items if item not in on_gpu]
+        config.hook.pytest_deselected(items=on_gpu)
+
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

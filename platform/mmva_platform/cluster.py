@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 CPUS_PER_ACTOR: Final = 0.5  # actors may not take every CPU: other tasks of the cluster would starve, silently
 FREE_CPUS: Final = 1.0
+_ROUNDING: Final = 1e-6  # of three workers at a third of a GPU
 _START_ATTEMPTS: Final = 3  # a busy machine misses the limits that are built into Ray
 _CONNECT_TIMEOUT_S = 10.0
 _RAY_ENVIRONMENT = {
@@ -71,11 +72,16 @@ def ray_session(settings: ClusterSettings | None = None) -> Iterator[ClusterInfo
             ray.shutdown()
 
 
-def check_feasible(actors: int, cpus_per_actor: float = CPUS_PER_ACTOR) -> None:
+def check_feasible(actors: int, cpus_per_actor: float = CPUS_PER_ACTOR, gpus_per_actor: float = 0.0) -> None:
     """UsageError when the actors and one free CPU do not fit the cluster: such a job would hang silently."""
     import ray
 
-    cpus = ray.cluster_resources().get("CPU", 0.0)
+    cpus, gpus = (ray.cluster_resources().get(kind, 0.0) for kind in ("CPU", "GPU"))
+    if actors * gpus_per_actor > gpus + _ROUNDING:
+        raise UsageError(
+            f"{actors} workers at {gpus_per_actor:g} GPU need {actors * gpus_per_actor:g} GPUs, the cluster has "
+            f"{gpus:g}: use fewer workers, or an engine that needs none"
+        )
     wanted = actors * cpus_per_actor + FREE_CPUS
     if wanted > cpus:
         most = max(0, int((cpus - FREE_CPUS) / cpus_per_actor))
@@ -85,14 +91,17 @@ def check_feasible(actors: int, cpus_per_actor: float = CPUS_PER_ACTOR) -> None:
         )
 
 
-def default_workers() -> int:
-    """One worker a physical CPU of the cluster, as many as fit beside the free one."""
+def default_workers(gpus_per_actor: float = 0.0) -> int:
+    """One worker a physical CPU of the cluster, as many as fit beside the free one and on the GPUs they share."""
     import ray
 
     cpus = ray.cluster_resources().get("CPU", 0.0)
     # A local session may have been given more logical CPUs than the machine has.
     physical = min(cpus, own_cpus()) if len(ray.nodes()) == 1 else cpus
-    return max(1, int(min(physical, (cpus - FREE_CPUS) / CPUS_PER_ACTOR)))
+    most = min(physical, (cpus - FREE_CPUS) / CPUS_PER_ACTOR)
+    if gpus_per_actor:
+        most = min(most, ray.cluster_resources().get("GPU", 0.0) / gpus_per_actor + _ROUNDING)
+    return max(1, int(most))
 
 
 def quiet_ray_data() -> None:

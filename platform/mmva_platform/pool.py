@@ -39,6 +39,7 @@ def run_shards(
     on_result: Callable[[Any], None],
     constructor_kwargs: Mapping[str, Any] | None = None,
     workers: int | None = None,
+    gpus_per_worker: float = 0.0,
     stall_timeout_s: float = 300.0,
     sign_of_life: Callable[[], object] = lambda: None,
 ) -> None:
@@ -56,6 +57,7 @@ def run_shards(
         on_result: Called in this thread with every result; what it raises ends the run.
         constructor_kwargs: For worker_class.
         workers: Actors; default_workers() when None. Never more than there are items.
+        gpus_per_worker: Share of a GPU that each of them holds.
         stall_timeout_s: Longest wait for a next result.
         sign_of_life: Asked when a wait was that long; whatever differs from the last time is progress too.
 
@@ -65,9 +67,9 @@ def run_shards(
     """
     if not items:
         return
-    count = min(workers or default_workers(), len(items))
-    check_feasible(count)
-    with _actors(count, worker_class, dict(constructor_kwargs or {})) as actors:
+    count = min(workers or default_workers(gpus_per_worker), len(items))
+    check_feasible(count, gpus_per_actor=gpus_per_worker)
+    with _actors(count, gpus_per_worker, worker_class, dict(constructor_kwargs or {})) as actors:
         for result in _results(actors, items, stage, stall_timeout_s, sign_of_life):
             if isinstance(result, _Failure):
                 raise result.error
@@ -104,12 +106,13 @@ class _ShardActor:
 
 @contextlib.contextmanager
 def _actors(
-    count: int, worker_class: Callable[..., Callable[[dict[str, Any]], Any]], kwargs: dict[str, Any]
+    count: int, gpus: float, worker_class: Callable[..., Callable[[dict[str, Any]], Any]], kwargs: dict[str, Any]
 ) -> Iterator[list[Any]]:
     """Actors for the length of a block; gone after it, whatever they were doing."""
     import ray
 
-    remote = ray.remote(num_cpus=CPUS_PER_ACTOR, max_restarts=-1, max_task_retries=-1)(_ShardActor)
+    resources = {"num_cpus": CPUS_PER_ACTOR, "num_gpus": gpus}
+    remote = ray.remote(max_restarts=-1, max_task_retries=-1, **resources)(_ShardActor)
     shared = ray.put(kwargs)
     actors = [remote.remote(worker_class, shared) for _ in range(count)]
     try:

@@ -58,6 +58,9 @@ class AnnotationSettings(Config):
 
     roots: tuple[str, ...] = Field((), description="folders and s3://bucket/prefix besides the catalog's own place")
     item_timeout_s: float = Field(120.0, gt=0, description="an item that takes longer is quarantined")
+    workers_per_gpu: int = Field(
+        4, ge=1, description="with engine cuda: actors that share a GPU, each decoding on a CPU of its own"
+    )
 
 
 class Settings(Config):

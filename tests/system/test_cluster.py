@@ -108,6 +108,8 @@ class TestRunShards:
     def test_what_does_not_fit_is_refused_before_it_hangs(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="use at most 6 workers"):
             run([{"number": number} for number in range(10)], tmp_path, workers=7)
+        with pytest.raises(UsageError, match=r"at 0\.5 GPU need 1 GPUs, the cluster has 0"):
+            run([{"number": number} for number in range(2)], tmp_path, workers=2, gpus_per_worker=0.5)
         check_feasible(6)
         assert 1 <= default_workers() <= 6
 

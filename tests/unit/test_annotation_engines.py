@@ -139,6 +139,26 @@ def test_explicit_torch_is_never_measured(tiny_bundle, place, monkeypatch):
     assert {info.name for info in chosen.values()} == {"torch"}
 
 
+def test_cuda_is_taken_at_its_word_and_refused_by_a_worker_without_a_gpu(tiny_bundle, place, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "_load_encoder", lambda *_: pytest.fail("an encoder was loaded"))
+        chosen = choose(tiny_bundle, place, "cuda-bf16", "image")
+    assert (chosen["image"].on_gpu, chosen["image"].max_va_difference, chosen["image"].file) == (True, None, None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    model = load_model(packed(tiny_bundle), plan_of(chosen), place.storage, place.settings)
+    with pytest.raises(UsageError, match="torch sees no GPU on this worker; choose auto"):
+        model.encoder("image")
+
+
+@pytest.mark.gpu
+def test_cuda_gives_what_torch_gives(tiny_bundle, place):
+    items = made_up_items("image", None)
+    reference = load_model(packed(tiny_bundle), plan_of({}), place.storage, place.settings).embed("image", items)
+    chosen = choose(tiny_bundle, place, "cuda", "image")
+    model = load_model(packed(tiny_bundle), plan_of(chosen), place.storage, place.settings)
+    np.testing.assert_allclose(model.embed("image", items), reference, atol=1e-4)
+
+
 def rewrite_cache(place, change) -> None:
     (path,) = (place.settings.home / "cache" / "engines").glob("*.json")
     values = json.loads(path.read_text())

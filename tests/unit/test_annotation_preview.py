@@ -280,6 +280,13 @@ def test_needs_of_the_cluster(show: Any, settings: Settings, planned: Any, monke
     alone = show(catalog, new_plan=one, workers=9)
     assert alone.needs.workers == 1  # no more than shards
 
+    on_gpus = plan.model_copy(update={"engines": {"caption": EngineInfo(name="cuda")}})
+    monkeypatch.setattr(preview_module, "_own_gpus", lambda: 1)
+    shared = show(catalog, new_plan=on_gpus, workers=2)
+    assert (shared.needs.gpus, shared.needs.gpus_there, shared.needs.enough) == (0.5, 1, True)
+    monkeypatch.setattr(preview_module, "_own_gpus", lambda: 0)
+    assert "and 0.5 GPUs: it has 4 and 0, TOO FEW" in check(show(catalog, new_plan=on_gpus, workers=2))
+
     def unreachable(_settings: ClusterSettings) -> Any:  # the real one would find the Ray of another test's session
         raise UsageError("cluster.address 127.0.0.1:1: no Ray cluster answers there")
 

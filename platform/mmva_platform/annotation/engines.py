@@ -20,7 +20,7 @@ from mmva.bundle import BundleInfo, read_bundle
 from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva.predictor import ItemEncoder, Predictor
 from mmva_platform.annotation.calibration import Calibration, CalibrationCache, Encodes, fastest, measure
-from mmva_platform.annotation.plan import EngineInfo, Plan
+from mmva_platform.annotation.plan import ON_GPU, EngineInfo, Plan
 from mmva_platform.annotation.schema import sha256_hex
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CHOICES = ("auto", "torch", "torch-bf16", "onnx")
+_CHOICES = ("auto", "torch", "torch-bf16", "onnx", *ON_GPU)
 
 
 def choose_engines(
@@ -43,7 +43,8 @@ def choose_engines(
 
     Args:
         bundle_dir: The model.
-        wanted: "auto" for the fastest that is faithful to fp32 torch, or an engine's name.
+        wanted: "auto" for the fastest on a CPU that is faithful to fp32 torch, or an engine's name. "cuda" and
+            "cuda-bf16" are not compared with it: this process need not stand on a machine that has a GPU.
         towers: Those that the catalog needs; one that the model lacks is passed over.
         storage: The run's output.
         settings: Home (for the cache), and where backbones come from.
@@ -58,7 +59,10 @@ def choose_engines(
     chosen = {}
     for modality in (name for name in towers if name in info.dims):
         cache = CalibrationCache(settings.home, info.backbones[modality]["fingerprint"], info.digest, modality)
-        if wanted == "torch":
+        if wanted in ON_GPU:
+            unknown = {"max_va_difference": None, "min_cosine": None}
+            chosen[modality] = EngineInfo.model_validate({"name": wanted, **(unknown if wanted != "cuda" else {})})
+        elif wanted == "torch":
             known = cache.read()
             speeds = {name: figures.items_per_s for name, figures in known.engines.items()} if known else {}
             chosen[modality] = EngineInfo(name="torch", items_per_s=speeds)
@@ -93,13 +97,25 @@ def load_model(bundle: Mapping[str, bytes], plan: Plan, storage: Storage, settin
             data = _read_network(storage, modality, engine)
             return OnnxEncoder(data, lambda: _load_encoder(info, modality, settings))
         encoder = _load_encoder(info, modality, settings)
-        if engine.name == "torch":
+        if engine.on_gpu:
+            encoder = _on_gpu(encoder)
+        if engine.name in {"torch", "cuda"}:
             return encoder
         from mmva.engines.bf16 import Bf16Encoder
 
         return Bf16Encoder(encoder)
 
     return Predictor(info, files["model.safetensors"], load)
+
+
+def _on_gpu(encoder: Encoder) -> Encoder:
+    """The encoder on this worker's GPU, in true float32 unless autocast says otherwise."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UsageError("engine cuda: torch sees no GPU on this worker; choose auto, or install torch's CUDA build")
+    torch.backends.cudnn.allow_tf32 = False  # on by default, and further from fp32 than the limits allow
+    return encoder.to("cuda")
 
 
 def _choose(

@@ -24,7 +24,9 @@ class AnnotateOptions(Config):
     """Options of a run; those that decide the output stand in its plan, and a resume must agree with them."""
 
     workers: int | None = Field(None, ge=1, description="actors; one a CPU by default")
-    engine: str = Field("auto", description="auto, torch, torch-bf16 or onnx; auto on a resume adopts the plan's")
+    engine: str = Field(
+        "auto", description="auto, torch, torch-bf16, onnx, cuda or cuda-bf16; auto on a resume adopts the plan's"
+    )
     base: str | None = Field(None, description="an earlier annotation, from which what has not changed is taken")
     incremental: bool = Field(default=False, description="take the newest annotation beside the output as the base")
     max_errors: Annotated[str | None, AfterValidator(_error_limit)] = Field(

@@ -52,15 +52,25 @@ class Preprocessing(Config):
     short_side: int = Field(gt=0, description="pixels below which no JPEG is decoded; the same as when training")
 
 
+ON_GPU: Final = ("cuda", "cuda-bf16")
+
+
 class EngineInfo(Config):
     """What computes a modality's embeddings, and how it was chosen."""
 
-    name: Literal["torch", "torch-bf16", "onnx"]
+    name: Literal["torch", "torch-bf16", "onnx", "cuda", "cuda-bf16"]
     file: str | None = Field(None, description="the exported network, relative to the run; onnx only")
     sha256: str | None = Field(None, description="of the file")
-    max_va_difference: float = Field(0.0, description="largest difference to fp32 torch on the calibration batch")
-    min_cosine: float = Field(1.0, description="of its embeddings with those of fp32 torch, there")
+    max_va_difference: float | None = Field(
+        0.0, description="largest difference to fp32 torch on the calibration batch; none if it was not compared"
+    )
+    min_cosine: float | None = Field(1.0, description="of its embeddings with those of fp32 torch, there")
     items_per_s: dict[str, float] = Field({}, description="engine -> calibrated speed of one core, for --plan")
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it runs on a GPU."""
+        return self.name in ON_GPU
 
 
 class BaseInfo(Config):
@@ -118,6 +128,11 @@ class Plan(Config):
     def shards(self) -> list[str]:
         """Names of the shards, in order."""
         return [f"{number:06d}" for number in range(len(self.bounds) - 1)]
+
+    @property
+    def on_gpus(self) -> bool:
+        """Whether workers need a GPU."""
+        return any(engine.on_gpu for engine in self.engines.values())
 
     @property
     def fingerprint(self) -> str:

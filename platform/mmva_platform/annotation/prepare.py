@@ -18,6 +18,7 @@ from mmva.modalities import towers_of
 from mmva_platform.annotation.catalog import Catalog, read_catalog
 from mmva_platform.annotation.options import AnnotateOptions
 from mmva_platform.annotation.plan import (
+    ON_GPU,
     PLAN_FILE,
     EngineInfo,
     ModelInfo,
@@ -70,7 +71,8 @@ def prepare(
         out: The run's output.
         settings: Storage and registry.
         options: See AnnotateOptions.
-        calibrate: Choose engines and export networks now; without it the plan names none, and nothing is written.
+        calibrate: Choose engines and export networks now; without it the plan names none but those on GPUs, and nothing
+            is written.
 
     Raises:
         UsageError: For what cannot be read, options that contradict each other, or a catalog outside the roots.
@@ -93,7 +95,7 @@ def prepare(
     preprocessing = _preprocessing(resolved.bundle_dir, options)
     base = _base(out, settings, options, preprocessing, settled)
     engines = settled.engines if settled and options.engine == "auto" else {}
-    if not engines and calibrate:
+    if not engines and (calibrate or options.engine in ON_GPU):
         engines = _engines(
             found,
             resolved.bundle_dir,

@@ -28,7 +28,7 @@ from mmva_platform.annotation.roots import AllowedRoots, place_of
 from mmva_platform.annotation.schema import ITEM_SCHEMA
 from mmva_platform.annotation.shards import as_counts
 from mmva_platform.cluster import CPUS_PER_ACTOR, FREE_CPUS, own_cpus, ray_session
-from mmva_platform.settings import ClusterSettings, Settings
+from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, StorageError
 
 START_S: Final = 13.0  # Ray and the workers' torch, seen on two idle cores; a busy machine took three times as long
@@ -56,19 +56,21 @@ class EngineView:
 
 @dataclass(frozen=True)
 class Needs:
-    """What the cluster must have and has; `cpus_there` is None where it does not answer, `problem` says why."""
+    """What the cluster must have and has; both `_there` are None where it does not answer, `problem` says why."""
 
     workers: int
     cpus: float
     cpus_there: float | None
     where: str
     parallel: float
+    gpus: float = 0.0
+    gpus_there: float | None = None
     problem: str | None = None
 
     @property
     def enough(self) -> bool:
         """Whether the workers fit."""
-        return self.cpus_there is not None and self.cpus <= self.cpus_there
+        return self.cpus_there is not None and self.cpus <= self.cpus_there and self.gpus <= (self.gpus_there or 0.0)
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ def preview(
     left = _items_left(catalog, storage, plan, todo, base_files)
     anew = left.filter(left["base_file"].is_null())
     engines = _engines(info, settings, as_counts(anew), plan, new_plan)
-    needs = _needs(settings.cluster, workers, len(todo))
+    needs = _needs(settings, workers, len(todo), on_gpus=used.on_gpus)
     speeds = {tower: engine.items_per_s for tower, engine in engines.items() if engine.items_per_s}
     times = ItemTimer(resolved_bundle_dir, used, storage, settings).times(anew, speeds) if anew.num_rows else {}
     outside, checked = _outside(catalog.items, used.roots)
@@ -234,23 +236,34 @@ def _engines(
     return found
 
 
-def _needs(settings: ClusterSettings, workers: int | None, shards: int) -> Needs:
+def _needs(settings: Settings, workers: int | None, shards: int, *, on_gpus: bool) -> Needs:
     """As pool.run_shards and cluster.default_workers reckon it; Ray is asked only if it runs elsewhere."""
-    own = own_cpus()
-    address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
+    cluster, own = settings.cluster, own_cpus()
+    share = 1 / settings.annotation.workers_per_gpu if on_gpus else 0.0
+    address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
     where, problem = "this machine", None
-    there: float | None = settings.num_cpus or max(2, own)
+    there: float | None = cluster.num_cpus or max(2, own)
     assert there is not None
-    most = max(1, int(min(own, there, (there - FREE_CPUS) / CPUS_PER_ACTOR)))
+    gpus_there: float | None = _own_gpus() if on_gpus else 0.0
+    most = int(min(own, there, (there - FREE_CPUS) / CPUS_PER_ACTOR))
     if address != "local":
         where = f"the cluster at {address}"
         try:
-            with ray_session(settings) as session:
-                there, most, own = session.cpus, session.workers, int(session.cpus)
+            with ray_session(cluster) as session:
+                there, most, own, gpus_there = session.cpus, session.workers, int(session.cpus), session.gpus
         except UsageError as error:
-            there, problem = None, str(error)
+            there, gpus_there, problem = None, None, str(error)
+    if share and gpus_there:
+        most = min(most, int(gpus_there / share))
     count = max(1, min(workers or most, shards))
-    return Needs(count, count * CPUS_PER_ACTOR + FREE_CPUS, there, where, float(min(count, max(1, own))), problem)
+    cpus, parallel = count * CPUS_PER_ACTOR + FREE_CPUS, float(min(count, max(1, own)))
+    return Needs(count, cpus, there, where, parallel, count * share, gpus_there, problem)
+
+
+def _own_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _outside(items: pa.Table, roots: tuple[str, ...]) -> tuple[int, int]:

@@ -89,10 +89,12 @@ def _engine(tower: str, view: EngineView) -> str:
 
 
 def _workers(needs: Needs) -> str:
-    text = f"{needs.workers}, for which {needs.where} must have {needs.cpus:g} CPUs"
+    gpus = f" and {needs.gpus:g} GPUs" if needs.gpus else ""
+    text = f"{needs.workers}, for which {needs.where} must have {needs.cpus:g} CPUs{gpus}"
     if needs.cpus_there is None:
         return f"{text}; {needs.problem}"
-    return f"{text}: it has {needs.cpus_there:g}{'' if needs.enough else ', TOO FEW'}"
+    there = f"{needs.cpus_there:g}" + (f" and {needs.gpus_there:g}" if needs.gpus else "")
+    return f"{text}: it has {there}{'' if needs.enough else ', TOO FEW'}"
 
 
 def _time(found: PlanPreview) -> str:

@@ -125,7 +125,15 @@ def carry_out(
         }
         left = plan.catalog.items - sum(commit.items for commit in commits)
         commits += _execute(
-            storage, todo, left, ShardWorker, kwargs=kwargs, watch=watch, settings=settings, workers=workers
+            storage,
+            todo,
+            left,
+            ShardWorker,
+            kwargs=kwargs,
+            watch=watch,
+            settings=settings,
+            workers=workers,
+            gpus_per_worker=1 / settings.annotation.workers_per_gpu if plan.on_gpus else 0.0,
         )
     return publish(storage, plan, commits), len(before)
 
@@ -140,6 +148,7 @@ def _execute(
     watch: _Errors,
     settings: Settings,
     workers: int | None,
+    gpus_per_worker: float,
 ) -> list[CommitRecord]:
     """Run shards on the cluster; their records."""
     from mmva_platform.cluster import ray_session
@@ -161,6 +170,7 @@ def _execute(
             on_result=on_result,
             constructor_kwargs=kwargs,
             workers=workers,
+            gpus_per_worker=gpus_per_worker,
             stall_timeout_s=settings.annotation_stall_timeout_s,
             sign_of_life=lambda: count_given_up(storage),
         )

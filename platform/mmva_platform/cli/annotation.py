@@ -25,7 +25,7 @@ def annotate(
     model: Annotated[str, typer.Option(help="a bundle's folder, runs:/... or models:/mmva@champion")],
     out: Annotated[str, typer.Option(help="URI of the annotation; the same again resumes")],
     plan: Annotated[bool, typer.Option("--plan", help="say what would be done, and do nothing")] = False,
-    engine: Annotated[str, typer.Option(help="auto, torch, torch-bf16 or onnx")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, torch, torch-bf16, onnx, cuda or cuda-bf16")] = "auto",
     base: Annotated[
         str | None, typer.Option(help="an earlier annotation; what has not changed is taken from it")
     ] = None,
