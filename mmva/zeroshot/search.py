@@ -10,6 +10,7 @@ Shapes: N points, K neighbours, G groups; va_N2 holds (valence, arousal) per row
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
@@ -19,7 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from mmva.errors import UsageError
 
-_SAMPLES: Final = 8192  # points that bound the strip
+_SAMPLES: Final = 4096  # points that bound the strip, at least,
+_SAMPLES_A_NEIGHBOUR: Final = 32  # and for each neighbour that is wanted
 _ROUNDING: Final = 1e-6  # float32 distances in the unit square are this exact
 
 
@@ -88,47 +90,46 @@ class PlaneIndex:
         Returns:
             Rows and distances, nearest first, [K] each, K <= count.
         """
-        query_2, wanted = np.asarray(va_2, np.float64), offset + count
-        parts = [
-            self._nearest_of(start, stop, query_2, wanted, region or Region())
+        query_2, region = np.asarray(va_2, np.float64), region or Region()
+        wanted = offset + count
+        chosen = [
+            self._strip(start, stop, *region.valence)
             for group, (start, stop) in self._slices.items()
             if groups is None or group in groups
         ]
-        at_K = np.concatenate([np.empty(0, np.int64), *parts])
-        distance_K = self._distances(at_K, query_2)
+        reach = self._reach(chosen, query_2, wanted, region)
+        strips = [self._strip(start, stop, query_2[0] - reach, query_2[0] + reach) for start, stop in chosen]
+        at_K = np.concatenate([
+            np.empty(0, np.int64),
+            *(self._reached(slice(start, stop), query_2, reach, region) for start, stop in strips),
+        ])  # fmt: skip
+        distance_K = np.hypot(self._valence_N[at_K] - query_2[0], self._arousal_N[at_K] - query_2[1])
+        if len(at_K) > wanted:
+            near_K = distance_K <= np.partition(distance_K, wanted - 1)[wanted - 1]
+            at_K, distance_K = at_K[near_K], distance_K[near_K]
         row_K = self._row_N[at_K]
         order_K = np.lexsort((row_K, distance_K))[offset:wanted]
         return row_K[order_K], distance_K[order_K]
 
-    def _nearest_of(
-        self, start: int, stop: int, query_2: NDArray[np.float64], wanted: int, region: Region
-    ) -> NDArray[np.int64]:
-        """Places of at least the `wanted` nearest points of one slice, if it has so many, in no order."""
-        low, high = (np.float32(bound) for bound in region.valence)
-        start, stop = self._strip(start, stop, low, high)
-        step = max(1, (stop - start) // max(_SAMPLES, 64 * wanted))
-        if step > 1:
-            sample_K = self._within(np.arange(start, stop, step), region)
-            if len(sample_K) >= wanted:
-                # The K-th of a part is no nearer than the K-th of the whole.
-                distance_K = self._distances(sample_K, query_2)
-                reach = float(np.partition(distance_K, wanted - 1)[wanted - 1]) + _ROUNDING
-                start, stop = self._strip(start, stop, query_2[0] - reach, query_2[0] + reach)
-                return self._reached(start, stop, query_2, reach, region)
-        at_K = self._within(np.arange(start, stop), region)
-        if len(at_K) <= wanted:
-            return at_K
-        distance_K = self._distances(at_K, query_2)
-        return at_K[distance_K <= np.partition(distance_K, wanted - 1)[wanted - 1]]
+    def _reach(self, chosen: list[tuple[int, int]], query_2: NDArray[np.float64], wanted: int, region: Region) -> float:
+        """A distance within which the `wanted` nearest lie: of a sample the K-th is no nearer than of them all."""
+        step = sum(stop - start for start, stop in chosen) // max(_SAMPLES, _SAMPLES_A_NEIGHBOUR * wanted)
+        if step < 2:
+            return math.inf
+        squared = []
+        for start, stop in chosen:
+            some = slice(start, stop, step)
+            squared.append(self._squared(some, query_2)[self._inside(some, region)])
+        squared_K = np.concatenate(squared)
+        if len(squared_K) < wanted:
+            return math.inf
+        return math.sqrt(np.partition(squared_K, wanted - 1)[wanted - 1]) + _ROUNDING
 
-    def _reached(
-        self, start: int, stop: int, query_2: NDArray[np.float64], reach: float, region: Region
-    ) -> NDArray[np.int64]:
-        """Places of a strip that lie within reach of the query, and in the region."""
-        valence, arousal = query_2.astype(np.float32)
-        squared_N = (self._valence_N[start:stop] - valence) ** 2
-        squared_N += (self._arousal_N[start:stop] - arousal) ** 2
-        return self._within(start + np.flatnonzero(squared_N <= np.float32((reach + _ROUNDING) ** 2)), region)
+    def _reached(self, some: slice, query_2: NDArray[np.float64], reach: float, region: Region) -> NDArray[np.int64]:
+        """Places of a strip's points that lie within reach of the query, and in the region."""
+        near_N = self._squared(some, query_2) <= np.float32((reach + _ROUNDING) ** 2)
+        near_N &= self._inside(some, region)
+        return some.start + np.flatnonzero(near_N)
 
     def _strip(self, start: int, stop: int, low: float, high: float) -> tuple[int, int]:
         """The part of a slice whose valence lies in [low, high]."""
@@ -137,12 +138,14 @@ class PlaneIndex:
         last = np.searchsorted(valence_N, np.float32(high), "right")
         return start + int(first), start + int(last)
 
-    def _within(self, at_K: NDArray[np.int64], region: Region) -> NDArray[np.int64]:
-        low, high = region.arousal
-        if (low, high) == (0, 1):
-            return at_K
-        arousal_K = self._arousal_N[at_K]
-        return at_K[(arousal_K >= np.float32(low)) & (arousal_K <= np.float32(high))]
+    def _squared(self, some: slice, query_2: NDArray[np.float64]) -> NDArray[np.float32]:
+        valence, arousal = query_2.astype(np.float32)
+        squared_N = (self._valence_N[some] - valence) ** 2
+        squared_N += (self._arousal_N[some] - arousal) ** 2
+        return squared_N
 
-    def _distances(self, at_K: NDArray[np.int64], query_2: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.hypot(self._valence_N[at_K] - query_2[0], self._arousal_N[at_K] - query_2[1])
+    def _inside(self, some: slice, region: Region) -> NDArray[np.bool_]:
+        """Which points lie between the region's arousals; those of a slice lie between its valences already."""
+        low, high = (np.float32(bound) for bound in region.arousal)
+        arousal_N = self._arousal_N[some]
+        return (arousal_N >= low) & (arousal_N <= high)
