@@ -9,10 +9,14 @@ import typer
 
 from mmva_platform.cli.context import Json, emit, settings_of
 
+Model = Annotated[str, typer.Option(help="a bundle's folder, runs:/... or models:/mmva@champion")]
+
 
 def add_verbs(root: typer.Typer) -> None:
     """Put the verbs on the root command."""
     root.command("search")(search)
+    root.command("music-prompt")(music_prompt)
+    root.command("summarize")(summarize)
 
 
 def search(
@@ -45,3 +49,41 @@ def search(
         model=model,
     )
     emit(found.to_text(), found.to_json(), as_json=as_json)
+
+
+def music_prompt(
+    context: typer.Context,
+    image: Annotated[Path, typer.Argument(help="a picture")],
+    *,
+    model: Model = "models:/mmva@champion",
+    as_json: Json = False,
+) -> None:
+    """Say what music fits a picture, in the words that a text-to-music generator takes."""
+    from mmva_platform.search.flow import prompt_for_image
+
+    prompt = prompt_for_image(image, model, settings_of(context))
+    emit(prompt.text, prompt.to_json(), as_json=as_json)
+
+
+def summarize(
+    context: typer.Context,
+    video: Annotated[Path, typer.Argument(help="mp4, mov, mkv, webm or avi")],
+    *,
+    seconds: Annotated[float, typer.Option(help="how long the summary may be")] = 15.0,
+    model: Model = "models:/mmva@champion",
+    out: Annotated[
+        Path | None, typer.Option(help="clip to write, .webm or .mp4; the curve is drawn beside it as .png")
+    ] = None,
+    prompts: Annotated[bool, typer.Option("--prompts", help="suggest a musical prompt for each segment")] = False,
+    music_from: Annotated[
+        str | None, typer.Option(help="suggest the nearest music of this annotation for each segment")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find the moments of a video in which its mood changes, and cut them into a clip."""
+    from mmva_platform.search.flow import summarize_video
+
+    summary = summarize_video(
+        video, model, settings_of(context), seconds=seconds, out=out, prompts=prompts, music_from=music_from
+    )
+    emit(summary.to_text(), summary.to_json(), as_json=as_json)

@@ -8,9 +8,13 @@ index.search(query_point(model, "caption", "a slow sad piano"), modality="music"
 
 from __future__ import annotations
 
+from mmva.zeroshot.prompts import MusicPrompt, PromptBank, music_prompt
 from mmva.zeroshot.query import query_point
 from mmva.zeroshot.search import Region
 from mmva_platform.search.index import AnnotationIndex, Hit
 from mmva_platform.search.models import load_predictor, open_query_model
 
-__all__ = ["AnnotationIndex", "Hit", "Region", "load_predictor", "open_query_model", "query_point"]
+__all__ = [
+    "AnnotationIndex", "Hit", "MusicPrompt", "PromptBank", "Region", "load_predictor", "music_prompt",
+    "open_query_model", "query_point",
+]  # fmt: skip

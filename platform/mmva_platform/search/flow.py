@@ -1,21 +1,32 @@
-"""`mmva search`: an item's point, and what lies about it."""
+"""`mmva search`, `mmva music-prompt` and `mmva summarize`: files and names in, results to be shown out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from mmva.affect import mood
 from mmva.errors import MediaError, UsageError
 from mmva.media.limits import Limits
+from mmva.predictor import Predictor
+from mmva.zeroshot.prompts import MusicPrompt, PromptBank, music_prompt
 from mmva.zeroshot.query import query_point
 from mmva.zeroshot.search import Region
 from mmva_platform.annotation.plan import ModelInfo
 from mmva_platform.search.index import AnnotationIndex, Hit
-from mmva_platform.search.models import open_query_model
+from mmva_platform.search.models import check_same_model, load_predictor, open_query_model
 from mmva_platform.settings import Settings
+
+if TYPE_CHECKING:
+    from mmva.zeroshot.video import VideoSummary
+
+Suggest = Callable[[ArrayLike], str | None]
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,70 @@ def search_by_item(
     return Found(kind, (float(va_2[0]), float(va_2[1])), hits, len(index), index.model)
 
 
-def usable_point(model: Any, kind: str, data: bytes | str, name: str) -> Any:
+def prompt_for_image(image: Path, model: str, settings: Settings) -> MusicPrompt:
+    """A musical prompt for a picture; raises as load_predictor, and UsageError for a picture that is none."""
+    data = read_item(image)
+    predictor = load_predictor(model, settings)
+    return music_prompt(predictor, usable_point(predictor, "image", data, str(image)))
+
+
+def summarize_video(
+    video: Path,
+    model: str,
+    settings: Settings,
+    *,
+    seconds: float,
+    out: Path | None,
+    prompts: bool = False,
+    music_from: str | None = None,
+) -> VideoSummary:
+    """Summarise a local video; see mmva.zeroshot.video.summarize.
+
+    Args:
+        video: The file.
+        model: See load_predictor.
+        settings: Storage, MLflow, backbones.
+        seconds: Budget of the summary.
+        out: The clip to write, and beside it the picture.
+        prompts: Suggest a musical prompt for each segment.
+        music_from: URI of an annotation made with this model; suggest the nearest music of it for each segment.
+
+    Raises:
+        UsageError: For a video that is none, or a wrong option.
+        CheckFailed: If the annotation is of another model.
+    """
+    from mmva.zeroshot.video import summarize
+
+    if prompts and music_from is not None:
+        raise UsageError("suggest either prompts or music from an annotation, not both")
+    predictor = load_predictor(model, settings)
+    suggest: Suggest | None = None
+    if prompts:
+        suggest = partial(_prompt_text, PromptBank.place(predictor))
+    elif music_from is not None:
+        suggest = _nearest_music(music_from, predictor, model, settings)
+    try:
+        return summarize(video, predictor, seconds=seconds, out=out, suggest=suggest)
+    except MediaError as error:
+        raise UsageError(f"{video}: {error.code}: {error}") from None
+
+
+def _prompt_text(bank: PromptBank, va_2: ArrayLike) -> str:
+    return bank.prompt(va_2).text
+
+
+def _nearest_music(annotations: str, predictor: Predictor, model: str, settings: Settings) -> Suggest:
+    index = AnnotationIndex.open(annotations, settings)
+    check_same_model(index, predictor, model)
+
+    def suggest(va_2: ArrayLike) -> str | None:
+        hits = index.search(va_2, top=1, modality="music")
+        return f"{hits[0].uri} ({hits[0].mood}, S = {hits[0].score:.2f})" if hits else None
+
+    return suggest
+
+
+def usable_point(model: Predictor, kind: str, data: bytes | str, name: str) -> NDArray[np.float64]:
     """query_point, with what is wrong with the item as a UsageError that names it."""
     try:
         return query_point(model, kind, data)

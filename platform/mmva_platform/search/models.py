@@ -65,9 +65,15 @@ def open_query_model(index: AnnotationIndex, settings: Settings, model: str | No
         )
     uri = model or f"models:/{own.name}/{own.version}"
     predictor = load_predictor(uri, settings)
+    check_same_model(index, predictor, uri)
+    return predictor
+
+
+def check_same_model(index: AnnotationIndex, predictor: Predictor, uri: str) -> None:
+    """CheckFailed unless the annotation was made with this model."""
+    own = index.model
     if predictor.digest != own.digest:
         raise CheckFailed(
             f"model {uri!r} has digest {predictor.digest[:16]}, {index.uri} was annotated with {own.name!r}, digest "
             f"{own.digest[:16]}: points of two models cannot be compared; use that one, or annotate again"
         )
-    return predictor
