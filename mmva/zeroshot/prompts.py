@@ -31,6 +31,12 @@ _SLOWEST_BPM, _FASTEST_BPM, _BPM_STEP = 56, 176, 4
 _TEMPI: Final = ((72, "very slow"), (92, "slow"), (116, "mid-tempo"), (144, "fast"), (1000, "very fast"))
 _MODES: Final = ((0.45, "minor"), (0.55, "modal"), (2.0, "major"))
 _LOUDNESS: Final = ((0.25, "very soft"), (0.45, "soft"), (0.6, "moderate"), (0.8, "loud"), (2.0, "very loud"))
+# The circumplex's words say how a person feels; of music one says it like this.
+_ADJECTIVES: Final = {
+    "happy": "happy", "delighted": "joyful", "excited": "exhilarating", "aroused": "driving", "tense": "tense",
+    "distressed": "anxious", "miserable": "bleak", "depressed": "mournful", "bored": "dreary", "tired": "sleepy",
+    "calm": "calm", "content": "gentle", "neutral": "restrained",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class MusicPrompt:
         distance: From there to the target.
         genre: The template's.
         instruments: The template's.
-        mood: Of the target.
+        mood: Word for the target, as annotations have it; the sentence says it as one does of music.
         tempo: In words.
         bpm: Beats a minute, rises with the target's arousal.
         mode: "minor", "modal" or "major", by the target's valence.
@@ -135,10 +141,11 @@ def fill(template: Template, va_2: ArrayLike) -> dict[str, Any]:
 
 
 def _sentence(template: Template, chosen: dict[str, Any]) -> str:
-    article = "An" if chosen["mood"][0] in "aeiou" else "A"
+    adjective = _ADJECTIVES[chosen["mood"]]
+    article = "An" if adjective[0] in "aeiou" else "A"
     key = f"in a {chosen['mode']} key"
     return (
-        f"{article} {chosen['mood']} {template.genre} piece {key}, with {template.instruments}; "
+        f"{article} {adjective} {template.genre} piece {key}, with {template.instruments}; "
         f"{chosen['tempo']}, about {chosen['bpm']} BPM, {chosen['loudness']}."
     )
 

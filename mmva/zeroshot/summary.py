@@ -2,8 +2,8 @@
 
 The change between two neighbouring points of the curve is their distance in the VA plane. It is felt by what stands
 before it and after it, so it is spread over a second or two (a triangle); then a dynamic programme finds the
-segments: of all choices that keep within the budget, and whose segments are no shorter than one wants to watch, none
-holds more. A change therefore stands in the middle of its segment.
+segments: of all choices that keep within the budget, and whose segments are no shorter than one wants to watch and a
+second apart, none holds more. A change therefore stands in the middle of its segment.
 
 Shapes: W points of the curve, S = W - 1 steps between them, M segments.
 """
@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from mmva.errors import UsageError
 
 SHORTEST_S: Final = 3.0  # of a segment
+_APART_S: Final = 1.0  # of two segments; less is a hiccup
 _JITTER: Final = 3  # points of the running median that takes single outliers away
 
 
@@ -67,9 +68,10 @@ def choose_segments(
     step_s = float(np.median(np.diff(time_W)))
     budget = max(1, int(budget_s / step_s + 1e-9))
     least = min(budget, max(1, round(shortest_s / step_s)))
+    apart = max(1, round(_APART_S / step_s))
     return [
         Segment(float(time_W[start]), float(time_W[stop]), float(change_S[start:stop].sum()) / total)
-        for start, stop in most_change(spread(change_S, least), budget, least)
+        for start, stop in most_change(spread(change_S, least), budget, least, apart)
     ]
 
 
@@ -89,8 +91,10 @@ def spread(change_S: NDArray[np.float64], width: int) -> NDArray[np.float64]:
     return np.convolve(change_S, kernel)[middle : middle + len(change_S)]
 
 
-def most_change(weight_S: NDArray[np.float64], budget: int, least: int) -> list[tuple[int, int]]:
+def most_change(weight_S: NDArray[np.float64], budget: int, least: int, apart: int = 1) -> list[tuple[int, int]]:
     """The runs of steps with the greatest sum of weights: at most `budget` steps in all, each run `least` or more.
+
+    Runs are `apart` steps from each other, or more.
 
     Exact: best[u] is the greatest sum that the steps so far can give with u of them used, `inside` of it with a run
     that goes on to the last one and is long enough. Needs memory for S times budget decisions.
@@ -110,35 +114,31 @@ def most_change(weight_S: NDArray[np.float64], budget: int, least: int) -> list[
         going_on = np.concatenate([[-np.inf], inside[:-1]]) + weight_S[stop - 1]
         begun = np.full(budget + 1, -np.inf)
         if stop >= least:
-            begun[least:] = best[stop - least, : budget + 1 - least] + sum_S1[stop] - sum_S1[stop - least]
+            begun[least:] = (
+                best[max(0, stop - least - apart), : budget + 1 - least] + sum_S1[stop] - sum_S1[stop - least]
+            )
         longer[stop] = going_on > begun
         inside = np.maximum(going_on, begun)
         # The earlier of equal choices: what ends now must be better by more than rounding.
         ends[stop] = inside > best[stop - 1] + 1e-12
         best[stop] = np.where(ends[stop], inside, best[stop - 1])
-    return _traced(best, ends, longer, least)
+    return _traced(best, ends, longer, least, apart)
 
 
 def _traced(
-    best: NDArray[np.float64], ends: NDArray[np.bool_], longer: NDArray[np.bool_], least: int
+    best: NDArray[np.float64], ends: NDArray[np.bool_], longer: NDArray[np.bool_], least: int, apart: int
 ) -> list[tuple[int, int]]:
-    """The runs of the best choice, from the last step back; runs that touch are one."""
+    """The runs of the best choice, from the last step back."""
     stop, used = len(best) - 1, int(best[-1].argmax())
     runs: list[tuple[int, int]] = []
     while stop > 0 and used > 0:
         if not ends[stop, used]:
             stop -= 1
             continue
-        start, held = stop, used
-        while longer[start, held]:
-            start, held = start - 1, held - 1
-        start, held = start - least, held - least
+        start = stop
+        while longer[start, used]:
+            start, used = start - 1, used - 1
+        start, used = start - least, used - least
         runs.append((start, stop))
-        stop, used = start, held
-    joined: list[tuple[int, int]] = []
-    for start, stop in reversed(runs):
-        if joined and joined[-1][1] == start:
-            joined[-1] = (joined[-1][0], stop)
-        else:
-            joined.append((start, stop))
-    return joined
+        stop = max(0, start - apart)
+    return runs[::-1]

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmva.affect import mood
+from mmva.affect import MOOD_WORDS, mood
 from mmva.errors import UsageError
 from mmva.zeroshot.prompt_bank import TEMPLATES
-from mmva.zeroshot.prompts import MusicPrompt, PromptBank, fill, music_prompt
+from mmva.zeroshot.prompts import _ADJECTIVES, MusicPrompt, PromptBank, fill, music_prompt
 
 LOUDNESS = ("very soft", "soft", "moderate", "loud", "very loud")
 TEMPI = ("very slow", "slow", "mid-tempo", "fast", "very fast")
@@ -70,7 +70,14 @@ def test_the_nearest_template_is_filled_for_the_target(target: tuple[float, floa
     assert prompt.distance == pytest.approx(distance_T.min())
     assert prompt.va == pytest.approx(tuple(SCATTERED[distance_T.argmin()]))
     assert prompt.mood == str(mood(np.array(target)))
-    for part in (prompt.genre, prompt.instruments, prompt.mood, prompt.tempo, prompt.mode, prompt.loudness):
+    for part in (
+        prompt.genre,
+        prompt.instruments,
+        _ADJECTIVES[prompt.mood],
+        prompt.tempo,
+        prompt.mode,
+        prompt.loudness,
+    ):
         assert part in prompt.text
     assert f"{prompt.bpm} BPM" in prompt.text
 
@@ -87,6 +94,7 @@ def test_the_caption_tower_places_the_bank() -> None:
 
 
 def test_the_bank_is_a_bank() -> None:
+    assert set(_ADJECTIVES) == {*MOOD_WORDS, "neutral"}
     assert len({template.name for template in TEMPLATES}) == len(TEMPLATES)
     home_T2 = np.array([template.home for template in TEMPLATES])
     # Some template is at home near every place where music lies.

@@ -13,13 +13,14 @@ from mmva.errors import UsageError
 from mmva.zeroshot.summary import choose_segments, most_change, spread, steps_of_change
 
 
-def every_choice(count: int, budget: int, least: int) -> list[tuple[int, ...]]:
-    """All sets of steps that are runs of at least `least` and at most `budget` in all."""
+def every_choice(count: int, budget: int, least: int, apart: int) -> list[tuple[int, ...]]:
+    """All sets of steps that are runs of at least `least`, so far apart, and at most `budget` in all."""
     found = []
     for bits in itertools.product((0, 1), repeat=count):
-        runs = [len(list(group)) for value, group in itertools.groupby(bits) if value]
-        if sum(bits) <= budget and all(length >= least for length in runs):
-            found.append(bits)
+        runs = [(value, len(list(group))) for value, group in itertools.groupby(bits)]
+        between = [length for value, length in runs[1:-1] if not value]
+        if sum(bits) <= budget and all(length >= least for value, length in runs if value):
+            found += [bits] if all(length >= apart for length in between) else []
     return found
 
 
@@ -27,16 +28,17 @@ def every_choice(count: int, budget: int, least: int) -> list[tuple[int, ...]]:
     weights=st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0, 3.0]), min_size=1, max_size=9),
     budget=st.integers(1, 9),
     least=st.integers(1, 4),
+    apart=st.integers(1, 3),
 )
-def test_no_other_choice_holds_more(weights: list[float], budget: int, least: int) -> None:
+def test_no_other_choice_holds_more(weights: list[float], budget: int, least: int, apart: int) -> None:
     weight_S = np.array(weights)
-    runs = most_change(weight_S, budget, least)
+    runs = most_change(weight_S, budget, least, apart)
     held = sum(weight_S[start:stop].sum() for start, stop in runs)
-    best = max(float(np.dot(bits, weight_S)) for bits in every_choice(len(weights), budget, least))
+    best = max(float(np.dot(bits, weight_S)) for bits in every_choice(len(weights), budget, least, apart))
     assert held == pytest.approx(best)
     assert sum(stop - start for start, stop in runs) <= budget
     assert all(stop - start >= least for start, stop in runs)
-    assert all(one[1] < other[0] for one, other in itertools.pairwise(runs))
+    assert all(one[1] + apart <= other[0] for one, other in itertools.pairwise(runs))
 
 
 def moods(spans: list[tuple[float, tuple[float, float]]], step_s: float = 0.5, noise: float = 0.0) -> tuple:
