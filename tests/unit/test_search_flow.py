@@ -1,0 +1,116 @@
+"""`mmva music-prompt` and `mmva summarize` on files, and where a query's model comes from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmva.bundle import read_bundle_info
+from mmva.errors import CheckFailed
+from mmva.zeroshot.prompt_bank import TEMPLATES
+from mmva_platform.annotation.plan import ModelInfo
+from mmva_platform.cli.main import run
+from mmva_platform.search import AnnotationIndex, music_prompt, open_query_model, query_point
+from mmva_platform.search.models import load_predictor
+from mmva_platform.settings import Settings
+from mmva_platform.tracking import registry
+
+from .made_video import write_video
+from .published import lively_bundle, publish_points
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lively_bundle(tmp_path_factory.mktemp("lively") / "bundle", 0)
+
+
+@pytest.fixture(scope="module")
+def music(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Annotated by the bundle, as version 7 of mmva."""
+    rows = [(f"{n}.ogg", "music", n / 10, 0.5) for n in range(11)]
+    model = ModelInfo(name="mmva", version="7", digest=read_bundle_info(bundle).digest)
+    return publish_points(tmp_path_factory.mktemp("music") / "va", rows, model)
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    scenes = [(4.0, (200, 30, 30), 0.1), (4.0, (30, 30, 200), 0.8)]
+    return write_video(tmp_path_factory.mktemp("film") / "film.mp4", scenes)
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("picture") / "picture.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+    return path
+
+
+def test_a_registered_annotations_model_is_found_by_its_version(
+    music: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+    found = {"bundle": bundle}
+
+    def resolve(uri: str, _settings: Settings) -> SimpleNamespace:
+        asked.append(uri)
+        return SimpleNamespace(bundle_dir=found["bundle"])
+
+    monkeypatch.setattr(registry, "resolve_model", resolve)
+    index = AnnotationIndex.open(str(music), Settings())
+    assert open_query_model(index, Settings()).digest == index.model.digest
+    found["bundle"] = lively_bundle(tmp_path / "other", 1)  # the name now stands for something else
+    with pytest.raises(CheckFailed, match="points of two models cannot be compared"):
+        open_query_model(index, Settings())
+    assert asked == ["models:/mmva/7"] * 2
+
+
+def test_music_prompt(picture: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["music-prompt", str(picture), "--model", str(bundle), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    model = load_predictor(str(bundle), Settings())
+    wanted = music_prompt(model, query_point(model, "image", picture.read_bytes()))
+    assert said == json.loads(json.dumps(wanted.to_json()))
+    assert said["template"] in {template.name for template in TEMPLATES}
+    assert run(["music-prompt", str(picture), "--model", str(bundle)]) == 0
+    assert capsys.readouterr().out == wanted.text + "\n"
+
+
+def test_summarize(film: Path, bundle: Path, music: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = tmp_path / "clip.webm"
+    command = ["summarize", str(film), "--seconds", "3", "--model", str(bundle)]
+    assert run([*command, "--out", str(clip), "--prompts", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["clip"], summary["picture"]) == (str(clip), str(tmp_path / "clip.png"))
+    assert clip.stat().st_size > 1000
+    (segment,) = summary["segments"]
+    assert segment["start_s"] < 4 < segment["end_s"]
+    assert " BPM" in segment["suggestion"]
+    assert run([*command, "--music-from", str(music)]) == 0
+    nearest = round(10 * segment["valence"])
+    assert f"/media/{nearest}.ogg (" in capsys.readouterr().out
+
+
+def test_mistakes_are_one_line(
+    film: Path, bundle: Path, music: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "no.mp4").write_bytes(b"nothing")
+    other = str(lively_bundle(tmp_path / "other", 1))
+    cases = [
+        (["music-prompt", str(film), "--model", str(bundle)], 2, "not-an-image"),
+        (["music-prompt", str(tmp_path / "none.png"), "--model", str(bundle)], 2, "cannot be read"),
+        (["summarize", str(tmp_path / "no.mp4"), "--model", str(bundle)], 2, "no.mp4: not-video"),
+        (["summarize", str(film), "--model", str(bundle), "--seconds", "0"], 2, "more than 0 seconds"),
+        (["summarize", str(film), "--model", str(bundle), "--out", "clip.gif"], 2, "end the name so"),
+        (["summarize", str(film), "--model", str(bundle), "--prompts", "--music-from", "x"], 2, "not both"),
+        (["summarize", str(film), "--model", other, "--music-from", str(music)], 3, "cannot be compared"),
+    ]
+    for command, code, named in cases:
+        assert run(command) == code
+        complaint = capsys.readouterr().err
+        assert named in complaint
+        assert complaint.count("\n") == 1
