@@ -22,6 +22,7 @@ ROOMS = [
     "tracking",
     "annotation",
     "reporting",
+    "serving",
 ]
 FLOWS = ["workflows", "quickstart", "cli"]
 
