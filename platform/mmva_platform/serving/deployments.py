@@ -158,7 +158,9 @@ class _JobActor:
 class FrontReplica:
     """Speaks HTTP: the application, with handles to the others."""
 
-    async def __init__(self, model: Any, challenger: Any, settings: Settings, report: Report, _jobs: Any) -> None:
+    async def __init__(  # type: ignore[misc] # Serve awaits it, on the loop that the routes run on
+        self, model: Any, challenger: Any, settings: Settings, report: Report, _jobs: Any
+    ) -> None:
         self._settings = settings
         self._metrics = Metrics(serve.get_replica_context().replica_id.unique_id)
         self._front = Front(

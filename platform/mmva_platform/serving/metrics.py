@@ -19,30 +19,35 @@ class Metrics:
 
     def __init__(self, replica: str) -> None:
         self._replica = replica
-        self.registry = CollectorRegistry()
-        kept = {"registry": self.registry}
+        self.registry = kept = CollectorRegistry()
         labels = ("route", "method", "status", "replica")
-        self._requests = Counter("mmva_requests", "answers", labels, **kept)
+        self._requests = Counter("mmva_requests", "answers", labels, registry=kept)
         self._seconds = Histogram(
-            "mmva_request_seconds", "time to the answer", ("route", "replica"), buckets=_SECONDS, **kept
+            "mmva_request_seconds", "time to the answer", ("route", "replica"), buckets=_SECONDS, registry=kept
         )
         self._items = Counter(
-            "mmva_items", "items by modality and cause of error", ("modality", "error", "replica"), **kept
+            "mmva_items", "items by modality and cause of error", ("modality", "error", "replica"), registry=kept
         )
-        self._shed = Counter("mmva_shed", "answered 429 or 503 at once", ("what", "replica"), **kept)
-        self._in_flight = Gauge("mmva_items_in_flight", "items in work", ("replica",), **kept)
+        self._shed = Counter("mmva_shed", "answered 429 or 503 at once", ("what", "replica"), registry=kept)
+        self._in_flight = Gauge("mmva_items_in_flight", "items in work", ("replica",), registry=kept)
         self._model = Gauge(
-            "mmva_model_info", "1 for the model that answered last", ("model", "version", "digest", "replica"), **kept
+            "mmva_model_info",
+            "which model answers",
+            ("model", "version", "digest", "replica"),
+            registry=kept,
         )
         self._lost = Counter(
-            "mmva_replicas_lost", "model replicas that died with requests in work", ("replica",), **kept
+            "mmva_replicas_lost", "model replicas that died with requests in work", ("replica",), registry=kept
         )
         self._shadowed = Counter(
-            "mmva_shadowed_items", "items by what became of them at the challenger", ("result", "replica"), **kept
+            "mmva_shadowed_items",
+            "items at the challenger, by result",
+            ("result", "replica"),
+            registry=kept,
         )
         self._difference = Histogram(
             "mmva_shadow_difference", "|challenger - champion| in a VA value", ("modality", "axis", "replica"),
-            buckets=_DIFFERENCES, **kept,
+            buckets=_DIFFERENCES, registry=kept,
         )  # fmt: skip
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:

@@ -35,11 +35,11 @@ async def read_items(request: Request, most: int) -> tuple[list[ItemRequest], bo
         items: list[ItemRequest] = []
         wanted = False
         for name, value in form.multi_items():
-            if isinstance(value, UploadFile):
+            if isinstance(value, UploadFile) and name == "file":
                 items.append(await _upload(value, str(len(items))))
-            elif name == "caption":
+            elif isinstance(value, str) and name == "caption":
                 items.append(_caption(value, str(len(items))))
-            elif name == "embeddings":
+            elif isinstance(value, str) and name == "embeddings":
                 wanted = value.strip().lower() in {"1", "true", "yes"}
             else:
                 raise ApiError(422, "invalid", f"unknown form field {name[:100]!r}; send file, caption or embeddings")
@@ -92,10 +92,9 @@ def explained(problems: Sequence[Any]) -> str:
 
 def _item(item: ItemIn, number: str) -> ItemRequest:
     name = item.id if item.id is not None else number
-    if item.caption is not None:
-        modality = item.modality or "caption"
-    else:
-        modality = item.modality or (modality_of(item.uri) if item.uri else None)
+    modality: str | None = item.modality
+    if modality is None:
+        modality = "caption" if item.caption is not None else modality_of(item.uri or "")
     return ItemRequest(id=name, uri=item.uri, modality=modality, caption=item.caption, data=None)
 
 
