@@ -7,7 +7,7 @@ the second decodes, and keeps one picture at a time. As with audio, the demuxer 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -45,6 +45,7 @@ class VideoInfo:
         height: Likewise.
         sound: Whether there is a sound track.
         format: The sniffed format.
+        fps: Pictures a second as the header has them on average; 0 where it does not say.
     """
 
     duration_s: float
@@ -53,6 +54,7 @@ class VideoInfo:
     height: int
     sound: bool
     format: str
+    fps: float
 
 
 def probe_video(data: bytes, limits: Limits | None = None) -> VideoInfo:
@@ -85,6 +87,7 @@ def probe_video(data: bytes, limits: Limits | None = None) -> VideoInfo:
             height=context.height if context else 0,
             sound=sound,
             format=kind,
+            fps=float((context and picture.average_rate) or 0),
         )
 
 
@@ -108,25 +111,43 @@ def stream_frames(
     """
     if info.picture_s is None:
         return
-    limits = limits or Limits()
     spans_ms = window_bounds(
         max(1, round(info.picture_s * _TICKS_PER_S)), round(window_s * _TICKS_PER_S), round(hop_s * _TICKS_PER_S)
     )
-    waiting = iter([(start / _TICKS_PER_S, (start + stop) / 2 / _TICKS_PER_S) for start, stop in spans_ms])
-    wanted = next(waiting, None)
+    centres_s = [(start + stop) / 2 / _TICKS_PER_S for start, stop in spans_ms]
+    for (start, _), picture in zip(spans_ms, pictures_at(data, info, centres_s, limits), strict=True):
+        yield start / _TICKS_PER_S, picture
+
+
+def pictures_at(
+    data: bytes, info: VideoInfo, times_s: Iterable[float], limits: Limits | None = None
+) -> Iterator[Image.Image]:
+    """The picture that a viewer sees at each of these moments: RGB, upright; one is held at a time.
+
+    Args:
+        data: The encoded file.
+        info: What probe_video says of it; it must have pictures.
+        times_s: Seconds from the start, rising; after the end the last picture stands.
+        limits: Limits of an item; the defaults if None.
+
+    Raises:
+        MediaError: "corrupt-video" or "too-many-pixels", possibly after some pictures.
+    """
+    waiting = iter(times_s)
+    wanted_s = next(waiting, None)
     shown: Any = None  # the frame that a viewer sees until the next one
-    for time_s, frame in _frames(data, info.format, limits):
-        while wanted is not None and shown is not None and time_s > wanted[1]:
-            yield wanted[0], _upright_rgb(shown, info.format)
-            wanted = next(waiting, None)
-        if wanted is None:
+    for time_s, frame in _frames(data, info.format, limits or Limits()):
+        while wanted_s is not None and shown is not None and time_s > wanted_s:
+            yield _upright_rgb(shown, info.format)
+            wanted_s = next(waiting, None)
+        if wanted_s is None:
             return
         shown = frame
     if shown is None:
         raise MediaError("corrupt-video", f"{info.format} data in which not a single picture can be decoded")
-    while wanted is not None:
-        yield wanted[0], _upright_rgb(shown, info.format)
-        wanted = next(waiting, None)
+    while wanted_s is not None:
+        yield _upright_rgb(shown, info.format)
+        wanted_s = next(waiting, None)
 
 
 def stream_sound(data: bytes, sample_rate: int, limits: Limits | None = None) -> Iterator[NDArray[np.float32]]:

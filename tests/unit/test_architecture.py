@@ -21,6 +21,7 @@ ROOMS = [
     "training",
     "tracking",
     "annotation",
+    "search",
     "reporting",
     "serving",
 ]

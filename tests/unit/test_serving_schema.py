@@ -12,6 +12,8 @@ from schemathesis.specs.openapi.checks import response_schema_conformance, statu
 
 from .serving_world import bearer, make_world
 
+FEW = settings(max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+
 
 def test_whatever_is_sent(tmp_path: Path) -> None:
     (tmp_path / "media").mkdir()
@@ -22,7 +24,9 @@ def test_whatever_is_sent(tmp_path: Path) -> None:
     for operation in operations:
 
         @given(case=operation.as_strategy())
-        @settings(max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+        @settings(
+            max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+        )
         def check(case: Any) -> None:
             case.call_and_validate(
                 headers=bearer("boss"),

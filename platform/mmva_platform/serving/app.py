@@ -14,20 +14,20 @@ from starlette.types import ASGIApp
 
 from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva_platform.annotation.plan import ModelInfo
-from mmva_platform.serving import items, jobs_routes, operations, search_routes
+from mmva_platform.serving import items, jobs_routes, operations, search_routes, zeroshot_routes
 from mmva_platform.serving.access import Needs
 from mmva_platform.serving.gate import PUBLIC, Gate, error_body
 from mmva_platform.serving.items import Admission
 from mmva_platform.serving.metrics import Metrics
 from mmva_platform.serving.openapi import describe
 from mmva_platform.serving.progress_of_jobs import ProgressReader
-from mmva_platform.serving.schemas import AnnotateIn, SearchIn
+from mmva_platform.serving.schemas import AnnotateIn, PromptIn, SearchIn, SummaryIn
 from mmva_platform.serving.services import ApiError, Services
 from mmva_platform.serving.uploads import explained
 
 logger = logging.getLogger(__name__)
 
-ROUTERS = (items.router, jobs_routes.router, search_routes.router, operations.router)
+ROUTERS = (items.router, jobs_routes.router, search_routes.router, zeroshot_routes.router, operations.router)
 
 
 def create_app(
@@ -53,11 +53,12 @@ def create_app(
     )
     app.state.services, app.state.metrics = services, metrics
     app.state.admission = Admission(services.settings.serving, metrics)
+    app.state.banks = {}
     app.state.progress = ProgressReader(services.settings.storage)
     refuse_open_routes([*ROUTERS, *more])
     for router in (*ROUTERS, *more):
         app.include_router(router)
-    describe(app, [AnnotateIn, SearchIn])
+    describe(app, [AnnotateIn, PromptIn, SearchIn, SummaryIn])
     _explain_errors(app)
     return Gate(app, keyring=services.keyring, settings=services.settings.serving, metrics=metrics, model=known_model)
 

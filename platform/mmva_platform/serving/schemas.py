@@ -210,3 +210,45 @@ class SearchOut(BaseModel):
     annotation: str
     query: dict[str, float]
     hits: list[HitOut]
+
+
+class PromptIn(QueryIn):
+    """What music is wanted for: a picture, a text, music, or a point."""
+
+
+class PromptOut(BaseModel):
+    """A prompt for a text-to-music generator, and what it was made of."""
+
+    model: Model
+    query: dict[str, float]
+    prompt: str
+    details: dict[str, Any]
+
+
+class SummaryIn(Body):
+    """A video to summarise; instead of `uri` an upload."""
+
+    uri: Uri | None = None
+    seconds: float = Field(15.0, gt=0, le=3600, description="how long the summary may be")
+    annotation: Uri | None = Field(None, description="suggest the nearest music of this annotation for each segment")
+
+
+class SegmentOut(BaseModel):
+    """A stretch of the video in which its mood changes."""
+
+    start_s: float
+    end_s: float
+    change: float = Field(description="its share of all the change there is")
+    valence: float
+    arousal: float
+    mood: str
+    music: HitOut | None = None
+
+
+class SummaryOut(BaseModel):
+    """The chosen segments in order, and the curve they were chosen by."""
+
+    model: Model
+    duration_s: float
+    segments: list[SegmentOut]
+    curve: list[Window]

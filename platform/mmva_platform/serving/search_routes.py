@@ -8,13 +8,14 @@ from fastapi import APIRouter, Depends, Request
 from starlette.concurrency import run_in_threadpool
 
 from mmva.modalities import AXES
+from mmva.zeroshot.search import Region
 from mmva_platform.annotation.plan import ModelInfo
 from mmva_platform.serving.access import READ, services_of
 from mmva_platform.serving.items import annotated
 from mmva_platform.serving.keys import Caller
 from mmva_platform.serving.openapi import takes
 from mmva_platform.serving.schemas import SearchIn, SearchOut
-from mmva_platform.serving.services import ApiError, ItemRequest, Services
+from mmva_platform.serving.services import ApiError, ItemRequest, Row, Services
 from mmva_platform.serving.uploads import read_query
 
 router = APIRouter()
@@ -25,8 +26,6 @@ UPLOAD_FORM = {"file": {"type": "string", "format": "binary"}, "query": {"type":
 @router.post("/v1/search", response_model=SearchOut, openapi_extra=takes(SearchIn, UPLOAD_FORM))
 async def search(request: Request, caller: Annotated[Caller, Depends(READ)]) -> dict[str, Any]:
     """The items of an annotation that lie nearest to a query, in any modality."""
-    from mmva.zeroshot.search import Region
-
     services = services_of(request)
     body, item = await read_query(request, SearchIn)
     index = await run_in_threadpool(services.open_index, annotation_uri(services, body.annotation))
@@ -58,13 +57,22 @@ async def point_of(
 ) -> tuple[float, float]:
     """A query's point, by the annotation's own model: points of two models cannot be compared."""
     now = await services.models.current()
-    if now is not None and now.digest != model.digest:
-        text = f"the annotation was made with {model.name} {model.version or ''} ({model.digest[:12]}), this server "
-        raise ApiError(
-            409, "another-model", text + f"answers with {now.digest[:12]}; search by point, or annotate again"
-        )
-    _, (row,) = await annotated(request, services, caller.name, [item])
-    if row["status"] == "error":
-        problem = row["error"]
-        raise ApiError(422, problem["code"], problem["message"])
+    if now is not None:
+        refuse_other_model(model, now.digest)
+    answered, (row,) = await annotated(request, services, caller.name, [item])
+    refuse_other_model(model, answered.digest)
+    checked_row(row)
     return row["valence"], row["arousal"]
+
+
+def refuse_other_model(model: ModelInfo, digest: str) -> None:
+    """ApiError 409 if an annotation's model is not the one that answers."""
+    if digest != model.digest:
+        text = f"the annotation was made with {model.name} {model.version or ''} ({model.digest[:12]}), this server "
+        raise ApiError(409, "another-model", text + f"answers with {digest[:12]}; search by point, or annotate again")
+
+
+def checked_row(row: Row) -> None:
+    """ApiError 422 for an item that has no point."""
+    if row["status"] == "error":
+        raise ApiError(422, row["error"]["code"], row["error"]["message"])

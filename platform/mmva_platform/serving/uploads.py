@@ -12,7 +12,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
 from mmva.media.formats import modality_of
-from mmva_platform.serving.schemas import AnnotateIn, Body, ItemIn, QueryIn
+from mmva_platform.serving.schemas import AnnotateIn, Body, ItemIn, QueryIn, SummaryIn
 from mmva_platform.serving.services import ApiError, ItemRequest
 
 BodyT = TypeVar("BodyT", bound=Body)
@@ -56,12 +56,7 @@ async def read_query(request: Request, kind: type[BodyT]) -> tuple[BodyT, ItemRe
     """
     upload = None
     if _is_form(request):
-        async with _form(request, 1) as form:
-            file, text = form.get("file"), form.get("query", "{}")
-            if isinstance(text, UploadFile) or not isinstance(file, UploadFile):
-                raise ApiError(422, "invalid", "send a `file` and, as JSON, a `query`")
-            body = parse(kind, str(text).encode(errors="replace"))
-            upload = await _upload(file, "query")
+        body, upload = await _body_and_file(request, kind)
     else:
         body = parse(kind, await request.body())
     assert isinstance(body, QueryIn)
@@ -72,6 +67,28 @@ async def read_query(request: Request, kind: type[BodyT]) -> tuple[BodyT, ItemRe
     if body.point is not None:
         return body, None
     return body, _item(ItemIn(uri=body.uri, caption=body.text, modality=body.modality), "query")
+
+
+async def read_video(request: Request) -> tuple[SummaryIn, ItemRequest]:
+    """The body of POST /v1/summarize and its video; a form as in read_query."""
+    upload = None
+    if _is_form(request):
+        body, upload = await _body_and_file(request, SummaryIn)
+    else:
+        body = parse(SummaryIn, await request.body())
+    if (body.uri is None) == (upload is None):
+        raise ApiError(422, "invalid", "give a uri, or an upload")
+    if upload is not None:
+        return body, upload | {"modality": "video"}  # type: ignore[return-value]
+    return body, ItemRequest(id="video", uri=body.uri, modality="video", caption=None, data=None)
+
+
+async def _body_and_file(request: Request, kind: type[BodyT]) -> tuple[BodyT, ItemRequest]:
+    async with _form(request, 1) as form:
+        file, text = form.get("file"), form.get("query", "{}")
+        if isinstance(text, UploadFile) or not isinstance(file, UploadFile):
+            raise ApiError(422, "invalid", "send a `file` and, as JSON, a `query`")
+        return parse(kind, str(text).encode(errors="replace")), await _upload(file, "query")
 
 
 def parse(kind: type[BodyT], data: bytes) -> BodyT:

@@ -1,0 +1,151 @@
+"""Exact nearest neighbours in the valence-arousal plane, with filters and pages.
+
+Points lie sorted by group and valence. A strided sample of the points that pass the filters bounds the distance of the
+K-th neighbour from above, so only a strip of the plane about the query has to be scanned. That beats a full scan as a
+tree does, and unlike a tree it needs nothing built but a sort and takes filters and pages as they come: see
+benchmarks/search.py, which measures it against scipy's cKDTree and FAISS.
+
+Shapes: N points, K neighbours, G groups; va_N2 holds (valence, arousal) per row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mmva.errors import UsageError
+
+_SAMPLES: Final = 4096  # points that bound the strip, at least,
+_SAMPLES_A_NEIGHBOUR: Final = 32  # and for each neighbour that is wanted
+_ROUNDING: Final = 1e-6  # float32 distances in the unit square are this exact
+
+
+@dataclass(frozen=True)
+class Region:
+    """A rectangle of the plane, bounds included; all of it by default.
+
+    Raises:
+        UsageError: If a bound is not in [0, 1], or a low bound is above its high one.
+    """
+
+    valence: tuple[float, float] = (0, 1)
+    arousal: tuple[float, float] = (0, 1)
+
+    def __post_init__(self) -> None:
+        for axis in ("valence", "arousal"):
+            low, high = getattr(self, axis)
+            if not 0 <= low <= high <= 1:
+                raise UsageError(f"{axis} {low:g} to {high:g}: give two numbers from 0 to 1, the lower one first")
+
+
+class PlaneIndex:
+    """Points of the plane in memory, 16 bytes a point."""
+
+    def __init__(self, va_N2: ArrayLike, group_N: ArrayLike | None = None) -> None:
+        """Sort the points.
+
+        Args:
+            va_N2: Points, kept as float32.
+            group_N: A small integer per point, such as its modality; all points are one group if None.
+        """
+        va = np.asarray(va_N2, np.float32).reshape(-1, 2)
+        group = np.zeros(len(va), np.int64) if group_N is None else np.asarray(group_N)
+        self._row_N = np.lexsort((va[:, 0], group))
+        self._valence_N, self._arousal_N = va[self._row_N, 0], va[self._row_N, 1]
+        sorted_N = group[self._row_N]
+        self._slices = {
+            int(name): (int(np.searchsorted(sorted_N, name, "left")), int(np.searchsorted(sorted_N, name, "right")))
+            for name in np.unique(group)
+        }
+
+    def __len__(self) -> int:
+        """How many points there are."""
+        return len(self._row_N)
+
+    def nearest(
+        self,
+        va_2: ArrayLike,
+        count: int,
+        *,
+        offset: int = 0,
+        groups: Collection[int] | None = None,
+        region: Region | None = None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The points nearest to a query that pass the filters.
+
+        Equal distances stand in the order of the rows, so pages neither overlap nor leave gaps.
+
+        Args:
+            va_2: The query.
+            count: How many to return at most.
+            offset: How many of the nearest to leave out before.
+            groups: Only these; all of them if None.
+            region: Only points in it.
+
+        Returns:
+            Rows and distances, nearest first, [K] each, K <= count.
+        """
+        query_2, region = np.asarray(va_2, np.float64), region or Region()
+        wanted = offset + count
+        chosen = [
+            self._strip(start, stop, *region.valence)
+            for group, (start, stop) in self._slices.items()
+            if groups is None or group in groups
+        ]
+        reach = self._reach(chosen, query_2, wanted, region)
+        strips = [self._strip(start, stop, query_2[0] - reach, query_2[0] + reach) for start, stop in chosen]
+        at_K = np.concatenate([
+            np.empty(0, np.int64),
+            *(self._reached(slice(start, stop), query_2, reach, region) for start, stop in strips),
+        ])  # fmt: skip
+        distance_K = np.hypot(self._valence_N[at_K] - query_2[0], self._arousal_N[at_K] - query_2[1])
+        if len(at_K) > wanted:
+            near_K = distance_K <= np.partition(distance_K, wanted - 1)[wanted - 1]
+            at_K, distance_K = at_K[near_K], distance_K[near_K]
+        row_K = self._row_N[at_K]
+        order_K = np.lexsort((row_K, distance_K))[offset:wanted]
+        return row_K[order_K], distance_K[order_K]
+
+    def _reach(self, chosen: list[tuple[int, int]], query_2: NDArray[np.float64], wanted: int, region: Region) -> float:
+        """A distance within which the `wanted` nearest lie: of a sample the K-th is no nearer than of them all."""
+        step = sum(stop - start for start, stop in chosen) // max(_SAMPLES, _SAMPLES_A_NEIGHBOUR * wanted)
+        if step < 2:
+            return math.inf
+        squared = []
+        for start, stop in chosen:
+            some = slice(start, stop, step)
+            squared.append(self._squared(some, query_2)[self._inside(some, region)])
+        squared_K = np.concatenate(squared)
+        if len(squared_K) < wanted:
+            return math.inf
+        return math.sqrt(np.partition(squared_K, wanted - 1)[wanted - 1]) + _ROUNDING
+
+    def _reached(self, some: slice, query_2: NDArray[np.float64], reach: float, region: Region) -> NDArray[np.int64]:
+        """Places of a strip's points that lie within reach of the query, and in the region."""
+        near_N = self._squared(some, query_2) <= np.float32((reach + _ROUNDING) ** 2)
+        near_N &= self._inside(some, region)
+        return some.start + np.flatnonzero(near_N)
+
+    def _strip(self, start: int, stop: int, low: float, high: float) -> tuple[int, int]:
+        """The part of a slice whose valence lies in [low, high]."""
+        valence_N = self._valence_N[start:stop]
+        first = np.searchsorted(valence_N, np.float32(low), "left")
+        last = np.searchsorted(valence_N, np.float32(high), "right")
+        return start + int(first), start + int(last)
+
+    def _squared(self, some: slice, query_2: NDArray[np.float64]) -> NDArray[np.float32]:
+        valence, arousal = query_2.astype(np.float32)
+        squared_N = (self._valence_N[some] - valence) ** 2
+        squared_N += (self._arousal_N[some] - arousal) ** 2
+        return squared_N
+
+    def _inside(self, some: slice, region: Region) -> NDArray[np.bool_]:
+        """Which points lie between the region's arousals; those of a slice lie between its valences already."""
+        low, high = (np.float32(bound) for bound in region.arousal)
+        arousal_N = self._arousal_N[some]
+        return (arousal_N >= low) & (arousal_N <= high)

@@ -1,0 +1,144 @@
+"""Which moments of a video matter: the segments that hold most of its curve's change within a budget of time.
+
+The change between two neighbouring points of the curve is their distance in the VA plane. It is felt by what stands
+before it and after it, so it is spread over a second or two (a triangle); then a dynamic programme finds the
+segments: of all choices that keep within the budget, and whose segments are no shorter than one wants to watch, none
+holds more. A change therefore stands in the middle of its segment.
+
+Shapes: W points of the curve, S = W - 1 steps between them, M segments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mmva.errors import UsageError
+
+SHORTEST_S: Final = 3.0  # of a segment
+_JITTER: Final = 3  # points of the running median that takes single outliers away
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of time, and how much of the curve's change it holds.
+
+    Attributes:
+        start_s: Seconds.
+        end_s: Seconds.
+        change: Its share of all the change there is, [0, 1].
+    """
+
+    start_s: float
+    end_s: float
+    change: float
+
+
+def choose_segments(
+    time_s_W: ArrayLike, va_W2: ArrayLike, duration_s: float, budget_s: float, shortest_s: float = SHORTEST_S
+) -> list[Segment]:
+    """The segments that cover most of the curve's change within the budget, in order.
+
+    Their total length is at most the budget; a budget as long as the video gives all of it. Among choices that cover
+    equally much the earlier moments win, so of a curve without any change the beginning is chosen.
+
+    Args:
+        time_s_W: When each point was seen, evenly spaced and rising.
+        va_W2: The points.
+        duration_s: Of the video.
+        budget_s: Of the summary.
+        shortest_s: Least length of a segment; the budget if that is shorter.
+
+    Raises:
+        UsageError: If the budget is not above 0.
+    """
+    if not budget_s > 0:
+        raise UsageError(f"seconds {budget_s:g}: a summary needs more than 0 seconds")
+    time_W, va_W2 = np.asarray(time_s_W, np.float64), np.asarray(va_W2, np.float64)
+    if budget_s >= duration_s:
+        return [Segment(0.0, duration_s, 1.0)]
+    change_S = steps_of_change(va_W2) if len(va_W2) else np.zeros(0)
+    total = float(change_S.sum())
+    if not total > 0:
+        return [Segment(0.0, budget_s, 0.0)]
+    step_s = float(np.median(np.diff(time_W)))
+    budget = max(1, int(budget_s / step_s + 1e-9))
+    least = min(budget, max(1, round(shortest_s / step_s)))
+    return [
+        Segment(float(time_W[start]), float(time_W[stop]), float(change_S[start:stop].sum()) / total)
+        for start, stop in most_change(spread(change_S, least), budget, least)
+    ]
+
+
+def steps_of_change(va_W2: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Distance [S] from each point of the curve to the next, after a running median that a lasting change survives."""
+    padded = np.pad(va_W2, ((_JITTER // 2, _JITTER // 2), (0, 0)), mode="edge")
+    smooth_W2 = np.median(np.lib.stride_tricks.sliding_window_view(padded, _JITTER, axis=0), axis=-1)
+    return np.linalg.norm(np.diff(smooth_W2, axis=0), axis=1)
+
+
+def spread(change_S: NDArray[np.float64], width: int) -> NDArray[np.float64]:
+    """Each step's change over a triangle of `width` steps about it, of the same sum except at the ends."""
+    half = np.arange(1, (width + 1) // 2 + 1, dtype=np.float64)
+    kernel = np.concatenate([half, half[::-1][1:]])
+    kernel /= kernel.sum()
+    middle = len(kernel) // 2
+    return np.convolve(change_S, kernel)[middle : middle + len(change_S)]
+
+
+def most_change(weight_S: NDArray[np.float64], budget: int, least: int) -> list[tuple[int, int]]:
+    """The runs of steps with the greatest sum of weights: at most `budget` steps in all, each run `least` or more.
+
+    Exact: best[u] is the greatest sum that the steps so far can give with u of them used, `inside` of it with a run
+    that goes on to the last one and is long enough. Needs memory for S times budget decisions.
+
+    Returns:
+        First and last-plus-one step of each run, in order and apart from each other.
+    """
+    count = len(weight_S)
+    if budget < least:
+        return []
+    sum_S1 = np.concatenate([[0.0], np.cumsum(weight_S)])
+    best = np.zeros((count + 1, budget + 1))
+    inside = np.full(budget + 1, -np.inf)
+    ends = np.zeros((count + 1, budget + 1), bool)  # a run ends here, in the best choice
+    longer = np.zeros((count + 1, budget + 1), bool)  # and holds the step before its last `least` too
+    for stop in range(1, count + 1):
+        going_on = np.concatenate([[-np.inf], inside[:-1]]) + weight_S[stop - 1]
+        begun = np.full(budget + 1, -np.inf)
+        if stop >= least:
+            begun[least:] = best[stop - least, : budget + 1 - least] + sum_S1[stop] - sum_S1[stop - least]
+        longer[stop] = going_on > begun
+        inside = np.maximum(going_on, begun)
+        # The earlier of equal choices: what ends now must be better by more than rounding.
+        ends[stop] = inside > best[stop - 1] + 1e-12
+        best[stop] = np.where(ends[stop], inside, best[stop - 1])
+    return _traced(best, ends, longer, least)
+
+
+def _traced(
+    best: NDArray[np.float64], ends: NDArray[np.bool_], longer: NDArray[np.bool_], least: int
+) -> list[tuple[int, int]]:
+    """The runs of the best choice, from the last step back; runs that touch are one."""
+    stop, used = len(best) - 1, int(best[-1].argmax())
+    runs: list[tuple[int, int]] = []
+    while stop > 0 and used > 0:
+        if not ends[stop, used]:
+            stop -= 1
+            continue
+        start, held = stop, used
+        while longer[start, held]:
+            start, held = start - 1, held - 1
+        start, held = start - least, held - least
+        runs.append((start, stop))
+        stop, used = start, held
+    joined: list[tuple[int, int]] = []
+    for start, stop in reversed(runs):
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], stop)
+        else:
+            joined.append((start, stop))
+    return joined

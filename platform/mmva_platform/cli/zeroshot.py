@@ -1,0 +1,89 @@
+"""`mmva search`, `mmva music-prompt` and `mmva summarize`: what an annotation and a model are good for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmva_platform.cli.context import Json, emit, settings_of
+
+Model = Annotated[str, typer.Option(help="a bundle's folder, runs:/... or models:/mmva@champion")]
+
+
+def add_verbs(root: typer.Typer) -> None:
+    """Put the verbs on the root command."""
+    root.command("search")(search)
+    root.command("music-prompt")(music_prompt)
+    root.command("summarize")(summarize)
+
+
+def search(
+    context: typer.Context,
+    annotations: Annotated[str, typer.Argument(help="URI of a published annotation")],
+    *,
+    text: Annotated[str | None, typer.Option(help="a sentence to search by")] = None,
+    image: Annotated[Path | None, typer.Option(help="a picture to search by")] = None,
+    music: Annotated[Path | None, typer.Option(help="a piece of music to search by")] = None,
+    modality: Annotated[str | None, typer.Option(help="find only these: image, music, caption or video")] = None,
+    top: Annotated[int, typer.Option(min=1, help="how many to find")] = 10,
+    offset: Annotated[int, typer.Option(min=0, help="how many of the nearest to leave out before")] = 0,
+    valence: Annotated[tuple[float, float], typer.Option(help="find only items between these")] = (0.0, 1.0),
+    arousal: Annotated[tuple[float, float], typer.Option(help="find only items between these")] = (0.0, 1.0),
+    model: Annotated[str | None, typer.Option(help="where the annotation's model is, if not in the registry")] = None,
+    as_json: Json = False,
+) -> None:
+    """Find the annotated items nearest to a sentence, a picture or a piece of music in the VA plane."""
+    from mmva_platform.search.flow import search_by_item
+
+    found = search_by_item(
+        annotations,
+        {"caption": text, "image": image, "music": music},
+        settings_of(context),
+        modality=modality,
+        top=top,
+        offset=offset,
+        valence=valence,
+        arousal=arousal,
+        model=model,
+    )
+    emit(found.to_text(), found.to_json(), as_json=as_json)
+
+
+def music_prompt(
+    context: typer.Context,
+    image: Annotated[Path, typer.Argument(help="a picture")],
+    *,
+    model: Model = "models:/mmva@champion",
+    as_json: Json = False,
+) -> None:
+    """Say what music fits a picture, in the words that a text-to-music generator takes."""
+    from mmva_platform.search.flow import prompt_for_image
+
+    prompt = prompt_for_image(image, model, settings_of(context))
+    emit(prompt.text, prompt.to_json(), as_json=as_json)
+
+
+def summarize(
+    context: typer.Context,
+    video: Annotated[Path, typer.Argument(help="mp4, mov, mkv, webm or avi")],
+    *,
+    seconds: Annotated[float, typer.Option(help="how long the summary may be")] = 15.0,
+    model: Model = "models:/mmva@champion",
+    out: Annotated[
+        Path | None, typer.Option(help="clip to write, .webm or .mp4; the curve is drawn beside it as .png")
+    ] = None,
+    prompts: Annotated[bool, typer.Option("--prompts", help="suggest a musical prompt for each segment")] = False,
+    music_from: Annotated[
+        str | None, typer.Option(help="suggest the nearest music of this annotation for each segment")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find the moments of a video in which its mood changes, and cut them into a clip."""
+    from mmva_platform.search.flow import summarize_video
+
+    summary = summarize_video(
+        video, model, settings_of(context), seconds=seconds, out=out, prompts=prompts, music_from=music_from
+    )
+    emit(summary.to_text(), summary.to_json(), as_json=as_json)

@@ -1,0 +1,194 @@
+"""`mmva search`, `mmva music-prompt` and `mmva summarize`: files and names in, results to be shown out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mmva.affect import mood
+from mmva.errors import MediaError, UsageError
+from mmva.media.limits import Limits
+from mmva.predictor import Predictor
+from mmva.zeroshot.prompts import MusicPrompt, PromptBank, music_prompt
+from mmva.zeroshot.query import query_point
+from mmva.zeroshot.search import Region
+from mmva_platform.annotation.plan import ModelInfo
+from mmva_platform.search.index import AnnotationIndex, Hit
+from mmva_platform.search.models import check_same_model, load_predictor, open_query_model
+from mmva_platform.settings import Settings
+
+if TYPE_CHECKING:
+    from mmva.zeroshot.video import VideoSummary
+
+Suggest = Callable[[ArrayLike], str | None]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to.
+
+    Attributes:
+        modality: The query's.
+        va: The query's point.
+        hits: The nearest items.
+        items: How many items the annotation holds.
+        model: What placed query and items.
+    """
+
+    modality: str
+    va: tuple[float, float]
+    hits: list[Hit]
+    items: int
+    model: ModelInfo
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "query": {"modality": self.modality, "valence": self.va[0], "arousal": self.va[1]},
+            "hits": [hit.to_json() for hit in self.hits],
+            "items": self.items,
+            "model": self.model.model_dump(),
+        }
+
+    def to_text(self) -> str:
+        """One line of the query and one of each hit."""
+        word = str(mood(self.va))
+        lines = [f"{self.modality} at valence {self.va[0]:.2f}, arousal {self.va[1]:.2f} ({word}); {self.items} items"]
+        lines += [
+            f"{number:>3}  {hit.score:.3f}  {hit.modality:<7}  {hit.valence:.2f} {hit.arousal:.2f}  {hit.mood:<10}  "
+            f"{hit.uri or hit.id}"
+            for number, hit in enumerate(self.hits, 1)
+        ]
+        return "\n".join(lines if self.hits else [*lines, "nothing passes the filters"])
+
+
+def search_by_item(
+    annotations: str,
+    query: Mapping[str, str | Path | None],
+    settings: Settings,
+    *,
+    model: str | None = None,
+    valence: tuple[float, float] = (0, 1),
+    arousal: tuple[float, float] = (0, 1),
+    modality: str | None = None,
+    top: int = 10,
+    offset: int = 0,
+) -> Found:
+    """Search a published annotation by one item.
+
+    Args:
+        annotations: Its URI.
+        query: One of "caption" (a text), "image" and "music" (local files).
+        settings: Storage, MLflow, backbones.
+        model: Where the annotation's model is; see open_query_model.
+        valence: Bounds of what is found.
+        arousal: Likewise.
+        modality: Of what is found; any if None.
+        top: How many at most.
+        offset: How many of the nearest to leave out before.
+
+    Raises:
+        UsageError: For anything but one query, an unreadable or unusable one, or a wrong filter.
+        CheckFailed: If the model is not the annotation's, or a file of either is not what was published.
+    """
+    given = {kind: item for kind, item in query.items() if item is not None}
+    if len(given) != 1:
+        raise UsageError(f"search by one of --text, --image and --music; {len(given)} are given")
+    ((kind, item),) = given.items()
+    region = Region(valence, arousal)
+    data = read_item(item) if isinstance(item, Path) else item
+    index = AnnotationIndex.open(annotations, settings)
+    va_2 = usable_point(open_query_model(index, settings, model), kind, data, str(item))
+    hits = index.search(va_2, top=top, offset=offset, modality=modality, region=region)
+    return Found(kind, (float(va_2[0]), float(va_2[1])), hits, len(index), index.model)
+
+
+def prompt_for_image(image: Path, model: str, settings: Settings) -> MusicPrompt:
+    """A musical prompt for a picture; raises as load_predictor, and UsageError for a picture that is none."""
+    data = read_item(image)
+    predictor = load_predictor(model, settings)
+    return music_prompt(predictor, usable_point(predictor, "image", data, str(image)))
+
+
+def summarize_video(
+    video: Path,
+    model: str,
+    settings: Settings,
+    *,
+    seconds: float,
+    out: Path | None,
+    prompts: bool = False,
+    music_from: str | None = None,
+) -> VideoSummary:
+    """Summarise a local video; see mmva.zeroshot.video.summarize.
+
+    Args:
+        video: The file.
+        model: See load_predictor.
+        settings: Storage, MLflow, backbones.
+        seconds: Budget of the summary.
+        out: The clip to write, and beside it the picture.
+        prompts: Suggest a musical prompt for each segment.
+        music_from: URI of an annotation made with this model; suggest the nearest music of it for each segment.
+
+    Raises:
+        UsageError: For a video that is none, or a wrong option.
+        CheckFailed: If the annotation is of another model.
+    """
+    from mmva.zeroshot.video import summarize
+
+    if prompts and music_from is not None:
+        raise UsageError("suggest either prompts or music from an annotation, not both")
+    predictor = load_predictor(model, settings)
+    suggest: Suggest | None = None
+    if prompts:
+        suggest = partial(_prompt_text, PromptBank.place(predictor))
+    elif music_from is not None:
+        suggest = _nearest_music(music_from, predictor, model, settings)
+    try:
+        return summarize(video, predictor, seconds=seconds, out=out, suggest=suggest)
+    except MediaError as error:
+        raise UsageError(f"{video}: {error.code}: {error}") from None
+
+
+def _prompt_text(bank: PromptBank, va_2: ArrayLike) -> str:
+    return bank.prompt(va_2).text
+
+
+def _nearest_music(annotations: str, predictor: Predictor, model: str, settings: Settings) -> Suggest:
+    index = AnnotationIndex.open(annotations, settings)
+    check_same_model(index, predictor, model)
+
+    def suggest(va_2: ArrayLike) -> str | None:
+        hits = index.search(va_2, top=1, modality="music")
+        return f"{hits[0].uri} ({hits[0].mood}, S = {hits[0].score:.2f})" if hits else None
+
+    return suggest
+
+
+def usable_point(model: Predictor, kind: str, data: bytes | str, name: str) -> NDArray[np.float64]:
+    """query_point, with what is wrong with the item as a UsageError that names it."""
+    try:
+        return query_point(model, kind, data)
+    except MediaError as error:
+        raise UsageError(f"{name}: {error.code}: {error}") from None
+
+
+def read_item(path: Path, most: int = Limits().max_bytes) -> bytes:
+    """Bytes of a local file that a user names.
+
+    Raises:
+        UsageError: If it cannot be read, or holds more than `most` bytes.
+    """
+    try:
+        if path.is_file() and path.stat().st_size > most:
+            raise UsageError(f"{path}: {path.stat().st_size:,} bytes, over the limit of {most:,}")
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from None

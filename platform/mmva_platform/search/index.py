@@ -1,0 +1,149 @@
+"""The points of a published annotation in memory, and who they belong to."""
+
+from __future__ import annotations
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import ArrayLike, NDArray
+
+from mmva.affect import matching_score
+from mmva.errors import UsageError
+from mmva.modalities import AXES, MEDIA_KINDS
+from mmva.zeroshot.search import PlaneIndex, Region
+from mmva_platform.annotation.plan import ModelInfo
+from mmva_platform.annotation.publish import generations, read_file, read_manifest
+from mmva_platform.annotation.schema import ANNOTATION_SCHEMA
+from mmva_platform.settings import Settings
+from mmva_platform.storage import open_storage
+
+_COLUMNS: Final = ("id", "uri", "modality", *AXES, "mood")
+_READERS: Final = 4  # whole files are read for their digests; a few at a time
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An annotated item as a search finds it.
+
+    Attributes:
+        id: Its id.
+        uri: Where it is; "" for a caption whose text stands in the catalog.
+        modality: "image", "music", "caption" or "video".
+        valence: In [0, 1].
+        arousal: In [0, 1].
+        mood: Nearest mood word.
+        distance: To the query, in the plane.
+        score: The matching score S of that distance.
+    """
+
+    id: str
+    uri: str
+    modality: str
+    valence: float
+    arousal: float
+    mood: str
+    distance: float
+    score: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return dataclasses.asdict(self)
+
+
+class AnnotationIndex:
+    """A published annotation in memory: points, ids, URIs and moods, but no embeddings. Read-only, safe to share.
+
+    Attributes:
+        uri: The annotation's place.
+        run_id: Its run.
+        model: What it was annotated with.
+    """
+
+    def __init__(self, uri: str, run_id: str, model: ModelInfo, items: pa.Table) -> None:
+        """Index items (the columns id, uri, modality, valence, arousal and mood of ANNOTATION_SCHEMA)."""
+        self.uri, self.run_id, self.model = uri, run_id, model
+        # One piece a column, with offsets that ten million URIs do not overflow.
+        large = pa.schema([(name, _large(items.schema.field(name).type)) for name in _COLUMNS])
+        self._items = items.select(_COLUMNS).cast(large).combine_chunks()
+        va_N2 = np.column_stack([np.asarray(items[axis], np.float32) for axis in AXES])
+        kind_N = pc.fill_null(pc.index_in(items["modality"], value_set=pa.array(MEDIA_KINDS)), -1)
+        self._plane = PlaneIndex(va_N2, np.asarray(kind_N))
+
+    @classmethod
+    def open(cls, uri: str, settings: Settings) -> Self:
+        """Read a published annotation with its published retries, every file checked against its digest.
+
+        Raises:
+            UsageError: If it is not published.
+            CheckFailed: If a file is not the one that was published.
+        """
+        places = generations(open_storage(uri, settings.storage), settings.storage)
+        manifests = [read_manifest(place) for place in places]
+        files = [
+            (place, commit.data)
+            for place, manifest in zip(places, manifests, strict=True)
+            for commit in manifest.shards
+            if commit.data is not None
+        ]
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="annotation") as pool:
+            tables = list(pool.map(lambda file: read_file(*file, columns=_COLUMNS), files))
+        empty = ANNOTATION_SCHEMA.empty_table().select(_COLUMNS)
+        return cls(places[0].uri, manifests[0].run_id, manifests[0].model, pa.concat_tables([empty, *tables]))
+
+    def __len__(self) -> int:
+        """How many items are annotated."""
+        return self._items.num_rows
+
+    def search(
+        self,
+        va_2: ArrayLike,
+        *,
+        top: int = 10,
+        offset: int = 0,
+        modality: str | None = None,
+        region: Region | None = None,
+    ) -> list[Hit]:
+        """The items nearest to a point of the plane, exactly; equal distances in the annotation's order.
+
+        Args:
+            va_2: The query's point.
+            top: How many at most.
+            offset: How many of the nearest to leave out before: page p of 10 has offset 10 p.
+            modality: Only items of this one.
+            region: Only items in this part of the plane.
+
+        Raises:
+            UsageError: For an unknown modality, a top below 1, an offset below 0, or a query that is no point.
+        """
+        query_2 = np.asarray(va_2, np.float64)
+        if query_2.shape != (2,) or not np.isfinite(query_2).all():
+            raise UsageError(f"a query is a point (valence, arousal), got {va_2!r}")
+        if top < 1 or offset < 0:
+            raise UsageError(f"top must be at least 1 and offset at least 0, got top {top}, offset {offset}")
+        if modality is not None and modality not in MEDIA_KINDS:
+            raise UsageError(f"modality {modality!r} is none of {', '.join(MEDIA_KINDS)}")
+        groups = None if modality is None else (MEDIA_KINDS.index(modality),)
+        row_K, distance_K = self._plane.nearest(query_2, top, offset=offset, groups=groups, region=region)
+        return self._hits(row_K, distance_K)
+
+    def item(self, id: str) -> Hit | None:  # noqa: A002 - the column's name
+        """The item of an id, as a search from its own point finds it; None if it was not annotated."""
+        row = pc.index(self._items["id"], pa.scalar(id, pa.large_string())).as_py()
+        return None if row < 0 else self._hits(np.array([row]), np.zeros(1))[0]
+
+    def _hits(self, row_K: NDArray[np.int64], distance_K: NDArray[np.float64]) -> list[Hit]:
+        rows = self._items.take(pa.array(row_K)).to_pylist()
+        score_K = matching_score(np.column_stack([distance_K, 0 * distance_K]), np.zeros(2))
+        return [
+            Hit(**(row | {"uri": row["uri"] or ""}), distance=float(distance), score=float(score))
+            for row, distance, score in zip(rows, distance_K, score_K, strict=True)
+        ]
+
+
+def _large(kind: pa.DataType) -> pa.DataType:
+    return pa.large_string() if pa.types.is_string(kind) else kind

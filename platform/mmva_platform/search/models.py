@@ -1,0 +1,79 @@
+"""The model that places a query: the annotation's own, by digest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mmva.bundle import read_bundle
+from mmva.errors import CheckFailed, UsageError
+from mmva.predictor import Predictor
+from mmva_platform.search.index import AnnotationIndex
+from mmva_platform.settings import Settings
+from mmva_platform.storage.fetch import folder_fetcher
+
+if TYPE_CHECKING:
+    from mmva.backbones import Encoder
+
+
+def load_predictor(model: str, settings: Settings) -> Predictor:
+    """A model in fp32 torch, the reference; the encoder of a modality is loaded when it is first needed.
+
+    Args:
+        model: A bundle's folder, runs:/RUN/model, models:/NAME@ALIAS or models:/NAME/VERSION.
+        settings: Where MLflow, the cache and the backbones are.
+
+    Raises:
+        UsageError: If there is no such model.
+        CheckFailed: If its files are not those that were logged or registered.
+    """
+    from mmva_platform.tracking.registry import resolve_model
+
+    info, files = read_bundle(resolve_model(model, settings).bundle_dir)
+
+    def load(modality: str) -> Encoder:
+        from mmva.backbones import BackboneSpec, load_encoder
+
+        return load_encoder(
+            BackboneSpec.from_json(info.backbones[modality]["spec"]),
+            fetch=folder_fetcher(settings),
+            mirror=settings.backbone_mirror,
+            trusted_repos=settings.trust_remote_code,
+        )
+
+    return Predictor(info, files["model.safetensors"], load)
+
+
+def open_query_model(index: AnnotationIndex, settings: Settings, model: str | None = None) -> Predictor:
+    """The model that an annotation was made with, to place queries among its items.
+
+    Two models put the same item at different points, so no other will do, however new.
+
+    Args:
+        index: The annotation.
+        settings: Where MLflow, the cache and the backbones are.
+        model: Where to find the model; the version that the annotation names if None.
+
+    Raises:
+        UsageError: If there is no such model, or none is given and the annotation's was never registered.
+        CheckFailed: If it is another model than the annotation's.
+    """
+    own = index.model
+    if model is None and own.version is None:
+        raise UsageError(
+            f"{index.uri}: annotated with {own.name!r}, which is not registered; say where it is with --model "
+            f"(its digest is {own.digest[:16]})"
+        )
+    uri = model or f"models:/{own.name}/{own.version}"
+    predictor = load_predictor(uri, settings)
+    check_same_model(index, predictor, uri)
+    return predictor
+
+
+def check_same_model(index: AnnotationIndex, predictor: Predictor, uri: str) -> None:
+    """CheckFailed unless the annotation was made with this model."""
+    own = index.model
+    if predictor.digest != own.digest:
+        raise CheckFailed(
+            f"model {uri!r} has digest {predictor.digest[:16]}, {index.uri} was annotated with {own.name!r}, digest "
+            f"{own.digest[:16]}: points of two models cannot be compared; use that one, or annotate again"
+        )
