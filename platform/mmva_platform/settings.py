@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -63,14 +63,58 @@ class AnnotationSettings(Config):
     )
 
 
+Scope = Literal["read", "annotate", "admin"]
+
+
+class KeySettings(Config):
+    """An API key, known by its digest alone."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="who it belongs to; stands in logs and jobs")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the key; mmva serve --new-key NAME makes both")
+    scopes: tuple[Scope, ...] = Field(("read",), min_length=1)
+
+
+class ServingSettings(Config):
+    """The HTTP API. Nothing can be read or written by URI until roots are named."""
+
+    host: str = Field("127.0.0.1", description="loopback unless something before it speaks TLS")
+    port: int = Field(8000, ge=1, le=65535)
+    keys: tuple[KeySettings, ...] = ()
+    keys_file: Path | None = Field(None, description="more keys, read again when it changes; home/serving/keys.yaml")
+    model: str = Field("models:/mmva@champion", description="followed while it is an alias")
+    challenger: str | None = Field(None, description="a model that shadows a share of the traffic")
+    shadow_share: float = Field(0.1, ge=0, le=1, description="share of requests that the challenger sees, too")
+    follow_s: float = Field(15.0, gt=0, le=30, description="how often the registry is asked what the aliases mean")
+    engine: str = Field("auto", description="auto, torch, torch-bf16 or onnx")
+    replicas: int = Field(1, ge=1, description="processes that hold the model, one thread each")
+    replica_cpus: float = Field(0.5, ge=0, description="logical CPUs that each of them reserves")
+    front_replicas: int = Field(1, ge=1, description="processes that speak HTTP")
+    roots: tuple[str, ...] = Field((), description="folders and prefixes that items and catalogs are read from")
+    out_roots: tuple[str, ...] = Field((), description="folders and prefixes that jobs write below")
+    annotations: dict[str, str] = Field({}, description="name -> URI of published annotations that can be searched")
+    jobs: str | None = Field(None, description="URI of the queue of jobs; default home/serving/jobs")
+    max_items: int = Field(64, ge=1, description="items of one request")
+    max_body_mb: int = Field(64, ge=1)
+    max_in_flight: int = Field(128, ge=1, description="items in work at once, then 503; requests likewise")
+    max_in_flight_per_key: int = Field(96, ge=1, description="of one key, then 429")
+    batch_size: int = Field(16, ge=1)
+    request_timeout_s: float = Field(60.0, gt=0)
+    body_timeout_s: float = Field(20.0, gt=0, description="for the next piece of a body")
+    item_timeout_s: float = Field(20.0, gt=0, description="a step of an item that takes longer ends its process")
+    max_running_jobs: int = Field(1, ge=1)
+    max_queued_jobs: int = Field(100, ge=1)
+    max_queued_jobs_per_key: int = Field(20, ge=1)
+
+
 class Settings(Config):
-    """What all verbs share: one home directory, storage, cluster, tracking and annotation."""
+    """What all verbs share: one home directory, storage, cluster, tracking, annotation and serving."""
 
     home: Path = Field(Path("mmva-home"), description="where runs, the registry and caches live by default")
     storage: StorageSettings = StorageSettings()
     cluster: ClusterSettings = ClusterSettings()
     tracking: TrackingSettings = TrackingSettings()
     annotation: AnnotationSettings = AnnotationSettings()
+    serving: ServingSettings = ServingSettings()
     backbone_mirror: str | None = Field(None, description="URI that holds backbones in save_pretrained layout")
     trust_remote_code: tuple[str, ...] = Field((), description="hub repositories whose code may run, by name")
 

@@ -77,7 +77,7 @@ class ShardWorker:
                 earlier=earlier,
                 on_given_up=lambda number: mark_given_up(self._storage, shard, number),
             )
-        with _Watch(self._settings.annotation.item_timeout_s) as watch:
+        with Watch(self._settings.annotation.item_timeout_s) as watch:
             self._watch = watch
             return self._annotator.annotate(shard, items)
 
@@ -108,7 +108,7 @@ class ShardWorker:
         return Reuser(lambda: self._model, self._plan, self._storage, self._settings)
 
 
-class _Watch:
+class Watch:
     """Ends the process if a step of an item takes too long: a decoder that hangs in native code listens to nothing.
 
     The worker is then started again, and a shard that this happens to twice is run item by item. Fetching is not

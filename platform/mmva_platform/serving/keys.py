@@ -1,0 +1,146 @@
+"""API keys: known by their SHA-256 alone, each with scopes; found in constant time."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import logging
+import os
+import secrets
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Final, get_args
+
+import yaml
+
+from mmva.errors import UsageError
+from mmva_platform.settings import Config, KeySettings, Scope, Settings, load_config
+
+logger = logging.getLogger(__name__)
+
+_LOOK_AGAIN_S: Final = 2.0
+_BASIC_METHODS: Final = frozenset({"GET", "HEAD"})
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sent a request."""
+
+    name: str
+    scopes: frozenset[Scope]
+
+
+class KeysFile(Config):
+    """The YAML file of keys that `mmva serve --new-key` writes."""
+
+    keys: tuple[KeySettings, ...] = ()
+
+
+class Keyring:
+    """The keys of the settings and of a file, which is read again when it changes: revoking needs no restart."""
+
+    def __init__(self, keys: Sequence[KeySettings], file: Path | None = None) -> None:
+        self._fixed, self._file = tuple(keys), file
+        self._keys, self._stamp, self._looked = self._fixed, (0, 0), -_LOOK_AGAIN_S
+        self._lock = threading.Lock()
+
+    def find(self, authorization: str, method: str) -> Caller | None:
+        """Whose key an Authorization header holds; None if it is nobody's.
+
+        Bearer for programs. Basic, with the key as password, lets a browser open GET pages; nothing that changes
+        something accepts it, because browsers send it along with other sites' requests.
+        """
+        secret = _secret(authorization, method)
+        if secret is None:
+            return None
+        presented = hashlib.sha256(secret.encode()).hexdigest()
+        found = None
+        for key in self._current():  # all of them, so that time does not tell which one matched
+            if hmac.compare_digest(presented, key.sha256):
+                found = Caller(key.name, frozenset(key.scopes))
+        return found
+
+    def _current(self) -> tuple[KeySettings, ...]:
+        if self._file is not None and monotonic() - self._looked > _LOOK_AGAIN_S:
+            with self._lock:
+                self._looked = monotonic()
+                self._read(self._file)
+        return self._keys
+
+    def _read(self, file: Path) -> None:
+        try:
+            stat = file.stat()
+            stamp = (stat.st_mtime_ns, stat.st_size)
+            if stamp != self._stamp:
+                self._keys = (*self._fixed, *load_config(KeysFile, file).keys)
+                self._stamp = stamp
+        except FileNotFoundError:
+            self._keys, self._stamp = self._fixed, (0, 0)
+        except (OSError, UsageError) as error:
+            logger.warning("keys stay as they were: %s", error)
+
+
+def keys_file(settings: Settings) -> Path:
+    """Where keys stand besides the settings."""
+    return settings.serving.keys_file or settings.home.resolve() / "serving" / "keys.yaml"
+
+
+def add_key(file: Path, name: str, scopes: Sequence[Scope]) -> str:
+    """Make a key, keep its digest in the file (readable by its owner alone) and return the key: it is nowhere else.
+
+    Raises:
+        UsageError: If the name is taken or no name, or the file is not one of keys.
+    """
+    known = load_config(KeysFile, file).keys if file.exists() else ()
+    if any(key.name == name for key in known):
+        raise UsageError(f"{file}: there is a key named {name!r} already; take it out or choose another name")
+    secret = secrets.token_urlsafe(32)
+    try:
+        new = KeySettings(name=name, sha256=hashlib.sha256(secret.encode()).hexdigest(), scopes=tuple(scopes))
+    except ValueError:
+        raise UsageError(f"key name {name!r}: up to 64 letters, digits and any of _.-") from None
+    content = yaml.safe_dump(KeysFile(keys=(*known, new)).model_dump(mode="json"), sort_keys=False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:  # noqa: PTH123
+        out.write(content)
+    temporary.replace(file)
+    return secret
+
+
+def scopes_of(names: Sequence[str]) -> tuple[Scope, ...]:
+    """Scopes by their names. UsageError for one that is none."""
+    known: tuple[Scope, ...] = get_args(Scope)
+    for name in names:
+        if name not in known:
+            raise UsageError(f"scope {name!r} is unknown; choose of {', '.join(known)}")
+    return tuple(scope for scope in known if scope in names)
+
+
+def first_key(settings: Settings) -> None:
+    """Where there is no key at all, make one that may do everything, in a file that only its owner reads."""
+    file = keys_file(settings)
+    if settings.serving.keys or file.exists():
+        return
+    place = file.with_name("first-key")
+    secret = add_key(file, "first", get_args(Scope))
+    with open(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:  # noqa: PTH123
+        out.write(secret + "\n")
+    logger.info("made a first API key; it is in %s, and only its digest in %s", place, file)
+
+
+def _secret(authorization: str, method: str) -> str | None:
+    scheme, _, rest = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return rest.strip()
+    if scheme.lower() == "basic" and method in _BASIC_METHODS:
+        try:
+            return base64.b64decode(rest, validate=True).decode().partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError):
+            return None
+    return None

@@ -1,0 +1,254 @@
+"""Bodies of requests and answers; OpenAPI is made from them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from mmva.modalities import MediaKind
+
+Text = Annotated[str, Field(max_length=20_000)]
+Uri = Annotated[str, Field(min_length=1, max_length=2_000)]
+Name = Annotated[str, Field(max_length=500)]
+Unit = Annotated[float, Field(ge=0, le=1)]
+Range = tuple[Unit, Unit]
+
+
+class Body(BaseModel):
+    """Base of what clients send: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ItemIn(Body):
+    """An item by URI or as caption text."""
+
+    id: Name | None = Field(None, description="comes back in the answer; the item's number by default")
+    uri: Uri | None = Field(None, description="below a root that the server allows")
+    caption: str | None = Field(None, description="the text itself")
+    modality: MediaKind | None = Field(None, description="by the URI's extension if it is missing")
+
+
+class AnnotateIn(Body):
+    """Items to annotate."""
+
+    items: list[ItemIn] = Field(min_length=1)
+    embeddings: bool = Field(default=False, description="with each item's embedding")
+
+
+class Model(BaseModel):
+    """Which model answered."""
+
+    name: str
+    version: str | None = Field(description="null for a bundle that is not registered")
+    digest: str
+
+
+class ItemProblem(BaseModel):
+    """Why an item has no point."""
+
+    code: str = Field(description="stable, to group by")
+    stage: str = Field(description="catalog, fetch, decode or infer")
+    message: str
+
+
+class Window(BaseModel):
+    """A point of a curve."""
+
+    start_s: float
+    valence: float
+    arousal: float
+
+
+class ItemOut(BaseModel):
+    """An item's point, or its error."""
+
+    id: str
+    status: Literal["ok", "error"]
+    modality: str | None = None
+    valence: float | None = None
+    arousal: float | None = None
+    interval: dict[str, tuple[float, float]] | None = Field(None, description="90 %, where the model has them")
+    mood: str | None = None
+    duration_s: float | None = None
+    windows: list[Window] | None = Field(None, description="of music and video of more than one window")
+    sha256: str | None = None
+    embedding: list[float] | None = None
+    error: ItemProblem | None = None
+    model_version: str | None = None
+    model_digest: str
+
+
+class AnnotateOut(BaseModel):
+    """Rows in the order of the request's items."""
+
+    model: Model
+    items: list[ItemOut]
+
+
+class JobIn(Body):
+    """A catalog to annotate."""
+
+    catalog: Uri = Field(description="a folder, prefix or table below a root that the server allows")
+    out: Uri = Field(description="the run directory, below a root for outputs")
+    model: str | None = Field(
+        None,
+        pattern=r"^models:/[A-Za-z0-9_.-]{1,100}[@/][A-Za-z0-9_.-]{1,100}$",
+        description="models:/NAME@ALIAS or models:/NAME/VERSION; what the server itself answers with by default",
+    )
+    max_errors: str | None = Field(None, pattern=r"^\d{1,12}%?$", description="give up above: 100, or 5%")
+
+
+class JobProgress(BaseModel):
+    """How far the run directory is."""
+
+    shards: int
+    shards_done: int
+    items: int
+    items_done: int
+    annotated: int
+    quarantined: int
+    causes: dict[str, int]
+    published: bool
+    eta_s: float | None = Field(description="seconds left at the pace so far; null before the first shard")
+    model_version: str | None
+    model_digest: str
+
+
+class JobOut(BaseModel):
+    """A job."""
+
+    id: str
+    state: Literal["queued", "running", "done", "failed", "cancelled"]
+    owner: str = Field(description="name of the key that asked for it")
+    catalog: str
+    out: str
+    model: str
+    max_errors: str | None
+    submitted_at: datetime
+    changed_at: datetime
+    message: str | None = Field(description="why it failed")
+    progress: JobProgress | None = Field(None, description="null before there is a plan, and in lists")
+
+
+class JobsOut(BaseModel):
+    """Jobs, the last submitted first."""
+
+    jobs: list[JobOut]
+
+
+class ModelsOut(BaseModel):
+    """What answers, and what is registered."""
+
+    serving: Model | None
+    following: str
+    challenger: str | None
+    versions: list[dict[str, Any]]
+
+
+class Health(BaseModel):
+    """Whether it is alive, or ready."""
+
+    status: Literal["ok", "loading"]
+    model: Model | None = None
+
+
+class QueryIn(Body):
+    """What stands for a point of the plane: one of text, URI and the point itself (or an upload)."""
+
+    text: Text | None = None
+    uri: Uri | None = None
+    modality: MediaKind | None = Field(None, description="of the URI, if its extension does not say it")
+    point: Range | None = Field(None, description="valence and arousal")
+
+    def given(self) -> int:
+        """How many of them there are."""
+        return sum(value is not None for value in (self.text, self.uri, self.point))
+
+
+class RegionIn(Body):
+    """A rectangle of the plane."""
+
+    valence: Range = (0.0, 1.0)
+    arousal: Range = (0.0, 1.0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RegionIn:
+        for axis in (self.valence, self.arousal):
+            if axis[0] > axis[1]:
+                raise ValueError("the lower bound comes first")
+        return self
+
+
+class SearchIn(QueryIn):
+    """A query against a published annotation."""
+
+    annotation: Uri = Field(description="a name that the server knows, or a URI below its roots")
+    top: int = Field(10, ge=1, le=1000)
+    offset: int = Field(0, ge=0, le=1_000_000)
+    only: MediaKind | None = Field(None, description="items of this modality only")
+    region: RegionIn | None = None
+
+
+class HitOut(BaseModel):
+    """A found item."""
+
+    id: str
+    uri: str | None
+    modality: str
+    valence: float
+    arousal: float
+    distance: float = Field(description="in the plane")
+
+
+class SearchOut(BaseModel):
+    """Hits, the nearest first."""
+
+    model: Model
+    annotation: str
+    query: dict[str, float]
+    hits: list[HitOut]
+
+
+class PromptIn(QueryIn):
+    """What music is wanted for: a picture, a text, music, or a point."""
+
+
+class PromptOut(BaseModel):
+    """A prompt for a text-to-music generator, and what it was made of."""
+
+    model: Model
+    query: dict[str, float]
+    prompt: str
+    details: dict[str, Any]
+
+
+class SummaryIn(Body):
+    """A video to summarise; instead of `uri` an upload."""
+
+    uri: Uri | None = None
+    seconds: float = Field(15.0, gt=0, le=3600, description="how long the summary may be")
+    annotation: Uri | None = Field(None, description="suggest the nearest music of this annotation for each segment")
+
+
+class SegmentOut(BaseModel):
+    """A stretch of the video in which its mood changes."""
+
+    start_s: float
+    end_s: float
+    change: float = Field(description="its share of all the change there is")
+    valence: float
+    arousal: float
+    mood: str
+    music: HitOut | None = None
+
+
+class SummaryOut(BaseModel):
+    """The chosen segments in order, and the curve they were chosen by."""
+
+    model: Model
+    duration_s: float
+    segments: list[SegmentOut]
+    curve: list[Window]

@@ -1,0 +1,78 @@
+"""POST /v1/search: published annotations, by text, picture, music or a point of the plane."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from starlette.concurrency import run_in_threadpool
+
+from mmva.modalities import AXES
+from mmva.zeroshot.search import Region
+from mmva_platform.annotation.plan import ModelInfo
+from mmva_platform.serving.access import READ, services_of
+from mmva_platform.serving.items import annotated
+from mmva_platform.serving.keys import Caller
+from mmva_platform.serving.openapi import takes
+from mmva_platform.serving.schemas import SearchIn, SearchOut
+from mmva_platform.serving.services import ApiError, ItemRequest, Row, Services
+from mmva_platform.serving.uploads import read_query
+
+router = APIRouter()
+
+UPLOAD_FORM = {"file": {"type": "string", "format": "binary"}, "query": {"type": "string"}}
+
+
+@router.post("/v1/search", response_model=SearchOut, openapi_extra=takes(SearchIn, UPLOAD_FORM))
+async def search(request: Request, caller: Annotated[Caller, Depends(READ)]) -> dict[str, Any]:
+    """The items of an annotation that lie nearest to a query, in any modality."""
+    services = services_of(request)
+    body, item = await read_query(request, SearchIn)
+    index = await run_in_threadpool(services.open_index, annotation_uri(services, body.annotation))
+    point = body.point if item is None else await point_of(request, services, caller, item, index.model)
+    region = Region(**body.region.model_dump()) if body.region else None
+    hits = await run_in_threadpool(
+        lambda: index.search(point, top=body.top, offset=body.offset, modality=body.only, region=region)
+    )
+    return {
+        "model": index.model.model_dump(),
+        "annotation": body.annotation,
+        "query": dict(zip(AXES, point or (), strict=True)),
+        "hits": [hit.to_json() for hit in hits],
+    }
+
+
+def annotation_uri(services: Services, name: str) -> str:
+    """The URI of an annotation that may be searched: by the settings' name for it, or below a root."""
+    settings = services.settings.serving
+    if name in settings.annotations:
+        return settings.annotations[name]
+    if not services.roots.allow(name) and not services.out_roots.allow(name):
+        raise ApiError(403, "outside-roots", "annotation: neither a name of serving.annotations nor below a root")
+    return name
+
+
+async def point_of(
+    request: Request, services: Services, caller: Caller, item: ItemRequest, model: ModelInfo
+) -> tuple[float, float]:
+    """A query's point, by the annotation's own model: points of two models cannot be compared."""
+    now = await services.models.current()
+    if now is not None:
+        refuse_other_model(model, now.digest)
+    answered, (row,) = await annotated(request, services, caller.name, [item])
+    refuse_other_model(model, answered.digest)
+    checked_row(row)
+    return row["valence"], row["arousal"]
+
+
+def refuse_other_model(model: ModelInfo, digest: str) -> None:
+    """ApiError 409 if an annotation's model is not the one that answers."""
+    if digest != model.digest:
+        text = f"the annotation was made with {model.name} {model.version or ''} ({model.digest[:12]}), this server "
+        raise ApiError(409, "another-model", text + f"answers with {digest[:12]}; search by point, or annotate again")
+
+
+def checked_row(row: Row) -> None:
+    """ApiError 422 for an item that has no point."""
+    if row["status"] == "error":
+        raise ApiError(422, row["error"]["code"], row["error"]["message"])

@@ -1,0 +1,117 @@
+"""Search, music prompts and summaries over HTTP, against an annotation that was published here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from mmva_platform.annotation.plan import ModelInfo
+from mmva_platform.search import AnnotationIndex
+from mmva_platform.serving.services import Answers, ItemRequest
+
+from .serving_world import MODEL, World, bearer, make_world, row_of
+
+ITEMS = {
+    "id": ["near", "far", "song"],
+    "uri": ["/m/near.jpg", "/m/far.jpg", "/m/song.ogg"],
+    "modality": ["image", "image", "music"],
+    "valence": pa.array([0.25, 0.9, 0.3], pa.float32()),
+    "arousal": pa.array([0.75, 0.1, 0.7], pa.float32()),
+    "mood": ["tense", "calm", "tense"],
+}
+TENSE = {"valence": 0.25, "arousal": 0.75}
+
+
+def index_of(model: ModelInfo) -> AnnotationIndex:
+    return AnnotationIndex("/a", "run", model, pa.table(ITEMS))
+
+
+async def with_curves(items: list[ItemRequest]) -> Answers:
+    rows = [row_of(item) for item in items]
+    for row in rows:
+        if row["modality"] == "video":
+            values = [0.1] * 10 + [0.9] * 10
+            row["windows"] = [{"start_s": 1.5 * n, "valence": v, "arousal": 0.5} for n, v in enumerate(values)]
+            row["duration_s"] = 31.5
+    return Answers(MODEL, rows)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return make_world(
+        tmp_path, with_curves, open_index=lambda _uri: index_of(MODEL), annotations={"photos": "/somewhere"}
+    )
+
+
+def post(world: World, path: str, body: dict[str, Any], name: str = "worker") -> Any:
+    return world.client.post(path, headers=bearer(name), json=body)
+
+
+def test_the_nearest_by_text_by_uri_and_by_point(world: World) -> None:
+    for query in ({"text": "tense"}, {"uri": "/m/x.jpg"}, {"point": [0.25, 0.75]}):
+        answer = post(world, "/v1/search", {"annotation": "photos", **query}).json()
+        assert [hit["id"] for hit in answer["hits"]] == ["near", "song", "far"]
+        assert answer["query"] == TENSE
+        assert answer["model"] == MODEL.model_dump()
+
+
+def test_filters_and_pages(world: World) -> None:
+    base = {"annotation": "photos", "point": [0.25, 0.75]}
+    for more, found in (
+        ({"only": "music"}, ["song"]),
+        ({"top": 1, "offset": 1}, ["song"]),
+        ({"region": {"valence": [0.5, 1.0]}}, ["far"]),
+    ):
+        assert [hit["id"] for hit in post(world, "/v1/search", base | more).json()["hits"]] == found
+    assert post(world, "/v1/search", base | {"region": {"valence": [1.0, 0.5]}}).status_code == 422
+
+
+def test_by_an_upload(world: World) -> None:
+    answer = world.client.post(
+        "/v1/search",
+        headers=bearer("reader"),
+        files={"file": ("a.jpg", b"pixels", "image/jpeg")},
+        data={"query": '{"annotation": "photos", "top": 1}'},
+    )
+    assert [hit["id"] for hit in answer.json()["hits"]] == ["near"]
+
+
+def test_a_query_is_one_thing_and_an_annotation_one_that_may_be_read(world: World) -> None:
+    assert post(world, "/v1/search", {"annotation": "photos"}).status_code == 422
+    assert post(world, "/v1/search", {"annotation": "photos", "text": "a", "point": [0, 0]}).status_code == 422
+    assert post(world, "/v1/search", {"annotation": "/etc", "text": "a"}).status_code == 403
+    answer = post(world, "/v1/search", {"annotation": "photos", "text": "bad"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "not-text")
+
+
+def test_points_of_two_models_are_never_compared(tmp_path: Path) -> None:
+    older = ModelInfo(name="mmva", version="2", digest="e" * 64)
+    world = make_world(tmp_path, open_index=lambda _uri: index_of(older), annotations={"photos": "/somewhere"})
+    answer = post(world, "/v1/search", {"annotation": "photos", "text": "tense"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "another-model")
+    answer = post(world, "/v1/search", {"annotation": "photos", "point": [0.25, 0.75]})
+    assert answer.json()["model"]["version"] == "2"
+
+
+def test_a_prompt_for_a_picture(world: World) -> None:
+    answer = post(world, "/v1/music-prompt", {"uri": "/m/x.jpg"}).json()
+    assert answer["query"] == TENSE
+    assert answer["prompt"] == answer["details"]["text"]
+    assert answer["details"]["mode"] == "minor"
+
+
+def test_a_summary_holds_the_change_and_suggests_music(world: World) -> None:
+    answer = post(world, "/v1/summarize", {"uri": "/m/x.mp4", "seconds": 6, "annotation": "photos"}).json()
+    (segment,) = answer["segments"]
+    assert segment["start_s"] <= 14.25 <= segment["end_s"]  # where the curve leaps
+    assert segment["change"] == pytest.approx(1.0)
+    assert segment["music"]["id"] == "song"
+    assert len(answer["curve"]) == 20
+    upload = world.client.post(
+        "/v1/summarize", headers=bearer("worker"), files={"file": ("a.mp4", b"film", "video/mp4")}
+    )
+    assert upload.json()["segments"]
+    assert post(world, "/v1/summarize", {}).status_code == 422
