@@ -1,14 +1,20 @@
-"""Training on a Ray cluster: two workers, a bundle at the end, and a run that continues after Ctrl-C."""
+"""Training on a Ray cluster: two workers, a bundle at the end, and a run that continues whatever was killed."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from mmva import load_bundle
@@ -42,10 +48,14 @@ def dataset(settings: Settings, ray_cluster: None) -> str:
     return str(out)
 
 
-def recipe_of(dataset: str, repository: Path, name: str) -> Recipe:
-    """The repository's tiny recipe, with dropout: a resumed run needs every rank's random state back."""
-    changes = [f"dataset={dataset}", f"name={name}", f"epochs={EPOCHS}", "model.dropout=0.3"]
-    return load_config(Recipe, repository / "jobs" / "recipes" / "tiny.yaml", changes)
+def overrides_of(dataset: str, name: str) -> list[str]:
+    """Dropout, because a resumed run needs every rank's random state back; many steps, to be caught in their midst."""
+    return [f"dataset={dataset}", f"name={name}", f"epochs={EPOCHS}", "batch_size=2", "model.dropout=0.3"]
+
+
+def recipe_of(dataset: str, repository: Path, name: str, *changes: str) -> Recipe:
+    """The repository's tiny recipe with these changes."""
+    return load_config(Recipe, repository / "jobs" / "recipes" / "tiny.yaml", [*overrides_of(dataset, name), *changes])
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +75,7 @@ def test_a_run_leaves_everything_in_its_directory(whole: tuple[TrainResult, list
     assert told == result.history == json.loads((result.run_dir / "history.json").read_text())
     assert json.loads((result.run_dir / "recipe.json").read_text())["epochs"] == EPOCHS
     assert json.loads((result.run_dir / "evaluation.json").read_text()) == result.evaluation.to_json()
-    best_and_last = [path for path in result.run_dir.iterdir() if path.name.startswith("checkpoint_")]
-    assert 1 <= len([path for path in best_and_last if path.is_dir()]) <= 2
+    assert 2 <= len(list((result.run_dir / "checkpoints").iterdir())) <= 3  # the last two, and the best
 
 
 def test_the_bundle_is_the_best_epoch_and_evaluates_to_the_same(
@@ -115,7 +124,137 @@ def test_a_run_stopped_by_ctrl_c_resumes_to_the_same_model(
 
     # On a busy machine the workers may have ended before the interrupt reached them: then no epoch is left to tell of.
     assert all(0 < row["epoch"] < EPOCHS for row in told)
-    assert without_time(resumed.history) == without_time(whole[0].history)
-    expected = load_bundle(whole[0].bundle_dir, load_encoders=False).state_dict()
-    for name, tensor in load_bundle(resumed.bundle_dir, load_encoders=False).state_dict().items():
-        np.testing.assert_array_equal(tensor.numpy(), expected[name].numpy(), err_msg=name)
+    assert_same_run(resumed, whole[0])
+
+
+def test_a_killed_worker_comes_back_in_the_middle_of_the_epoch(
+    whole: tuple[TrainResult, list[dict[str, Any]]], settings: Settings, dataset: str, repository: Path
+) -> None:
+    """SIGKILL of one of two ranks, three times over: the run itself goes on from the last step that was saved."""
+    killed: list[int] = []
+
+    def kill_one(row: dict[str, Any]) -> None:
+        if row["epoch"] in {0, 2, 3}:
+            victim = train_workers()[0]
+            victim.kill()
+            killed.append(victim.pid)
+
+    recipe = recipe_of(dataset, repository, "killed", "checkpoint.every_s=0")
+    result = train(recipe, settings, progress=kill_one)
+    assert len(set(killed)) == 3
+    assert_same_run(result, whole[0])
+
+
+@pytest.mark.parametrize(("sent", "workers"), [(signal.SIGTERM, 2), (signal.SIGKILL, 2), (signal.SIGKILL, 1)])
+def test_a_driver_that_ends_in_the_middle_of_an_epoch_resumes(
+    whole: tuple[TrainResult, list[dict[str, Any]]],
+    settings: Settings,
+    repository: Path,
+    sent: signal.Signals,
+    workers: int,
+) -> None:
+    """On as many workers to the same bits; on another number with the same batches."""
+    dataset = whole[0].recipe.dataset
+    name = f"ended-{sent.name}-{workers}"
+    # Preemption saves by itself; without it the clock must have saved. Slow enough to be caught on the way.
+    every_s = 1000 if sent is signal.SIGTERM else 0
+    driver = start_driver(settings, dataset, repository, name, f"checkpoint.every_s={every_s}")
+    folder = settings.runs_dir / name / "checkpoints"
+    wait_until(lambda: folder.is_dir() and [path for path in folder.iterdir() if path.name >= "000001"], driver)
+    driver.send_signal(sent)
+    _, errors = driver.communicate(timeout=60)
+    assert driver.returncode == (1 if sent is signal.SIGTERM else -sent), errors
+    places = sorted(path.name[:16] for path in folder.iterdir() if path.suffix == ".pt")
+    assert places[-1] < f"{EPOCHS:06d}", "it was to be caught before its end"
+    if sent is signal.SIGTERM:
+        assert not places[-1].endswith("-000000000"), "saved in the middle of an epoch"
+        assert f"saved; go on with --resume {name}" in errors
+
+    recipe = recipe_of(dataset, repository, name, f"checkpoint.every_s={every_s}", f"workers={workers}")
+    resumed = train(recipe, settings, resume=name)
+    if workers == 2:
+        assert_same_run(resumed, whole[0])
+    for row, expected in zip(resumed.history, whole[0].history, strict=True):
+        same = ("epoch", "step", "pairs", "target_mean", "target_histogram")
+        assert {key: row[key] for key in same} == {key: expected[key] for key in same}
+
+
+def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(
+    whole: tuple[TrainResult, list[dict[str, Any]]], settings: Settings, dataset: str, repository: Path
+) -> None:
+    """The last checkpoint of a run without its bundle is damaged: the run goes back one epoch and ends the same."""
+    shutil.copytree(whole[0].run_dir, settings.runs_dir / "damaged")
+    shutil.rmtree(settings.runs_dir / "damaged" / "bundle")
+    last = max((settings.runs_dir / "damaged" / "checkpoints").iterdir())
+    last.write_bytes(last.read_bytes()[:-100])
+    told: list[dict[str, Any]] = []
+    again = train(recipe_of(dataset, repository, "damaged"), settings, resume="damaged", progress=told.append)
+    assert [row["epoch"] for row in told] == [EPOCHS - 1]
+    assert_same_run(again, whole[0])
+
+
+def test_a_node_is_lost_and_an_elastic_run_goes_on_with_fewer_workers(
+    settings: Settings, dataset: str, repository: Path
+) -> None:
+    script = repository / "tests" / "system" / "node_loss.py"
+    done = subprocess.run(
+        [sys.executable, str(script), dataset, str(settings.home / "elastic")],
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert facts["sizes"][0] == 2
+    assert facts["sizes"][-1] == 1
+    assert facts["epochs"] == list(range(facts["asked"]))
+
+
+def assert_same_run(result: TrainResult, expected: TrainResult) -> None:
+    """Histories and weights to the last bit."""
+    assert without_time(result.history) == without_time(expected.history)
+    weights = load_bundle(expected.bundle_dir, load_encoders=False).state_dict()
+    for name, tensor in load_bundle(result.bundle_dir, load_encoders=False).state_dict().items():
+        np.testing.assert_array_equal(tensor.numpy(), weights[name].numpy(), err_msg=name)
+
+
+def train_workers() -> list[psutil.Process]:
+    """Processes of this session's Ray Train workers."""
+    own = psutil.Process().children(recursive=True)
+    return [process for process in own if "RayTrainWorker" in " ".join(process.cmdline())]
+
+
+def start_driver(settings: Settings, dataset: str, repository: Path, name: str, change: str) -> subprocess.Popen[str]:
+    """`mmva train` as a process of its own, on this session's Ray."""
+    import ray
+
+    recipe = ["--config", str(repository / "jobs" / "recipes" / "tiny.yaml")]
+    for override in [*overrides_of(dataset, name), change]:
+        recipe += ["--set", override]
+    config = settings.home / f"{name}.yaml"
+    address = ray.get_runtime_context().gcs_address
+    config.write_text(json.dumps({"home": str(settings.home), "cluster": {"address": address}}))
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from mmva_platform.cli.main import main; main()",
+            "--settings",
+            str(config),
+            "train",
+            *recipe,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    """Wait for a running process to bring about a condition."""
+    until = time.monotonic() + 90
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.002)

@@ -15,6 +15,8 @@ from mmva.losses import LossConfig
 from mmva.towers import TowerConfig
 from mmva_platform.settings import Config
 
+Workers = Annotated[int, Field(ge=1)]
+
 
 class OptimizerOptions(Config):
     """How weights move. Not published at all."""
@@ -55,6 +57,9 @@ class CheckpointOptions(Config):
     metric: Literal["val_total", "val_va_mse", "val_matching_mse"] = Field(
         "val_total", description="smallest wins: mean VA MSE over modalities, matching-score MSE, or their sum"
     )
+    every_s: float = Field(
+        60.0, ge=0, description="save in the middle of an epoch after this many seconds without one; 0: after each step"
+    )
 
 
 class Recipe(Config):
@@ -73,8 +78,10 @@ class Recipe(Config):
     batch_size: int = Field(
         64, ge=1, description="pairs per step over all workers, so the result does not depend on them"
     )
-    workers: int = Field(
-        2, ge=1, description="Ray Train workers; the result is the same for any number, but for dropout's random draws"
+    workers: Workers | tuple[Workers, Workers] = Field(
+        2,
+        description="Ray Train workers; the result is the same for any number, but for dropout's random draws. "
+        "[min, max]: as many as the cluster has room for, fewer when a node goes and more when one comes",
     )
     cpus_per_worker: float = Field(0.5, gt=0, description="logical CPUs; below 1 leaves Ray room on a small machine")
     strategy: Literal["random", "matched"] = Field(
@@ -92,10 +99,18 @@ class Recipe(Config):
     averaging: AveragingOptions = AveragingOptions()
     checkpoint: CheckpointOptions = CheckpointOptions()
 
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """Fewest and most workers."""
+        return self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)
+
     @model_validator(mode="after")
-    def _batch_feeds_every_worker(self) -> Recipe:
-        if self.batch_size < self.workers:
-            raise ValueError(f"batch_size {self.batch_size} leaves some of the {self.workers} workers without a pair")
+    def _workers_fit(self) -> Recipe:
+        fewest, most = self.worker_range
+        if fewest > most:
+            raise ValueError(f"workers [{fewest}, {most}]: the first must be the smaller one")
+        if self.batch_size < most:
+            raise ValueError(f"batch_size {self.batch_size} leaves some of the {most} workers without a pair")
         return self
 
 

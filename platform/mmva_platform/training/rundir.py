@@ -1,6 +1,6 @@
 """The run directory: the only truth about a training run. Created once, never reused silently, readable without us.
 
-`<runs_dir>/<run_name>/`: recipe.json and run.json (written first), Ray Train's checkpoints, history.json,
+`<runs_dir>/<run_name>/`: recipe.json and run.json (written first), checkpoints/, history.json,
 evaluation.json, bundle/ (written last; with it the run is finished).
 """
 
@@ -36,6 +36,11 @@ class RunDirectory:
     def name(self) -> str:
         """The run's name."""
         return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are."""
+        return self.path / "checkpoints"
 
     @property
     def bundle(self) -> Path:
