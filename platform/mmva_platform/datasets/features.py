@@ -5,7 +5,7 @@ Shapes: N items of a modality, D its encoder's dimension.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,9 +141,16 @@ class FeatureSets:
         storage = open_storage(embeddings or dataset.storage.join(EMBEDDINGS_FOLDER), settings.storage)
         return cls(dataset, storage, _sets(dataset, dataset_uri, storage, backbones, embeddings))
 
-    def load(self, modality: Modality) -> ModalityFeatures:
-        """One modality's rows; splits stand together, each in the dataset's order."""
-        return _load(self.dataset, self.storage, self.infos[modality])
+    def load(self, modality: Modality, most: int | None = None) -> ModalityFeatures:
+        """One modality's rows; splits stand together, each in the dataset's order.
+
+        Args:
+            modality: Of infos.
+            most: Read only evenly spaced parts, about so many rows in all; None for every row.
+        """
+        info = self.infos[modality]
+        step = 1 if most is None else max(1, round(info.rows / most))
+        return _load(self.dataset, self.storage, info, range(0, len(info.parts), step))
 
     def describe(self, modalities: dict[Modality, ModalityFeatures]) -> Features:
         """Features of these rows."""
@@ -184,30 +191,31 @@ def _sets(
     return sets
 
 
-def _load(dataset: Dataset, storage: Storage, info: EmbeddingsInfo) -> ModalityFeatures:
+def _load(dataset: Dataset, storage: Storage, info: EmbeddingsInfo, chosen: Sequence[int]) -> ModalityFeatures:
     labels = dataset.labels().to_pandas()
     captioned = (labels["modality"] == "caption") | ((labels["modality"] == "music") & (labels["caption"] != ""))
     rows = labels[captioned if info.modality == "caption" else labels["modality"] == info.modality]
+    others = f"{storage.uri}: {info.modality} embeddings are of other items than the dataset's; embed anew"
+    is_chosen = np.repeat(np.isin(np.arange(len(info.parts)), chosen), [part.rows for part in info.parts])
+    if len(is_chosen) != len(rows):
+        raise CheckFailed(others)
+    rows = rows[is_chosen]
     split = rows["split"].to_numpy(dtype=np.str_)
     order = np.argsort(split, kind="stable")
     place = np.empty(len(order), np.int64)  # of each row of the dataset among the sorted ones
     place[order] = np.arange(len(order))
     ids: list[str] = []
     emb_ND = np.empty((len(order), info.dim), np.float32)  # filled part by part: never twice in memory
-    for part in info.parts:
+    for part in (info.parts[number] for number in chosen):
         path = f"{folder_name(info.modality, info.fingerprint)}/{part.name}"
         data = storage.read(path)
         if sha256_of(data) != part.sha256:
             raise CheckFailed(f"{storage.join(path)}: its bytes are not those of embeddings.json; embed anew")
         part_ids, part_emb_BD = read_part(data)
-        target = place[len(ids) : len(ids) + len(part_ids)]
+        emb_ND[place[len(ids) : len(ids) + len(part_ids)]] = part_emb_BD
         ids += part_ids
-        if len(target) == len(part_ids):
-            emb_ND[target] = part_emb_BD
     if list(rows["id"]) != ids:
-        raise CheckFailed(
-            f"{storage.uri}: {info.modality} embeddings are of other items than the dataset's; embed anew"
-        )
+        raise CheckFailed(others)
     return ModalityFeatures(
         ids=np.array(ids, dtype=np.str_)[order],
         emb_ND=emb_ND,

@@ -6,14 +6,15 @@ One place, so that a resumed run, another worker and the final bundle all get th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mmva.model import MMVA, ModelConfig
-from mmva_platform.training.data import Triplets
+from mmva_platform.training.data import Pairing, Triplets
 from mmva_platform.training.loop import WORLD_OF_ONE, TrainState, World, steps_per_epoch
 from mmva_platform.training.probe import start_from_probes
 from mmva_platform.training.recipe import OptimizerOptions, Recipe, ScheduleOptions
@@ -47,22 +48,38 @@ def state_around(
     model: MMVA, recipe: Recipe, train: Triplets, penalties: dict[str, list[float]], world: World = WORLD_OF_ONE
 ) -> TrainState:
     """A state at the run's beginning around towers and their known penalties: what a checkpoint is restored into."""
-    optimizer = build_optimizer(model, recipe.optimizer)
-    schedule = build_schedule(optimizer, recipe.schedule, total_steps=recipe.epochs * steps_per_epoch(train, recipe))
-    ema = get_ema_multi_avg_fn(recipe.averaging.decay)  # type: ignore[no-untyped-call]  # torch does not type it
-    average = AveragedModel(model, multi_avg_fn=ema)
-    torch.manual_seed(int(np.random.SeedSequence([recipe.seed, world.rank]).generate_state(1)[0]))
     rows = {modality: len(emb_ND) for modality, emb_ND in train.emb.items()}
-    return TrainState(
-        model, average, optimizer, schedule, penalty_gradients(model, rows, penalties), penalties=penalties
-    )
+    penalised = penalty_gradients(model, rows, penalties)
+    optimizer = build_optimizer(model.parameters(), recipe.optimizer)
+    return make_state(optimizer, recipe, train, world, module=model, penalised=penalised, penalties=penalties)
 
 
-def build_optimizer(model: MMVA, options: OptimizerOptions) -> torch.optim.Optimizer:
+def make_state(
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    pairing: Pairing,
+    world: World,
+    *,
+    module: torch.nn.Module,
+    penalised: list[tuple[torch.Tensor, torch.Tensor]],
+    penalties: dict[str, list[float]],
+) -> TrainState:
+    """Schedule and average around what trains; starts this rank's random stream."""
+    total_steps = recipe.epochs * steps_per_epoch(pairing, recipe)
+    schedule = build_schedule(optimizer, recipe.schedule, total_steps=total_steps)
+    ema = get_ema_multi_avg_fn(recipe.averaging.decay)  # type: ignore[no-untyped-call]  # torch does not type it
+    average = AveragedModel(module, multi_avg_fn=ema)
+    torch.manual_seed(int(np.random.SeedSequence([recipe.seed, world.rank]).generate_state(1)[0]))
+    return TrainState(module, average, optimizer, schedule, penalised, penalties=penalties)
+
+
+def build_optimizer(
+    parameters: Iterable[torch.nn.Parameter] | list[dict[str, Any]], options: OptimizerOptions
+) -> torch.optim.Optimizer:
     """The optimiser; the ridge penalty is not its weight decay, see `penalty_gradients`."""
     if options.name == "sgd":
-        return torch.optim.SGD(model.parameters(), lr=options.lr, momentum=options.betas[0])
-    return torch.optim.Adam(model.parameters(), lr=options.lr, betas=options.betas)
+        return torch.optim.SGD(parameters, lr=options.lr, momentum=options.betas[0])
+    return torch.optim.Adam(parameters, lr=options.lr, betas=options.betas)
 
 
 def penalty_gradients(

@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmva.errors import UsageError
 from mmva_platform.settings import Config, validate
 from mmva_platform.training.recipe import Recipe, fresh_name
+
+if TYPE_CHECKING:
+    from mmva_platform.datasets.features import Features
 
 # Where a run is computed may change when it continues; what is computed may not.
 _MAY_CHANGE = frozenset({"name", "workers", "cpus_per_worker"})
@@ -24,6 +27,11 @@ class RunFacts(Config):
 
     dataset_digest: str
     fingerprints: dict[str, str]
+
+    @classmethod
+    def of(cls, features: Features) -> RunFacts:
+        """Facts of a run on these features."""
+        return cls(dataset_digest=features.digest, fingerprints={str(m): f for m, f in features.fingerprints.items()})
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,11 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         """Where checkpoints are."""
         return self.path / "checkpoints"
+
+    @property
+    def backbones(self) -> Path:
+        """Where media mode leaves the layers that it tuned, unless the recipe says otherwise."""
+        return self.path / "backbones"
 
     @property
     def bundle(self) -> Path:

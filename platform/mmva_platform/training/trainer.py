@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from mmva.errors import OperationFailed
 from mmva_platform.settings import Settings
@@ -81,35 +81,71 @@ def train(
         OperationFailed: If the run was told to stop (it has saved), or its workers failed too often.
     """
     from mmva_platform.cluster import check_feasible, quiet_ray_data, ray_session
-    from mmva_platform.training.memory import share_features, shared_features
 
     with ray_session(settings.cluster):
         check_feasible(recipe.worker_range[0], recipe.cpus_per_worker)
         quiet_ray_data()
-        shared = share_features(recipe.dataset, recipe.preset, settings, recipe.embeddings)
-        features = shared_features(shared)
-        fingerprints = {str(modality): value for modality, value in features.fingerprints.items()}
-        facts = RunFacts(dataset_digest=features.digest, fingerprints=fingerprints)
-        _check_splits(features)
+        work = _work(recipe, settings)
         if resume is None:
-            run = create_run(settings.runs_dir, recipe, facts)
+            run = create_run(settings.runs_dir, recipe, work.facts)
         else:
-            run = resume_run(settings.runs_dir, resume, recipe, facts)
+            run = resume_run(settings.runs_dir, resume, recipe, work.facts)
         recipe = recipe.model_copy(update={"name": run.name})
-        best, last = _fit_on_ray(run, recipe, shared, settings, progress)
-        return finish(run, recipe, features, settings, best=best, last=last)
+        best, last = _fit_on_ray(run, recipe, work.config, settings, progress)
+        model, features = work.trained(run, recipe, best)
+        return finish(run, recipe, model, features, settings, best=best, last=last)
 
 
-def _check_splits(features: Features) -> None:
-    """UsageError where training or validation would lack images, or both clips and captions."""
-    from mmva_platform.training.data import triplets
+class _Work(Protocol):
+    """One mode of training, on the driver."""
 
-    for name in ("train", "val"):
-        triplets(features, name)
+    facts: RunFacts
+    config: dict[str, Any]
+
+    def trained(self, run: RunDirectory, recipe: Recipe, best: Mapping[str, Any]) -> tuple[MMVA, Features]:
+        """The best checkpoint's towers, and features of the backbones they belong to."""
+
+
+def _work(recipe: Recipe, settings: Settings) -> _Work:
+    if recipe.mode == "media":
+        from mmva_platform.training.media.run import MediaWork
+
+        return MediaWork(recipe, settings)
+    return _FeaturesWork(recipe, settings)
+
+
+class _FeaturesWork:
+    """Features mode: embeddings in shared memory."""
+
+    def __init__(self, recipe: Recipe, settings: Settings) -> None:
+        from mmva_platform.training.data import triplets
+        from mmva_platform.training.memory import share_features, shared_features
+
+        shared = share_features(recipe.dataset, recipe.preset, settings, recipe.embeddings)
+        self._features = shared_features(shared)
+        for name in ("train", "val"):
+            triplets(self._features, name)  # raises where training could not
+        self.facts = RunFacts.of(self._features)
+        self.config: dict[str, Any] = {"features": shared}
+
+    def trained(self, run: RunDirectory, recipe: Recipe, best: Mapping[str, Any]) -> tuple[MMVA, Features]:
+        from mmva_platform.training.build import build_model
+        from mmva_platform.training.data import triplets
+
+        del run
+        model = build_model(recipe, triplets(self._features, "train"))
+        model.load_state_dict(averaged(best))
+        return model, self._features
+
+
+def averaged(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The averaged weights of a checkpoint, under the model's own names."""
+    average = checkpoint["average"]
+    return {name.removeprefix("module."): value for name, value in average.items() if name != "n_averaged"}
 
 
 def _fit_on_ray(
-    run: RunDirectory, recipe: Recipe, shared: dict[str, Any], settings: Settings, progress: Progress
+    run: RunDirectory, recipe: Recipe, data: dict[str, Any], settings: Settings, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run Ray Train; returns the content of the best and of the last checkpoint.
 
@@ -131,7 +167,7 @@ def _fit_on_ray(
     flag = ray.remote(num_cpus=0)(StopFlag).remote()
     config = {
         "recipe": recipe.model_dump(mode="json"),
-        "features": shared,
+        **data,
         "checkpoints": checkpoints,
         "progress": queue,
         "stop": flag,
@@ -192,6 +228,7 @@ def _trainer(run: RunDirectory, recipe: Recipe, config: dict[str, Any], settings
 def finish(
     run: RunDirectory,
     recipe: Recipe,
+    model: MMVA,
     features: Features,
     settings: Settings,
     *,
@@ -203,20 +240,16 @@ def finish(
     Args:
         run: The run's directory.
         recipe: Its recipe.
-        features: The dataset's features.
+        model: The best checkpoint's towers.
+        features: The dataset's features, through the backbones that belong to them.
         settings: Where backbones come from.
         best: Content of the best checkpoint.
         last: Content of the last one, which holds the whole history.
     """
     from mmva.bundle import save_bundle
-    from mmva_platform.training.build import build_model
     from mmva_platform.training.card import model_card, versions
-    from mmva_platform.training.data import triplets
     from mmva_platform.training.evaluation import evaluate_model, intervals_from, reference_of
 
-    model = build_model(recipe, triplets(features, "train"))
-    averaged = {name.removeprefix("module."): value for name, value in best["average"].items() if name != "n_averaged"}
-    model.load_state_dict(averaged)
     model.eval()
     _attach_backbones(model, features, settings)
     evaluation = evaluate_model(model, features, "test")

@@ -19,9 +19,9 @@ def train_worker(config: dict[str, Any]) -> None:
     """Ray Train's per-worker function.
 
     Args:
-        config: `recipe` (plain values), `features` (object references by modality: workers of one machine read the same
-            memory) with what else Features needs, `checkpoints` (the run's), `progress` (a queue that takes each
-            epoch's row) and `stop` (a StopFlag's handle).
+        config: `recipe` (plain values), `features` (see share_features: workers of one machine read the same memory) or
+            `media` (a reference of MediaPlan), `checkpoints` (the run's), `progress` (a queue that takes each epoch's
+            row) and `stop` (a StopFlag's handle).
     """
     import ray
     from ray.train.torch import get_device
@@ -38,6 +38,13 @@ def train_worker(config: dict[str, Any]) -> None:
 
 def prepare(recipe: Recipe, config: dict[str, Any], world: World, device: Any) -> tuple[TrainState, Source]:
     """State and source of this rank, from the last checkpoint if there is one."""
+    last = read_last(config["checkpoints"], world)
+    if recipe.mode == "media":
+        import ray
+
+        from mmva_platform.training.media.run import prepare_media
+
+        return prepare_media(recipe, ray.get(config["media"]), last, world, device)
     from mmva_platform.training.build import build_model, new_state, state_around
     from mmva_platform.training.checkpoint import restore
     from mmva_platform.training.data import triplets
@@ -47,7 +54,6 @@ def prepare(recipe: Recipe, config: dict[str, Any], world: World, device: Any) -
     features = shared_features(config["features"])
     train, val = triplets(features, "train"), triplets(features, "val")
     model = build_model(recipe, train).to(device)
-    last = read_last(config["checkpoints"], world)
     if last is None:
         state = new_state(model, recipe, train, val, world)
     else:
