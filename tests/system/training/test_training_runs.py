@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import psutil
 import pytest
 
 from mmva import load_bundle
-from mmva.errors import UsageError
+from mmva.errors import OperationFailed, UsageError
 from mmva_platform.settings import Settings, load_config
 from mmva_platform.training.evaluation import evaluate
 from mmva_platform.training.recipe import Recipe
@@ -26,26 +25,6 @@ from mmva_platform.training.trainer import TrainResult, train
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 EPOCHS = 6
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return Settings(home=tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture(scope="module")
-def dataset(settings: Settings, ray_cluster: None) -> str:
-    """A generated data set, embedded by the tiny backbones."""
-    from mmva.imemnet.generator import generate
-    from mmva_platform.datasets.embedding import embed_dataset
-    from mmva_platform.datasets.importing import ImportConfig, import_dataset
-
-    media, out = settings.home / "media", settings.home / "dataset"
-    generate(media, images=60, clips=60, seed=0)
-    files = {"images_csv": str(media / "image_va.csv"), "music_csv": str(media / "music_va.csv")}
-    import_dataset(ImportConfig(media=str(media), **files), str(out), settings)
-    embed_dataset(str(out), "tiny", None, settings)
-    return str(out)
 
 
 def overrides_of(dataset: str, name: str) -> list[str]:
@@ -130,73 +109,69 @@ def test_a_run_stopped_by_ctrl_c_resumes_to_the_same_model(
 def test_a_killed_worker_comes_back_in_the_middle_of_the_epoch(
     whole: tuple[TrainResult, list[dict[str, Any]]], settings: Settings, dataset: str, repository: Path
 ) -> None:
-    """SIGKILL of one of two ranks, three times over: the run itself goes on from the last step that was saved."""
+    """SIGKILL of one of two ranks: the run itself goes on from the last step that was saved."""
     killed: list[int] = []
 
     def kill_one(row: dict[str, Any]) -> None:
-        if row["epoch"] in {0, 2, 3}:
+        if row["epoch"] == 1 and not killed:
             victim = train_workers()[0]
             victim.kill()
             killed.append(victim.pid)
 
     recipe = recipe_of(dataset, repository, "killed", "checkpoint.every_s=0")
     result = train(recipe, settings, progress=kill_one)
-    assert len(set(killed)) == 3
+    assert len(killed) == 1
     assert_same_run(result, whole[0])
 
 
-@pytest.mark.parametrize(("sent", "workers"), [(signal.SIGTERM, 2), (signal.SIGKILL, 2), (signal.SIGKILL, 1)])
-def test_a_driver_that_ends_in_the_middle_of_an_epoch_resumes(
-    whole: tuple[TrainResult, list[dict[str, Any]]],
-    settings: Settings,
-    repository: Path,
-    sent: signal.Signals,
-    workers: int,
-) -> None:
-    """On as many workers to the same bits; on another number with the same batches."""
-    dataset = whole[0].recipe.dataset
-    name = f"ended-{sent.name}-{workers}"
-    # Preemption saves by itself; without it the clock must have saved. Slow enough to be caught on the way.
-    every_s = 1000 if sent is signal.SIGTERM else 0
-    driver = start_driver(settings, dataset, repository, name, f"checkpoint.every_s={every_s}")
-    folder = settings.runs_dir / name / "checkpoints"
-    wait_until(lambda: folder.is_dir() and [path for path in folder.iterdir() if path.name >= "000001"], driver)
-    driver.send_signal(sent)
-    _, errors = driver.communicate(timeout=60)
-    assert driver.returncode == (1 if sent is signal.SIGTERM else -sent), errors
-    places = sorted(path.name[:16] for path in folder.iterdir() if path.suffix == ".pt")
-    assert places[-1] < f"{EPOCHS:06d}", "it was to be caught before its end"
-    if sent is signal.SIGTERM:
-        assert not places[-1].endswith("-000000000"), "saved in the middle of an epoch"
-        assert f"saved; go on with --resume {name}" in errors
-
-    recipe = recipe_of(dataset, repository, name, f"checkpoint.every_s={every_s}", f"workers={workers}")
-    resumed = train(recipe, settings, resume=name)
-    if workers == 2:
-        assert_same_run(resumed, whole[0])
-    for row, expected in zip(resumed.history, whole[0].history, strict=True):
-        same = ("epoch", "step", "pairs", "target_mean", "target_histogram")
-        assert {key: row[key] for key in same} == {key: expected[key] for key in same}
-
-
-def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(
+def test_sigterm_saves_first_and_another_number_of_workers_goes_on_with_the_same_batches(
     whole: tuple[TrainResult, list[dict[str, Any]]], settings: Settings, dataset: str, repository: Path
 ) -> None:
-    """The last checkpoint of a run without its bundle is damaged: the run goes back one epoch and ends the same."""
-    shutil.copytree(whole[0].run_dir, settings.runs_dir / "damaged")
-    shutil.rmtree(settings.runs_dir / "damaged" / "bundle")
-    last = max((settings.runs_dir / "damaged" / "checkpoints").iterdir())
+    def preempt(row: dict[str, Any]) -> None:
+        if row["epoch"] == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    slow = ("epochs=40", "schedule.kind=constant")  # not to be over before the signal arrives
+    with pytest.raises(OperationFailed, match=r"stopped in epoch .* and saved; go on with --resume preempted"):
+        train(recipe_of(dataset, repository, "preempted", *slow), settings, progress=preempt)
+    assert signal.getsignal(signal.SIGTERM) is before
+    last = max(path.name for path in (settings.runs_dir / "preempted" / "checkpoints").iterdir())
+    assert not last[6:].startswith("-000000000-"), "in the middle of an epoch"
+
+    recipe = recipe_of(dataset, repository, "preempted", *slow, "workers=1")
+    resumed = train(recipe, settings, resume="preempted")
+    assert [row["workers"] for row in resumed.history[:2]] == [2, 2]
+    assert resumed.history[-1]["workers"] == 1
+    for row, expected in zip(resumed.history, whole[0].history, strict=False):
+        same = ("epoch", "step", "pairs", "target_mean", "target_histogram")
+        assert {key: row[key] for key in same} == {key: expected[key] for key in same}
+    assert resumed.history[-1]["step"] == 40 * whole[0].history[0]["step"]
+
+
+def test_a_killed_driver_and_a_damaged_checkpoint_cost_only_the_steps_since_the_one_before(
+    whole: tuple[TrainResult, list[dict[str, Any]]], settings: Settings, dataset: str, repository: Path
+) -> None:
+    driver = start_driver(settings, dataset, repository, "killed-driver", "checkpoint.every_s=0")
+    folder = settings.runs_dir / "killed-driver" / "checkpoints"
+    wait_until(lambda: folder.is_dir() and [path for path in folder.iterdir() if path.name >= "000001"], driver)
+    driver.kill()
+    driver.communicate()
+    time.sleep(1.0)  # Ray ends the driver's workers a moment later
+    last = max(path for path in folder.iterdir() if path.suffix == ".pt")
+    assert last.name < f"{EPOCHS:06d}", "it was to be caught before its end"
     last.write_bytes(last.read_bytes()[:-100])
-    told: list[dict[str, Any]] = []
-    again = train(recipe_of(dataset, repository, "damaged"), settings, resume="damaged", progress=told.append)
-    assert [row["epoch"] for row in told] == [EPOCHS - 1]
-    assert_same_run(again, whole[0])
+
+    resumed = train(
+        recipe_of(dataset, repository, "killed-driver", "checkpoint.every_s=0"), settings, resume="killed-driver"
+    )
+    assert_same_run(resumed, whole[0])
 
 
 def test_a_node_is_lost_and_an_elastic_run_goes_on_with_fewer_workers(
     settings: Settings, dataset: str, repository: Path
 ) -> None:
-    script = repository / "tests" / "system" / "node_loss.py"
+    script = Path(__file__).with_name("node_loss.py")
     done = subprocess.run(
         [sys.executable, str(script), dataset, str(settings.home / "elastic")],
         capture_output=True,
