@@ -4,7 +4,7 @@
 
 One generated dataset, imported and embedded once with the `compact` preset; every variant then trains its towers in
 this process (features mode, the quickstart's recipe) under the same seeds and is measured on the same test split. A
-seed deals the songs and images to the splits anew, so that the interval holds what another test set would change, too. Each
+seed deals songs and images to the splits anew, so that the interval holds what another test set would change, too. Each
 line is the mean over seeds of (variant - baseline), with a 95 % t interval of that paired difference; what includes
 zero brings nothing that these seeds can show. Prints a Markdown table; JSON to stdout with --json. What is in the work
 folder is used again.

@@ -154,26 +154,26 @@ def _fit_on_ray(
     """
     import ray
     from ray.train import TrainingFailedError
-    from ray.util.queue import Queue
 
     from mmva_platform.storage import open_storage
     from mmva_platform.training.checkpoints import Checkpoints
-    from mmva_platform.training.watching import StopFlag, interruptible, watch
+    from mmva_platform.training.watching import Channel, interruptible, watch
 
     checkpoints = Checkpoints(
         open_storage(run.checkpoints, settings.storage), recipe.checkpoint.keep, recipe.checkpoint.metric
     )
-    queue = Queue(actor_options={"num_cpus": 0})
-    flag = ray.remote(num_cpus=0)(StopFlag).remote()
+    found = checkpoints.latest()  # says here, where somebody reads it, what the workers will go on from
+    if found is not None:
+        log.info("training %s: going on in epoch %d after %d steps", run.name, found[0].epoch + 1, found[0].done)
+    channel = ray.remote(num_cpus=0)(Channel).remote()
     config = {
         "recipe": recipe.model_dump(mode="json"),
         **data,
         "checkpoints": checkpoints,
-        "progress": queue,
-        "stop": flag,
+        "channel": channel,
     }
     try:
-        with interruptible(), watch(queue, progress, flag):
+        with interruptible(), watch(channel, progress):
             _trainer(run, recipe, config, settings).fit()
     except TrainingFailedError as error:
         reason = str(error).strip().partition("\n")[0]
@@ -181,8 +181,6 @@ def _fit_on_ray(
             f"training {run.name}: workers failed more than {_MAX_FAILURES} times ({reason}); when the cause is gone, "
             f"go on with --resume {run.name}"
         ) from error
-    finally:
-        ray.kill(flag)
     found = checkpoints.latest()
     if found is None or found[0].epoch < recipe.epochs:
         where = (

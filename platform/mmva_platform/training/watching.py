@@ -11,32 +11,41 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ray.util.queue import Queue
+from typing import Any
 
 _POLL_S = 0.2
 
 
-class StopFlag:
-    """An actor: set once by the driver, awaited by rank 0 of however many worker groups there come to be."""
+class Channel:
+    """An actor between driver and workers: epochs' rows one way, the word to stop the other way."""
 
     def __init__(self) -> None:
-        self._set = asyncio.Event()
+        self._rows: list[dict[str, Any]] = []
+        self._stopped = asyncio.Event()
 
-    async def wait(self) -> None:
-        """Answers once the flag is set."""
-        await self._set.wait()
+    async def tell(self, row: dict[str, Any]) -> None:
+        """Rank 0 has finished an epoch."""
+        self._rows.append(row)
 
-    async def set(self) -> None:
-        """Set it."""
-        self._set.set()
+    async def take(self) -> list[dict[str, Any]]:
+        """The rows since the last call."""
+        rows, self._rows = self._rows, []
+        return rows
+
+    async def stop(self) -> None:
+        """Ask the workers to save and end."""
+        self._stopped.set()
+
+    async def stopped(self) -> None:
+        """Answers once they are asked to."""
+        await self._stopped.wait()
 
 
 @contextmanager
-def watch(queue: Queue, progress: Callable[[dict[str, Any]], None], flag: Any) -> Iterator[None]:
-    """Call progress(row) for each row that workers put into the queue; pass SIGTERM on to the flag."""
+def watch(channel: Any, progress: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Call progress(row) for each row that a worker tells of; pass SIGTERM on to the workers."""
+    import ray
+
     done = threading.Event()
     with terminable() as told_to_stop:
 
@@ -46,8 +55,8 @@ def watch(queue: Queue, progress: Callable[[dict[str, Any]], None], flag: Any) -
                 last_look = done.wait(_POLL_S)
                 if told_to_stop.is_set() and not passed_on:
                     passed_on = True
-                    flag.set.remote()
-                for row in queue.get_nowait_batch(queue.qsize()):
+                    channel.stop.remote()
+                for row in ray.get(channel.take.remote()):
                     progress(row)
                 if last_look:
                     return
@@ -59,7 +68,7 @@ def watch(queue: Queue, progress: Callable[[dict[str, Any]], None], flag: Any) -
         finally:
             done.set()
             follower.join()
-            queue.shutdown()
+            ray.kill(channel)
 
 
 @contextmanager

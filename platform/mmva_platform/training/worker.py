@@ -20,8 +20,7 @@ def train_worker(config: dict[str, Any]) -> None:
 
     Args:
         config: `recipe` (plain values), `features` (see share_features: workers of one machine read the same memory) or
-            `media` (a reference of MediaPlan), `checkpoints` (the run's), `progress` (a queue that takes each epoch's
-            row) and `stop` (a StopFlag's handle).
+            `media` (a reference of MediaPlan), `checkpoints` (the run's) and `channel` (a Channel's handle).
     """
     import ray
     from ray.train.torch import get_device
@@ -32,7 +31,7 @@ def train_worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
     state, source = prepare(recipe, config, world, get_device())
-    keeper = Keeper(config["checkpoints"], world, recipe.checkpoint.every_s, config["progress"], config["stop"])
+    keeper = Keeper(config["checkpoints"], world, recipe.checkpoint.every_s, config["channel"])
     fit(state, source, recipe, world=world, watcher=keeper)
 
 
@@ -77,13 +76,13 @@ class Keeper(Unwatched):
     Rank 0's clock and flag count; a node that is to be taken away may be any rank's.
     """
 
-    def __init__(self, checkpoints: Checkpoints, world: World, every_s: float, progress: Any, flag: Any) -> None:
-        self._checkpoints, self._world, self._every_s, self._progress = checkpoints, world, every_s, progress
+    def __init__(self, checkpoints: Checkpoints, world: World, every_s: float, channel: Any) -> None:
+        self._checkpoints, self._world, self._every_s, self._channel = checkpoints, world, every_s, channel
         self._saved_at = time.monotonic()
         self._stop = threading.Event()
         self._leaving = False
         if world.rank == 0:
-            threading.Thread(target=self._listen, args=(flag,), name="training-stop", daemon=True).start()
+            threading.Thread(target=self._listen, name="training-stop", daemon=True).start()
 
     def wishes(self) -> Wishes:
         """Stop when told to; save when the clock says so, and once when this job's machines are to go."""
@@ -99,7 +98,9 @@ class Keeper(Unwatched):
         """Save, then tell."""
         self._save(state)
         if self._world.rank == 0:
-            self._progress.put(row)
+            import ray
+
+            ray.get(self._channel.tell.remote(row))
 
     def _save(self, state: TrainState) -> None:
         """Rank 0 writes; the others go on as soon as it has their random states."""
@@ -120,10 +121,10 @@ class Keeper(Unwatched):
         self._leaving = True
         return True
 
-    def _listen(self, flag: Any) -> None:
+    def _listen(self) -> None:
         import ray
         from ray.exceptions import RayError
 
         with contextlib.suppress(RayError):  # the driver is gone, and this worker soon too
-            ray.get(flag.wait.remote())
+            ray.get(self._channel.stopped.remote())
             self._stop.set()
