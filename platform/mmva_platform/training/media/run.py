@@ -109,15 +109,17 @@ class MediaWork:
         from mmva_platform.storage import open_storage
 
         place = open_storage(recipe.media.out or str(run.backbones), self._settings.storage)
-        specs: dict[Modality, BackboneSpec] = preset(recipe.preset).specs
+        specs: dict[Modality, BackboneSpec] = preset("tiny").specs  # of a modality that the dataset does not have
         for modality in MODALITIES:
-            if modality not in self._plan.decoder.specs or recipe.media.layers[modality] == 0:
+            if modality not in self._plan.decoder.specs:
+                continue
+            specs[modality] = BackboneSpec.from_json(self._plan.decoder.specs[modality])
+            if recipe.media.layers[modality] == 0:
                 continue
             data = _tuned_bytes(_below(weights, f"encoders.{modality}.network."))
             folder = f"{run.name}/{modality}" if recipe.media.out else str(modality)
             place.write(f"{folder}/{TUNED_FILE}", data)
-            spec = BackboneSpec.from_json(self._plan.decoder.specs[modality])
-            specs[modality] = replace(spec, tuned=place.join(folder), tuned_sha256=sha256_of(data))
+            specs[modality] = replace(specs[modality], tuned=place.join(folder), tuned_sha256=sha256_of(data))
         return Preset(f"tuned-{run.name}", specs["image"], specs["music"], specs["caption"])
 
 
