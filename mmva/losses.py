@@ -103,38 +103,70 @@ def score(va_a_B2: Tensor, va_b_B2: Tensor, sigma: float, eps: float = 1e-6) -> 
 def loss_sums(
     va: Mapping[str, Tensor],
     labels: Mapping[str, Tensor],
-    caption_mask_B: Tensor | None,
+    present: Mapping[str, Tensor] | None,
     config: LossConfig,
 ) -> LossSums:
     """Every term's sum of squared errors and its count over a batch of pairs.
 
+    A pair need not be complete: a term counts the rows whose items are there, and a modality that is not in `va` at all
+    leaves its terms without a value.
+
     Args:
-        va: Predicted VA points [B, 2] by modality; all three, B may be 0.
-        labels: Labels [B, 2] by modality. A caption's label is its clip's.
-        caption_mask_B: True where the clip has a caption; None if all have. Rows without one count in no caption term.
+        va: Predicted VA points [B, 2] by modality; B may be 0.
+        labels: Labels [B, 2] of the same modalities. A caption's label is its clip's.
+        present: Masks [B] by modality, True where the row has such an item; a modality without a mask has all of them.
         config: Weights, pairs and sigma.
     """
-    keep_B = torch.ones(len(va["music"]), dtype=torch.bool, device=va["music"].device)
-    mask = {"caption": keep_B if caption_mask_B is None else caption_mask_B}
-    errors: dict[str, tuple[Tensor, Tensor]] = {}
-    for modality in ("image", "music", "caption"):
-        squared_B = (va[modality] - labels[modality]).square().sum(dim=-1)
-        errors[f"va/{modality}"] = (squared_B, mask.get(modality, keep_B))
-    for first, second in config.similarity_pairs:
-        predicted_B = score(va[first], va[second], config.sigma, config.distance_eps)
-        wanted_B = score(labels[first], labels[second], config.sigma, config.distance_eps)
-        kept_B = mask.get(first, keep_B) & mask.get(second, keep_B)
-        errors[f"sim/{first}-{second}"] = ((predicted_B - wanted_B).square(), kept_B)
-    # torch.where, not a product: a masked row may hold NaN (there is no caption to embed), and NaN * 0 is NaN.
-    sums = [torch.where(kept_B, squared_B, 0.0).sum() for squared_B, kept_B in errors.values()]
-    counts = [kept_B.sum() * (2 if name.startswith("va/") else 1) for name, (_, kept_B) in errors.items()]
-    return LossSums(tuple(errors), torch.stack(sums), torch.stack(counts).double())
+    some = next(iter(va.values()))
+    everywhere_B = torch.ones(len(some), dtype=torch.bool, device=some.device)
+    keep = {modality: (present or {}).get(modality, everywhere_B) for modality in va}
+    sums = []
+    for name in config.weights():
+        kind, modalities, kept_B = _term(name, keep)
+        if kept_B is None:
+            sums.append(some.new_zeros(()))
+            continue
+        if kind == "va":
+            squared_B = (va[modalities[0]] - labels[modalities[0]]).square().sum(dim=-1)
+        else:
+            predicted_B, wanted_B = (
+                score(points[modalities[0]], points[modalities[1]], config.sigma, config.distance_eps)
+                for points in (va, labels)
+            )
+            squared_B = (predicted_B - wanted_B).square()
+        # torch.where, not a product: a masked row may hold NaN (there is nothing to embed), and NaN * 0 is NaN.
+        sums.append(torch.where(kept_B, squared_B, 0.0).sum())
+    return LossSums(tuple(config.weights()), torch.stack(sums), loss_counts(keep, config))
+
+
+def loss_counts(present: Mapping[str, Tensor], config: LossConfig) -> Tensor:
+    """LossSums.counts_T of a batch, which needs no predictions: float64 [T].
+
+    Args:
+        present: Masks [B] of all modalities of the batch; see loss_sums.
+        config: Names the terms.
+    """
+    counts = []
+    for name in config.weights():
+        kind, _, kept_B = _term(name, present)
+        counts.append(None if kept_B is None else kept_B.sum() * (2 if kind == "va" else 1))
+    none = next(iter(present.values())).new_zeros((), dtype=torch.int64)
+    return torch.stack([none if count is None else count for count in counts]).double()
+
+
+def _term(name: str, present: Mapping[str, Tensor]) -> tuple[str, list[str], Tensor | None]:
+    """A term's kind ("va" or "sim"), its modalities, and the rows [B] that have them all; None if one is missing."""
+    kind, _, subject = name.partition("/")
+    modalities = subject.split("-")
+    if not all(modality in present for modality in modalities):
+        return kind, modalities, None
+    return kind, modalities, torch.stack([present[modality] for modality in modalities]).all(dim=0)
 
 
 def mmva_loss(
     va: Mapping[str, Tensor],
     labels: Mapping[str, Tensor],
-    caption_mask_B: Tensor | None = None,
+    present: Mapping[str, Tensor] | None = None,
     config: LossConfig | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """MMVA's loss of a batch on one process, and the unweighted mean of each of its terms.
@@ -142,5 +174,5 @@ def mmva_loss(
     See loss_sums for shapes; several processes combine LossSums instead.
     """
     config = config or LossConfig()
-    sums = loss_sums(va, labels, caption_mask_B, config)
+    sums = loss_sums(va, labels, present, config)
     return sums.total(config), sums.means()

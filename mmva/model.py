@@ -133,7 +133,7 @@ class MMVA(nn.Module):
         with _evaluating(tower):
             for start in range(0, len(emb_ND), _EMBEDDING_BATCH):
                 rows = slice(start, start + _EMBEDDING_BATCH)
-                emb_BD = torch.from_numpy(np.ascontiguousarray(emb_ND[rows], np.float32)).to(tower.mean_D.device)
+                emb_BD = torch.from_numpy(np.array(emb_ND[rows], np.float32)).to(tower.mean_D.device)
                 va_N2[rows] = tower(emb_BD).float().cpu().numpy()
         return va_N2
 

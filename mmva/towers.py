@@ -16,6 +16,7 @@ from mmva.model_config import TowerConfig
 __all__ = ["Tower", "TowerConfig"]
 
 _SMALLEST_STD = 1e-6
+_PIECE = 65_536
 
 
 class Tower(nn.Module):
@@ -62,13 +63,17 @@ class Tower(nn.Module):
         Raises:
             ValueError: If the shape does not fit the tower or a value is not finite.
         """
-        emb = torch.as_tensor(emb_ND).to(torch.float64)
+        emb = np.asarray(emb_ND)
         if emb.ndim != 2 or emb.shape[0] == 0 or emb.shape[1] != self.dim:
             raise ValueError(f"embeddings must have shape [N, {self.dim}] with N >= 1, got {list(emb.shape)}")
-        if not bool(torch.isfinite(emb).all()):
+        # In pieces: a million rows in double precision would need more memory than everything else.
+        pieces = [slice(start, start + _PIECE) for start in range(0, len(emb), _PIECE)]
+        mean_D = sum(emb[rows].sum(axis=0, dtype=np.float64) for rows in pieces) / len(emb)
+        variance_D = sum(np.square(emb[rows] - mean_D).sum(axis=0) for rows in pieces) / len(emb)
+        mean_D, std_D = torch.from_numpy(mean_D), torch.from_numpy(np.sqrt(variance_D))
+        if not bool(torch.isfinite(std_D).all()):
             raise ValueError("embeddings hold NaN or infinite values")
-        std_D = emb.std(dim=0, correction=0)
-        self.mean_D.copy_(emb.mean(dim=0))
+        self.mean_D.copy_(mean_D)
         self.std_D.copy_(torch.where(std_D < _SMALLEST_STD, torch.ones_like(std_D), std_D))
 
     def standardise(self, emb_BD: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mmva.backbones.spec import BackboneSpec
 from mmva.engines.fronts import batches
+from mmva.errors import UsageError
 from mmva.modalities import Modality
 
 Prepared = dict[str, Tensor]
@@ -66,8 +67,21 @@ class Encoder(nn.Module, ABC):
         self.sample_rate = sample_rate
         self.preprocessing: dict[str, Any] = json.loads(json.dumps(preprocessing))
         self.network = network
+        self._architecture = dict(architecture)
         self.fingerprint = _fingerprint(spec.family, network, self.preprocessing, architecture)
         self.eval()
+
+    def load_tuned(self, weights: Mapping[str, Tensor]) -> None:
+        """Replace some of the network's weights, by parameter name; the encoder is another one from here on.
+
+        Raises:
+            UsageError: If a weight is not the network's.
+        """
+        own = {name: parameter.shape for name, parameter in self.network.named_parameters()}
+        if wrong := [name for name, tensor in weights.items() if own.get(name) != tensor.shape]:
+            raise UsageError(f"backbone {self.spec.source}: tuned weight {wrong[0]!r} does not fit this network")
+        self.network.load_state_dict(weights, strict=False)
+        self.fingerprint = _fingerprint(self.spec.family, self.network, self.preprocessing, self._architecture)
 
     @property
     def modality(self) -> Modality:

@@ -51,6 +51,8 @@ def load_encoder(
     else:
         folder = sources.resolve(spec, fetch=fetch, mirror=mirror)
         encoder = import_module(_MODULES[spec.family]).load(spec, folder)
+    if spec.tuned is not None:
+        encoder.load_tuned(sources.tuned_weights(spec, fetch=fetch))
     _LOG.debug("backbone %s: %d-d, %.1f s", spec.source, encoder.dim, time.perf_counter() - started)
     return encoder
 

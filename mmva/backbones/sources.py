@@ -11,13 +11,17 @@ import importlib.util
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from mmva.backbones.spec import BackboneSpec
 from mmva.errors import UsageError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Fetch = Callable[[str], Path]
+TUNED_FILE: Final = "tuned.safetensors"
 
 _LOG = logging.getLogger(__name__)
 _CODE = ("*.py",)
@@ -69,6 +73,24 @@ def resolve(spec: BackboneSpec, *, fetch: Fetch | None = None, mirror: str | Non
         )
     verify(spec, folder)
     return folder
+
+
+def tuned_weights(spec: BackboneSpec, *, fetch: Fetch | None = None) -> dict[str, Tensor]:
+    """The weights that a training run put on top of a spec's source, verified against their digest.
+
+    Raises:
+        UsageError: If the file is not there, or is not the pinned one.
+    """
+    from safetensors.torch import load
+
+    assert spec.tuned is not None
+    path = _folder_at(spec.tuned, fetch) / TUNED_FILE
+    if not path.is_file():
+        raise UsageError(f"backbone {spec.source}: no {TUNED_FILE} in {spec.tuned}")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != spec.tuned_sha256:
+        raise UsageError(f"backbone {spec.source}: {path} is not the file that its training run wrote")
+    return load(data)
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -45,6 +45,9 @@ class BackboneSpec:
             anything is loaded from it.
         trust_remote_code: Whether the model needs code from its repository; runs only if the
             user names the repository too.
+        tuned: Folder with tuned.safetensors, local or by URI: weights that a training run moved, instead of the
+            source's.
+        tuned_sha256: Digest of that file; always given with it.
     """
 
     modality: Modality
@@ -53,6 +56,8 @@ class BackboneSpec:
     revision: str | None = None
     sha256: str | None = None
     trust_remote_code: bool = False
+    tuned: str | None = None
+    tuned_sha256: str | None = None
 
     def __post_init__(self) -> None:
         """Validate every field.
@@ -66,8 +71,11 @@ class BackboneSpec:
         _check_source(self.source, self.family)
         if self.revision is not None and not _COMMIT.fullmatch(self.revision):
             raise UsageError(f"backbone {self.source}: revision {self.revision!r} must be a commit of 40 hex digits")
-        if self.sha256 is not None and not _SHA256.fullmatch(self.sha256):
-            raise UsageError(f"backbone {self.source}: sha256 must be 64 lower-case hex digits, got {self.sha256!r}")
+        for name, digest in (("sha256", self.sha256), ("tuned_sha256", self.tuned_sha256)):
+            if digest is not None and not _SHA256.fullmatch(digest):
+                raise UsageError(f"backbone {self.source}: {name} must be 64 lower-case hex digits, got {digest!r}")
+        if (self.tuned is None) != (self.tuned_sha256 is None):
+            raise UsageError(f"backbone {self.source}: tuned and tuned_sha256 go together")
 
     @property
     def scheme(self) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mmva_platform.storage import Storage
     from mmva_platform.training.evaluation import Evaluation
     from mmva_platform.training.recipe import Recipe
+    from mmva_platform.training.sweep import SweepOptions, SweepResult
     from mmva_platform.training.trainer import TrainResult
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,17 @@ def generate_lookalike(directory: Path, *, images: int, clips: int, seed: int) -
         generate(directory, images=images, clips=clips, seed=seed, progress=tell)
 
 
+def sweep_and_register(sweep: SweepOptions, settings: Settings) -> tuple[SweepResult, TrainOutcome]:
+    """Search the sweep's grid, each trial a child run in MLflow, then train and register the best as a normal run."""
+    from mmva_platform.tracking.sweeps import SweepLog
+    from mmva_platform.training.sweep import sweep as search
+
+    with SweepLog.open(sweep, settings) as tracked:
+        found = search(sweep, settings, on_trial=tracked.log_trial)
+        tracked.log_best(found)
+    return found, train_and_register(found.best, settings)
+
+
 def train_and_register(recipe: Recipe, settings: Settings, *, resume: str | None = None) -> TrainOutcome:
     """Train the recipe, log the run to MLflow and register its bundle as a new version."""
     from mmva_platform.training.trainer import train
@@ -93,12 +105,15 @@ def track_and_register(result: TrainResult, settings: Settings) -> TrainOutcome:
     )
 
 
-def evaluate_model(model: str, dataset: str, settings: Settings, *, split: str = "test") -> Evaluation:
-    """Evaluate a bundle or a registered model on a dataset's split."""
+def evaluate_model(
+    model: str, dataset: str, settings: Settings, *, split: str = "test", clip_split: bool = True
+) -> Evaluation:
+    """Evaluate a bundle or a registered model on a dataset's split, with what a split by clip would show beside it."""
     from mmva_platform.tracking.registry import resolve_model
     from mmva_platform.training.evaluation import evaluate
 
-    return evaluate(resolve_model(model, settings).bundle_dir, dataset, settings, split=split)
+    bundle = resolve_model(model, settings).bundle_dir
+    return evaluate(bundle, dataset, settings, split=split, clip_split=clip_split)
 
 
 def report_annotation(out: str, file: Path, settings: Settings) -> None:

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from mmva_platform.settings import validate
-from mmva_platform.training.build import build_model
+from mmva_platform.training.build import build_model, new_state
 from mmva_platform.training.data import Triplets
-from mmva_platform.training.loop import World, fit, new_state
+from mmva_platform.training.loop import World, fit
 from mmva_platform.training.recipe import Recipe
+from mmva_platform.training.source import FeatureSource
 
 DIMS = {"image": 7, "music": 6, "caption": 5}
 # Weights of embeddings are the same for every split, or a validation split would have nothing to do with training.
@@ -35,10 +36,15 @@ def triplets_of(images: int, clips: int, seed: int = 0) -> Triplets:
 
     image_emb_ND, image_va_N2 = rows(images, "image")
     music_emb_MD, music_va_M2 = rows(clips, "music")
-    caption_emb_MD = (np.log(music_va_M2 + 0.01) @ RELATION["caption"].T).astype(np.float32)
     mask_M = np.arange(clips) % 4 != 3
-    caption_emb_MD[~mask_M] = 0
-    return Triplets(image_emb_ND, image_va_N2, music_emb_MD, music_va_M2, caption_emb_MD, mask_M)
+    caption_emb_KD = (np.log(music_va_M2 + 0.01) @ RELATION["caption"].T).astype(np.float32)[mask_M]
+    caption_row_M = np.where(mask_M, np.cumsum(mask_M) - 1, -1)
+    return Triplets(
+        image_va_N2,
+        music_va_M2,
+        {"music": np.arange(clips), "caption": caption_row_M},
+        {"image": image_emb_ND, "music": music_emb_MD, "caption": caption_emb_KD},
+    )
 
 
 def recipe_of(**changes: Any) -> Recipe:
@@ -54,6 +60,11 @@ def recipe_of(**changes: Any) -> Recipe:
     return validate(Recipe, values, "test recipe")
 
 
+def source_of(train: Triplets, val: Triplets, recipe: Recipe) -> FeatureSource:
+    """Features mode over two splits."""
+    return FeatureSource(train, val, recipe.loss.sigma)
+
+
 def run(world: World) -> dict[str, Any]:
     """Train in double precision on 36 images and 53 clips: batches of 7, so the tail has one pair."""
     recipe = recipe_of(batch_size=7)
@@ -64,7 +75,7 @@ def run(world: World) -> dict[str, Any]:
     state.optimizer.register_step_pre_hook(
         lambda *_: gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]).clone())
     )
-    fit(state, train, val, recipe, world=world)
+    fit(state, source_of(train, val, recipe), recipe, world=world)
     return {
         "losses": np.array([row["loss"] for row in state.history]),
         "gradients": torch.stack(gradients).numpy(),

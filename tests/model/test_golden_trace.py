@@ -12,9 +12,10 @@ from types import ModuleType
 
 import pytest
 
-from mmva_platform.training.build import build_model
-from mmva_platform.training.loop import batch, new_state, plan_epoch, train_step
+from mmva_platform.training.build import build_model, new_state
+from mmva_platform.training.loop import plan_epoch, train_step
 from mmva_platform.training.recipe import Recipe
+from mmva_platform.training.source import feature_batch
 
 GOLDEN = Path(__file__).with_name("golden_trace.json")
 STEPS = 10
@@ -28,8 +29,8 @@ def trace(synthetic: ModuleType) -> dict[str, list[float]]:
     plan = plan_epoch(train, recipe, epoch=0)
     terms: dict[str, list[float]] = {}
     for step in range(STEPS):
-        share = batch(train, plan, slice(8 * step, 8 * (step + 1)), state)
-        for name, (total, count) in train_step(state, share, recipe).items():
+        share = feature_batch(train, plan, slice(8 * step, 8 * (step + 1)), state.model)
+        for name, (total, count) in train_step(state, share, recipe)[0].items():
             terms.setdefault(name, []).append(total / count)
     return terms
 

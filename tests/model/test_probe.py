@@ -21,7 +21,7 @@ def data(rows: int, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_weights_are_those_of_scikit_learn_at_the_chosen_penalty() -> None:
     (z, va), (z_val, va_val) = data(80, 0.2, 1), data(60, 0.2, 2)
-    weight_D2, penalty_2 = fit_probe(z, va, z_val, va_val)
+    weight_D2, penalty_2 = fit_probe([z[:50], z[50:]], va, [z_val], va_val)
     for axis in range(2):
         ridge = Ridge(alpha=30 * penalty_2[axis], fit_intercept=False).fit(z, va[:, axis] - va[:, axis].mean())
         assert weight_D2[:, axis] == pytest.approx(ridge.coef_, abs=1e-8)
@@ -29,7 +29,7 @@ def test_weights_are_those_of_scikit_learn_at_the_chosen_penalty() -> None:
 
 def test_the_penalty_is_the_best_of_all_on_validation() -> None:
     (z, va), (z_val, va_val) = data(80, 0.2, 1), data(60, 0.2, 2)
-    _, penalty_2 = fit_probe(z, va, z_val, va_val)
+    _, penalty_2 = fit_probe([z[:50], z[50:]], va, [z_val], va_val)
     mean_2 = va.mean(axis=0)
     for axis in range(2):
         errors = [
@@ -40,8 +40,10 @@ def test_the_penalty_is_the_best_of_all_on_validation() -> None:
 
 
 def test_noise_asks_for_more_penalty() -> None:
-    quiet = fit_probe(*data(80, 0.01, 1), *data(60, 0.01, 2))[1]
-    loud = fit_probe(*data(80, 1.0, 1), *data(60, 1.0, 2))[1]
+    quiet, loud = (
+        fit_probe([z], va, [z_val], va_val)[1]
+        for (z, va), (z_val, va_val) in ((data(80, noise, 1), data(60, noise, 2)) for noise in (0.01, 1.0))
+    )
     assert (loud > 10 * quiet).all()
 
 
@@ -50,11 +52,11 @@ def test_a_tower_starts_as_its_probe(synthetic: ModuleType) -> None:
     from mmva_platform.training.probe import start_from_probes
 
     train, val = synthetic.triplets_of(80, 80), synthetic.triplets_of(40, 40, seed=1)
-    model = MMVA({m: emb.shape[1] for m, emb in train.embeddings().items()})
-    model.set_statistics(train.embeddings())
+    model = MMVA({m: emb.shape[1] for m, emb in train.emb.items()})
+    model.set_statistics(train.emb)
     penalties = start_from_probes(model, train, val)
     assert penalties.keys() == {"image", "music", "caption"}
-    for modality, emb_ND in train.embeddings().items():
+    for modality, emb_ND in train.emb.items():
         va_N2 = train.labels()[modality]
         constant = np.square(va_N2 - va_N2.mean(axis=0)).mean()
         with torch.no_grad():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -11,17 +10,16 @@ import pytest
 import torch
 
 from mmva.metrics import va_metrics
-from mmva_platform.training.build import build_model
-from mmva_platform.training.checkpoint import gather_rng, read_state, restore, save_state
-from mmva_platform.training.loop import TrainState, World, fit, new_state, validate
+from mmva_platform.training.build import build_model, new_state
+from mmva_platform.training.checkpoint import random_state, read_state, restore, state_bytes
+from mmva_platform.training.loop import TrainState, Unwatched, Wishes, World, fit
 
 DROPOUT = {"hidden": 16, "dropout": 0.3, "input_dropout": 0.2}
 
 
-def start(synthetic: ModuleType, recipe: Any) -> tuple[TrainState, Any, Any]:
+def start(synthetic: ModuleType, recipe: Any) -> tuple[TrainState, Any]:
     train, val = synthetic.triplets_of(40, 60), synthetic.triplets_of(12, 16, seed=1)
-    state = new_state(build_model(recipe, train), recipe, train, val)
-    return state, train, val
+    return new_state(build_model(recipe, train), recipe, train, val), synthetic.source_of(train, val, recipe)
 
 
 def weights(state: TrainState) -> np.ndarray:
@@ -35,10 +33,10 @@ def without_time(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_training_learns_the_relation(synthetic: ModuleType) -> None:
     recipe = synthetic.recipe_of(epochs=40, optimizer={"lr": 1e-2})
-    state, train, val = start(synthetic, recipe)
-    before = validate(state.average.module, val, recipe.loss.sigma)
+    state, source = start(synthetic, recipe)
+    before = source.validate(state.average.module, World())
 
-    fit(state, train, val, recipe)
+    fit(state, source, recipe)
 
     after = state.history[-1]
     assert after["val_total"] < 0.2 * before["val_total"]
@@ -55,14 +53,15 @@ def test_a_linear_tower_from_zero_reaches_the_closed_form(synthetic: ModuleType)
         model={"hidden": 0, "clip": 10.0},
         loss={"similarity_weight": 0.0},
     )
-    state, train, val = start(synthetic, recipe)
-    untrained = validate(state.average.module, val, recipe.loss.sigma)
-    fit(state, train, val, recipe)
+    state, source = start(synthetic, recipe)
+    untrained = source.validate(state.average.module, World())
+    fit(state, source, recipe)
 
-    for modality, emb_ND in train.embeddings().items():
+    train, val = source.pairing, synthetic.triplets_of(12, 16, seed=1)
+    for modality, emb_ND in train.emb.items():
         tower, label_N2 = state.average.module.tower(modality), train.labels()[modality]
         z_ND, z_val_MD = (
-            tower.standardise(torch.as_tensor(split.embeddings()[modality])).double().numpy() for split in (train, val)
+            tower.standardise(torch.as_tensor(split.emb[modality])).double().numpy() for split in (train, val)
         )
         mean_2, dim = label_N2.mean(axis=0), emb_ND.shape[1]
         weight_D2 = np.linalg.solve(z_ND.T @ z_ND + penalty * dim * np.eye(dim), z_ND.T @ (label_N2 - mean_2))
@@ -74,8 +73,8 @@ def test_a_linear_tower_from_zero_reaches_the_closed_form(synthetic: ModuleType)
 
 
 def test_history_tells_the_target_scores(synthetic: ModuleType) -> None:
-    state, train, val = start(synthetic, synthetic.recipe_of(epochs=1))
-    row = fit(state, train, val, synthetic.recipe_of(epochs=1)).history[0]
+    state, source = start(synthetic, synthetic.recipe_of(epochs=1))
+    row = fit(state, source, synthetic.recipe_of(epochs=1)).history[0]
     assert row["pairs"] == 40
     assert sum(row["target_histogram"]) == 40
     assert 0 < row["target_mean"] < 1
@@ -88,8 +87,8 @@ def test_history_tells_the_target_scores(synthetic: ModuleType) -> None:
 def test_same_seed_gives_the_same_run_and_another_seed_another(synthetic: ModuleType, strategy: str) -> None:
     def run(seed: int) -> TrainState:
         recipe = synthetic.recipe_of(seed=seed, strategy=strategy, model=DROPOUT)
-        state, train, val = start(synthetic, recipe)
-        return fit(state, train, val, recipe)
+        state, source = start(synthetic, recipe)
+        return fit(state, source, recipe)
 
     first, again, other = run(3), run(3), run(4)
     np.testing.assert_array_equal(weights(first), weights(again))
@@ -97,22 +96,40 @@ def test_same_seed_gives_the_same_run_and_another_seed_another(synthetic: Module
     assert np.abs(weights(first) - weights(other)).max() > 1e-3
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 5])
-def test_resumed_run_equals_the_uninterrupted_one(synthetic: ModuleType, tmp_path: Path, stop_after: int) -> None:
+class StopAt(Unwatched):
+    """Stops after so many steps, keeping what a checkpoint then holds."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.seen, self.data = step, 0, b""
+
+    def wishes(self) -> Wishes:
+        self.seen += 1
+        return Wishes(stop=self.seen == self.step)
+
+    def after_step(self, state: TrainState, wishes: Wishes) -> None:
+        if wishes.stop:
+            self.data = state_bytes(state, World().all(random_state()))
+
+    def after_epoch(self, state: TrainState, row: dict[str, Any]) -> None:
+        if state.step == self.step:
+            self.data = state_bytes(state, World().all(random_state()))
+
+
+@pytest.mark.parametrize("step", [1, 4, 5, 12, 23, 25])
+def test_a_run_resumed_at_any_step_equals_the_uninterrupted_one(synthetic: ModuleType, step: int) -> None:
     recipe = synthetic.recipe_of(epochs=5, model=DROPOUT)
-    state, train, val = start(synthetic, recipe)
+    state, source = start(synthetic, recipe)
+    whole = fit(state, source, recipe)
 
-    def keep(state: TrainState, row: dict[str, Any]) -> None:
-        if row["epoch"] + 1 == stop_after:
-            save_state(state, tmp_path, gather_rng(World()))
+    state, source = start(synthetic, recipe)
+    stopped = StopAt(step)
+    fit(state, source, recipe, watcher=stopped)
 
-    whole = fit(state, train, val, recipe, on_epoch=keep)
-
-    resumed, train, val = start(synthetic, recipe)
+    resumed, source = start(synthetic, recipe)
     torch.rand(17)  # whatever the new process did before must not matter
-    restore(resumed, read_state(tmp_path), World())
-    assert resumed.epoch == stop_after
-    fit(resumed, train, val, recipe)
+    restore(resumed, read_state(stopped.data), World())
+    assert (resumed.epoch, resumed.done, resumed.step) == (step // 5, step % 5, step)
+    fit(resumed, source, recipe)
 
     np.testing.assert_array_equal(weights(resumed), weights(whole))
     assert without_time(resumed.history) == without_time(whole.history)
@@ -123,15 +140,18 @@ def test_a_clip_without_caption_adds_nothing_to_the_caption_terms(synthetic: Mod
     recipe = synthetic.recipe_of(epochs=1)
     losses = []
     for filling in (0.0, 1e3):
-        state, train, val = start(synthetic, recipe)
-        train.caption_emb_MD[~train.caption_mask_M] = filling
-        losses.append(fit(state, train, val, recipe).history[0]["loss"])
+        state, source = start(synthetic, recipe)
+        # Row -1, the last, stands in for a missing caption; here it is no clip's own.
+        emb_KD = source.pairing.emb["caption"]
+        source.pairing.emb["caption"] = np.vstack([emb_KD, np.full_like(emb_KD[:1], filling)])
+        losses.append(fit(state, source, recipe).history[0]["loss"])
     assert losses[0] == losses[1]
 
 
 def test_loop_leaves_the_labels_and_embeddings_as_they_are(synthetic: ModuleType) -> None:
     recipe = synthetic.recipe_of(epochs=1)
-    state, train, val = start(synthetic, recipe)
-    for array in vars(train).values():
+    state, source = start(synthetic, recipe)
+    data = source.pairing
+    for array in (data.image_va_N2, data.partner_va_M2, *data.partner_rows.values(), *data.emb.values()):
         array.setflags(write=False)  # as Ray's shared memory hands them out
-    fit(state, train, val, recipe)
+    fit(state, source, recipe)

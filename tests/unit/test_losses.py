@@ -26,7 +26,7 @@ def random_batch(rows: int, seed: int = 0, dtype: torch.dtype = torch.float64) -
 def test_loss_is_the_written_formula() -> None:
     va, labels, mask = random_batch(9)
     config = LossConfig(image_weight=2.0, caption_weight=0.5, similarity_weight=3.0, sigma=0.3)
-    total, parts = mmva_loss(va, labels, mask, config)
+    total, parts = mmva_loss(va, labels, {"caption": mask}, config)
     a, y, keep = ({k: v.numpy() for k, v in d.items()} for d in (va, labels, {"keep": mask}))
     rows = {"image": slice(None), "music": slice(None), "caption": keep["keep"]}
     for modality in MODALITIES:
@@ -44,7 +44,7 @@ def test_loss_is_the_written_formula() -> None:
 def test_perfect_predictions_cost_nothing_and_stay_put() -> None:
     _, labels, mask = random_batch(6)
     va = {m: labels[m].clone().requires_grad_() for m in MODALITIES}
-    total, _ = mmva_loss(va, labels, mask)
+    total, _ = mmva_loss(va, labels, {"caption": mask})
     assert total.item() == 0
     total.backward()
     assert all(torch.count_nonzero(point.grad) == 0 for point in va.values())
@@ -65,7 +65,7 @@ def test_gradients_are_the_numerical_ones() -> None:
     points = [va[m].requires_grad_() for m in MODALITIES]
 
     def total(*values: torch.Tensor) -> torch.Tensor:
-        return mmva_loss(dict(zip(MODALITIES, values, strict=True)), labels, mask)[0]
+        return mmva_loss(dict(zip(MODALITIES, values, strict=True)), labels, {"caption": mask})[0]
 
     assert torch.autograd.gradcheck(total, points)
 
@@ -75,13 +75,25 @@ def test_clips_without_caption_do_not_count() -> None:
     without = {m: v.clone() for m, v in va.items()}
     without["caption"][~mask] = float("nan")
     leaf = {m: v.clone().requires_grad_() for m, v in without.items()}
-    total, parts = mmva_loss(leaf, labels, mask)
-    reference, reference_parts = mmva_loss(va, labels, mask)
+    total, parts = mmva_loss(leaf, labels, {"caption": mask})
+    reference, reference_parts = mmva_loss(va, labels, {"caption": mask})
     assert total.item() == pytest.approx(reference.item())
     assert parts == pytest.approx(reference_parts)
-    nobody, parts = mmva_loss(va, labels, torch.zeros(8, dtype=torch.bool))
+    nobody, parts = mmva_loss(va, labels, {"caption": torch.zeros(8, dtype=torch.bool)})
     assert parts["va/caption"] == parts["sim/image-caption"] == 0
     assert torch.isfinite(nobody)
+
+
+def test_captions_without_clips_and_no_captions_at_all() -> None:
+    va, labels, mask = random_batch(8)
+    broken = va | {"music": torch.where(mask[:, None], va["music"], float("nan"))}
+    total, parts = mmva_loss(broken, labels, {"music": mask})
+    assert torch.isfinite(total)
+    assert parts["va/music"] == pytest.approx((va["music"] - labels["music"])[mask].square().mean().item())
+    two = {m: va[m] for m in ("image", "music")}
+    total, parts = mmva_loss(two, {m: labels[m] for m in two})
+    assert parts["va/caption"] == parts["sim/image-caption"] == 0
+    assert total.item() == pytest.approx(parts["va/image"] + parts["va/music"] + parts["sim/image-music"] / 2)
 
 
 def test_masked_nan_leaves_gradients_finite() -> None:
@@ -89,7 +101,7 @@ def test_masked_nan_leaves_gradients_finite() -> None:
     assert not mask.all()
     weight = torch.ones(1, dtype=torch.float64, requires_grad=True)
     va["caption"] = torch.where(mask[:, None], va["caption"], 0.0) * weight
-    mmva_loss(va, labels, mask)[0].backward()
+    mmva_loss(va, labels, {"caption": mask})[0].backward()
     assert torch.isfinite(weight.grad).all()
 
 
@@ -103,7 +115,7 @@ def test_any_number_of_ranks_gives_one_process_loss_and_gradients(world_size: in
 
     def sums(rows: slice) -> LossSums:
         predicted = {m: v[rows] * weight for m, v in va.items()}
-        return loss_sums(predicted, {m: v[rows] for m, v in labels.items()}, mask[rows], config)
+        return loss_sums(predicted, {m: v[rows] for m, v in labels.items()}, {"caption": mask[rows]}, config)
 
     whole = sums(slice(None)).total(config)
     (expected,) = torch.autograd.grad(whole, weight)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from mmva.affect import matching_score
 from mmva.errors import UsageError
 from mmva.matching import STRATEGIES, EpochPlan, batches, epoch_plan, score_histogram
+from mmva_platform.training.data import Pairing, partners
 
 sizes = st.integers(1, 300)
 
@@ -121,6 +123,78 @@ def test_global_batches_are_the_same_for_any_world_size(pairs: int, batch_size: 
         assert [row for part in parts for row in part] == list(range(pairs)[whole])
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
     assert {len(rank) for rank in ranks} == {len(alone)}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    images=st.integers(1, 120),
+    sides=st.tuples(st.integers(0, 120), st.integers(0, 120), st.integers(0, 60)),
+    strategy=st.sampled_from(STRATEGIES),
+    batch_size=st.integers(6, 40),
+)
+def test_any_world_size_trains_the_same_items_each_at_most_once_an_epoch_and_modality(
+    images: int, sides: tuple[int, int, int], strategy: str, batch_size: int
+) -> None:
+    """With clips that have no caption and captions that have no clip, as they come."""
+    clips, captions, shared = sides
+    assume(clips + captions > 0)
+    both = min(clips, captions, shared)
+    ids = {"music": np.array([f"m{n}" for n in range(clips)])}
+    ids["caption"] = np.array([*ids["music"][:both], *(f"t{n}" for n in range(captions - both))])
+    rows, first = partners({name: found for name, found in ids.items() if len(found)})
+    count = len(next(iter(rows.values())))
+    assert count == clips + captions - both == sum(map(len, first.values()))
+    plan = epoch_plan(labels(images, 1), labels(count, 2), seed=3, epoch=1, strategy=strategy)
+    pairing = Pairing(labels(images, 1), labels(count, 2), rows)
+
+    def steps(world_size: int) -> list[dict[str, list[int]]]:
+        ranks = [batches(plan, batch_size, rank, world_size) for rank in range(world_size)]
+        taken = []
+        for parts in zip(*ranks, strict=True):
+            step: dict[str, list[int]] = {modality: [] for modality in pairing.modalities}
+            for part in parts:
+                for modality in pairing.modalities:
+                    own = pairing.rows(modality, plan.image_index_P[part], plan.music_index_P[part])
+                    step[modality] += own[own >= 0].tolist()
+            taken.append(step)
+        return taken
+
+    alone = steps(1)
+    for modality in pairing.modalities:
+        used = [row for step in alone for row in step[modality]]
+        assert len(used) == len(set(used))
+    for world_size in (2, 3, 4, 6):
+        assert steps(world_size) == alone
+
+
+@settings(max_examples=15, deadline=None)
+@given(shares=st.lists(st.integers(0, 5), min_size=2, max_size=5).filter(any), seed=st.integers(0, 1000))
+def test_the_histogram_is_what_was_asked_for_where_labels_allow(shares: list[int], seed: int) -> None:
+    """Labels over the whole plane, so that low scores exist; the first .1 asks for more distance than most have."""
+    rng = np.random.default_rng(seed)
+    image_va, music_va = rng.random((3000, 2)), rng.random((3000, 2))
+    plan = epoch_plan(image_va, music_va, seed=seed, epoch=0, strategy="matched", shares=shares)
+    edges = np.linspace(0, 1, len(shares) + 1)
+    found = np.histogram(plan.target_P, bins=edges)[0] / len(plan)
+    wanted = np.array(shares) / sum(shares)
+    random = epoch_plan(image_va, music_va, seed=seed, epoch=0)
+    chance = np.histogram(random.target_P, bins=edges)[0] / len(random)
+    assert np.abs(found - wanted).sum() <= 0.25 + 0.5 * np.abs(chance - wanted).sum()
+    lowest_that_many_can = 0.25  # half of all pairs of the plane score less than .27
+    for share, got, low in zip(wanted, found, edges, strict=False):
+        if low >= lowest_that_many_can and share <= 0.5:
+            assert got == pytest.approx(share, abs=0.12)
+
+
+def test_random_is_the_papers_any_image_with_any_clip() -> None:
+    """Its targets are distributed as those of all pairs, and nothing about them depends on the labels' order."""
+    image_va, music_va = labels(3000, 1), labels(3000, 2)
+    plan = epoch_plan(image_va, music_va, seed=0, epoch=0, strategy="random")
+    every = matching_score(image_va[:500, None], music_va[None, :500]).ravel()
+    assert stats.ks_2samp(plan.target_P, every).pvalue > 0.01
+    moved = epoch_plan(np.flip(image_va), np.flip(music_va), seed=0, epoch=0, strategy="random")
+    np.testing.assert_array_equal(plan.image_index_P, moved.image_index_P)
+    np.testing.assert_array_equal(plan.music_index_P, moved.music_index_P)
 
 
 def test_histogram_counts_every_score_once() -> None:

@@ -35,6 +35,10 @@ def test_recipes_of_the_repository_load(repository: Path) -> None:
         ("strategy=best", "strategy"),
         ("name=../elsewhere", "name"),
         ("batch_size=1", "batch_size 1 leaves some of the 2 workers without a pair"),
+        ("workers=[3, 2]", "workers [3, 2]: the first must be the smaller one"),
+        ("workers=0", "workers"),
+        ("media.layers={image: -1}", "media.layers"),
+        ("mode=medium", "mode"),
     ],
 )
 def test_a_mistake_is_one_line_with_the_field(override: str, message: str) -> None:
@@ -55,7 +59,7 @@ def test_what_the_paper_does_not_say_is_an_option_that_says_so() -> None:
 
     explained = descriptions(Recipe)
     unknown = [
-        "model.hidden", "backbones", "optimizer.name", "optimizer.lr", "epochs", "loss.sigma", "loss.similarity_pairs",
+        "model.hidden", "mode", "optimizer.name", "optimizer.lr", "epochs", "loss.sigma", "loss.similarity_pairs",
     ]  # fmt: skip
     assert {name: "ot published" in explained[name] for name in unknown} == dict.fromkeys(unknown, True)
 

@@ -22,13 +22,23 @@ def train(
     config: Annotated[Path | None, typer.Option(help="recipe (YAML)")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value on top of the recipe")] = None,
     resume: Annotated[str | None, typer.Option(help="name of a run to go on with")] = None,
+    sweep: Annotated[Path | None, typer.Option(help="grid (YAML) to search instead; trains the best")] = None,
     as_json: Json = False,
 ) -> None:
     """Train on Ray workers, log to MLflow and register the bundle as a new version."""
+    from mmva.errors import UsageError
     from mmva_platform.settings import load_config
     from mmva_platform.training.recipe import Recipe
-    from mmva_platform.workflows import train_and_register
+    from mmva_platform.workflows import sweep_and_register, train_and_register
 
+    if sweep is not None:
+        from mmva_platform.training.sweep import SweepOptions
+
+        if config or resume:
+            raise UsageError("--sweep: the grid has its own recipe; leave --config and --resume out")
+        found, best = sweep_and_register(load_config(SweepOptions, sweep, set_ or []), settings_of(context))
+        emit(f"{found.to_text()}\n\n{best.to_text()}", {**best.to_json(), **found.to_json()}, as_json=as_json)
+        return
     outcome = train_and_register(load_config(Recipe, config, set_ or []), settings_of(context), resume=resume)
     emit(outcome.to_text(), outcome.to_json(), as_json=as_json)
 
@@ -39,10 +49,11 @@ def evaluate(
     dataset: str,
     *,
     split: str = "test",
+    clip_split: Annotated[bool, typer.Option(help="train the recipe again on a split by clip, which leaks")] = True,
     as_json: Json = False,
 ) -> None:
-    """Metrics with intervals beside the floors, over every row of a split."""
+    """Metrics with intervals beside the floors, over every row of a split; a split by clip beside them."""
     from mmva_platform.workflows import evaluate_model
 
-    evaluation = evaluate_model(model, dataset, settings_of(context), split=split)
+    evaluation = evaluate_model(model, dataset, settings_of(context), split=split, clip_split=clip_split)
     emit(evaluation.to_markdown(), evaluation.to_json(), as_json=as_json)

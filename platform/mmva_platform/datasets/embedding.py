@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmva.backbones import BackboneSpec, preset
+from mmva.backbones import BackboneSpec, Preset, preset
 from mmva.errors import UsageError
 from mmva.modalities import MODALITIES, Modality
 from mmva_platform.cluster import ray_session
@@ -37,7 +37,7 @@ _STAGE = "embed"
 
 def embed_dataset(
     dataset_uri: str,
-    preset_name: str,
+    backbones: str | Preset,
     out: str | None = None,
     settings: Settings | None = None,
     batch_size: int = 16,
@@ -46,7 +46,7 @@ def embed_dataset(
 
     Args:
         dataset_uri: Of an imported dataset.
-        preset_name: A preset of mmva.backbones.
+        backbones: A preset of mmva.backbones, by name or a made one.
         out: URI for the embeddings; default "<dataset>/embeddings".
         settings: Storage, cluster, mirror, trusted repositories.
         batch_size: Items decoded and embedded at once.
@@ -59,12 +59,12 @@ def embed_dataset(
         OperationFailed: If an item does not decode here, which the import had checked, or the job stalls.
     """
     settings = settings or Settings()
-    chosen = preset(preset_name)
+    chosen = preset(backbones) if isinstance(backbones, str) else backbones
     dataset = Dataset.open(dataset_uri, settings)
     target = open_storage(out or dataset.storage.join(EMBEDDINGS_FOLDER), settings.storage)
     load = EncoderLoader.of(settings)
     present = [modality for modality in MODALITIES if dataset.items(modality)]
-    plans = [_plan(chosen.specs[modality], preset_name, dataset, target, load) for modality in present]
+    plans = [_plan(chosen.specs[modality], chosen.name, dataset, target, load) for modality in present]
     parts = [part for plan in plans if plan.finished is None for part in plan.parts]
     made = _existing(parts, target)
     missing = [part for part in parts if part.path not in made]
@@ -73,7 +73,7 @@ def embed_dataset(
         made |= _compute(missing, worker, settings)
     infos = [plan.finished or _finish(plan, made, target) for plan in plans]
     pointer = Pointer(dataset=dataset.digest, fingerprints={info.modality: info.fingerprint for info in infos})
-    target.write(pointer_file(preset_name), json_bytes(pointer.model_dump()))
+    target.write(pointer_file(chosen.name), json_bytes(pointer.model_dump()))
     return {info.modality: target.join(folder_name(info.modality, info.fingerprint)) for info in infos}
 
 

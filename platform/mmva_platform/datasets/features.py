@@ -5,7 +5,7 @@ Shapes: N items of a modality, D its encoder's dimension.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,10 +49,11 @@ class ModalityFeatures:
         return len(self.ids)
 
     def where(self, mask_N: NDArray[np.bool_]) -> ModalityFeatures:
-        """The rows where the mask is True, in order."""
-        return ModalityFeatures(
-            self.ids[mask_N], self.emb_ND[mask_N], self.va_N2[mask_N], self.split[mask_N], self.group[mask_N]
-        )
+        """The rows where the mask is True, in order; views, not copies, if they stand together."""
+        first, count = int(mask_N.argmax()) if len(mask_N) else 0, int(mask_N.sum())
+        together = bool(mask_N[first : first + count].all())
+        rows: slice | NDArray[np.bool_] = slice(first, first + count) if together else mask_N
+        return ModalityFeatures(self.ids[rows], self.emb_ND[rows], self.va_N2[rows], self.split[rows], self.group[rows])
 
 
 @dataclass(frozen=True)
@@ -108,18 +109,59 @@ def load_features(
         UsageError: If the dataset is not embedded so; the message has the command that does it.
         CheckFailed: If a part is not the one that was published.
     """
-    settings = settings or Settings()
-    dataset = Dataset.open(dataset_uri, settings)
-    storage = open_storage(embeddings or dataset.storage.join(EMBEDDINGS_FOLDER), settings.storage)
-    sets = _sets(dataset, dataset_uri, storage, backbones, embeddings)
-    return Features(
-        uri=dataset.uri,
-        digest=dataset.digest,
-        fingerprints={modality: info.fingerprint for modality, info in sets.items()},
-        specs={modality: info.spec for modality, info in sets.items()},
-        warnings=dataset.warnings,
-        modalities={modality: _load(dataset, storage, info) for modality, info in sets.items()},
-    )
+    sets = FeatureSets.open(dataset_uri, backbones, settings or Settings(), embeddings=embeddings)
+    return sets.describe({modality: sets.load(modality) for modality in sets.infos})
+
+
+@dataclass(frozen=True)
+class FeatureSets:
+    """What load_features would load, and one modality of it at a time.
+
+    Attributes:
+        dataset: The dataset.
+        storage: Root of its embeddings.
+        infos: The chosen sets' descriptions by modality.
+    """
+
+    dataset: Dataset
+    storage: Storage
+    infos: dict[Modality, EmbeddingsInfo]
+
+    @classmethod
+    def open(
+        cls,
+        dataset_uri: str,
+        backbones: str | Mapping[Modality, str],
+        settings: Settings,
+        *,
+        embeddings: str | None = None,
+    ) -> FeatureSets:
+        """Find the sets and read nothing of them; arguments and errors are those of load_features."""
+        dataset = Dataset.open(dataset_uri, settings)
+        storage = open_storage(embeddings or dataset.storage.join(EMBEDDINGS_FOLDER), settings.storage)
+        return cls(dataset, storage, _sets(dataset, dataset_uri, storage, backbones, embeddings))
+
+    def load(self, modality: Modality, most: int | None = None) -> ModalityFeatures:
+        """One modality's rows; splits stand together, each in the dataset's order.
+
+        Args:
+            modality: Of infos.
+            most: Read only evenly spaced parts, about so many rows in all; None for every row.
+        """
+        info = self.infos[modality]
+        step = 1 if most is None else max(1, round(info.rows / most))
+        return _load(self.dataset, self.storage, info, range(0, len(info.parts), step))
+
+    def describe(self, modalities: dict[Modality, ModalityFeatures]) -> Features:
+        """Features of these rows."""
+        return Features(
+            uri=self.dataset.uri,
+            digest=self.dataset.digest,
+            fingerprints={modality: info.fingerprint for modality, info in self.infos.items()},
+            specs={modality: info.spec for modality, info in self.infos.items()},
+            warnings=self.dataset.warnings,
+            modalities=modalities,
+        )
 
 
 def _sets(
@@ -149,28 +191,35 @@ def _sets(
     return sets
 
 
-def _load(dataset: Dataset, storage: Storage, info: EmbeddingsInfo) -> ModalityFeatures:
+def _load(dataset: Dataset, storage: Storage, info: EmbeddingsInfo, chosen: Sequence[int]) -> ModalityFeatures:
+    labels = dataset.labels().to_pandas()
+    captioned = (labels["modality"] == "caption") | ((labels["modality"] == "music") & (labels["caption"] != ""))
+    rows = labels[captioned if info.modality == "caption" else labels["modality"] == info.modality]
+    others = f"{storage.uri}: {info.modality} embeddings are of other items than the dataset's; embed anew"
+    is_chosen = np.repeat(np.isin(np.arange(len(info.parts)), chosen), [part.rows for part in info.parts])
+    if len(is_chosen) != len(rows):
+        raise CheckFailed(others)
+    rows = rows[is_chosen]
+    split = rows["split"].to_numpy(dtype=np.str_)
+    order = np.argsort(split, kind="stable")
+    place = np.empty(len(order), np.int64)  # of each row of the dataset among the sorted ones
+    place[order] = np.arange(len(order))
     ids: list[str] = []
-    parts = []
-    for part in info.parts:
+    emb_ND = np.empty((len(order), info.dim), np.float32)  # filled part by part: never twice in memory
+    for part in (info.parts[number] for number in chosen):
         path = f"{folder_name(info.modality, info.fingerprint)}/{part.name}"
         data = storage.read(path)
         if sha256_of(data) != part.sha256:
             raise CheckFailed(f"{storage.join(path)}: its bytes are not those of embeddings.json; embed anew")
-        part_ids, emb_ND = read_part(data)
+        part_ids, part_emb_BD = read_part(data)
+        emb_ND[place[len(ids) : len(ids) + len(part_ids)]] = part_emb_BD
         ids += part_ids
-        parts.append(emb_ND)
-    labels = dataset.labels().to_pandas()
-    captioned = (labels["modality"] == "caption") | ((labels["modality"] == "music") & (labels["caption"] != ""))
-    rows = labels[captioned if info.modality == "caption" else labels["modality"] == info.modality]
     if list(rows["id"]) != ids:
-        raise CheckFailed(
-            f"{storage.uri}: {info.modality} embeddings are of other items than the dataset's; embed anew"
-        )
+        raise CheckFailed(others)
     return ModalityFeatures(
-        ids=np.array(ids, dtype=np.str_),
-        emb_ND=np.concatenate(parts) if parts else np.empty((0, info.dim), np.float32),
-        va_N2=rows[list(AXES)].to_numpy(np.float64),
-        split=rows["split"].to_numpy(dtype=np.str_),
-        group=rows["group"].to_numpy(dtype=np.str_),
+        ids=np.array(ids, dtype=np.str_)[order],
+        emb_ND=emb_ND,
+        va_N2=rows[list(AXES)].to_numpy(np.float64)[order],
+        split=split[order],
+        group=rows["group"].to_numpy(dtype=np.str_)[order],
     )

@@ -1,10 +1,12 @@
-"""What a training loop reads: the features of one split as arrays, clips and their captions row by row.
+"""What a training loop reads: the features of one split, and which items stand together.
 
-Shapes: N images, M clips; D differs by modality. A clip without a caption has a zero row and False in the mask.
+Shapes: N images, M partners, K rows of any modality; D differs by modality. A partner of images is a clip with its
+caption, a clip that has none, or a caption without a clip: nothing here assumes a complete triple.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,57 +22,93 @@ Floats = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
-class Triplets:
-    """Images on one side, clips with their captions on the other; pairs between the sides come from the sampler.
+class Pairing:
+    """Which rows can meet, by labels alone: what an epoch's plan is drawn from.
 
     Attributes:
-        image_emb_ND: Image embeddings.
-        image_va_N2: Their labels, about [0, 1].
-        music_emb_MD: Clip embeddings.
-        music_va_M2: Their labels; a clip's caption has the same.
-        caption_emb_MD: Embedding of each clip's caption.
-        caption_mask_M: Whether the clip has a caption.
+        image_va_N2: Labels of the images, about [0, 1].
+        partner_va_M2: Labels of their partners; a clip and its caption share one.
+        partner_rows: Row of each partner in its modality's rows, int64 [M]; -1 where it has no such item. Only the
+            modalities of which there is at least one.
     """
 
-    image_emb_ND: Floats
     image_va_N2: Floats
-    music_emb_MD: Floats
-    music_va_M2: Floats
-    caption_emb_MD: Floats
-    caption_mask_M: NDArray[np.bool_]
+    partner_va_M2: Floats
+    partner_rows: Mapping[str, NDArray[np.int64]]
 
-    def embeddings(self) -> dict[str, Floats]:
-        """Rows by modality, captions only where there is one: what the towers standardise by."""
-        return {
-            "image": self.image_emb_ND,
-            "music": self.music_emb_MD,
-            "caption": self.caption_emb_MD[self.caption_mask_M],
-        }
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Images and what their partners have."""
+        return ("image", *self.partner_rows)
+
+    def rows(self, modality: str, image_B: NDArray[np.int64], partner_B: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows [B] of a modality for pairs; -1 where a partner has no such item."""
+        return image_B if modality == "image" else self.partner_rows[modality][partner_B]
+
+
+@dataclass(frozen=True)
+class Triplets(Pairing):
+    """A pairing with the rows' embeddings.
+
+    Attributes:
+        emb: Embeddings [K, D] by modality.
+    """
+
+    emb: Mapping[str, Floats]
 
     def labels(self) -> dict[str, Floats]:
-        """The labels of `embeddings`' rows."""
-        return {
-            "image": self.image_va_N2,
-            "music": self.music_va_M2,
-            "caption": self.music_va_M2[self.caption_mask_M],
-        }
+        """Labels [K, 2] of the embeddings' rows, by modality."""
+        return row_labels(self)
+
+
+def row_labels(pairing: Pairing) -> dict[str, Floats]:
+    """Labels [K, 2] of every modality's rows."""
+    labels = {"image": pairing.image_va_N2}
+    for modality, row_M in pairing.partner_rows.items():
+        has_M = row_M >= 0
+        labels[modality] = np.empty((int(has_M.sum()), 2), pairing.partner_va_M2.dtype)
+        labels[modality][row_M[has_M]] = pairing.partner_va_M2[has_M]
+    return labels
 
 
 def triplets(features: Features, split: str) -> Triplets:
-    """One split's rows, captions joined to clips by id.
+    """One split's rows; embeddings are views of the features'.
 
     Raises:
-        UsageError: If the split has no image or no clip, or the dataset has no caption in it at all.
+        UsageError: If the split has no image, or neither clips nor captions.
     """
     rows = features.split(split)
-    for modality in ("image", "music", "caption"):
-        if modality not in rows or len(rows[modality].ids) == 0:
-            raise UsageError(
-                f"dataset: split {split!r} has no {modality} to train with; import more data or other splits"
-            )
-    image, music, caption = rows["image"], rows["music"], rows["caption"]
-    row_of = {str(id_): row for row, id_ in enumerate(caption.ids)}
-    source_M = np.array([row_of.get(str(id_), -1) for id_ in music.ids], np.int64)
-    mask_M = source_M >= 0
-    caption_emb_MD = np.where(mask_M[:, None], caption.emb_ND[source_M], 0).astype(np.float32)
-    return Triplets(image.emb_ND, image.va_N2, music.emb_ND, music.va_N2, caption_emb_MD, mask_M)
+    found = {str(modality): rows[modality] for modality in rows if len(rows[modality])}
+    ids = {modality: found[modality].ids for modality in ("music", "caption") if modality in found}
+    if "image" not in found or not ids:
+        missing = "image" if "image" not in found else "clip and no caption"
+        raise UsageError(f"dataset: split {split!r} has no {missing} to train with; import more data or other splits")
+    partner_rows, first = partners(ids)
+    partner_va_M2 = np.concatenate([found[modality].va_N2[first[modality]] for modality in first])
+    emb = {modality: found[modality].emb_ND for modality in ("image", *ids)}
+    return Triplets(found["image"].va_N2, partner_va_M2, partner_rows, emb)
+
+
+def partners(
+    ids: Mapping[str, NDArray[np.str_]],
+) -> tuple[dict[str, NDArray[np.int64]], dict[str, NDArray[np.int64]]]:
+    """Clips first, each with the caption of its id, then the captions that have no clip.
+
+    Args:
+        ids: Ids by modality, "music" and "caption" or one of them; unique within each.
+
+    Returns:
+        Rows of the partners [M] by modality (-1 for none), and by modality the rows that bring the partners' labels.
+    """
+    if len(ids) == 1:
+        ((modality, own),) = ids.items()
+        every = np.arange(len(own))
+        return {modality: every}, {modality: every}
+    row_of = {str(id_): row for row, id_ in enumerate(ids["caption"])}
+    caption_of_clip = np.array([row_of.get(str(id_), -1) for id_ in ids["music"]], np.int64)
+    alone = np.setdiff1d(np.arange(len(ids["caption"])), caption_of_clip)
+    rows = {
+        "music": np.concatenate([np.arange(len(ids["music"])), np.full(len(alone), -1)]),
+        "caption": np.concatenate([caption_of_clip, alone]),
+    }
+    return rows, {"music": np.arange(len(ids["music"])), "caption": alone}

@@ -57,6 +57,7 @@ class Evaluation:
             the rows' own mean where a dataset has no training split).
         sigma: Scale of the matching scores.
         warnings: What a reader has to know first, such as leakage.
+        clip_split: Plain values of the same recipe's evaluation on a split by clip, which leaks; see leakage.
     """
 
     dataset: str
@@ -71,6 +72,7 @@ class Evaluation:
     floors: dict[str, dict[str, float]]
     sigma: float
     warnings: tuple[str, ...] = ()
+    clip_split: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; what is not defined is null."""
@@ -104,12 +106,23 @@ class Evaluation:
     def to_markdown(self) -> str:
         """Tables for a person: VA metrics beside their floors, matching, retrieval, related systems."""
         from mmva_platform.training.card import evaluation_markdown
+        from mmva_platform.training.leakage import clip_split_markdown
 
-        return evaluation_markdown(self)
+        beside = "" if self.clip_split is None else f"\n{clip_split_markdown(self)}"
+        return evaluation_markdown(self) + beside
 
 
-def evaluate(bundle_dir: str | Path, dataset_uri: str, settings: Settings, split: str = "test") -> Evaluation:
+def evaluate(
+    bundle_dir: str | Path, dataset_uri: str, settings: Settings, split: str = "test", *, clip_split: bool = False
+) -> Evaluation:
     """Evaluate a bundle on a split of a dataset, from the embeddings that stand beside the dataset.
+
+    Args:
+        bundle_dir: The model.
+        dataset_uri: The dataset.
+        settings: Storage.
+        split: Which rows.
+        clip_split: Train the recipe once more on a split by clip and put its figures beside (leakage.py).
 
     Raises:
         UsageError: If the bundle, the dataset, the split or the embeddings of the bundle's backbones are not there.
@@ -117,12 +130,15 @@ def evaluate(bundle_dir: str | Path, dataset_uri: str, settings: Settings, split
     """
     from mmva.bundle import load_bundle
     from mmva_platform.datasets.features import load_features
+    from mmva_platform.training.leakage import beside_clip_split
 
     model = load_bundle(bundle_dir, load_encoders=False)
     fingerprints = {
         modality: str(model.backbones[modality]["fingerprint"]) for modality in MODALITIES if modality in model.dims
     }
-    return evaluate_model(model, load_features(dataset_uri, fingerprints, settings), split)
+    features = load_features(dataset_uri, fingerprints, settings)
+    evaluation = evaluate_model(model, features, split)
+    return beside_clip_split(evaluation, model, features) if clip_split else evaluation
 
 
 def evaluate_model(model: MMVA, features: Features, split: str = "test") -> Evaluation:

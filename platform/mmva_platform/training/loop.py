@@ -9,22 +9,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
-from mmva.losses import loss_sums
+from mmva.losses import loss_counts, loss_sums
 from mmva.matching import EpochPlan, batches, epoch_plan, score_histogram
-from mmva.metrics import matching_mse, va_metrics
-from mmva.model import MMVA
-from mmva_platform.training.build import build_optimizer, build_schedule, penalty_gradients
-from mmva_platform.training.data import Triplets
-from mmva_platform.training.probe import start_from_probes
+from mmva_platform.training.data import Pairing
 from mmva_platform.training.recipe import Recipe
 
 Row = dict[str, Any]
@@ -33,11 +27,29 @@ StepSums = dict[str, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's share of a global batch; B may be 0. The mask says which rows have a caption."""
+    """One rank's share of a global batch, in the pieces that go through the model one after another; B may be 0.
 
-    embeddings: dict[str, torch.Tensor]
-    labels: dict[str, torch.Tensor]
-    caption_mask_B: torch.Tensor
+    Attributes:
+        inputs: What the model takes, piece by piece.
+        labels: Labels [B, 2] by modality, piece by piece.
+        present: Masks [B] by modality: which rows have such an item.
+    """
+
+    inputs: Sequence[Any]
+    labels: Sequence[Mapping[str, torch.Tensor]]
+    present: Sequence[Mapping[str, torch.Tensor]]
+
+
+class Source(Protocol):
+    """Where batches come from, and what validation measures on."""
+
+    pairing: Pairing
+
+    def batches(self, plan: EpochPlan, epoch: int, shares: Sequence[slice], model: torch.nn.Module) -> Iterator[Batch]:
+        """The shares' batches in order, on the model's device."""
+
+    def validate(self, model: torch.nn.Module, world: World) -> Row:
+        """Metrics on the validation split, the same on every rank or only on rank 0; called on every rank."""
 
 
 @dataclass(frozen=True)
@@ -53,106 +65,175 @@ class World:
             torch.distributed.all_reduce(tensor)
         return tensor
 
+    def first(self, value: Any) -> Any:
+        """Rank 0's value, on every rank (a collective call)."""
+        if self.size == 1:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def all(self, value: Any) -> list[Any]:
+        """Every rank's value, on every rank (a collective call)."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
 
 WORLD_OF_ONE = World()
 
 
 @dataclass
 class TrainState:
-    """Everything a run carries from step to step; `checkpoint.py` writes it down."""
+    """Everything a run carries from step to step; `checkpoint.py` writes it down.
 
-    model: MMVA
+    Attributes:
+        model: The towers, or backbones and towers.
+        average: Moving average of its weights.
+        optimizer: Moves the model.
+        schedule: Learning rate by step.
+        penalised: Weights and factors of their L2 penalty.
+        penalties: Ridge penalties [2] by modality, from which `penalised` is made.
+        epoch: Epochs done.
+        done: Steps done of the epoch that is not.
+        step: Steps done in all.
+        sums: Loss sums and counts of those `done` steps, over all ranks.
+        history: One row an epoch.
+    """
+
+    model: torch.nn.Module
     average: AveragedModel
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LambdaLR
     penalised: list[tuple[torch.Tensor, torch.Tensor]]
+    penalties: dict[str, list[float]]
     epoch: int = 0
+    done: int = 0
     step: int = 0
+    sums: StepSums = field(default_factory=dict)
     history: list[Row] = field(default_factory=list)
 
 
-def steps_per_epoch(train: Triplets, recipe: Recipe) -> int:
+@dataclass(frozen=True)
+class Wishes:
+    """What a rank asks of all between two steps."""
+
+    stop: bool = False
+    save: bool = False
+
+
+class Watcher(Protocol):
+    """Who is told of a run's progress and may ask for a save or a stop; on every rank."""
+
+    def wishes(self) -> Wishes:
+        """This rank's wishes before a step; what one rank wishes, all do after it."""
+
+    def after_step(self, state: TrainState, wishes: Wishes) -> None:
+        """Called on every rank with the wishes of all; not after an epoch's last step."""
+
+    def after_epoch(self, state: TrainState, row: Row) -> None:
+        """Called on every rank with the state and the epoch's row of the history."""
+
+
+class Unwatched:
+    """A watcher without wishes; others override what they need."""
+
+    def wishes(self) -> Wishes:
+        """None."""
+        return Wishes()
+
+    def after_step(self, state: TrainState, wishes: Wishes) -> None:
+        """Nothing."""
+
+    def after_epoch(self, state: TrainState, row: Row) -> None:
+        """Nothing."""
+
+
+UNWATCHED = Unwatched()
+
+
+def steps_per_epoch(pairing: Pairing, recipe: Recipe) -> int:
     """Optimiser steps an epoch takes: the smaller side's pairs in global batches, the tail included."""
-    return math.ceil(min(len(train.image_va_N2), len(train.music_va_M2)) / recipe.batch_size)
-
-
-def new_state(model: MMVA, recipe: Recipe, train: Triplets, val: Triplets, world: World = WORLD_OF_ONE) -> TrainState:
-    """Probes, fresh optimiser, schedule and average around a model; starts this rank's random stream."""
-    if recipe.optimizer.ridge == "auto":
-        penalties = start_from_probes(model, train, val)
-    else:
-        penalties = dict.fromkeys(model.dims, np.full(2, recipe.optimizer.ridge))
-    rows = {modality: len(emb_ND) for modality, emb_ND in train.embeddings().items()}
-    optimizer = build_optimizer(model, recipe.optimizer)
-    schedule = build_schedule(optimizer, recipe.schedule, total_steps=recipe.epochs * steps_per_epoch(train, recipe))
-    ema = get_ema_multi_avg_fn(recipe.averaging.decay)  # type: ignore[no-untyped-call]  # torch does not type it
-    average = AveragedModel(model, multi_avg_fn=ema)
-    torch.manual_seed(int(np.random.SeedSequence([recipe.seed, world.rank]).generate_state(1)[0]))
-    return TrainState(model, average, optimizer, schedule, penalty_gradients(model, rows, penalties))
+    return math.ceil(min(len(pairing.image_va_N2), len(pairing.partner_va_M2)) / recipe.batch_size)
 
 
 def fit(
     state: TrainState,
-    train: Triplets,
-    val: Triplets,
+    source: Source,
     recipe: Recipe,
     *,
     world: World = WORLD_OF_ONE,
-    on_epoch: Callable[[TrainState, Row], None] = lambda _state, _row: None,
+    watcher: Watcher = UNWATCHED,
+    stop_when: Callable[[Row], bool] = lambda _row: False,
 ) -> TrainState:
-    """Train from `state.epoch` to the recipe's last epoch.
+    """Train from where the state is to the recipe's last epoch, or until somebody wishes to stop.
 
     Args:
         state: Fresh or restored.
-        train: Training split.
-        val: Validation split; rank 0 measures on it.
+        source: Batches and validation.
         recipe: The run's recipe.
         world: This worker's place.
-        on_epoch: Called on every rank after each epoch, with the state and the epoch's row of the history.
+        watcher: Told of steps and epochs.
+        stop_when: Asked with each epoch's row; True ends the run (a sweep's trial, on one rank).
     """
     while state.epoch < recipe.epochs:
         began = time.monotonic()
-        row = train_epoch(state, train, recipe, world)
-        state.epoch += 1
-        if world.rank == 0:
-            row |= validate(state.average.module, val, recipe.loss.sigma)
+        if not train_epoch(state, source, recipe, world, watcher):
+            return state
+        row = epoch_row(state, source, recipe, world)
+        state.epoch, state.done, state.sums = state.epoch + 1, 0, {}
+        row |= source.validate(state.average.module, world)
         row["seconds"] = time.monotonic() - began
         state.history.append(row)
-        on_epoch(state, row)
+        watcher.after_epoch(state, row)
+        if stop_when(row):
+            return state
     return state
 
 
-def train_epoch(state: TrainState, data: Triplets, recipe: Recipe, world: World = WORLD_OF_ONE) -> Row:
-    """One pass over the epoch's plan; the row holds mean loss parts and the plan's target scores."""
-    plan = plan_epoch(data, recipe, state.epoch)
+def train_epoch(state: TrainState, source: Source, recipe: Recipe, world: World, watcher: Watcher) -> bool:
+    """The rest of an epoch's plan; whether it came to its end."""
+    plan = plan_epoch(source.pairing, recipe, state.epoch)
+    shares = batches(plan, recipe.batch_size, rank=world.rank, world_size=world.size)
     state.model.train()
-    totals = [
-        train_step(state, batch(data, plan, share, state), recipe, world)
-        for share in batches(plan, recipe.batch_size, rank=world.rank, world_size=world.size)
-    ]
-    return {
-        "epoch": state.epoch,
-        "step": state.step,
-        "lr": float(state.schedule.get_last_lr()[0]),
-        "pairs": len(plan.target_P),
-        **_mean_parts(totals, recipe),
-        "target_mean": float(plan.target_P.mean()),
-        "target_histogram": [int(count) for count in score_histogram(plan.target_P)],
-    }
+    for batch in source.batches(plan, state.epoch, shares[state.done :], state.model):
+        step_sums, wishes = train_step(state, batch, recipe, world, watcher.wishes())
+        for name, (total, count) in step_sums.items():
+            before = state.sums.get(name, (0.0, 0.0))
+            state.sums[name] = (before[0] + total, before[1] + count)
+        state.done += 1
+        if state.done < len(shares):
+            watcher.after_step(state, wishes)
+            if wishes.stop:
+                return False
+    assert state.done == len(shares), "a source gives one batch a share"
+    return True
 
 
-def train_step(state: TrainState, share: Batch, recipe: Recipe, world: World = WORLD_OF_ONE) -> StepSums:
+def train_step(
+    state: TrainState,
+    share: Batch,
+    recipe: Recipe,
+    world: World = WORLD_OF_ONE,
+    wishes: Wishes = Wishes(),
+) -> tuple[StepSums, Wishes]:
     """Forward, backward, one optimiser step on the global batch of which this is the rank's share.
 
     Returns:
-        Each loss term's sum and count over the global batch, the same on every rank.
+        Each loss term's sum and count over the global batch, and what any rank wished; the same on every rank.
     """
-    sums = loss_sums(state.model(share.embeddings), share.labels, share.caption_mask_B, recipe.loss)
-    both_2T = world.sum(torch.stack([sums.sums_T.detach().double(), sums.counts_T]))
+    names = tuple(recipe.loss.weights())
+    counts_T, wishes = _global_counts(share, recipe, world, wishes)
+    sums_T = torch.zeros_like(counts_T)
     state.optimizer.zero_grad(set_to_none=False)
-    torch.autograd.backward(sums.total(recipe.loss, both_2T[1]))
+    for inputs, labels, present in zip(share.inputs, share.labels, share.present, strict=True):
+        sums = loss_sums(state.model(inputs), labels, present, recipe.loss)
+        torch.autograd.backward(sums.total(recipe.loss, counts_T))
+        sums_T += sums.sums_T.detach().double()
     parameters = [p for p in state.model.parameters() if p.requires_grad]
-    _sum_gradients(parameters, world)
+    sums_T = _sum_gradients(parameters, sums_T, world)
     if recipe.optimizer.max_grad_norm is not None:
         torch.nn.utils.clip_grad_norm_(parameters, recipe.optimizer.max_grad_norm)
     with torch.no_grad():
@@ -163,83 +244,55 @@ def train_step(state: TrainState, share: Batch, recipe: Recipe, world: World = W
     state.schedule.step()
     state.average.update_parameters(state.model)
     state.step += 1
-    return dict(zip(sums.names, both_2T.T.tolist(), strict=True))
+    return dict(zip(names, torch.stack([sums_T, counts_T], dim=1).tolist(), strict=True)), wishes
 
 
-def _sum_gradients(parameters: list[torch.nn.Parameter], world: World) -> None:
-    """Replace every gradient by its sum over ranks, in one collective call."""
-    if world.size == 1:
-        return
+def _global_counts(share: Batch, recipe: Recipe, world: World, wishes: Wishes) -> tuple[torch.Tensor, Wishes]:
+    """Values in each loss term over all ranks, known before the forward pass; wishes travel along."""
+    counts_T = torch.stack([loss_counts(present, recipe.loss) for present in share.present]).sum(dim=0)
+    asked_2 = torch.tensor([wishes.stop, wishes.save], dtype=counts_T.dtype, device=counts_T.device)
+    together = world.sum(torch.cat([counts_T, asked_2]))
+    return together[:-2], Wishes(stop=bool(together[-2]), save=bool(together[-1]))
+
+
+def _sum_gradients(parameters: list[torch.nn.Parameter], sums_T: torch.Tensor, world: World) -> torch.Tensor:
+    """Replace every gradient by its sum over ranks, in one collective call that brings the loss's sums along."""
     gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    flat = world.sum(torch.cat([gradient.flatten() for gradient in gradients]))
-    pieces = torch.split(flat, [gradient.numel() for gradient in gradients])
-    for parameter, piece in zip(parameters, pieces, strict=True):
+    if world.size == 1:
+        return sums_T
+    pieces = [*gradients, sums_T.to(gradients[0])]
+    flat = world.sum(torch.cat([piece.flatten() for piece in pieces]))
+    *summed, sums = torch.split(flat, [piece.numel() for piece in pieces])
+    for parameter, piece in zip(parameters, summed, strict=True):
         parameter.grad = piece.view_as(parameter)
+    return sums.to(sums_T)
 
 
-def _mean_parts(totals: list[StepSums], recipe: Recipe) -> dict[str, float]:
-    """The epoch's mean of each term, and their weighted sum as "loss"."""
-    means = {}
-    for name in totals[0]:
-        count = sum(step[name][1] for step in totals)
-        means[name] = sum(step[name][0] for step in totals) / max(1.0, count)
+def epoch_row(state: TrainState, source: Source, recipe: Recipe, world: World) -> Row:
+    """An epoch's mean loss parts, their weighted sum as "loss", and the plan's target scores."""
+    plan = plan_epoch(source.pairing, recipe, state.epoch)
+    means = {name: total / max(1.0, count) for name, (total, count) in state.sums.items()}
     weights = recipe.loss.weights()
-    return {"loss": sum(weights[name] * mean for name, mean in means.items()), **means}
+    return {
+        "epoch": state.epoch,
+        "step": state.step,
+        "workers": world.size,
+        "lr": float(state.schedule.get_last_lr()[0]),
+        "pairs": len(plan.target_P),
+        "loss": sum(weights[name] * mean for name, mean in means.items()),
+        **means,
+        "target_mean": float(plan.target_P.mean()),
+        "target_histogram": [int(count) for count in score_histogram(plan.target_P)],
+    }
 
 
-def plan_epoch(data: Triplets, recipe: Recipe, epoch: int) -> EpochPlan:
+def plan_epoch(pairing: Pairing, recipe: Recipe, epoch: int) -> EpochPlan:
     """The epoch's pairs: a pure function of labels, seed, epoch and strategy."""
     return epoch_plan(
-        data.image_va_N2,
-        data.music_va_M2,
+        pairing.image_va_N2,
+        pairing.partner_va_M2,
         seed=recipe.seed,
         epoch=epoch,
         strategy=recipe.strategy,
         sigma=recipe.loss.sigma,
     )
-
-
-def batch(data: Triplets, plan: EpochPlan, share: slice | NDArray[np.int64], state: TrainState) -> Batch:
-    """The share's rows as tensors of the model's device and precision."""
-    image_B, music_B = plan.image_index_P[share], plan.music_index_P[share]
-    like = next(state.model.parameters())
-
-    def tensor(array: NDArray[np.floating]) -> torch.Tensor:
-        return torch.as_tensor(array, dtype=like.dtype, device=like.device)
-
-    music_va_B2 = tensor(data.music_va_M2[music_B])
-    return Batch(
-        {
-            "image": tensor(data.image_emb_ND[image_B]),
-            "music": tensor(data.music_emb_MD[music_B]),
-            "caption": tensor(data.caption_emb_MD[music_B]),
-        },
-        {"image": tensor(data.image_va_N2[image_B]), "music": music_va_B2, "caption": music_va_B2},
-        torch.as_tensor(data.caption_mask_M[music_B], device=like.device),
-    )
-
-
-def validate(model: torch.nn.Module, data: Triplets, sigma: float) -> Row:
-    """The validation metrics that choose the best checkpoint.
-
-    Returns:
-        val_va_mse (mean over modalities and axes), val_matching_mse (mean over image-music and image-caption, every
-        pair), val_total (their sum), and the R2 of each modality and axis for the curves.
-    """
-    assert isinstance(model, MMVA)
-    embeddings = data.embeddings()
-    labels = {"image": data.image_va_N2, "music": data.music_va_M2, "caption": data.music_va_M2[data.caption_mask_M]}
-    points = {modality: model.predict_embeddings(modality, emb_ND) for modality, emb_ND in embeddings.items()}
-    row: Row = {}
-    errors = []
-    for modality, va_N2 in points.items():
-        for axis, values in va_metrics(va_N2, labels[modality]).items():
-            errors.append(values["mse"])
-            row[f"val_r2/{modality}/{axis}"] = values["r2"]
-    matching = [
-        matching_mse(points["image"], points[other], labels["image"], labels[other], sigma=sigma)
-        for other in ("music", "caption")
-    ]
-    row["val_va_mse"], row["val_matching_mse"] = float(np.mean(errors)), float(np.mean(matching))
-    row["val_total"] = row["val_va_mse"] + row["val_matching_mse"]
-    return row

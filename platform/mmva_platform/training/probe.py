@@ -9,52 +9,75 @@ Shapes: N rows, D embedding width, A penalties tried; a last axis of 2 is (valen
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mmva.errors import UsageError
 from mmva.model import MMVA
 from mmva.towers import Tower
 from mmva_platform.training.data import Triplets
 
 Floats = NDArray[np.float64]
+Pieces = Iterable[Floats]
+_PIECE: Final = 65_536
 PENALTIES: Final = np.logspace(-2.5, 2.0, 28)  # alpha per input dimension
 
 
-def fit_probe(z_ND: Floats, va_N2: Floats, z_val_MD: Floats, va_val_M2: Floats) -> tuple[Floats, Floats]:
+def fit_probe(z: Pieces, va_N2: Floats, z_val: Pieces, va_val_M2: Floats) -> tuple[Floats, Floats]:
     """Ridge regression on standardised embeddings; each axis has the penalty of PENALTIES that is best on validation.
 
+    From the Gram matrix, piece by piece: memory does not grow with the number of rows.
+
     Args:
-        z_ND: Standardised embeddings of the training split.
+        z: Standardised embeddings [N, D] of the training split, in pieces.
         va_N2: Their labels.
-        z_val_MD: Standardised embeddings of the validation split.
+        z_val: Standardised embeddings [M, D] of the validation split, in pieces.
         va_val_M2: Their labels.
 
     Returns:
         Weights [D, 2] of va - va_N2.mean(axis=0), and the penalties [2].
     """
     mean_2 = va_N2.mean(axis=0)
-    u_NK, s_K, vt_KD = np.linalg.svd(z_ND, full_matrices=False)
-    projected_K2 = u_NK.T @ (va_N2 - mean_2)
-    shrink_AK = s_K / (s_K**2 + z_ND.shape[1] * PENALTIES[:, None])
-    predicted_AM2 = np.einsum("mk,ak,kc->amc", z_val_MD @ vt_KD.T, shrink_AK, projected_K2, optimize=True) + mean_2
-    best_2 = np.square(predicted_AM2 - va_val_M2).mean(axis=1).argmin(axis=0)
-    return vt_KD.T @ (shrink_AK[best_2].T * projected_K2), PENALTIES[best_2]
+    gram_DD, moment_D2, start = 0.0, 0.0, 0
+    for piece_BD in z:
+        gram_DD = gram_DD + piece_BD.T @ piece_BD
+        moment_D2 = moment_D2 + piece_BD.T @ (va_N2[start : start + len(piece_BD)] - mean_2)
+        start += len(piece_BD)
+    variance_K, v_DK = np.linalg.eigh(gram_DD)
+    shrink_AK = 1 / (variance_K.clip(0) + len(variance_K) * PENALTIES[:, None])
+    projected_K2 = v_DK.T @ moment_D2
+    errors_A2, start = np.zeros((len(PENALTIES), 2)), 0
+    for piece_BD in z_val:
+        predicted_AB2 = np.einsum("bk,ak,kc->abc", piece_BD @ v_DK, shrink_AK, projected_K2, optimize=True) + mean_2
+        errors_A2 += np.square(predicted_AB2 - va_val_M2[start : start + len(piece_BD)]).sum(axis=1)
+        start += len(piece_BD)
+    best_2 = errors_A2.argmin(axis=0)
+    return v_DK @ (shrink_AK[best_2].T * projected_K2), PENALTIES[best_2]
 
 
-def start_from_probes(model: MMVA, train: Triplets, val: Triplets) -> dict[str, Floats]:
+def start_from_probes(model: MMVA, train: Triplets, val: Triplets) -> dict[str, list[float]]:
     """Set every tower's linear path to its probe; returns the penalties [2] by modality, per input dimension.
 
     The probe predicts labels and the path logits: at the mean label both have the same value and the same slope.
+
+    Raises:
+        UsageError: If validation lacks a modality that training has.
     """
+    if missing := [modality for modality in train.emb if modality not in val.emb]:
+        raise UsageError(
+            f"dataset: split 'val' has no {missing[0]} to choose a penalty by; set optimizer.ridge to a number"
+        )
     penalties = {}
     labels, held_out = ({m: va.astype(np.float64) for m, va in split.labels().items()} for split in (train, val))
-    for modality, emb_ND in train.embeddings().items():
+    for modality, emb_ND in train.emb.items():
         tower = model.tower(modality)
-        z_ND, z_val_MD = _standardised(tower, emb_ND), _standardised(tower, val.embeddings()[modality])
-        weight_D2, penalties[modality] = fit_probe(z_ND, labels[modality], z_val_MD, held_out[modality])
+        z, z_val = _standardised(tower, emb_ND), _standardised(tower, val.emb[modality])
+        weight_D2, penalty_2 = fit_probe(z, labels[modality], z_val, held_out[modality])
+        penalties[modality] = penalty_2.tolist()
         mean_2 = labels[modality].mean(axis=0).clip(0.01, 0.99)
         with torch.no_grad():
             tower.linear.weight.copy_(torch.from_numpy((weight_D2 / (mean_2 * (1 - mean_2))).T))
@@ -62,6 +85,9 @@ def start_from_probes(model: MMVA, train: Triplets, val: Triplets) -> dict[str, 
     return penalties
 
 
-def _standardised(tower: Tower, emb_ND: NDArray[np.floating]) -> Floats:
+def _standardised(tower: Tower, emb_ND: NDArray[np.floating]) -> Iterator[Floats]:
+    """Standardised rows as float64 pieces [B, D]."""
     device = tower.mean_D.device
-    return np.asarray(tower.standardise(torch.as_tensor(emb_ND, device=device)).double().cpu().numpy(), np.float64)
+    for start in range(0, len(emb_ND), _PIECE):
+        emb_BD = torch.from_numpy(np.array(emb_ND[start : start + _PIECE])).to(device)  # shared memory is read-only
+        yield np.asarray(tower.standardise(emb_BD).double().cpu().numpy(), np.float64)

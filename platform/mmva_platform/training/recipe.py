@@ -12,8 +12,11 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from mmva.losses import LossConfig
+from mmva.modalities import Modality
 from mmva.towers import TowerConfig
 from mmva_platform.settings import Config
+
+Workers = Annotated[int, Field(ge=1)]
 
 
 class OptimizerOptions(Config):
@@ -48,12 +51,52 @@ class AveragingOptions(Config):
     decay: float = Field(0.98, ge=0, lt=1, description="per step; 0 turns it off. Smooths the noise of small epochs")
 
 
+class AugmentOptions(Config):
+    """What media mode does to a training item. The defaults change nothing that carries valence or arousal."""
+
+    crop: float = Field(0.85, gt=0, le=1, description="smallest share of an image's area in a random crop; 1: none")
+    mirror: bool = Field(default=True, description="mirror every other image")
+    polarity: bool = Field(default=True, description="invert the polarity of every other clip: no ear hears it")
+    brightness: float = Field(0.0, ge=0, lt=1, description="off: brightness carries valence, its label would be wrong")
+    saturation: float = Field(0.0, ge=0, lt=1, description="off: saturation carries arousal and valence")
+    gain_db: float = Field(0.0, ge=0, le=40, description="off: loudness carries arousal")
+
+
+class MediaOptions(Config):
+    """How media mode tunes backbones. Not published whether MMVA does; every default is ours."""
+
+    layers: dict[Modality, Annotated[int, Field(ge=0)] | Literal["all"]] = Field(
+        {"image": 2, "music": 2, "caption": 2},
+        description="last blocks of each backbone that train, and what comes after them; 0: frozen",
+    )
+    lr: dict[Modality, Annotated[float, Field(gt=0)]] = Field(
+        {"image": 1e-5, "music": 1e-5, "caption": 1e-5}, description="peak learning rate of each backbone's layers"
+    )
+    pieces: int = Field(
+        1, ge=1, description="gradient accumulation: a step's share goes through the model in so many pieces"
+    )
+    recompute: bool = Field(default=False, description="gradient checkpointing: a third more computing for less memory")
+    bf16: bool = Field(default=True, description="bfloat16 autocast of backbones on GPUs; a CPU computes in float32")
+    augment: AugmentOptions = AugmentOptions()
+    out: str | None = Field(
+        None, description="folder or URI for the tuned layers, which bundles refer to; default: in the run's directory"
+    )
+    probe_items: int = Field(
+        20_000,
+        ge=100,
+        description="stored embeddings of each modality that the towers start from, about",
+    )
+
+
 class CheckpointOptions(Config):
     """What stays on disk."""
 
     keep: int = Field(1, ge=1, description="best checkpoints kept; the last one is always kept beside them")
     metric: Literal["val_total", "val_va_mse", "val_matching_mse"] = Field(
         "val_total", description="smallest wins: mean VA MSE over modalities, matching-score MSE, or their sum"
+    )
+    every_s: float = Field(
+        60.0, ge=0, description="save in the middle of an epoch after this many seconds without one; 0: after each step"
     )
 
 
@@ -73,29 +116,40 @@ class Recipe(Config):
     batch_size: int = Field(
         64, ge=1, description="pairs per step over all workers, so the result does not depend on them"
     )
-    workers: int = Field(
-        2, ge=1, description="Ray Train workers; the result is the same for any number, but for dropout's random draws"
+    workers: Workers | tuple[Workers, Workers] = Field(
+        2,
+        description="Ray Train workers; the result is the same for any number, but for dropout's random draws. "
+        "[min, max]: as many as the cluster has room for, fewer when a node goes and more when one comes",
     )
     cpus_per_worker: float = Field(0.5, gt=0, description="logical CPUs; below 1 leaves Ray room on a small machine")
     strategy: Literal["random", "matched"] = Field(
         "random", description="partner of an image: any clip (as published), or stratified to even out target scores"
     )
-    backbones: Literal["frozen"] = Field(
-        "frozen",
-        description="not published which backbones MMVA tunes; with frozen ones an epoch takes seconds, because "
-        "embeddings are computed once",
+    mode: Literal["features", "media"] = Field(
+        "features",
+        description="not published which backbones MMVA tunes. features: none, an epoch takes seconds, because "
+        "embeddings are computed once. media: their last layers, from the media themselves",
     )
     optimizer: OptimizerOptions = OptimizerOptions()
     schedule: ScheduleOptions = ScheduleOptions()
     model: TowerConfig = TowerConfig()
     loss: LossConfig = Field(LossConfig(), description="its sigma is the run's: targets, loss and model share one")
+    media: MediaOptions = MediaOptions()
     averaging: AveragingOptions = AveragingOptions()
     checkpoint: CheckpointOptions = CheckpointOptions()
 
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """Fewest and most workers."""
+        return self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)
+
     @model_validator(mode="after")
-    def _batch_feeds_every_worker(self) -> Recipe:
-        if self.batch_size < self.workers:
-            raise ValueError(f"batch_size {self.batch_size} leaves some of the {self.workers} workers without a pair")
+    def _workers_fit(self) -> Recipe:
+        fewest, most = self.worker_range
+        if fewest > most:
+            raise ValueError(f"workers [{fewest}, {most}]: the first must be the smaller one")
+        if self.batch_size < most:
+            raise ValueError(f"batch_size {self.batch_size} leaves some of the {most} workers without a pair")
         return self
 
 

@@ -1,6 +1,6 @@
 """The run directory: the only truth about a training run. Created once, never reused silently, readable without us.
 
-`<runs_dir>/<run_name>/`: recipe.json and run.json (written first), Ray Train's checkpoints, history.json,
+`<runs_dir>/<run_name>/`: recipe.json and run.json (written first), checkpoints/, history.json,
 evaluation.json, bundle/ (written last; with it the run is finished).
 """
 
@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmva.errors import UsageError
 from mmva_platform.settings import Config, validate
 from mmva_platform.training.recipe import Recipe, fresh_name
+
+if TYPE_CHECKING:
+    from mmva_platform.datasets.features import Features
 
 # Where a run is computed may change when it continues; what is computed may not.
 _MAY_CHANGE = frozenset({"name", "workers", "cpus_per_worker"})
@@ -24,6 +27,11 @@ class RunFacts(Config):
 
     dataset_digest: str
     fingerprints: dict[str, str]
+
+    @classmethod
+    def of(cls, features: Features) -> RunFacts:
+        """Facts of a run on these features."""
+        return cls(dataset_digest=features.digest, fingerprints={str(m): f for m, f in features.fingerprints.items()})
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,16 @@ class RunDirectory:
     def name(self) -> str:
         """The run's name."""
         return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are."""
+        return self.path / "checkpoints"
+
+    @property
+    def backbones(self) -> Path:
+        """Where media mode leaves the layers that it tuned, unless the recipe says otherwise."""
+        return self.path / "backbones"
 
     @property
     def bundle(self) -> Path:

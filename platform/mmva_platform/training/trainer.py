@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from mmva.errors import OperationFailed
 from mmva_platform.settings import Settings
 from mmva_platform.training.recipe import Recipe
 from mmva_platform.training.rundir import RunDirectory, RunFacts, create_run, resume_run
@@ -17,13 +17,14 @@ from mmva_platform.training.rundir import RunDirectory, RunFacts, create_run, re
 if TYPE_CHECKING:
     from mmva.model import MMVA
     from mmva_platform.datasets.features import Features
-    from mmva_platform.training.data import Triplets
     from mmva_platform.training.evaluation import Evaluation
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
 Progress = Callable[[Row], None]
 SPLITS = ("train", "val", "test")
+_MAX_FAILURES: Final = 3
+_RESIZE_S: Final = 30.0  # how often an elastic run looks whether there is room for more workers
 
 
 @dataclass(frozen=True)
@@ -75,67 +76,130 @@ def train(
         progress: Called with each epoch's row as soon as it is known.
 
     Raises:
-        UsageError: If the dataset, its embeddings or a split is missing, the run's name is taken, or a resumed run
-            would not compute the same.
+        UsageError: If the dataset, its embeddings or a split is missing, the embeddings do not fit into memory, the
+            run's name is taken, or a resumed run would not compute the same.
+        OperationFailed: If the run was told to stop (it has saved), or its workers failed too often.
     """
-    from mmva_platform.datasets.features import load_features
-    from mmva_platform.training.data import triplets
+    from mmva_platform.cluster import check_feasible, quiet_ray_data, ray_session
 
-    features = load_features(recipe.dataset, recipe.preset, settings, embeddings=recipe.embeddings)
-    splits = {name: triplets(features, name) for name in ("train", "val")}
-    fingerprints = {str(modality): value for modality, value in features.fingerprints.items()}
-    facts = RunFacts(dataset_digest=features.digest, fingerprints=fingerprints)
-    if resume is None:
-        run = create_run(settings.runs_dir, recipe, facts)
-    else:
-        run = resume_run(settings.runs_dir, resume, recipe, facts)
-    recipe = recipe.model_copy(update={"name": run.name})
-    best, last = _fit_on_ray(run, recipe, splits, settings, progress)
-    return finish(run, recipe, features, settings, best=best, last=last)
+    with ray_session(settings.cluster):
+        check_feasible(recipe.worker_range[0], recipe.cpus_per_worker)
+        quiet_ray_data()
+        work = _work(recipe, settings)
+        if resume is None:
+            run = create_run(settings.runs_dir, recipe, work.facts)
+        else:
+            run = resume_run(settings.runs_dir, resume, recipe, work.facts)
+        recipe = recipe.model_copy(update={"name": run.name})
+        best, last = _fit_on_ray(run, recipe, work.config, settings, progress)
+        model, features = work.trained(run, recipe, best)
+        return finish(run, recipe, model, features, settings, best=best, last=last)
+
+
+class _Work(Protocol):
+    """One mode of training, on the driver."""
+
+    facts: RunFacts
+    config: dict[str, Any]
+
+    def trained(self, run: RunDirectory, recipe: Recipe, best: Mapping[str, Any]) -> tuple[MMVA, Features]:
+        """The best checkpoint's towers, and features of the backbones they belong to."""
+
+
+def _work(recipe: Recipe, settings: Settings) -> _Work:
+    if recipe.mode == "media":
+        from mmva_platform.training.media.run import MediaWork
+
+        return MediaWork(recipe, settings)
+    return _FeaturesWork(recipe, settings)
+
+
+class _FeaturesWork:
+    """Features mode: embeddings in shared memory."""
+
+    def __init__(self, recipe: Recipe, settings: Settings) -> None:
+        from mmva_platform.training.data import triplets
+        from mmva_platform.training.memory import share_features, shared_features
+
+        shared = share_features(recipe.dataset, recipe.preset, settings, recipe.embeddings)
+        self._features = shared_features(shared)
+        for name in ("train", "val"):
+            triplets(self._features, name)  # raises where training could not
+        self.facts = RunFacts.of(self._features)
+        self.config: dict[str, Any] = {"features": shared}
+
+    def trained(self, run: RunDirectory, recipe: Recipe, best: Mapping[str, Any]) -> tuple[MMVA, Features]:
+        from mmva_platform.training.build import build_model
+        from mmva_platform.training.data import triplets
+
+        del run
+        model = build_model(recipe, triplets(self._features, "train"))
+        model.load_state_dict(averaged(best))
+        return model, self._features
+
+
+def averaged(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The averaged weights of a checkpoint, under the model's own names."""
+    average = checkpoint["average"]
+    return {name.removeprefix("module."): value for name, value in average.items() if name != "n_averaged"}
 
 
 def _fit_on_ray(
-    run: RunDirectory, recipe: Recipe, splits: Mapping[str, Triplets], settings: Settings, progress: Progress
+    run: RunDirectory, recipe: Recipe, data: dict[str, Any], settings: Settings, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run Ray Train; returns the content of the best and of the last checkpoint."""
+    """Run Ray Train; returns the content of the best and of the last checkpoint.
+
+    Raises:
+        OperationFailed: If the run was told to stop before its end, or workers failed too often.
+    """
     import ray
-    from ray.util.queue import Queue
+    from ray.train import TrainingFailedError
 
-    from mmva_platform.cluster import check_feasible, quiet_ray_data, ray_session
-    from mmva_platform.training.checkpoint import read_state
-    from mmva_platform.training.watching import interruptible, watch
+    from mmva_platform.storage import open_storage
+    from mmva_platform.training.checkpoints import Checkpoints
+    from mmva_platform.training.watching import Channel, interruptible, watch
 
-    with ray_session(settings.cluster):
-        check_feasible(recipe.workers, recipe.cpus_per_worker)
-        quiet_ray_data()
-        queue = Queue(actor_options={"num_cpus": 0})
-        config = {
-            "recipe": recipe.model_dump(mode="json"),
-            "progress": queue,
-            **{name: ray.put(split) for name, split in splits.items()},
-        }
-        with interruptible(), watch(queue, progress):
-            result = _trainer(run, recipe, config, settings).fit()
-        best = result.get_best_checkpoint(recipe.checkpoint.metric, "min")
-        assert best is not None, "every epoch reports a checkpoint"
-        contents = []
-        for checkpoint in (best, result.checkpoint):
-            with checkpoint.as_directory() as folder:
-                contents.append(read_state(Path(folder)))
-        return contents[0], contents[1]
+    checkpoints = Checkpoints(
+        open_storage(run.checkpoints, settings.storage), recipe.checkpoint.keep, recipe.checkpoint.metric
+    )
+    found = checkpoints.latest()  # says here, where somebody reads it, what the workers will go on from
+    if found is not None:
+        log.info("training %s: going on in epoch %d after %d steps", run.name, found[0].epoch + 1, found[0].done)
+    channel = ray.remote(num_cpus=0)(Channel).remote()
+    config = {
+        "recipe": recipe.model_dump(mode="json"),
+        **data,
+        "checkpoints": checkpoints,
+        "channel": channel,
+    }
+    try:
+        with interruptible(), watch(channel, progress):
+            _trainer(run, recipe, config, settings).fit()
+    except TrainingFailedError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise OperationFailed(
+            f"training {run.name}: workers failed more than {_MAX_FAILURES} times ({reason}); when the cause is gone, "
+            f"go on with --resume {run.name}"
+        ) from error
+    found = checkpoints.latest()
+    if found is None or found[0].epoch < recipe.epochs:
+        where = (
+            "before its first step" if found is None else f"in epoch {found[0].epoch + 1} after {found[0].done} steps"
+        )
+        raise OperationFailed(f"training {run.name}: stopped {where}, and saved; go on with --resume {run.name}")
+    return checkpoints.best(found[1]["history"]), found[1]
 
 
 def _trainer(run: RunDirectory, recipe: Recipe, config: dict[str, Any], settings: Settings) -> Any:
     import ray
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
 
     from mmva_platform.training.worker import train_worker
 
-    # Each report waits for the controller's next look at its workers: every 2 s by default, longer than an epoch here.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-    use_gpu = ray.cluster_resources().get("GPU", 0) >= recipe.workers
+    fewest, most = recipe.worker_range
+    use_gpu = ray.cluster_resources().get("GPU", 0) >= fewest
     return TorchTrainer(
         train_worker,
         train_loop_config=config,
@@ -145,17 +209,15 @@ def _trainer(run: RunDirectory, recipe: Recipe, config: dict[str, Any], settings
             timeout_s=int(settings.cluster.stall_timeout_s),
         ),
         scaling_config=ScalingConfig(
-            num_workers=recipe.workers, use_gpu=use_gpu, resources_per_worker={"CPU": recipe.cpus_per_worker}
+            num_workers=most if fewest == most else (fewest, most),
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": recipe.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
+            elastic_resize_monitor_interval_s=_RESIZE_S,
         ),
         run_config=RunConfig(
             name=run.name,
             storage_path=str(run.path.parent),
-            failure_config=FailureConfig(max_failures=2),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=recipe.checkpoint.keep,
-                checkpoint_score_attribute=recipe.checkpoint.metric,
-                checkpoint_score_order="min",
-            ),
+            failure_config=FailureConfig(max_failures=_MAX_FAILURES),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
@@ -164,6 +226,7 @@ def _trainer(run: RunDirectory, recipe: Recipe, config: dict[str, Any], settings
 def finish(
     run: RunDirectory,
     recipe: Recipe,
+    model: MMVA,
     features: Features,
     settings: Settings,
     *,
@@ -175,20 +238,16 @@ def finish(
     Args:
         run: The run's directory.
         recipe: Its recipe.
-        features: The dataset's features.
+        model: The best checkpoint's towers.
+        features: The dataset's features, through the backbones that belong to them.
         settings: Where backbones come from.
         best: Content of the best checkpoint.
         last: Content of the last one, which holds the whole history.
     """
     from mmva.bundle import save_bundle
-    from mmva_platform.training.build import build_model
     from mmva_platform.training.card import model_card, versions
-    from mmva_platform.training.data import triplets
     from mmva_platform.training.evaluation import evaluate_model, intervals_from, reference_of
 
-    model = build_model(recipe, triplets(features, "train"))
-    averaged = {name.removeprefix("module."): value for name, value in best["average"].items() if name != "n_averaged"}
-    model.load_state_dict(averaged)
     model.eval()
     _attach_backbones(model, features, settings)
     evaluation = evaluate_model(model, features, "test")

@@ -1,40 +1,88 @@
-"""What the driver does while Ray Train holds it: hand on each epoch's row, and stop when told to."""
+"""What the driver does while Ray Train holds it: hand on each epoch's row, and stop when told to.
+
+Ctrl-C aborts at once. SIGTERM, by which schedulers announce that a machine is taken away, asks the workers to save in
+the middle of the epoch and end.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ray.util.queue import Queue
+from typing import Any
 
 _POLL_S = 0.2
 
 
+class Channel:
+    """An actor between driver and workers: epochs' rows one way, the word to stop the other way."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, Any]] = []
+        self._stopped = asyncio.Event()
+
+    async def tell(self, row: dict[str, Any]) -> None:
+        """Rank 0 has finished an epoch."""
+        self._rows.append(row)
+
+    async def take(self) -> list[dict[str, Any]]:
+        """The rows since the last call."""
+        rows, self._rows = self._rows, []
+        return rows
+
+    async def stop(self) -> None:
+        """Ask the workers to save and end."""
+        self._stopped.set()
+
+    async def stopped(self) -> None:
+        """Answers once they are asked to."""
+        await self._stopped.wait()
+
+
 @contextmanager
-def watch(queue: Queue, progress: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Call progress(row) for each row that workers put into the queue; the rest of the rows at the end."""
+def watch(channel: Any, progress: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Call progress(row) for each row that a worker tells of; pass SIGTERM on to the workers."""
+    import ray
+
     done = threading.Event()
+    with terminable() as told_to_stop:
 
-    def follow() -> None:
-        while True:
-            last_look = done.wait(_POLL_S)
-            for row in queue.get_nowait_batch(queue.qsize()):
-                progress(row)
-            if last_look:
-                return
+        def follow() -> None:
+            passed_on = False
+            while True:
+                last_look = done.wait(_POLL_S)
+                if told_to_stop.is_set() and not passed_on:
+                    passed_on = True
+                    channel.stop.remote()
+                for row in ray.get(channel.take.remote()):
+                    progress(row)
+                if last_look:
+                    return
 
-    follower = threading.Thread(target=follow, name="training-progress", daemon=True)
-    follower.start()
+        follower = threading.Thread(target=follow, name="training-progress", daemon=True)
+        follower.start()
+        try:
+            yield
+        finally:
+            done.set()
+            follower.join()
+            ray.kill(channel)
+
+
+@contextmanager
+def terminable() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, instead of ending the process; never set outside the main thread."""
+    told = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield told
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
     try:
-        yield
+        yield told
     finally:
-        done.set()
-        follower.join()
-        queue.shutdown()
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -1,0 +1,64 @@
+"""Media of a dataset on a node's disk: a shard is fetched once a node, however many epochs and workers want its items.
+
+Plans mix all shards, so without this every step would fetch most of the dataset. The disk must hold the media that
+training and validation read.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmva.errors import CheckFailed
+from mmva_platform.datasets.schema import ShardInfo, read_parquet, sha256_of
+from mmva_platform.storage import Storage
+
+
+@dataclass(frozen=True)
+class MediaCache:
+    """Reads items; picklable.
+
+    Attributes:
+        folder: On each node's own disk.
+        storage: The dataset's.
+        shards: Its shards, by number.
+    """
+
+    folder: Path
+    storage: Storage
+    shards: tuple[ShardInfo, ...]
+
+    def read(self, shard: int, row: int) -> bytes:
+        """An item's file.
+
+        Raises:
+            CheckFailed: If the shard is not the one that was published.
+            StorageError: If it cannot be read.
+        """
+        unpacked = self.folder / self.shards[shard].sha256[:32]
+        if not unpacked.is_dir():
+            self._unpack(self.shards[shard], unpacked)
+        return (unpacked / str(row)).read_bytes()
+
+    def _unpack(self, shard: ShardInfo, target: Path) -> None:
+        """One process of a node at a time; the others wait and find it done. A folder appears whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with target.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if target.is_dir():
+                return
+            data = self.storage.read(shard.name)
+            if sha256_of(data) != shard.sha256:
+                raise CheckFailed(f"{self.storage.join(shard.name)}: its bytes are not those of dataset.json")
+            making = self.folder / f".{uuid.uuid4().hex}"
+            making.mkdir()
+            try:
+                for row, media in enumerate(read_parquet(data, ["media"])["media"]):
+                    if media.is_valid:
+                        (making / str(row)).write_bytes(media.as_py())
+                making.rename(target)
+            finally:
+                shutil.rmtree(making, ignore_errors=True)

@@ -1,0 +1,220 @@
+"""A grid of recipes, searched with Ray Tune: trials that fall behind end early (ASHA), the best is then a normal run.
+
+A trial is the training loop itself, in one process over the embeddings in shared memory: it computes what a run of the
+same recipe computes on any number of workers. It leaves no checkpoint and no bundle; the winner's run does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import Field, model_validator
+
+from mmva.errors import OperationFailed, UsageError
+from mmva_platform.settings import Config, Settings, validate
+from mmva_platform.training.recipe import Recipe, fresh_name
+
+log = logging.getLogger(__name__)
+Point = dict[str, Any]
+Trial = dict[str, Any]
+_CPUS: Final = 0.5
+_MOST: Final = 1000
+
+
+class SweepOptions(Config):
+    """A sweep: a recipe and what to vary in it."""
+
+    recipe: dict[str, Any] = Field(description="the recipe that all trials share; features mode")
+    grid: dict[str, list[Any]] = Field(
+        min_length=1, description="dotted keys of the recipe and the values to try, such as optimizer.lr: [1e-4, 3e-4]"
+    )
+    name: str | None = Field(None, description="of the best trial's run; fresh by default")
+    at_once: int | None = Field(None, ge=1, description="trials at a time; default: as many as CPUs allow")
+    grace_epochs: int = Field(3, ge=1, description="epochs that every trial gets before it can be ended")
+    reduction: int = Field(3, ge=2, description="of each rung's trials one in so many goes on")
+
+    @model_validator(mode="after")
+    def _has_points(self) -> SweepOptions:
+        count = math.prod(len(values) for values in self.grid.values())
+        if not 1 <= count <= _MOST:
+            raise ValueError(f"grid: {count} trials; give every key at least one value, and at most {_MOST} in all")
+        return self
+
+    def points(self) -> list[Point]:
+        """Every combination of the grid's values."""
+        return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+
+    def recipe_at(self, point: Mapping[str, Any]) -> Recipe:
+        """The trial's recipe.
+
+        Raises:
+            UsageError: If a key or value is no recipe's, or it is not features mode.
+        """
+        values: dict[str, Any] = {**self.recipe, "name": self.name}
+        for key, value in point.items():
+            *parents, leaf = key.split(".")
+            node = values
+            for parent in parents:
+                node[parent] = dict(node.get(parent) or {})
+                node = node[parent]
+            node[leaf] = value
+        recipe = validate(Recipe, values, "sweep")
+        if recipe.mode != "features":
+            raise UsageError("sweep: trials train on embeddings; set mode: features, and tune media by the best")
+        return recipe
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep found.
+
+    Attributes:
+        best: The best trial's recipe.
+        trials: A row each: point, metric's best value, epochs done, whether it was ended early.
+        metric: What was compared; the smallest is best.
+    """
+
+    best: Recipe
+    trials: list[Trial]
+    metric: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        keys = ("point", "value", "epochs", "ended_early", "error")
+        return {"metric": self.metric, "trials": [{key: trial[key] for key in keys} for trial in self.trials]}
+
+    def to_text(self) -> str:
+        """A line a trial, best first, failed ones last."""
+        ordered = sorted(self.trials, key=lambda trial: math.inf if trial["value"] is None else trial["value"])
+        lines = []
+        for trial in ordered:
+            value = trial["error"] if trial["value"] is None else f"{trial['value']:.5f}"
+            point = ", ".join(f"{key}={value_}" for key, value_ in trial["point"].items())
+            lines.append(
+                f"{value}  {trial['epochs']:3d} epochs{' (ended early)' if trial['ended_early'] else ''}  {point}"
+            )
+        return "\n".join([f"{self.metric} of {len(self.trials)} trials", *lines])
+
+
+def sweep(
+    options: SweepOptions, settings: Settings, *, on_trial: Callable[[Trial], None] = lambda _trial: None
+) -> SweepResult:
+    """Train every point of the grid, ending those early that fall behind.
+
+    Args:
+        options: The grid.
+        settings: Cluster and storage.
+        on_trial: Called with each finished trial's row, its history included.
+
+    Raises:
+        UsageError: For a wrong key or value, trials on different embeddings, or embeddings that are missing or do not
+            fit into memory.
+        OperationFailed: If no trial came to an end.
+    """
+    from mmva_platform.cluster import check_feasible, ray_session
+
+    recipes = [options.recipe_at(point) for point in options.points()]
+    first = recipes[0]
+    for key in ("dataset", "preset", "embeddings"):
+        if len({getattr(recipe, key) for recipe in recipes}) > 1 or key in options.grid:
+            raise UsageError(f"sweep: {key} cannot vary within one sweep; its trials share one set of embeddings")
+    if len({recipe.checkpoint.metric for recipe in recipes}) > 1:
+        raise UsageError("sweep: checkpoint.metric cannot vary; it is what trials are compared by")
+    with ray_session(settings.cluster):
+        from mmva_platform.training.memory import share_features
+
+        check_feasible(1, _CPUS)
+        shared = share_features(first.dataset, first.preset, settings, first.embeddings)
+        trials = _run(options, recipes, shared, settings)
+    finished = [trial for trial in trials if trial["value"] is not None and math.isfinite(trial["value"])]
+    for trial in trials:
+        on_trial(trial)
+    if not finished:
+        raise OperationFailed(f"sweep: none of {len(trials)} trials came to an end; train one of them to see why")
+    best = min(finished, key=lambda trial: trial["value"])
+    log.info(
+        "sweep: best of %d trials is %s (%s %.5f)", len(trials), best["point"], first.checkpoint.metric, best["value"]
+    )
+    return SweepResult(options.recipe_at(best["point"]), trials, first.checkpoint.metric)
+
+
+def _run(options: SweepOptions, recipes: list[Recipe], shared: Mapping[str, Any], settings: Settings) -> list[Trial]:
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+
+    metric, epochs = recipes[0].checkpoint.metric, max(recipe.epochs for recipe in recipes)
+    scheduler = ASHAScheduler(
+        time_attr="epoch",
+        max_t=epochs,
+        grace_period=min(options.grace_epochs, epochs),
+        reduction_factor=options.reduction,
+    )
+    trainable = tune.with_resources(tune.with_parameters(_trial, shared=shared), {"cpu": _CPUS})
+    space = {
+        "number": tune.grid_search(list(range(len(recipes)))),
+        "recipes": [r.model_dump(mode="json") for r in recipes],
+    }
+    tuner = tune.Tuner(
+        trainable,
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            metric=metric, mode="min", scheduler=scheduler, max_concurrent_trials=options.at_once, reuse_actors=True
+        ),
+        run_config=tune.RunConfig(
+            name=fresh_name("sweep"), storage_path=str(settings.home.resolve() / "sweeps"), verbose=0, callbacks=[]
+        ),
+    )
+    results = tuner.fit()
+    points = options.points()
+    rows = []
+    for result in results:
+        number = result.config["number"]
+        history = [] if result.metrics_dataframe is None else result.metrics_dataframe.to_dict("records")
+        measured = [row[metric] for row in history]
+        rows.append(
+            {
+                "number": number,
+                "point": points[number],
+                "value": min(measured) if measured else None,
+                "epochs": len(history),
+                "ended_early": result.error is None and len(history) < recipes[number].epochs,
+                "error": None if result.error is None else str(result.error).strip().splitlines()[-1],
+                "recipe": recipes[number],
+                "history": [
+                    {name: row[name] for name in row if name.startswith("val_") or name == "loss"} for row in history
+                ],
+            }
+        )
+    return sorted(rows, key=lambda row: row["number"])
+
+
+def _trial(config: dict[str, Any], shared: Mapping[str, Any]) -> None:
+    """One trial, in Tune's process: the loop, reporting each epoch."""
+    import torch
+    from ray import tune
+
+    from mmva_platform.training.build import build_model, new_state
+    from mmva_platform.training.data import triplets
+    from mmva_platform.training.loop import Row, TrainState, Unwatched, fit
+    from mmva_platform.training.memory import shared_features
+    from mmva_platform.training.source import FeatureSource
+
+    class Reporting(Unwatched):
+        def after_epoch(self, state: TrainState, row: Row) -> None:
+            del state
+            tune.report(
+                {name: value for name, value in row.items() if isinstance(value, int | float)}
+                | {"epoch": row["epoch"] + 1}
+            )
+
+    torch.set_num_threads(1)
+    recipe = Recipe.model_validate(config["recipes"][config["number"]])
+    features = shared_features(shared)
+    train, val = triplets(features, "train"), triplets(features, "val")
+    state = new_state(build_model(recipe, train), recipe, train, val)
+    fit(state, FeatureSource(train, val, recipe.loss.sigma), recipe, watcher=Reporting())
