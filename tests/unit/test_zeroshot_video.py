@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 from mmva.errors import MediaError, UsageError
 from mmva.media.limits import Limits
 from mmva.media.video import pictures_at, probe_video, stream_sound
+from mmva.zeroshot import video as module
 from mmva.zeroshot.clip import cut, even_size
 from mmva.zeroshot.video import VideoSummary, as_clock, summarize
 
@@ -159,12 +161,25 @@ def test_hostile_videos_are_refused(film: Path, tmp_path: Path) -> None:
         assert not (tmp_path / "clip.webm").exists()
 
 
-def test_pictures_are_held_by_the_batch(film: Path) -> None:
-    model = Moods("image")
+def test_no_more_than_a_batch_of_pictures_is_held(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = 0
+
+    def counted(*arguments: Any) -> Iterator[Image.Image]:
+        nonlocal decoded
+        for picture in pictures_at(*arguments):
+            decoded += 1
+            yield picture
+
+    class Watching(Moods):
+        def predict(self, modality: str, items: list[Any]) -> np.ndarray:
+            assert decoded - sum(self.sizes) == len(items) <= 8
+            return super().predict(modality, items)
+
+    monkeypatch.setattr(module, "pictures_at", counted)
+    model = Watching("image")
     summary = summarize(film, model, seconds=5.0, out=None)
     assert (summary.clip, summary.picture) == (None, None)
-    assert max(model.sizes) <= 8
-    assert sum(model.sizes) == 96
+    assert sum(model.sizes) == decoded == 96
 
 
 def test_mistakes_are_named(film: Path, tmp_path: Path) -> None:
