@@ -103,7 +103,7 @@ def _encode(path: Path, pieces: Iterable[_Piece], fps: Fraction, size: tuple[int
             streams["sound"] = output.add_stream("libopus", rate=_SOUND_RATE, layout="stereo")
         frames = heard = 0
         for piece in pieces:
-            if piece.picture is not None:
+            if piece.picture is not None and size is not None:
                 frame = av.VideoFrame.from_image(piece.picture.resize(size, Image.Resampling.BILINEAR))
                 frame.pts, frame.time_base = frames, 1 / fps
                 frames += 1
