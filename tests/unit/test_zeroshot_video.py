@@ -15,7 +15,7 @@ from mmva.errors import MediaError, UsageError
 from mmva.media.limits import Limits
 from mmva.media.video import pictures_at, probe_video, stream_sound
 from mmva.zeroshot import video as module
-from mmva.zeroshot.clip import cut, even_size
+from mmva.zeroshot.clip import as_stereo, cut, even_size
 from mmva.zeroshot.video import VideoSummary, as_clock, summarize
 
 from .made_video import RATE, write_video
@@ -205,6 +205,18 @@ def test_cutting_sound() -> None:
     assert np.array_equal(pieces[kept], wanted[kept])
     assert not pieces[ends].any()
     assert not pieces[365:].any()
+
+
+def test_sound_that_is_no_sound_does_not_reach_the_encoder() -> None:
+    wild = np.full((4000, 6), 7.0, np.float32)
+    wild[1000:2000] = np.nan
+    wild[2000:3000] = -np.inf
+    samples_T2 = np.concatenate(list(as_stereo([wild], 8000, "mp4")))
+    assert samples_T2.shape == (24_000, 2)
+    middles = [float(samples_T2[at, 1]) for at in (3000, 9000, 15_000, 21_000)]
+    assert middles == pytest.approx([1, 0, -1, 1], abs=0.01)
+    with pytest.raises(MediaError, match="mp4 data that cannot be decoded"):
+        list(as_stereo([wild], 0, "mp4"))
 
 
 def test_sizes_of_pictures() -> None:
