@@ -221,7 +221,7 @@ def _curve(data: bytes, info: VideoInfo, model: MMVA | Predictor, limits: Limits
         tracks["music"] = _sound_curve(data, model, time_W, limits, deadline)
     if not tracks:
         raise MediaError("no-tower", f"this model has {', '.join(model.dims)}: no use for what this video holds")
-    va_W2 = np.mean(list(tracks.values()), axis=0, dtype=np.float64)
+    va_W2 = np.asarray(np.mean(list(tracks.values()), axis=0), np.float64)
     if not np.isfinite(va_W2).all():
         raise MediaError("non-finite", "the model gave NaN or infinite values", stage="infer")
     return _Curve(tuple(tracks), time_W, va_W2, jpegs)
