@@ -24,6 +24,7 @@ from PIL import Image
 
 from mmva.errors import UsageError
 from mmva.media.audio_sources import open_audio
+from mmva.media.guards import refusals
 from mmva.media.limits import Limits
 from mmva.media.video import VideoInfo, pictures_at
 
@@ -103,7 +104,7 @@ def _encode(path: Path, pieces: Iterable[_Piece], fps: Fraction, size: tuple[int
             streams["sound"] = output.add_stream("libopus", rate=_SOUND_RATE, layout="stereo")
         frames = heard = 0
         for piece in pieces:
-            if piece.picture is not None:
+            if piece.picture is not None and size is not None:
                 frame = av.VideoFrame.from_image(piece.picture.resize(size, Image.Resampling.BILINEAR))
                 frame.pts, frame.time_base = frames, 1 / fps
                 frames += 1
@@ -128,20 +129,30 @@ def _pictures(
 def _sounds(data: bytes, info: VideoInfo, spans_s: Sequence[tuple[float, float]]) -> Iterator[_Piece]:
     with open_audio(data, info.format) as source:
         at = 0
-        for samples_T2 in cut(as_stereo(source.blocks, source.sample_rate), spans_s, _SOUND_RATE):
+        blocks = as_stereo(source.blocks, source.sample_rate, info.format)
+        for samples_T2 in cut(blocks, spans_s, _SOUND_RATE):
             yield _Piece(at / _SOUND_RATE, samples_T2=samples_T2)
             at += len(samples_T2)
 
 
-def as_stereo(blocks: Iterable[NDArray[np.float32]], rate: int) -> Iterator[NDArray[np.float32]]:
-    """Blocks [t, C] as blocks [t, 2] at the clip's rate; more than two channels become their mean on both sides."""
-    to_clip = av.AudioResampler(format="flt", layout="stereo", rate=_SOUND_RATE)
+def as_stereo(blocks: Iterable[NDArray[np.float32]], rate: int, kind: str) -> Iterator[NDArray[np.float32]]:
+    """Blocks [t, C] as blocks [t, 2] at the clip's rate; more than two channels become their mean on both sides.
+
+    Samples that are no numbers are silent, and those beyond full scale are at it: encoders take nothing else.
+
+    Raises:
+        MediaError: "corrupt-audio", for a rate that cannot be converted.
+    """
+    with refusals("corrupt-audio", kind):
+        to_clip = av.AudioResampler(format="flt", layout="stereo", rate=_SOUND_RATE)
     for block_TC in blocks:
         two_T2 = block_TC if block_TC.shape[1] == 2 else np.repeat(block_TC.mean(axis=1, keepdims=True), 2, axis=1)
-        for converted in to_clip.resample(_audio_frame(two_T2, rate)):
-            yield converted.to_ndarray().reshape(-1, 2)
-    for converted in to_clip.resample(None):
-        yield converted.to_ndarray().reshape(-1, 2)
+        with refusals("corrupt-audio", kind):
+            converted = to_clip.resample(_audio_frame(np.clip(np.nan_to_num(two_T2), -1, 1), rate))
+        yield from (frame.to_ndarray().reshape(-1, 2) for frame in converted)
+    with refusals("corrupt-audio", kind):
+        converted = to_clip.resample(None)
+    yield from (frame.to_ndarray().reshape(-1, 2) for frame in converted)
 
 
 def _audio_frame(samples_T2: NDArray[np.float32], rate: int) -> Any:

@@ -27,7 +27,7 @@ def write_picture(
     """Write a PNG; UsageError if it cannot be written."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 6.2), layout="constrained")
+    figure: Any = Figure(figsize=(12, 6.2), layout="constrained")
     shown = sorted(sorted(moments, key=lambda one: -one.change)[:_MOST_FRAMES], key=lambda one: one.start_s)
     top, below = figure.subfigures(2, 1, height_ratios=(1, 1.5))
     _draw_frames(top, shown)

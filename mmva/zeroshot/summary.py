@@ -66,7 +66,11 @@ def choose_segments(
     if not total > 0:
         return [Segment(0.0, budget_s, 0.0)]
     step_s = float(np.median(np.diff(time_W)))
-    budget = max(1, int(budget_s / step_s + 1e-9))
+    if budget_s < step_s:
+        steepest = int(change_S.argmax())
+        begin_s = float(time_W[steepest : steepest + 2].mean()) - budget_s / 2
+        return [Segment(begin_s, begin_s + budget_s, float(change_S[steepest]) / total * budget_s / step_s)]
+    budget = int(budget_s / step_s + 1e-9)
     least = min(budget, max(1, round(shortest_s / step_s)))
     apart = max(1, round(_APART_S / step_s))
     return [

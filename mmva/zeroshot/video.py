@@ -207,7 +207,7 @@ def _curve(data: bytes, info: VideoInfo, model: MMVA | Predictor, limits: Limits
     """The curve, and a small picture for each of its points."""
     deadline = time.monotonic() + time_limit_s
     step_s = max(_FINEST_S, info.duration_s / _MOST_POINTS)
-    time_W = (np.arange(max(1, int(info.duration_s / step_s))) + 0.5) * step_s
+    time_W = np.asarray((np.arange(max(1, int(info.duration_s / step_s))) + 0.5) * step_s, np.float64)
     tracks: dict[str, NDArray[np.float64]] = {}
     jpegs: list[bytes] = []
     if info.picture_s is not None and "image" in model.dims:
@@ -221,7 +221,7 @@ def _curve(data: bytes, info: VideoInfo, model: MMVA | Predictor, limits: Limits
         tracks["music"] = _sound_curve(data, model, time_W, limits, deadline)
     if not tracks:
         raise MediaError("no-tower", f"this model has {', '.join(model.dims)}: no use for what this video holds")
-    va_W2 = np.mean(list(tracks.values()), axis=0)
+    va_W2 = np.asarray(np.mean(list(tracks.values()), axis=0), np.float64)
     if not np.isfinite(va_W2).all():
         raise MediaError("non-finite", "the model gave NaN or infinite values", stage="infer")
     return _Curve(tuple(tracks), time_W, va_W2, jpegs)

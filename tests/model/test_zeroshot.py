@@ -21,7 +21,7 @@ from mmva.imemnet.generator.music import render_clip, song_style
 from mmva.imemnet.generator.pictures import render_picture
 from mmva.media.resample import resample_blocks
 from mmva.model import MMVA
-from mmva.retrieval import retrieval
+from mmva.retrieval import retrieval_per_query
 from mmva.zeroshot.prompts import PromptBank
 from mmva.zeroshot.search import PlaneIndex
 from mmva.zeroshot.video import summarize
@@ -30,7 +30,7 @@ from mmva_platform.training.probe import start_from_probes
 
 pytestmark = pytest.mark.slow
 
-IMAGES, CLIPS, SEED = 170, 190, 5
+IMAGES, CLIPS, SEED = 130, 240, 5
 SCENE_S, FPS = 8, 4
 # Valence and arousal of the scenes of a film, as the generator draws and plays them.
 SCENES = ((0.85, 0.8), (0.2, 0.2), (0.15, 0.85), (0.8, 0.15))
@@ -88,8 +88,8 @@ def world() -> World:
             emb["music"][clip_rows], music_va_M2[clip_rows], emb["caption"][clip_rows], mask_M,
         )  # fmt: skip
 
-    train = split(slice(0, 140), song_M < 0.6 * len(songs))
-    val = split(slice(140, None), (song_M >= 0.6 * len(songs)) & (song_M < 0.7 * len(songs)))
+    train = split(slice(0, 100), song_M < 0.6 * len(songs))
+    val = split(slice(100, None), (song_M >= 0.6 * len(songs)) & (song_M < 0.7 * len(songs)))
     model = MMVA({modality: encoder.dim for modality, encoder in encoders.items()}).eval()
     model.set_statistics(train.embeddings())
     start_from_probes(model, train, val)
@@ -106,9 +106,10 @@ def world() -> World:
 
 def test_a_sentence_finds_music_of_its_mood(world: World) -> None:
     query_M2, gallery_M2 = world.model.predict("caption", world.captions), world.model.predict("music", world.music)
-    figures = retrieval(query_M2, gallery_M2, world.va_M2, world.va_M2)
-    assert figures["ndcg@10"] > figures["random_ndcg@10"] + 0.1
-    assert figures["recall@10"] > 1.5 * figures["random_recall@10"]
+    figures = retrieval_per_query(query_M2, gallery_M2, world.va_M2, world.va_M2)
+    for name in ("ndcg@10", "recall@10"):
+        gain_M = figures[name] - figures[f"random_{name}"]
+        assert gain_M.mean() > 3 * gain_M.std() / np.sqrt(len(gain_M)), name
     # The index gives the ranking that the figures are of.
     index = PlaneIndex(gallery_M2)
     nearest = [index.nearest(query_2, 10)[0] for query_2 in query_M2]
@@ -116,7 +117,7 @@ def test_a_sentence_finds_music_of_its_mood(world: World) -> None:
     discount = 1 / np.log2(np.arange(2, 12))
     found = np.array([label_score[row, rows] @ discount for row, rows in enumerate(nearest)])
     ideal = np.sort(label_score, axis=1)[:, ::-1][:, :10] @ discount
-    assert float((found / ideal).mean()) == pytest.approx(figures["ndcg@10"], abs=1e-6)
+    assert float((found / ideal).mean()) == pytest.approx(figures["ndcg@10"].mean(), abs=1e-6)
 
 
 def test_the_caption_tower_reads_a_prompt_as_it_was_meant(world: World) -> None:

@@ -69,6 +69,12 @@ def test_a_registered_annotations_model_is_found_by_its_version(
     assert asked == ["models:/mmva/7"] * 2
 
 
+def test_help_names_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(verb in text for verb in ("search", "music-prompt", "summarize"))
+
+
 def test_music_prompt(picture: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["music-prompt", str(picture), "--model", str(bundle), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)

@@ -67,6 +67,15 @@ def test_a_million_points_in_a_narrow_region() -> None:
         assert distances.tolist() == wanted[1].tolist()
 
 
+def test_points_of_one_distance_are_not_lost_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sample's bound is met exactly: on a ring every point is as near as the sampled ones."""
+    monkeypatch.setattr(module, "_SAMPLES", 100)
+    angle_N = np.linspace(0, 2 * np.pi, 5000, endpoint=False)
+    va_N2 = 0.5 + 0.25 * np.column_stack([np.cos(angle_N), np.sin(angle_N)])
+    rows, _ = PlaneIndex(va_N2).nearest((0.5, 0.5), 3)
+    assert rows.tolist() == by_sorting(va_N2, (0.5, 0.5), 3)[0].tolist()
+
+
 def test_pages_hold_every_point_once_even_among_equals() -> None:
     va_N2 = np.repeat([[0.2, 0.2], [0.8, 0.8]], 500, axis=0)
     index = PlaneIndex(va_N2)

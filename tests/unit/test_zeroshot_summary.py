@@ -74,6 +74,9 @@ def test_a_small_budget_takes_the_greatest_change() -> None:
     (short,) = choose_segments(time_W, va_W2, duration_s, 1.0)
     assert short.start_s < 55 < short.end_s
     assert short.end_s - short.start_s == 1.0
+    (blink,) = choose_segments(time_W, va_W2, duration_s, 0.2)  # less than a step of the curve
+    assert blink.start_s < 55 < blink.end_s
+    assert blink.end_s - blink.start_s == pytest.approx(0.2)
 
 
 def test_more_seconds_never_hold_less() -> None:

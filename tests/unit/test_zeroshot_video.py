@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,8 @@ from PIL import Image
 from mmva.errors import MediaError, UsageError
 from mmva.media.limits import Limits
 from mmva.media.video import pictures_at, probe_video, stream_sound
-from mmva.zeroshot.clip import cut, even_size
+from mmva.zeroshot import video as module
+from mmva.zeroshot.clip import as_stereo, cut, even_size
 from mmva.zeroshot.video import VideoSummary, as_clock, summarize
 
 from .made_video import RATE, write_video
@@ -159,12 +161,25 @@ def test_hostile_videos_are_refused(film: Path, tmp_path: Path) -> None:
         assert not (tmp_path / "clip.webm").exists()
 
 
-def test_pictures_are_held_by_the_batch(film: Path) -> None:
-    model = Moods("image")
+def test_no_more_than_a_batch_of_pictures_is_held(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = 0
+
+    def counted(*arguments: Any) -> Iterator[Image.Image]:
+        nonlocal decoded
+        for picture in pictures_at(*arguments):
+            decoded += 1
+            yield picture
+
+    class Watching(Moods):
+        def predict(self, modality: str, items: list[Any]) -> np.ndarray:
+            assert decoded - sum(self.sizes) == len(items) <= 8
+            return super().predict(modality, items)
+
+    monkeypatch.setattr(module, "pictures_at", counted)
+    model = Watching("image")
     summary = summarize(film, model, seconds=5.0, out=None)
     assert (summary.clip, summary.picture) == (None, None)
-    assert max(model.sizes) <= 8
-    assert sum(model.sizes) == 96
+    assert sum(model.sizes) == decoded == 96
 
 
 def test_mistakes_are_named(film: Path, tmp_path: Path) -> None:
@@ -190,6 +205,18 @@ def test_cutting_sound() -> None:
     assert np.array_equal(pieces[kept], wanted[kept])
     assert not pieces[ends].any()
     assert not pieces[365:].any()
+
+
+def test_sound_that_is_no_sound_does_not_reach_the_encoder() -> None:
+    wild = np.full((4000, 6), 7.0, np.float32)
+    wild[1000:2000] = np.nan
+    wild[2000:3000] = -np.inf
+    samples_T2 = np.concatenate(list(as_stereo([wild], 8000, "mp4")))
+    assert samples_T2.shape == (24_000, 2)
+    middles = [float(samples_T2[at, 1]) for at in (3000, 9000, 15_000, 21_000)]
+    assert middles == pytest.approx([1, 0, -1, 1], abs=0.01)
+    with pytest.raises(MediaError, match="mp4 data that cannot be decoded"):
+        list(as_stereo([wild], 0, "mp4"))
 
 
 def test_sizes_of_pictures() -> None:

@@ -91,7 +91,7 @@ class AnnotationIndex:
             if commit.data is not None
         ]
         with ThreadPoolExecutor(_READERS, thread_name_prefix="annotation") as pool:
-            tables = list(pool.map(lambda file: read_file(*file, columns=_COLUMNS), files))
+            tables = list(pool.map(lambda file: read_file(file[0], file[1], _COLUMNS), files))
         empty = ANNOTATION_SCHEMA.empty_table().select(_COLUMNS)
         return cls(places[0].uri, manifests[0].run_id, manifests[0].model, pa.concat_tables([empty, *tables]))
 
