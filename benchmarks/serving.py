@@ -2,8 +2,9 @@
 
     python benchmarks/serving.py [--workdir DIR] [--pictures 192] [--seconds 10] [--rounds 2]
 
-One server with two replicas (compact preset, the engine that calibration chooses) on this machine; load comes from a second process
-(this file with --load). Pictures of 512 pixels.
+One server with two replicas (compact preset, the engine that calibration chooses) on this machine; load comes from a
+second process (this file with --load). Pictures of 512 pixels, and copies that differ in trailing bytes, because the
+server remembers the embeddings of bytes that it saw: no load sends the same ones twice.
 
 latency     one upload at a time on an idle server against decoding and predicting the same bytes in the load's process,
             interleaved
@@ -39,6 +40,7 @@ from annotation import make_bundle
 from made_media import make_pictures
 
 PORT, KEY, ITEMS, AT_ONCE, REPLICAS = 8765, "benchmark", 16, 6, 2
+PART = 2500  # copies of a load: more than it can send
 
 
 def settings_of(workdir: Path) -> Any:
@@ -88,8 +90,7 @@ def load_latency(workdir: Path, files: list[Path], seconds: float) -> dict[str, 
     number = 0
     while time.monotonic() < deadline:
         data = files[number % len(files)].read_bytes()
-        # Never the same bytes twice: the server remembers embeddings of what it saw.
-        data += number.to_bytes(4, "big")
+        data += b"latency"
         form = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n' + data + b"\r\n--x--\r\n"
         begun = time.perf_counter()
         predictor.predict("image", [decode_image(data, at_least=SHORT_SIDE)])
@@ -99,6 +100,15 @@ def load_latency(workdir: Path, files: list[Path], seconds: float) -> dict[str, 
         http_s.append(spent_s)
         number += 1
     return {"direct_s": direct_s[5:], "http_s": http_s[5:]}
+
+
+def copies(pictures: Path, folder: Path, count: int) -> None:
+    """`count` pictures of different bytes."""
+    folder.mkdir()
+    files = sorted(pictures.iterdir())
+    for number in range(count):
+        data = files[number % len(files)].read_bytes()
+        (folder / f"{number:06d}.jpg").write_bytes(data + number.to_bytes(4, "big"))
 
 
 def load_saturation(files: list[Path], seconds: float) -> dict[str, Any]:
@@ -155,9 +165,10 @@ def percentile(values: list[float], share: float) -> float:
     return float(np.percentile(values, share)) if values else float("nan")
 
 
-def load(kind: str, workdir: Path, seconds: float, rate: float = 0.0) -> Any:
-    """Run a load in a process of its own."""
+def load(kind: str, workdir: Path, seconds: float, rate: float = 0.0, part: int = 0) -> Any:
+    """Run a load in a process of its own, over its part of the copies."""
     command = [sys.executable, __file__, "--workdir", workdir, "--load", kind, "--seconds", seconds, "--rate", rate]
+    command += ["--part", part]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -229,10 +240,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--load")
     parser.add_argument("--rate", type=float, default=0.0)
+    parser.add_argument("--part", type=int, default=0)
     options = parser.parse_args()
     workdir = options.workdir.resolve()
     if options.load:
-        files = sorted((workdir / "pictures").iterdir())
+        files = sorted((workdir / "copies").iterdir())[options.part * PART : (options.part + 1) * PART]
         loads = {
             "latency": lambda: load_latency(workdir, files, options.seconds),
             "saturation": lambda: load_saturation(files, options.seconds),
@@ -244,6 +256,7 @@ def main() -> None:
     make_bundle(workdir / "bundle")
     if not (workdir / "pictures").exists():
         make_pictures(workdir / "pictures", options.pictures)
+        copies(workdir / "pictures", workdir / "copies", (options.rounds + 3) * PART)
     with served(workdir) as settings:
         load("saturation", workdir, 3.0)  # to warm up
         found = load("latency", workdir, options.seconds)
@@ -258,11 +271,11 @@ def main() -> None:
         speeds = []
         for number in range(options.rounds):
             engine = bulk(workdir, settings, number)
-            speeds.append((load("saturation", workdir, options.seconds)["items_per_s"], engine))
+            speeds.append((load("saturation", workdir, options.seconds, part=number + 2)["items_per_s"], engine))
             print(f"saturation: {speeds[-1][0]:.1f} items/s, bulk engine {engine:.1f}")
         peak = median(api for api, _ in speeds)
         print(f"saturation / bulk engine: {median(api / engine for api, engine in speeds):.2f}")
-        over = load("overload", workdir, options.seconds, 3 * peak / ITEMS)
+        over = load("overload", workdir, options.seconds, 3 * peak / ITEMS, part=1)
         print(f"overload: {over['items_per_s'] / peak:.2f} of the peak; {json.dumps(over)}")
     p50, p95 = search_million(workdir)
     print(f"search in 10^6 points: p50 {p50:.1f} ms, p95 {p95:.1f} ms")
