@@ -51,6 +51,8 @@ def row_of(item: ItemRequest, model: ModelInfo = MODEL) -> dict[str, Any]:
         "valence": 0.25,
         "arousal": 0.75,
         "sha256": hashlib.sha256(data).hexdigest(),
+        "windows": None,
+        "duration_s": None,
         "embedding": [1.0, 2.0],
         **stamp,
     }

@@ -22,7 +22,7 @@ def add_verbs(root: typer.Typer) -> None:
 def serve(
     context: typer.Context,
     *,
-    config: Annotated[Path | None, typer.Option(help="YAML of the `serving` settings; deploy/serve-local.yaml")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML of the `serving` settings; docs/serving.md")] = None,
     change: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key")] = None,
     new_key: Annotated[str | None, typer.Option(help="make an API key of this name, print it, and end")] = None,
     scope: Annotated[list[str] | None, typer.Option(help="of the new key: read, annotate, admin; repeatable")] = None,

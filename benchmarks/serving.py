@@ -1,0 +1,285 @@
+"""The API against what it stands on: the bulk engine's throughput, a call of the model in process, its own peak.
+
+    python benchmarks/serving.py [--workdir DIR] [--pictures 192] [--seconds 10] [--rounds 2]
+
+One server with two replicas (compact preset, the engine that calibration chooses) on this machine; load comes from a
+second process (this file with --load). Pictures of 512 pixels, and copies that differ in trailing bytes, because the
+server remembers the embeddings of bytes that it saw: no load sends the same ones twice.
+
+latency     one upload at a time on an idle server against decoding and predicting the same bytes in the load's process,
+            interleaved
+saturation  requests of 16 items by URI, six at a time, against the bulk engine's workers on the same files (items over
+            the workers' seconds, as the run's commits record them; its start is left out), interleaved
+overload    such requests at three times the rate at which saturation answered them, whether answers come or not
+search      a million points, through the application without Serve's hops
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import http.client
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+from annotation import make_bundle
+from made_media import make_pictures
+
+PORT, KEY, ITEMS, AT_ONCE, REPLICAS = 8765, "benchmark", 16, 6, 2
+PART = 2500  # copies of a load: more than it can send
+
+
+def settings_of(workdir: Path) -> Any:
+    """Settings of the server."""
+    from mmva_platform.settings import ClusterSettings, KeySettings, ServingSettings, Settings
+
+    key = KeySettings(name="load", sha256=hashlib.sha256(KEY.encode()).hexdigest(), scopes=("admin",))
+    serving = ServingSettings(
+        port=PORT, keys=(key,), model=str(workdir / "bundle"), roots=(str(workdir),), replicas=REPLICAS,
+        max_in_flight_per_key=128,
+    )  # fmt: skip
+    return Settings(home=workdir / "home", cluster=ClusterSettings(address="local", num_cpus=4), serving=serving)
+
+
+class Client:
+    """One connection."""
+
+    def __init__(self) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=60)
+
+    def post(self, path: str, body: bytes, kind: str = "application/json") -> tuple[int, float, bytes]:
+        """Status, seconds and body."""
+        begun = time.perf_counter()
+        headers = {"Authorization": f"Bearer {KEY}", "Content-Type": kind}
+        self._connection.request("POST", path, body, headers)
+        answer = self._connection.getresponse()
+        data = answer.read()
+        return answer.status, time.perf_counter() - begun, data
+
+
+def pictures_body(files: list[Path], first: int) -> bytes:
+    """A request of ITEMS pictures by URI."""
+    chosen = [files[(first + number) % len(files)] for number in range(ITEMS)]
+    return json.dumps({"items": [{"uri": str(file)} for file in chosen]}).encode()
+
+
+def load_latency(workdir: Path, files: list[Path], seconds: float) -> dict[str, Any]:
+    """One upload at a time, and the same picture in process."""
+    from mmva.media.images import SHORT_SIDE, decode_image
+    from mmva_platform.serving.model import ServedModel
+    from mmva_platform.tracking.registry import resolve_model
+
+    settings = settings_of(workdir)
+    predictor = ServedModel(resolve_model(settings.serving.model, settings), settings)._annotator._model  # noqa: SLF001
+    client, direct_s, http_s = Client(), [], []
+    deadline = time.monotonic() + seconds
+    number = 0
+    while time.monotonic() < deadline:
+        data = files[number % len(files)].read_bytes()
+        data += b"latency"
+        form = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n' + data + b"\r\n--x--\r\n"
+        begun = time.perf_counter()
+        predictor.predict("image", [decode_image(data, at_least=SHORT_SIDE)])
+        direct_s.append(time.perf_counter() - begun)
+        status, spent_s, _ = client.post("/v1/annotate", form, "multipart/form-data; boundary=x")
+        assert status == 200
+        http_s.append(spent_s)
+        number += 1
+    return {"direct_s": direct_s[5:], "http_s": http_s[5:]}
+
+
+def copies(pictures: Path, folder: Path, count: int) -> None:
+    """`count` pictures of different bytes."""
+    folder.mkdir()
+    files = sorted(pictures.iterdir())
+    for number in range(count):
+        data = files[number % len(files)].read_bytes()
+        (folder / f"{number:06d}.jpg").write_bytes(data + number.to_bytes(4, "big"))
+
+
+def load_saturation(files: list[Path], seconds: float) -> dict[str, Any]:
+    """AT_ONCE requests at any time; items a second."""
+    stop = time.monotonic() + seconds
+    counts: list[int] = []
+
+    def worker(number: int) -> None:
+        client, first = Client(), number * ITEMS
+        while time.monotonic() < stop:
+            status, _, data = client.post("/v1/annotate", pictures_body(files, first))
+            assert status == 200, data
+            counts.append(sum(row["status"] == "ok" for row in json.loads(data)["items"]))
+            first += AT_ONCE * ITEMS
+
+    begun = time.monotonic()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(worker, range(AT_ONCE)))
+    return {"items_per_s": sum(counts) / (time.monotonic() - begun), "requests": len(counts)}
+
+
+def load_overload(files: list[Path], seconds: float, rate: float) -> dict[str, Any]:
+    """Requests at a rate, whether answers come or not."""
+    begun = time.monotonic()
+    answers: list[tuple[int, float, float]] = []
+
+    def one(number: int) -> None:
+        try:
+            status, spent_s, _ = Client().post("/v1/annotate", pictures_body(files, number * ITEMS))
+        except OSError:
+            status, spent_s = 0, 0.0
+        answers.append((status, spent_s, time.monotonic() - begun))
+
+    threads = []
+    for number in range(int(seconds * rate)):
+        time.sleep(max(0.0, begun + number / rate - time.monotonic()))
+        threads.append(threading.Thread(target=one, args=(number,)))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    last = max(at for status, _, at in answers if status == 200)
+    ok_s = sorted(spent for status, spent, _ in answers if status == 200)
+    shed_s = sorted(spent for status, spent, _ in answers if status in {429, 503})
+    return {
+        "sent": len(answers), "ok": len(ok_s), "shed": len(shed_s),
+        "lost": len(answers) - len(ok_s) - len(shed_s), "items_per_s": len(ok_s) * ITEMS / last,
+        "ok_max_s": ok_s[-1], "shed_p50_s": percentile(shed_s, 50), "shed_p95_s": percentile(shed_s, 95),
+        "shed_max_s": shed_s[-1] if shed_s else None,
+    }  # fmt: skip
+
+
+def percentile(values: list[float], share: float) -> float:
+    """A percentile; NaN of nothing."""
+    return float(np.percentile(values, share)) if values else float("nan")
+
+
+def load(kind: str, workdir: Path, seconds: float, rate: float = 0.0, part: int = 0) -> Any:
+    """Run a load in a process of its own, over its part of the copies."""
+    command = [sys.executable, __file__, "--workdir", workdir, "--load", kind, "--seconds", seconds, "--rate", rate]
+    command += ["--part", part]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def bulk(workdir: Path, settings: Any, number: int) -> float:
+    """Items a second of the bulk engine's workers on the same files, in the same Ray."""
+    from mmva_platform.annotation import annotate, status
+
+    out = str(workdir / f"bulk-{os.getpid()}-{number}")
+    annotate(str(workdir / "pictures"), settings.serving.model, out, settings, workers=REPLICAS, shard_items=32)
+    speed = status(out, settings).generations[0].items_per_worker_s
+    assert speed is not None
+    return REPLICAS * speed
+
+
+def search_million(workdir: Path) -> tuple[float, float]:
+    """p50 and p95 of searches in a million points, in ms."""
+    import pyarrow as pa
+    from starlette.testclient import TestClient
+
+    from mmva_platform.annotation.plan import ModelInfo
+    from mmva_platform.search import AnnotationIndex
+    from mmva_platform.serving.app import create_app
+    from mmva_platform.serving.keys import Keyring
+    from mmva_platform.serving.metrics import Metrics
+    from mmva_platform.serving.services import Services
+
+    count, rng = 1_000_000, np.random.default_rng(0)
+    names = pa.array([f"{number:07d}" for number in range(count)])
+    table = pa.table({
+        "id": names, "uri": names, "modality": pa.array(rng.choice(["image", "music"], count)),
+        "valence": rng.beta(4, 4, count).astype(np.float32), "arousal": rng.beta(4, 4, count).astype(np.float32),
+        "mood": pa.repeat("calm", count),
+    })  # fmt: skip
+    index = AnnotationIndex("/a", "run", ModelInfo(name="m", version=None, digest="d" * 64), table)
+    settings = settings_of(workdir)
+    services: Any = Services(settings, Keyring(settings.serving.keys), None, None, str, lambda _uri: index)  # type: ignore[arg-type]
+    client = TestClient(create_app(services, Metrics("benchmark"), lambda: None))
+    spent_ms = []
+    with client:
+        for _ in range(200):
+            body = {"annotation": str(workdir / "a"), "point": rng.uniform(0, 1, 2).tolist(), "only": "music"}
+            begun = time.perf_counter()
+            answer = client.post("/v1/search", json=body, headers={"Authorization": f"Bearer {KEY}"})
+            spent_ms.append(1000 * (time.perf_counter() - begun))
+            assert len(answer.json()["hits"]) == 10, answer.text
+    return percentile(spent_ms, 50), percentile(spent_ms, 95)
+
+
+@contextmanager
+def served(workdir: Path) -> Iterator[Any]:
+    """The server; gives its settings."""
+    from mmva_platform.serving.server import running
+    from mmva_platform.workflows import report_annotation
+
+    settings = settings_of(workdir)
+    with running(settings, report_annotation):
+        yield settings
+
+
+def main() -> None:
+    """All four; one line each."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--workdir", type=Path, default=Path(tempfile.gettempdir()) / "mmva-serving-benchmark")
+    parser.add_argument("--pictures", type=int, default=192)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--load")
+    parser.add_argument("--rate", type=float, default=0.0)
+    parser.add_argument("--part", type=int, default=0)
+    options = parser.parse_args()
+    workdir = options.workdir.resolve()
+    if options.load:
+        files = sorted((workdir / "copies").iterdir())[options.part * PART : (options.part + 1) * PART]
+        loads = {
+            "latency": lambda: load_latency(workdir, files, options.seconds),
+            "saturation": lambda: load_saturation(files, options.seconds),
+            "overload": lambda: load_overload(files, options.seconds, options.rate),
+        }
+        print(json.dumps(loads[options.load]()))
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    make_bundle(workdir / "bundle")
+    if not (workdir / "pictures").exists():
+        make_pictures(workdir / "pictures", options.pictures)
+        copies(workdir / "pictures", workdir / "copies", (options.rounds + 3) * PART)
+    with served(workdir) as settings:
+        load("saturation", workdir, 3.0)  # to warm up
+        found = load("latency", workdir, options.seconds)
+        direct_s, http_s = found["direct_s"], found["http_s"]
+        for share in (50, 99):
+            direct, total = (1000 * percentile(values, share) for values in (direct_s, http_s))
+            print(
+                f"latency p{share}: {direct:.1f} ms in process, {total:.1f} ms over HTTP, added {total - direct:.1f} ms"
+            )
+        added_ms = [1000 * (total - direct) for total, direct in zip(http_s, direct_s, strict=True)]
+        print(f"added, pair by pair: p50 {percentile(added_ms, 50):.1f} ms, p99 {percentile(added_ms, 99):.1f} ms")
+        speeds = []
+        for number in range(options.rounds):
+            engine = bulk(workdir, settings, number)
+            speeds.append((load("saturation", workdir, options.seconds, part=number + 2)["items_per_s"], engine))
+            print(f"saturation: {speeds[-1][0]:.1f} items/s, bulk engine {engine:.1f}")
+        peak = median(api for api, _ in speeds)
+        print(f"saturation / bulk engine: {median(api / engine for api, engine in speeds):.2f}")
+        over = load("overload", workdir, options.seconds, 3 * peak / ITEMS, part=1)
+        print(f"overload: {over['items_per_s'] / peak:.2f} of the peak; {json.dumps(over)}")
+    p50, p95 = search_million(workdir)
+    print(f"search in 10^6 points: p50 {p50:.1f} ms, p95 {p95:.1f} ms")
+
+
+if __name__ == "__main__":
+    main()
