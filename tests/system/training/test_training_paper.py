@@ -46,7 +46,8 @@ def save_clip(folder: Path) -> Any:
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
     vision = {**WIDTH, "num_hidden_layers": 10, "image_size": 224, "patch_size": 32, "projection_dim": 512}
-    text = {**WIDTH, "hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 50, "projection_dim": 512}
+    text = {**WIDTH, "hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 50}
+    text |= {"projection_dim": 512, "bos_token_id": 0, "eos_token_id": 1}
     model = CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=512))
     model.save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224}).save_pretrained(folder)
