@@ -84,7 +84,8 @@ def save_roberta(folder: Path) -> Any:
     return model
 
 
-def test_the_paper_preset_trains_and_annotates_from_a_mirror(store: str, tmp_path: Path, ray_cluster: None) -> None:
+@pytest.mark.usefixtures("ray_cluster", "inline_shards")
+def test_the_paper_preset_trains_and_annotates_from_a_mirror(store: str, tmp_path: Path) -> None:
     import torch
 
     from mmva.backbones.sources import weight_files, weights_digest
