@@ -118,7 +118,7 @@ def growth(sizes: list[int], repeats: int) -> list[dict[str, float]]:
         image_va, music_va = generated_labels(size, size)
         row: dict[str, float] = {"items": size}
         for strategy in STRATEGIES:
-            rounds = repeats if size <= 1_000_000 else 2
+            rounds = repeats if size <= 1_000_000 else 1
             row[strategy] = statistics.median(
                 timed_plan(image_va, music_va, strategy, epoch)[0] for epoch in range(rounds)
             )
