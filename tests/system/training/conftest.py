@@ -33,13 +33,6 @@ def dataset(settings: Settings, ray_cluster: None) -> str:
     return str(out)
 
 
-@pytest.fixture
-def inline_shards() -> Iterator[None]:
-    """shards_in_this_process for a test."""
-    with shards_in_this_process():
-        yield
-
-
 @contextmanager
 def shards_in_this_process() -> Iterator[None]:
     """Import and embed without their pools of actors, which other tests start: they take longer than the work."""
