@@ -77,18 +77,23 @@ def measured(model: Any, features: Features, sigma: float) -> dict[str, float]:
     return dict(zip(MEASURES, values, strict=True))
 
 
-def run(features: Features, recipes: dict[str, Recipe], seeds: int) -> dict[str, list[dict[str, float]]]:
-    """Measures of every variant under every seed."""
+def run(features: Features, recipes: dict[str, Recipe], seeds: int, workdir: Path) -> dict[str, list[dict[str, float]]]:
+    """Measures of every variant under every seed; each is written down, so that a run that was ended goes on."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in recipes}
     for seed in range(seeds):
         there = dealt(features, seed)
         for name, recipe in recipes.items():
             began = time.monotonic()
             used = there
+            written = workdir / f"seed-{seed}-{name.replace(' ', '-')}.json"
+            if written.exists():
+                found[name].append(json.loads(written.read_text()))
+                continue
             if name == "no captions":
                 used = replace(there, modalities={m: of for m, of in there.modalities.items() if m != "caption"})
             model, _ = train_here(recipe.model_copy(update={"seed": seed}), used)
             found[name].append(measured(model, used, recipe.loss.sigma))
+            written.write_text(json.dumps(found[name][-1]))
             print(f"seed {seed}, {name}: {time.monotonic() - began:.1f} s", file=sys.stderr)
     return found
 
@@ -147,7 +152,7 @@ def main() -> None:
     recipes = {
         name: load_config(Recipe, RECIPE, [f"dataset={dataset}", *changes]) for name, changes in VARIANTS.items()
     }
-    found = run(load_features(dataset, "compact", settings), recipes, arguments.seeds)
+    found = run(load_features(dataset, "compact", settings), recipes, arguments.seeds, arguments.workdir)
     print(report(found), file=sys.stderr)
     if arguments.json:
         facts = {"commit": git_commit(), "seeds": arguments.seeds, "images": arguments.images, "clips": arguments.clips}

@@ -109,13 +109,35 @@ def test_each_backbone_has_its_own_rate(start: Any) -> None:
     assert [group["initial_lr"] for group in state.optimizer.param_groups] == [0.5, 1e-3, 2e-4]
 
 
-def test_more_blocks_than_there_are_and_a_missing_modality_are_mistakes(start: Any) -> None:
+def test_more_blocks_than_there_are_is_a_mistake(start: Any) -> None:
     with pytest.raises(UsageError, match=r"media\.layers: 9 of .* 2 blocks"):
         start(media={"layers": {"image": 9, "music": 0, "caption": 0}})
-    with pytest.raises(UsageError, match=r"name all of .* 'caption' is missing"):
-        start(media={"layers": {"image": 0, "music": 0}})
     with pytest.raises(UsageError, match="use 0 or all"):
         choose_layers(torch.nn.Linear(2, 2), 1)
+
+
+def test_heads_start_as_probes_and_every_modality_needs_its_options(media_world: ModuleType) -> None:
+    from mmva_platform.datasets.features import Features, ModalityFeatures
+    from mmva_platform.training.media.build import start_heads
+
+    rng = np.random.default_rng(0)
+    rows = {
+        m: ModalityFeatures(
+            np.array([str(n) for n in range(90)]),
+            rng.normal(size=(90, 8)).astype(np.float32),
+            rng.uniform(size=(90, 2)),
+            np.repeat(["train", "val", "test"], 30),
+            np.arange(90).astype(str),
+        )
+        for m in ("image", "music", "caption")
+    }
+    features = Features("d", "d", {}, {}, (), rows)
+    heads = start_heads(features, media_world.recipe_of())
+    assert heads.dims == {"image": 8, "music": 8, "caption": 8}
+    assert all(penalty > 0 for pair in heads.penalties.values() for penalty in pair)
+    assert any(bool(value.any()) for name, value in heads.weights.items() if name.endswith("linear.weight"))
+    with pytest.raises(UsageError, match=r"media\.lr: 'caption' is missing"):
+        start_heads(features, media_world.recipe_of(media={"layers": {"image": 0, "music": 0}}))
 
 
 def test_a_media_run_resumed_in_the_middle_of_an_epoch_equals_the_uninterrupted_one(

@@ -16,12 +16,13 @@ from mmva_platform.training.recipe import Recipe, fresh_name
 
 def test_recipes_of_the_repository_load(repository: Path) -> None:
     recipes = {path.stem: load_config(Recipe, path) for path in (repository / "jobs" / "recipes").glob("*.yaml")
-               if path.stem in {"quickstart", "compact", "paper", "tiny"}}  # fmt: skip
+               if path.stem in {"quickstart", "compact", "paper", "tiny", "media"}}  # fmt: skip
     assert {name: recipe.preset for name, recipe in recipes.items()} == {
         "quickstart": "compact",
         "compact": "compact",
         "paper": "paper",
         "tiny": "tiny",
+        "media": "compact",
     }
 
 

@@ -59,6 +59,14 @@ def fit_probe(z: Pieces, va_N2: Floats, z_val: Pieces, va_val_M2: Floats) -> tup
     return v_DK @ (shrink_AK[best_2].T * projected_K2), PENALTIES[best_2]
 
 
+def check_probes(train: Triplets, val: Triplets) -> None:
+    """UsageError if validation lacks a modality that training has: no penalty could be chosen for its tower."""
+    if missing := [modality for modality in train.emb if modality not in val.emb]:
+        raise UsageError(
+            f"dataset: split 'val' has no {missing[0]} to choose a penalty by; set optimizer.ridge to a number"
+        )
+
+
 def start_from_probes(model: MMVA, train: Triplets, val: Triplets) -> dict[str, list[float]]:
     """Set every tower's linear path to its probe; returns the penalties [2] by modality, per input dimension.
 
@@ -67,10 +75,7 @@ def start_from_probes(model: MMVA, train: Triplets, val: Triplets) -> dict[str, 
     Raises:
         UsageError: If validation lacks a modality that training has.
     """
-    if missing := [modality for modality in train.emb if modality not in val.emb]:
-        raise UsageError(
-            f"dataset: split 'val' has no {missing[0]} to choose a penalty by; set optimizer.ridge to a number"
-        )
+    check_probes(train, val)
     penalties = {}
     labels, held_out = ({m: va.astype(np.float64) for m, va in split.labels().items()} for split in (train, val))
     for modality, emb_ND in train.emb.items():

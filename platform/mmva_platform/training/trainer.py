@@ -120,11 +120,13 @@ class _FeaturesWork:
     def __init__(self, recipe: Recipe, settings: Settings) -> None:
         from mmva_platform.training.data import triplets
         from mmva_platform.training.memory import share_features, shared_features
+        from mmva_platform.training.probe import check_probes
 
         shared = share_features(recipe.dataset, recipe.preset, settings, recipe.embeddings)
         self._features = shared_features(shared)
-        for name in ("train", "val"):
-            triplets(self._features, name)  # raises where training could not
+        train, val = (triplets(self._features, name) for name in ("train", "val"))
+        if recipe.optimizer.ridge == "auto":
+            check_probes(train, val)
         self.facts = RunFacts.of(self._features)
         self.config: dict[str, Any] = {"features": shared}
 
@@ -152,12 +154,11 @@ def _fit_on_ray(
     Raises:
         OperationFailed: If the run was told to stop before its end, or workers failed too often.
     """
-    import ray
     from ray.train import TrainingFailedError
 
     from mmva_platform.storage import open_storage
     from mmva_platform.training.checkpoints import Checkpoints
-    from mmva_platform.training.watching import Channel, interruptible, watch
+    from mmva_platform.training.watching import interruptible, open_channel, watch
 
     checkpoints = Checkpoints(
         open_storage(run.checkpoints, settings.storage), recipe.checkpoint.keep, recipe.checkpoint.metric
@@ -165,17 +166,20 @@ def _fit_on_ray(
     found = checkpoints.latest()  # says here, where somebody reads it, what the workers will go on from
     if found is not None:
         log.info("training %s: going on in epoch %d after %d steps", run.name, found[0].epoch + 1, found[0].done)
-    channel = ray.remote(num_cpus=0)(Channel).remote()
+    channel = open_channel()
     config = {
         "recipe": recipe.model_dump(mode="json"),
         **data,
         "checkpoints": checkpoints,
         "channel": channel,
     }
+    explained: list[Exception] = []
     try:
-        with interruptible(), watch(channel, progress):
+        with interruptible(), watch(channel, progress) as explained:
             _trainer(run, recipe, config, settings).fit()
     except TrainingFailedError as error:
+        if explained:
+            raise explained[0] from error
         reason = str(error).strip().partition("\n")[0]
         raise OperationFailed(
             f"training {run.name}: workers failed more than {_MAX_FAILURES} times ({reason}); when the cause is gone, "

@@ -21,6 +21,7 @@ class Channel:
 
     def __init__(self) -> None:
         self._rows: list[dict[str, Any]] = []
+        self._failure: Exception | None = None
         self._stopped = asyncio.Event()
 
     async def tell(self, row: dict[str, Any]) -> None:
@@ -32,6 +33,14 @@ class Channel:
         rows, self._rows = self._rows, []
         return rows
 
+    async def fail(self, error: Exception) -> None:
+        """A worker ends with an error that its message explains."""
+        self._failure = error
+
+    async def failure(self) -> Exception | None:
+        """The last such error."""
+        return self._failure
+
     async def stop(self) -> None:
         """Ask the workers to save and end."""
         self._stopped.set()
@@ -41,12 +50,25 @@ class Channel:
         await self._stopped.wait()
 
 
+def open_channel() -> Any:
+    """A Channel's handle. It lives on the driver's node: another may be lost while the run goes on."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Channel).remote()
+
+
 @contextmanager
-def watch(channel: Any, progress: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Call progress(row) for each row that a worker tells of; pass SIGTERM on to the workers."""
+def watch(channel: Any, progress: Callable[[dict[str, Any]], None]) -> Iterator[list[Exception]]:
+    """Call progress(row) for each row that a worker tells of; pass SIGTERM on to the workers.
+
+    Yields a list that holds, once the block has ended, the error that a worker explained, if one did.
+    """
     import ray
 
     done = threading.Event()
+    failures: list[Exception] = []
     with terminable() as told_to_stop:
 
         def follow() -> None:
@@ -64,10 +86,11 @@ def watch(channel: Any, progress: Callable[[dict[str, Any]], None]) -> Iterator[
         follower = threading.Thread(target=follow, name="training-progress", daemon=True)
         follower.start()
         try:
-            yield
+            yield failures
         finally:
             done.set()
             follower.join()
+            failures += [error for error in [ray.get(channel.failure.remote())] if error is not None]
             ray.kill(channel)
 
 

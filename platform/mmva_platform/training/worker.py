@@ -7,6 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva_platform.training.loop import Row, TrainState, Unwatched, Wishes, World
 from mmva_platform.training.recipe import Recipe
 
@@ -30,9 +31,13 @@ def train_worker(config: dict[str, Any]) -> None:
     recipe = Recipe.model_validate(config["recipe"])
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
-    state, source = prepare(recipe, config, world, get_device())
-    keeper = Keeper(config["checkpoints"], world, recipe.checkpoint.every_s, config["channel"])
-    fit(state, source, recipe, world=world, watcher=keeper)
+    try:
+        state, source = prepare(recipe, config, world, get_device())
+        keeper = Keeper(config["checkpoints"], world, recipe.checkpoint.every_s, config["channel"])
+        fit(state, source, recipe, world=world, watcher=keeper)
+    except (UsageError, CheckFailed, OperationFailed) as error:
+        ray.get(config["channel"].fail.remote(error))  # its one line says more than Ray's report of it
+        raise
 
 
 def prepare(recipe: Recipe, config: dict[str, Any], world: World, device: Any) -> tuple[TrainState, Source]:

@@ -43,7 +43,13 @@ def start_heads(features: Features, recipe: Recipe) -> Heads:
     """Statistics and probes from stored embeddings of the untuned backbones, or of a sample of them.
 
     Starting the backbones under random heads would first destroy what they know (Kumar et al., ICLR 2022).
+
+    Raises:
+        UsageError: If a modality has no entry in media.layers or media.lr, or validation lacks one.
     """
+    options = recipe.media
+    if missing := [m for m in features.modalities if m not in options.layers or m not in options.lr]:
+        raise UsageError(f"media.layers and media.lr: {missing[0]!r} is missing; name every modality of the dataset")
     train, val = triplets(features, "train"), triplets(features, "val")
     model = build_model(recipe, train)
     ridge = recipe.optimizer.ridge
@@ -57,15 +63,13 @@ def tuned_model(
     """Loaded backbones, the chosen layers free to move, under the towers.
 
     Raises:
-        UsageError: If a modality has no entry in media.layers or media.lr, or fewer blocks than are to train.
+        UsageError: If a backbone has fewer blocks than are to train.
     """
     options = recipe.media
     mmva = MMVA(heads.dims, ModelConfig(**recipe.model.model_dump(), sigma=recipe.loss.sigma))
     mmva.load_state_dict(heads.weights)
     encoders = {}
     for modality in heads.dims:
-        if modality not in options.layers or modality not in options.lr:
-            raise UsageError(f"media.layers and media.lr: name all of {', '.join(heads.dims)}; {modality!r} is missing")
         encoder = load(BackboneSpec.from_json(dict(specs[modality])))
         choose_layers(encoder.network, options.layers[modality])
         if options.recompute and options.layers[modality] != 0:

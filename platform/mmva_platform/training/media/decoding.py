@@ -6,6 +6,7 @@ are steps. An item's random draws depend on seed, epoch and its place in the epo
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -129,7 +130,7 @@ def ray_pipeline(decoder: Decoder, requests: Sequence[ShareRequest]) -> Iterator
     blocks.context.enable_progress_bars = False
     decoded = blocks.map(_decode_row, fn_kwargs={"decoder": shared}, num_cpus=_CPUS)
     for row in decoded.iter_rows():
-        yield row["share"]
+        yield pickle.loads(row["share"])  # noqa: S301 - written by our own stage, in this cluster's memory
 
 
 _CPUS = 0.5  # a stage that took whole CPUs would find none beside the training workers of a small machine
@@ -138,4 +139,5 @@ _CPUS = 0.5  # a stage that took whole CPUs would find none beside the training 
 def _decode_row(row: dict[str, Any], decoder: Any) -> dict[str, Any]:
     import ray
 
-    return {"share": ray.get(decoder)(row["request"])}
+    # As bytes: left to itself, Ray Data makes nested lists of some shares' arrays and not of others'.
+    return {"share": pickle.dumps(ray.get(decoder)(row["request"]), protocol=5)}
