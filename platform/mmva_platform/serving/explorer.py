@@ -1,6 +1,6 @@
 """The explorer: a page at `/`, and the data behind it under /v1/explore, all of which asks for a key.
 
-    app.include_router(explorer_router(ExplorerSources(...), Depends(requires("read"))))
+    app.include_router(explorer_router(ExplorerSources(...), Depends(Needs("read"))))
 
 The sources say where annotations come from, where media may be read, what places a dropped-in item, and which jobs
 there are; nothing here knows keys, Ray or the registry.
@@ -16,7 +16,8 @@ from functools import lru_cache
 from typing import Annotated, Any, Final, NamedTuple, TypedDict
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response
-from pydantic import Field
+from pydantic import Base64Bytes, Field
+from starlette.concurrency import run_in_threadpool
 
 from mmva.errors import MediaError, OperationFailed, UsageError
 from mmva.media.formats import AUDIO_FORMATS, IMAGE_FORMATS, sniff
@@ -32,7 +33,6 @@ from mmva_platform.settings import Config, StorageSettings
 
 _CATALOGS_KEPT: Final = 8
 _GZIP_FROM: Final = 1024
-_MAX_QUERY_BYTES: Final = 32 * 2**20
 _PRIVATE: Final = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, no-cache"}
 # What the page's media errors are over HTTP; every other is a file that cannot be shown (415).
 _STATUS: Final = {"not-found": 404, "outside-roots": 403, "changed": 409, "too-many-bytes": 413}
@@ -96,10 +96,15 @@ class Window(Config):
         return Region((min(v0, v1), max(v0, v1)), (min(a0, a1), max(a0, a1)))
 
 
+class PlaceIn(Config):
+    """A sentence, or a file's bytes in base64."""
+
+    text: str | None = Field(None, max_length=20_000)
+    media: Base64Bytes | None = None
+
+
 def explorer_router(sources: ExplorerSources, authorised: Any) -> APIRouter:
     """The page, open to everybody, and its data, behind `authorised` (a FastAPI `Depends` that refuses the others)."""
-    router = APIRouter()
-    router.include_router(page_router())
     data = APIRouter(prefix="/v1/explore", tags=["explorer"], dependencies=[authorised])
     catalogs = _Catalogs(sources)
     _add_overview(data, sources, catalogs)
@@ -107,7 +112,8 @@ def explorer_router(sources: ExplorerSources, authorised: Any) -> APIRouter:
     _add_media(data, catalogs, MediaReader(sources.roots, sources.storage))
     if sources.place is not None:
         _add_place(data, catalogs, sources.place)
-    router.include_router(data)
+    router = page_router()
+    router.routes.extend(data.routes)  # one flat list, so that whoever counts open routes sees all of them
     return router
 
 
@@ -222,46 +228,32 @@ def _add_place(
     router: APIRouter, catalogs: _Catalogs, place: Callable[[Modality, bytes | str], Awaitable[Placed]]
 ) -> None:
     @router.post("/catalogs/{name}/place")
-    async def place_item(request: Request, name: str) -> Response:
-        """The point of a picture, a piece of music (the body's bytes) or a sentence (text/plain), and what is near."""
-        from starlette.concurrency import run_in_threadpool
-
+    async def place_item(request: Request, name: str, asked: PlaceIn) -> Response:
+        """The point of a sentence, a picture or a piece of music, and what is near."""
         explored = await run_in_threadpool(catalogs.open, name)
-        modality, content = _query_item(await _body(request), request.headers.get("content-type", ""))
+        modality, content = _query_item(asked)
         try:
             placed = await place(modality, content)
         except MediaError as error:
             raise HTTPException(422, f"{error.code}: {error}") from None
-        except UsageError as error:
-            raise HTTPException(422, str(error)) from None
-        near = await run_in_threadpool(explored.around, (placed.valence, placed.arousal), without=None)
+        near = await run_in_threadpool(explored.around, (placed.valence, placed.arousal))
         found = _point(placed.valence, placed.arousal) | {"modality": modality, "near": _hits(near)}
         same = placed.model_digest == explored.index.model.digest
         return _json(request, found | {"same_model": same} | _model(explored))
 
 
-async def _body(request: Request) -> bytes:
-    """The body, read no further than the limit."""
-    data = bytearray()
-    async for piece in request.stream():
-        data += piece
-        if len(data) > _MAX_QUERY_BYTES:
-            raise HTTPException(413, f"more than {_MAX_QUERY_BYTES // 2**20} MB")
-    return bytes(data)
-
-
-def _query_item(data: bytes, content_type: str) -> tuple[Modality, bytes | str]:
-    """What a body is: text if it says so, else what its first bytes tell."""
-    if content_type.partition(";")[0].strip().lower() == "text/plain":
-        try:
-            return "caption", data.decode()
-        except UnicodeDecodeError:
-            raise HTTPException(422, "not-text: the sentence is not UTF-8") from None
-    kind = sniff(data)
+def _query_item(asked: PlaceIn) -> tuple[Modality, bytes | str]:
+    """What is to be placed: of a file, by what its first bytes tell."""
+    if (asked.text is None) == (asked.media is None):
+        raise HTTPException(422, "give either text or media")
+    if asked.text is not None:
+        return "caption", asked.text
+    assert asked.media is not None
+    kind = sniff(asked.media)
     if kind in IMAGE_FORMATS:
-        return "image", data
+        return "image", asked.media
     if kind in AUDIO_FORMATS:
-        return "music", data
+        return "music", asked.media
     raise HTTPException(415, f"{kind or 'unrecognised'} data; a picture, a piece of music or a sentence can be placed")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Collection, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Any, Final
 
@@ -37,12 +37,8 @@ class ExploredCatalog:
     """Reads the index in memory for points and neighbours, the annotation's files for the details of one item."""
 
     def __init__(self, index: AnnotationIndex, settings: StorageSettings | None = None) -> None:
-        """Sort the index's points for windows, and note which file holds which rows.
-
-        Raises:
-            UsageError: If the annotation is not published any more.
-        """
-        self.index = index
+        """Sort the index's points for windows; files are opened when the first item is asked for."""
+        self.index, self._settings = index, settings
         items = index.items
         va_N2 = np.column_stack([np.asarray(items[axis], np.float32) for axis in AXES])
         self._points = PlanePoints(
@@ -51,14 +47,22 @@ class ExploredCatalog:
         counts = pc.value_counts(items["modality"]).to_pylist()
         found = {each["values"]: each["counts"] for each in counts}
         self.by_modality = {kind: found[kind] for kind in MEDIA_KINDS if kind in found}
-        self._files: list[tuple[Storage, CommitRecord]] = [
+        self._rows_of_file = lru_cache(_FILES_KEPT)(self._read_rows)
+
+    @cached_property
+    def _files(self) -> list[tuple[Storage, CommitRecord]]:
+        """The files of the index's rows, in their order."""
+        return [
             (place, commit)
-            for place in generations(open_storage(index.uri, settings), settings)
+            for place in generations(open_storage(self.index.uri, self._settings), self._settings)
             for commit in read_manifest(place).shards
             if commit.data is not None
         ]
-        self._ends = list(accumulate(commit.ok for _, commit in self._files))
-        self._rows_of_file = lru_cache(_FILES_KEPT)(self._read_rows)
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """First row after each file."""
+        return list(accumulate(commit.ok for _, commit in self._files))
 
     def summary(self) -> dict[str, Any]:
         """How many items of each modality, and by which model."""

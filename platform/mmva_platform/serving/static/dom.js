@@ -7,6 +7,7 @@ const SHAPES = { image: "symbolCircle", music: "symbolTriangle", caption: "symbo
 
 export const byId = (id) => document.getElementById(id);
 export const count = (number) => number.toLocaleString("en");
+export const brief = (number) => (number < 10_000 ? count(number) : number.toLocaleString("en", { notation: "compact", maximumSignificantDigits: 3 }));
 export const two = (number) => number.toFixed(2);
 export const baseName = (id) => id.split("/").filter(Boolean).pop() || id;
 

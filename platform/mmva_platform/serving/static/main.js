@@ -1,10 +1,10 @@
 // The page: its parts, and what one asks of another.
 import { address, getJson, hasKey, onKeyNeeded, request, setKey } from "./api.js";
-import { KINDS, NAMES, baseName, byId, count, el, mark, say, two } from "./dom.js";
+import { KINDS, NAMES, baseName, brief, byId, count, el, mark, say, two } from "./dom.js";
 import { Jobs } from "./jobs.js";
 import { Media } from "./media.js";
 import * as panel from "./panel.js";
-import { listen } from "./place.js";
+import { base64, listen } from "./place.js";
 import { Plane } from "./plane.js";
 
 const plane = new Plane();
@@ -62,6 +62,7 @@ function turn() {
 
 function close() {
   turn();
+  history.replaceState(null, "", location.pathname);
   plane.choose(null);
   panel.empty(state.summary);
   byId("plane").focus({ preventScroll: true });
@@ -81,7 +82,7 @@ async function attempt(wanted, work, again) {
 function reveal(focus) {
   const heading = byId("panel").querySelector("h2");
   if (focus) heading?.focus({ preventScroll: true });
-  if (matchMedia("(max-width: 900px)").matches || focus) byId("panel").scrollIntoView({ block: "nearest", behavior: "auto" });
+  if (focus || matchMedia("(max-width: 900px)").matches) heading?.scrollIntoView({ block: "nearest" });
 }
 
 function openItem(id, focus = false) {
@@ -91,6 +92,7 @@ function openItem(id, focus = false) {
     if (!wanted()) return;
     const { item, near } = found;
     panel.item(found, state.media, actions);
+    history.replaceState(null, "", `#${encodeURIComponent(state.catalog)}/${encodeURIComponent(id)}`);
     plane.choose({ ...item, kind: item.modality, ...interval(item), curve: item.windows, near: Object.values(near).flat() });
     say(`${baseName(id)}, ${item.modality}, ${item.mood}, valence ${two(item.valence)}, arousal ${two(item.arousal)}`);
     reveal(focus);
@@ -113,14 +115,33 @@ function openPlace(valence, arousal, focus = false) {
   }, () => openPlace(valence, arousal, focus));
 }
 
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text; // written by hand
+  }
+}
+
+/** Open what the address names, as #catalog/item; a link to an item is the page's own address. */
+async function openAddress() {
+  const [, catalog, id] = /^#([^/]+)\/(.+)$/.exec(location.hash)?.map(decoded) ?? [];
+  if (!id) return;
+  if (catalog !== state.catalog && [...byId("catalog").options].some((option) => option.value === catalog)) {
+    byId("catalog").value = catalog;
+    await openCatalog(catalog);
+  }
+  if (catalog === state.catalog) await openItem(id);
+}
+
 /** Place a sentence or a file, and show what matches. */
 function openQuery(brought) {
   const wanted = turn();
   panel.loading(brought.file ? `Placing ${brought.file.name}…` : "Placing your sentence…");
   return attempt(wanted, async () => {
-    const headers = { "Content-Type": brought.file ? "application/octet-stream" : "text/plain; charset=utf-8" };
-    const response = await request(address(state.media.path("place")), { method: "POST", headers, body: brought.file ?? brought.text });
-    const placed = await response.json();
+    const body = JSON.stringify(brought.file ? { media: await base64(brought.file) } : { text: brought.text });
+    const sent = { method: "POST", headers: { "Content-Type": "application/json" }, body };
+    const placed = await (await request(address(state.media.path("place")), sent)).json();
     if (!wanted()) return;
     panel.query(placed, shownQuery(brought, placed.modality), state.media, actions);
     plane.choose({ ...placed, kind: "query", near: placed.near.music ?? [] });
@@ -144,7 +165,7 @@ function shownQuery({ file, text }, modality) {
 function drawKinds() {
   const { by_modality: found } = state.summary;
   byId("kinds").replaceChildren(...KINDS.filter((kind) => found[kind]).map((kind) => {
-    const button = el("button", { type: "button", "aria-pressed": String(!plane.hidden.has(kind)), class: kind }, mark(kind), `${NAMES[kind]} `, el("b", {}, count(found[kind])));
+    const button = el("button", { type: "button", "aria-pressed": String(!plane.hidden.has(kind)), class: kind }, mark(kind), `${NAMES[kind]} `, el("b", { title: count(found[kind]) }, brief(found[kind])));
     button.addEventListener("click", () => {
       plane.toggle(kind);
       button.setAttribute("aria-pressed", String(!plane.hidden.has(kind)));
@@ -181,6 +202,7 @@ async function start() {
     if (!catalogs.length) return panel.noCatalog();
     await openCatalog(catalogs.includes(state.catalog) ? state.catalog : catalogs[0]);
     select.value = state.catalog;
+    await openAddress();
   }, start);
 }
 
@@ -189,6 +211,7 @@ plane.on
   .on("probe", (valence, arousal, focus) => openPlace(valence, arousal, focus))
   .on("close", close)
   .on("fail", (error) => panel.failed(error, () => openCatalog(state.catalog)));
+window.addEventListener("hashchange", openAddress);
 byId("catalog").addEventListener("change", (event) => openCatalog(event.target.value));
 byId("show-jobs").addEventListener("click", () => {
   if (jobs.shown) return close();

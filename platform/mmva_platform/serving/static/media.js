@@ -1,6 +1,6 @@
 // Pictures and sound of items: fetched with the key, shown through blob URLs that are let go with the panel.
 import { address, getJson, request } from "./api.js";
-import { baseName, el } from "./dom.js";
+import { baseName, el, mark } from "./dom.js";
 
 const UNASKED_BYTES = 12e6; // sound up to this size is loaded with its item
 
@@ -47,7 +47,7 @@ export class Media {
 
   /** A small square picture. */
   thumb(id) {
-    const frame = el("span", { class: "thumb" });
+    const frame = el("span", { class: "thumb" }, mark("image"));
     this.fetch("thumbnail", { id, side: 96 })
       .then((response) => this.blobUrl(response))
       .then((src) => frame.replaceWith(el("img", { class: "thumb", alt: "", src })))

@@ -4,8 +4,8 @@ import { shape, svg } from "./dom.js";
 const QUADRANTS = [["tense", 0, 1], ["excited", 1, 1], ["sad", 0, 0], ["calm", 1, 0]];
 // Russell's circumplex without the names of the quadrants: degrees from pleasure, counter-clockwise.
 const WORDS = [["happy", 0], ["delighted", 30], ["aroused", 90], ["distressed", 150], ["miserable", 180], ["depressed", 210], ["bored", 240], ["tired", 270], ["content", 330]];
-const RADIUS = 0.43;
-const EDGE = 8;
+const RADIUS = 0.42;
+const NARROW = 480; // pixels, below which words and numbers make room
 
 export class Overlay {
   constructor(root) {
@@ -24,35 +24,42 @@ export class Overlay {
 
   draw(x, y, side, cursor) {
     this.root.setAttribute("viewBox", `0 0 ${side} ${side}`);
-    this.root.replaceChildren(...this.#axes(x, y, side), ...this.#words(x, y, side), ...this.#choice(x, y), ...cross(x, y, cursor));
+    const [left, right, bottom, top] = [...x.range(), ...y.range()];
+    const inner = { x: left, y: top, width: right - left, height: bottom - top };
+    this.root.replaceChildren(
+      svg("clipPath", { id: "inner" }, svg("rect", inner)),
+      svg("rect", { class: "frame", ...inner, rx: 2 }),
+      ...this.#axes(x, y, side, [left, right, bottom, top]),
+      svg("g", { "clip-path": "url(#inner)" }, this.#words(x, y), this.#choice(x, y), cross(x, y, cursor)),
+    );
   }
 
-  #axes(x, y, side) {
-    const ticks = x.ticks(side < 480 ? 4 : 6).filter((value) => x(value) > 40 && x(value) < side - 20);
-    const rows = y.ticks(side < 480 ? 4 : 6).filter((value) => y(value) > 20 && y(value) < side - 30);
+  #axes(x, y, side, [left, right, bottom, top]) {
+    const narrow = side < NARROW;
+    const ticks = x.ticks(narrow ? 4 : 6);
+    const rows = y.ticks(narrow ? 4 : 6);
     const text = x.tickFormat(6);
     return [
-      svg("rect", { class: "frame", x: x(0), y: y(1), width: x(1) - x(0), height: y(0) - y(1) }),
-      ...ticks.map((value) => svg("line", { class: value === 0.5 ? "middle" : "rule", x1: x(value), x2: x(value), y1: Math.max(0, y(1)), y2: Math.min(side, y(0)) })),
-      ...rows.map((value) => svg("line", { class: value === 0.5 ? "middle" : "rule", y1: y(value), y2: y(value), x1: Math.max(0, x(0)), x2: Math.min(side, x(1)) })),
-      ...ticks.map((value) => svg("text", { x: x(value), y: side - EDGE, "text-anchor": "middle" }, text(value))),
-      ...rows.map((value) => svg("text", { x: EDGE, y: y(value) + 4 }, text(value))),
+      ...ticks.map((value) => svg("line", { class: value === 0.5 ? "middle" : "rule", x1: x(value), x2: x(value), y1: top, y2: bottom })),
+      ...rows.map((value) => svg("line", { class: value === 0.5 ? "middle" : "rule", y1: y(value), y2: y(value), x1: left, x2: right })),
+      ...ticks.map((value) => svg("text", { x: x(value), y: bottom + 17, "text-anchor": "middle" }, text(value))),
+      ...rows.map((value) => svg("text", { x: left - 7, y: y(value) + 4, "text-anchor": "end" }, text(value))),
+      ...(narrow ? [] : [
+        svg("text", { x: (left + right) / 2, y: side - 9, "text-anchor": "middle" }, "unpleasant ← valence → pleasant"),
+        svg("text", { transform: `translate(13 ${(top + bottom) / 2}) rotate(-90)`, "text-anchor": "middle" }, "quiet ← arousal → active"),
+      ]),
     ];
   }
 
-  #words(x, y, side) {
-    const whole = x(1) - x(0) < side * 1.3;
+  #words(x, y) {
+    const radius = x.range()[1] < NARROW ? RADIUS - 0.03 : RADIUS;
     const words = WORDS.map(([word, degrees]) => {
       const angle = (degrees * Math.PI) / 180;
-      return svg("text", { class: "word", x: x(0.5 + RADIUS * Math.cos(angle)), y: y(0.5 + RADIUS * Math.sin(angle)) + 4 }, word);
+      return svg("text", { class: "word", x: x(0.5 + radius * Math.cos(angle)), y: y(0.5 + radius * Math.sin(angle)) + 4 }, word);
     });
     const corners = QUADRANTS.map(([word, right, top]) =>
-      svg("text", { class: "quadrant", x: x(right) + (right ? -14 : 14), y: y(top) + (top ? 30 : -32), "text-anchor": right ? "end" : "start" }, word));
-    const axes = [
-      svg("text", { x: side / 2, y: side - 24, "text-anchor": "middle" }, "unpleasant ← valence → pleasant"),
-      svg("text", { transform: `translate(42 ${side / 2}) rotate(-90)`, "text-anchor": "middle" }, "quiet ← arousal → active"),
-    ];
-    return [...words, ...corners, ...(whole ? axes : [])];
+      svg("text", { class: "quadrant", x: x(right) + (right ? -14 : 14), y: y(top) + (top ? 28 : -14), "text-anchor": right ? "end" : "start" }, word));
+    return [...words, ...corners];
   }
 
   #choice(x, y) {
@@ -65,7 +72,7 @@ export class Overlay {
       parts.push(svg("rect", { class: `interval ${chosen.kind}`, x: x(v0), y: y(a1), width: x(v1) - x(v0), height: y(a0) - y(a1), rx: 6 }));
     }
     if (chosen.curve?.length > 1) {
-      parts.push(svg("path", { class: `curve ${chosen.kind}`, d: d3.line((at) => x(at.valence), (at) => y(at.arousal)).curve(d3.curveCatmullRom)(chosen.curve) }));
+      parts.push(svg("path", { class: `curve ${chosen.kind}`, d: d3.line((at) => x(at.valence), (at) => y(at.arousal))(chosen.curve) }));
     }
     for (const near of chosen.near ?? []) {
       const [nx, ny] = [x(near.valence), y(near.arousal)];

@@ -1,8 +1,9 @@
-// What the canvas shows: clouds where there is a crowd, marks where there are few.
+// What the canvas shows: a cloud where there is a crowd, marks where there are few.
 import { KINDS, shape } from "./dom.js";
 
-const LEVELS = 9; // contour bands of a cloud
-const FAINTEST = 0.03; // share of the densest cell below which a band ends
+const MOST_ALPHA = 0.78;
+const OUTLINED = 0.5; // a line runs around the densest places that hold this share of a modality's items
+const OUTLINED_BELOW = 2.5; // magnification; closer by, lines would only follow chance
 
 /** Colours of the style sheet as they are now. */
 export function colours() {
@@ -11,61 +12,65 @@ export function colours() {
 }
 
 /**
- * Bands of equal steps in the logarithm of the count, per modality, as Path2D in units of the view's own square.
- * Counts of neighbouring cells are averaged first: a cloud, not a chessboard.
+ * A crowd as a picture of one pixel a cell: more items, more colour; the hue is the mean of the modalities there. The
+ * fewer items a cell has, the wider they are smoothed, so that what shows is the crowd and not chance.
  */
-export function clouds(view) {
-  const { cells, counts } = view;
-  const contours = d3.contours().size([cells + 2, cells + 2]).smooth(true);
-  return KINDS.filter((kind) => counts[kind]).map((kind) => {
-    const padded = d3.blur2({ data: pad(counts[kind], cells), width: cells + 2, height: cells + 2 }, 0.7).data;
-    const most = d3.max(padded);
-    const lowest = Math.max(0.25, most * FAINTEST);
-    const steps = d3.range(LEVELS).map((step) => lowest * (most / lowest) ** (step / LEVELS));
-    const bands = contours.thresholds(steps)(padded).map((band) => ring(band.coordinates, cells));
-    return { kind, bands };
-  });
-}
-
-/** Clouds close at the edge of the view: a border of the nearest cells, then nothing beyond. */
-function pad(counts, cells) {
-  const side = cells + 2;
-  const padded = new Float32Array(side * side);
-  const inside = (index) => Math.min(cells - 1, Math.max(0, index - 1));
-  for (let row = 0; row < side; row += 1) {
-    for (let column = 0; column < side; column += 1) padded[row * side + column] = counts[inside(row) * cells + inside(column)];
+export function cloud(view, palette) {
+  const { cells, counts, total } = view;
+  const radius = Math.min(5, 0.6 + Math.sqrt((8 * cells * cells) / total));
+  const smooth = Object.entries(counts).map(([kind, count]) => ({ kind, data: blurred(count, cells, radius) }));
+  const sum = new Float32Array(cells * cells);
+  for (const { data } of smooth) data.forEach((value, index) => (sum[index] += value));
+  const most = d3.max(sum);
+  const canvas = Object.assign(document.createElement("canvas"), { width: cells, height: cells });
+  const image = canvas.getContext("2d").createImageData(cells, cells);
+  const hues = smooth.map(({ kind }) => d3.rgb(palette[kind]));
+  for (let index = 0; index < sum.length; index += 1) {
+    const at = 4 * ((cells - 1 - Math.floor(index / cells)) * cells + (index % cells)); // pictures begin at the top
+    smooth.forEach(({ data }, which) => {
+      const share = sum[index] > 0 ? data[index] / sum[index] : 1 / smooth.length;
+      image.data[at] += share * hues[which].r;
+      image.data[at + 1] += share * hues[which].g;
+      image.data[at + 2] += share * hues[which].b;
+    });
+    image.data[at + 3] = 255 * MOST_ALPHA * (sum[index] / most) ** 0.55;
   }
-  return padded;
+  canvas.getContext("2d").putImageData(image, 0, 0);
+  return { canvas, lines: smooth.map(({ kind, data }) => ({ kind, path: outline(data, cells) })) };
 }
 
-function ring(polygons, cells) {
-  const path = new Path2D();
-  for (const polygon of polygons) {
-    for (const points of polygon) {
-      points.forEach(([x, y], index) => path[index ? "lineTo" : "moveTo"]((x - 1) / cells, (y - 1) / cells));
-      path.closePath();
-    }
-  }
-  return path;
+/** Whether lines are drawn at the magnification of a scale. */
+export const outlined = (x) => x(1) - x(0) < OUTLINED_BELOW * (x.range()[1] - x.range()[0]);
+
+function blurred(counts, cells, radius) {
+  return d3.blur2({ data: Float32Array.from(counts), width: cells, height: cells }, radius).data;
 }
 
-/** Draw clouds; x and y are the scales of the plane as it is shown. */
-export function paintClouds(context, view, painted, x, y, palette, dark) {
-  context.save();
+/** The line around the densest cells that hold OUTLINED of the items, in cells from the corner of the view. */
+function outline(data, cells) {
+  const sorted = Float32Array.from(data).sort().reverse();
+  const whole = d3.sum(sorted);
+  let held = 0;
+  const level = sorted[sorted.findIndex((value) => (held += value) >= OUTLINED * whole)];
+  return new Path2D(d3.geoPath()(d3.contours().size([cells, cells]).contour(data, level)) ?? "");
+}
+
+/** Draw a crowd; x and y are the scales of the plane as it is shown. */
+export function paintCloud(context, view, { canvas, lines }, x, y, palette) {
   const [left, right] = view.valence.map(x);
   const [bottom, top] = view.arousal.map(y);
-  context.beginPath();
-  context.rect(left, top, right - left, bottom - top);
-  context.clip();
-  context.globalCompositeOperation = dark ? "screen" : "multiply";
-  context.translate(left, bottom);
-  context.scale(right - left, top - bottom);
-  for (const { kind, bands } of painted) {
-    context.fillStyle = palette[kind];
-    bands.forEach((band, step) => {
-      context.globalAlpha = dark ? 0.07 + 0.012 * step : 0.06 + 0.011 * step;
-      context.fill(band, "evenodd");
-    });
+  const { cells } = view;
+  context.save();
+  context.imageSmoothingQuality = "high";
+  context.drawImage(canvas, left, top, right - left, bottom - top);
+  if (outlined(x)) {
+    context.translate(left, bottom);
+    context.scale((right - left) / cells, (top - bottom) / cells);
+    context.lineWidth = (1.5 * cells) / (right - left);
+    for (const { kind, path } of lines) {
+      context.strokeStyle = palette[kind];
+      context.stroke(path);
+    }
   }
   context.restore();
 }
@@ -73,7 +78,8 @@ export function paintClouds(context, view, painted, x, y, palette, dark) {
 /** Draw marks, small modalities on top. */
 export function paintMarks(context, points, x, y, palette, hidden) {
   const number = points.id.length;
-  const area = number > 1500 ? 34 : number > 300 ? 52 : 78;
+  const room = Math.max(0.6, Math.min(1, x.range()[1] / 620)); // smaller on a phone
+  const area = room * (number > 1500 ? 36 : number > 300 ? 54 : 80);
   const order = d3.sort(KINDS, (kind) => -d3.sum(points.modality, (other) => other === kind));
   context.lineWidth = number > 1500 ? 0.6 : 1;
   context.strokeStyle = palette.card;

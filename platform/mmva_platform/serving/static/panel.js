@@ -104,7 +104,7 @@ function figures(found, kind = found.modality) {
   });
   const known = typeof found.valence_low === "number";
   return el("div", {}, el("dl", { class: `axes ${kind}` }, rows.flat()),
-    known ? el("p", { class: "soft" }, "Bars: where the label lies with 90 % confidence; the dashed frame in the plane.") : null);
+    known ? el("p", { class: "soft" }, "Bars, and the dashed frame in the plane: the 90 % interval.") : null);
 }
 
 /** Valence and arousal over time; `now` moves the line to where the player is. */

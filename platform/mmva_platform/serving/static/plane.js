@@ -2,11 +2,13 @@
 import { getJson } from "./api.js";
 import { KINDS, baseName, byId, count, say, two } from "./dom.js";
 import { Overlay } from "./overlay.js";
-import { clouds, colours, paintClouds, paintMarks } from "./paint.js";
+import { cloud, colours, outlined, paintCloud, paintMarks } from "./paint.js";
 
-const MARGIN = 0.25; // of the window's side that is loaded around it, so that a small move shows no gap
+const MARGIN = 0.12; // of the window's side that is loaded around it, so that a small move shows no gap
 const REACH = 18; // pixels within which a pointer picks a mark
 const SETTLE_MS = 110;
+const LEFT = 0.088; // of the side, left of the plane and below it: room for the numbers
+const FREE = 0.03; // on the other sides
 const DEEPEST = 400;
 const STEP = 0.04; // of the window: how far a key moves the cross over a cloud
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
@@ -21,12 +23,15 @@ export class Plane {
     this.hidden = new Set();
     this.view = null; // the server's last answer
     this.cursor = null; // {valence, arousal, id?}: where the keys are
-    this.zoom = d3.zoom().scaleExtent([1, DEEPEST]).on("zoom", (event) => this.#zoomed(event.transform));
+    this.zoom = d3.zoom().scaleExtent([1, DEEPEST]).filter((event) => this.#wanted(event)).on("zoom", (event) => this.#zoomed(event.transform));
     this.target = d3.select(this.box).call(this.zoom).on("dblclick.zoom", null);
     this.transform = d3.zoomIdentity;
     this.#listen();
     new ResizeObserver(() => this.#resized()).observe(this.box);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+      this.painted = null; // it holds the other colours
+      this.draw();
+    });
   }
 
   /** Show another catalog. */
@@ -67,7 +72,7 @@ export class Plane {
         ? await getJson(`/catalogs/${encodeURIComponent(this.name)}/view`, { v0, v1, a0, a1, modality, cells: 128 }, { signal: loading.signal })
         : { valence: [v0, v1], arousal: [a0, a1], total: 0, points: { id: [], modality: [], valence: [], arousal: [] } };
       this.view = view;
-      this.painted = view.counts ? clouds(view) : null;
+      this.painted = null;
       this.#tell();
       this.draw();
     } catch (error) {
@@ -82,16 +87,25 @@ export class Plane {
     const { context, side } = this;
     const [x, y] = this.scales();
     const palette = colours();
+    const [left, right, top, bottom] = [...x.range(), ...y.range().reverse()];
     context.clearRect(0, 0, side, side);
-    if (this.view?.counts) paintClouds(context, this.view, this.painted, x, y, palette, matchMedia("(prefers-color-scheme: dark)").matches);
-    else if (this.view) paintMarks(context, this.view.points, x, y, palette, this.hidden);
-    this.overlay.draw(x, y, side, document.activeElement === this.box ? this.cursor : null);
+    context.save();
+    context.beginPath();
+    context.rect(left, top, right - left, bottom - top);
+    context.clip();
+    if (this.view?.counts) {
+      this.painted ??= cloud(this.view, palette);
+      paintCloud(context, this.view, this.painted, x, y, palette);
+    } else if (this.view) paintMarks(context, this.view.points, x, y, palette, this.hidden);
+    context.restore();
+    this.overlay.draw(x, y, side, document.activeElement === this.box && this.keyed ? this.cursor : null);
   }
 
   /** Scales of the window: valence to x, arousal to y, in pixels. */
   scales() {
-    const x = d3.scaleLinear([0, 1], [0, this.side]);
-    const y = d3.scaleLinear([0, 1], [this.side, 0]);
+    const { side } = this;
+    const x = d3.scaleLinear([0, 1], [LEFT * side, (1 - FREE) * side]);
+    const y = d3.scaleLinear([0, 1], [(1 - LEFT) * side, FREE * side]);
     return [this.transform.rescaleX(x), this.transform.rescaleY(y)];
   }
 
@@ -110,6 +124,11 @@ export class Plane {
     return [v0 - more, v1 + more, a0 - more, a1 + more].map((value) => Math.min(1, Math.max(0, value)));
   }
 
+  #wanted(event) {
+    if (event.type === "touchstart") return event.touches.length > 1 || this.transform.k > 1;
+    return !event.button && (!event.ctrlKey || event.type === "wheel");
+  }
+
   #listen() {
     const at = (event) => d3.pointer(event, this.box);
     this.target
@@ -119,13 +138,16 @@ export class Plane {
       .on("keydown", (event) => this.#key(event))
       .on("focus blur", () => this.draw());
     for (const [id, act] of [["zoom-in", () => this.zoomBy(2)], ["zoom-out", () => this.zoomBy(0.5)], ["zoom-reset", () => this.reset()]]) {
-      d3.select(byId(id)).on("click", (event) => (event.stopPropagation(), act()));
-      d3.select(byId(id)).on("keydown", (event) => event.key !== "Escape" && event.stopPropagation());
+      byId(id).addEventListener("click", act);
     }
   }
 
   #zoomed(transform) {
     this.transform = transform;
+    const { k } = transform;
+    this.box.classList.toggle("zoomed", k > 1); // before that, one finger scrolls the page
+    byId("zoom-reset").textContent = `${k < 10 ? Math.round(10 * k) / 10 : Math.round(k)}×`;
+    byId("zoom-reset").disabled = k === 1;
     this.#hover(-1e4, -1e4);
     this.draw();
     clearTimeout(this.settling);
@@ -140,7 +162,8 @@ export class Plane {
     const ratio = window.devicePixelRatio || 1;
     this.context.canvas.width = this.context.canvas.height = Math.round(side * ratio);
     this.context.setTransform(ratio, 0, 0, ratio, 0, 0);
-    this.zoom.extent([[0, 0], [side, side]]).translateExtent([[-0.06 * side, -0.06 * side], [1.06 * side, 1.06 * side]]);
+    const inner = [[LEFT * side, FREE * side], [(1 - FREE) * side, (1 - LEFT) * side]];
+    this.zoom.extent(inner).translateExtent(inner);
     this.draw();
     if (first) this.load();
   }
@@ -170,6 +193,8 @@ export class Plane {
 
   #click(px, py) {
     const found = this.#pick(px, py);
+    this.keyed = false;
+    byId("tip").hidden = true;
     if (found) this.on.call("open", this, found.id);
     else if (this.view?.counts) {
       const [x, y] = this.scales();
@@ -195,6 +220,7 @@ export class Plane {
   }
 
   #move(dx, dy) {
+    this.keyed = true;
     const [v0, v1, a0, a1] = this.#window();
     const from = this.cursor ?? { valence: (v0 + v1) / 2, arousal: (a0 + a1) / 2 };
     if (this.view?.points) {
@@ -213,7 +239,8 @@ export class Plane {
   #bringInto({ valence, arousal }) {
     const [v0, v1, a0, a1] = this.#window(-0.02);
     if (valence >= v0 && valence <= v1 && arousal >= a0 && arousal <= a1) return;
-    this.target.call(this.zoom.translateTo, valence * this.side, (1 - arousal) * this.side);
+    const [x, y] = this.scales();
+    this.target.call(this.zoom.translateTo, ...this.transform.invert([x(valence), y(arousal)]));
   }
 
   #tell() {
@@ -221,9 +248,8 @@ export class Plane {
     byId("veil").hidden = total > 0;
     byId("veil").textContent = this.hidden.size === KINDS.length ? "All modalities are hidden." : "Nothing lies here. Zoom out to find the rest.";
     const items = `${count(total)} ${total === 1 ? "item" : "items"} in and around this window`;
-    byId("status").textContent = counts
-      ? `${items}: darker is denser. Zoom in for single items, or click to see what lies at a place.`
-      : `${items}.`;
+    const lines = outlined(this.scales()[0]) ? "; a line runs around half of each modality" : "";
+    byId("status").textContent = counts ? `${items}: stronger is denser${lines}. Zoom in for single items, or click a place.` : `${items}.`;
   }
 }
 
