@@ -23,6 +23,7 @@ ROOMS = [
     "annotation",
     "search",
     "reporting",
+    "serving",
 ]
 FLOWS = ["workflows", "quickstart", "cli"]
 

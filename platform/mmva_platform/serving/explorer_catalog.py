@@ -28,7 +28,7 @@ from mmva_platform.storage import Storage, open_storage
 _BOUNDS: Final = tuple(f"{axis}_{side}" for axis in AXES for side in ("low", "high"))
 _DETAILS: Final = ("id", "uri", "modality", *AXES, *_BOUNDS, "mood", "duration_s", "windows", "sha256", "shard")
 _FILES_KEPT: Final = 64  # without embeddings, a file is some hundred bytes an item
-_DIGITS: Final = 4  # of coordinates that are only drawn
+_DIGITS: Final = 6  # of coordinates that are only drawn: a pixel at the deepest zoom
 _CURVE_POINTS: Final = 600
 NEIGHBOURS: Final = 4
 

@@ -5,7 +5,7 @@ const QUADRANTS = [["tense", 0, 1], ["excited", 1, 1], ["sad", 0, 0], ["calm", 1
 // Russell's circumplex without the names of the quadrants: degrees from pleasure, counter-clockwise.
 const WORDS = [["happy", 0], ["delighted", 30], ["aroused", 90], ["distressed", 150], ["miserable", 180], ["depressed", 210], ["bored", 240], ["tired", 270], ["content", 330]];
 const RADIUS = 0.42;
-const NARROW = 480; // pixels, below which words and numbers make room
+export const NARROW = 480; // pixels below which words and numbers make room
 
 export class Overlay {
   constructor(root) {

@@ -1,7 +1,7 @@
 // The plane: zooming, what lies in the window, picking with the mouse and with keys.
 import { getJson } from "./api.js";
 import { KINDS, baseName, byId, count, say, two } from "./dom.js";
-import { Overlay } from "./overlay.js";
+import { NARROW, Overlay } from "./overlay.js";
 import { cloud, colours, outlined, paintCloud, paintMarks } from "./paint.js";
 
 const MARGIN = 0.12; // of the window's side that is loaded around it, so that a small move shows no gap
@@ -247,9 +247,10 @@ export class Plane {
     const { total, counts } = this.view;
     byId("veil").hidden = total > 0;
     byId("veil").textContent = this.hidden.size === KINDS.length ? "All modalities are hidden." : "Nothing lies here. Zoom out to find the rest.";
-    const items = `${count(total)} ${total === 1 ? "item" : "items"} in and around this window`;
-    const lines = outlined(this.scales()[0]) ? "; a line runs around half of each modality" : "";
-    byId("status").textContent = counts ? `${items}: stronger is denser${lines}. Zoom in for single items, or click a place.` : `${items}.`;
+    const words = [`${count(total)} ${total === 1 ? "item" : "items"} in and around this window`];
+    if (counts) words.push("stronger is denser");
+    if (counts && this.side >= NARROW && outlined(this.scales()[0])) words.push("a line runs around half of each modality");
+    byId("status").textContent = `${words.join("; ")}.${counts ? " Zoom in for single items, or click a place." : ""}`;
   }
 }
 
