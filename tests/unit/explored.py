@@ -44,5 +44,6 @@ def explorer_app(annotations: dict[str, str], roots: Sequence[str | Path], bundl
         place=place,
         jobs=lambda: JOBS,
     )
-    app.include_router(explorer_router(sources, Depends(requires_key)))
+    app.state.router = explorer_router(sources, Depends(requires_key))
+    app.include_router(app.state.router)
     return app

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from PIL import Image
 
@@ -59,9 +60,10 @@ def client(app: FastAPI) -> Iterator[TestClient]:
 
 def test_the_page_is_open_and_everything_else_asks_for_a_key(app: FastAPI) -> None:
     stranger, found = TestClient(app), set()
-    for route in app.routes:
-        path = getattr(route, "path", "").format(name="media")
-        for method in getattr(route, "methods", ()):
+    for route in app.state.router.routes:
+        assert isinstance(route, APIRoute)
+        path = route.path.format(name="media")
+        for method in route.methods:
             status = stranger.request(method, path, params={"id": "0.png", "v": 0, "a": 0}).status_code
             if path.startswith("/v1/explore"):
                 assert status == 401, path

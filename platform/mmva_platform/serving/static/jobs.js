@@ -41,13 +41,13 @@ export class Jobs {
   }
 
   #draw(jobs) {
-    const focused = byId("panel").contains(document.activeElement);
+    const list = byId("panel").querySelector(".jobs");
+    if (list && jobs.length) return list.replaceChildren(...jobs.map(row));
     const close = el("button", { type: "button", class: "close", "aria-label": "Close the jobs", click: this.close }, "×");
     show(
       el("div", { class: "head" }, el("div", {}, el("h2", { tabindex: "-1" }, "Annotation jobs")), close),
       jobs.length ? el("ul", { class: "jobs" }, jobs.map(row)) : el("p", { class: "soft" }, "None yet. A job is begun with POST /v1/annotation-jobs."),
     );
-    if (focused) close.focus({ preventScroll: true });
   }
 }
 
