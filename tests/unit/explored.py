@@ -14,7 +14,7 @@ from mmva_platform.search import AnnotationIndex, load_predictor, query_point
 from mmva_platform.serving.explorer import ExplorerSources, JobRow, Placed, explorer_router
 from mmva_platform.settings import Settings
 
-KEY = "a key with the scope read"
+KEY = "key-with-the-scope-read"
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script> & {{7*7}}"
 JOBS: Sequence[JobRow] = (
     JobRow(id="2", state="running", catalog="s3://films/", done=40, items=160, eta_s=95.0, message=None),
