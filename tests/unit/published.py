@@ -26,8 +26,10 @@ MODEL = ModelInfo(name="mmva", version=None, digest="d" * 64)
 CUT = Preprocessing(fingerprints={}, window_s=3.0, hop_s=1.5, short_side=224)
 
 
-def publish_points(out: Path, rows: list[tuple[str, str, float, float]], model: ModelInfo = MODEL) -> Path:
-    """An annotation of (id, modality, valence, arousal), in shards of 16; a caption has no URI."""
+def publish_points(
+    out: Path, rows: list[tuple[str, str, float, float]], model: ModelInfo = MODEL, shard_items: int = 16
+) -> Path:
+    """An annotation of (id, modality, valence, arousal); a caption has no URI."""
     uris = {name: None if kind == "caption" else f"/media/{name}" for name, kind, *_ in rows}
     values = [
         {"id": name, "uri": uris[name], "modality": kind, "caption": None, "bytes": 9, "etag": None}
@@ -35,7 +37,7 @@ def publish_points(out: Path, rows: list[tuple[str, str, float, float]], model: 
     ]
     catalog = Catalog("/media", pa.Table.from_pylist(values, schema=CATALOG_SCHEMA), {}, 0, ())
     storage = open_storage(out)
-    plan = settle_plan(storage, *make_plan(catalog, model, CUT, 16))
+    plan = settle_plan(storage, *make_plan(catalog, model, CUT, shard_items))
     points = {name: (valence, arousal) for name, _, valence, arousal in rows}
     known = {"model_name": model.name, "model_version": model.version, "model_digest": model.digest}
     items = read_items(storage, plan).to_pylist()

@@ -99,6 +99,11 @@ class AnnotationIndex:
         """How many items are annotated."""
         return self._items.num_rows
 
+    @property
+    def items(self) -> pa.Table:
+        """id, uri, modality, valence, arousal and mood of all items, in the annotation's order."""
+        return self._items
+
     def search(
         self,
         va_2: ArrayLike,

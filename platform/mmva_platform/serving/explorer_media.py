@@ -1,0 +1,123 @@
+"""An annotated item's media for the page: the very bytes that were annotated, under the allowed roots, or nothing."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mmva.errors import MediaError
+from mmva.media.captions import clean_caption
+from mmva.media.formats import AUDIO_FORMATS, VIDEO_FORMATS, sniff
+from mmva.media.images import decode_image
+from mmva.media.limits import Limits
+from mmva_platform.annotation.roots import AllowedRoots
+from mmva_platform.annotation.schema import sha256_hex
+from mmva_platform.settings import StorageSettings
+from mmva_platform.storage import StorageNotFound, StorageTooLargeError, open_storage, split_uri
+
+THUMBNAIL_SIDES: Final = (96, 960)
+_AUDIO_TYPES: Final = {
+    "wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg", "ogg": "audio/ogg", "mp4": "audio/mp4",
+    "aac": "audio/aac",
+}  # fmt: skip
+_VIDEO_TYPES: Final = {"mp4": "video/mp4", "matroska": "video/webm", "avi": "video/x-msvideo"}
+_RANGE: Final = re.compile(r"bytes=(\d*)-(\d*)")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Part of a file: its bytes, where it begins, and the file's size."""
+
+    data: bytes
+    start: int
+    size: int
+
+
+class MediaReader:
+    """Reads what an annotation names, if it stands under a root and has not changed since."""
+
+    def __init__(
+        self, roots: AllowedRoots, settings: StorageSettings | None = None, limits: Limits | None = None
+    ) -> None:
+        self._roots, self._settings, self._limits = roots, settings, limits or Limits()
+
+    def read(self, item: Mapping[str, Any]) -> bytes:
+        """Bytes of an item (the columns uri and sha256 of ANNOTATION_SCHEMA).
+
+        Raises:
+            MediaError: "outside-roots", "not-found", "too-many-bytes", or "changed" if they are not what was annotated.
+            StorageError: If the store is away.
+        """
+        if item["uri"] is None:
+            raise MediaError("not-found", "this item has no file", stage="fetch")
+        self._roots.check(item["uri"])
+        folder, name = split_uri(item["uri"])
+        try:
+            data = open_storage(folder, self._settings).read(name, self._limits.max_bytes)
+        except StorageNotFound:
+            raise MediaError("not-found", "the file is not there any more", stage="fetch") from None
+        except StorageTooLargeError as error:
+            raise MediaError("too-many-bytes", str(error), stage="fetch") from None
+        if sha256_hex(data) != item["sha256"]:
+            raise MediaError("changed", "the file has changed since it was annotated", stage="fetch")
+        return data
+
+    def thumbnail(self, item: Mapping[str, Any], side: int) -> bytes:
+        """A picture as JPEG, its longer side at most `side` pixels; never the file's own bytes.
+
+        Raises:
+            MediaError: As read, and what decode_image refuses.
+            StorageError: If the store is away.
+        """
+        image = decode_image(self.read(item), self._limits, at_least=side)
+        image.thumbnail((side, side))
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=82, optimize=True)
+        return buffer.getvalue()
+
+    def sound(self, item: Mapping[str, Any]) -> tuple[str, bytes]:
+        """Content type, by the bytes and never by the name, and bytes of a piece of music or a video.
+
+        Raises:
+            MediaError: As read, and "not-audio" or "not-video" for bytes of another kind.
+            StorageError: If the store is away.
+        """
+        data = self.read(item)
+        kind = sniff(data)
+        if item["modality"] == "video" and kind in VIDEO_FORMATS:
+            return _VIDEO_TYPES[kind], data
+        if item["modality"] == "music" and kind in AUDIO_FORMATS:
+            return _AUDIO_TYPES[kind], data
+        raise MediaError("not-video" if item["modality"] == "video" else "not-audio", f"{kind or 'unrecognised'} data")
+
+    def text(self, item: Mapping[str, Any]) -> str:
+        """A caption's text, from its file.
+
+        Raises:
+            MediaError: As read, and what clean_caption refuses.
+            StorageError: If the store is away.
+        """
+        return clean_caption(self.read(item), self._limits)
+
+
+def piece_of(data: bytes, asked: str | None) -> Piece | None:
+    """What a Range header asks for (RFC 9110, one range); all of it for none or one that is not understood.
+
+    Returns:
+        The piece; None if it begins behind the end (416).
+    """
+    size = len(data)
+    match = _RANGE.fullmatch(asked.strip()) if asked else None
+    if match is None or match.groups() == ("", ""):
+        return Piece(data, 0, size)
+    first, last = match.groups()
+    if first:
+        start, stop = int(first), min(int(last) + 1, size) if last else size
+        if last and int(last) < int(first):  # not a range: to be ignored
+            return Piece(data, 0, size)
+    else:
+        start, stop = max(0, size - int(last)), size
+    return Piece(data[start:stop], start, size) if start < stop else None

@@ -1,0 +1,268 @@
+"""The explorer's routes: who may ask, what an item shows, which bytes leave the machine."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from mmva.modalities import MEDIA_KINDS
+from mmva_platform.serving.explorer_media import piece_of
+from mmva_platform.serving.explorer_page import STATIC
+from mmva_platform.settings import Settings
+
+from .explored import HOSTILE, JOBS, KEY, explorer_app
+from .published import lively_bundle, publish_media, publish_points
+
+DATA = "/v1/explore/catalogs/media"
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, rng = tmp_path_factory.mktemp("media"), np.random.default_rng(0)
+    for number in range(5):
+        Image.fromarray(rng.integers(0, 256, (300, 1200, 3), np.uint8)).save(folder / f"{number}.png")
+        samples = np.sin(np.arange(16_000 * (4 + number)) * (0.02 + 0.01 * number)) / 2
+        soundfile.write(folder / f"{number}.wav", samples, 16_000)
+    for number, text in enumerate((HOSTILE, "an evening by the sea", "drums " * 500)):
+        (folder / f"{number}.txt").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def app(media: Path, tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
+    home = tmp_path_factory.mktemp("explorer")
+    settings, bundle = Settings(home=home), lively_bundle(home / "bundle", 0)
+    publish_media(home / "va", media, bundle, settings)
+    rng = np.random.default_rng(1)
+    rows = [(f"{n}/é {n}", MEDIA_KINDS[n % 4], *rng.random(2).astype(np.float32).tolist()) for n in range(3100)]
+    publish_points(home / "points", rows, shard_items=400)
+    names = {"media": str(home / "va"), "points": str(home / "points"), "gone": str(home / "gone")}
+    return explorer_app(names, [media], bundle, settings)
+
+
+@pytest.fixture(scope="module")
+def client(app: FastAPI) -> Iterator[TestClient]:
+    with TestClient(app, headers={"Authorization": f"Bearer {KEY}"}) as client:
+        yield client
+
+
+def test_the_page_is_open_and_everything_else_asks_for_a_key(app: FastAPI) -> None:
+    stranger, found = TestClient(app), set()
+    for route in app.state.router.routes:
+        assert isinstance(route, APIRoute)
+        path = route.path.format(name="media")
+        for method in route.methods:
+            status = stranger.request(method, path, params={"id": "0.png", "v": 0, "a": 0}).status_code
+            if path.startswith("/v1/explore"):
+                assert status == 401, path
+                found.add(path.removeprefix("/v1/explore").removeprefix("/catalogs/media"))
+    assert found >= {"", "/jobs", "/view", "/item", "/around", "/thumbnail", "/media", "/text", "/place"}
+    assert stranger.get("/").status_code == 200
+
+
+def test_the_page_holds_nothing_inline_and_names_no_other_host(client: TestClient) -> None:
+    answer = client.get("/")
+    policy = dict(part.strip().split(" ", 1) for part in answer.headers["content-security-policy"].split(";"))
+    assert policy["default-src"] == policy["base-uri"] == policy["form-action"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+    assert "unsafe" not in answer.headers["content-security-policy"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    for needle in ("<script>", "<style", " style=", "onclick", "onerror", "http:", "https:"):
+        assert needle not in answer.text, needle
+    for path in STATIC.glob("*.js"):
+        text = path.read_text(encoding="utf-8")
+        if not path.name.startswith("d3-"):
+            for needle in ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "https:", ".html("):
+                assert needle not in text, (path.name, needle)
+
+
+def test_assets_are_the_known_files_with_their_types(client: TestClient) -> None:
+    for path in STATIC.iterdir():
+        answer = client.get(f"/static/{path.name}")
+        assert answer.content == path.read_bytes()
+        again = client.get(f"/static/{path.name}", headers={"If-None-Match": answer.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+    assert client.get("/static/main.js").headers["content-type"].startswith("text/javascript")
+    for name in ("explorer.py", "..%2fexplorer.py", "%2e%2e/explorer.py", "nothing.js"):
+        assert client.get(f"/static/{name}").status_code == 404, name
+
+
+def test_what_is_vendored_is_what_was_released() -> None:
+    vendored = json.loads((STATIC / "vendored.json").read_text())
+    assert {path.name for path in STATIC.glob("*.min.js")} == set(vendored)
+    for name, known in vendored.items():
+        assert hashlib.sha256((STATIC / name).read_bytes()).hexdigest() == known["sha256"]
+        assert known["license"] in {"ISC", "MIT", "BSD-3-Clause", "Apache-2.0"}
+        assert "permission notice" in (STATIC / known["license_file"]).read_text()
+        assert known["version"] in name
+
+
+def test_overview_summary_and_jobs(client: TestClient) -> None:
+    assert client.get("/v1/explore").json() == {"catalogs": ["media", "points", "gone"], "place": True, "jobs": True}
+    summary = client.get(DATA).json()
+    assert summary["by_modality"] == {"image": 5, "music": 5, "caption": 3}
+    assert (summary["items"], summary["model"]["name"]) == (13, "mmva")
+    assert client.get("/v1/explore/jobs").json()["jobs"] == list(JOBS)
+    assert client.get("/v1/explore/catalogs/gone").status_code == 404
+    assert client.get("/v1/explore/catalogs/other").status_code == 404
+
+
+def test_a_window_is_points_or_counts(client: TestClient) -> None:
+    points = "/v1/explore/catalogs/points/view"
+    whole = client.get(points, params={"cells": 16}).json()
+    assert "points" not in whole
+    assert whole["total"] == 3100 == sum(sum(counts) for counts in whole["counts"].values())
+    assert {len(counts) for counts in whole["counts"].values()} == {256}
+    part = client.get(points, params={"v0": 0.5, "a1": 0.5, "modality": ["music", "video"]}).json()
+    shown = part["points"]
+    assert part["total"] == len(shown["id"]) > 100
+    assert set(shown["modality"]) == {"music", "video"}
+    assert min(shown["valence"]) >= 0.5
+    assert max(shown["arousal"]) <= 0.5
+    for wrong in ({"v0": 2}, {"v0": "nan"}, {"modality": "smell"}, {"cells": 100_000}, {"else": 1}):
+        assert client.get(points, params=wrong).status_code == 422, wrong
+
+
+def test_answers_are_compressed_only_for_who_takes_it(client: TestClient) -> None:
+    plain = client.get("/v1/explore/catalogs/points/view", headers={"Accept-Encoding": "identity"})
+    packed = client.get("/v1/explore/catalogs/points/view", headers={"Accept-Encoding": "gzip"})
+    assert "content-encoding" not in plain.headers
+    assert packed.headers["content-encoding"] == "gzip"
+    assert plain.json() == packed.json()
+
+
+def test_an_item_in_full_with_its_neighbours_in_the_other_modalities(client: TestClient) -> None:
+    answer = client.get(f"{DATA}/item", params={"id": "3.wav"}).json()
+    item, near = answer["item"], answer["near"]
+    assert (item["id"], item["modality"]) == ("3.wav", "music")
+    assert item["duration_s"] == pytest.approx(7.0)
+    assert [window["start_s"] for window in item["windows"]] == pytest.approx([0, 1.5, 3, 4.5])
+    assert set(near) == {"image", "caption"}
+    for hits in near.values():
+        assert [hit["distance"] for hit in hits] == sorted(hit["distance"] for hit in hits)
+        for hit in hits:
+            assert hit["distance"] == pytest.approx(
+                np.hypot(hit["valence"] - item["valence"], hit["arousal"] - item["arousal"]), abs=1e-6
+            )
+    assert client.get(f"{DATA}/item", params={"id": "nobody"}).status_code == 404
+
+
+def test_an_items_details_come_from_its_own_file(client: TestClient) -> None:
+    for number in (0, 399, 400, 401, 1234, 3099):  # shards of 400: first and last rows of files
+        name = f"{number}/é {number}"
+        assert client.get("/v1/explore/catalogs/points/item", params={"id": name}).json()["item"]["id"] == name
+
+
+def test_around_a_place(client: TestClient) -> None:
+    answer = client.get(f"{DATA}/around", params={"v": 0.9, "a": 0.9}).json()
+    assert (answer["mood"], set(answer["near"])) == ("excited", {"image", "music", "caption"})
+    assert client.get(f"{DATA}/around", params={"v": 1.5, "a": 0}).status_code == 422
+
+
+@pytest.mark.parametrize("side", [96, 960])
+def test_pictures_leave_as_small_jpegs(client: TestClient, side: int) -> None:
+    answer = client.get(f"{DATA}/thumbnail", params={"id": "0.png", "side": side})
+    picture = Image.open(io.BytesIO(answer.content))
+    assert (picture.format, max(picture.size)) == ("JPEG", side)
+    assert answer.headers["content-type"] == "image/jpeg"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    again = client.get(answer.url, headers={"If-None-Match": answer.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    assert client.get(f"{DATA}/thumbnail", params={"id": "0.png", "side": 4000}).status_code == 422
+    assert client.get(f"{DATA}/thumbnail", params={"id": "0.wav"}).status_code == 415
+
+
+def test_sound_leaves_as_it_is_whole_or_in_pieces(client: TestClient, media: Path) -> None:
+    data = (media / "0.wav").read_bytes()
+    whole = client.get(f"{DATA}/media", params={"id": "0.wav"})
+    assert (whole.status_code, whole.content, whole.headers["content-type"]) == (200, data, "audio/wav")
+    piece = client.get(f"{DATA}/media", params={"id": "0.wav"}, headers={"Range": "bytes=100-199"})
+    assert (piece.status_code, piece.content) == (206, data[100:200])
+    assert piece.headers["content-range"] == f"bytes 100-199/{len(data)}"
+    beyond = client.get(f"{DATA}/media", params={"id": "0.wav"}, headers={"Range": f"bytes={len(data)}-"})
+    assert (beyond.status_code, beyond.headers["content-range"]) == (416, f"bytes */{len(data)}")
+    assert client.get(f"{DATA}/media", params={"id": "0.png"}).status_code == 415
+
+
+@pytest.mark.parametrize(
+    ("asked", "piece"),
+    [
+        (None, (0, 10)), ("bytes=2-4", (2, 5)), ("bytes=7-", (7, 10)), ("bytes=-3", (7, 10)), ("bytes=-99", (0, 10)),
+        ("bytes=5-99", (5, 10)), ("bytes=4-2", (0, 10)), ("bytes=-", (0, 10)), ("bytes=0-1,3-4", (0, 10)),
+        ("lines=1-2", (0, 10)),
+        ("bytes=10-", None), ("bytes=-0", None),
+    ],
+)  # fmt: skip
+def test_ranges(asked: str | None, piece: tuple[int, int] | None) -> None:
+    data = b"0123456789"
+    found = piece_of(data, asked)
+    assert (found and (found.start, found.data, found.size)) == (piece and (piece[0], data[slice(*piece)], 10))
+
+
+def test_only_the_annotated_bytes_under_the_roots_leave(client: TestClient, media: Path, app: FastAPI) -> None:
+    path, original = media / "1.png", (media / "1.png").read_bytes()
+    try:
+        path.write_bytes((media / "2.png").read_bytes())
+        assert client.get(f"{DATA}/thumbnail", params={"id": "1.png"}).status_code == 409
+        path.unlink()
+        gone = client.get(f"{DATA}/thumbnail", params={"id": "1.png"})
+        assert gone.status_code == 404
+        assert str(media) not in gone.text
+    finally:
+        path.write_bytes(original)
+    outside = client.get("/v1/explore/catalogs/points/thumbnail", params={"id": "0/é 0"})
+    assert (outside.status_code, "/media/" in outside.text) == (403, False)
+    for name in ("../0.png", "/etc/passwd", "file:///etc/passwd"):
+        assert client.get(f"{DATA}/thumbnail", params={"id": name}).status_code == 404, name
+
+
+def test_captions_stay_text(client: TestClient) -> None:
+    answer = client.get(f"{DATA}/text", params={"id": "0.txt"})
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json()["text"] == HOSTILE
+
+
+def test_placing_a_sentence_a_picture_and_music(client: TestClient, media: Path) -> None:
+    for name, modality in (("1.txt", "caption"), ("2.png", "image"), ("2.wav", "music")):
+        data = (media / name).read_bytes()
+        asked = {"text": data.decode()} if modality == "caption" else {"media": base64.b64encode(data).decode()}
+        answer = client.post(f"{DATA}/place", json=asked).json()
+        item = client.get(f"{DATA}/item", params={"id": name}).json()["item"]
+        assert answer["modality"] == modality
+        assert answer["same_model"] is True
+        assert (answer["valence"], answer["arousal"]) == pytest.approx((item["valence"], item["arousal"]), abs=1e-5)
+        assert answer["near"][modality][0]["id"] == name
+        assert answer["near"]["music"]
+    other = client.post("/v1/explore/catalogs/points/place", json={"text": "a song"})
+    assert other.json()["same_model"] is False
+
+
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [
+        ({}, 422),
+        ({"text": "a", "media": ""}, 422),
+        ({"text": " "}, 422),
+        ({"text": "x" * 20_001}, 422),
+        ({"media": "a"}, 422),
+        ({"media": ""}, 415),
+        ({"media": base64.b64encode(b"%PDF-1.7").decode()}, 415),
+        ({"media": base64.b64encode(b"\x89PNG\r\n\x1a\n cut").decode()}, 422),
+    ],
+)
+def test_what_cannot_be_placed_says_why(client: TestClient, asked: dict[str, str], status: int) -> None:
+    answer = client.post(f"{DATA}/place", json=asked)
+    assert answer.status_code == status
+    assert answer.json()["detail"]
