@@ -185,6 +185,7 @@ def finish(
     from mmva_platform.training.card import model_card, versions
     from mmva_platform.training.data import triplets
     from mmva_platform.training.evaluation import evaluate_model, intervals_from, reference_of
+    from mmva_platform.training.slices import slice_figures
 
     model = build_model(recipe, triplets(features, "train"))
     averaged = {name.removeprefix("module."): value for name, value in best["average"].items() if name != "n_averaged"}
@@ -206,7 +207,8 @@ def finish(
         "reference": reference_of(model, features),
     }
     intervals = intervals_from(model, features, "val")
-    card = model_card(evaluation, recipe, model.backbones, intervals, provenance)
+    slices = slice_figures(model, features, settings)
+    card = model_card(evaluation, recipe, model.backbones, intervals, provenance, slices=slices)
     digest = save_bundle(run.bundle, model, intervals=intervals, card=card, provenance=provenance)
     return TrainResult(
         run.name, run.path, run.bundle, digest, list(last["history"]), evaluation, recipe, features.digest
