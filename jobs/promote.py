@@ -4,19 +4,21 @@ from typing import Any
 
 from mmva_platform.cli.job import run_job
 from mmva_platform.settings import Config, Settings
+from mmva_platform.tracking.registry import GatePolicy
 from mmva_platform.tracking.registry import promote as promote_version
 
 
 class PromoteJob(Config):
     """Make a registered version champion if the gate lets it."""
 
-    version: int
+    version: int | str
     reason: str = ""
+    policy: GatePolicy = GatePolicy()
 
 
 def promote(job: PromoteJob, settings: Settings) -> dict[str, Any]:
     """The gate's verdict; exit code 3 when it says no."""
-    return promote_version(job.version, settings, job.reason).to_json()
+    return promote_version(job.version, settings, job.reason, job.policy).to_json()
 
 
 if __name__ == "__main__":

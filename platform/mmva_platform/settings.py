@@ -51,6 +51,10 @@ class TrackingSettings(Config):
     uri: str | None = Field(None, description="MLflow server or sqlite:/// URI; default: sqlite under home")
     experiment: str = "mmva"
     model_name: str = Field("mmva", pattern=r"^[A-Za-z0-9_.-]+$")
+    audit: str | None = Field(None, description="URI of the registry's audit log; default: under home")
+    artifact_roots: tuple[str, ...] = Field(
+        (), description="where models may be fetched from, such as s3://bucket/mlflow"
+    )
 
 
 class AnnotationSettings(Config):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from mmva_platform.annotation.plan import ModelInfo, Plan
+    from mmva_platform.reporting.shadow import Shadow
     from mmva_platform.storage import Storage
     from mmva_platform.training.evaluation import Evaluation
     from mmva_platform.training.recipe import Recipe
@@ -216,3 +217,96 @@ def _training_of(model: ModelInfo, settings: Settings) -> tuple[dict[str, Any], 
         return {}, [], {}
     origin = {"Training run": details.version.run_id, "Dataset digest": details.version.dataset_digest}
     return details.evaluation, training_history(int(model.version), settings), origin
+
+
+def compare_on_catalog(
+    version: int | str,
+    other: int | str,
+    catalog: str,
+    settings: Settings,
+    *,
+    sample: int = 200,
+    seed: int = 0,
+    report: Path | None = None,
+) -> Shadow:
+    """Annotate a sample of unlabelled media with two registered versions and see where they differ.
+
+    Args:
+        version: Number or alias.
+        other: The version it is held against.
+        catalog: As for annotate; its own place and settings.annotation.roots may be read from.
+        settings: Registry, storage, cluster; annotations of a sample stay under home and are not made twice.
+        sample: Items drawn, all if there are fewer.
+        seed: Of the draw.
+        report: Write an HTML page here.
+
+    Raises:
+        UsageError: If there is no such version, both are the same, or the catalog cannot be read.
+    """
+    from mmva.errors import UsageError
+    from mmva_platform.annotation.catalog import read_catalog
+    from mmva_platform.annotation.publish import read_annotations
+    from mmva_platform.annotation.roots import catalog_root
+    from mmva_platform.annotation.run import annotate
+    from mmva_platform.cluster import ray_session
+    from mmva_platform.reporting.shadow import Shadow, compared
+    from mmva_platform.reporting.shadow_page import write_shadow_page
+    from mmva_platform.storage import read_uri
+    from mmva_platform.tracking.registry import show_version
+
+    mine, theirs = (show_version(each, settings).version for each in (version, other))
+    if mine.version == theirs.version:
+        raise UsageError(f"compare: both are version {mine.version}; name two versions")
+    whole = read_catalog(catalog, settings.storage)
+    drawn = _drawn(whole.items, sample, seed)
+    place, table = _shadow_place(drawn, settings)
+    tables = []
+    with ray_session(settings.cluster):
+        for each in (mine, theirs):
+            out = str(place / each.model_digest[:16])
+            annotate(str(table), f"models:/{each.name}/{each.version}", out, settings, roots=(catalog_root(catalog),))
+            tables.append(read_annotations(out, settings.storage))
+    agreements, furthest, only_first, only_second = compared(*tables)
+    shadow = Shadow(
+        first=f"version {mine.version}",
+        second=f"version {theirs.version}",
+        catalog=whole.uri,
+        catalog_items=whole.items.num_rows,
+        sample=drawn.num_rows,
+        seed=seed,
+        agreements=agreements,
+        furthest=furthest,
+        only_first=only_first,
+        only_second=only_second,
+        neither=drawn.num_rows - tables[0].num_rows - len(only_second),
+    )
+    if report is not None:
+        texts = dict(zip(drawn["id"].to_pylist(), drawn["caption"].to_pylist(), strict=True))
+        captions = {item: text for item, text in texts.items() if text is not None}
+        write_shadow_page(report, shadow, lambda uri: read_uri(uri, settings.storage), captions)
+    return shadow
+
+
+def _drawn(items: pa.Table, sample: int, seed: int) -> pa.Table:
+    """That many items at random, in the catalog's order."""
+    import numpy as np
+    import pyarrow as pa
+
+    rows = np.sort(np.random.default_rng(seed).permutation(items.num_rows)[:sample])
+    return items.take(pa.array(rows))
+
+
+def _shadow_place(drawn: pa.Table, settings: Settings) -> tuple[Path, Path]:
+    """Folder of a sample's annotations, and the sample as a catalog in it; the same sample is the same folder."""
+    import hashlib
+    import io
+
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(drawn, buffer)
+    place = settings.home.resolve() / "shadow" / hashlib.sha256(buffer.getvalue()).hexdigest()[:16]
+    place.mkdir(parents=True, exist_ok=True)
+    table = place / "sample.parquet"
+    table.write_bytes(buffer.getvalue())
+    return place, table

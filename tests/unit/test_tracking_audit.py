@@ -1,63 +1,93 @@
-"""The audit log: every record, in order, whole; its lock; a busy database is asked again."""
+"""The audit log: numbered records, one winner a number, a chain that shows what was changed; busy is asked again."""
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from mmva.errors import CheckFailed
-from mmva_platform.tracking import audit, moves
+from mmva_platform.settings import Settings, TrackingSettings
+from mmva_platform.storage import open_storage
+from mmva_platform.tracking import moves
+from mmva_platform.tracking.audit import AuditLog, digest
 
 
-def test_the_audit_log_keeps_every_record_in_order(tmp_path: Path) -> None:
-    assert audit.read(tmp_path / "home") == []
-    for number in range(3):
-        audit.append(tmp_path / "home", {"number": number, "why": "a\nb ü"})
-    assert [record["number"] for record in audit.read(tmp_path / "home")] == [0, 1, 2]
+def log_in(folder: Path, model: str = "mmva") -> AuditLog:
+    return AuditLog(open_storage(folder), model)
 
 
-def test_a_damaged_audit_log_is_named_by_line(tmp_path: Path) -> None:
-    path = audit.append(tmp_path, {"number": 0})
-    path.write_text(path.read_text() + "not json\n")
-    with pytest.raises(CheckFailed, match="line 2"):
-        audit.read(tmp_path)
+def filled(folder: Path) -> AuditLog:
+    log = log_in(folder)
+    for word in ("a\nb ü", "second", "third"):
+        assert log.append({"why": word}, log.read()) is not None
+    return log
 
 
-def test_records_written_at_once_never_interleave(tmp_path: Path) -> None:
-    def append_many(writer: int) -> None:
-        for number in range(50):
-            audit.append(tmp_path, {"writer": writer, "number": number, "filler": "x" * 2000})
+def test_the_log_keeps_every_record_in_order_each_knowing_the_one_before(tmp_path: Path) -> None:
+    assert log_in(tmp_path).read() == []
+    records = filled(tmp_path).read()
+    assert [record["number"] for record in records] == [1, 2, 3]
+    assert records[0]["why"] == "a\nb ü"
+    assert records[2]["prior"] == digest(records[1])
+    assert log_in(tmp_path, "another").read() == []
 
+
+def test_of_two_that_read_the_same_one_appends(tmp_path: Path) -> None:
+    log = filled(tmp_path)
+    read = log.read()
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(append_many, range(4)))
-    records = audit.read(tmp_path)
-    for writer in range(4):
-        assert [record["number"] for record in records if record["writer"] == writer] == list(range(50))
+        found = list(pool.map(lambda word: log.append({"why": word}, read), "abcd"))
+    (winner,) = [record for record in found if record is not None]
+    assert log.read()[3:] == [winner]
+    again = log.append({"why": "e"}, log.read())
+    assert again is not None
+    assert again["number"] == 5
 
 
-def test_the_lock_lets_one_at_a_time_in(tmp_path: Path) -> None:
-    inside: list[int] = []
+def change(path: Path) -> None:
+    path.write_text(path.read_text().replace("second", "secund"))
 
-    def count(_: int) -> None:
-        for _round in range(20):
-            with audit.locked(tmp_path):
-                inside.append(1)
-                assert len(inside) == 1
-                inside.pop()
 
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(count, range(4)))
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "00000002.json").unlink(), "record 2 is missing"),
+        (lambda folder: (folder / "00000002.json").write_text("not json"), r"00000002\.json: is not a JSON object"),
+        (lambda folder: change(folder / "00000002.json"), r"00000003\.json: does not follow"),
+        (lambda folder: (folder / "00000003.json").rename(folder / "00000004.json"), "record 3 is missing"),
+        (
+            lambda folder: (folder / "00000003.json").write_text(json.dumps({"number": 3, "prior": "0" * 64})),
+            r"00000003\.json: does not follow",
+        ),
+    ],
+)
+def test_a_log_that_was_changed_is_named_by_record(tmp_path: Path, damage: object, message: str) -> None:
+    log = filled(tmp_path)
+    assert callable(damage)
+    damage(tmp_path / "mmva")
+    with pytest.raises(CheckFailed, match=message):
+        log.read()
+
+
+def test_the_settings_say_where_it_lies(tmp_path: Path) -> None:
+    assert AuditLog.of(Settings(home=tmp_path)).uri == str(tmp_path / "registry-audit" / "mmva")
+    elsewhere = Settings(home=tmp_path, tracking=TrackingSettings(audit="s3://bucket/audit", model_name="other"))
+    assert AuditLog.of(elsewhere).uri == "s3://bucket/audit/other"
 
 
 @pytest.mark.slow  # imports MLflow
-def test_a_busy_database_is_asked_again_and_another_error_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "busy", ["(sqlite3.OperationalError) database is locked", "duplicate key value violates unique constraint"]
+)
+def test_a_busy_database_is_asked_again_and_another_error_is_not(monkeypatch: pytest.MonkeyPatch, busy: str) -> None:
     from mlflow.exceptions import MlflowException
 
     waits: list[float] = []
     monkeypatch.setattr("time.sleep", waits.append)
-    answers = iter([MlflowException("(sqlite3.OperationalError) database is locked"), None])
+    answers = iter([MlflowException(busy), None])
 
     def call() -> str:
         error = next(answers)
@@ -71,7 +101,7 @@ def test_a_busy_database_is_asked_again_and_another_error_is_not(monkeypatch: py
 
     def never() -> None:
         tries.append(1)
-        raise MlflowException("database is locked")
+        raise MlflowException(busy)
 
     with pytest.raises(MlflowException):
         moves.patiently(never)

@@ -14,7 +14,7 @@ import pytest
 from mmva.affect import quadrant
 from mmva.modalities import AXES, MODALITIES
 from mmva_platform.tracking.evidence import BundleFacts, PairedRows, Pairing
-from mmva_platform.tracking.gate import Contender, Evidence, Finding, Verdict, judge, mean_mse
+from mmva_platform.tracking.gate import Contender, Evidence, Finding, GateRefused, Verdict, judge, mean_mse
 from mmva_platform.tracking.policy import GatePolicy, Margins, PerAxis, PerModality, Slices
 
 ROWS, GROUPS = 240, 60
@@ -44,7 +44,9 @@ def paired_rows(seed: int = 0) -> PairedRows:
     label = rng.uniform(0.1, 0.9, (ROWS, 2))
     points = label + rng.normal(0, 0.1, label.shape)
     group = np.repeat(np.arange(GROUPS), ROWS // GROUPS)
-    return PairedRows(label, points, points.copy(), group.astype(str), np.where(group % 2, "deam", "pmemo"), 5.0)
+    source = np.where(group % 2, "deam", "pmemo")
+    trait = rng.permutation(GROUPS)[group] / GROUPS  # one value a group
+    return PairedRows(label, points, points.copy(), group.astype(str), source, trait, 5.0, 5.0)
 
 
 def pairing() -> Pairing:
@@ -118,9 +120,11 @@ def test_a_ceiling_and_a_share_of_the_constant_hold_for_a_first_champion_too() -
 def test_a_challenger_that_predicts_the_same_passes_every_rule() -> None:
     assert said_no(evidence()) == []
     rules = {finding.rule for finding in judge(evidence())}
+    kinds = {f.subject.partition("/")[2].partition("=")[0] for f in judge(evidence()) if f.rule == "slice"}
+    assert kinds == {"source", "quadrant", "loudness", "brightness"}
     assert rules == {
         "below-constant", "dataset-as-registered", "rows-counted", "enough-groups", "non-inferior", "slice",
-        "coverage", "retrieval", "bundle-size", "heads-latency", "card-complete",
+        "coverage", "retrieval", "bundle-size", "latency", "card-complete",
     }  # fmt: skip
 
 
@@ -212,6 +216,32 @@ def test_one_worse_quadrant_fails_alone() -> None:
     assert said_no(given) == [("slice", "image/quadrant=calm")]
 
 
+@pytest.mark.parametrize(
+    ("modality", "kind", "name"),
+    [("music", "loudness", "quiet"), ("music", "loudness", "loud"), ("image", "brightness", "dark")],
+)
+def test_one_worse_third_of_loudness_or_brightness_fails_alone(modality: str, kind: str, name: str) -> None:
+    rows = pairing().rows[modality]  # type: ignore[index]
+    assert rows.trait_N is not None
+    worst_N = rows.trait_N < np.quantile(rows.trait_N, 1 / 3)
+    if name == "loud":
+        worst_N = rows.trait_N > np.quantile(rows.trait_N, 2 / 3)
+    factor = np.where(worst_N, 1.15, 0.8)[:, None]
+    given = evidence(
+        pairing=with_rows(modality, candidate_N2=rows.label_N2 + factor * (rows.candidate_N2 - rows.label_N2)),
+        policy=GatePolicy.model_validate({"slices": {"by": [kind]}}),
+    )
+    assert said_no(given) == [("slice", f"{modality}/{kind}={name}")]
+
+
+@pytest.mark.parametrize("unknown", [None, np.where(np.arange(ROWS) == 7, np.nan, 0.5)])
+def test_a_trait_that_is_not_known_of_every_row_fails_alone(unknown: Any) -> None:
+    given = evidence(pairing=with_rows("music", trait_N=unknown))
+    assert said_no(given) == [("slice", "music/loudness")]
+    policy = GatePolicy(slices=Slices(by=("source", "brightness")))
+    assert said_no(dataclasses.replace(given, policy=policy)) == []
+
+
 def test_a_slice_with_too_few_groups_is_said_and_fails_where_the_policy_wants_it() -> None:
     source = np.where(np.arange(ROWS) < 8, "rare", "deam")
     given = evidence(pairing=with_rows("music", source_N=source))
@@ -249,10 +279,11 @@ def test_too_large_a_bundle_fails_alone() -> None:
     assert said_no(evidence(candidate=heavy)) == [("bundle-size", "MB")]
 
 
-def test_latency_is_recorded_and_never_refuses() -> None:
-    given = evidence(pairing=with_rows("image", candidate_us=1e9))
-    assert said_no(given) == []
-    assert [f.value for f in judge(given) if f.subject == "image us/item"] == [1e9]
+@pytest.mark.parametrize("times", [(15.1, 5.0), (math.nan, 5.0), (5.0, math.nan)])
+def test_too_slow_heads_fail_alone(times: tuple[float, float]) -> None:
+    given = evidence(pairing=with_rows("image", candidate_us=times[0], champion_us=times[1]))
+    assert said_no(given) == [("latency", "image us/item")]
+    assert said_no(evidence(pairing=with_rows("image", candidate_us=14.9))) == []
 
 
 @pytest.mark.parametrize("text", [card(GatePolicy().card_sections[:-1]), card().removesuffix("text\n")])
@@ -270,13 +301,25 @@ def test_mean_mse_needs_both_axes() -> None:
 
 
 def test_a_verdict_is_json_and_readable() -> None:
-    findings = (Finding("below-constant", "image/valence", None, 0.024, passed=False),)
+    findings = (Finding("below-constant", "image/valence", None, 0.024, passed=False, needs="<"),)
     verdict = Verdict("promote", 2, 1, "a", "d", findings, False, "ann", "2025-01-01T00:00:00+00:00", "better")
     assert json.loads(json.dumps(verdict.to_json(), allow_nan=False))["findings"][0]["value"] is None
     assert verdict.failures == list(findings)
     text = verdict.to_text()
     assert "refused" in text
-    assert "below-constant image/valence: missing against 0.0240" in text
+    assert text.splitlines()[2].split() == ["NO", "below-constant", "image/valence", "missing", "<", "0.0240"]
+    assert "0 of 1 findings passed" in text
+
+
+def test_a_refusal_is_one_line_and_carries_the_verdict() -> None:
+    findings = tuple(Finding("coverage", name, 0.1, 0.85, passed=False, needs=">=") for name in "abcde")
+    verdict = Verdict("promote", 2, 1, "a", "d", findings, False, "ann", "2025-01-01T00:00:00+00:00", "better")
+    refusal = GateRefused("mmva", verdict)
+    assert refusal.verdict is verdict
+    assert str(refusal) == (
+        "the gate refused version 2 of 'mmva': coverage a: 0.1000, needs >= 0.8500; coverage b: 0.1000, "
+        "needs >= 0.8500; coverage c: 0.1000, needs >= 0.8500; and 2 more"
+    )
 
 
 def test_a_verdict_does_not_change() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from registry_cases import CARD
 
 from mmva.bundle import load_bundle, save_bundle
 from mmva.modalities import AXES, MODALITIES
@@ -16,14 +18,13 @@ from mmva.model import MMVA
 from mmva_platform.cli.context import DONE, SAID_NO, WRONG_USAGE
 from mmva_platform.cli.main import run
 from mmva_platform.settings import Settings
-from mmva_platform.tracking import audit
+from mmva_platform.tracking.audit import AuditLog
 from mmva_platform.tracking.registry import register
 from mmva_platform.tracking.runs import log_training_run
 from mmva_platform.training.evaluation import evaluate
 from mmva_platform.training.recipe import Recipe
 from mmva_platform.training.trainer import TrainResult
 
-from .registry_cases import CARD
 from .test_tracking_paired import DIM, OURS, label_rows, make_dataset
 
 pytestmark = pytest.mark.slow  # MLflow's schema
@@ -87,12 +88,18 @@ def test_promote_with_a_policy_file_force_and_list(tmp_path: Path, capsys: pytes
     counted = {f["subject"]: f["value"] for f in verdict["findings"] if f["rule"] == "rows-counted"}
     assert counted == {"image": 10, "music": 14, "caption": 7}
     assert any(f["value"] == "too few" for f in verdict["findings"])
-    code, said = mmva("promote", "3", *lax)
-    assert (code, "non-inferior music/valence" in said) == (SAID_NO, True)
+    page = tmp_path / "reports" / "verdict.html"
+    code, said = mmva("compare", "3", "champion", *lax, "--report", str(page))
+    assert (code, "compare version 3 (against version 2): would be refused" in said) == (DONE, True)
+    assert "would be refused" in page.read_text()
+    code, said = mmva("promote", "3", *lax, "--report", str(page))
+    assert (code, bool(re.search("NO +non-inferior +music/valence", said))) == (SAID_NO, True)
+    assert "What said no" in page.read_text()
+    assert mmva("audit")[0] == DONE
     assert mmva("promote", "3", "--force")[0] == WRONG_USAGE
     assert mmva("promote", "3", "--force", "--reason", "a drill")[0] == DONE
     for command in (["list"], ["show", "3"]):
         assert "FORCED by" in mmva(*command)[1]
-    assert [each["passed"] for each in audit.read(home)] == [True, False, True, False, False]
+    assert [each["passed"] for each in AuditLog.of(settings).read()] == [True, False, True, False, False]
     code, said = mmva("promote", "1", "--policy", str(tmp_path / "none.yaml"))
     assert (code, "none.yaml" in said) == (WRONG_USAGE, True)

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import soundfile
 import torch
+from PIL import Image
 
 from mmva.bundle import save_bundle
 from mmva.errors import CheckFailed, UsageError
 from mmva.modalities import AXES, MODALITIES
 from mmva.model import MMVA
+from mmva_platform.datasets import traits
+from mmva_platform.datasets.dataset import Dataset
 from mmva_platform.datasets.embedding_set import EmbeddingsInfo, PartInfo, folder_name, part_bytes
-from mmva_platform.datasets.schema import LABELS_SCHEMA, SplitInfo, json_bytes, parquet_bytes, sha256_of
+from mmva_platform.datasets.schema import (
+    DATASET_SCHEMA,
+    LABELS_SCHEMA,
+    ShardInfo,
+    SplitInfo,
+    json_bytes,
+    parquet_bytes,
+    sha256_of,
+)
 from mmva_platform.datasets.sharding import describe
 from mmva_platform.settings import Settings
 from mmva_platform.tracking.paired import facts_of, predict_pair
+from mmva_platform.tracking.policy import GatePolicy, Slices
 
 DIM = 4
 OURS, THEIRS = "a" * 64, "b" * 64
@@ -37,13 +51,34 @@ def label_rows() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def picture(level: int) -> bytes:
+    """An even grey: its brightness is level / 255."""
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8), level).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def tone(amplitude: float) -> bytes:
+    """A square wave: its loudness is 20 log10 of the amplitude."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, amplitude * np.where(np.arange(1600) % 40 < 20, 1.0, -1.0), 16_000, "FLOAT", format="WAV")
+    return buffer.getvalue()
+
+
 def make_dataset(folder: Path, *fingerprints: str) -> Path:
-    """A dataset's descriptions and labels, and embeddings by encoders of these fingerprints."""
+    """A dataset of grey pictures and square waves, and embeddings by encoders of these fingerprints."""
     rows = label_rows()
     labels = parquet_bytes(pa.Table.from_pylist(rows, schema=LABELS_SCHEMA))
     table = pa.Table.from_pylist(rows, schema=LABELS_SCHEMA)
-    info = describe(table, sha256_of(labels), [], SplitInfo(policy="song", seed=0), ())
-    folder.mkdir()
+    (folder / "shards").mkdir(parents=True)
+    shards = []
+    for kind, media in (("image", lambda i: picture(8 * i)), ("music", lambda i: tone((i + 1) / 50))):
+        mine = [row for row in rows if row["modality"] == kind]
+        values = [{**row, "media": media(i)} for i, row in enumerate(mine)]
+        data, name = parquet_bytes(pa.Table.from_pylist(values, schema=DATASET_SCHEMA)), f"shards/{kind}-00000.parquet"
+        (folder / name).write_bytes(data)
+        shards.append(ShardInfo(name=name, modality=kind, rows=len(mine), bytes=len(data), sha256=sha256_of(data)))
+    info = describe(table, sha256_of(labels), shards, SplitInfo(policy="song", seed=0), ())
     (folder / "labels.parquet").write_bytes(labels)
     (folder / "dataset.json").write_bytes(json_bytes(info.model_dump(mode="json")))
     for fingerprint in fingerprints:
@@ -92,7 +127,32 @@ def test_both_are_predicted_on_the_same_rows_whatever_their_backbones(tmp_path: 
     assert list(music.group_N) == [row["group"] for row in test]
     assert np.array_equal(music.label_N2, [[row[axis] for axis in AXES] for row in test])
     assert set(pairing.rows["caption"].source_N) == {"deam"}
-    assert music.candidate_us > 0
+    assert min(music.candidate_us, music.champion_us) > 0
+    assert music.trait_N is not None
+    np.testing.assert_allclose(music.trait_N, [20 * np.log10((i + 1) / 50) for i in range(0, 40, 3)], atol=0.1)
+    image = pairing.rows["image"].trait_N
+    assert image is not None
+    np.testing.assert_allclose(image, [8 * i / 255 for i in range(0, 30, 3)], atol=0.01)
+    assert pairing.rows["caption"].trait_N is None
+
+
+def test_what_was_measured_is_not_measured_again_and_not_where_nobody_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, ours = make_dataset(tmp_path / "data", OURS), make_bundle(tmp_path / "ours", OURS, 1)
+    settings = Settings(home=tmp_path)
+    plain = GatePolicy(slices=Slices(by=("source",)))
+    assert predict_pair(ours, ours, str(data), settings, policy=plain).rows["image"].trait_N is None
+    first = predict_pair(ours, ours, str(data), settings).rows["music"].trait_N
+    monkeypatch.setattr(Dataset, "read_shard", None)
+    assert first is not None
+    assert np.array_equal(first, predict_pair(ours, ours, str(data), settings).rows["music"].trait_N)
+
+
+def test_silence_has_a_loudness_and_equal_values_are_in_one_third() -> None:
+    assert traits.loudness(tone(0.0)) == traits.SILENCE_DBFS
+    names = traits.thirds(np.array([0.0] * 8 + [0.5, 1.0]), ("a", "b", "c"))
+    assert list(names) == ["a"] * 8 + ["c", "c"]
 
 
 def test_one_bundle_against_itself_does_not_differ(tmp_path: Path) -> None:

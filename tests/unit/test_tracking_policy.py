@@ -35,7 +35,7 @@ def test_a_margin_may_differ_for_one_axis(tmp_path: Path) -> None:
         ("margins: {music: {arousal: many}}", r"margins\.music\.arousal"),
         ("margins: {musik: {arousal: 0.1}}", r"unknown key 'margins\.musik'; did you mean 'music'"),
         ("slices: {smallest_groups: 1}", r"slices\.smallest_groups"),
-        ("slices: {by: [loudness]}", r"slices\.by"),
+        ("slices: {by: [colour]}", r"slices\.by"),
         ("largest_shortfall: .nan", "largest_shortfall"),
         ("marginss: {}", "did you mean 'margins'"),
     ],

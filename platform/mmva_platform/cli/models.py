@@ -1,18 +1,23 @@
-"""`mmva models ...`: what is registered, and which version is champion."""
+"""`mmva models ...`: what is registered, which version is champion, and who made it so."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mmva_platform.cli.context import Json, emit, settings_of
 
-app = typer.Typer(help="Registered versions: list, show, promote, rollback.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from mmva_platform.tracking.registry import GatePolicy, Verdict
+
+app = typer.Typer(help="Registered versions: list, show, compare, promote, rollback, audit.", no_args_is_help=True)
+Version = Annotated[str, typer.Argument(help="a version's number or alias")]
 Reason = Annotated[str, typer.Option(help="why, for the audit log")]
 Policy = Annotated[Path | None, typer.Option(help="YAML of what the gate tolerates; jobs/recipes/policy.yaml")]
 Force = Annotated[bool, typer.Option("--force", help="overrule the gate; needs --reason, stays on record for ever")]
+Report = Annotated[Path | None, typer.Option(help="write an HTML page with plots here, too")]
 
 
 @app.command("list")
@@ -28,7 +33,7 @@ def list_(context: typer.Context, *, as_json: Json = False) -> None:
 
 
 @app.command("show")
-def show(context: typer.Context, version: int, *, as_json: Json = False) -> None:
+def show(context: typer.Context, version: Version, *, as_json: Json = False) -> None:
     """One version: digests, lineage, evaluation."""
     from mmva_platform.tracking.moves import reconcile
     from mmva_platform.tracking.registry import show_version
@@ -41,20 +46,60 @@ def show(context: typer.Context, version: int, *, as_json: Json = False) -> None
 @app.command("promote")
 def promote(
     context: typer.Context,
-    version: int,
+    version: Version,
     *,
     policy: Policy = None,
     reason: Reason = "",
     force: Force = False,
+    report: Report = None,
     as_json: Json = False,
 ) -> None:
     """Make a version champion if the gate lets it; exit code 3 if not."""
-    from mmva_platform.settings import load_config
-    from mmva_platform.tracking.policy import GatePolicy
+    from mmva_platform.tracking.registry import GateRefused
     from mmva_platform.tracking.registry import promote as promote_version
 
-    verdict = promote_version(version, settings_of(context), reason, load_config(GatePolicy, policy), force=force)
-    emit(verdict.to_text(), verdict.to_json(), as_json=as_json)
+    try:
+        verdict = promote_version(version, settings_of(context), reason, _policy(policy), force=force)
+    except GateRefused as refusal:
+        _emit_verdict(refusal.verdict, report, as_json=as_json)
+        raise
+    _emit_verdict(verdict, report, as_json=as_json)
+
+
+@app.command("compare")
+def compare(
+    context: typer.Context,
+    version: Version,
+    other: Version,
+    *,
+    on: Annotated[
+        str | None, typer.Option(help="a catalog of unlabelled media: annotate a sample of it with both")
+    ] = None,
+    sample: Annotated[int, typer.Option(min=2, help="items of the catalog, drawn at random")] = 200,
+    seed: Annotated[int, typer.Option(help="of the draw")] = 0,
+    policy: Policy = None,
+    report: Report = None,
+    as_json: Json = False,
+) -> None:
+    """What the gate would say to VERSION if OTHER were champion, or how both differ on media; nothing moves."""
+    if on is not None:
+        from mmva_platform.workflows import compare_on_catalog
+
+        shadow = compare_on_catalog(version, other, on, settings_of(context), sample=sample, seed=seed, report=report)
+        emit(shadow.to_text(), shadow.to_json(), as_json=as_json)
+        return
+    from mmva_platform.tracking.registry import compare as compare_versions
+
+    verdict = compare_versions(version, other, settings_of(context), _policy(policy))
+    _emit_verdict(verdict, report, as_json=as_json)
+
+
+@app.command("challenge")
+def challenge(context: typer.Context, version: Version, *, reason: Reason = "", as_json: Json = False) -> None:
+    """Name a version `challenger`; needs no gate, is recorded."""
+    from mmva_platform.tracking.registry import challenge as name_challenger
+
+    _emit_verdict(name_challenger(version, settings_of(context), reason), None, as_json=as_json)
 
 
 @app.command("rollback")
@@ -62,5 +107,32 @@ def rollback(context: typer.Context, *, reason: Reason = "", as_json: Json = Fal
     """Make the previous champion champion again; needs no gate, is recorded."""
     from mmva_platform.tracking.registry import rollback as roll_back
 
-    record = roll_back(settings_of(context), reason)
-    emit(record.to_text(), record.to_json(), as_json=as_json)
+    _emit_verdict(roll_back(settings_of(context), reason), None, as_json=as_json)
+
+
+@app.command("audit")
+def audit(context: typer.Context, *, as_json: Json = False) -> None:
+    """Replay the audit log and hold it against aliases, tags and verdicts; exit code 3 if they differ."""
+    from mmva.errors import CheckFailed
+    from mmva_platform.tracking.registry import audit as replay
+
+    found = replay(settings_of(context))
+    emit(found.to_text(), found.to_json(), as_json=as_json)
+    if not found.agrees:
+        raise CheckFailed(f"the audit log and the registry differ in {len(found.differences)} places")
+
+
+def _policy(path: Path | None) -> GatePolicy:
+    from mmva_platform.settings import load_config
+    from mmva_platform.tracking.registry import GatePolicy
+
+    return load_config(GatePolicy, path)
+
+
+def _emit_verdict(verdict: Verdict, report: Path | None, *, as_json: bool) -> None:
+    from mmva_platform.tracking.verdict_page import verdict_page
+
+    if report is not None:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text(verdict_page(verdict.to_json()), encoding="utf-8")
+    emit(verdict.to_text(), verdict.to_json(), as_json=as_json)

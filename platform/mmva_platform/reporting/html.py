@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,6 +23,9 @@ from mmva_platform.reporting.figures import SCALE, error_rows, retrieval_rows, t
 from mmva_platform.reporting.plane import SIDE, WORD_RADIUS, build_plane
 from mmva_platform.reporting.previews import HEARD_S
 from mmva_platform.reporting.runcard import to_json
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 _QUARANTINE_EXAMPLES: Final = 5
 NAMES: Final = {"image": "images", "music": "music tracks", "caption": "captions", "video": "videos"}
@@ -58,12 +61,13 @@ def write_report(path: Path | str, data: ReportData) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     page = render(data)
     if data.facts:
-        _write(path.with_suffix(".json"), to_json(data.facts))
-    _write(path, page)
+        write_text(path.with_suffix(".json"), to_json(data.facts))
+    write_text(path, page)
     return path
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a file that appears complete or not at all."""
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -75,8 +79,8 @@ def _write(path: Path, text: str) -> None:
         raise
 
 
-def render(data: ReportData) -> str:
-    """The report as text."""
+def page_environment() -> Environment:
+    """Jinja as all pages use it: what a catalog holds is escaped, a name that is not there is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -89,29 +93,38 @@ def render(data: ReportData) -> str:
     environment.filters["number"] = text
     environment.filters["shell"] = shlex.join
     environment.globals["count_of"] = _count_of
+    return environment
+
+
+def render(data: ReportData) -> str:
+    """The report as text."""
     annotated, quarantined = data.annotations.num_rows, data.quarantine.num_rows
     measures, retrieval = retrieval_rows(data.evaluation)
-    return environment.get_template("report.html.j2").render(
-        data=data,
-        names=NAMES,
-        annotated=annotated,
-        quarantined=quarantined,
-        items=annotated + quarantined,
-        by_modality=_by_modality(data.annotations),
-        plane=build_plane(data.annotations),
-        side=SIDE,
-        word_radius=WORD_RADIUS,
-        heard_s=HEARD_S,
-        regions=corner_examples(data),
-        causes=_causes(data.quarantine),
-        charts=training_charts(data.history),
-        chart_width=WIDTH,
-        chart_height=HEIGHT,
-        errors=error_rows(data.evaluation),
-        error_scale=SCALE,
-        measures=measures,
-        retrieval=retrieval,
-        facts=data.facts,
+    return (
+        page_environment()
+        .get_template("report.html.j2")
+        .render(
+            data=data,
+            names=NAMES,
+            annotated=annotated,
+            quarantined=quarantined,
+            items=annotated + quarantined,
+            by_modality=_by_modality(data.annotations),
+            plane=build_plane(data.annotations),
+            side=SIDE,
+            word_radius=WORD_RADIUS,
+            heard_s=HEARD_S,
+            regions=corner_examples(data),
+            causes=_causes(data.quarantine),
+            charts=training_charts(data.history),
+            chart_width=WIDTH,
+            chart_height=HEIGHT,
+            errors=error_rows(data.evaluation),
+            error_scale=SCALE,
+            measures=measures,
+            retrieval=retrieval,
+            facts=data.facts,
+        )
     )
 
 

@@ -1,65 +1,85 @@
-"""The append-only log of who moved which alias, when and why: one JSON object a line, on disk before it counts."""
+"""The append-only log of who moved which alias, when and why: one JSON object a record, numbered, each put if absent.
+
+Of two writers that reach for the same number one wins, on one machine or on two, so the log needs no lock. Each record
+holds the SHA-256 of the one before: a record that was changed, taken out or put in between later is noticed.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
+import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from mmva.errors import CheckFailed
+from mmva_platform.settings import Settings
+from mmva_platform.storage import Storage, open_storage
 
-FILE_NAME = "registry-audit.jsonl"
-LOCK_NAME = "registry-audit.lock"
-
-
-def append(home: Path, record: Mapping[str, Any]) -> Path:
-    """Append one record and wait until it is on disk.
-
-    One write on a descriptor opened for appending, so that records of processes running at once never interleave.
-    """
-    home.mkdir(parents=True, exist_ok=True)
-    path = home / FILE_NAME
-    line = (json.dumps(record, sort_keys=True, allow_nan=False) + "\n").encode()
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        written = os.write(descriptor, line)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    if written != len(line):
-        raise OSError(f"{path}: only {written} of {len(line)} bytes of an audit record were written")
-    return path
+Record = dict[str, Any]
+FOLDER: Final = "registry-audit"
+_NO_RECORD: Final = "0" * 64
 
 
-def read(home: Path) -> list[dict[str, Any]]:
-    """All records, oldest first; none if nothing was ever promoted.
+class AuditLog:
+    """The records of one registered model, <model>/00000001.json and so on in a folder or an S3 prefix."""
 
-    Raises:
-        CheckFailed: If a line is not a JSON object, naming it.
-    """
-    path = home / FILE_NAME
-    if not path.exists():
-        return []
-    records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            records.append(dict(json.loads(line)))
-        except (ValueError, TypeError):
-            raise CheckFailed(f"{path}: line {number} is not a JSON object; the audit log was damaged") from None
-    return records
+    def __init__(self, storage: Storage, model: str) -> None:
+        self._storage, self._model = storage, model
+
+    @classmethod
+    def of(cls, settings: Settings) -> AuditLog:
+        """The settings' log of the settings' model."""
+        place = settings.tracking.audit or str(settings.home.resolve() / FOLDER)
+        return cls(open_storage(place, settings.storage), settings.tracking.model_name)
+
+    @property
+    def uri(self) -> str:
+        """Where the records lie."""
+        return self._storage.join(self._model)
+
+    def read(self) -> list[Record]:
+        """All records, oldest first; none if nothing was ever recorded.
+
+        Raises:
+            CheckFailed: If a record is missing, not JSON, or not followed by one that knows its digest; names it.
+        """
+        records: list[Record] = []
+        prior = _NO_RECORD
+        for number, entry in enumerate(self._storage.list(f"{self._model}/"), start=1):
+            if entry.path != self._path(number):
+                raise CheckFailed(f"{self.uri}: record {number} is missing, there is {entry.path}; the log was damaged")
+            data, place = self._storage.read(entry.path), self._storage.join(entry.path)
+            try:
+                record = dict(json.loads(data))
+            except (ValueError, TypeError):
+                raise CheckFailed(
+                    f"{self._storage.join(entry.path)}: is not a JSON object; the log was damaged"
+                ) from None
+            if (record.get("number"), record.get("prior")) != (number, prior):
+                raise CheckFailed(f"{place}: does not follow from the record before; one of them was changed")
+            records.append(record)
+            prior = hashlib.sha256(data).hexdigest()
+        return records
+
+    def append(self, record: Mapping[str, Any], after: list[Record]) -> Record | None:
+        """Append a record behind those that were read; on disk, or in the store, when this returns.
+
+        Returns:
+            The record with its number and the digest of the one before; None if somebody else was first: read again.
+        """
+        prior = digest(after[-1]) if after else _NO_RECORD
+        whole = {**record, "number": len(after) + 1, "prior": prior}
+        return whole if self._storage.put_if_absent(self._path(len(after) + 1), to_bytes(whole)) else None
+
+    def _path(self, number: int) -> str:
+        return f"{self._model}/{number:08d}.json"
 
 
-@contextlib.contextmanager
-def locked(home: Path) -> Iterator[None]:
-    """One process (and one thread) at a time; the system lets go when its holder dies."""
-    home.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(home / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def to_bytes(record: Mapping[str, Any]) -> bytes:
+    """A record as it is stored, here and beside the version's run."""
+    return (json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def digest(record: Mapping[str, Any]) -> str:
+    """SHA-256 of a record's bytes."""
+    return hashlib.sha256(to_bytes(record)).hexdigest()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +63,9 @@ class PairedRows:
         champion_N2: Points that the champion predicts, None if it does not know the modality.
         group_N: Song or image.
         source_N: Where a row came from.
+        trait_N: Loudness of music in dBFS, brightness of images from 0 to 1; None where it was not measured.
         candidate_us: Microseconds an item took the candidate's head.
+        champion_us: Likewise the champion's.
     """
 
     label_N2: NDArray[np.float64]
@@ -71,7 +73,9 @@ class PairedRows:
     champion_N2: NDArray[np.float64] | None
     group_N: NDArray[np.str_]
     source_N: NDArray[np.str_]
+    trait_N: NDArray[np.float64] | None = None
     candidate_us: float = math.nan
+    champion_us: float = math.nan
 
     @property
     def complete(self) -> bool:
@@ -83,9 +87,12 @@ class PairedRows:
 
     def where(self, mask_N: NDArray[np.bool_]) -> PairedRows:
         """The rows where the mask is True."""
-        champion = None if self.champion_N2 is None else self.champion_N2[mask_N]
         return PairedRows(
-            self.label_N2[mask_N], self.candidate_N2[mask_N], champion, self.group_N[mask_N], self.source_N[mask_N]
+            self.label_N2[mask_N],
+            self.candidate_N2[mask_N],
+            None if self.champion_N2 is None else self.champion_N2[mask_N],
+            self.group_N[mask_N],
+            self.source_N[mask_N],
         )
 
 
@@ -127,9 +134,17 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Finding:
-    """One rule applied to one thing: the value found, the limit it was held against, and what that means.
+    """One rule applied to one thing: the value found, what was needed, and whether that is so.
 
-    A limit of "-" says that the value is recorded and held against nothing.
+    Attributes:
+        rule: Its name.
+        subject: What it was applied to.
+        value: Found; None for what is missing.
+        limit: It was held against; "-" says that the value is recorded and held against nothing.
+        passed: Whether the rule is content.
+        note: In words, what else to know.
+        needs: How value and limit have to stand to each other.
+        detail: Numbers behind the value, for a page: first, second, low, high, groups of a paired difference.
     """
 
     rule: str
@@ -138,11 +153,23 @@ class Finding:
     limit: float | str | None
     passed: bool
     note: str = ""
+    needs: Literal["<", "<=", ">=", "="] = "="
+    detail: Mapping[str, float] | None = None
 
     def __str__(self) -> str:
-        """Such as "floor image/valence: .0310 against at most .0240"."""
+        """Such as "below-constant image/valence: 0.0310, needs < 0.0240"."""
         note = f" ({self.note})" if self.note else ""
-        return f"{self.rule} {self.subject}: {_text(self.value)} against {_text(self.limit)}{note}"
+        return f"{self.rule} {self.subject}: {self.shown}, needs {self.needed}{note}"
+
+    @property
+    def shown(self) -> str:
+        """The value for a table."""
+        return as_text(self.value)
+
+    @property
+    def needed(self) -> str:
+        """Such as "< 0.0240"; "-" where nothing is."""
+        return "-" if self.limit == "-" else f"{self.needs} {as_text(self.limit)}"
 
 
 def mse_of(evaluation: Mapping[str, Any], modality: str, axis: str) -> float | None:
@@ -167,7 +194,10 @@ def number(tree: Any, *path: str) -> float | None:
     return float(tree) if is_number else None
 
 
-def _text(value: float | str | None) -> str:
+def as_text(value: float | str | None) -> str:
+    """A value for a table: whole numbers as such, "missing" for what is."""
     if value is None:
         return "missing"
-    return value if isinstance(value, str) else f"{value:.4f}"
+    if isinstance(value, str):
+        return value
+    return f"{value:.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.4f}"

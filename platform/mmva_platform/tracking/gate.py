@@ -6,11 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mmva.errors import CheckFailed
 from mmva_platform.tracking.evidence import Contender, Evidence, Finding, mean_mse, mse_of
 from mmva_platform.tracking.policy import GatePolicy
 from mmva_platform.tracking.rules import ABSOLUTE, COMPARING, Rule
 
-__all__ = ["Contender", "Evidence", "Finding", "GatePolicy", "Verdict", "judge", "mean_mse", "mse_of"]
+__all__ = [
+    "Contender", "Evidence", "Finding", "GatePolicy", "GateRefused", "Verdict", "judge", "mean_mse", "mse_of",
+]  # fmt: skip
+_NAMED = 3  # findings in a refusal's one line
 
 
 def judge(evidence: Evidence, rules: Sequence[Rule] | None = None) -> list[Finding]:
@@ -30,7 +34,7 @@ class Verdict:
     """What was decided, by which findings, about which versions, by whom, when and why.
 
     Attributes:
-        action: "promote" or "rollback".
+        action: "promote", "rollback", "challenge" or, judged and not to be recorded, "compare".
         candidate: The version that is to be champion.
         champion: The champion it was judged against.
         candidate_digest: The candidate's bundle.
@@ -69,18 +73,46 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; numbers in it are finite, missing ones are None."""
-        return asdict(self) | {"findings": [asdict(finding) for finding in self.findings]}
+        return asdict(self) | {"findings": [asdict(finding) for finding in self.findings], "outcome": self.outcome}
 
     def to_text(self) -> str:
-        """What was decided and by which numbers, for a person."""
-        marks = {True: "ok", False: "NO"}
+        """What was decided and by which numbers: a table for a person."""
         against = "no champion yet" if self.champion is None else f"champion was version {self.champion}"
-        outcome = {"passed": "done", "forced": "FORCED against the gate", "refused": "refused"}[self.outcome]
-        lines = [f"{self.action} version {self.candidate} ({against}): {outcome}"]
-        lines += [f"  {marks[finding.passed]}  {finding}" for finding in self.findings]
+        said = {"passed": "done", "forced": "FORCED against the gate", "refused": "refused"}[self.outcome]
+        if self.action == "compare":
+            against, said = f"against version {self.champion}", "would pass" if self.passed else "would be refused"
+        lines = [f"{self.action} version {self.candidate} ({against}): {said}", *_table(self.findings)]
+        if self.findings:
+            lines.append(f"{len(self.findings) - len(self.failures)} of {len(self.findings)} findings passed")
         return "\n".join([*lines, f"by {self.who} at {self.when}: {self.why}"])
 
     @property
     def failures(self) -> list[Finding]:
         """The findings that said no."""
         return [finding for finding in self.findings if not finding.passed]
+
+
+class GateRefused(CheckFailed):
+    """The gate said no; the message is one line, the verdict has all of it.
+
+    Attributes:
+        verdict: As recorded.
+    """
+
+    def __init__(self, name: str, verdict: Verdict) -> None:
+        failures = verdict.failures
+        more = f"; and {len(failures) - _NAMED} more" if len(failures) > _NAMED else ""
+        named = "; ".join(str(finding) for finding in failures[:_NAMED])
+        super().__init__(f"the gate refused version {verdict.candidate} of {name!r}: {named}{more}")
+        self.verdict = verdict
+
+
+def _table(findings: Sequence[Finding]) -> list[str]:
+    """Lines of columns: whether it passed, rule, subject, what was found, what was needed, a note."""
+    cells = [("NO" if not f.passed else "ok", f.rule, f.subject, f.shown, f.needed, f.note) for f in findings]
+    header = ("", "rule", "subject", "found", "needed", "")
+    widths = [max((len(row[i]) for row in (header, *cells)), default=0) for i in range(5)]
+    return [
+        ("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True))).rstrip()
+        for row in ((header, *cells) if cells else ())
+    ]

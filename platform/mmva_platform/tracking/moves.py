@@ -1,14 +1,12 @@
 """From a verdict to moved aliases: the audit log first, then what follows from its record, which can be done again.
 
-Everything after the log (artifact, tags, aliases) is a function of the record, so that whoever comes next finishes
-what a crash left undone. One at a time on a home: the lock spans reading the champion, the record and the move.
+Everything after the log (artifacts, tags, aliases) is a function of the record, so that whoever comes next finishes
+what a crash left undone. Nobody appends before the last record is applied, and the log gives each number once.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 import random
 import time
@@ -17,11 +15,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from mmva.errors import UsageError
 from mmva_platform.settings import Settings
-from mmva_platform.tracking import audit
+from mmva_platform.tracking.audit import AuditLog, Record, digest, to_bytes
 from mmva_platform.tracking.evidence import Finding
 from mmva_platform.tracking.gate import Verdict
 from mmva_platform.tracking.store import open_client, quiet
+from mmva_platform.tracking.verdict_page import verdict_page
 from mmva_platform.tracking.versions import (
+    CHALLENGER,
     CHAMPION,
     PREVIOUS,
     TAG_FORCED,
@@ -35,8 +35,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
+Aliases = dict[str, int | None]
+ALIASES: Final = (PREVIOUS, CHAMPION, CHALLENGER)
 TAG_SETTLED: Final = f"{TAG_VERDICT}_settled"
 _TRIES, _FIRST_WAIT_S = 7, 0.1
+# The last two: MLflow looks whether a tag is there and then inserts it; two who finish one record meet in between.
+_BUSY: Final = (
+    "database is locked", "deadlock detected", "could not serialize access",
+    "UNIQUE constraint failed", "duplicate key value violates unique constraint",
+)  # fmt: skip
 
 
 def settle(client: MlflowClient, settings: Settings, verdict: Verdict) -> Verdict:
@@ -45,49 +52,71 @@ def settle(client: MlflowClient, settings: Settings, verdict: Verdict) -> Verdic
     Returns:
         The verdict as recorded: refused, with a finding, when another promotion came first.
     """
-    home, name = settings.home.resolve(), settings.tracking.model_name
-    with audit.locked(home):
-        finish(client, settings)
-        holder = aliases_of(client, name).get(CHAMPION)
-        if holder != verdict.champion:
-            now, then = (f"version {each}" if each else "none" for each in (holder, verdict.champion))
+    log, name = AuditLog.of(settings), settings.tracking.model_name
+    while True:
+        records = _catch_up(client, log, name)
+        found = aliases_of(client, name)
+        before: Aliases = {alias: found.get(alias) for alias in ALIASES}
+        settled = verdict
+        if before[CHAMPION] != verdict.champion:
+            now, then = (f"version {each}" if each else "none" for each in (before[CHAMPION], verdict.champion))
             changed = Finding("champion-unchanged", "alias", now, then, passed=False, note="run the command again")
-            verdict = dataclasses.replace(verdict, findings=(*verdict.findings, changed), passed=False, forced=False)
-        record = verdict.to_json() | {"model": name}
-        audit.append(home, record)
-        patiently(lambda: _apply(client, record))
-    return verdict
+            settled = dataclasses.replace(verdict, findings=(*verdict.findings, changed), passed=False, forced=False)
+        after = moved(settled, before) if settled.carried_out else before
+        record = settled.to_json() | {"model": name, "before": before, "after": after}
+        if log.append(record, records) is not None:
+            _catch_up(client, log, name)
+            return settled
+
+
+def moved(verdict: Verdict, before: Aliases) -> Aliases:
+    """Aliases when a verdict has been carried out: previous <- champion <- challenger, or what its action says."""
+    if verdict.action == "challenge":
+        return before | {CHALLENGER: verdict.candidate}
+    after = before | {CHAMPION: verdict.candidate}
+    if verdict.champion is not None:
+        after[PREVIOUS] = verdict.champion
+    if before[CHALLENGER] == verdict.candidate:
+        after[CHALLENGER] = None
+    return after
 
 
 def reconcile(settings: Settings) -> None:
     """Finish what the last recorded command left undone when it died; nothing is opened where nothing was recorded."""
-    home = settings.home.resolve()
-    if audit.read(home):
+    log = AuditLog.of(settings)
+    if log.read():
         client = open_client(settings)
-        with quiet(), audit.locked(home):
-            finish(client, settings)
+        with quiet():
+            _catch_up(client, log, settings.tracking.model_name)
 
 
-def finish(client: MlflowClient, settings: Settings) -> None:
-    """Apply the model's last record if it was not; the caller holds the lock.
+def is_settled(client: MlflowClient, record: Mapping[str, Any]) -> bool:
+    """Whether all of a record was done: its version says so, last of all."""
+    tags = client.get_model_version(str(record["model"]), str(record["candidate"])).tags
+    return str(tags.get(TAG_SETTLED)) == str(record["number"])
 
-    Only the last one can be unfinished, for every command begins here. Records of before there was a mark are left.
+
+def _catch_up(client: MlflowClient, log: AuditLog, name: str) -> list[Record]:
+    """Apply the last record if it was not, until none came after the one that was applied; the records.
+
+    Only the last one can be unfinished, for every command begins here. A writer that fell asleep over an older record
+    and overwrote a newer one's aliases finds the newer one here, and applies it again.
     """
-    name = settings.tracking.model_name
-    records = [record for record in audit.read(settings.home.resolve()) if record.get("model") == name]
-    if not records or "forced" not in records[-1]:
-        return
-    last = records[-1]
-    try:
-        find_version(client, name, int(last["candidate"]))
-    except UsageError:
-        logger.warning("the audit log's last record is about version %s, which is gone", last["candidate"])
-        return
-    if client.get_model_version(name, str(last["candidate"])).tags.get(TAG_SETTLED) != last["when"]:
-        logger.warning(
-            "finishing what was cut off: %s version %s of %s", last["action"], last["candidate"], last["when"]
-        )
-        patiently(lambda: _apply(client, last))
+    applied = 0
+    while True:
+        records = log.read()
+        if not records or records[-1]["number"] == applied:
+            return records
+        last = records[-1]
+        try:
+            find_version(client, name, int(last["candidate"]))
+        except UsageError:
+            logger.warning("the audit log's last record is about version %s, which is gone", last["candidate"])
+            return records
+        if not applied and is_settled(client, last):
+            return records
+        _apply(client, last)
+        applied = int(last["number"])
 
 
 def patiently(call: Callable[[], Result]) -> Result:
@@ -99,35 +128,48 @@ def patiently(call: Callable[[], Result]) -> Result:
         try:
             return call()
         except (MlflowException, OperationalError) as error:
-            if "database is locked" not in str(error) or tries == _TRIES:
+            if not any(busy in str(error) for busy in _BUSY) or tries == _TRIES:
                 raise
             time.sleep(_FIRST_WAIT_S * 2 ** (tries - 1) * random.uniform(0.5, 1.5))
     raise AssertionError("the last try returns or raises")
 
 
-def _apply(client: MlflowClient, record: Mapping[str, Any]) -> None:
-    """Artifact, tags, aliases, and last the mark that all of it is done. Doing it again changes nothing."""
-    name, version = str(record["model"]), int(record["candidate"])
-    text = json.dumps(record, indent=2, sort_keys=True) + "\n"
-    stamp = str(record["when"]).replace(":", "").replace("+0000", "Z")
-    file = f"verdicts/{record['action']}-v{version}-{stamp}.json"
-    client.log_text(find_version(client, name, version).run_id, text, file)
-    moves = record["passed"] or record["forced"]
+def _apply(client: MlflowClient, record: Record) -> None:
+    """Artifacts, tags, aliases, and last the mark that all of it is done. Doing it again changes nothing."""
+    name, version = str(record["model"]), str(record["candidate"])
+    file = artifact_of(record)
+    run_id = find_version(client, name, int(version)).run_id
+    patiently(lambda: client.log_text(run_id, to_bytes(record).decode(), file))
+    patiently(lambda: client.log_text(run_id, verdict_page(record), file.replace(".json", ".html")))
+    for key, value in tags_of(record).items():
+        patiently(lambda key=key, value=value: client.set_model_version_tag(name, version, key, value))  # type: ignore[misc]
+    for alias in ALIASES:
+        target = record["after"][alias]
+        if target == record["before"][alias]:
+            continue
+        if target is not None:
+            patiently(lambda alias=alias, target=target: client.set_registered_model_alias(name, alias, str(target)))  # type: ignore[misc]
+        elif alias in aliases_of(client, name):
+            patiently(lambda alias=alias: client.delete_registered_model_alias(name, alias))  # type: ignore[misc]
+    patiently(lambda: client.set_model_version_tag(name, version, TAG_SETTLED, str(record["number"])))
+
+
+def artifact_of(record: Mapping[str, Any]) -> str:
+    """Where a record stands among the artifacts of its version's run."""
+    return f"verdicts/{record['number']:08d}-{record['action']}-v{record['candidate']}.json"
+
+
+def tags_of(record: Record) -> dict[str, str]:
+    """Tags of the version that a record is about; only the gate's own say that it passed."""
+    prefix = TAG_VERDICT if record["action"] == "promote" else f"mmva.{record['action']}"
     tags = {
-        TAG_VERDICT: "passed" if record["passed"] else "forced" if record["forced"] else "refused",
-        f"{TAG_VERDICT}_action": record["action"],
-        f"{TAG_VERDICT}_by": record["who"],
-        f"{TAG_VERDICT}_at": record["when"],
-        f"{TAG_VERDICT}_reason": record["why"],
-        f"{TAG_VERDICT}_file": file,
-        f"{TAG_VERDICT}_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        prefix: str(record["outcome"]),
+        f"{prefix}_by": str(record["who"]),
+        f"{prefix}_at": str(record["when"]),
+        f"{prefix}_reason": str(record["why"]),
+        f"{prefix}_file": artifact_of(record),
+        f"{prefix}_sha256": digest(record),
     }
     if record["forced"]:
         tags[TAG_FORCED] = f"{record['who']} at {record['when']}: {record['why']}"
-    for key, value in tags.items():
-        client.set_model_version_tag(name, str(version), key, value)
-    if moves:
-        if record["champion"] is not None:
-            client.set_registered_model_alias(name, PREVIOUS, str(record["champion"]))
-        client.set_registered_model_alias(name, CHAMPION, str(version))
-    client.set_model_version_tag(name, str(version), TAG_SETTLED, record["when"])
+    return tags

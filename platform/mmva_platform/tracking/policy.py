@@ -45,7 +45,9 @@ class Slices(Config):
     """The same comparison on parts of the rows, on the mean of both axes."""
 
     apply: bool = Field(default=True, description="False: slices are neither computed nor asked for")
-    by: tuple[Literal["source", "quadrant"], ...] = ("source", "quadrant")
+    by: tuple[Literal["source", "quadrant", "loudness", "brightness"], ...] = (
+        "source", "quadrant", "loudness", "brightness",
+    )  # fmt: skip
     margin: float = Field(0.15, ge=0, lt=1, description="as margins; wider, for a slice has fewer rows")
     smallest_groups: int = Field(20, ge=2, description="with fewer songs or images a slice is too few to judge")
     too_few_fails: bool = Field(
@@ -68,7 +70,11 @@ class GatePolicy(Config):
     retrieval_margin: float = Field(
         0.02, ge=0, lt=1, description="by how much mean nDCG@10 may be below the champion's"
     )
+    largest_slowdown: float = Field(
+        3.0, ge=1, description="how many times as long as the champion's the heads may take for an item"
+    )
     largest_bundle_mb: float = Field(256.0, gt=0, description="MB of a bundle's files")
     card_sections: tuple[str, ...] = (
-        "Intended use", "Backbones", "Data", "Figures", "90 % intervals", "Limits", "Recipe", "Environment",
+        "Intended use", "Backbones", "Data", "Figures", "Slices", "90 % intervals", "Limits", "Licences", "Recipe",
+        "Environment",
     )  # fmt: skip

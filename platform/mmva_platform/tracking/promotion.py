@@ -1,45 +1,45 @@
-"""Moving `champion`: judged, recorded, and only then done. Rolling back needs no gate, but is recorded the same way."""
+"""Moving aliases: judged, recorded, and only then done. Rolling back needs no gate, but is recorded the same way."""
 
 from __future__ import annotations
 
 import getpass
+import os
+import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from mmva.errors import CheckFailed, UsageError
 from mmva_platform.settings import Settings
-from mmva_platform.tracking import paired
-from mmva_platform.tracking.evidence import Contender, Evidence, Finding
-from mmva_platform.tracking.gate import Verdict, judge
+from mmva_platform.tracking.contest import gather
+from mmva_platform.tracking.evidence import Finding
+from mmva_platform.tracking.gate import GateRefused, Verdict, judge
 from mmva_platform.tracking.moves import reconcile, settle
 from mmva_platform.tracking.policy import GatePolicy
-from mmva_platform.tracking.resolve import resolve_model
 from mmva_platform.tracking.store import open_client, quiet
 from mmva_platform.tracking.versions import (
+    CHALLENGER,
     CHAMPION,
     PREVIOUS,
     RegisteredVersion,
     aliases_of,
-    evaluation_of,
     find_version,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from mlflow import MlflowClient
-
 
 def promote(
-    version: int, settings: Settings, reason: str = "", policy: GatePolicy | None = None, *, force: bool = False
+    version: int | str,
+    settings: Settings,
+    reason: str = "",
+    policy: GatePolicy | None = None,
+    *,
+    force: bool = False,
 ) -> Verdict:
     """Make a version the champion, if the gate lets it: the old champion becomes `previous`.
 
     The verdict, passed or not, is in the audit log before any alias moves.
 
     Args:
-        version: Number of a registered version.
+        version: Number or alias of a registered version.
         settings: Where MLflow and the audit log are.
         reason: Why; stands in the record.
         policy: What the gate tolerates.
@@ -47,7 +47,7 @@ def promote(
 
     Raises:
         UsageError: If there is no such version, it is the champion already, or force comes without a reason.
-        CheckFailed: If the gate says no, or another promotion came first; one line with the rules that failed.
+        GateRefused: If the gate says no, or another promotion came first; one line with the rules that failed.
     """
     if force and not reason.strip():
         raise UsageError("--force overrules the gate and stays on record for ever: say why with --reason TEXT")
@@ -58,17 +58,51 @@ def promote(
         name = settings.tracking.model_name
         candidate = find_version(client, name, version)
         if CHAMPION in candidate.aliases:
-            raise UsageError(f"version {version} of {name!r} is the champion already")
+            raise UsageError(f"version {candidate.version} of {name!r} is the champion already")
         holder = aliases_of(client, name).get(CHAMPION)
         champion = find_version(client, name, holder) if holder is not None else None
-        findings = judge(_evidence(client, settings, candidate, champion, policy))
-        passed = bool(findings) and all(finding.passed for finding in findings)
-        forced = force and not passed
-        judged = _verdict("promote", candidate, holder, reason, findings, passed=passed, forced=forced, policy=policy)
+        findings = judge(gather(client, settings, candidate, champion, policy))
+        judged = _verdict("promote", candidate, holder, reason, findings, force=force, policy=policy)
         verdict = settle(client, settings, judged)
         if not verdict.carried_out:
-            failed = "; ".join(str(finding) for finding in verdict.failures)
-            raise CheckFailed(f"the gate refused version {version} of {name!r}: {failed}")
+            raise GateRefused(name, verdict)
+    return verdict
+
+
+def compare(version: int | str, other: int | str, settings: Settings, policy: GatePolicy | None = None) -> Verdict:
+    """What the gate would say to a version if another were the champion; nothing is recorded, nothing moves.
+
+    Raises:
+        UsageError: If there is no such version, or both are the same.
+    """
+    policy = policy or GatePolicy()
+    client = open_client(settings)
+    with quiet():
+        candidate, champion = (find_version(client, settings.tracking.model_name, each) for each in (version, other))
+        if candidate.version == champion.version:
+            raise UsageError(f"compare: both are version {candidate.version}; name two versions")
+        findings = judge(gather(client, settings, candidate, champion, policy))
+        return _verdict("compare", candidate, champion.version, "a comparison, not recorded", findings, policy=policy)
+
+
+def challenge(version: int | str, settings: Settings, reason: str = "") -> Verdict:
+    """Name a version `challenger`, the one that is to be compared with the champion; needs no gate, is recorded.
+
+    Raises:
+        UsageError: If there is no such version, or it is the champion.
+        CheckFailed: If the champion changed meanwhile.
+    """
+    reconcile(settings)
+    client = open_client(settings)
+    with quiet():
+        name = settings.tracking.model_name
+        target = find_version(client, name, version)
+        if CHAMPION in target.aliases or CHALLENGER in target.aliases:
+            raise UsageError(f"version {target.version} of {name!r} is {' and '.join(target.aliases)} already")
+        holder = aliases_of(client, name).get(CHAMPION)
+        verdict = settle(client, settings, _verdict("challenge", target, holder, reason))
+        if not verdict.carried_out:
+            raise CheckFailed(f"version {target.version} of {name!r} was not named: {verdict.failures[0]}")
     return verdict
 
 
@@ -88,7 +122,7 @@ def rollback(settings: Settings, reason: str = "") -> Verdict:
         if champion is None or previous is None or champion == previous:
             raise UsageError(f"model {name!r} has no previous champion to go back to")
         target = find_version(client, name, previous)
-        verdict = settle(client, settings, _verdict("rollback", target, champion, reason, (), passed=True))
+        verdict = settle(client, settings, _verdict("rollback", target, champion, reason))
         if not verdict.carried_out:
             raise CheckFailed(f"model {name!r} was not rolled back: {verdict.failures[0]}")
     return verdict
@@ -99,57 +133,29 @@ def _verdict(
     candidate: RegisteredVersion,
     champion: int | None,
     reason: str,
-    findings: Sequence[Finding],
+    findings: Sequence[Finding] | None = None,
     *,
-    passed: bool,
-    forced: bool = False,
+    force: bool = False,
     policy: GatePolicy | None = None,
 ) -> Verdict:
+    """Passed if there are findings and all of them are; without a gate (None) there is nothing to pass."""
+    passed = findings is None or (bool(findings) and all(finding.passed for finding in findings))
     return Verdict(
         action=action,
         candidate=candidate.version,
         champion=champion,
         candidate_digest=candidate.model_digest,
         dataset_digest=candidate.dataset_digest,
-        findings=tuple(findings),
+        findings=tuple(findings or ()),
         passed=passed,
-        who=getpass.getuser(),
+        who=_who(),
         when=datetime.now(UTC).isoformat(timespec="milliseconds"),
         why=reason.strip() or "no reason given",
-        forced=forced,
+        forced=force and not passed,
         policy=None if policy is None else policy.model_dump(mode="json"),
     )
 
 
-def _evidence(
-    client: MlflowClient,
-    settings: Settings,
-    candidate: RegisteredVersion,
-    champion: RegisteredVersion | None,
-    policy: GatePolicy,
-) -> Evidence:
-    """Against a champion: both predicted on the candidate's rows; what stands in the way becomes a finding."""
-    if champion is None:
-        return Evidence(_contender(client, candidate), None, policy)
-    bundle_dir = resolve_model(f"models:/{candidate.name}/{candidate.version}", settings).bundle_dir
-    mine, theirs = _contender(client, candidate, bundle_dir), _contender(client, champion)
-    dataset, split = mine.evaluation.get("dataset"), mine.evaluation.get("split")
-    if not (dataset and split):
-        return Evidence(mine, theirs, policy, trouble="the candidate's evaluation names no dataset and split")
-    try:
-        other_dir = resolve_model(f"models:/{champion.name}/{champion.version}", settings).bundle_dir
-        pairing = paired.predict_pair(bundle_dir, other_dir, str(dataset), settings, str(split))
-    except (UsageError, CheckFailed) as error:
-        return Evidence(mine, theirs, policy, trouble=str(error))
-    return Evidence(mine, theirs, policy, pairing)
-
-
-def _contender(client: MlflowClient, version: RegisteredVersion, bundle_dir: Path | None = None) -> Contender:
-    return Contender(
-        version.version,
-        version.run_id,
-        version.model_digest,
-        evaluation_of(client, version),
-        version.dataset_digest,
-        None if bundle_dir is None else paired.facts_of(bundle_dir),
-    )
+def _who() -> str:
+    """The name at the tracking server if there is one, else this machine's; and the machine."""
+    return f"{os.environ.get('MLFLOW_TRACKING_USERNAME') or getpass.getuser()}@{platform.node()}"

@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import unquote
 
 from mmva.bundle import read_bundle_info
 from mmva.errors import CheckFailed, UsageError
@@ -89,6 +90,7 @@ def _fetch(location: str, digest: str, settings: Settings, uri: str) -> Path:
     cache = settings.home.resolve() / "cache" / "models"
     target = cache / digest
     if not target.is_dir():
+        _check_place(location, settings, uri)
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as temporary:
             fetched = _download(f"{location}/{BUNDLE_PATH}", temporary, settings, uri)
@@ -96,6 +98,32 @@ def _fetch(location: str, digest: str, settings: Settings, uri: str) -> Path:
             _move_into_place(fetched, target)
     _verify(target, digest, uri)
     return target
+
+
+def _check_place(location: str, settings: Settings, uri: str) -> None:
+    """Models come from under home, from where the settings allow it, or out of the tracking server's own hands.
+
+    Whoever may write to the registry may name any folder as a version's source, and the user's credentials would fetch
+    it: MLflow's answer is not asked what is allowed.
+    """
+    if location.startswith("mlflow-artifacts:"):
+        return
+    roots = (str(settings.home.resolve() / "artifacts"), *settings.tracking.artifact_roots)
+    if not any(_inside(location, root) for root in roots):
+        raise CheckFailed(
+            f"model {uri!r}: its source {location} is outside the allowed roots ({', '.join(roots)}); "
+            "if models belong there, add it to tracking.artifact_roots"
+        )
+
+
+def _inside(location: str, root: str) -> bool:
+    """Whether a place stands below a root; links are followed, a way up by ".." or "%2e" is none."""
+    place, base = (unquote(each.removeprefix("file://")).rstrip("/") for each in (location, root))
+    if ".." in unquote(place).split("/") or "\0" in place or "#" in location or "?" in location:
+        return False
+    if "://" in place or "://" in base:
+        return place.startswith(f"{base}/")
+    return Path(place).is_absolute() and Path(place).resolve().is_relative_to(Path(base).resolve())
 
 
 def _download(location: str, folder: str, settings: Settings, uri: str) -> Path:

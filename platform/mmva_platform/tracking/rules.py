@@ -6,6 +6,7 @@ there are no rows at all; `rows_predicted` then fails in their place.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -13,10 +14,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mmva.affect import quadrant
 from mmva.bootstrap import PairedDifference, bootstrap_paired_mse
 from mmva.modalities import AXES, MODALITIES, Modality
 from mmva.retrieval import retrieval_per_query
+from mmva_platform.datasets.traits import part_names
 from mmva_platform.tracking.evidence import Evidence, Finding, PairedRows, mse_of, number
 
 Rule = Callable[[Evidence], Iterator[Finding]]
@@ -32,7 +33,7 @@ def beats_constant(evidence: Evidence) -> Iterator[Finding]:
             floor = number(evidence.candidate.evaluation, "floors", modality, axis)
             limit = None if floor is None else floor * evidence.policy.constant_share
             passed = mse is not None and limit is not None and mse < limit
-            yield Finding("below-constant", f"{modality}/{axis}", mse, limit, passed)
+            yield Finding("below-constant", f"{modality}/{axis}", mse, limit, passed, needs="<")
 
 
 def below_ceiling(evidence: Evidence) -> Iterator[Finding]:
@@ -42,7 +43,8 @@ def below_ceiling(evidence: Evidence) -> Iterator[Finding]:
             limit = evidence.policy.ceilings.of(modality, axis)
             if limit is not None:
                 mse = mse_of(evidence.candidate.evaluation, modality, axis)
-                yield Finding("below-ceiling", f"{modality}/{axis}", mse, limit, mse is not None and mse <= limit)
+                passed = mse is not None and mse <= limit
+                yield Finding("below-ceiling", f"{modality}/{axis}", mse, limit, passed, needs="<=")
 
 
 def rows_predicted(evidence: Evidence) -> Iterator[Finding]:
@@ -78,7 +80,7 @@ def enough_groups(evidence: Evidence) -> Iterator[Finding]:
     """A modality's comparison rests on enough songs or images."""
     for modality, rows in _rows(evidence):
         groups, least = len(np.unique(rows.group_N)), evidence.policy.smallest_groups
-        yield Finding("enough-groups", modality, groups, least, groups >= least)
+        yield Finding("enough-groups", modality, groups, least, groups >= least, needs=">=")
 
 
 def non_inferior(evidence: Evidence) -> Iterator[Finding]:
@@ -94,20 +96,28 @@ def non_inferior(evidence: Evidence) -> Iterator[Finding]:
 
 
 def slices(evidence: Evidence) -> Iterator[Finding]:
-    """The same on each source and on each mood quadrant of the labels, on the mean of both axes."""
+    """The same on each part of the rows by what the policy cuts them by, on the mean of both axes."""
     policy = evidence.policy.slices
     if not policy.apply:
         return
     for modality, rows in _rows(evidence):
         for kind in policy.by:
-            for name, mask_N in _parts(kind, rows):
-                part, subject = rows.where(mask_N), f"{modality}/{kind}={name}"
-                groups = len(np.unique(part.group_N))
-                if groups < policy.smallest_groups:
-                    note = f"{groups} groups, {policy.smallest_groups} needed"
-                    yield Finding("slice", subject, "too few", RECORDED, not policy.too_few_fails, note)
-                else:
-                    yield _held_against("slice", subject, _difference(part, evidence).get("mean"), policy.margin)
+            try:
+                names_N = part_names(kind, modality, rows.label_N2, rows.source_N, rows.trait_N)
+            except ValueError as error:
+                yield Finding("slice", f"{modality}/{kind}", None, RECORDED, passed=False, note=str(error))
+                continue
+            for name in () if names_N is None else np.unique(names_N):
+                yield _slice(evidence, f"{modality}/{kind}={name}", rows.where(names_N == name))
+
+
+def _slice(evidence: Evidence, subject: str, part: PairedRows) -> Finding:
+    policy = evidence.policy.slices
+    groups = len(np.unique(part.group_N))
+    if groups < policy.smallest_groups:
+        note = f"{groups} groups, {policy.smallest_groups} needed"
+        return Finding("slice", subject, "too few", RECORDED, not policy.too_few_fails, note)
+    return _held_against("slice", subject, _difference(part, evidence).get("mean"), policy.margin)
 
 
 def intervals_cover(evidence: Evidence) -> Iterator[Finding]:
@@ -120,7 +130,8 @@ def intervals_cover(evidence: Evidence) -> Iterator[Finding]:
             error_N = np.abs(rows.candidate_N2[:, i] - rows.label_N2[:, i])
             known = width is not None and len(error_N) > 0 and bool(np.isfinite(error_N).all())
             share = float((error_N <= width).mean()) if known else None
-            yield Finding("coverage", f"{modality}/{axis}", share, limit, share is not None and share >= limit)
+            passed = share is not None and share >= limit
+            yield Finding("coverage", f"{modality}/{axis}", share, limit, passed, needs=">=")
 
 
 def retrieves_as_well(evidence: Evidence) -> Iterator[Finding]:
@@ -129,27 +140,30 @@ def retrieves_as_well(evidence: Evidence) -> Iterator[Finding]:
     for query, gallery in itertools.permutations(rows, 2):
         subject = f"{query}->{gallery}"
         if not (rows[query].complete and rows[gallery].complete):
-            yield Finding("retrieval", subject, None, None, passed=False)
+            yield Finding("retrieval", subject, None, None, passed=False, needs=">=")
             continue
         labels = (rows[query].label_N2, rows[gallery].label_N2)
         mine = _ndcg(rows[query].candidate_N2, rows[gallery].candidate_N2, *labels)
         theirs = _ndcg(_known(rows[query].champion_N2), _known(rows[gallery].champion_N2), *labels)
         limit = theirs - evidence.policy.retrieval_margin
-        yield Finding("retrieval", subject, mine, limit, mine >= limit, f"champion {theirs:.4f}")
+        yield Finding("retrieval", subject, mine, limit, mine >= limit, f"champion {theirs:.4f}", needs=">=")
 
 
 def small_enough(evidence: Evidence) -> Iterator[Finding]:
     """The bundle's files are small enough."""
     bundle, limit = evidence.candidate.bundle, evidence.policy.largest_bundle_mb
     size = None if bundle is None else bundle.size_bytes / 1e6
-    yield Finding("bundle-size", "MB", size, limit, size is not None and size <= limit)
+    yield Finding("bundle-size", "MB", size, limit, size is not None and size <= limit, needs="<=")
 
 
-def latency(evidence: Evidence) -> Iterator[Finding]:
-    """Time of the candidate's heads, recorded and held against nothing: it is this machine's as much as the model's."""
+def fast_enough(evidence: Evidence) -> Iterator[Finding]:
+    """The candidate's heads take at most so many times as long as the champion's, on the same rows and machine."""
     for modality, rows in _rows(evidence):
-        if np.isfinite(rows.candidate_us):
-            yield Finding("heads-latency", f"{modality} us/item", rows.candidate_us, RECORDED, passed=True)
+        limit = evidence.policy.largest_slowdown * rows.champion_us
+        known = bool(np.isfinite([rows.candidate_us, limit]).all())
+        values = (rows.candidate_us, limit) if known else (None, None)
+        passed = known and rows.candidate_us <= limit
+        yield Finding("latency", f"{modality} us/item", *values, passed, f"champion {rows.champion_us:.1f}", needs="<=")
 
 
 def card_complete(evidence: Evidence) -> Iterator[Finding]:
@@ -163,7 +177,7 @@ def card_complete(evidence: Evidence) -> Iterator[Finding]:
 ABSOLUTE: Final[tuple[Rule, ...]] = (beats_constant, below_ceiling)
 COMPARING: Final[tuple[Rule, ...]] = (
     rows_predicted, dataset_as_registered, rows_counted, enough_groups, non_inferior, slices, intervals_cover,
-    retrieves_as_well, small_enough, latency, card_complete,
+    retrieves_as_well, small_enough, fast_enough, card_complete,
 )  # fmt: skip
 
 
@@ -188,15 +202,11 @@ def _difference(rows: PairedRows, evidence: Evidence) -> dict[str, PairedDiffere
 
 def _held_against(rule: str, subject: str, found: PairedDifference | None, share: float) -> Finding:
     if found is None:
-        return Finding(rule, subject, None, None, passed=False)
+        return Finding(rule, subject, None, None, passed=False, needs="<=")
     limit = share * found.second
     note = f"MSE {found.first:.4f}, champion {found.second:.4f}, {found.groups} groups"
-    return Finding(rule, subject, found.high, limit, found.high <= limit, note)
-
-
-def _parts(kind: str, rows: PairedRows) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    names_N = rows.source_N if kind == "source" else quadrant(rows.label_N2)
-    yield from ((str(name), names_N == name) for name in np.unique(names_N))
+    passed = found.high <= limit
+    return Finding(rule, subject, found.high, limit, passed, note, needs="<=", detail=dataclasses.asdict(found))
 
 
 def _known(points: NDArray[np.float64] | None) -> NDArray[np.float64]:

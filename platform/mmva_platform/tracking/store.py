@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmva.errors import UsageError
+from mmva.errors import OperationFailed, UsageError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,7 +23,10 @@ _ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
+# How MLflow words an answer for the user, not for us: wrong or no password, no permission, nobody there.
+_REFUSALS = ("error code 401", "error code 403", "Permission denied", "PERMISSION_DENIED", "Max retries exceeded")
 
 
 def open_client(settings: Settings) -> MlflowClient:
@@ -37,6 +40,9 @@ def open_client(settings: Settings) -> MlflowClient:
         raise UsageError(
             f"tracking.uri {uri!r}: MLflow 3 needs sqlite:///FILE, a database or a server's http(s) address"
         )
+    if settings.storage.s3_endpoint:
+        # Where MLflow's own client puts and gets artifacts on S3; a user's own value wins.
+        os.environ.setdefault("MLFLOW_S3_ENDPOINT_URL", settings.storage.s3_endpoint)
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     with quiet():
@@ -63,7 +69,18 @@ def quiet() -> Iterator[None]:
         import mlflow  # noqa: F401 - its import configures the logger whose level is set next
 
         logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
-        yield
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield
+        except MlflowException as error:
+            if any(words in str(error) for words in _REFUSALS):
+                raise OperationFailed(f"MLflow's server said no or nothing: {_one_line(error)}") from error
+            raise
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CHAMPION: Final = "champion"
 PREVIOUS: Final = "previous"
+CHALLENGER: Final = "challenger"
 TAG_EVALUATION: Final = "mmva.evaluation"
 TAG_EVALUATION_SHA256: Final = "mmva.evaluation_sha256"
 TAG_VERDICT: Final = "mmva.verdict"
@@ -153,7 +154,7 @@ def register(run_id: str, settings: Settings) -> int:
         return int(created.version)
 
 
-def training_history(version: int, settings: Settings) -> list[dict[str, Any]]:
+def training_history(version: int | str, settings: Settings) -> list[dict[str, Any]]:
     """The rows, one an epoch, of the run that made a version; none if it recorded none. Raises as show_version."""
     client = open_client(settings)
     with quiet():
@@ -169,7 +170,7 @@ def list_versions(settings: Settings) -> list[RegisteredVersion]:
         return versions_of(client, settings.tracking.model_name)
 
 
-def show_version(version: int, settings: Settings) -> VersionDetails:
+def show_version(version: int | str, settings: Settings) -> VersionDetails:
     """One version with its evaluation.
 
     Raises:

@@ -12,6 +12,7 @@ from mmva_platform.training.related import PUBLISHED_FLOORS, RELATED
 if TYPE_CHECKING:
     from mmva_platform.training.evaluation import Evaluation
     from mmva_platform.training.recipe import Recipe
+    from mmva_platform.training.slices import SliceFigure
 
 # Licences of the weights, by source; what is not listed is the user's own to know.
 LICENCES: Mapping[str, str] = {
@@ -21,6 +22,13 @@ LICENCES: Mapping[str, str] = {
     "efficientnet-lite": "Apache-2.0",
     "musicnn": "ISC",
     "minilm": "Apache-2.0",
+}
+# Of the media and labels, by the source that a dataset's rows name; likewise.
+DATA_LICENCES: Mapping[str, str] = {
+    "IAPS": "on request from its authors, for research; the pictures may not be passed on or shown",
+    "NAPS": "on request from its authors, for non-commercial research",
+    "EMOTIC": "annotations for non-commercial research; pictures of COCO and ADE20K under their own terms",
+    "DEAM": "annotations for research; music under the Creative Commons licences of its artists, some non-commercial",
 }
 PACKAGES = ("mmva-platform", "torch", "transformers", "numpy", "ray", "pyarrow")
 _SHOWN = ("mse", "mae", "r2", "pearson", "ccc")
@@ -87,6 +95,8 @@ def model_card(
     backbones: Mapping[str, Mapping[str, Any]],
     intervals: Mapping[str, Mapping[str, float]],
     provenance: Mapping[str, Any],
+    *,
+    slices: Sequence[SliceFigure],
 ) -> str:
     """The model's card: what it is, what it was trained and measured on, where it fails, what may be done with it.
 
@@ -96,6 +106,7 @@ def model_card(
         backbones: {modality: {"spec", "fingerprint", "dim"}}.
         intervals: Half widths of the 90 % intervals by modality and axis.
         provenance: Run, dataset, versions, commit.
+        slices: Error on the parts of the test split.
     """
     half_widths = [[modality, *(f"± {width:.3f}" for width in axes.values())] for modality, axes in intervals.items()]
     sections = {
@@ -105,9 +116,11 @@ def model_card(
         "Data": f"Dataset `{provenance['dataset']}`, digest `{provenance['dataset_digest']}`. Rows by split:\n\n"
         + table(["split", "images", "clips", "captions"], _split_rows(provenance["rows"])),
         "Figures": evaluation_markdown(evaluation).rstrip(),
+        "Slices": _SLICES + table(["modality", "by", "part", "rows", "songs or images", "MSE"], _slice_rows(slices)),
         "90 % intervals": "Half widths from the validation split (split conformal); for media like its own.\n\n"
         + table(["modality", "valence", "arousal"], half_widths),
         "Limits": _LIMITS,
+        "Licences": _LICENCES + table(["source", "licence"], _licence_rows(slices)),
         "Recipe": "```yaml\n" + _yaml(recipe) + "```",
         "Environment": table(
             ["what", "version"], [*provenance["versions"].items(), ["commit", provenance["commit"] or "unknown"]]
@@ -132,6 +145,16 @@ def _split_rows(rows: Mapping[str, Mapping[str, int]]) -> list[list[object]]:
     return [[split, *(counts.get(m, 0) for m in ("image", "music", "caption"))] for split, counts in rows.items()]
 
 
+def _slice_rows(slices: Sequence[SliceFigure]) -> list[list[object]]:
+    return [[each.modality, each.kind, each.name, each.rows, each.groups, each.mse] for each in slices]
+
+
+def _licence_rows(slices: Sequence[SliceFigure]) -> list[list[object]]:
+    """By source of the test rows; what is generated here or brought by the user has its own."""
+    sources = dict.fromkeys(each.name for each in slices if each.kind == "source")
+    return [[source, DATA_LICENCES.get(source, "as whoever imported it knows")] for source in sources]
+
+
 def _yaml(recipe: Recipe) -> str:
     import yaml
 
@@ -145,6 +168,16 @@ publish is our choice, and stands in the recipe below."""
 _USE = """\
 Ordering, searching and matching catalogs of media by the mood that most people would name. Not for judging how a
 particular person feels, nor for decisions about people."""
+_SLICES = """\
+Mean MSE of both axes on parts of the test split, with its 95 % interval; music by thirds of loudness, images of
+brightness.
+
+"""
+_LICENCES = """\
+A model may be bound by the licences of what it was trained on and with. Of the backbones' weights: see Backbones. Of
+the data, by the source of its rows:
+
+"""
 _LIMITS = """\
 A VA point is an average over raters, who were few and of few cultures; single listeners and viewers differ by more
 than the model's error. Media unlike the training data (see Data) get points all the same, with intervals that do not

@@ -251,6 +251,7 @@ def finish(
     from mmva.bundle import save_bundle
     from mmva_platform.training.card import model_card, versions
     from mmva_platform.training.evaluation import evaluate_model, intervals_from, reference_of
+    from mmva_platform.training.slices import slice_figures
 
     model.eval()
     _attach_backbones(model, features, settings)
@@ -269,7 +270,8 @@ def finish(
         "reference": reference_of(model, features),
     }
     intervals = intervals_from(model, features, "val")
-    card = model_card(evaluation, recipe, model.backbones, intervals, provenance)
+    slices = slice_figures(model, features, settings)
+    card = model_card(evaluation, recipe, model.backbones, intervals, provenance, slices=slices)
     digest = save_bundle(run.bundle, model, intervals=intervals, card=card, provenance=provenance)
     return TrainResult(
         run.name, run.path, run.bundle, digest, list(last["history"]), evaluation, recipe, features.digest

@@ -13,7 +13,8 @@ from mmva.backbones import load_encoder, preset
 from mmva.bundle import load_bundle, save_bundle
 from mmva.modalities import AXES, MODALITIES
 from mmva.model import MMVA
-from mmva_platform.settings import Settings, TrackingSettings
+from mmva_platform.settings import Settings
+from mmva_platform.tracking.audit import AuditLog
 from mmva_platform.tracking.evidence import PairedRows, Pairing
 from mmva_platform.tracking.policy import GatePolicy
 from mmva_platform.tracking.registry import list_versions, register
@@ -81,7 +82,9 @@ class FakePairs:
         self.results: dict[str, TrainResult] = {}
         self.before: Callable[[], object] = lambda: None
 
-    def __call__(self, candidate: Path, champion: Path, dataset_uri: str, settings: Settings, split: str) -> Pairing:
+    def __call__(
+        self, candidate: Path, champion: Path, dataset_uri: str, settings: Settings, *, split: str, policy: GatePolicy
+    ) -> Pairing:
         """Bundles lie in the cache under their digests."""
         self.before()
         mine, theirs = self.results[candidate.name], self.results[champion.name]
@@ -98,16 +101,13 @@ class FakePairs:
                 label + sign * theirs.evaluation.metrics[modality]["valence"]["mse"].value ** 0.5,
                 group,
                 np.full(ROWS, "deam"),
+                rng.uniform(0, 1, ROWS // 4).repeat(4),
+                5.0,
+                5.0,
             )
             for modality in MODALITIES
         }
         return Pairing(mine.dataset_digest, split, dict.fromkeys(MODALITIES, ROWS), rows)
-
-
-def settings_for(test: str, home: Path) -> Settings:
-    """One database for a module's tests, a registered model of its own for each of them."""
-    name = "".join(c if c.isalnum() else "-" for c in test)[-60:]
-    return Settings(home=home, tracking=TrackingSettings(model_name=name))
 
 
 def registrar(settings: Settings, folder: Path, pairs: FakePairs) -> Callable[..., int]:
@@ -121,6 +121,11 @@ def registrar(settings: Settings, folder: Path, pairs: FakePairs) -> Callable[..
         return register(log_training_run(result, settings, predictions={}), settings)
 
     return make
+
+
+def records(settings: Settings) -> list[dict[str, Any]]:
+    """The audit log's."""
+    return AuditLog.of(settings).read()
 
 
 def aliases(settings: Settings) -> dict[str, int]:

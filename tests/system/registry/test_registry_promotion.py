@@ -1,4 +1,4 @@
-"""Promotion against a real MLflow on SQLite: judged, recorded, moved; forced, raced, cut off, rolled back."""
+"""Promotion on both back ends: judged, recorded, moved; forced, raced, cut off, rolled back, named challenger."""
 
 from __future__ import annotations
 
@@ -11,58 +11,41 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from registry_cases import FakePairs, aliases, records
 
 from mmva.errors import CheckFailed, UsageError
 from mmva_platform.settings import Settings
-from mmva_platform.tracking import audit, moves, paired
+from mmva_platform.tracking import moves, paired
+from mmva_platform.tracking.audit import AuditLog
 from mmva_platform.tracking.gate import Verdict
 from mmva_platform.tracking.policy import GatePolicy
 from mmva_platform.tracking.registry import list_versions, promote, rollback, show_version
 from mmva_platform.tracking.store import open_client, quiet
 
-from .registry_cases import FakePairs, aliases, registrar, settings_for
-
-pytestmark = pytest.mark.slow  # importing MLflow and making its schema take some 10 s, once a module
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture
-def settings(home: Path, request: pytest.FixtureRequest) -> Settings:
-    return settings_for(request.node.name, home)
-
-
-@pytest.fixture
-def pairs(monkeypatch: pytest.MonkeyPatch) -> FakePairs:
-    """Rows for the gate without a dataset."""
-    fake = FakePairs()
-    monkeypatch.setattr(paired, "predict_pair", fake)
-    return fake
-
-
-@pytest.fixture
-def registered(settings: Settings, tmp_path: Path, pairs: FakePairs) -> Callable[..., int]:
-    return registrar(settings, tmp_path, pairs)
+pytestmark = [pytest.mark.slow, pytest.mark.system]
+REAL_PAIRS = paired.predict_pair
 
 
 def test_a_first_champion_needs_its_floors_only_and_is_recorded(
     settings: Settings, registered: Callable[..., int]
 ) -> None:
     version = registered(mse=0.02)
-    before = len(audit.read(settings.home))
+    before = len(records(settings))
     verdict = promote(version, settings, "first model")
     assert aliases(settings) == {"champion": 1}
     assert (verdict.champion, verdict.passed, verdict.why) == (None, True, "first model")
-    (record,) = audit.read(settings.home)[before:]
-    assert record == json.loads(json.dumps(verdict.to_json())) | {"model": settings.tracking.model_name}
+    (record,) = records(settings)[before:]
+    none = {"champion": None, "previous": None, "challenger": None}
+    assert record == json.loads(json.dumps(verdict.to_json())) | {
+        "model": settings.tracking.model_name, "number": 1, "prior": "0" * 64, "before": none,
+        "after": none | {"champion": 1},
+    }  # fmt: skip
     client = open_client(settings)
     tags = client.get_model_version(settings.tracking.model_name, "1").tags
     assert (tags["mmva.verdict"], tags["mmva.verdict_reason"]) == ("passed", "first model")
     run_id = list_versions(settings)[0].run_id
-    assert [entry.path for entry in client.list_artifacts(run_id, "verdicts")] == [tags["mmva.verdict_file"]]
+    artifacts = [entry.path for entry in client.list_artifacts(run_id, "verdicts")]
+    assert artifacts == [tags["mmva.verdict_file"].replace(".json", ".html"), tags["mmva.verdict_file"]]
     with pytest.raises(UsageError, match="champion already"):
         promote(version, settings)
 
@@ -71,12 +54,12 @@ def test_a_model_worse_than_a_constant_never_becomes_champion(
     settings: Settings, registered: Callable[..., int]
 ) -> None:
     version = registered(mse=0.04)
-    before = len(audit.read(settings.home))
-    with pytest.raises(CheckFailed, match=r"below-constant image/valence: 0\.0400 against 0\.0300") as caught:
+    before = len(records(settings))
+    with pytest.raises(CheckFailed, match=r"below-constant image/valence: 0\.0400, needs < 0\.0300") as caught:
         promote(version, settings, "please")
     assert "\n" not in str(caught.value)
     assert aliases(settings) == {}
-    assert [record["passed"] for record in audit.read(settings.home)[before:]] == [False]
+    assert [record["passed"] for record in records(settings)[before:]] == [False]
     assert list_versions(settings)[0].verdict == "refused"
 
 
@@ -92,10 +75,10 @@ def test_champion_moves_to_an_equal_challenger_not_to_a_worse_one_and_back(
     assert aliases(settings) == {"champion": first}
     promote(equal, settings, "retrained")
     assert aliases(settings) == {"champion": equal, "previous": first}
-    before = len(audit.read(settings.home))
+    before = len(records(settings))
     rollback(settings, "complaints")
     assert aliases(settings) == {"champion": first, "previous": equal}
-    (record,) = audit.read(settings.home)[before:]
+    (record,) = records(settings)[before:]
     assert (record["action"], record["candidate"], record["why"]) == ("rollback", first, "complaints")
 
 
@@ -107,14 +90,10 @@ def test_no_alias_moves_without_the_record(
     def disk_full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(audit, "append", disk_full)
+    monkeypatch.setattr(AuditLog, "append", disk_full)
     with pytest.raises(OSError, match="no space"):
         promote(version, settings)
     assert aliases(settings) == {}
-
-
-def records(settings: Settings) -> list[dict[str, Any]]:
-    return [each for each in audit.read(settings.home) if each["model"] == settings.tracking.model_name]
 
 
 def tags_of(settings: Settings, version: int) -> dict[str, str]:
@@ -134,7 +113,7 @@ def test_the_policy_given_is_the_one_that_judges_and_stands_in_the_record(
 ) -> None:
     promote(registered(), settings)
     policy = GatePolicy(smallest_groups=61)
-    with pytest.raises(CheckFailed, match=r"enough-groups image: 60\.0000 against 61"):
+    with pytest.raises(CheckFailed, match="enough-groups image: 60, needs >= 61"):
         promote(registered(), settings, policy=policy)
     assert records(settings)[-1]["policy"] == policy.model_dump(mode="json")
 
@@ -175,8 +154,8 @@ def test_without_the_dataset_the_gate_refuses_and_force_may_still(
 ) -> None:
     promote(registered(), settings)
     challenger = registered()
-    monkeypatch.undo()  # the real predict_pair looks for the dataset
-    with pytest.raises(CheckFailed, match=r"rows-predicted both versions: missing .*no dataset there"):
+    monkeypatch.setattr(paired, "predict_pair", REAL_PAIRS)  # it looks for the dataset
+    with pytest.raises(CheckFailed, match=r"rows-predicted both versions: missing, needs - .*no dataset there"):
         promote(challenger, settings)
     assert promote(challenger, settings, "the data set's disk is gone", force=True).forced
 
@@ -186,15 +165,17 @@ class Died(BaseException):
 
 
 @pytest.mark.parametrize(
-    ("call", "survived", "command"),
+    ("settings", "call", "survived", "command"),
     [
-        ("log_text", 0, "reconcile"),
-        ("set_model_version_tag", 3, "reconcile"),
-        ("set_registered_model_alias", 0, "reconcile"),
-        ("set_registered_model_alias", 1, "reconcile"),
-        ("set_registered_model_alias", 0, "promote"),
-        ("set_registered_model_alias", 1, "rollback"),
+        ("sqlite", "log_text", 0, "reconcile"),
+        ("sqlite", "set_model_version_tag", 3, "reconcile"),
+        ("sqlite", "set_registered_model_alias", 0, "reconcile"),
+        ("sqlite", "set_registered_model_alias", 0, "promote"),
+        ("sqlite", "set_registered_model_alias", 1, "rollback"),
+        ("server", "set_registered_model_alias", 1, "reconcile"),
+        ("server", "set_registered_model_alias", 0, "promote"),
     ],
+    indirect=["settings"],
 )
 def test_a_crash_after_the_log_is_finished_by_the_next_command(
     settings: Settings, registered: Callable[..., int], call: str, survived: int, command: str
@@ -289,7 +270,7 @@ def test_of_two_promotions_at_once_one_wins_and_both_are_logged(
         said = list(pool.map(attempt, rivals))
     (winner,) = [version for version, text in zip(rivals, said, strict=True) if text == "passed"]
     (loss,) = [text for text in said if text != "passed"]
-    assert f"champion-unchanged alias: version {winner} against" in loss
+    assert f"champion-unchanged alias: version {winner}, needs" in loss
     assert aliases(settings) == {"champion": winner} | ({"previous": holder} if holder else {})
     logged = {each["candidate"]: each["passed"] for each in records(settings)[before:]}
     assert logged == {version: version == winner for version in rivals}

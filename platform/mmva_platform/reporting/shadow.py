@@ -1,0 +1,204 @@
+"""Two versions of a model on the same unlabelled media: how far their points lie apart, and where furthest.
+
+N items of a modality that both could annotate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mmva.affect import quadrant
+from mmva.modalities import AXES, MEDIA_KINDS
+from mmva_platform.reporting.plane import va_of
+
+FURTHEST: Final = 12
+BINS: Final = 20
+_LONGEST: Final = 2**0.5  # from corner to corner of the plane
+
+
+@dataclass(frozen=True)
+class AxisAgreement:
+    """Differences second - first on an axis: mean, quantiles of the absolute values, and the correlation.
+
+    `correlation` is None where either version gives every item the same value; counts are of BINS equal bins
+    from -1 to 1.
+    """
+
+    mean: float
+    median: float
+    p90: float
+    largest: float
+    correlation: float | None
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One modality: items, distances of the two points, the share in the same mood quadrant, and each axis."""
+
+    items: int
+    median_distance: float
+    p90_distance: float
+    largest_distance: float
+    same_quadrant: float
+    axes: Mapping[str, AxisAgreement]
+
+
+@dataclass(frozen=True)
+class Apart:
+    """An item with its two points (valence, arousal) and moods."""
+
+    id: str
+    uri: str | None
+    modality: str
+    distance: float
+    first: tuple[float, float]
+    second: tuple[float, float]
+    moods: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """What two versions say of a sample of a catalog.
+
+    Attributes:
+        first: The version that is looked at: its name and number.
+        second: The one it is held against.
+        catalog: Where the media are from.
+        catalog_items: How many it has.
+        sample: How many were drawn.
+        seed: Of the draw.
+        agreements: By modality.
+        furthest: The items that lie furthest apart, the furthest first.
+        only_first: Ids that only the first version could annotate.
+        only_second: Likewise the second.
+        neither: How many items neither could.
+    """
+
+    first: str
+    second: str
+    catalog: str
+    catalog_items: int
+    sample: int
+    seed: int
+    agreements: Mapping[str, Agreement]
+    furthest: tuple[Apart, ...]
+    only_first: tuple[str, ...]
+    only_second: tuple[str, ...]
+    neither: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """A line a modality and axis, then the items that differ most."""
+        where = f"{self.sample} of {self.catalog_items} items of {self.catalog} (seed {self.seed})"
+        lines = [f"{self.first} and {self.second} on {where}"]
+        for modality, found in self.agreements.items():
+            lines.append(
+                f"  {modality}: {found.items} items; distance median {found.median_distance:.3f}, "
+                f"90 % {found.p90_distance:.3f}, largest {found.largest_distance:.3f}; "
+                f"same quadrant {found.same_quadrant:.0%}"
+            )
+            for axis, each in found.axes.items():
+                r = "undefined" if each.correlation is None else f"{each.correlation:.3f}"
+                lines.append(
+                    f"    {axis}: {self.first} minus {self.second} {each.mean:+.3f} on average, "
+                    f"|difference| median {each.median:.3f}, 90 % {each.p90:.3f}, largest {each.largest:.3f}; r {r}"
+                )
+        if self.only_first or self.only_second or self.neither:
+            lines.append(
+                f"  annotated by one only: {len(self.only_first)} by {self.first}, {len(self.only_second)} by "
+                f"{self.second}; by neither: {self.neither}"
+            )
+        lines.append("  furthest apart:")
+        lines += [
+            f"    {each.distance:.3f}  {each.modality}  {each.id}  "
+            f"({each.first[0]:.2f}, {each.first[1]:.2f}) {each.moods[0]} / "
+            f"({each.second[0]:.2f}, {each.second[1]:.2f}) {each.moods[1]}"
+            for each in self.furthest
+        ]
+        return "\n".join(lines)
+
+
+def compared(
+    first: pa.Table, second: pa.Table
+) -> tuple[dict[str, Agreement], tuple[Apart, ...], tuple[str, ...], tuple[str, ...]]:
+    """Two annotations (id, uri, modality, valence, arousal, mood) of the same items.
+
+    Returns:
+        Agreements by modality, the items furthest apart, and the ids that stand in the first and the second only.
+    """
+    row_of = {item: row for row, item in enumerate(second["id"].to_pylist())}
+    ids = first["id"].to_pylist()
+    both = [(row, row_of[item]) for row, item in enumerate(ids) if item in row_of]
+    mine = first.take(pa.array([row for row, _ in both], pa.int64()))
+    theirs = second.take(pa.array([row for _, row in both], pa.int64()))
+    va_N2, other_N2 = va_of(mine), va_of(theirs)
+    modality_N = np.asarray(mine["modality"].to_pylist(), dtype=object)
+    agreements = {
+        kind: _agreement(va_N2[modality_N == kind], other_N2[modality_N == kind])
+        for kind in MEDIA_KINDS
+        if (modality_N == kind).any()
+    }
+    known = {ids[row] for row, _ in both}
+    return (
+        agreements,
+        _furthest(mine, theirs, va_N2, other_N2),
+        tuple(item for item in ids if item not in known),
+        tuple(item for item in row_of if item not in known),
+    )
+
+
+def _agreement(first_N2: NDArray[np.float64], second_N2: NDArray[np.float64]) -> Agreement:
+    distance_N = np.linalg.norm(first_N2 - second_N2, axis=1)
+    return Agreement(
+        items=len(distance_N),
+        median_distance=float(np.median(distance_N)),
+        p90_distance=float(np.quantile(distance_N, 0.9)),
+        largest_distance=float(distance_N.max()),
+        same_quadrant=float((quadrant(first_N2) == quadrant(second_N2)).mean()),
+        axes={axis: _axis(first_N2[:, i], second_N2[:, i]) for i, axis in enumerate(AXES)},
+    )
+
+
+def _axis(first_N: NDArray[np.float64], second_N: NDArray[np.float64]) -> AxisAgreement:
+    difference_N = first_N - second_N
+    sizes_N = np.abs(difference_N)
+    moves = len(first_N) > 1 and first_N.std() > 0 and second_N.std() > 0
+    counts, _ = np.histogram(difference_N, bins=BINS, range=(-1, 1))
+    return AxisAgreement(
+        mean=float(difference_N.mean()),
+        median=float(np.median(sizes_N)),
+        p90=float(np.quantile(sizes_N, 0.9)),
+        largest=float(sizes_N.max()),
+        correlation=float(np.corrcoef(first_N, second_N)[0, 1]) if moves else None,
+        counts=tuple(int(count) for count in counts),
+    )
+
+
+def _furthest(
+    first: pa.Table, second: pa.Table, first_N2: NDArray[np.float64], second_N2: NDArray[np.float64]
+) -> tuple[Apart, ...]:
+    distance_N = np.linalg.norm(first_N2 - second_N2, axis=1)
+    columns = first.select(["id", "uri", "modality", "mood"]).to_pydict()
+    moods = second["mood"].to_pylist()
+    return tuple(
+        Apart(
+            id=columns["id"][row],
+            uri=columns["uri"][row],
+            modality=columns["modality"][row],
+            distance=float(distance_N[row]),
+            first=(float(first_N2[row, 0]), float(first_N2[row, 1])),
+            second=(float(second_N2[row, 0]), float(second_N2[row, 1])),
+            moods=(columns["mood"][row], moods[row]),
+        )
+        for row in np.argsort(-distance_N, kind="stable")[:FURTHEST]
+    )
