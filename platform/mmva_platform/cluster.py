@@ -73,9 +73,7 @@ def ray_session(settings: ClusterSettings | None = None) -> Iterator[ClusterInfo
 
 def check_feasible(actors: int, cpus_per_actor: float = CPUS_PER_ACTOR) -> None:
     """UsageError when the actors and one free CPU do not fit the cluster: such a job would hang silently."""
-    import ray
-
-    cpus = ray.cluster_resources().get("CPU", 0.0)
+    cpus = most_cpus()
     wanted = actors * cpus_per_actor + FREE_CPUS
     if wanted > cpus:
         most = max(0, int((cpus - FREE_CPUS) / cpus_per_actor))
@@ -89,10 +87,20 @@ def default_workers() -> int:
     """One worker a physical CPU of the cluster, as many as fit beside the free one."""
     import ray
 
-    cpus = ray.cluster_resources().get("CPU", 0.0)
+    cpus = most_cpus()
     # A local session may have been given more logical CPUs than the machine has.
-    physical = min(cpus, own_cpus()) if len(ray.nodes()) == 1 else cpus
+    local = len(ray.nodes()) == 1 and cpus == ray.cluster_resources().get("CPU", 0.0)
+    physical = min(cpus, own_cpus()) if local else cpus
     return max(1, int(min(physical, (cpus - FREE_CPUS) / CPUS_PER_ACTOR)))
+
+
+def most_cpus() -> float:
+    """Logical CPUs that the cluster has, or may grow to where it has an autoscaler."""
+    import ray
+    from ray._private.state import state  # as Ray Data does; there is no public name for an autoscaler's limits
+
+    limits = state.get_max_resources_from_cluster_config() or {}
+    return max(ray.cluster_resources().get("CPU", 0.0), float(limits.get("CPU") or 0))
 
 
 def quiet_ray_data() -> None:

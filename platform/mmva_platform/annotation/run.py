@@ -39,6 +39,7 @@ def annotate(catalog: str, model: str, out: str, settings: Settings, **options: 
         CheckFailed: If `out` holds annotations of another model, preprocessing or catalog, if its store cannot hold a
             run, or if more items than max_errors are quarantined.
         StorageUnavailable, StalledError: When the run cannot go on; what is committed stays.
+        StoppedError: After SIGTERM, with the shards that were under way committed.
     """
     begun = time.monotonic()
     chosen = validate(AnnotateOptions, options, "annotate")
@@ -143,11 +144,12 @@ def _execute(
 ) -> list[CommitRecord]:
     """Run shards on the cluster; their records."""
     from mmva_platform.cluster import ray_session
+    from mmva_platform.draining import drain_on_sigterm
     from mmva_platform.pool import run_shards
     from mmva_platform.progress import progress
 
     records: list[CommitRecord] = []
-    with ray_session(settings.cluster), progress("annotate", items) as advance:
+    with ray_session(settings.cluster), drain_on_sigterm() as stopping, progress("annotate", items) as advance:
 
         def on_result(record: CommitRecord) -> None:
             records.append(record)
@@ -163,6 +165,7 @@ def _execute(
             workers=workers,
             stall_timeout_s=settings.annotation_stall_timeout_s,
             sign_of_life=lambda: count_given_up(storage),
+            stopping=stopping,
         )
     return records
 
