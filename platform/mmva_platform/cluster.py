@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,6 +26,7 @@ CPUS_PER_ACTOR: Final = 0.5  # actors may not take every CPU: other tasks of the
 FREE_CPUS: Final = 1.0
 _START_ATTEMPTS: Final = 3  # a busy machine misses the limits that are built into Ray
 _CONNECT_TIMEOUT_S = 10.0
+_GROWS_TO: ContextVar[float] = ContextVar("mmva_cluster_grows_to", default=0.0)
 _RAY_ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # of this process: what goes wrong arrives as an exception
     "RAY_ENABLE_AUTO_CONNECT": "0",  # or a thread left behind by a stalled job would start a second Ray
@@ -58,15 +60,17 @@ def ray_session(settings: ClusterSettings | None = None) -> Iterator[ClusterInfo
         OperationFailed: If Ray does not start on this machine.
     """
     settings = settings or ClusterSettings()
+    grows = _GROWS_TO.set(float(settings.max_cpus or 0))
     os.environ.update({key: value for key, value in _RAY_ENVIRONMENT.items() if key not in os.environ})
     import ray
 
     started = not ray.is_initialized()
-    if started:
-        _init(settings)
     try:
+        if started:
+            _init(settings)
         yield _info(started=started)
     finally:
+        _GROWS_TO.reset(grows)
         if started:
             ray.shutdown()
 
@@ -79,7 +83,8 @@ def check_feasible(actors: int, cpus_per_actor: float = CPUS_PER_ACTOR) -> None:
         most = max(0, int((cpus - FREE_CPUS) / cpus_per_actor))
         raise UsageError(
             f"{actors} workers at {cpus_per_actor:g} CPU and {FREE_CPUS:g} free CPU need {wanted:g} CPUs, the cluster "
-            f"has {cpus:g}: use at most {most} workers or set cluster.num_cpus"
+            f"has {cpus:g}: use at most {most} workers, or set cluster.num_cpus for a "
+            "local Ray, cluster.max_cpus for one that grows"
         )
 
 
@@ -95,12 +100,10 @@ def default_workers() -> int:
 
 
 def most_cpus() -> float:
-    """Logical CPUs that the cluster has, or may grow to where it has an autoscaler."""
+    """Logical CPUs that the cluster has, or may grow to by the session's settings."""
     import ray
-    from ray._private.state import state  # as Ray Data does; there is no public name for an autoscaler's limits
 
-    limits = state.get_max_resources_from_cluster_config() or {}
-    return max(ray.cluster_resources().get("CPU", 0.0), float(limits.get("CPU") or 0))
+    return max(ray.cluster_resources().get("CPU", 0.0), _GROWS_TO.get())
 
 
 def quiet_ray_data() -> None:

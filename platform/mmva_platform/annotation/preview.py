@@ -246,7 +246,8 @@ def _needs(settings: ClusterSettings, workers: int | None, shards: int) -> Needs
         where = f"the cluster at {address}"
         try:
             with ray_session(settings) as session:
-                there, most, own = session.cpus, session.workers, int(session.cpus)
+                there, most = max(session.cpus, float(settings.max_cpus or 0)), session.workers
+                own = int(there)
         except UsageError as error:
             there, problem = None, str(error)
     count = max(1, min(workers or most, shards))

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from mmva.errors import CheckFailed
 from mmva_platform.annotation.attempts import count_given_up
-from mmva_platform.annotation.commit import CommitRecord, committed_shards, read_commit
+from mmva_platform.annotation.commit import CommitRecord, committed_shards, read_commits
 from mmva_platform.annotation.options import AnnotateOptions, ErrorLimit
 from mmva_platform.annotation.plan import Plan, settle_plan
 from mmva_platform.annotation.prepare import prepare
 from mmva_platform.annotation.publish import MANIFEST_FILE, Manifest, publish, read_manifest
 from mmva_platform.annotation.summary import AnnotationSummary
+from mmva_platform.monitoring import RunMetrics, bound
 from mmva_platform.settings import Settings, validate
 from mmva_platform.storage import Storage
 
@@ -109,7 +110,7 @@ def carry_out(
     if storage.exists(MANIFEST_FILE):
         return read_manifest(storage), len(plan.shards)
     before = committed_shards(storage) & set(plan.shards)
-    commits = [read_commit(storage, shard) for shard in sorted(before)]
+    commits = read_commits(storage, sorted(before))
     watch = _Errors(storage, plan, max_errors)
     for commit in commits:
         watch(commit)
@@ -125,9 +126,10 @@ def carry_out(
             "batch_size": batch_size,
         }
         left = plan.catalog.items - sum(commit.items for commit in commits)
-        commits += _execute(
-            storage, todo, left, ShardWorker, kwargs=kwargs, watch=watch, settings=settings, workers=workers
-        )
+        with bound(run=plan.run_id):
+            commits += _execute(
+                storage, todo, left, ShardWorker, kwargs=kwargs, watch=watch, settings=settings, workers=workers
+            )
     return publish(storage, plan, commits), len(before)
 
 
@@ -148,11 +150,15 @@ def _execute(
     from mmva_platform.pool import run_shards
     from mmva_platform.progress import progress
 
+    plan: Plan = kwargs["plan"]
+    model = {"name": plan.model.name, "version": plan.model.version or "", "digest": plan.model.digest}
     records: list[CommitRecord] = []
     with ray_session(settings.cluster), drain_on_sigterm() as stopping, progress("annotate", items) as advance:
+        metrics = RunMetrics(plan.run_id, model, len(plan.shards), len(plan.shards) - len(shards))
 
         def on_result(record: CommitRecord) -> None:
             records.append(record)
+            metrics.committed(record)
             advance(record.items)
             watch(record)
 
