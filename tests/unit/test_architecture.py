@@ -13,6 +13,7 @@ import pytest
 # Each room may import itself, the method, and the rooms before it.
 ROOMS = [
     "settings",
+    "monitoring",
     "storage",
     "progress",
     "cluster",
@@ -24,6 +25,7 @@ ROOMS = [
     "tracking",
     "annotation",
     "reporting",
+    "doctor",
 ]
 FLOWS = ["workflows", "quickstart", "cli"]
 
