@@ -1,95 +1,151 @@
-"""Jobs through Ray's own job server with token authentication: `mmva jobs ...`, and equally plain `ray job submit`."""
+"""deploy/local.sh's servers with jobs on them, as on a cluster: `mmva jobs ...`, and equally plain `ray job submit`.
+
+Tokens are on, media and results lie in object storage, runs in MLflow on PostgreSQL, numbers in Prometheus.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from job_server import JobServer
+from local_stack import LocalStack
 from PIL import Image
+
+from mmva_platform.settings import StorageSettings
+from mmva_platform.storage import Storage, open_storage
 
 pytestmark = pytest.mark.system
 
-MMVA = (sys.executable, "-m", "mmva_platform.cli")
-PICTURES = 900
+PICTURES = 300
 SECRET = "a-password-that-nobody-may-read"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[JobServer]:
-    head = JobServer({"CLUSTER_PASSWORD": SECRET})
-    yield head
-    head.stop()
+def stack() -> Iterator[LocalStack]:
+    servers = LocalStack({"CLUSTER_PASSWORD": SECRET})
+    servers.start()
+    yield servers
+    servers.stop()
 
 
-def catalog(folder: Path, pictures: int) -> Path:
-    folder.mkdir()
-    for index in range(pictures):
-        Image.new("RGB", (64, 64), (index % 250, index // 250, 90)).save(folder / f"{index:04d}.png")
-    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff not a picture")
-    return folder
+@pytest.fixture(scope="module")
+def catalog(stack: LocalStack) -> str:
+    """Large pictures, so that each takes some time, all different by what stands behind their end; one is broken."""
+    media = storage(stack, "s3://media/catalog")
+    buffer = io.BytesIO()
+    Image.new("RGB", (2000, 2000), (200, 120, 90)).save(buffer, "PNG")
+    for index in range(PICTURES):
+        media.write(f"{index:04d}.png", buffer.getvalue() + str(index).encode())
+    media.write("broken.jpg", b"\xff\xd8\xff not a picture")
+    return media.uri
+
+
+def storage(stack: LocalStack, uri: str) -> Storage:
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_EC2_METADATA_DISABLED")
+    os.environ.update({name: stack.environment[name] for name in names})
+    return open_storage(uri, StorageSettings(s3_endpoint=f"http://127.0.0.1:{stack.ports['S3_PORT']}"))
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def annotation(out: str, catalog: str, model: Path, *options: str) -> tuple[object, ...]:
+    return ("annotate", catalog, "--model", model, "--out", out, "--engine", "torch", "--shard-items", "4", *options)
 
 
 def test_stop_drains_the_shards_under_way_and_the_same_job_goes_on(
-    server: JobServer, repository: Path, tiny_bundle: Path, tmp_path: Path
+    stack: LocalStack, repository: Path, tiny_bundle: Path, catalog: str
 ) -> None:
-    out = tmp_path / "out"
-    submit = (
-        *MMVA, "--home", tmp_path / "home", "jobs", "submit", "--working-dir", repository, "--exclude", "tests/",
-        "--secret", "MLFLOW_TRACKING_PASSWORD=CLUSTER_PASSWORD",
-    )  # fmt: skip
-    verb = (
-        "annotate", catalog(tmp_path / "catalog", PICTURES), "--model", tiny_bundle, "--out", out, "--engine", "torch",
-        "--shard-items", "4",
-    )  # fmt: skip
-    server.run(*submit, "--no-wait", "--name", "drained", *verb, "--workers", "1")  # the client ends, the job does not
+    submit = ("jobs", "submit", "--working-dir", repository, "--exclude", "tests/")
+    secret = ("--secret", "MLFLOW_TRACKING_PASSWORD=CLUSTER_PASSWORD")
+    place = storage(stack, "s3://work/annotations/drained")
+    verb = annotation(place.uri, catalog, tiny_bundle)
+
+    def count(folder: str) -> int:
+        return sum(1 for _ in place.list(folder))
+
+    # The client ends, the job does not.
+    stack.mmva(*submit, *secret, "--no-wait", "--name", "drained", *verb, "--workers", "1")
     deadline = time.monotonic() + 120
-    while not list(out.glob("commits/*.json")):
-        assert time.monotonic() < deadline, server.run(*MMVA, "jobs", "logs", "drained")
-        time.sleep(0.05)  # until a deadline, not for a time
-    state = json.loads(server.run(*MMVA, "jobs", "stop", "drained", "--json"))
-    logs = server.run(*MMVA, "jobs", "logs", "drained")
+    while 'result="ok"' not in stack.read("METRICS_PORT", "/metrics"):
+        assert time.monotonic() < deadline, stack.mmva("jobs", "logs", "drained")
+        time.sleep(0.2)  # until a deadline, not for a time
+    told = stack.read("METRICS_PORT", "/metrics")
+    state = json.loads(stack.mmva("jobs", "stop", "drained", "--json"))
+    logs = stack.mmva("jobs", "logs", "drained")
     assert state["status"] == "STOPPED"
     assert "stopped on request after" in logs
-    committed, begun = len(list(out.glob("commits/*"))), len(list(out.glob("attempts/*")))
-    assert 0 < committed == begun < PICTURES // 4  # nothing was cut short
-    assert not (out / "MANIFEST.json").exists()
+    assert 0 < count("commits/") == count("attempts/") < PICTURES // 4  # nothing was cut short
+    assert not place.exists("MANIFEST.json")
+    for metric in ("items_total", "commit_seconds_bucket", "shards_left", "last_commit_time_seconds", "model_info"):
+        assert f"ray_mmva_annotate_{metric}{{" in told
 
-    said = server.run(*submit, *verb, "--workers", "2")
+    said = stack.mmva(*submit, *secret, *verb, "--workers", "3")
     assert f"{PICTURES} annotated" in said
-    totals = json.loads((out / "MANIFEST.json").read_text())["totals"]
+    totals = json.loads(place.read("MANIFEST.json"))["totals"]
     assert (totals["ok"], totals["quarantined"]) == (PICTURES, 1)
-    attempts = [file.parent.name for file in out.glob("attempts/*/*")]
+    attempts = [entry.path.split("/")[1] for entry in place.list("attempts/")]
     assert len(attempts) == len(set(attempts))  # no shard was begun twice
-    jobs = json.loads(server.run(*MMVA, "jobs", "list", "--json"))
+    jobs = json.loads(stack.mmva("jobs", "list", "--json"))
     assert {job["id"]: job["status"] for job in jobs}["drained"] == "STOPPED"
     assert "SUCCEEDED" in [job["status"] for job in jobs]
-    written = "".join(file.read_text(errors="replace") for file in out.rglob("*.json"))
-    assert SECRET not in logs + said + json.dumps(jobs) + written
+    records = [place.read(entry.path).decode() for entry in place.list() if entry.path.endswith(".json")]
+    assert SECRET not in "".join([logs, said, told, json.dumps(jobs), *records])
 
 
-def test_without_the_token_nothing_is_told(server: JobServer) -> None:
-    environment = server.environment
-    server.environment = environment | {"RAY_AUTH_TOKEN": "0" * 64}
-    try:
-        assert "does not accept this token" in server.run(*MMVA, "jobs", "list", code=2)
-    finally:
-        server.environment = environment
-
-
-def test_the_plain_way_is_as_good(server: JobServer, tiny_bundle: Path, tmp_path: Path, repository: Path) -> None:
-    ray, out = Path(sys.executable).with_name("ray"), tmp_path / "out"
-    server.environment.pop("PYTHONPATH", None)
-    server.run(
-        *(ray, "job", "submit", "--address", server.address, "--"),
-        *("env", f"PYTHONPATH={repository}{os.pathsep}{repository / 'platform'}"),
-        *(sys.executable, repository / "jobs" / "annotate.py", "--home", tmp_path / "home"),
-        *("--set", f"catalog={catalog(tmp_path / 'catalog', 3)}", "--set", f"model={tiny_bundle}"),
-        *("--set", f"out={out}", "--set", "engine=torch"),
+def test_the_plain_way_is_as_good(stack: LocalStack, tiny_bundle: Path, tmp_path: Path, repository: Path) -> None:
+    (tmp_path / "catalog").mkdir()
+    (tmp_path / "catalog" / "a.txt").write_text("calm piano")
+    stack.run(
+        *(Path(sys.executable).with_name("ray"), "job", "submit", "--working-dir", repository / "jobs", "--"),
+        *("env", f"PYTHONPATH={repository}{os.pathsep}{repository / 'platform'}", "python", "annotate.py"),
+        *("--home", tmp_path / "home", "--set", f"catalog={tmp_path / 'catalog'}", "--set", f"model={tiny_bundle}"),
+        *("--set", f"out={tmp_path / 'out'}", "--set", "engine=torch"),
     )
-    assert json.loads((out / "MANIFEST.json").read_text())["totals"]["ok"] == 3
+    assert json.loads((tmp_path / "out" / "MANIFEST.json").read_text())["totals"]["ok"] == 1
+
+
+def test_without_the_token_nothing_is_told(stack: LocalStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(stack.environment, "RAY_AUTH_TOKEN", "0" * 64)
+    assert "does not accept this token" in stack.mmva("jobs", "list", code=2)
+
+
+def test_runs_and_numbers_have_their_places(stack: LocalStack) -> None:
+    assert "no versions" in stack.mmva("models", "list")  # MLflow answers, out of PostgreSQL
+    assert stack.status() == dict.fromkeys(["storage", "postgres", "mlflow", "ray", "prometheus"], "up")
+    targets = json.loads(stack.read("PROMETHEUS_PORT", "/api/v1/targets"))["data"]["activeTargets"]
+    assert [(target["labels"]["job"], target["health"]) for target in targets] == [("ray", "up")]
+    rules = json.loads(stack.read("PROMETHEUS_PORT", "/api/v1/rules"))["data"]["groups"]
+    assert {group["name"] for group in rules} == {"annotation", "api", "cluster"}
+
+
+def test_the_doctor_finds_nothing_wrong_with_it(stack: LocalStack) -> None:
+    found = json.loads(stack.mmva("doctor", "--storage", "s3://work/outputs", "--json"))
+    verdicts = {finding["check"]: finding["verdict"] for finding in found}
+    assert verdicts["storage"] == verdicts["clock"] == verdicts["cluster"] == verdicts["token"] == "ok", found
+    assert verdicts["tracking"] == "warning"  # there is no champion yet
+
+
+def test_a_part_that_died_is_seen_and_started_again_and_strangers_are_left_alone(stack: LocalStack) -> None:
+    os.kill(stack.pid("prometheus"), signal.SIGKILL)
+    while stack.status()["prometheus"] == "up":
+        time.sleep(0.05)  # until it is gone; the kernel decides when
+    others = {part: stack.pid(part) for part in ("storage", "postgres", "mlflow", "ray")}
+    # Its number may be anybody's by now: ours must not end who has it.
+    (stack.folder / "pids" / "prometheus").write_text(f"{os.getpid()} 1\n")
+    assert stack.status()["prometheus"] == "down"
+    stack.start()
+    assert stack.status()["prometheus"] == "up"
+    assert {part: stack.pid(part) for part in others} == others

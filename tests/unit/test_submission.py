@@ -134,9 +134,9 @@ class TestCommand:
         verb = ["annotate", "s3://c", "--model", "models:/mmva@champion", "--out", "s3://o", "--json"]
         assert run([*arguments, "--address", "http://127.0.0.1:9", "--dry-run", "--json", *verb]) == 0
         printed = json.loads(capsys.readouterr().out)
-        assert printed["entrypoint"].startswith("python -m mmva_platform.cli --settings settings.yaml annotate s3://c ")
+        assert printed["entrypoint"].startswith("python -m mmva_platform.cli --settings .mmva-settings.yaml annotate ")
         assert printed["entrypoint"].endswith("--json")
-        assert "settings.yaml" in printed["working_dir"]["files"]
+        assert ".mmva-settings.yaml" in printed["working_dir"]["files"]
 
     @pytest.mark.parametrize(
         ("arguments", "said"),
@@ -153,13 +153,18 @@ class TestCommand:
         assert run(["jobs", "submit", "--working-dir", str(project), "--dry-run", *arguments]) == 2
         assert said in capsys.readouterr().err
 
-    def test_settings_that_would_not_travel(
-        self, project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        (tmp_path / "settings.yaml").touch()
-        arguments = ["--settings", str(tmp_path / "settings.yaml"), "jobs", "submit", "--working-dir", str(project)]
-        assert run([*arguments, "--dry-run", "embed", "s3://d"]) == 2
-        assert "lies outside the working directory" in capsys.readouterr().err
+    def test_settings_travel_from_wherever_they_lie(self, project: Path, tmp_path: Path) -> None:
+        (tmp_path / "elsewhere.yaml").write_text("home: /mnt/home\n")
+        sent = submission(project, settings=tmp_path / "elsewhere.yaml", home="/mnt/other")
+        assert "--settings .mmva-settings.yaml --home /mnt/other annotate" in sent.entrypoint
+        write_package(sent.package, tmp_path / "a.zip")
+        with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+            assert archive.read(".mmva-settings.yaml") == b"home: /mnt/home\n"
+
+    def test_wrong_settings_are_refused_here(self, project: Path, tmp_path: Path) -> None:
+        (tmp_path / "wrong.yaml").write_text("hom: /mnt/home\n")
+        with pytest.raises(UsageError, match="did you mean 'home'"):
+            submission(project, settings=tmp_path / "wrong.yaml")
 
     def test_a_job_does_not_begin_without_its_secrets(self) -> None:
         done = subprocess.run(

@@ -50,8 +50,11 @@ def submit(
     from mmva_platform.submission import JobRequest, Jobs, make_submission
 
     _check_verb(context, arguments)
+    given = context.find_root().params
     options = {
-        "arguments": (*_root_options(context, working_dir), *arguments),
+        "arguments": tuple(arguments),
+        "settings": given.get("settings"),
+        "home": None if given.get("home") is None else str(given["home"]),
         "working_dir": working_dir,
         "exclude": tuple(exclude or ()),
         "max_mb": max_mb,
@@ -132,22 +135,6 @@ def _parse(command: Any, parent: Any, arguments: list[str]) -> None:
     parsed = child.make_context(name, rest, parent=parent)
     if hasattr(child, "resolve_command"):
         _parse(child, parsed, [*parsed._protected_args, *parsed.args])  # noqa: SLF001 - click has no other name for it
-
-
-def _root_options(context: typer.Context, working_dir: Path) -> list[str]:
-    """The options before the verb, as the job must have them."""
-    given = context.find_root().params
-    options = []
-    if (settings := given.get("settings")) is not None:
-        folder, file = working_dir.resolve(), Path(settings).resolve()
-        if not file.is_relative_to(folder):
-            raise UsageError(
-                f"--settings {settings}: lies outside the working directory {folder}, so the job has it not"
-            )
-        options += ["--settings", file.relative_to(folder).as_posix()]
-    if (home := given.get("home")) is not None:
-        options += ["--home", str(home)]
-    return options
 
 
 def _follow(jobs: Any, job: str) -> None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -36,11 +36,13 @@ class Package:
         directory: The working directory.
         files: Paths relative to it, sorted.
         size: Their bytes together, before compression.
+        added: Name in the package -> a file from elsewhere.
     """
 
     directory: Path
     files: tuple[str, ...]
     size: int
+    added: Mapping[str, Path] = field(default_factory=dict)
 
 
 def choose_files(directory: Path, exclude: Sequence[str] = (), max_mb: float = 100.0) -> Package:
@@ -73,8 +75,8 @@ def choose_files(directory: Path, exclude: Sequence[str] = (), max_mb: float = 1
 def write_package(package: Package, target: Path) -> None:
     """Write the files into a zip file; equal files give equal bytes."""
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in package.files:
-            path = package.directory / name
+        paths = {name: package.directory / name for name in package.files} | dict(package.added)
+        for name, path in paths.items():
             info = zipfile.ZipInfo(name, _EPOCH)
             info.compress_type = zipfile.ZIP_DEFLATED
             info.external_attr = (0o644 | (path.stat().st_mode & _EXECUTABLE)) << 16

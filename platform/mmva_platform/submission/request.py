@@ -10,20 +10,21 @@ import json
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import Field
 
 from mmva.errors import UsageError
-from mmva_platform.settings import Config
+from mmva_platform.settings import Config, Settings, load_config
 from mmva_platform.submission.lock import locked_requirements
 from mmva_platform.submission.packing import Package, choose_files
 
 SECRETS_VARIABLE: Final = "MMVA_REQUIRED_SECRETS"  # names that must have a value before the verb begins
 # With an underscore on the cluster's side: an AWS access key in its place would look like a name otherwise.
 _SECRET: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(=[A-Z]+_[A-Z0-9_]*)?")
+_SETTINGS_FILE: Final = ".mmva-settings.yaml"
 _STOP_WAIT_S: Final = 900  # Ray kills a stopped job after 3 s; the shards under way need longer
 
 
@@ -31,6 +32,8 @@ class JobRequest(Config):
     """What `mmva jobs submit` is asked for."""
 
     arguments: tuple[str, ...] = Field(min_length=1, description="a verb of mmva and its arguments")
+    settings: Path | None = Field(None, description="settings file of the job; sent, wherever it lies")
+    home: str | None = Field(None, description="of the job, on the cluster")
     working_dir: Path = Field(Path(), description="sent to the cluster, less its excludes")
     exclude: tuple[str, ...] = Field((), description="patterns in gitignore's language")
     max_mb: float = Field(100.0, gt=0, description="largest working directory, in MB before compression")
@@ -62,7 +65,7 @@ class Submission:
             "working_dir": {
                 "directory": str(self.package.directory),
                 "bytes": self.package.size,
-                "files": list(self.package.files),
+                "files": [*self.package.files, *self.package.added],
             },
             "resources": self.resources,
             "metadata": self.metadata,
@@ -82,6 +85,8 @@ class Submission:
             lines.append(f"image: {self.runtime_env['image_uri']}")
         if "pip" in self.runtime_env:
             lines.append(f"pip: {len(self.runtime_env['pip']['packages'])} exact versions")
+        if self.package.added:
+            lines.append(f"sent with it: {', '.join(f'{path} as {name}' for name, path in self.package.added.items())}")
         return "\n".join([*lines, f"the same by hand: {shlex.join(self._ray_command())} -- {self.entrypoint}"])
 
     def _ray_command(self) -> list[str]:
@@ -114,6 +119,13 @@ def make_submission(request: JobRequest) -> Submission:
         raise UsageError("jobs submit: an image brings its own packages; use --lock or --image, not both")
     directory = request.working_dir.resolve()
     package = choose_files(directory, request.exclude, request.max_mb)
+    before: list[str] = []
+    if request.settings is not None:
+        load_config(Settings, request.settings)  # what is wrong with it is said here
+        package = replace(package, added={_SETTINGS_FILE: request.settings})
+        before += ["--settings", _SETTINGS_FILE]
+    if request.home is not None:
+        before += ["--home", request.home]
     runtime_env: dict[str, Any] = {"env_vars": _environment(package, request.secrets)}
     if request.lock:
         pins = locked_requirements(request.lock, "mmva-platform")
@@ -126,7 +138,7 @@ def make_submission(request: JobRequest) -> Submission:
         "entrypoint_memory": None if request.memory_gb is None else round(request.memory_gb * 2**30),
     }
     return Submission(
-        entrypoint=shlex.join(["python", "-m", "mmva_platform.cli", *request.arguments]),
+        entrypoint=shlex.join(["python", "-m", "mmva_platform.cli", *before, *request.arguments]),
         runtime_env=runtime_env,
         package=package,
         resources={name: value for name, value in resources.items() if value is not None},
