@@ -176,6 +176,7 @@ def test_accounts_exist_and_the_list_is_whole() -> None:
     assert {pod["serviceAccountName"] for _, pod in pods() if "serviceAccountName" in pod} == accounts
     [kustomization] = of_kind("Kustomization")
     jobs = {"rayjob-train.yaml", "rayjob-annotate.yaml", "kustomization.yaml"}
+    assert all("newTag" not in image for image in kustomization["images"])  # it would take the GPU image's tag away
     assert {*kustomization["resources"]} | jobs == {file.name for file in FILES}
 
 
