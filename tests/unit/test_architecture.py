@@ -13,10 +13,13 @@ import pytest
 # Each room may import itself, the method, and the rooms before it.
 ROOMS = [
     "settings",
+    "monitoring",
     "storage",
     "progress",
     "cluster",
+    "draining",
     "pool",
+    "submission",
     "datasets",
     "training",
     "tracking",
@@ -24,6 +27,7 @@ ROOMS = [
     "search",
     "reporting",
     "serving",
+    "doctor",
 ]
 FLOWS = ["workflows", "quickstart", "cli"]
 

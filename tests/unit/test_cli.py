@@ -50,7 +50,7 @@ def test_a_bug_keeps_its_traceback() -> None:
 def test_help_names_every_door(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
     text = capsys.readouterr().out
-    for verb in ("quickstart", "data", "embed", "train", "evaluate", "models", "annotate", "annotations"):
+    for verb in ("quickstart", "data", "embed", "train", "evaluate", "models", "annotate", "annotations", "jobs"):
         assert verb in text
 
 

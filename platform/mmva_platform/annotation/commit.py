@@ -7,7 +7,8 @@ lets it stand. So a shard counts once, however often it was run.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,6 +22,7 @@ from mmva_platform.settings import Config
 from mmva_platform.storage import Storage
 
 COMMITS: Final = "commits/"
+_READERS: Final = 16  # at once; one after another, a million records would take hours
 
 
 class FileRecord(Config):
@@ -117,6 +119,12 @@ def committed_shards(storage: Storage) -> set[str]:
 def read_commit(storage: Storage, shard: str) -> CommitRecord:
     """The record of a committed shard."""
     return parse_commit(storage, commit_path(shard))
+
+
+def read_commits(storage: Storage, shards: Iterable[str]) -> list[CommitRecord]:
+    """Records of committed shards, in the order given; some at a time, because each is a request of its own."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(lambda shard: read_commit(storage, shard), shards))
 
 
 def parse_commit(storage: Storage, path: str) -> CommitRecord:

@@ -33,6 +33,7 @@ from mmva_platform.storage import Storage, StorageNotFound
 
 PLAN_FILE: Final = "plan.json"
 _SHARDS_A_CHAPTER: Final = 64
+_MOST_SHARDS: Final = 1_000_000  # six digits: names sort as numbers do; docs/scale.md says what so many cost
 
 
 class ModelInfo(Config):
@@ -204,6 +205,11 @@ def make_plan(
     files = pa.nulls(catalog.items.num_rows, pa.string()) if base_files is None else base_files
     items = ordered(catalog.items.append_column(ITEM_SCHEMA.field("base_file"), files))
     bounds = cut(items, shard_items)
+    if len(bounds) - 1 > _MOST_SHARDS:
+        raise UsageError(
+            f"{catalog.uri}: {len(bounds) - 1} shards of at most {shard_items} items, and a run has {_MOST_SHARDS} at "
+            "most: choose a larger --shard-items, or leave it to the run"
+        )
     chapters, contents = _chapters(items, bounds)
     plan = Plan(
         annotation_version=ANNOTATION_VERSION,

@@ -250,7 +250,8 @@ def _needs(settings: Settings, workers: int | None, shards: int, *, on_gpus: boo
         where = f"the cluster at {address}"
         try:
             with ray_session(cluster) as session:
-                there, most, own, gpus_there = session.cpus, session.workers, int(session.cpus), session.gpus
+                there, most = max(session.cpus, float(cluster.max_cpus or 0)), session.workers
+                own, gpus_there = int(there), session.gpus
         except UsageError as error:
             there, gpus_there, problem = None, None, str(error)
     if share and gpus_there:

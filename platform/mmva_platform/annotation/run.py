@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from mmva.errors import CheckFailed
 from mmva_platform.annotation.attempts import count_given_up
-from mmva_platform.annotation.commit import CommitRecord, committed_shards, read_commit
+from mmva_platform.annotation.commit import CommitRecord, committed_shards, read_commits
 from mmva_platform.annotation.options import AnnotateOptions, ErrorLimit
 from mmva_platform.annotation.plan import Plan, settle_plan
 from mmva_platform.annotation.prepare import prepare
 from mmva_platform.annotation.publish import MANIFEST_FILE, Manifest, publish, read_manifest
 from mmva_platform.annotation.summary import AnnotationSummary
+from mmva_platform.monitoring import RunMetrics, bound
 from mmva_platform.settings import Settings, validate
 from mmva_platform.storage import Storage
 
@@ -39,6 +40,7 @@ def annotate(catalog: str, model: str, out: str, settings: Settings, **options: 
         CheckFailed: If `out` holds annotations of another model, preprocessing or catalog, if its store cannot hold a
             run, or if more items than max_errors are quarantined.
         StorageUnavailable, StalledError: When the run cannot go on; what is committed stays.
+        StoppedError: After SIGTERM, with the shards that were under way committed.
     """
     begun = time.monotonic()
     chosen = validate(AnnotateOptions, options, "annotate")
@@ -108,7 +110,7 @@ def carry_out(
     if storage.exists(MANIFEST_FILE):
         return read_manifest(storage), len(plan.shards)
     before = committed_shards(storage) & set(plan.shards)
-    commits = [read_commit(storage, shard) for shard in sorted(before)]
+    commits = read_commits(storage, sorted(before))
     watch = _Errors(storage, plan, max_errors)
     for commit in commits:
         watch(commit)
@@ -124,17 +126,18 @@ def carry_out(
             "batch_size": batch_size,
         }
         left = plan.catalog.items - sum(commit.items for commit in commits)
-        commits += _execute(
-            storage,
-            todo,
-            left,
-            ShardWorker,
-            kwargs=kwargs,
-            watch=watch,
-            settings=settings,
-            workers=workers,
-            gpus_per_worker=1 / settings.annotation.workers_per_gpu if plan.on_gpus else 0.0,
-        )
+        with bound(run=plan.run_id):
+            commits += _execute(
+                storage,
+                todo,
+                left,
+                ShardWorker,
+                kwargs=kwargs,
+                watch=watch,
+                settings=settings,
+                workers=workers,
+                gpus_per_worker=1 / settings.annotation.workers_per_gpu if plan.on_gpus else 0.0,
+            )
     return publish(storage, plan, commits), len(before)
 
 
@@ -152,14 +155,19 @@ def _execute(
 ) -> list[CommitRecord]:
     """Run shards on the cluster; their records."""
     from mmva_platform.cluster import ray_session
+    from mmva_platform.draining import drain_on_sigterm
     from mmva_platform.pool import run_shards
     from mmva_platform.progress import progress
 
+    plan: Plan = kwargs["plan"]
+    model = {"name": plan.model.name, "version": plan.model.version or "", "digest": plan.model.digest}
     records: list[CommitRecord] = []
-    with ray_session(settings.cluster), progress("annotate", items) as advance:
+    with ray_session(settings.cluster), drain_on_sigterm() as stopping, progress("annotate", items) as advance:
+        metrics = RunMetrics(plan.run_id, model, len(plan.shards), len(plan.shards) - len(shards))
 
         def on_result(record: CommitRecord) -> None:
             records.append(record)
+            metrics.committed(record)
             advance(record.items)
             watch(record)
 
@@ -173,6 +181,7 @@ def _execute(
             gpus_per_worker=gpus_per_worker,
             stall_timeout_s=settings.annotation_stall_timeout_s,
             sign_of_life=lambda: count_given_up(storage),
+            stopping=stopping,
         )
     return records
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmva_platform.annotation.attempts import ATTEMPTS
-from mmva_platform.annotation.commit import committed_shards, read_commit
+from mmva_platform.annotation.commit import committed_shards, read_commits
 from mmva_platform.annotation.plan import PLAN_FILE, ModelInfo, read_plan
 from mmva_platform.annotation.publish import MANIFEST_FILE, Totals, add_up, retry_folder
 from mmva_platform.settings import Settings
@@ -182,6 +182,6 @@ def _generation(storage: Storage, folder: str) -> GenerationStatus:
         shards=len(plan.shards),
         shards_done=len(done),
         items=plan.catalog.items,
-        totals=add_up(read_commit(storage, shard) for shard in done),
+        totals=add_up(read_commits(storage, done)),
         attempts={shard: count for shard, count in sorted(begun.items()) if shard not in set(done)},
     )

@@ -19,6 +19,7 @@ from mmva_platform.annotation.commit import CommitRecord, ShardResult, commit_pa
 from mmva_platform.annotation.engines import load_model
 from mmva_platform.annotation.plan import ItemReader, Plan
 from mmva_platform.annotation.roots import AllowedRoots, local_path_of, place_of
+from mmva_platform.monitoring.logs import bound, write_json_logs
 from mmva_platform.settings import Settings, StorageSettings
 from mmva_platform.storage import Storage, open_storage
 
@@ -46,6 +47,8 @@ class ShardWorker:
         self._bundle, self._plan, self._settings, self._batch_size = bundle, plan, settings, batch_size
         self._storage = open_storage(out, settings.storage)
         self._items = ItemReader(self._storage, plan)
+        if settings.logs.format == "json":
+            write_json_logs()
 
     def __call__(self, item: Mapping[str, Any]) -> CommitRecord:
         """Annotate and commit a shard, unless another driver's worker already has.
@@ -54,12 +57,19 @@ class ShardWorker:
             StorageUnavailable: If storage has been away for settings.storage.patience_s.
         """
         shard: str = item["shard"]
+        with bound(run=self._plan.run_id, shard=shard):
+            return self._committed(shard)
+
+    def _committed(self, shard: str) -> CommitRecord:
         patience_s, what = self._settings.storage.patience_s, f"annotate: shard {shard}"
         if patiently(lambda: self._storage.exists(commit_path(shard)), patience_s, what):
             return patiently(lambda: read_commit(self._storage, shard), patience_s, what)
         earlier = patiently(lambda: begin_attempt(self._storage, shard), patience_s, what)
-        result = patiently(lambda: self._annotated(shard, earlier), patience_s, what)
-        return patiently(lambda: commit_shard(self._storage, self._plan, shard, result), patience_s, what)
+        with bound(attempt=earlier + 1):
+            result = patiently(lambda: self._annotated(shard, earlier), patience_s, what)
+            record = patiently(lambda: commit_shard(self._storage, self._plan, shard, result), patience_s, what)
+            logger.info("committed: %d annotated, %d quarantined", record.ok, record.quarantined)
+            return record
 
     def _annotated(self, shard: str, earlier: int) -> ShardResult:
         items = self._items(shard)

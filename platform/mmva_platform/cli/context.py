@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from mmva.errors import CheckFailed, OperationFailed, UsageError
+from mmva_platform.monitoring.logs import write_json_logs
 from mmva_platform.settings import Settings, load_config
 
 DONE, FAILED, WRONG_USAGE, SAID_NO = 0, 1, 2, 3
@@ -69,8 +70,11 @@ def leave(code: int) -> NoReturn:
 
 
 def make_settings(path: Path | None, home: Path | None) -> Settings:
-    """Settings of this call: the file's values, with --home on top."""
-    return load_config(Settings, path, [] if home is None else [f"home={json.dumps(str(home))}"])
+    """Settings of this call: the file's values, with --home on top. From here on logs are as they say."""
+    settings = load_config(Settings, path, [] if home is None else [f"home={json.dumps(str(home))}"])
+    if settings.logs.format == "json":
+        write_json_logs()
+    return settings
 
 
 def settings_of(context: typer.Context) -> Settings:

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from mmva_platform.cli import annotation, data, models, quickstart, serving, training, zeroshot
+from mmva_platform.cli import annotation, data, doctor, jobs, models, quickstart, serving, training, zeroshot
 from mmva_platform.cli.context import exit_code_of, leave, make_settings, set_up_logging, turn_telemetry_off
 
 app = typer.Typer(
@@ -21,7 +21,8 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
 app.add_typer(annotation.app, name="annotations")
-for module in (quickstart, data, training, annotation, zeroshot, serving):
+app.add_typer(jobs.app, name="jobs")
+for module in (quickstart, data, training, annotation, zeroshot, serving, doctor):
     module.add_verbs(app)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmva.errors import OperationFailed, UsageError
+from mmva_platform.settings import without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,7 +39,8 @@ def open_client(settings: Settings) -> MlflowClient:
     uri = settings.tracking_uri
     if "://" not in uri or uri.startswith("file:"):
         raise UsageError(
-            f"tracking.uri {uri!r}: MLflow 3 needs sqlite:///FILE, a database or a server's http(s) address"
+            f"tracking.uri {without_password(uri)!r}: MLflow 3 needs sqlite:///FILE, a database or a server's http(s) "
+            "address"
         )
     if settings.storage.s3_endpoint:
         # Where MLflow's own client puts and gets artifacts on S3; a user's own value wins.
@@ -53,7 +55,8 @@ def open_client(settings: Settings) -> MlflowClient:
         try:
             return MlflowClient(tracking_uri=uri, registry_uri=uri)
         except (MlflowException, SQLAlchemyError) as error:
-            raise UsageError(f"tracking.uri {uri!r}: cannot be opened ({str(error).splitlines()[0]})") from None
+            reason = without_password(str(error).splitlines()[0])
+            raise UsageError(f"tracking.uri {without_password(uri)!r}: cannot be opened ({reason})") from None
 
 
 @contextlib.contextmanager

@@ -1,0 +1,167 @@
+"""`mmva jobs ...`: the other verbs on a cluster."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mmva.errors import CheckFailed, OperationFailed, UsageError
+from mmva_platform.cli.context import SAID_NO, WRONG_USAGE, Json, emit
+
+app = typer.Typer(help="Run the other verbs on a Ray cluster: submit, list, logs, stop.", no_args_is_help=True)
+
+VERBS = ("annotate", "annotations", "data", "embed", "evaluate", "models", "train")
+_PASSED_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+
+Address = Annotated[
+    str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="the cluster's dashboard, where jobs are submitted")
+]
+_HERE = "http://127.0.0.1:8265"
+
+
+@app.command("submit", context_settings=_PASSED_ON)
+def submit(
+    context: typer.Context,
+    arguments: Annotated[list[str], typer.Argument(metavar="VERB ...", help="a verb of mmva and all its arguments")],
+    *,
+    address: Address = _HERE,
+    working_dir: Annotated[Path, typer.Option(help="folder to send")] = Path(),
+    exclude: Annotated[list[str] | None, typer.Option(help="not sent: a .gitignore pattern; repeatable")] = None,
+    max_mb: Annotated[float, typer.Option(help="largest folder to send, in MB")] = 100.0,
+    lock: Annotated[Path | None, typer.Option(help="install these versions there, such as constraints.txt")] = None,
+    image: Annotated[str | None, typer.Option(help="container image to run in")] = None,
+    cpus: Annotated[float | None, typer.Option(help="CPUs of the driver; without, it runs on the head")] = None,
+    gpus: Annotated[float | None, typer.Option(help="GPUs of the driver")] = None,
+    memory_gb: Annotated[float | None, typer.Option(help="memory of the driver")] = None,
+    secret: Annotated[
+        list[str] | None, typer.Option(help="NAME or NAME=NAME_ON_THE_CLUSTER, never a value; repeatable")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="the job's id; one a cluster")] = None,
+    wait: Annotated[bool, typer.Option(help="stream the job's output until it ends")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the exact submission, and send nothing")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a verb on a cluster. Ctrl-C, or a lost connection, ends the streaming and not the job."""
+    from mmva_platform.settings import validate
+    from mmva_platform.submission import JobRequest, Jobs, make_submission
+
+    _check_verb(context, arguments)
+    given = context.find_root().params
+    options = {
+        "arguments": tuple(arguments),
+        "settings": given.get("settings"),
+        "home": None if given.get("home") is None else str(given["home"]),
+        "working_dir": working_dir,
+        "exclude": tuple(exclude or ()),
+        "max_mb": max_mb,
+        "lock": lock,
+        "image": image,
+        "cpus": cpus,
+        "gpus": gpus,
+        "memory_gb": memory_gb,
+        "secrets": tuple(secret or ()),
+        "name": name,
+    }
+    submission = make_submission(validate(JobRequest, options, "jobs submit"))
+    if dry_run:
+        emit(f"to {address}\n{submission.to_text()}", {"address": address, **submission.to_json()}, as_json=as_json)
+        return
+    jobs = Jobs(address)
+    job = jobs.submit(submission)
+    emit(f"submitted {job} to {address}", {"id": job, "address": address}, as_json=as_json)
+    if wait:
+        _follow(jobs, job)
+
+
+@app.command("list")
+def list_jobs(*, address: Address = _HERE, as_json: Json = False) -> None:
+    """Jobs of the cluster, the newest first."""
+    from mmva_platform.submission import Jobs
+
+    states = Jobs(address).list()
+    lines = [f"{state.id}  {state.status:<9}  {_when(state)}  {_short(state.entrypoint)}" for state in states]
+    emit("\n".join(lines) or "no jobs", [state.to_json() for state in states], as_json=as_json)
+
+
+@app.command("logs")
+def logs(
+    job: str,
+    *,
+    address: Address = _HERE,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="until the job ends")] = False,
+) -> None:
+    """What a job has said."""
+    from mmva_platform.submission import Jobs
+
+    jobs = Jobs(address)
+    if follow:
+        _follow(jobs, job)
+    else:
+        emit(jobs.logs(job), None, as_json=False)
+
+
+@app.command("stop")
+def stop(
+    job: str,
+    *,
+    address: Address = _HERE,
+    wait: Annotated[bool, typer.Option(help="until it has ended")] = True,
+    as_json: Json = False,
+) -> None:
+    """End a job; mmva annotate first finishes and commits the shards that are under way."""
+    from mmva_platform.submission import Jobs
+
+    jobs = Jobs(address)
+    jobs.stop(job)
+    state = jobs.wait(job) if wait else jobs.state(job)
+    emit(f"{job}: {state.status}", state.to_json(), as_json=as_json)
+
+
+def _check_verb(context: typer.Context, arguments: list[str]) -> None:
+    """Refuse here what the verb would refuse there, minutes later."""
+    if arguments[0] not in VERBS:
+        raise UsageError(f"jobs submit: {arguments[0]!r} is no verb for a cluster; choose one of {', '.join(VERBS)}")
+    root = context.find_root()
+    _parse(root.command, root, arguments)
+
+
+def _parse(command: Any, parent: Any, arguments: list[str]) -> None:
+    """Parse as click would, without calling anything; its own errors name the option."""
+    name, child, rest = command.resolve_command(parent, list(arguments))
+    parsed = child.make_context(name, rest, parent=parent)
+    if hasattr(child, "resolve_command"):
+        _parse(child, parsed, [*parsed._protected_args, *parsed.args])  # noqa: SLF001 - click has no other name for it
+
+
+def _follow(jobs: Any, job: str) -> None:
+    """Stream; then fail as the job failed."""
+
+    def tell(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    try:
+        state = jobs.follow(job, tell)
+    except KeyboardInterrupt:
+        raise OperationFailed(
+            f"no longer watching; {job} goes on. `mmva jobs logs {job} --follow` watches again, `mmva jobs stop {job}` "
+            "ends it"
+        ) from None
+    if state.status == "SUCCEEDED":
+        return
+    kind = {WRONG_USAGE: UsageError, SAID_NO: CheckFailed}.get(state.exit_code or 0, OperationFailed)
+    raise kind(f"{job}: {state.status} ({state.message})")
+
+
+def _when(state: Any) -> str:
+    return f"{state.begun:%Y-%m-%d %H:%M:%S}" if state.begun else "-"
+
+
+def _short(entrypoint: str) -> str:
+    words = shlex.split(entrypoint)
+    ours = words[:3] == ["python", "-m", "mmva_platform.cli"]
+    return shlex.join(["mmva", *words[3:]] if ours else words)

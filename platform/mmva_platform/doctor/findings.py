@@ -1,0 +1,67 @@
+"""What an examination finds."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Verdict = Literal["ok", "warning", "broken"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check's result.
+
+    Attributes:
+        check: What was looked at.
+        verdict: "warning" for what works and should not stay so.
+        says: What was seen.
+        todo: What to change; empty if ok.
+    """
+
+    check: str
+    verdict: Verdict
+    says: str
+    todo: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All findings, in the order of the checks."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def broken(self) -> list[Finding]:
+        """What keeps something from working."""
+        return [finding for finding in self.findings if finding.verdict == "broken"]
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Plain values for --json."""
+        return [dataclasses.asdict(finding) for finding in self.findings]
+
+    def to_text(self) -> str:
+        """A line a check, and below it what to do."""
+        width = max(len(finding.check) for finding in self.findings)
+        lines = []
+        for finding in self.findings:
+            lines.append(f"{finding.verdict:<7}  {finding.check:<{width}}  {finding.says}")
+            if finding.todo:
+                lines.append(f"{'':<7}  {'':<{width}}  -> {finding.todo}")
+        return "\n".join(lines)
+
+
+def ok(check: str, says: str) -> Finding:
+    """It works."""
+    return Finding(check, "ok", says)
+
+
+def warning(check: str, says: str, todo: str) -> Finding:
+    """It works, and should not stay so."""
+    return Finding(check, "warning", says, todo)
+
+
+def broken(check: str, says: str, todo: str) -> Finding:
+    """It does not work."""
+    return Finding(check, "broken", says, todo)

@@ -1,0 +1,145 @@
+"""This machine: interpreter, packages, limits, disk."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+from urllib.request import getproxies, proxy_bypass
+
+from packaging.requirements import Requirement
+
+from mmva_platform.doctor.findings import Finding, broken, ok, warning
+
+_OPEN_FILES: Final = 4096
+_FREE_GB: Final = 5.0
+_NATIVE: Final = ("torch", "transformers", "onnxruntime", "soundfile", "av", "PIL.Image", "pyarrow.parquet", "ray")
+
+
+def python() -> Finding:
+    """The interpreter."""
+    found = ".".join(map(str, sys.version_info[:3]))
+    if (3, 11) <= sys.version_info < (3, 13):
+        return ok("python", found)
+    return broken("python", f"{found}, mmva needs 3.11 or 3.12", "make a virtual environment with one of them")
+
+
+def standard_library() -> Finding:
+    """Whether something stands before Python's own `platform` module."""
+    found = importlib.util.find_spec("platform")
+    origin = (found.origin if found else None) or "nothing"
+    if "mmva" in Path(origin).parts or not Path(origin).name.startswith("platform."):
+        return broken(
+            "standard library",
+            f"`import platform` finds {origin}",
+            "remove platform/__init__.py (the folder is a source root), or the folder from PYTHONPATH",
+        )
+    return ok("standard library", "not shadowed")
+
+
+def packages() -> Finding:
+    """Whether what is installed is what mmva-platform asks for."""
+    try:
+        wanted = [Requirement(text) for text in metadata.requires("mmva-platform") or []]
+    except metadata.PackageNotFoundError:
+        return warning("packages", "mmva-platform itself is not installed", "pip install -c constraints.txt -e .")
+    wrong = []
+    for requirement in wanted:
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            wrong.append(f"{requirement.name} is missing")
+            continue
+        if not requirement.specifier.contains(version, prereleases=True):
+            wrong.append(f"{requirement.name} {version} is not {requirement.specifier}")
+    if wrong:
+        return broken("packages", "; ".join(wrong), "pip install -c constraints.txt -e . in this environment")
+    return ok("packages", f"{len(wanted)} requirements, ray {metadata.version('ray')}")
+
+
+def native_libraries() -> Finding:
+    """Whether the libraries load; in a process of its own, because one that breaks may take it down."""
+    code = f"import mmva, importlib\nfor name in {_NATIVE}: print(name, flush=True); importlib.import_module(name)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)  # noqa: S603
+    if done.returncode == 0:
+        return ok("native libraries", ", ".join(_NATIVE))
+    last = done.stdout.split()[-1] if done.stdout.split() else "mmva"
+    reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
+    return broken("native libraries", f"{last} does not load ({reason})", f"install {last.partition('.')[0]} again")
+
+
+def open_files() -> Finding:
+    """Ray opens a file for every worker and connection."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit < _OPEN_FILES:
+        return broken("open files", f"at most {limit}", f"ulimit -n {_OPEN_FILES} or more, before Ray starts")
+    return ok("open files", f"at most {limit}")
+
+
+def home(folder: Path) -> Finding:
+    """Where runs and caches go: writable, on a disk with room."""
+    place = folder.resolve()
+    while not place.exists():
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        return broken("home", f"{folder}: cannot be written ({error.strerror})", "--home, or rights on that folder")
+    free_gb = shutil.disk_usage(place).free / 1e9
+    if free_gb < _FREE_GB:
+        return warning("home", f"{folder}: {free_gb:.1f} GB free", f"{_FREE_GB:g} GB or more, or another --home")
+    return ok("home", f"{folder}: writable, {free_gb:.0f} GB free")
+
+
+def proxies() -> Finding:
+    """A proxy that also gets what is meant for this machine breaks Ray, MLflow and storage on it."""
+    if any(scheme in getproxies() for scheme in ("http", "all")) and not proxy_bypass("127.0.0.1"):
+        return broken("proxies", "a proxy is set, and 127.0.0.1 is not exempt", "NO_PROXY=127.0.0.1,localhost")
+    return ok("proxies", "none in the way")
+
+
+def ray_token() -> str | None:
+    """The token that Ray's clients would use here."""
+    file = _token_file()
+    return os.environ.get("RAY_AUTH_TOKEN") or (file.read_text().strip() if file.is_file() else None)
+
+
+def _token_file() -> Path:
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+
+
+def token() -> Finding:
+    """Ray's token: on, there, and private."""
+    mode = os.environ.get("RAY_AUTH_MODE", "").lower()
+    if mode == "disabled":
+        return warning("token", "RAY_AUTH_MODE=disabled: who reaches a port of Ray runs code", "RAY_AUTH_MODE=token")
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return ok("token", "in RAY_AUTH_TOKEN")
+    file = _token_file()
+    return _token_in(file) if file.is_file() else _no_token(file, wanted=mode == "token")
+
+
+def _token_in(file: Path) -> Finding:
+    if file.stat().st_mode & 0o077:
+        return broken("token", f"{file} may be read by others", f"chmod 600 {file}")
+    if not re.fullmatch(r"\S{16,}", file.read_text().strip()):
+        return broken("token", f"{file} holds no token", "ray get-auth-token --generate")
+    return ok("token", f"in {file}")
+
+
+def _no_token(file: Path, *, wanted: bool) -> Finding:
+    todo = "ray get-auth-token --generate"
+    if wanted:
+        return broken("token", f"RAY_AUTH_MODE=token, and no token in {file}", todo)
+    return warning("token", "none: Ray starts without authentication", todo)

@@ -1,0 +1,40 @@
+"""Which checks there are to make, by what is configured."""
+
+from __future__ import annotations
+
+import os
+
+from mmva_platform.doctor import machine, services
+from mmva_platform.doctor.findings import Finding, Report, ok
+from mmva_platform.settings import Settings
+
+
+def examine(settings: Settings, storage: str | None = None, address: str | None = None) -> Report:
+    """Look at this machine, and at the services that it is configured for.
+
+    Args:
+        settings: What the verbs would be given.
+        storage: A place where outputs would go; a few objects are written there and removed.
+        address: The cluster's job server; RAY_API_SERVER_ADDRESS when None.
+    """
+    findings = [
+        machine.python(),
+        machine.standard_library(),
+        machine.packages(),
+        machine.native_libraries(),
+        machine.open_files(),
+        machine.home(settings.home),
+        machine.proxies(),
+        machine.token(),
+        services.tracking(settings),
+        services.storage(storage, settings.storage) if storage else _not_asked("storage", "--storage URI"),
+    ]
+    if settings.storage.s3_endpoint:
+        findings.append(services.clock(settings.storage.s3_endpoint))
+    address = address or os.environ.get("RAY_API_SERVER_ADDRESS")
+    findings.append(services.cluster(address) if address else _not_asked("cluster", "--address URL"))
+    return Report(tuple(findings))
+
+
+def _not_asked(check: str, option: str) -> Finding:
+    return ok(check, f"not looked at; {option} does")

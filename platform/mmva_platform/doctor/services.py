@@ -1,0 +1,120 @@
+"""What this machine is configured to use: storage, MLflow, the cluster."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+import urllib.error
+import urllib.request
+from email.utils import parsedate_to_datetime
+from importlib import metadata
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from mmva.errors import CheckFailed, OperationFailed, UsageError
+from mmva_platform.doctor.findings import Finding, broken, ok, warning
+from mmva_platform.doctor.machine import ray_token
+from mmva_platform.settings import Settings, StorageSettings, without_password
+from mmva_platform.storage import StorageDenied, StorageNotFound, open_storage, probe_put_if_absent
+
+_WAIT_S: Final = 5.0
+_MOST_SKEW_S: Final = 300.0  # S3 refuses signatures that are off by fifteen minutes
+_QUICK: Final = {"max_attempts": 1, "connect_timeout_s": _WAIT_S, "read_timeout_s": 10.0, "patience_s": 0.0}
+
+
+def storage(uri: str, settings: StorageSettings) -> Finding:
+    """Whether a run could write there: reach, rights, and put-if-absent; a few objects, removed again."""
+    try:
+        place = open_storage(uri, settings.model_copy(update=_QUICK))
+        probe_put_if_absent(place)
+    except StorageDenied as error:
+        return broken("storage", str(error), "credentials in boto3's chain; rights as in deploy/iam/annotate.json")
+    except StorageNotFound as error:
+        return broken("storage", str(error), "create the bucket, or name another")
+    except CheckFailed as error:
+        return broken("storage", str(error), "another store for outputs")
+    except (UsageError, OperationFailed) as error:
+        return broken("storage", str(error), "storage.s3_endpoint and the network between")
+    return ok("storage", f"{place.described}: written, read, one winner of racing writers")
+
+
+def clock(endpoint: str) -> Finding:
+    """This machine's clock against storage's, by its answer's Date."""
+    try:
+        with _open(endpoint) as answer:
+            date = answer.headers.get("Date")
+    except urllib.error.HTTPError as error:  # S3 answers so to the nameless; it has the time all the same
+        date = error.headers.get("Date")
+    except OSError as error:
+        return broken("clock", f"{endpoint} does not answer ({error})", "storage.s3_endpoint and the network between")
+    if not date:
+        return ok("clock", f"{endpoint} does not say the time")
+    skew_s = time.time() - parsedate_to_datetime(date).timestamp()
+    if abs(skew_s) > _MOST_SKEW_S:
+        return broken(
+            "clock", f"{skew_s:+.0f} s against {endpoint}", "synchronise the clock: signatures will be refused"
+        )
+    return ok("clock", f"{skew_s:+.0f} s against {endpoint}")
+
+
+def tracking(settings: Settings) -> Finding:
+    """MLflow: opens, and has a champion."""
+    uri = settings.tracking_uri
+    shown = without_password(uri)
+    place = urlsplit(uri)
+    if place.scheme in {"http", "https"}:
+        try:
+            port = place.port or (443 if place.scheme == "https" else 80)
+            socket.create_connection((place.hostname or "", port), timeout=_WAIT_S).close()
+        except OSError as error:
+            return broken("tracking", f"{shown}: no server answers ({error})", "tracking.uri, or start the server")
+    try:
+        from mmva_platform.tracking.registry import list_versions
+
+        versions = list_versions(settings)
+    except (UsageError, OperationFailed) as error:
+        return broken("tracking", str(error), "tracking.uri")
+    champions = [version for version in versions if "champion" in version.aliases]
+    if not champions:
+        return warning("tracking", f"{shown}: {len(versions)} versions, no champion", "mmva models promote V")
+    return ok("tracking", f"{shown}: {len(versions)} versions, champion {champions[0].version}")
+
+
+def cluster(address: str) -> Finding:
+    """The job server: there, of our Ray, and closed to who has no token."""
+    url = f"{address}/api/version"
+    try:
+        try:
+            version, closed = _ray_version(url), False
+        except urllib.error.HTTPError as error:
+            if error.code not in {401, 403}:
+                raise
+            version, closed = _ray_version(url, ray_token()), True
+    except urllib.error.HTTPError as error:
+        if error.code in {401, 403}:
+            return broken("cluster", f"{address} refuses this token", "the cluster's token, in RAY_AUTH_TOKEN_PATH")
+        return broken("cluster", f"{address} answers {error.code}", "the address of Ray's dashboard")
+    except (OSError, ValueError) as error:
+        todo = "--address, a tunnel to the head, its dashboard"
+        return broken("cluster", f"{address} does not answer ({error})", todo)
+    if version != (ours := metadata.version("ray")):
+        todo = "the same version on both; constraints.txt"
+        return broken("cluster", f"{address} runs Ray {version}, here is {ours}", todo)
+    if not closed:
+        says = f"{address}: Ray {version} takes jobs from anybody who reaches it"
+        return warning("cluster", says, "RAY_AUTH_MODE=token on its head and nodes")
+    return ok("cluster", f"{address}: Ray {version}, with tokens")
+
+
+def _ray_version(url: str, token: str | None = None) -> str:
+    with _open(url, token) as answer:
+        return str(json.load(answer).get("ray_version"))
+
+
+def _open(url: str, token: str | None = None) -> Any:
+    """An HTTP answer."""
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(f"{url}: write it as http://host:port")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_WAIT_S)  # noqa: S310 - see above

@@ -1,0 +1,40 @@
+"""SIGTERM as a request: finish what is under way, begin nothing more."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def drain_on_sigterm() -> Iterator[Callable[[], bool]]:
+    """Take SIGTERM as a request to stop for the length of a block; a second one ends the process at once.
+
+    Enter it after Ray's session: Ray sets a handler of its own at its start. In other threads than the main one, where
+    Python delivers no signals, nothing is changed.
+
+    Yields:
+        stopping(): whether the request has come.
+    """
+    asked = threading.Event()
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise SystemExit(128 + signal.SIGTERM)
+        asked.set()
+        logger.warning("asked to stop: finishing the shards under way; a second SIGTERM ends at once")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)

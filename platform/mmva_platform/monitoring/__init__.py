@@ -1,0 +1,6 @@
+"""What operators look at: logs with their run, shard and attempt, and the numbers that Prometheus reads."""
+
+from mmva_platform.monitoring.logs import bound, write_json_logs
+from mmva_platform.monitoring.metrics import RunMetrics
+
+__all__ = ["RunMetrics", "bound", "write_json_logs"]

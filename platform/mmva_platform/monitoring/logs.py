@@ -1,0 +1,53 @@
+"""One JSON object a line, with what the process was at: run, shard, attempt. On by `logs.format: json`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from types import MappingProxyType
+
+_CONTEXT: ContextVar[Mapping[str, str | int]] = ContextVar("mmva_log_context", default=MappingProxyType({}))
+
+
+@contextmanager
+def bound(**values: str | int) -> Iterator[None]:
+    """Every record of this thread carries these values for the length of a block."""
+    token = _CONTEXT.set({**_CONTEXT.get(), **values})
+    try:
+        yield
+    finally:
+        _CONTEXT.reset(token)
+
+
+class JsonFormatter(logging.Formatter):
+    """Time (UTC), level, logger, message, what is bound, and the traceback if there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        values: dict[str, str | int] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_CONTEXT.get(),
+        }
+        if record.exc_info:
+            values["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(values, ensure_ascii=False)
+
+
+def write_json_logs() -> None:
+    """Our own records as JSON on standard error, of this process; in a worker, that is Ray's file of the worker."""
+    root = logging.getLogger()
+    if not root.handlers:
+        root.addHandler(logging.StreamHandler(sys.stderr))
+    for handler in root.handlers:
+        handler.setFormatter(JsonFormatter())
+    for name in ("mmva", "mmva_platform"):
+        if logging.getLogger(name).level == logging.NOTSET:
+            logging.getLogger(name).setLevel(logging.INFO)

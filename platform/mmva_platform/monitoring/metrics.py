@@ -1,0 +1,62 @@
+"""Numbers of an annotation run for Prometheus, through Ray's own exporter: on each node, `--metrics-export-port`.
+
+The driver counts, because every commit record passes through it; so a run is one series a label, not one a worker.
+Ray puts `ray_` before each name.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+_COMMIT_S: Final = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0]
+
+
+class RunMetrics:
+    """Counters of one run; needs a Ray session."""
+
+    def __init__(self, run_id: str, model: Mapping[str, str], shards: int, done: int) -> None:
+        """Show a run.
+
+        Args:
+            run_id: The plan's.
+            model: name, version, digest.
+            shards: Planned ones.
+            done: Those that were committed before.
+        """
+        from ray.util.metrics import Counter, Gauge, Histogram
+
+        prefix, run = "mmva_annotate", ("run_id",)
+        self._items = Counter(f"{prefix}_items", "items by what became of them", ("run_id", "modality", "result"))
+        self._quarantined = Counter(f"{prefix}_quarantined", "quarantined items by cause", ("run_id", "cause"))
+        self._seconds = Counter(f"{prefix}_stage_seconds", "worker seconds by stage", ("run_id", "stage"))
+        self._commit = Histogram(f"{prefix}_commit_seconds", "write and commit of a shard", _COMMIT_S, run)
+        self._left = Gauge(f"{prefix}_shards_left", "planned shards without a commit", run)
+        self._last = Gauge(f"{prefix}_last_commit_time_seconds", "Unix time of the newest commit", run)
+        self._model = Gauge(f"{prefix}_model_info", "1 for a run's model", ("run_id", *model))
+        self._run = {"run_id": run_id}
+        self._model_tags = {**self._run, **model}
+        self._shards_left = shards - done
+        self._show()  # a run that never commits is as old as its start
+
+    def committed(self, record: Any) -> None:
+        """Count a shard by its commit record."""
+        for modality, count in record.by_modality.items():
+            self._items.inc(count, {**self._run, "modality": modality, "result": "ok"})
+        if record.quarantined:
+            self._items.inc(record.quarantined, {**self._run, "modality": "any", "result": "quarantined"})
+        for cause, count in record.causes.items():
+            self._quarantined.inc(count, {**self._run, "cause": cause})
+        for stage, value in record.seconds.items():
+            if value > 0:
+                self._seconds.inc(value, {**self._run, "stage": stage})
+        self._commit.observe(record.seconds.get("write", 0.0), self._run)
+        self._shards_left -= 1
+        self._show()
+
+    def _show(self) -> None:
+        """Gauges again and again: what is set before Ray's exporter has been found is lost."""
+        self._left.set(self._shards_left, self._run)
+        self._last.set(time.time(), self._run)
+        self._model.set(1, self._model_tags)

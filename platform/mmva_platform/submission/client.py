@@ -1,0 +1,204 @@
+"""The cluster's job server through Ray's own client: submit, list, follow, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from mmva.errors import OperationFailed, UsageError
+from mmva_platform.submission.packing import write_package
+from mmva_platform.submission.request import Submission
+
+_ENDED: Final = {"SUCCEEDED", "FAILED", "STOPPED"}
+_POLL_S: Final = 0.5
+_AGENT_WAIT_S: Final = 60.0  # a cluster that has just started answers before it can take jobs
+
+
+@dataclass(frozen=True)
+class JobState:
+    """A job as the cluster tells it.
+
+    Attributes:
+        id: Its name for logs and stop.
+        status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
+        entrypoint: What runs.
+        begun: When it was submitted, if known.
+        exit_code: Of the driver, once it has ended by itself.
+        message: Why it stands as it does, in the cluster's words.
+    """
+
+    id: str
+    status: str
+    entrypoint: str
+    begun: datetime | None
+    exit_code: int | None
+    message: str
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.status in _ENDED
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for --json."""
+        return {
+            "id": self.id,
+            "status": self.status,
+            "entrypoint": self.entrypoint,
+            "begun": self.begun.isoformat() if self.begun else None,
+            "exit_code": self.exit_code,
+            "message": self.message,
+        }
+
+
+class Jobs:
+    """Jobs of one cluster. RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or its file authenticates, as for Ray's tools."""
+
+    def __init__(self, address: str) -> None:
+        """Connect.
+
+        Raises:
+            UsageError: If no job server answers there, or it does not know the token.
+        """
+        from ray.job_submission import JobSubmissionClient
+
+        self.address = address
+        with self._explained():
+            self._client = JobSubmissionClient(address)
+
+    def submit(self, submission: Submission) -> str:
+        """Upload the package, unless the cluster has it already, and begin; the job's id.
+
+        Raises:
+            UsageError: If the name is taken, or the cluster refuses the submission.
+        """
+        with tempfile.TemporaryDirectory(prefix="mmva-job-") as folder:
+            archive = Path(folder) / "working-dir.zip"
+            write_package(submission.package, archive)
+            deadline = time.monotonic() + _AGENT_WAIT_S
+            while True:
+                try:
+                    return self._submitted(submission, archive)
+                except RuntimeError as error:
+                    if "try again later" not in str(error) or time.monotonic() > deadline:
+                        raise UsageError(f"{self.address}: the job is refused ({_first_line(error)})") from error
+                time.sleep(_POLL_S)
+
+    def list(self) -> list[JobState]:
+        """Jobs that were submitted, the newest first."""
+        with self._explained():
+            details = self._client.list_jobs()
+        states = [_state(job) for job in details if job.submission_id]
+        return sorted(states, key=lambda state: state.begun or datetime.min.replace(tzinfo=UTC), reverse=True)
+
+    def state(self, job: str) -> JobState:
+        """One job.
+
+        Raises:
+            UsageError: If the cluster knows no such job.
+        """
+        try:
+            with self._explained():
+                return _state(self._client.get_job_info(job))
+        except RuntimeError as error:
+            raise UsageError(f"{self.address}: no job {job} ({_first_line(error)})") from error
+
+    def logs(self, job: str) -> str:
+        """All that the driver has said so far; raises as `state`."""
+        self.state(job)
+        return str(self._client.get_job_logs(job))
+
+    def follow(self, job: str, tell: Callable[[str], object]) -> JobState:
+        """Hand on what the driver says, from its beginning until it ends; where it then stands.
+
+        Raises:
+            OperationFailed: If the cluster goes away meanwhile; the job does not mind.
+        """
+        self.state(job)
+
+        async def tail() -> None:
+            async for text in self._client.tail_job_logs(job):
+                tell(text)
+
+        try:
+            asyncio.run(tail())
+            return self.wait(job)
+        except (OSError, RuntimeError) as error:
+            raise OperationFailed(
+                f"{self.address}: lost the connection ({_first_line(error)}); the job goes on without it, "
+                f"`mmva jobs logs {job} --follow` comes back to it"
+            ) from error
+
+    def wait(self, job: str, timeout_s: float = float("inf")) -> JobState:
+        """Where a job stands at its end, or after so many seconds."""
+        deadline = time.monotonic() + timeout_s
+        while not (state := self.state(job)).ended and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        return state
+
+    def stop(self, job: str) -> None:
+        """Ask a job to end: the driver gets SIGTERM, and mmva annotate finishes and commits the shards under way."""
+        self.state(job)
+        with self._explained():
+            self._client.stop_job(job)
+
+    def _submitted(self, submission: Submission, archive: Path) -> str:
+        with self._explained():
+            return str(
+                self._client.submit_job(
+                    entrypoint=submission.entrypoint,
+                    runtime_env={**submission.runtime_env, "working_dir": str(archive)},
+                    metadata=submission.metadata,
+                    submission_id=submission.submission_id,
+                    **submission.resources,
+                )
+            )
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What a person can do something about, in one line."""
+        try:
+            yield
+        except ConnectionError as error:
+            raise UsageError(
+                f"{self.address}: no Ray job server answers ({_first_line(error)}); --address or "
+                "RAY_API_SERVER_ADDRESS names the cluster's dashboard"
+            ) from error
+        except Exception as error:
+            if _is_about_tokens(error):
+                raise UsageError(
+                    f"{self.address}: the cluster does not accept this token; set RAY_AUTH_MODE=token and "
+                    "RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN)"
+                ) from error
+            raise
+
+
+def _is_about_tokens(error: Exception) -> bool:
+    name = type(error).__name__
+    return name == "AuthenticationError" or any(f"status code {code}" in str(error) for code in (401, 403))
+
+
+def _state(details: Any) -> JobState:
+    begun = details.start_time and datetime.fromtimestamp(details.start_time / 1000, UTC)
+    return JobState(
+        id=details.submission_id,
+        status=str(getattr(details.status, "value", details.status)),
+        entrypoint=details.entrypoint,
+        begun=begun or None,
+        exit_code=details.driver_exit_code,
+        message=_first_line(details.message or ""),
+    )
+
+
+def _first_line(reason: object) -> str:
+    with contextlib.suppress(StopIteration):
+        return next(line.strip() for line in str(reason).splitlines() if line.strip())
+    return ""

@@ -1,0 +1,74 @@
+"""The part of a lock that the platform needs at run time, for Ray's pip environment."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from mmva.errors import UsageError
+
+_THE_CLUSTERS_OWN: Final = {"ray"}  # a job cannot bring another Ray than the one that runs it
+
+
+def locked_requirements(lock: Path, package: str) -> list[str]:
+    """Pins of a lock that a package needs, directly or through others; without its extras, tests and tools.
+
+    Args:
+        lock: A file of `name==version` lines, such as constraints.txt.
+        package: An installed distribution.
+
+    Returns:
+        Its pins, sorted; all of the lock's where the package is not installed here.
+
+    Raises:
+        UsageError: If the file cannot be read or a line is no pin.
+    """
+    pins = _read(lock)
+    needed = _closure(package)
+    return sorted(pin for name, pin in pins.items() if (not needed or name in needed) and name not in _THE_CLUSTERS_OWN)
+
+
+def _read(lock: Path) -> dict[str, str]:
+    try:
+        lines = lock.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"lock {lock}: cannot be read ({error})") from None
+    pins: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        pin = line.partition("#")[0].strip()
+        name, separator, version = pin.partition("==")
+        if pin and not (separator and name and version):
+            raise UsageError(f"lock {lock}, line {number}: {pin!r} is not name==version")
+        if pin:
+            pins[canonicalize_name(name)] = pin
+    return pins
+
+
+def _closure(package: str) -> set[str]:
+    """Canonical names of everything that an installed distribution requires here; empty if it is not installed."""
+    found: set[str] = set()
+    waiting = [(package, frozenset[str]())]
+    seen: set[tuple[str, frozenset[str]]] = set()
+    while waiting:
+        entry = waiting.pop()
+        if entry in seen:
+            continue
+        seen.add(entry)
+        name, extras = entry
+        try:
+            requirements = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue
+        found.add(canonicalize_name(name))
+        for text in requirements:
+            requirement = Requirement(text)
+            wanted = any(
+                requirement.marker is None or requirement.marker.evaluate({"extra": extra}) for extra in extras | {""}
+            )
+            if wanted:
+                waiting.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
+    return found
