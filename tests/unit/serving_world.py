@@ -72,6 +72,7 @@ class World:
     metrics: Metrics
     jobs: JobQueue
     settings: Settings
+    routes: list[Any]
 
 
 def make_world(
@@ -106,7 +107,9 @@ def make_world(
         open_index=open_index,
     )
     app = create_app(services, metrics, lambda: front.known)
-    return World(TestClient(app, raise_server_exceptions=False), front, metrics, jobs, settings)
+    client = TestClient(app, raise_server_exceptions=False)
+    routes = [route for router in app._app.state.routers for route in router.routes]
+    return World(client, front, metrics, jobs, settings, routes)
 
 
 async def slow(items: list[ItemRequest]) -> Answers:

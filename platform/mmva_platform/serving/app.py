@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,7 +16,8 @@ from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva_platform.annotation.plan import ModelInfo
 from mmva_platform.serving import items, jobs_routes, operations, search_routes, zeroshot_routes
 from mmva_platform.serving.access import Needs
-from mmva_platform.serving.gate import PUBLIC, Gate, error_body
+from mmva_platform.serving.explorer_wiring import explorer_of
+from mmva_platform.serving.gate import PAGE, PUBLIC, Gate, error_body
 from mmva_platform.serving.items import Admission
 from mmva_platform.serving.metrics import Metrics
 from mmva_platform.serving.openapi import describe
@@ -34,7 +35,6 @@ def create_app(
     services: Services,
     metrics: Metrics,
     known_model: Callable[[], ModelInfo | None],
-    more: Sequence[APIRouter] = (),
 ) -> ASGIApp:
     """The application behind its gate.
 
@@ -42,7 +42,6 @@ def create_app(
         services: What routes call.
         metrics: Where they count.
         known_model: The model that answered last, for the headers of every answer.
-        more: Further routers, such as the page's; each route names a scope, too.
     """
     app = FastAPI(
         title="mmva",
@@ -52,11 +51,12 @@ def create_app(
         redoc_url=None,
     )
     app.state.services, app.state.metrics = services, metrics
-    app.state.admission = Admission(services.settings.serving, metrics)
+    app.state.admission = admission = Admission(services.settings.serving, metrics)
     app.state.banks = {}
-    app.state.progress = ProgressReader(services.settings.storage)
-    refuse_open_routes([*ROUTERS, *more])
-    for router in (*ROUTERS, *more):
+    app.state.progress = progress = ProgressReader(services.settings.storage)
+    app.state.routers = routers = (*ROUTERS, explorer_of(services, admission, progress))
+    refuse_open_routes(routers)
+    for router in routers:
         app.include_router(router)
     describe(app, [AnnotateIn, PromptIn, SearchIn, SummaryIn])
     _explain_errors(app)
@@ -68,7 +68,7 @@ def refuse_open_routes(routers: Iterable[APIRouter]) -> None:
     for route in (route for router in routers for route in router.routes):
         assert isinstance(route, APIRoute), f"{route} is no route that could name a scope"
         scoped = any(isinstance(dependency.call, Needs) for dependency in route.dependant.dependencies)
-        assert scoped or route.path in PUBLIC, f"{route.path} names no scope"
+        assert scoped or route.path in PUBLIC | PAGE, f"{route.path} names no scope"
 
 
 def _explain_errors(app: FastAPI) -> None:

@@ -22,11 +22,17 @@ from mmva_platform.settings import ServingSettings
 
 logger = logging.getLogger(__name__)
 
-# All that answers without a key; the page is an empty shell that asks for one.
+# All that answers without a key: health, and the page, which is an empty shell that asks for one.
 PUBLIC: Final = frozenset({"/healthz", "/readyz"})
+PAGE: Final = frozenset({"/", "/static/{name}"})
 UPLOADS: Final = frozenset({"/v1/annotate", "/v1/search", "/v1/music-prompt", "/v1/summarize"})
 _FOR_BROWSERS: Final = ("/docs", "/openapi.json", "/metrics")
 _BASE_HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+
+
+def is_public(path: str) -> bool:
+    """Whether a path answers without a key."""
+    return path in PUBLIC or path == "/" or path.startswith("/static/")
 
 
 class Gate:
@@ -40,10 +46,9 @@ class Gate:
         settings: ServingSettings,
         metrics: Metrics,
         model: Callable[[], ModelInfo | None],
-        public: Callable[[str], bool] = PUBLIC.__contains__,
     ) -> None:
         self._app, self._keyring, self._settings = app, keyring, settings
-        self._metrics, self._model, self._public = metrics, model, public
+        self._metrics, self._model = metrics, model
         self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,7 +105,7 @@ class Gate:
     def _admit(self, scope: Scope) -> None:
         """Raise for a request that is refused by its head alone."""
         headers, path = Headers(scope=scope), scope["path"]
-        if not self._public(path):
+        if not is_public(path):
             caller = self._keyring.find(headers.get("authorization", ""), scope["method"])
             if caller is None:
                 raise _unauthorized(path)
