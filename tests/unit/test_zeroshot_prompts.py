@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmva.affect import MOOD_WORDS, mood
@@ -33,6 +33,7 @@ class Tower:
 SCATTERED = np.random.default_rng(0).random((len(TEMPLATES), 2))
 
 
+@settings(deadline=None)
 @given(low=unit, high=unit, valence=unit, seed=st.integers(0, 100))
 def test_faster_and_louder_with_arousal(low: float, high: float, valence: float, seed: int) -> None:
     bank = PromptBank(np.random.default_rng(seed).random((len(TEMPLATES), 2)))
@@ -44,6 +45,7 @@ def test_faster_and_louder_with_arousal(low: float, high: float, valence: float,
         assert calmer.bpm < wilder.bpm
 
 
+@settings(deadline=None)
 @given(low=unit, high=unit, arousal=unit, seed=st.integers(0, 100))
 def test_towards_major_with_valence(low: float, high: float, arousal: float, seed: int) -> None:
     bank = PromptBank(np.random.default_rng(seed).random((len(TEMPLATES), 2)))
@@ -61,6 +63,7 @@ def test_all_of_the_plane_is_used() -> None:
     assert (min(one.bpm for one in prompts), max(one.bpm for one in prompts)) == (56, 176)
 
 
+@settings(deadline=None)
 @given(target=st.tuples(unit, unit))
 def test_the_nearest_template_is_filled_for_the_target(target: tuple[float, float]) -> None:
     prompt = PromptBank(SCATTERED).prompt(target)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmva.errors import UsageError
@@ -32,6 +32,7 @@ def points(count: int, seed: int) -> np.ndarray:
 sides = st.tuples(st.floats(0, 1), st.floats(0, 1)).map(lambda two: (min(two), max(two)))
 
 
+@settings(deadline=None)
 @given(
     count=st.integers(0, 3000),
     seed=st.integers(0, 10**6),

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmva.errors import UsageError
@@ -24,6 +24,7 @@ def every_choice(count: int, budget: int, least: int, apart: int) -> list[tuple[
     return found
 
 
+@settings(deadline=None)
 @given(
     weights=st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0, 3.0]), min_size=1, max_size=9),
     budget=st.integers(1, 9),
