@@ -146,7 +146,8 @@ def plot(rows: list[dict[str, float]], path: Path) -> None:
     first = rows[0]["matched"]
     for label, cost in (("n log n", items * np.log(items)), ("n²", items**2.0)):
         axes.loglog(items, first * cost / cost[0], ":", color="grey")
-        axes.annotate(label, (items[-2], first * cost[-2] / cost[0]), color="grey")
+        place = (items[-2], first * cost[-2] / cost[0])
+        axes.annotate(label, place, xytext=(6, -14), textcoords="offset points", color="grey")
     axes.set(xlabel="items a side", ylabel="seconds for an epoch's plan", ylim=(None, 100))
     axes.legend(frameon=False)
     figure.savefig(path, dpi=120)

@@ -1,7 +1,7 @@
 """Synthetic features with a learnable relation, and the training run that a rank does on them.
 
-As a script: `python synthetic.py RANK SIZE RENDEZVOUS OUT` trains as one of SIZE gloo processes; rank 0 writes what
-the run computed to OUT.
+As a script: `python synthetic.py RANK SIZE RENDEZVOUS OUT [CHECKPOINT]` trains as one of SIZE gloo processes, from a
+checkpoint if one is named; rank 0 writes what the run computed to OUT.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import torch
 
 from mmva_platform.settings import validate
 from mmva_platform.training.build import build_model, new_state
+from mmva_platform.training.checkpoint import random_state, read_state, restore, state_bytes
 from mmva_platform.training.data import Triplets
-from mmva_platform.training.loop import World, fit
+from mmva_platform.training.loop import TrainState, Unwatched, Wishes, World, fit
 from mmva_platform.training.recipe import Recipe
 from mmva_platform.training.source import FeatureSource
 
@@ -65,17 +66,41 @@ def source_of(train: Triplets, val: Triplets, recipe: Recipe) -> FeatureSource:
     return FeatureSource(train, val, recipe.loss.sigma)
 
 
-def run(world: World) -> dict[str, Any]:
+class StopAt(Unwatched):
+    """Stops after so many steps, keeping what a checkpoint then holds."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.seen, self.data = step, 0, b""
+
+    def wishes(self) -> Wishes:
+        """Stop, when it is time."""
+        self.seen += 1
+        return Wishes(stop=self.seen == self.step)
+
+    def after_step(self, state: TrainState, wishes: Wishes) -> None:
+        """In the middle of an epoch."""
+        if wishes.stop:
+            self.data = state_bytes(state, World().all(random_state()))
+
+    def after_epoch(self, state: TrainState, row: dict[str, Any]) -> None:
+        """At an epoch's end."""
+        if state.step == self.step:
+            self.data = state_bytes(state, World().all(random_state()))
+
+
+def run(world: World, checkpoint: bytes | None = None, watcher: Unwatched | None = None) -> dict[str, Any]:
     """Train in double precision on 36 images and 53 clips: batches of 7, so the tail has one pair."""
     recipe = recipe_of(batch_size=7)
     train, val = triplets_of(36, 53), triplets_of(11, 9, seed=1)
     model = build_model(recipe, train).double()
     state = new_state(model, recipe, train, val, world)
+    if checkpoint is not None:
+        restore(state, read_state(checkpoint), world)
     gradients = []
     state.optimizer.register_step_pre_hook(
         lambda *_: gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]).clone())
     )
-    fit(state, source_of(train, val, recipe), recipe, world=world)
+    fit(state, source_of(train, val, recipe), recipe, world=world, watcher=watcher or Unwatched())
     return {
         "losses": np.array([row["loss"] for row in state.history]),
         "gradients": torch.stack(gradients).numpy(),
@@ -86,7 +111,7 @@ def run(world: World) -> dict[str, Any]:
 if __name__ == "__main__":
     rank, size = int(sys.argv[1]), int(sys.argv[2])
     torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[3]}", rank=rank, world_size=size)
-    computed = run(World(rank, size))
+    computed = run(World(rank, size), Path(sys.argv[5]).read_bytes() if len(sys.argv) > 5 else None)
     if rank == 0:
         np.savez(Path(sys.argv[4]), **computed)
     torch.distributed.destroy_process_group()

@@ -11,8 +11,8 @@ import torch
 
 from mmva.metrics import va_metrics
 from mmva_platform.training.build import build_model, new_state
-from mmva_platform.training.checkpoint import random_state, read_state, restore, state_bytes
-from mmva_platform.training.loop import TrainState, Unwatched, Wishes, World, fit
+from mmva_platform.training.checkpoint import read_state, restore
+from mmva_platform.training.loop import TrainState, World, fit
 
 DROPOUT = {"hidden": 16, "dropout": 0.3, "input_dropout": 0.2}
 
@@ -96,25 +96,6 @@ def test_same_seed_gives_the_same_run_and_another_seed_another(synthetic: Module
     assert np.abs(weights(first) - weights(other)).max() > 1e-3
 
 
-class StopAt(Unwatched):
-    """Stops after so many steps, keeping what a checkpoint then holds."""
-
-    def __init__(self, step: int) -> None:
-        self.step, self.seen, self.data = step, 0, b""
-
-    def wishes(self) -> Wishes:
-        self.seen += 1
-        return Wishes(stop=self.seen == self.step)
-
-    def after_step(self, state: TrainState, wishes: Wishes) -> None:
-        if wishes.stop:
-            self.data = state_bytes(state, World().all(random_state()))
-
-    def after_epoch(self, state: TrainState, row: dict[str, Any]) -> None:
-        if state.step == self.step:
-            self.data = state_bytes(state, World().all(random_state()))
-
-
 @pytest.mark.parametrize("step", [1, 4, 5, 12, 23, 25])
 def test_a_run_resumed_at_any_step_equals_the_uninterrupted_one(synthetic: ModuleType, step: int) -> None:
     recipe = synthetic.recipe_of(epochs=5, model=DROPOUT)
@@ -122,7 +103,7 @@ def test_a_run_resumed_at_any_step_equals_the_uninterrupted_one(synthetic: Modul
     whole = fit(state, source, recipe)
 
     state, source = start(synthetic, recipe)
-    stopped = StopAt(step)
+    stopped = synthetic.StopAt(step)
     fit(state, source, recipe, watcher=stopped)
 
     resumed, source = start(synthetic, recipe)

@@ -79,7 +79,7 @@ def triplets(features: Features, split: str) -> Triplets:
     """
     rows = features.split(split)
     found = {str(modality): rows[modality] for modality in rows if len(rows[modality])}
-    ids = {modality: found[modality].ids for modality in ("music", "caption") if modality in found}
+    ids: dict[str, NDArray[np.str_]] = {m: found[m].ids for m in ("music", "caption") if m in found}
     if "image" not in found or not ids:
         missing = "image" if "image" not in found else "clip and no caption"
         raise UsageError(f"dataset: split {split!r} has no {missing} to train with; import more data or other splits")

@@ -34,7 +34,7 @@ def beside_clip_split(evaluation: Evaluation, model: MMVA, features: Features) -
     """
     from mmva_platform.settings import validate
 
-    values = model.provenance.get("recipe")
+    values: dict[str, Any] = model.provenance.get("recipe") or {}
     reason = None
     if not values:
         reason = "the model does not say by which recipe it was trained"

@@ -43,7 +43,9 @@ class Batch:
 class Source(Protocol):
     """Where batches come from, and what validation measures on."""
 
-    pairing: Pairing
+    @property
+    def pairing(self) -> Pairing:
+        """What an epoch's plan is drawn from."""
 
     def batches(self, plan: EpochPlan, epoch: int, shares: Sequence[slice], model: torch.nn.Module) -> Iterator[Batch]:
         """The shares' batches in order, on the model's device."""

@@ -42,7 +42,9 @@ def fit_probe(z: Pieces, va_N2: Floats, z_val: Pieces, va_val_M2: Floats) -> tup
         Weights [D, 2] of va - va_N2.mean(axis=0), and the penalties [2].
     """
     mean_2 = va_N2.mean(axis=0)
-    gram_DD, moment_D2, start = 0.0, 0.0, 0
+    gram_DD: Floats | float = 0.0
+    moment_D2: Floats | float = 0.0
+    start = 0
     for piece_BD in z:
         gram_DD = gram_DD + piece_BD.T @ piece_BD
         moment_D2 = moment_D2 + piece_BD.T @ (va_N2[start : start + len(piece_BD)] - mean_2)

@@ -24,13 +24,17 @@ class FeatureSource:
     """Both splits' embeddings; gathers a batch's rows and nothing else, so that shared memory stays shared."""
 
     def __init__(self, train: Triplets, val: Triplets, sigma: float) -> None:
-        self.pairing: Triplets = train
-        self._val, self._sigma = val, sigma
+        self._train, self._val, self._sigma = train, val, sigma
+
+    @property
+    def pairing(self) -> Triplets:
+        """The training split."""
+        return self._train
 
     def batches(self, plan: EpochPlan, epoch: int, shares: Sequence[slice], model: torch.nn.Module) -> Iterator[Batch]:
         """The shares' embeddings as tensors of the model's device and precision, one piece each."""
         del epoch
-        return (feature_batch(self.pairing, plan, share, model) for share in shares)
+        return (feature_batch(self._train, plan, share, model) for share in shares)
 
     def validate(self, model: torch.nn.Module, world: World) -> Row:
         """On rank 0; the others have nothing to add."""
@@ -38,7 +42,7 @@ class FeatureSource:
         if world.rank > 0:
             return {}
         known = {modality: emb_ND for modality, emb_ND in self._val.emb.items() if modality in model.dims}
-        points = {modality: model.predict_embeddings(modality, emb_ND) for modality, emb_ND in known.items()}
+        points: Points = {modality: model.predict_embeddings(modality, emb_ND) for modality, emb_ND in known.items()}
         return validation_row(points, self._val.labels(), self._sigma)
 
 

@@ -154,6 +154,7 @@ def _fit_on_ray(
     Raises:
         OperationFailed: If the run was told to stop before its end, or workers failed too often.
     """
+    from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
     from mmva_platform.storage import open_storage
@@ -184,6 +185,11 @@ def _fit_on_ray(
         raise OperationFailed(
             f"training {run.name}: workers failed more than {_MAX_FAILURES} times ({reason}); when the cause is gone, "
             f"go on with --resume {run.name}"
+        ) from error
+    except RayError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise OperationFailed(
+            f"training {run.name}: the cluster went away ({reason}); go on with --resume {run.name}"
         ) from error
     found = checkpoints.latest()
     if found is None or found[0].epoch < recipe.epochs:

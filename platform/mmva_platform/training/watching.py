@@ -10,7 +10,7 @@ import asyncio
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 _POLL_S = 0.2
@@ -66,6 +66,7 @@ def watch(channel: Any, progress: Callable[[dict[str, Any]], None]) -> Iterator[
     Yields a list that holds, once the block has ended, the error that a worker explained, if one did.
     """
     import ray
+    from ray.exceptions import RayError
 
     done = threading.Event()
     failures: list[Exception] = []
@@ -78,7 +79,11 @@ def watch(channel: Any, progress: Callable[[dict[str, Any]], None]) -> Iterator[
                 if told_to_stop.is_set() and not passed_on:
                     passed_on = True
                     channel.stop.remote()
-                for row in ray.get(channel.take.remote()):
+                try:
+                    rows = ray.get(channel.take.remote())
+                except RayError:  # Ray is going down; whoever waits for the run hears of it
+                    return
+                for row in rows:
                     progress(row)
                 if last_look:
                     return
@@ -90,8 +95,9 @@ def watch(channel: Any, progress: Callable[[dict[str, Any]], None]) -> Iterator[
         finally:
             done.set()
             follower.join()
-            failures += [error for error in [ray.get(channel.failure.remote())] if error is not None]
-            ray.kill(channel)
+            with suppress(RayError):
+                failures += [error for error in [ray.get(channel.failure.remote())] if error is not None]
+                ray.kill(channel)
 
 
 @contextmanager

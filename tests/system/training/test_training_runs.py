@@ -18,13 +18,16 @@ import pytest
 
 from mmva import load_bundle
 from mmva.errors import OperationFailed, UsageError
+from mmva.model import MMVA
+from mmva_platform.datasets.features import load_features
 from mmva_platform.settings import Settings, load_config
 from mmva_platform.training.evaluation import evaluate
+from mmva_platform.training.leakage import train_here
 from mmva_platform.training.recipe import Recipe
 from mmva_platform.training.trainer import TrainResult, train
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
-EPOCHS = 12
+EPOCHS = 16
 
 
 def overrides_of(dataset: str, name: str) -> list[str]:
@@ -83,7 +86,7 @@ def test_a_run_name_is_never_reused_silently(
         train(recipe_of(dataset, repository, "whole"), settings)
 
 
-def test_a_run_stopped_by_ctrl_c_goes_on_with_another_number_of_workers_and_the_same_batches(
+def test_a_run_stopped_by_ctrl_c_resumes_to_the_same_model(
     whole: tuple[TrainResult, list[dict[str, Any]]], settings: Settings, dataset: str, repository: Path
 ) -> None:
     recipe = recipe_of(dataset, repository, "stopped")
@@ -99,45 +102,39 @@ def test_a_run_stopped_by_ctrl_c_goes_on_with_another_number_of_workers_and_the_
     assert not (settings.runs_dir / "stopped" / "bundle").exists()
 
     told: list[dict[str, Any]] = []
-    alone = recipe.model_copy(update={"workers": 1})
-    resumed = train(alone, settings, resume="stopped", progress=told.append)
+    resumed = train(recipe, settings, resume="stopped", progress=told.append)
     # On a busy machine the workers may have ended before the interrupt reached them: then no epoch is left to tell of.
-    assert all(0 < row["epoch"] < EPOCHS and row["workers"] == 1 for row in told)
-    same = ("epoch", "step", "pairs", "target_mean", "target_histogram")
-    batches = [[{key: row[key] for key in same} for row in run.history] for run in (resumed, whole[0])]
-    assert batches[0] == batches[1]
+    assert all(0 < row["epoch"] < EPOCHS for row in told)
+    assert without_time(resumed.history) == without_time(whole[0].history)
+    assert_same_weights(resumed, load_bundle(whole[0].bundle_dir, load_encoders=False))
 
 
-def test_a_run_that_everything_happens_to_equals_the_uninterrupted_one(
-    whole: tuple[TrainResult, list[dict[str, Any]]],
-    settings: Settings,
-    repository: Path,
-    caplog: pytest.LogCaptureFixture,
+def test_a_run_that_everything_happens_to_equals_a_loop_that_nothing_happens_to(
+    settings: Settings, dataset: str, repository: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Driver killed, last checkpoint damaged, preempted by SIGTERM, a worker killed: the same bits in the end."""
-    dataset, name, often = whole[0].recipe.dataset, "unlucky", "checkpoint.every_s=0"
+    name, changes = "unlucky", ("checkpoint.every_s=0", "workers=1")
     folder = settings.runs_dir / name / "checkpoints"
-    driver = start_driver(settings, dataset, repository, name, often)
+    driver = start_driver(settings, dataset, repository, name, *changes)
     wait_until(lambda: folder.is_dir() and [path for path in folder.iterdir() if path.name >= "000001"], driver)
     driver.kill()
     driver.communicate()
     time.sleep(1.0)  # Ray ends the driver's workers a moment later
     last = newest(folder)
-    assert last.name < "000005", "it was to be caught on its way"
+    assert last.name < "000009", "it was to be caught on its way"
     last.write_bytes(last.read_bytes()[:-100])
 
-    def preempt(row: dict[str, Any]) -> None:
-        if row["epoch"] == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
+    def preempt(_row: dict[str, Any]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
 
-    recipe = recipe_of(dataset, repository, name, often)
+    recipe = recipe_of(dataset, repository, name, *changes)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(OperationFailed, match=r"stopped in epoch .* and saved; go on with --resume unlucky"):
         train(recipe, settings, resume=name, progress=preempt)
     assert signal.getsignal(signal.SIGTERM) is before
     assert f"{last.name}: is damaged" in caplog.text
     assert "going back to the one before it" in caplog.text
-    assert "000006" <= newest(folder).name < f"{EPOCHS:06d}"
+    assert newest(folder).name < f"{EPOCHS:06d}"
 
     killed: list[int] = []
 
@@ -149,7 +146,9 @@ def test_a_run_that_everything_happens_to_equals_the_uninterrupted_one(
 
     result = train(recipe, settings, resume=name, progress=kill_one)
     assert len(killed) == 1
-    assert_same_run(result, whole[0])
+    model, history = train_here(recipe, load_features(dataset, "tiny", settings))
+    assert without_time(result.history) == without_time(history)
+    assert_same_weights(result, model)
 
 
 def test_a_node_is_lost_and_an_elastic_run_goes_on_with_fewer_workers(
@@ -170,10 +169,9 @@ def test_a_node_is_lost_and_an_elastic_run_goes_on_with_fewer_workers(
     assert facts["epochs"] == list(range(facts["asked"]))
 
 
-def assert_same_run(result: TrainResult, expected: TrainResult) -> None:
-    """Histories and weights to the last bit."""
-    assert without_time(result.history) == without_time(expected.history)
-    weights = load_bundle(expected.bundle_dir, load_encoders=False).state_dict()
+def assert_same_weights(result: TrainResult, expected: MMVA) -> None:
+    """To the last bit."""
+    weights = expected.state_dict()
     for name, tensor in load_bundle(result.bundle_dir, load_encoders=False).state_dict().items():
         np.testing.assert_array_equal(tensor.numpy(), weights[name].numpy(), err_msg=name)
 
@@ -189,12 +187,12 @@ def train_workers() -> list[psutil.Process]:
     return [process for process in own if "RayTrainWorker" in " ".join(process.cmdline())]
 
 
-def start_driver(settings: Settings, dataset: str, repository: Path, name: str, change: str) -> subprocess.Popen[str]:
+def start_driver(settings: Settings, dataset: str, repository: Path, name: str, *changes: str) -> subprocess.Popen[str]:
     """`mmva train` as a process of its own, on this session's Ray."""
     import ray
 
     recipe = ["--config", str(repository / "jobs" / "recipes" / "tiny.yaml")]
-    for override in [*overrides_of(dataset, name), change]:
+    for override in [*overrides_of(dataset, name), *changes]:
         recipe += ["--set", override]
     config = settings.home / f"{name}.yaml"
     address = ray.get_runtime_context().gcs_address
@@ -217,7 +215,7 @@ def start_driver(settings: Settings, dataset: str, repository: Path, name: str, 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
     """Wait for a running process to bring about a condition."""
-    until = time.monotonic() + 90
+    until = time.monotonic() + 240
     while not condition():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < until

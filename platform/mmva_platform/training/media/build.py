@@ -54,7 +54,9 @@ def start_heads(features: Features, recipe: Recipe) -> Heads:
     model = build_model(recipe, train)
     ridge = recipe.optimizer.ridge
     penalties = start_from_probes(model, train, val) if ridge == "auto" else dict.fromkeys(model.dims, [ridge] * 2)
-    return Heads(model.dims, model.state_dict(), penalties)
+    return Heads(
+        {str(m): dim for m, dim in model.dims.items()}, model.state_dict(), {str(m): p for m, p in penalties.items()}
+    )
 
 
 def tuned_model(
@@ -69,7 +71,7 @@ def tuned_model(
     mmva = MMVA(heads.dims, ModelConfig(**recipe.model.model_dump(), sigma=recipe.loss.sigma))
     mmva.load_state_dict(heads.weights)
     encoders = {}
-    for modality in heads.dims:
+    for modality in mmva.dims:
         encoder = load(BackboneSpec.from_json(dict(specs[modality])))
         choose_layers(encoder.network, options.layers[modality])
         if options.recompute and options.layers[modality] != 0:

@@ -32,8 +32,13 @@ class MediaSource:
     def __init__(
         self, train: MediaPairing, val: MediaPairing, recipe: Recipe, decoder: Decoder, pipeline: Pipeline
     ) -> None:
-        self.pairing: MediaPairing = train
-        self._val, self._recipe, self._decoder, self._pipeline = val, recipe, decoder, pipeline
+        self._train, self._val = train, val
+        self._recipe, self._decoder, self._pipeline = recipe, decoder, pipeline
+
+    @property
+    def pairing(self) -> MediaPairing:
+        """The training split."""
+        return self._train
 
     def batches(self, plan: EpochPlan, epoch: int, shares: Sequence[slice], model: torch.nn.Module) -> Iterator[Batch]:
         """Every row of the shares once, in `media.pieces` pieces."""
@@ -45,7 +50,7 @@ class MediaSource:
     def validate(self, model: torch.nn.Module, world: World) -> Row:
         """Every rank measures its part of the rows; all get the same figures."""
         assert isinstance(model, TunedMMVA)
-        points = {}
+        points: dict[str, NDArray[np.floating]] = {}
         for modality in self._val.items:
             if modality in model.mmva.dims:
                 parts = world.all(self._measured(modality, model, world))
@@ -77,7 +82,7 @@ class MediaSource:
             present.append(piece_present)
             inputs.append(
                 {
-                    modality: model.groups_of(modality, [item and item[0] for item in items[cut]])
+                    modality: model.groups_of(modality, [None if item is None else item[0] for item in items[cut]])
                     for modality, items in decoded.items()
                 }
             )

@@ -57,7 +57,7 @@ class TunedMMVA(nn.Module):
         """Embeddings [B, D] of grouped inputs, float32; zero where a row has none."""
         encoder = self.encoders[modality]
         device = next(self.mmva.parameters()).device
-        emb_BD = torch.zeros(rows, self.mmva.dims[modality], device=device)
+        emb_BD = torch.zeros(rows, self.mmva.tower(modality).dim, device=device)
         trains = any(parameter.requires_grad for parameter in encoder.parameters())
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
             for row_G, batch in groups:
@@ -118,4 +118,4 @@ def recompute_blocks(network: nn.Module) -> None:
     """Gradient checkpointing: keep no activations inside blocks that train, compute them again in the backward pass."""
     for block in blocks_of(network):
         if any(parameter.requires_grad for parameter in block.parameters()):
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
