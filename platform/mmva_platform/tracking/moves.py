@@ -11,6 +11,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from mmva.errors import UsageError
@@ -139,19 +140,19 @@ def _apply(client: MlflowClient, record: Record) -> None:
     name, version = str(record["model"]), str(record["candidate"])
     file = artifact_of(record)
     run_id = find_version(client, name, int(version)).run_id
-    patiently(lambda: client.log_text(run_id, to_bytes(record).decode(), file))
-    patiently(lambda: client.log_text(run_id, verdict_page(record), file.replace(".json", ".html")))
+    patiently(partial(client.log_text, run_id, to_bytes(record).decode(), file))
+    patiently(partial(client.log_text, run_id, verdict_page(record), file.replace(".json", ".html")))
     for key, value in tags_of(record).items():
-        patiently(lambda key=key, value=value: client.set_model_version_tag(name, version, key, value))  # type: ignore[misc]
+        patiently(partial(client.set_model_version_tag, name, version, key, value))
     for alias in ALIASES:
         target = record["after"][alias]
         if target == record["before"][alias]:
             continue
         if target is not None:
-            patiently(lambda alias=alias, target=target: client.set_registered_model_alias(name, alias, str(target)))  # type: ignore[misc]
+            patiently(partial(client.set_registered_model_alias, name, alias, str(target)))
         elif alias in aliases_of(client, name):
-            patiently(lambda alias=alias: client.delete_registered_model_alias(name, alias))  # type: ignore[misc]
-    patiently(lambda: client.set_model_version_tag(name, version, TAG_SETTLED, str(record["number"])))
+            patiently(partial(client.delete_registered_model_alias, name, alias))
+    patiently(partial(client.set_model_version_tag, name, version, TAG_SETTLED, str(record["number"])))
 
 
 def artifact_of(record: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from mmva_platform.tracking.evidence import BundleFacts, PairedRows, Pairing
 from mmva_platform.tracking.policy import GatePolicy
 from mmva_platform.tracking.predictions import SplitPredictor
 
-_ROUNDS = 5
+_ROUNDS = 15
 
 
 def predict_pair(

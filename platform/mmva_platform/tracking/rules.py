@@ -161,9 +161,10 @@ def fast_enough(evidence: Evidence) -> Iterator[Finding]:
     for modality, rows in _rows(evidence):
         limit = evidence.policy.largest_slowdown * rows.champion_us
         known = bool(np.isfinite([rows.candidate_us, limit]).all())
-        values = (rows.candidate_us, limit) if known else (None, None)
+        value, most = (rows.candidate_us, limit) if known else (None, None)
         passed = known and rows.candidate_us <= limit
-        yield Finding("latency", f"{modality} us/item", *values, passed, f"champion {rows.champion_us:.1f}", needs="<=")
+        note = f"champion {rows.champion_us:.1f}"
+        yield Finding("latency", f"{modality} us/item", value, most, passed, note, needs="<=")
 
 
 def card_complete(evidence: Evidence) -> Iterator[Finding]:

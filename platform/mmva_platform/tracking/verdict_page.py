@@ -6,7 +6,7 @@ A pure function of the record, so that whoever finishes a record that was cut of
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -106,19 +106,17 @@ def _plot(rule: str, findings: Sequence[Finding]) -> Plot | None:
     return Plot(
         title,
         lead,
-        tuple(
-            Whisker(
-                each.subject,
-                each.passed,
-                *map(place, shares),
-                text=f"{shares[1]:+.1%} [{shares[0]:+.1%}, {shares[2]:+.1%}], at most {shares[3]:+.1%}",
-            )
-            for each, shares in drawn
-        ),
+        tuple(_whisker(each, shares, place) for each, shares in drawn),
         place(0.0),
         tuple((place(tick), f"{tick:+.0%}" if tick else "0") for tick in ticks),
         tuple(each for each in mine if _shares(each) is None),
     )
+
+
+def _whisker(finding: Finding, shares: tuple[float, float, float, float], place: Callable[[float], float]) -> Whisker:
+    low, middle, high, limit = shares
+    text = f"{middle:+.1%} [{low:+.1%}, {high:+.1%}], at most {limit:+.1%}"
+    return Whisker(finding.subject, finding.passed, place(low), place(middle), place(high), place(limit), text)
 
 
 def _shares(finding: Finding) -> tuple[float, float, float, float] | None:

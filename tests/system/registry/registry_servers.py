@@ -6,6 +6,7 @@ Everything listens on loopback and belongs to the test that starts it. PostgreSQ
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import sqlite3
@@ -138,10 +139,11 @@ class MlflowServer:
         with contextlib.closing(sqlite3.connect(self.folder / "auth.db")) as users, users:
             users.execute("UPDATE users SET password_hash = ?", [generate_password_hash(PASSWORD, "pbkdf2:sha256:1")])
 
-    def status(self, path: str, user: str = ADMIN, password: str = PASSWORD) -> int:
-        """HTTP status of a GET, 0 while nobody answers."""
-        request = urllib.request.Request(f"{self.uri}/api/{path}")
-        request.add_header("Authorization", "Basic " + b64encode(f"{user}:{password}".encode()).decode())
+    def status(self, path: str, body: dict[str, str] | None = None) -> int:
+        """HTTP status of the administrator's GET, or POST of a body; 0 while nobody answers."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.uri}/api/{path}", data, {"Content-Type": "application/json"})
+        request.add_header("Authorization", "Basic " + b64encode(f"{ADMIN}:{PASSWORD}".encode()).decode())
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
                 return int(answer.status)

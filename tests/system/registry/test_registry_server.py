@@ -58,13 +58,12 @@ def test_artifacts_go_to_the_store_and_never_through_the_server(
 
 
 def test_a_reader_may_use_the_champion_and_not_move_it(
-    settings: Settings, registered: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+    settings: Settings, registered: Callable[..., int], server: MlflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = registered(), registered()
     promote(first, settings)
-    import mlflow.server.auth.client as auth
-
-    auth.AuthServiceClient(str(settings.tracking.uri)).create_user("reader", "a-readers-password")
+    user = {"username": "reader", "password": "a-readers-password"}
+    assert server.status("2.0/mlflow/users/create", user) == 200
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "reader")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a-readers-password")
     assert [version.aliases for version in list_versions(settings)] == [("champion",), ()]
