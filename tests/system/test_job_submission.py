@@ -23,7 +23,7 @@ from mmva_platform.storage import Storage, open_storage
 
 pytestmark = pytest.mark.system
 
-PICTURES = 300
+PICTURES = 200
 SECRET = "a-password-that-nobody-may-read"
 
 

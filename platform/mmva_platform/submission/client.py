@@ -122,6 +122,8 @@ class Jobs:
         Raises:
             OperationFailed: If the cluster goes away meanwhile; the job does not mind.
         """
+        from aiohttp import ClientError
+
         self.state(job)
 
         async def tail() -> None:
@@ -131,7 +133,7 @@ class Jobs:
         try:
             asyncio.run(tail())
             return self.wait(job)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ClientError) as error:
             raise OperationFailed(
                 f"{self.address}: lost the connection ({_first_line(error)}); the job goes on without it, "
                 f"`mmva jobs logs {job} --follow` comes back to it"
