@@ -96,7 +96,7 @@ class ServingSettings(Config):
     challenger: str | None = Field(None, description="a model that shadows a share of the traffic")
     shadow_share: float = Field(0.1, ge=0, le=1, description="share of requests that the challenger sees, too")
     follow_s: float = Field(15.0, gt=0, le=30, description="how often the registry is asked what the aliases mean")
-    engine: str = Field("auto", description="auto, torch, torch-bf16 or onnx")
+    engine: str = Field("auto", description="auto, torch, torch-bf16, onnx, cuda or cuda-bf16")
     replicas: int = Field(1, ge=1, description="processes that hold the model, one thread each")
     replica_cpus: float = Field(0.5, ge=0, description="logical CPUs that each of them reserves")
     front_replicas: int = Field(1, ge=1, description="processes that speak HTTP")

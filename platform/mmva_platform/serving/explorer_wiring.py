@@ -23,13 +23,12 @@ def explorer_of(services: Services, admission: Admission, progress: ProgressRead
     """The page and its data, which ask for the scope `read`."""
 
     async def place(modality: Modality, content: bytes | str) -> Placed:
-        is_text = isinstance(content, str)
         item = ItemRequest(
             id="query",
             uri=None,
             modality=modality,
-            caption=content if is_text else None,
-            data=None if is_text else content,
+            caption=content if isinstance(content, str) else None,
+            data=content if isinstance(content, bytes) else None,
         )
         with admission.enter(_CALLER, 1):
             (row,) = (await services.models.annotate([item])).rows

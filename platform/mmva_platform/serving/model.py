@@ -129,7 +129,6 @@ def _plan(resolved: ResolvedModel, info: ModelInfo, settings: Settings) -> tuple
     """A plan without a catalog, and where its exported networks stand: under home, by the model's digest."""
     bundle = read_bundle_info(resolved.bundle_dir)
     out = open_storage(settings.home.resolve() / "cache" / "serving" / resolved.digest[:32], settings.storage)
-    samples = dict.fromkeys(bundle.dims, ())
     plan = Plan(
         annotation_version=ANNOTATION_VERSION,
         run_id="serving",
@@ -141,7 +140,7 @@ def _plan(resolved: ResolvedModel, info: ModelInfo, settings: Settings) -> tuple
             hop_s=HOP_S,
             short_side=SHORT_SIDE,
         ),
-        engines=choose_engines(resolved.bundle_dir, settings.serving.engine, samples, out, settings),
+        engines=choose_engines(resolved.bundle_dir, settings.serving.engine, list(bundle.dims), out, settings),
         catalog=CatalogInfo(uri="", digest="", items=1, by_modality={}, skipped={}, duplicates=0, duplicate_ids=()),
         base=None,
         roots=settings.serving.roots,
