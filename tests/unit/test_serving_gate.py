@@ -77,6 +77,18 @@ def test_a_route_without_a_scope_stops_the_start() -> None:
         refuse_open_routes([router])
 
 
+def test_a_page_is_open_by_name_and_nothing_beside_it() -> None:
+    router = APIRouter()
+
+    @router.get("/static/{name}")
+    def asset(name: str) -> str:
+        return name
+
+    refuse_open_routes([router], ["/static/{name}"])
+    with pytest.raises(AssertionError, match="names no scope"):
+        refuse_open_routes([router], ["/static"])
+
+
 def test_a_browser_may_read_with_basic_and_never_write(world: World) -> None:
     basic = {"Authorization": "Basic " + base64.b64encode(b"me:worker-key").decode()}
     assert world.client.get("/v1/models", headers=basic).status_code == 200
@@ -148,7 +160,7 @@ def test_too_much_is_told_at_once_and_each_key_has_its_share(tmp_path: Path) -> 
 
     async def held(items: list[ItemRequest]) -> Answers:
         seen.release()
-        await asyncio.to_thread(may_answer.wait)
+        await asyncio.to_thread(may_answer.wait, 10)
         return await echo(items)
 
     world = make_world(tmp_path, held, max_in_flight=4, max_in_flight_per_key=3, batch_size=4)
@@ -161,7 +173,7 @@ def test_too_much_is_told_at_once_and_each_key_has_its_share(tmp_path: Path) -> 
     with world.client:  # one event loop for all of them
         thread = threading.Thread(target=lambda: codes.append(post("worker", 2).status_code))
         thread.start()
-        seen.acquire()
+        assert seen.acquire(timeout=10)
         refused = post("worker", 2)
         assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
         busy = post("other", 3)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 from starlette.types import ASGIApp
 
 from mmva.errors import CheckFailed, OperationFailed, UsageError
@@ -35,6 +36,7 @@ def create_app(
     metrics: Metrics,
     known_model: Callable[[], ModelInfo | None],
     more: Sequence[APIRouter] = (),
+    pages: Collection[str] = (),
 ) -> ASGIApp:
     """The application behind its gate.
 
@@ -42,7 +44,8 @@ def create_app(
         services: What routes call.
         metrics: Where they count.
         known_model: The model that answered last, for the headers of every answer.
-        more: Further routers, such as the page's; each route names a scope, too.
+        more: Further routers, such as the page's; each route names a scope, too, or is one of `pages`.
+        pages: Paths of routes, as templates, that answer without a key: static files that hold nothing of anybody's.
     """
     app = FastAPI(
         title="mmva",
@@ -55,20 +58,28 @@ def create_app(
     app.state.admission = Admission(services.settings.serving, metrics)
     app.state.banks = {}
     app.state.progress = ProgressReader(services.settings.storage)
-    refuse_open_routes([*ROUTERS, *more])
+    refuse_open_routes([*ROUTERS, *more], pages)
     for router in (*ROUTERS, *more):
         app.include_router(router)
     describe(app, [AnnotateIn, PromptIn, SearchIn, SummaryIn])
     _explain_errors(app)
-    return Gate(app, keyring=services.keyring, settings=services.settings.serving, metrics=metrics, model=known_model)
+    templates = [compile_path(path)[0] for path in pages]
+    return Gate(
+        app,
+        keyring=services.keyring,
+        settings=services.settings.serving,
+        metrics=metrics,
+        model=known_model,
+        public=lambda path: path in PUBLIC or any(template.match(path) for template in templates),
+    )
 
 
-def refuse_open_routes(routers: Iterable[APIRouter]) -> None:
+def refuse_open_routes(routers: Iterable[APIRouter], pages: Collection[str] = ()) -> None:
     """AssertionError if a route neither names a scope nor is public by name: that would be our mistake."""
     for route in (route for router in routers for route in router.routes):
         assert isinstance(route, APIRoute), f"{route} is no route that could name a scope"
         scoped = any(isinstance(dependency.call, Needs) for dependency in route.dependant.dependencies)
-        assert scoped or route.path in PUBLIC, f"{route.path} names no scope"
+        assert scoped or route.path in PUBLIC or route.path in pages, f"{route.path} names no scope"
 
 
 def _explain_errors(app: FastAPI) -> None:
