@@ -79,7 +79,7 @@ async def read_video(request: Request) -> tuple[SummaryIn, ItemRequest]:
     if (body.uri is None) == (upload is None):
         raise ApiError(422, "invalid", "give a uri, or an upload")
     if upload is not None:
-        return body, upload | {"modality": "video"}  # type: ignore[return-value]
+        return body, upload | {"modality": "video"}
     return body, ItemRequest(id="video", uri=body.uri, modality="video", caption=None, data=None)
 
 
