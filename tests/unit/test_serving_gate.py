@@ -149,7 +149,7 @@ def test_too_much_is_told_at_once_and_each_key_has_its_share(tmp_path: Path) -> 
 
     async def held(items: list[ItemRequest]) -> Answers:
         seen.release()
-        await asyncio.to_thread(may_answer.wait)
+        await asyncio.to_thread(may_answer.wait, 10)
         return await echo(items)
 
     world = make_world(tmp_path, held, max_in_flight=4, max_in_flight_per_key=3, batch_size=4)
@@ -162,7 +162,7 @@ def test_too_much_is_told_at_once_and_each_key_has_its_share(tmp_path: Path) -> 
     with world.client:  # one event loop for all of them
         thread = threading.Thread(target=lambda: codes.append(post("worker", 2).status_code))
         thread.start()
-        seen.acquire()
+        assert seen.acquire(timeout=10)
         refused = post("worker", 2)
         assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
         busy = post("other", 3)

@@ -20,7 +20,7 @@ from mmva_platform.serving.model import ServedModel
 from mmva_platform.serving.services import ItemRequest
 from mmva_platform.serving.shadow import differences, record
 from mmva_platform.settings import ServingSettings, Settings
-from mmva_platform.storage import open_storage
+from mmva_platform.storage import StorageUnavailable, open_storage
 from mmva_platform.tracking.resolve import ResolvedModel, resolve_model
 
 
@@ -202,3 +202,15 @@ def test_one_request_never_sees_another_ones_upload(served: ServedModel) -> None
     assert served._uploads == {}
     message = served.annotate([item(modality="image", data=b"x")])[0]["error"]["message"]
     assert "upload:" not in message
+
+
+def test_storage_that_is_away_is_the_error_of_those_items_alone(
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_arguments: object) -> bytes:
+        raise StorageUnavailable("the bucket does not answer")
+
+    monkeypatch.setattr(served, "_fetcher", away)
+    gone, words = served.annotate([item(modality="image", uri="/x.png"), item(modality="caption", caption="calm")])
+    assert (gone["error"]["code"], gone["error"]["stage"]) == ("storage-unavailable", "fetch")
+    assert words["status"] == "ok"
