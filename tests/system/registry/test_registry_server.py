@@ -53,7 +53,7 @@ def test_artifacts_go_to_the_store_and_never_through_the_server(
     assert stored == (result.bundle_dir / "model.safetensors").read_bytes()
     asked = server.log()[before:]
     assert "/api/2.0/mlflow/runs/create" in asked
-    assert "artifacts" not in asked.replace("logged-models", ""), "the server's proxy was asked"
+    assert "artifacts/" not in asked, "the server's proxy was asked"
     assert server.status("2.0/mlflow-artifacts/artifacts") >= 400, "it has no proxy at all"
 
 
