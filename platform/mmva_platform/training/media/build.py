@@ -20,6 +20,7 @@ from mmva_platform.training.probe import start_from_probes
 from mmva_platform.training.recipe import Recipe
 
 if TYPE_CHECKING:
+    from mmva.backbones import Encoder
     from mmva_platform.datasets.embedder import EncoderLoader
     from mmva_platform.datasets.features import Features
 
@@ -70,7 +71,7 @@ def tuned_model(
     options = recipe.media
     mmva = MMVA(heads.dims, ModelConfig(**recipe.model.model_dump(), sigma=recipe.loss.sigma))
     mmva.load_state_dict(heads.weights)
-    encoders = {}
+    encoders: dict[str, Encoder] = {}
     for modality in mmva.dims:
         encoder = load(BackboneSpec.from_json(dict(specs[modality])))
         choose_layers(encoder.network, options.layers[modality])
