@@ -111,39 +111,9 @@ def _work(recipe: Recipe, settings: Settings) -> _Work:
         from mmva_platform.training.media.run import MediaWork
 
         return MediaWork(recipe, settings)
-    return _FeaturesWork(recipe, settings)
+    from mmva_platform.training.features_run import FeaturesWork
 
-
-class _FeaturesWork:
-    """Features mode: embeddings in shared memory."""
-
-    def __init__(self, recipe: Recipe, settings: Settings) -> None:
-        from mmva_platform.training.data import triplets
-        from mmva_platform.training.memory import share_features, shared_features
-        from mmva_platform.training.probe import check_probes
-
-        shared = share_features(recipe.dataset, recipe.preset, settings, recipe.embeddings)
-        self._features = shared_features(shared)
-        train, val = (triplets(self._features, name) for name in ("train", "val"))
-        if recipe.optimizer.ridge == "auto":
-            check_probes(train, val)
-        self.facts = RunFacts.of(self._features)
-        self.config: dict[str, Any] = {"features": shared}
-
-    def trained(self, run: RunDirectory, recipe: Recipe, best: Mapping[str, Any]) -> tuple[MMVA, Features]:
-        from mmva_platform.training.build import build_model
-        from mmva_platform.training.data import triplets
-
-        del run
-        model = build_model(recipe, triplets(self._features, "train"))
-        model.load_state_dict(averaged(best))
-        return model, self._features
-
-
-def averaged(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The averaged weights of a checkpoint, under the model's own names."""
-    average = checkpoint["average"]
-    return {name.removeprefix("module."): value for name, value in average.items() if name != "n_averaged"}
+    return FeaturesWork(recipe, settings)
 
 
 def _fit_on_ray(

@@ -92,7 +92,7 @@ class MediaWork:
         from mmva.model import MMVA, ModelConfig
         from mmva_platform.datasets.embedding import embed_dataset
         from mmva_platform.datasets.features import load_features
-        from mmva_platform.training.trainer import averaged
+        from mmva_platform.training.features_run import averaged
 
         weights = averaged(best)
         tuned = self._publish(run, recipe, weights)
