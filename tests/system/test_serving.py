@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from registry_cases import make_result
 
 from mmva.backbones import load_encoder, preset
 from mmva.bundle import read_bundle_info, save_bundle
@@ -21,7 +22,6 @@ from mmva_platform.tracking.registry import register
 from mmva_platform.tracking.runs import log_training_run
 from mmva_platform.tracking.store import open_client
 
-from ..unit.registry_cases import make_result  # noqa: TID252 - one set of made-up runs for both folders
 from .serving_process import KILLS, Answer, ServeProcess, picture
 
 pytestmark = pytest.mark.system

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from registry_cases import make_result
 
 from mmva.errors import UsageError
 from mmva_platform.cli.jobs import VERBS
@@ -19,8 +20,6 @@ from mmva_platform.settings import Settings, TrackingSettings, without_password
 from mmva_platform.submission.lock import _closure
 from mmva_platform.tracking.runs import log_training_run
 from mmva_platform.tracking.store import open_client
-
-from .registry_cases import make_result
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICIES = sorted((ROOT / "deploy" / "iam").glob("*.json"))
