@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 CATALOG ?=
 WORKDIR ?=
+JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
@@ -27,10 +28,10 @@ quickstart: $(STAMP)  ## generate, import, embed, train, evaluate, promote, anno
 	$(BIN)/mmva quickstart $(if $(WORKDIR),--workdir '$(WORKDIR)') $(if $(CATALOG),--catalog '$(CATALOG)')
 
 test: $(STAMP) lint  ## everything CI runs
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 test-fast: $(STAMP)  ## the part to run while working
-	$(BIN)/pytest -m 'not slow and not system and not gpu'
+	$(BIN)/pytest -n $(JOBS) --dist loadfile -m 'not slow and not system and not gpu'
 
 lint: $(STAMP)  ## format, lint and types
 	$(BIN)/ruff format --check .

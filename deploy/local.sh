@@ -71,7 +71,7 @@ EOF
 
 start_storage() {
   launch storage "$bin/weed" server -dir="$dir/data/storage" -ip=127.0.0.1 -ip.bind=127.0.0.1 -master.telemetry=false \
-    -filer -s3 -s3.port="$S3_PORT" -s3.port.grpc="$((S3_PORT + 10000))" -s3.config="$dir/secrets/identities.json" \
+    -filer -s3 -s3.port="$S3_PORT" -s3.port.grpc="$((S3_PORT + 10000))" -s3.port.iceberg=0 -s3.port.lance=0 -s3.config="$dir/secrets/identities.json" \
     -s3.autoCreateBucket=false -master.volumeSizeLimitMB=256 -volume.max=100 -volume.preStopSeconds=1 \
     -master.port="${MASTER_PORT:-9333}" -volume.port="${VOLUME_PORT:-9340}" -filer.port="${FILER_PORT:-8888}" \
     -filer.localSocket="$dir/data/filer.sock"

@@ -6,6 +6,7 @@ checkpoint if one is named; rank 0 writes what the run computed to OUT.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -114,4 +115,6 @@ if __name__ == "__main__":
     computed = run(World(rank, size), Path(sys.argv[5]).read_bytes() if len(sys.argv) > 5 else None)
     if rank == 0:
         np.savez(Path(sys.argv[4]), **computed)
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+    os._exit(0)  # gloo's threads race the interpreter's end: one in some runs aborted
