@@ -151,24 +151,6 @@ def test_a_run_that_everything_happens_to_equals_a_loop_that_nothing_happens_to(
     assert_same_weights(result, model)
 
 
-def test_a_node_is_lost_and_an_elastic_run_goes_on_with_fewer_workers(
-    settings: Settings, dataset: str, repository: Path
-) -> None:
-    script = Path(__file__).with_name("node_loss.py")
-    done = subprocess.run(
-        [sys.executable, str(script), dataset, str(settings.home / "elastic")],
-        capture_output=True,
-        text=True,
-        timeout=150,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout.splitlines()[-1])
-    assert facts["sizes"][0] == 2
-    assert facts["sizes"][-1] == 1
-    assert facts["epochs"] == list(range(facts["asked"]))
-
-
 def assert_same_weights(result: TrainResult, expected: MMVA) -> None:
     """To the last bit."""
     weights = expected.state_dict()
