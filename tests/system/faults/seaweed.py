@@ -63,7 +63,8 @@ class Seaweed:
         arguments = [
             f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-filer", "-s3",
             f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", "-s3.port.iceberg=0", "-s3.port.lance=0",
-            f"-s3.config={self.folder / 'identities.json'}", "-s3.autoCreateBucket=false", f"-master.port={master}", f"-master.port.grpc={master_grpc}",
+            f"-s3.config={self.folder / 'identities.json'}", "-s3.autoCreateBucket=false",
+            f"-master.port={master}", f"-master.port.grpc={master_grpc}",
             f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}", f"-filer.port={filer}",
             f"-filer.port.grpc={filer_grpc}", f"-filer.localSocket={self.folder / 'filer.sock'}",
             f"-metricsPort={metrics}", "-master.volumeSizeLimitMB=128",
