@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mmva.errors import OperationFailed, UsageError
 from mmva_platform.settings import without_password
@@ -27,6 +27,8 @@ _ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 # How MLflow words an answer for the user, not for us: wrong or no password, no permission, nobody there.
+_ENDPOINT: Final = "MLFLOW_S3_ENDPOINT_URL"
+_pointed_at: set[str] = set()
 _REFUSALS = ("error code 401", "error code 403", "Permission denied", "PERMISSION_DENIED", "Max retries exceeded")
 
 
@@ -43,8 +45,7 @@ def open_client(settings: Settings) -> MlflowClient:
             "address"
         )
     if settings.storage.s3_endpoint:
-        # Where MLflow's own client puts and gets artifacts on S3; a user's own value wins.
-        os.environ.setdefault("MLFLOW_S3_ENDPOINT_URL", settings.storage.s3_endpoint)
+        _point_artifacts_at(settings.storage.s3_endpoint)
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     with quiet():
@@ -57,6 +58,13 @@ def open_client(settings: Settings) -> MlflowClient:
         except (MlflowException, SQLAlchemyError) as error:
             reason = without_password(str(error).splitlines()[0])
             raise UsageError(f"tracking.uri {without_password(uri)!r}: cannot be opened ({reason})") from None
+
+
+def _point_artifacts_at(endpoint: str) -> None:
+    """Where MLflow's own client puts and gets artifacts on S3. A user's value wins, one of an earlier call does not."""
+    if os.environ.get(_ENDPOINT) in {None, *_pointed_at}:
+        os.environ[_ENDPOINT] = endpoint
+        _pointed_at.add(endpoint)
 
 
 @contextlib.contextmanager
