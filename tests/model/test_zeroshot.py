@@ -82,11 +82,13 @@ def world() -> World:
     song_M = np.array([songs.index(clip.song) for clip in clips])
 
     def split(image_rows: slice, clip_rows: np.ndarray) -> Triplets:
-        mask_M = np.ones(int(clip_rows.sum()), bool)
-        return Triplets(
-            emb["image"][image_rows], image_va_N2[image_rows],
-            emb["music"][clip_rows], music_va_M2[clip_rows], emb["caption"][clip_rows], mask_M,
-        )  # fmt: skip
+        row_M = np.arange(int(clip_rows.sum()))
+        rows = {
+            "image": emb["image"][image_rows],
+            "music": emb["music"][clip_rows],
+            "caption": emb["caption"][clip_rows],
+        }
+        return Triplets(image_va_N2[image_rows], music_va_M2[clip_rows], {"music": row_M, "caption": row_M}, rows)
 
     train = split(slice(0, 100), song_M < 0.6 * len(songs))
     val = split(slice(100, None), (song_M >= 0.6 * len(songs)) & (song_M < 0.7 * len(songs)))

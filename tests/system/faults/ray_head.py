@@ -23,6 +23,15 @@ class RayHead:
     """One head with a folder of its own; `address` is what goes into the settings."""
 
     def __init__(self, environment: dict[str, str], cpus: int = 6) -> None:
+        for last in (False, False, True):  # a busy machine misses the limits that are built into Ray
+            self._start(environment, cpus)
+            if self._is_up():
+                return
+            self.process.wait(timeout=_STOP_S)
+            assert not last, (self.folder / "head.log").read_text()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _start(self, environment: dict[str, str], cpus: int) -> None:
         port, client, agent, agent_grpc, runtime_env, metrics = free_ports(6)
         self.address = f"127.0.0.1:{port}"
         self.folder = Path(tempfile.mkdtemp(prefix="mmva-ray-"))  # its sockets' names are limited to 107 characters
@@ -39,7 +48,6 @@ class RayHead:
                 [ray, "start", "--head", "--block", *arguments],
                 stdout=log, stderr=log, env=environment, start_new_session=True,
             )  # fmt: skip
-        self._wait_until_up()
 
     def workers(self) -> list[psutil.Process]:
         """Processes that run a pool's actor now."""
@@ -58,15 +66,18 @@ class RayHead:
     def _processes(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
 
-    def _wait_until_up(self) -> None:
+    def _is_up(self) -> bool:
+        """Wait until it runs, or has ended."""
         host, _, port = self.address.partition(":")
         deadline = time.monotonic() + _START_S
         said = self.folder / "head.log"
         while b"Ray runtime started" not in said.read_bytes():
-            assert self.process.poll() is None, said.read_text()
+            if self.process.poll() is not None:
+                return False
             assert time.monotonic() < deadline, said.read_text()
             time.sleep(0.1)  # until a deadline, not for a time
         socket.create_connection((host, int(port)), timeout=5).close()
+        return True
 
 
 def _title(process: psutil.Process) -> str:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import boto3
 import pytest
 from registry_cases import FakePairs, registrar
 from registry_servers import BUCKET, MlflowServer, Postgres, client_environment, started_seaweed
@@ -36,6 +37,8 @@ def served(server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Settings of a client of the server; credentials are in the environment, as for any client."""
     for name, value in client_environment(server).items():
         monkeypatch.setenv(name, value)
+    # MLflow's clients come from boto3's default session, which keeps the credentials that an earlier test had.
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     return served_settings(server, tmp_path / "home")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def test_a_pickle_beside_a_registered_bundle_is_refused_and_never_runs(
     settings: Settings, registered: Callable[..., int], tmp_path: Path
 ) -> None:
     name, version = settings.tracking.model_name, registered()
+    shutil.rmtree(settings.home / "cache" / "models", ignore_errors=True)  # of another test's equal bundle
     location = open_client(settings).get_model_version_download_uri(name, str(version))
     place = open_storage(location, settings.storage)
     place.write(f"{BUNDLE_PATH}/model.pkl", pickle.dumps(Canary(tmp_path / "ran")))

@@ -14,7 +14,8 @@ export class Media {
 
   close() {
     this.closing.abort();
-    this.urls.forEach((url) => URL.revokeObjectURL(url));
+    const urls = this.urls; // a picture that is still on its way would complain
+    setTimeout(() => urls.forEach((url) => URL.revokeObjectURL(url)), 1000);
     this.player?.pause();
   }
 
@@ -23,9 +24,10 @@ export class Media {
   }
 
   async blobUrl(response) {
-    const url = URL.createObjectURL(await response.blob());
-    if (this.closing.signal.aborted) URL.revokeObjectURL(url);
-    else this.urls.push(url);
+    const blob = await response.blob();
+    this.closing.signal.throwIfAborted();
+    const url = URL.createObjectURL(blob);
+    this.urls.push(url);
     return url;
   }
 
