@@ -93,7 +93,7 @@ def world() -> World:
     train = split(slice(0, 100), song_M < 0.6 * len(songs))
     val = split(slice(100, None), (song_M >= 0.6 * len(songs)) & (song_M < 0.7 * len(songs)))
     model = MMVA({modality: encoder.dim for modality, encoder in encoders.items()}).eval()
-    model.set_statistics(train.embeddings())
+    model.set_statistics(train.emb)
     start_from_probes(model, train, val)
     model.attach_encoders(encoders)
     held_out = np.flatnonzero(song_M >= 0.7 * len(songs)).tolist()
