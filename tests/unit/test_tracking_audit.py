@@ -11,8 +11,8 @@ import pytest
 from mmva.errors import CheckFailed
 from mmva_platform.settings import Settings, TrackingSettings
 from mmva_platform.storage import open_storage
-from mmva_platform.tracking import moves
 from mmva_platform.tracking.audit import AuditLog, digest
+from mmva_platform.tracking.patience import patiently
 
 
 def log_in(folder: Path, model: str = "mmva") -> AuditLog:
@@ -95,7 +95,7 @@ def test_a_busy_database_is_asked_again_and_another_error_is_not(monkeypatch: py
             raise error
         return "done"
 
-    assert moves.patiently(call) == "done"
+    assert patiently(call) == "done"
     assert len(waits) == 1
     tries: list[int] = []
 
@@ -104,8 +104,8 @@ def test_a_busy_database_is_asked_again_and_another_error_is_not(monkeypatch: py
         raise MlflowException(busy)
 
     with pytest.raises(MlflowException):
-        moves.patiently(never)
+        patiently(never)
     assert len(tries) == 7
     answers = iter([MlflowException("no such table")])
     with pytest.raises(MlflowException, match="no such table"):
-        moves.patiently(call)
+        patiently(call)

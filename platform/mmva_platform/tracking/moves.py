@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import random
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from mmva.errors import UsageError
 from mmva_platform.settings import Settings
 from mmva_platform.tracking.audit import AuditLog, Record, digest, to_bytes
 from mmva_platform.tracking.evidence import Finding
 from mmva_platform.tracking.gate import Verdict
+from mmva_platform.tracking.patience import patiently
 from mmva_platform.tracking.store import open_client, quiet
 from mmva_platform.tracking.verdict_page import verdict_page
 from mmva_platform.tracking.versions import (
@@ -35,16 +34,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 logger = logging.getLogger(__name__)
-Result = TypeVar("Result")
 Aliases = dict[str, int | None]
 ALIASES: Final = (PREVIOUS, CHAMPION, CHALLENGER)
 TAG_SETTLED: Final = f"{TAG_VERDICT}_settled"
-_TRIES, _FIRST_WAIT_S = 7, 0.1
-# The last two: MLflow looks whether a tag is there and then inserts it; two who finish one record meet in between.
-_BUSY: Final = (
-    "database is locked", "deadlock detected", "could not serialize access",
-    "UNIQUE constraint failed", "duplicate key value violates unique constraint",
-)  # fmt: skip
 
 
 def settle(client: MlflowClient, settings: Settings, verdict: Verdict) -> Verdict:
@@ -118,21 +110,6 @@ def _catch_up(client: MlflowClient, log: AuditLog, name: str) -> list[Record]:
             return records
         _apply(client, last)
         applied = int(last["number"])
-
-
-def patiently(call: Callable[[], Result]) -> Result:
-    """Call again while the database is busy, waiting longer each time (some 10 s in all)."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import OperationalError
-
-    for tries in range(1, _TRIES + 1):
-        try:
-            return call()
-        except (MlflowException, OperationalError) as error:
-            if not any(busy in str(error) for busy in _BUSY) or tries == _TRIES:
-                raise
-            time.sleep(_FIRST_WAIT_S * 2 ** (tries - 1) * random.uniform(0.5, 1.5))
-    raise AssertionError("the last try returns or raises")
 
 
 def _apply(client: MlflowClient, record: Record) -> None:

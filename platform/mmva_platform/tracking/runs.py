@@ -11,6 +11,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +22,7 @@ from mmva.bundle import BundleInfo, read_bundle_info
 from mmva_platform.settings import Settings
 from mmva_platform.tracking import plots
 from mmva_platform.tracking.model import log_model
+from mmva_platform.tracking.patience import patiently
 from mmva_platform.tracking.predictions import predict_split
 from mmva_platform.tracking.store import experiment_id, open_client, quiet
 
@@ -64,7 +66,8 @@ def log_training_run(run: TrainResult, settings: Settings, *, predictions: Predi
         predictions = predict_split(run.bundle_dir, run.recipe.dataset, settings, str(evaluation["split"]))
     client = open_client(settings)
     with quiet():
-        created = client.create_run(experiment_id(client, settings), run_name=run.run_name, tags=_tags(run, info))
+        experiment = experiment_id(client, settings)
+        created = patiently(lambda: client.create_run(experiment, run_name=run.run_name, tags=_tags(run, info)))
         run_id = str(created.info.run_id)
         try:
             _log_numbers(client, run_id, run, evaluation)
@@ -76,7 +79,7 @@ def log_training_run(run: TrainResult, settings: Settings, *, predictions: Predi
         except BaseException:
             client.set_terminated(run_id, "FAILED")
             raise
-        client.set_terminated(run_id, "FINISHED")
+        patiently(lambda: client.set_terminated(run_id, "FINISHED"))
     return run_id
 
 
@@ -105,9 +108,9 @@ def _log_numbers(client: MlflowClient, run_id: str, run: TrainResult, evaluation
     ]
     metrics += [Metric(name, value, now, 0) for name, value in evaluation_metrics(evaluation)]
     for start in range(0, len(params), _BATCH):
-        client.log_batch(run_id, params=params[start : start + _BATCH])
+        patiently(partial(client.log_batch, run_id, params=params[start : start + _BATCH]))
     for start in range(0, len(metrics), _BATCH):
-        client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
+        patiently(partial(client.log_batch, run_id, metrics=metrics[start : start + _BATCH]))
 
 
 def _log_dataset(client: MlflowClient, run_id: str, run: TrainResult) -> None:

@@ -16,6 +16,7 @@ from mmva.modalities import MODALITIES
 from mmva_platform.settings import Settings
 from mmva_platform.tracking.gate import mean_mse
 from mmva_platform.tracking.model import MODEL_NAME, logged_model
+from mmva_platform.tracking.patience import patiently
 from mmva_platform.tracking.runs import EVALUATION_FILE, HISTORY_FILE, TAG_DATASET_DIGEST, TAG_MODEL_DIGEST, TAG_PRESET
 from mmva_platform.tracking.store import global_tracking_uri, open_client, quiet
 
@@ -144,12 +145,14 @@ def register(run_id: str, settings: Settings) -> int:
         }
         _ensure_registered_model(client, settings.tracking.model_name)
         with global_tracking_uri(settings.tracking_uri):
-            created = client.create_model_version(
-                settings.tracking.model_name,
-                source=f"models:/{model.model_id}",
-                run_id=run_id,
-                tags=version_tags,
-                model_id=model.model_id,
+            created = patiently(
+                lambda: client.create_model_version(
+                    settings.tracking.model_name,
+                    source=f"models:/{model.model_id}",
+                    run_id=run_id,
+                    tags=version_tags,
+                    model_id=model.model_id,
+                )
             )
         return int(created.version)
 
