@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from mmva_platform.datasets.checking import check_dataset
 from mmva_platform.datasets.dataset import Dataset
@@ -20,17 +17,8 @@ from mmva_platform.storage import open_storage
 
 
 @pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    endpoint = "http://{}:{}".format(*server.get_host_and_port())
-    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
-    client.create_bucket(Bucket="media")
-    client.close()
-    yield Settings(storage=StorageSettings(s3_endpoint=endpoint))
-    server.stop()
+def s3(s3_endpoint: str) -> Settings:
+    return Settings(storage=StorageSettings(s3_endpoint=s3_endpoint))
 
 
 @pytest.mark.usefixtures("inline_cluster")

@@ -28,6 +28,8 @@ from mmva_platform.annotation.publish import MANIFEST_FILE
 from mmva_platform.settings import Settings
 from mmva_platform.storage import open_storage
 
+from ..unit.published import lively_bundle  # noqa: TID252 - helpers of the unit tests
+
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 RATE = 16_000
 STAMPS = ("model_name", "model_version", "model_digest", "run_id", "shard", "annotated_at")
@@ -36,23 +38,9 @@ STAMPS = ("model_name", "model_version", "model_digest", "run_id", "shard", "ann
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two models over the same backbones whose points differ; from fresh towers every point would be neutral."""
-    import torch
-
-    from mmva.backbones import load_encoder, preset
-    from mmva.bundle import save_bundle
-    from mmva.model import MMVA
-
-    encoders: dict[str, Any] = {modality: load_encoder(spec) for modality, spec in preset("tiny").specs.items()}
     folders = [tmp_path_factory.mktemp("models") / name for name in ("first", "second")]
     for seed, folder in enumerate(folders):
-        model = MMVA({modality: encoder.dim for modality, encoder in encoders.items()})
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for parameter in model.towers.parameters():
-                torch.nn.init.normal_(parameter, std=0.5)
-        model.attach_encoders(encoders)
-        intervals = {"image": {"valence": 0.1 + 0.1 * seed, "arousal": 0.3}}
-        save_bundle(folder, model, intervals=intervals, card="a test", provenance={})
+        lively_bundle(folder, seed, {"image": {"valence": 0.1 + 0.1 * seed, "arousal": 0.3}})
     return folders
 
 

@@ -93,6 +93,15 @@ def test_no_route_of_the_description_answers_without_a_key(server: ServeProcess)
     assert server.post("/v1/annotate", {"items": [{"caption": "x"}]}, "reader").status == 403
 
 
+def test_the_page_is_there_and_its_data_wants_a_key(server: ServeProcess) -> None:
+    page = server.get("/")
+    assert page.status == 200
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert server.get("/static/main.js").status == 200
+    assert server.get("/v1/explore").status == 401
+    assert server.get("/v1/explore", "reader").json == {"catalogs": [], "place": True, "jobs": True}
+
+
 def test_items_of_many_requests_share_batches_and_nothing_else(server: ServeProcess) -> None:
     def body(number: int) -> dict[str, Any]:
         uri = "/etc/passwd" if number % 4 == 0 else str(server.media / f"{number % 6}.png")

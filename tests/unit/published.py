@@ -58,7 +58,7 @@ def publish_points(
     return out
 
 
-def lively_bundle(folder: Path, seed: int) -> Path:
+def lively_bundle(folder: Path, seed: int, intervals: dict[str, Any] | None = None) -> Path:
     """A bundle over the tiny encoders with random heads: untrained ones put everything at (.5, .5)."""
     import torch
 
@@ -71,7 +71,7 @@ def lively_bundle(folder: Path, seed: int) -> Path:
         for parameter in model.towers.parameters():
             torch.nn.init.normal_(parameter, std=0.5)
     model.attach_encoders(encoders)
-    save_bundle(folder, model, intervals={}, card="a test", provenance={})
+    save_bundle(folder, model, intervals=intervals or {}, card="a test", provenance={})
     return folder
 
 

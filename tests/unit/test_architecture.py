@@ -13,6 +13,7 @@ import pytest
 # Each room may import itself, the method, and the rooms before it.
 ROOMS = [
     "settings",
+    "pages",
     "monitoring",
     "storage",
     "progress",

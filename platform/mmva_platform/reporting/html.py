@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from mmva.errors import UsageError
 from mmva.modalities import MEDIA_KINDS
+from mmva_platform.pages import page_environment
 from mmva_platform.reporting.charts import HEIGHT, WIDTH, training_charts
 from mmva_platform.reporting.data import ReportData
 from mmva_platform.reporting.examples import corner_examples
@@ -79,17 +80,9 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
-def page_environment() -> Environment:
-    """Jinja as all pages use it: what a catalog holds is escaped, a name that is not there is an error."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("mmva_platform.reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+def report_environment() -> Environment:
+    """This room's templates, with numbers and commands as they are shown here."""
+    environment = page_environment("mmva_platform.reporting")
     environment.filters["number"] = text
     environment.filters["shell"] = shlex.join
     environment.globals["count_of"] = _count_of
@@ -101,7 +94,7 @@ def render(data: ReportData) -> str:
     annotated, quarantined = data.annotations.num_rows, data.quarantine.num_rows
     measures, retrieval = retrieval_rows(data.evaluation)
     return (
-        page_environment()
+        report_environment()
         .get_template("report.html.j2")
         .render(
             data=data,

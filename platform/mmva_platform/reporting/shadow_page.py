@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from mmva_platform.reporting.html import page_environment, write_text
+from mmva_platform.reporting.html import report_environment, write_text
 from mmva_platform.reporting.previews import Preview, preview
 from mmva_platform.reporting.shadow import BINS, Apart, Shadow
 
@@ -24,7 +24,7 @@ def write_shadow_page(path: Path, shadow: Shadow, read: Callable[[str], bytes], 
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     items = [(item, _preview(item, read, captions)) for item in shadow.furthest]
-    page = page_environment().get_template("shadow.html.j2").render(shadow=shadow, items=items, bins=BINS)
+    page = report_environment().get_template("shadow.html.j2").render(shadow=shadow, items=items, bins=BINS)
     write_text(path, page)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from mmva_platform.pages import page_environment
 from mmva_platform.tracking.evidence import Finding
 
 WIDTH: Final = 420.0
@@ -66,17 +67,10 @@ class Bar:
 def verdict_page(record: Mapping[str, Any]) -> str:
     """The page of a verdict's JSON, with or without what the audit log adds to it."""
     import yaml
-    from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(
-        loader=PackageLoader("mmva_platform.tracking"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     findings = [Finding(**finding) for finding in record["findings"]]
-    return environment.get_template("verdict.html.j2").render(
+    template = page_environment("mmva_platform.tracking").get_template("verdict.html.j2")
+    return template.render(
         record=record,
         findings=findings,
         failures=[finding for finding in findings if not finding.passed],

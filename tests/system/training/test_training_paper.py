@@ -10,15 +10,12 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import boto3
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 
 from mmva.backbones import Preset, preset
 from mmva_platform.settings import ClusterSettings, Settings, StorageSettings, validate
@@ -28,21 +25,6 @@ pytestmark = [pytest.mark.system, pytest.mark.slow]
 WIDTH = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 8}
 # Parameters of the real ones, of which these are to be about a tenth.
 REAL = {"image": 87.8e6, "music": 94.4e6, "caption": 124.6e6}
-
-
-@pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An S3 server with a bucket, and credentials for the processes started from here."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    endpoint = "http://{}:{}".format(*server.get_host_and_port())
-    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
-    client.create_bucket(Bucket="hub")
-    client.close()
-    yield endpoint
-    server.stop()
 
 
 def save_clip(folder: Path) -> Any:
@@ -88,9 +70,9 @@ def save_roberta(folder: Path) -> Any:
     return model
 
 
-def test_the_paper_preset_trains_and_annotates_from_a_mirror(store: str, tmp_path: Path) -> None:
+def test_the_paper_preset_trains_and_annotates_from_a_mirror(s3_endpoint: str, tmp_path: Path) -> None:
     """In a process with a Ray of its own: workers of the session's know nothing of these credentials."""
-    command = [sys.executable, __file__, store, str(tmp_path)]
+    command = [sys.executable, __file__, s3_endpoint, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1]) == {"image": 2, "music": 2, "caption": 1}
@@ -110,7 +92,7 @@ def walk_through(store: str, tmp_path: Path) -> dict[str, int]:
 
     torch.manual_seed(0)
     storage = StorageSettings(s3_endpoint=store)
-    settings = Settings(home=tmp_path / "home", storage=storage, backbone_mirror="s3://hub/mirror")
+    settings = Settings(home=tmp_path / "home", storage=storage, backbone_mirror="s3://media/mirror")
     specs = {}
     for modality, save in (("image", save_clip), ("music", save_mert), ("caption", save_roberta)):
         spec = preset("paper").specs[modality]
@@ -118,7 +100,7 @@ def walk_through(store: str, tmp_path: Path) -> dict[str, int]:
         parameters = sum(parameter.numel() for parameter in save(folder).parameters())
         assert 0.07 < parameters / REAL[modality] < 0.13
         specs[modality] = replace(spec, sha256=weights_digest(weight_files(folder)))
-        target = open_storage(f"s3://hub/mirror/{spec.name}", storage)
+        target = open_storage(f"s3://media/mirror/{spec.name}", storage)
         for path in folder.iterdir():
             target.write(path.name, path.read_bytes())
 
