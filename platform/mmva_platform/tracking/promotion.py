@@ -107,7 +107,7 @@ def challenge(version: int | str, settings: Settings, reason: str = "") -> Verdi
 
 
 def rollback(settings: Settings, reason: str = "") -> Verdict:
-    """Swap `champion` and `previous`, at once and without a gate: the previous champion passed one.
+    """Swap `champion` and `previous`, at once and without a gate: the previous champion was judged when it became one.
 
     Raises:
         UsageError: If there is no previous champion.
