@@ -73,7 +73,8 @@ def embedder(encoder: Encoder, onnx: Path | None, threads: int) -> Callable[[Bat
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(onnx), options)
-    before = getattr(encoder, "log_mel", None)  # musicnn's network begins behind it
+    log_mel = getattr(encoder, "log_mel", None)
+    before = None if log_mel is None else log_mel.power  # musicnn's exported network begins behind the power spectrum
     (name,) = [entry.name for entry in session.get_inputs()]
 
     def run(batch: Batch) -> np.ndarray[Any, Any]:
