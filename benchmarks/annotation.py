@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import socket
 import statistics
 import subprocess
 import sys
@@ -239,7 +238,7 @@ def running(bench: Bench, sizes: tuple[int, int], repeats: int) -> dict[str, Any
     options = ("--onnx", bench.onnx("first-running", "image"))
     setting = bench.best_setting(small, min(sizes[0], 200), *options)
     rows = []
-    with ray_head():
+    with running_ray():
         bench.ours(small, "onnx")
         for _ in range(repeats):
             ours = Line.through((sizes[0], bench.ours(small, "onnx")), (sizes[1], bench.ours(large, "onnx")))
@@ -254,22 +253,17 @@ def running(bench: Bench, sizes: tuple[int, int], repeats: int) -> dict[str, Any
 
 
 @contextmanager
-def ray_head() -> Iterator[None]:
-    """A Ray of one node, for as long as the block lasts; RAY_ADDRESS names it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [Path(sys.executable).parent / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1"]
-    command += [f"--port={address.split(':')[1]}", "--include-dashboard=false", "--object-store-memory=500000000"]
-    ray = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    os.environ["RAY_ADDRESS"] = address
+def running_ray() -> Iterator[None]:
+    """A Ray of this process that others join, for as long as the block lasts; RAY_ADDRESS names it."""
+    import ray
+
+    ray.init(address="local", include_dashboard=False, object_store_memory=512 * 2**20, log_to_driver=False)
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     try:
-        time.sleep(20)  # long enough for its agents to be up on any machine
         yield
     finally:
         del os.environ["RAY_ADDRESS"]
-        ray.terminate()
-        ray.wait()
+        ray.shutdown()
 
 
 def corrupt(bench: Bench, sizes: tuple[int, int], repeats: int) -> dict[str, Any]:
