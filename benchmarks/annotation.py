@@ -116,12 +116,13 @@ class Bench:
 
     def __init__(self, workdir: Path) -> None:
         self.workdir, self.runs = workdir, 0
+        self.out = workdir / "out" / str(os.getpid())  # what an earlier benchmark left there is another run's
         self.bundle = make_bundle(workdir / "bundle")
 
     def ours(self, media: Path, engine: str, *, keep: str | None = None) -> Measured:
         """A whole `mmva annotate` of a folder; it starts a Ray of its own unless RAY_ADDRESS names one."""
         self.runs += 1
-        out = self.workdir / "out" / (keep or str(self.runs))
+        out = self.out / (keep or str(self.runs))
         return measured(
             [Path(sys.executable).parent / "mmva", "--home", self.workdir / "home", "annotate", media, "--model",
              self.bundle, "--out", out, "--engine", engine]
@@ -142,8 +143,8 @@ class Bench:
 
     def onnx(self, out: str, modality: str) -> Path:
         """The exported network that a run of ours wrote."""
-        plan = json.loads((self.workdir / "out" / out / "plan.json").read_text())
-        return self.workdir / "out" / out / plan["engines"][modality]["file"]
+        plan = json.loads((self.out / out / "plan.json").read_text())
+        return self.out / out / plan["engines"][modality]["file"]
 
 
 def make_bundle(folder: Path) -> Path:
@@ -276,7 +277,7 @@ def corrupt(bench: Bench, sizes: tuple[int, int], repeats: int) -> dict[str, Any
         whole = bench.ours(clean, "onnx", keep=f"clean-{number}").seconds
         rows.append({
             "time with 1 % corrupt / clean": bench.ours(spoilt, "onnx").seconds / whole,
-            "worker time with commits / without": share_of_commits(bench.workdir / "out" / f"clean-{number}"),
+            "worker time with commits / without": share_of_commits(bench.out / f"clean-{number}"),
         })  # fmt: skip
     return medians(rows)
 

@@ -117,6 +117,7 @@ def registrar(settings: Settings, folder: Path, pairs: FakePairs) -> Callable[..
     def make(**figures: Any) -> int:
         number = next(made)
         result = make_result(folder, name=f"run-{number}", seed=number, **figures)
+        result.history.clear()  # or each would draw three pictures of it, most of a registration's time
         pairs.results[result.bundle_digest] = result
         return register(log_training_run(result, settings, predictions={}), settings)
 
