@@ -17,9 +17,12 @@ from pathlib import Path
 import pytest
 from local_stack import LocalStack
 from PIL import Image
+from registry_cases import make_result
 
-from mmva_platform.settings import StorageSettings
+from mmva_platform.settings import Settings, StorageSettings, TrackingSettings
 from mmva_platform.storage import Storage, open_storage
+from mmva_platform.tracking.registry import register
+from mmva_platform.tracking.runs import log_training_run
 
 pytestmark = pytest.mark.system
 
@@ -123,26 +126,52 @@ def test_without_the_token_nothing_is_told(stack: LocalStack, monkeypatch: pytes
 
 
 def test_runs_and_numbers_have_their_places(stack: LocalStack) -> None:
-    assert "no versions" in stack.mmva("models", "list")  # MLflow answers, out of PostgreSQL
-    assert stack.status() == dict.fromkeys(["storage", "postgres", "mlflow", "ray", "prometheus"], "up")
+    assert stack.status() == dict.fromkeys(["storage", "postgres", "mlflow", "ray", "api", "prometheus"], "up")
     targets = json.loads(stack.read("PROMETHEUS_PORT", "/api/v1/targets"))["data"]["activeTargets"]
-    assert [(target["labels"]["job"], target["health"]) for target in targets] == [("ray", "up")]
+    # The API's only with the key for it.
+    assert {(target["labels"]["job"], target["health"]) for target in targets} == {("ray", "up"), ("mmva-api", "up")}
+    told = json.loads(stack.read("PROMETHEUS_PORT", "/api/v1/label/__name__/values"))["data"]
+    assert {"mmva_requests_total", "ray_mmva_annotate_items_total", "ray_node_mem_used"} <= set(told)
     rules = json.loads(stack.read("PROMETHEUS_PORT", "/api/v1/rules"))["data"]["groups"]
     assert {group["name"] for group in rules} == {"annotation", "api", "cluster"}
+
+
+def test_the_api_waits_for_a_champion_and_answers_with_it(stack: LocalStack, catalog: str, tmp_path: Path) -> None:
+    key = stack.environment["MMVA_API_KEY"]
+    items = {"items": [{"id": "a", "caption": "calm piano"}, {"id": "b", "uri": f"{catalog}/0000.png"}]}
+    assert stack.ask("/v1/annotate", items)[0] == 401
+    assert stack.ask("/readyz") == (503, {"status": "loading"})
+    status, said = stack.ask("/v1/annotate", items, key=key)
+    assert (status, said["error"]["code"]) == (503, "model-unavailable")
+    assert stack.ask("/v1/models", key=key)[1]["versions"] == []  # MLflow answers, out of PostgreSQL
+
+    storage(stack, "s3://media")  # sets the credentials
+    tracking = TrackingSettings(uri=f"http://127.0.0.1:{stack.ports['MLFLOW_PORT']}")
+    settings = Settings(home=tmp_path / "home", tracking=tracking)
+    register(log_training_run(make_result(tmp_path, name="first"), settings, predictions={}), settings)
+    stack.mmva("models", "promote", "1", "--reason", "the first one")
+    deadline = time.monotonic() + 60
+    while stack.ask("/readyz")[0] != 200:
+        assert time.monotonic() < deadline, (stack.folder / "logs" / "api.log").read_text()
+        time.sleep(0.2)  # until a deadline, not for a time
+    status, said = stack.ask("/v1/annotate", items, key=key)
+    assert status == 200, said
+    assert [(row["id"], row["modality"]) for row in said["items"]] == [("a", "caption"), ("b", "image")]
+    assert all(0 <= row["valence"] <= 1 for row in said["items"])
 
 
 def test_the_doctor_finds_nothing_wrong_with_it(stack: LocalStack) -> None:
     found = json.loads(stack.mmva("doctor", "--storage", "s3://work/outputs", "--json"))
     verdicts = {finding["check"]: finding["verdict"] for finding in found}
-    assert verdicts["storage"] == verdicts["clock"] == verdicts["cluster"] == verdicts["token"] == "ok", found
-    assert verdicts["tracking"] == "warning"  # there is no champion yet
+    services = ("storage", "clock", "cluster", "token", "tracking")
+    assert {service: verdicts[service] for service in services} == dict.fromkeys(services, "ok"), found
 
 
 def test_a_part_that_died_is_seen_and_started_again_and_strangers_are_left_alone(stack: LocalStack) -> None:
     os.kill(stack.pid("prometheus"), signal.SIGKILL)
     while stack.status()["prometheus"] == "up":
         time.sleep(0.05)  # until it is gone; the kernel decides when
-    others = {part: stack.pid(part) for part in ("storage", "postgres", "mlflow", "ray")}
+    others = {part: stack.pid(part) for part in ("storage", "postgres", "mlflow", "ray", "api")}
     # Its number may be anybody's by now: ours must not end who has it.
     (stack.folder / "pids" / "prometheus").write_text(f"{os.getpid()} 1\n")
     assert stack.status()["prometheus"] == "down"

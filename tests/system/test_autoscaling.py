@@ -1,0 +1,86 @@
+"""A run on a cluster that grows for it and shrinks after it: ray-cluster.yaml's kinds of node, Ray's own autoscaler."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fake_cloud import FakeCloud
+from PIL import Image
+from world import MAIN, environment
+
+pytestmark = [pytest.mark.system, pytest.mark.whole]
+
+PICTURES, WORKERS = 96, 4
+# Decoding waits instead of computing: a run of some length that leaves this machine to the nodes that start.
+SLOW_PICTURES = """
+import time
+from PIL import ImageFile
+
+original = ImageFile.ImageFile.load
+
+def load(self):
+    if self.size == (40, 32):
+        time.sleep(0.5)
+    return original(self)
+
+ImageFile.ImageFile.load = load
+"""
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> Iterator[FakeCloud]:
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "sitecustomize.py").write_text(SLOW_PICTURES)
+    variables = environment()
+    path = os.pathsep.join([str(tmp_path / "slow"), variables["PYTHONPATH"]])
+    ray = FakeCloud(variables | {"PYTHONPATH": path})
+    yield ray
+    ray.stop()
+
+
+def test_nodes_come_for_a_run_and_go_after_it(cloud: FakeCloud, tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "catalog").mkdir()
+    for number in range(PICTURES):
+        Image.new("RGB", (40, 32), (number, 120, 90)).save(tmp_path / "catalog" / f"{number:03d}.png")
+    (tmp_path / "settings.yaml").write_text(
+        json.dumps({
+            "home": str(tmp_path / "home"),
+            "cluster": {"address": cloud.address, "max_cpus": 3, "stall_timeout_s": 200},
+        })
+    )  # fmt: skip
+    command = [sys.executable, "-c", MAIN, "--settings", tmp_path / "settings.yaml", "annotate", tmp_path / "catalog"]
+    options = ["--model", tiny_bundle, "--out", tmp_path / "out", "--engine", "torch", "--shard-items", "3"]
+    until(lambda: cloud.nodes() == {"cpu-worker": 1})  # the one that stays
+    seen: list[dict[str, int]] = []
+    with (tmp_path / "log").open("wb") as log:
+        run = subprocess.Popen(
+            [*map(str, [*command, *options]), "--workers", str(WORKERS)], env=environment(), stdout=log, stderr=log
+        )
+        while run.poll() is None:
+            seen.append(cloud.nodes())
+    said = (tmp_path / "log").read_text()
+    assert run.returncode == 0, said
+    totals = json.loads((tmp_path / "out" / "MANIFEST.json").read_text())["totals"]
+    assert (totals["ok"], totals["quarantined"]) == (PICTURES, 0)
+    # A node of one CPU holds two workers, so a second one came, and no third; nobody asked for a GPU.
+    assert max(nodes.get("cpu-worker", 0) for nodes in seen) == 2, seen
+    assert {kind for nodes in seen for kind in nodes} == {"cpu-worker"}
+    attempts = [json.loads(file.read_text())["pid"] for file in (tmp_path / "out" / "attempts").rglob("*.json")]
+    assert len(set(attempts)) == WORKERS  # the node that came has worked
+    assert len(attempts) == PICTURES // 3  # and no shard was begun twice
+    until(lambda: cloud.nodes() == {"cpu-worker": 1})
+
+
+def until(what: Callable[[], bool], seconds: float = 90.0) -> None:
+    """Wait for a condition."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)  # until a deadline, not for a time
