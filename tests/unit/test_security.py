@@ -69,8 +69,24 @@ def test_deleting_is_for_a_runs_own_probes_and_mlflows_artifacts() -> None:
 
 
 def test_readers_cannot_write() -> None:
-    for name in ("train", "evaluate", "report", "serve"):
+    for name in ("train", "evaluate", "report"):
         assert actions(name) == {"s3:GetObject", "s3:ListBucket"}
+
+
+def test_writers_write_where_their_verb_does() -> None:
+    places = {"ingest": {"datasets"}, "embed": {"datasets", "embeddings"}, "serve": {"serving"}}
+    for name, folders in places.items():
+        written = [
+            place
+            for allowed in statements(name)
+            if "s3:PutObject" in allowed["Action"]
+            for place in allowed["Resource"]
+        ]
+        assert {place.removeprefix("arn:aws:s3:::OUTPUT-BUCKET/").split("/")[0] for place in written} == folders, name
+    # The API's own queue, and what items are read from; its jobs need annotate.json besides.
+    serving = yaml.safe_load((ROOT / "deploy" / "serve.yaml").read_text())["applications"][0]["args"]["serving"]
+    assert serving["jobs"].removeprefix("s3://<bucket>/") == "serving/jobs"
+    assert "arn:aws:s3:::MEDIA-BUCKET/*" in [place for allowed in statements("serve") for place in allowed["Resource"]]
 
 
 def test_every_verb_has_its_policy() -> None:

@@ -111,7 +111,7 @@ def make_submission(request: JobRequest) -> Submission:
         raise UsageError("jobs submit: an image brings its own packages; use --lock or --image, not both")
     if request.image and request.settings:
         raise UsageError(
-            "jobs submit: Ray sends no files beside an image; leave --settings out, and let the image's own MMVA_SETTINGS "
+            "jobs submit: Ray sends no files beside an image; leave --settings out, and let MMVA_SETTINGS of the image "
             "name a file in it"
         )
     directory = request.working_dir.resolve()
