@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -13,34 +12,18 @@ from pathlib import Path
 import pytest
 from fake_cloud import FakeCloud
 from PIL import Image
+from slow_pictures import SIZE, slow_path
 from world import MAIN, environment
 
 pytestmark = [pytest.mark.system, pytest.mark.whole]
 
 PICTURES, WORKERS = 96, 4
-# Decoding waits instead of computing: a run of some length that leaves this machine to the nodes that start.
-SLOW_PICTURES = """
-import time
-from PIL import ImageFile
-
-original = ImageFile.ImageFile.load
-
-def load(self):
-    if self.size == (40, 32):
-        time.sleep(0.5)
-    return original(self)
-
-ImageFile.ImageFile.load = load
-"""
 
 
 @pytest.fixture
 def cloud(tmp_path: Path) -> Iterator[FakeCloud]:
-    (tmp_path / "slow").mkdir()
-    (tmp_path / "slow" / "sitecustomize.py").write_text(SLOW_PICTURES)
     variables = environment()
-    path = os.pathsep.join([str(tmp_path / "slow"), variables["PYTHONPATH"]])
-    ray = FakeCloud(variables | {"PYTHONPATH": path})
+    ray = FakeCloud(variables | {"PYTHONPATH": slow_path(tmp_path / "slow", 0.5, variables["PYTHONPATH"])})
     yield ray
     ray.stop()
 
@@ -48,7 +31,7 @@ def cloud(tmp_path: Path) -> Iterator[FakeCloud]:
 def test_nodes_come_for_a_run_and_go_after_it(cloud: FakeCloud, tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "catalog").mkdir()
     for number in range(PICTURES):
-        Image.new("RGB", (40, 32), (number, 120, 90)).save(tmp_path / "catalog" / f"{number:03d}.png")
+        Image.new("RGB", SIZE, (number, 120, 90)).save(tmp_path / "catalog" / f"{number:03d}.png")
     (tmp_path / "settings.yaml").write_text(
         json.dumps({
             "home": str(tmp_path / "home"),

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import pytest
 from local_stack import LocalStack
 from PIL import Image
 from registry_cases import make_result
+from slow_pictures import SIZE, slow_path
 
 from mmva_platform.settings import Settings, StorageSettings, TrackingSettings
 from mmva_platform.storage import Storage, open_storage
@@ -26,13 +28,16 @@ from mmva_platform.tracking.runs import log_training_run
 
 pytestmark = pytest.mark.system
 
-PICTURES = 200
+PICTURES = 100
+DECODING_S = 0.3  # a shard of four is under way for over a second: a stop comes into the middle of the run
 SECRET = "a-password-that-nobody-may-read"
 
 
 @pytest.fixture(scope="module")
-def stack() -> Iterator[LocalStack]:
-    servers = LocalStack({"CLUSTER_PASSWORD": SECRET})
+def stack(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    ours = os.pathsep.join(map(str, (repository, repository / "platform")))
+    path = slow_path(tmp_path_factory.mktemp("slow") / "path", DECODING_S, ours)
+    servers = LocalStack({"CLUSTER_PASSWORD": SECRET, "PYTHONPATH": path})
     servers.start()
     yield servers
     servers.stop()
@@ -40,10 +45,10 @@ def stack() -> Iterator[LocalStack]:
 
 @pytest.fixture(scope="module")
 def catalog(stack: LocalStack) -> str:
-    """Large pictures, so that each takes some time, all different by what stands behind their end; one is broken."""
+    """Pictures that take their time, all different by what stands behind their end; one is broken."""
     media = storage(stack, "s3://media/catalog")
     buffer = io.BytesIO()
-    Image.new("RGB", (2000, 2000), (200, 120, 90)).save(buffer, "PNG")
+    Image.new("RGB", SIZE, (200, 120, 90)).save(buffer, "PNG")
     for index in range(PICTURES):
         media.write(f"{index:04d}.png", buffer.getvalue() + str(index).encode())
     media.write("broken.jpg", b"\xff\xd8\xff not a picture")
@@ -54,6 +59,28 @@ def storage(stack: LocalStack, uri: str) -> Storage:
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_EC2_METADATA_DISABLED")
     os.environ.update({name: stack.environment[name] for name in names})
     return open_storage(uri, StorageSettings(s3_endpoint=f"http://127.0.0.1:{stack.ports['S3_PORT']}"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plain_job(
+    stack: LocalStack, tiny_bundle: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """`ray job submit` by itself and where it writes; it runs beside the others, who wait for their own jobs."""
+    folder = tmp_path_factory.mktemp("plain")
+    (folder / "catalog").mkdir()
+    (folder / "catalog" / "a.txt").write_text("calm piano")
+    command = [
+        *(Path(sys.executable).with_name("ray"), "job", "submit", "--working-dir", repository / "jobs", "--"),
+        *("env", f"PYTHONPATH={repository}{os.pathsep}{repository / 'platform'}", "python", "annotate.py"),
+        *("--home", folder / "home", "--set", f"catalog={folder / 'catalog'}", "--set", f"model={tiny_bundle}"),
+        *("--set", f"out={folder / 'out'}", "--set", "engine=torch"),
+    ]
+    with subprocess.Popen(
+        [str(word) for word in command], env=stack.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:  # fmt: skip
+        yield process, folder / "out"
+        process.kill()
 
 
 @pytest.fixture(autouse=True)
@@ -108,16 +135,11 @@ def test_stop_drains_the_shards_under_way_and_the_same_job_goes_on(
     assert SECRET not in "".join([logs, said, told, json.dumps(jobs), *records])
 
 
-def test_the_plain_way_is_as_good(stack: LocalStack, tiny_bundle: Path, tmp_path: Path, repository: Path) -> None:
-    (tmp_path / "catalog").mkdir()
-    (tmp_path / "catalog" / "a.txt").write_text("calm piano")
-    stack.run(
-        *(Path(sys.executable).with_name("ray"), "job", "submit", "--working-dir", repository / "jobs", "--"),
-        *("env", f"PYTHONPATH={repository}{os.pathsep}{repository / 'platform'}", "python", "annotate.py"),
-        *("--home", tmp_path / "home", "--set", f"catalog={tmp_path / 'catalog'}", "--set", f"model={tiny_bundle}"),
-        *("--set", f"out={tmp_path / 'out'}", "--set", "engine=torch"),
-    )
-    assert json.loads((tmp_path / "out" / "MANIFEST.json").read_text())["totals"]["ok"] == 1
+def test_the_plain_way_is_as_good(plain_job: tuple[subprocess.Popen[str], Path]) -> None:
+    process, out = plain_job
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert json.loads((out / "MANIFEST.json").read_text())["totals"]["ok"] == 1
 
 
 def test_without_the_token_nothing_is_told(stack: LocalStack, monkeypatch: pytest.MonkeyPatch) -> None:
