@@ -24,20 +24,20 @@ _IDLE_S = 5
 
 
 class FakeCloud(RayHead):
-    """A head without work and an autoscaler; `nodes` says what it has started."""
+    """A head without work and an autoscaler; `history` says what it has started and ended."""
 
     def __init__(self, environment: dict[str, str], cpus_per_worker: int = 1) -> None:
-        self._environment = environment | {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
-        super().__init__(self._environment, cpus_per_worker)
+        super().__init__(environment | {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}, cpus_per_worker)
 
-    def nodes(self) -> dict[str, int]:
-        """Kind of node -> how many are there now, the head left out; as `ray status` tells a person."""
-        command = [Path(sys.executable).with_name("ray"), "status", f"--address={self.address}"]
-        said = subprocess.run(command, env=self._environment, capture_output=True, text=True, check=True).stdout
-        active = said.partition("Active:")[2].partition("Pending:")[0]
-        return {
-            kind: int(count) for count, kind in re.findall(r"^ (\d+) (\S+)$", active, re.MULTILINE) if kind != _HEAD
-        }
+    def history(self) -> list[dict[str, int]]:
+        """Kind of node -> how many there were, the head left out, as the autoscaler has logged it every second."""
+        log = self.folder / "session_latest" / "logs" / "monitor.log"
+        statuses = log.read_text().split("Autoscaler status:")[1:] if log.exists() else []
+        active = [
+            status.partition("Active:")[2].partition("Pending:")[0] for status in statuses if "Pending:" in status
+        ]
+        found = [re.findall(r"^ (\d+) (\S+)$", text, re.MULTILINE) for text in active]
+        return [{kind: int(count) for count, kind in nodes if kind != _HEAD} for nodes in found]
 
     def _start(self, environment: dict[str, str], cpus: int) -> None:
         port, client, agent, agent_grpc, runtime_env, metrics = free_ports(6)

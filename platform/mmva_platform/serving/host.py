@@ -51,9 +51,10 @@ class ModelHost:
         self._stop = threading.Event()
         try:
             self.look()
-        except _EXPECTED:
+        except _EXPECTED as error:
             if not (optional or wait):
                 raise
+            logger.warning("%s: waiting for it (%s)", uri, error)
 
     @property
     def model(self) -> ServedModel | None:

@@ -161,7 +161,7 @@ class JobQueue:
         """All jobs, by the time they were last asked for."""
         return sorted(self._read().values(), key=lambda job: job.submission.at)
 
-    def states(self) -> dict[State, int]:
+    def states(self) -> dict[str, int]:
         """How many jobs there are in each state."""
         counts = Counter(job.state for job in self._read().values())
         return {state: counts[state] for state in _STATES.values()}
