@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install quickstart test test-fast lint format lock sbom audit clean
+.PHONY: help install quickstart test test-fast test-system lint format lock sbom audit clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
@@ -32,6 +32,9 @@ test: $(STAMP) lint  ## everything CI runs
 
 test-fast: $(STAMP)  ## the part to run while working
 	$(BIN)/pytest -n $(JOBS) --dist loadfile -m 'not slow and not system and not gpu'
+
+test-system: $(STAMP)  ## real clusters and failures, minutes each; nothing else should run beside it
+	$(BIN)/pytest -m whole
 
 lint: $(STAMP)  ## format, lint and types
 	$(BIN)/ruff format --check .

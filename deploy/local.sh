@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
 # deploy/compose.yaml's parts as processes of this machine, on loopback: object storage (SeaweedFS), PostgreSQL, MLflow, a Ray
-# head, and Prometheus where it is installed.
+# head, the API on it (Ray Serve), and Prometheus where it is installed.
 #   deploy/local.sh start DIR    then: source DIR/env; mmva jobs submit annotate s3://media ... --out s3://work/out
 #   deploy/local.sh status DIR
 #   deploy/local.sh stop DIR     ends what was started for DIR, and nothing else; the data stays
-# Ports: S3_PORT, POSTGRES_PORT, MLFLOW_PORT, RAY_PORT, DASHBOARD_PORT, METRICS_PORT, PROMETHEUS_PORT. CPUS for Ray.
+#   deploy/local.sh secrets deploy/secrets    only the files of secrets, as deploy/compose.yaml wants them
+# Ports: S3_PORT, POSTGRES_PORT, MLFLOW_PORT, RAY_PORT, DASHBOARD_PORT, METRICS_PORT, API_PORT, PROMETHEUS_PORT. CPUS for Ray.
 set -euo pipefail
 
-usage() { sed -n '2,8s/^# //p' "$0" >&2; exit 2; }
+usage() { sed -n '2,9s/^# //p' "$0" >&2; exit 2; }
 [ $# -eq 2 ] || usage
 here="$(cd "$(dirname "$0")" && pwd)"
 bin="${MMVA_BIN:-$(dirname "$(command -v mmva || echo "$here/../.venv/bin/mmva")")}"
 
 : "${S3_PORT:=8333}" "${POSTGRES_PORT:=5433}" "${MLFLOW_PORT:=5000}" "${RAY_PORT:=6379}" "${DASHBOARD_PORT:=8265}"
-: "${METRICS_PORT:=8080}" "${PROMETHEUS_PORT:=9090}" "${CPUS:=4}"
-parts=(storage postgres mlflow ray prometheus)
+: "${METRICS_PORT:=8080}" "${API_PORT:=8000}" "${PROMETHEUS_PORT:=9090}" "${CPUS:=4}"
+parts=(storage postgres mlflow ray api prometheus)
 
 say() { echo "local.sh: $*" >&2; }
 started_at() { awk '{print $22}' "/proc/$1/stat" 2>/dev/null || true; } # a pid alone may be somebody else's by now
@@ -43,30 +44,47 @@ await() { # part seconds command...: until the command succeeds
 }
 
 answers() { "$bin/python" -c 'import socket, sys; socket.create_connection(("127.0.0.1", int(sys.argv[1])), 2)' "$1"; }
-secret() { [ -f "$dir/secrets/$1" ] || (umask 077; head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$dir/secrets/$1"); }
+healthy() { "$bin/python" -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=2)' "$1"; }
 as_postgres() { if [ "$(id -u)" = 0 ]; then setpriv --reuid=postgres --regid=postgres --init-groups "$@"; else "$@"; fi; }
 
-write_files() {
-  local access; access="local$(head -c 8 "$dir/secrets/s3")"
-  cat > "$dir/secrets/identities.json" <<EOF
-{"identities": [{"name": "mmva", "credentials": [{"accessKey": "$access", "secretKey": "$(cat "$dir/secrets/s3")"}],
+secret() { [ -f "$1" ] || (umask 077; head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$1"); }
+
+write_secrets() { # folder
+  mkdir -p "$1"; chmod 700 "$1"
+  for name in s3 postgres ray api metrics; do secret "$1/$name"; done
+  [ -f "$1/identities.json" ] || (umask 077; cat > "$1/identities.json" <<EOF
+{"identities": [{"name": "mmva", "credentials": [{"accessKey": "mmva", "secretKey": "$(cat "$1/s3")"}],
  "actions": ["Admin", "Read", "Write", "List", "Tagging"]}]}
 EOF
+  )
+  # The API knows its keys by their digests alone; more of them are yours to add: mmva serve --new-key NAME --set keys_file=...
+  [ -f "$1/keys.yaml" ] || (umask 077; cat > "$1/keys.yaml" <<EOF
+keys:
+- {name: local, scopes: [read, annotate], sha256: $(sha256sum < "$1/api" | cut -d ' ' -f 1)}
+- {name: prometheus, scopes: [read], sha256: $(sha256sum < "$1/metrics" | cut -d ' ' -f 1)}
+EOF
+  )
+}
+
+write_files() {
   cat > "$dir/settings.yaml" <<EOF
 home: $dir/home
 storage: {s3_endpoint: "http://127.0.0.1:$S3_PORT"}
 tracking: {uri: "http://127.0.0.1:$MLFLOW_PORT"}
 EOF
   cat > "$dir/env" <<EOF
-export AWS_ACCESS_KEY_ID=$access AWS_SECRET_ACCESS_KEY="\$(cat '$dir/secrets/s3')" AWS_EC2_METADATA_DISABLED=true
+export AWS_ACCESS_KEY_ID=mmva AWS_SECRET_ACCESS_KEY="\$(cat '$dir/secrets/s3')" AWS_EC2_METADATA_DISABLED=true
 export MMVA_SETTINGS='$dir/settings.yaml' RAY_API_SERVER_ADDRESS=http://127.0.0.1:$DASHBOARD_PORT
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH='$dir/secrets/ray' RAY_USAGE_STATS_ENABLED=0 MLFLOW_DISABLE_TELEMETRY=true
+export MMVA_API=http://127.0.0.1:$API_PORT MMVA_API_KEY="\$(cat '$dir/secrets/api')"
 export PATH='$bin':"\$PATH"
 EOF
-  chmod 600 "$dir/env" "$dir/secrets/identities.json"
+  chmod 600 "$dir/env"
   mkdir -p "$dir/prometheus/targets"
   cp "$here"/prometheus/prometheus.yaml "$here"/prometheus/alerts.yaml "$dir/prometheus/"
+  install -m 600 "$dir/secrets/metrics" "$dir/prometheus/api.key"
   echo "[{\"targets\": [\"127.0.0.1:$METRICS_PORT\"]}]" > "$dir/prometheus/targets/ray.json"
+  echo "[{\"targets\": [\"127.0.0.1:$API_PORT\"]}]" > "$dir/prometheus/targets/api.json"
 }
 
 start_storage() {
@@ -114,7 +132,7 @@ start_mlflow() {
   local part=mlflow
   if ! running "$part"; then
     MLFLOW_BACKEND_STORE_URI="postgresql+pg8000://mlflow:$(cat "$dir/secrets/postgres")@127.0.0.1:$POSTGRES_PORT/postgres" \
-      AWS_ACCESS_KEY_ID="local$(head -c 8 "$dir/secrets/s3")" AWS_SECRET_ACCESS_KEY="$(cat "$dir/secrets/s3")" \
+      AWS_ACCESS_KEY_ID=mmva AWS_SECRET_ACCESS_KEY="$(cat "$dir/secrets/s3")" \
       MLFLOW_S3_ENDPOINT_URL="http://127.0.0.1:$S3_PORT" AWS_DEFAULT_REGION=us-east-1 \
       MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true \
       launch mlflow "$bin/mlflow" server --host 127.0.0.1 --port "$MLFLOW_PORT" --workers 1 \
@@ -134,6 +152,12 @@ start_ray() {
   await ray 90 answers "$DASHBOARD_PORT"
 }
 
+start_api() {
+  (. "$dir/env"; RAY_ADDRESS="127.0.0.1:$RAY_PORT" launch api "$bin/mmva" serve --config "$here/api.yaml" \
+    --set port="$API_PORT" --set keys_file="$dir/secrets/keys.yaml")
+  await api 120 healthy "http://127.0.0.1:$API_PORT/healthz"
+}
+
 start_prometheus() {
   command -v prometheus > /dev/null || { say "prometheus is not installed: no metrics are kept"; return; }
   launch prometheus prometheus --config.file="$dir/prometheus/prometheus.yaml" --storage.tsdb.path="$dir/data/prometheus" \
@@ -142,23 +166,35 @@ start_prometheus() {
 }
 
 start() {
-  mkdir -p "$dir"/{pids,logs,secrets,home,data/storage}
-  chmod 711 "$dir" "$dir/data"; chmod 700 "$dir/secrets"
-  for name in s3 postgres ray; do secret "$name"; done
+  mkdir -p "$dir"/{pids,logs,home,data/storage}
+  chmod 711 "$dir" "$dir/data"
+  write_secrets "$dir/secrets"
   write_files
-  for part in "${parts[@]}"; do "start_$part"; done
+  # What does not need each other starts at once.
+  local ray storage
+  start_ray & ray=$!
+  start_storage & storage=$!
+  start_postgres
+  wait "$storage"; start_mlflow
+  wait "$ray"; start_api
+  start_prometheus
   say "up; source $dir/env"
 }
 
 stop() {
+  end_parts api # which asks Ray to end its processes, so before Ray
+  end_parts "${parts[@]}"
+}
+
+end_parts() { # part...
   local part pid
-  for part in "${parts[@]}"; do
+  for part in "$@"; do
     if running "$part"; then
       read -r pid _ < "$dir/pids/$part"
       kill "-$([ "$part" = postgres ] && echo INT || echo TERM)" "$pid" # PostgreSQL waits for its clients on TERM
     fi
   done
-  for part in "${parts[@]}"; do
+  for part in "$@"; do
     [ -f "$dir/pids/$part" ] || continue
     read -r pid _ < "$dir/pids/$part"
     for _ in $(seq 600); do running "$part" || break; sleep 0.1; done
@@ -178,5 +214,7 @@ status() {
 case "$1" in
   start) mkdir -p "$2"; dir="$(cd "$2" && pwd)"; start ;;
   stop | status) [ -d "$2/pids" ] || { say "$2: nothing was started for it"; exit 2; }; dir="$(cd "$2" && pwd)"; "$1" ;;
+  # Compose's containers read them as users of their own; the folder keeps everybody else out.
+  secrets) write_secrets "$2"; chmod 644 "$2"/* ;;
   *) usage ;;
 esac

@@ -153,7 +153,7 @@ def _start(settings: ClusterSettings) -> None:
 
     for attempt in range(1, _START_ATTEMPTS + 1):
         try:
-            with _native_stderr_closed(), _environment(PYTHONPATH=_python_path()):
+            with _native_stderr_closed(), _environment(PYTHONPATH=worker_python_path()):
                 ray.init(
                     address="local",
                     # On a single CPU a worker and Ray Data's own tasks would never fit; logical CPUs cost nothing.
@@ -214,7 +214,7 @@ def _knock(address: str) -> None:
         socket.create_connection((place.hostname or "", place.port), timeout=_CONNECT_TIMEOUT_S).close()
 
 
-def _python_path() -> str:
+def worker_python_path() -> str:
     """PYTHONPATH by which workers find both packages, also when they run from a checkout that is not installed."""
     roots = [str(Path(str(package.__file__)).parents[1]) for package in (mmva, mmva_platform)]
     before = os.environ.get("PYTHONPATH", "")

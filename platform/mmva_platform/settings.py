@@ -95,6 +95,9 @@ class ServingSettings(Config):
     model: str = Field("models:/mmva@champion", description="followed while it is an alias")
     challenger: str | None = Field(None, description="a model that shadows a share of the traffic")
     shadow_share: float = Field(0.1, ge=0, le=1, description="share of requests that the challenger sees, too")
+    wait_for_model: bool = Field(
+        default=False, description="start without one, and answer 503 until it is there: a champion that comes later"
+    )
     follow_s: float = Field(15.0, gt=0, le=30, description="how often the registry is asked what the aliases mean")
     engine: str = Field("auto", description="auto, torch, torch-bf16, onnx, cuda or cuda-bf16")
     replicas: int = Field(1, ge=1, description="processes that hold the model, one thread each")

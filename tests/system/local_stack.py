@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import shutil
 import subprocess
@@ -9,13 +11,14 @@ import sys
 import tempfile
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 from seaweed import free_ports
 
 SCRIPT = Path(__file__).resolve().parents[2] / "deploy" / "local.sh"
 PORTS = (
     "S3_PORT", "MASTER_PORT", "VOLUME_PORT", "FILER_PORT", "POSTGRES_PORT", "MLFLOW_PORT", "RAY_PORT",
-    "DASHBOARD_PORT", "METRICS_PORT", "PROMETHEUS_PORT", "RAY_CLIENT_PORT", "RAY_AGENT_PORT",
+    "DASHBOARD_PORT", "METRICS_PORT", "API_PORT", "PROMETHEUS_PORT", "RAY_CLIENT_PORT", "RAY_AGENT_PORT",
 )  # fmt: skip
 _WEED_STEP = 10_000  # SeaweedFS listens with gRPC at each of its ports plus this
 
@@ -73,6 +76,17 @@ class LocalStack:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[port]}{path}", timeout=10) as answer:
             text: str = answer.read().decode()
         return text
+
+    def ask(self, path: str, body: Any = None, *, key: str | None = None) -> tuple[int, Any]:
+        """Status and JSON of the API's answer to a GET, or to a POST of JSON."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.ports["API_PORT"], timeout=60)
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        try:
+            connection.request("POST" if body else "GET", path, json.dumps(body) if body else None, headers)
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+        finally:
+            connection.close()
 
     def _script(self, verb: str) -> None:
         done = subprocess.run(

@@ -8,7 +8,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -17,19 +19,26 @@ from pathlib import Path
 import pytest
 from local_stack import LocalStack
 from PIL import Image
+from registry_cases import make_result
+from slow_pictures import SIZE, slow_path
 
-from mmva_platform.settings import StorageSettings
+from mmva_platform.settings import Settings, StorageSettings, TrackingSettings
 from mmva_platform.storage import Storage, open_storage
+from mmva_platform.tracking.registry import register
+from mmva_platform.tracking.runs import log_training_run
 
 pytestmark = pytest.mark.system
 
-PICTURES = 200
+PICTURES = 100
+DECODING_S = 0.3  # a shard of four is under way for over a second: a stop comes into the middle of the run
 SECRET = "a-password-that-nobody-may-read"
 
 
 @pytest.fixture(scope="module")
-def stack() -> Iterator[LocalStack]:
-    servers = LocalStack({"CLUSTER_PASSWORD": SECRET})
+def stack(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    ours = os.pathsep.join(map(str, (repository, repository / "platform")))
+    path = slow_path(tmp_path_factory.mktemp("slow") / "path", DECODING_S, ours)
+    servers = LocalStack({"CLUSTER_PASSWORD": SECRET, "PYTHONPATH": path})
     servers.start()
     yield servers
     servers.stop()
@@ -37,10 +46,10 @@ def stack() -> Iterator[LocalStack]:
 
 @pytest.fixture(scope="module")
 def catalog(stack: LocalStack) -> str:
-    """Large pictures, so that each takes some time, all different by what stands behind their end; one is broken."""
+    """Pictures that take their time, all different by what stands behind their end; one is broken."""
     media = storage(stack, "s3://media/catalog")
     buffer = io.BytesIO()
-    Image.new("RGB", (2000, 2000), (200, 120, 90)).save(buffer, "PNG")
+    Image.new("RGB", SIZE, (200, 120, 90)).save(buffer, "PNG")
     for index in range(PICTURES):
         media.write(f"{index:04d}.png", buffer.getvalue() + str(index).encode())
     media.write("broken.jpg", b"\xff\xd8\xff not a picture")
@@ -51,6 +60,28 @@ def storage(stack: LocalStack, uri: str) -> Storage:
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_EC2_METADATA_DISABLED")
     os.environ.update({name: stack.environment[name] for name in names})
     return open_storage(uri, StorageSettings(s3_endpoint=f"http://127.0.0.1:{stack.ports['S3_PORT']}"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plain_job(
+    stack: LocalStack, tiny_bundle: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """`ray job submit` by itself and where it writes; it runs beside the others, who wait for their own jobs."""
+    folder = tmp_path_factory.mktemp("plain")
+    (folder / "catalog").mkdir()
+    (folder / "catalog" / "a.txt").write_text("calm piano")
+    command = [
+        *(Path(sys.executable).with_name("ray"), "job", "submit", "--working-dir", repository / "jobs", "--"),
+        *("env", f"PYTHONPATH={repository}{os.pathsep}{repository / 'platform'}", "python", "annotate.py"),
+        *("--home", folder / "home", "--set", f"catalog={folder / 'catalog'}", "--set", f"model={tiny_bundle}"),
+        *("--set", f"out={folder / 'out'}", "--set", "engine=torch"),
+    ]
+    with subprocess.Popen(
+        [str(word) for word in command], env=stack.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:  # fmt: skip
+        yield process, folder / "out"
+        process.kill()
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +110,7 @@ def test_stop_drains_the_shards_under_way_and_the_same_job_goes_on(
     # The client ends, the job does not.
     stack.mmva(*submit, *secret, "--no-wait", "--name", "drained", *verb, "--workers", "1")
     deadline = time.monotonic() + 120
-    while 'result="ok"' not in stack.read("METRICS_PORT", "/metrics"):
+    while not re.search(r'items_total{[^}]*modality="image"', stack.read("METRICS_PORT", "/metrics")):
         assert time.monotonic() < deadline, stack.mmva("jobs", "logs", "drained")
         time.sleep(0.2)  # until a deadline, not for a time
     told = stack.read("METRICS_PORT", "/metrics")
@@ -105,16 +136,11 @@ def test_stop_drains_the_shards_under_way_and_the_same_job_goes_on(
     assert SECRET not in "".join([logs, said, told, json.dumps(jobs), *records])
 
 
-def test_the_plain_way_is_as_good(stack: LocalStack, tiny_bundle: Path, tmp_path: Path, repository: Path) -> None:
-    (tmp_path / "catalog").mkdir()
-    (tmp_path / "catalog" / "a.txt").write_text("calm piano")
-    stack.run(
-        *(Path(sys.executable).with_name("ray"), "job", "submit", "--working-dir", repository / "jobs", "--"),
-        *("env", f"PYTHONPATH={repository}{os.pathsep}{repository / 'platform'}", "python", "annotate.py"),
-        *("--home", tmp_path / "home", "--set", f"catalog={tmp_path / 'catalog'}", "--set", f"model={tiny_bundle}"),
-        *("--set", f"out={tmp_path / 'out'}", "--set", "engine=torch"),
-    )
-    assert json.loads((tmp_path / "out" / "MANIFEST.json").read_text())["totals"]["ok"] == 1
+def test_the_plain_way_is_as_good(plain_job: tuple[subprocess.Popen[str], Path]) -> None:
+    process, out = plain_job
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert json.loads((out / "MANIFEST.json").read_text())["totals"]["ok"] == 1
 
 
 def test_without_the_token_nothing_is_told(stack: LocalStack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,26 +149,52 @@ def test_without_the_token_nothing_is_told(stack: LocalStack, monkeypatch: pytes
 
 
 def test_runs_and_numbers_have_their_places(stack: LocalStack) -> None:
-    assert "no versions" in stack.mmva("models", "list")  # MLflow answers, out of PostgreSQL
-    assert stack.status() == dict.fromkeys(["storage", "postgres", "mlflow", "ray", "prometheus"], "up")
+    assert stack.status() == dict.fromkeys(["storage", "postgres", "mlflow", "ray", "api", "prometheus"], "up")
     targets = json.loads(stack.read("PROMETHEUS_PORT", "/api/v1/targets"))["data"]["activeTargets"]
-    assert [(target["labels"]["job"], target["health"]) for target in targets] == [("ray", "up")]
+    # The API's only with the key for it.
+    assert {(target["labels"]["job"], target["health"]) for target in targets} == {("ray", "up"), ("mmva-api", "up")}
+    told = json.loads(stack.read("PROMETHEUS_PORT", "/api/v1/label/__name__/values"))["data"]
+    assert {"mmva_requests_total", "ray_mmva_annotate_items_total", "ray_node_mem_used"} <= set(told)
     rules = json.loads(stack.read("PROMETHEUS_PORT", "/api/v1/rules"))["data"]["groups"]
     assert {group["name"] for group in rules} == {"annotation", "api", "cluster"}
+
+
+def test_the_api_waits_for_a_champion_and_answers_with_it(stack: LocalStack, catalog: str, tmp_path: Path) -> None:
+    key = stack.environment["MMVA_API_KEY"]
+    items = {"items": [{"id": "a", "caption": "calm piano"}, {"id": "b", "uri": f"{catalog}/0000.png"}]}
+    assert stack.ask("/v1/annotate", items)[0] == 401
+    assert stack.ask("/readyz") == (503, {"status": "loading"})
+    status, said = stack.ask("/v1/annotate", items, key=key)
+    assert (status, said["error"]["code"]) == (503, "model-unavailable")
+    assert stack.ask("/v1/models", key=key)[1]["versions"] == []  # MLflow answers, out of PostgreSQL
+
+    storage(stack, "s3://media")  # sets the credentials
+    tracking = TrackingSettings(uri=f"http://127.0.0.1:{stack.ports['MLFLOW_PORT']}")
+    settings = Settings(home=tmp_path / "home", tracking=tracking)
+    register(log_training_run(make_result(tmp_path, name="first"), settings, predictions={}), settings)
+    stack.mmva("models", "promote", "1", "--reason", "the first one")
+    deadline = time.monotonic() + 60
+    while stack.ask("/readyz")[0] != 200:
+        assert time.monotonic() < deadline, (stack.folder / "logs" / "api.log").read_text()
+        time.sleep(0.2)  # until a deadline, not for a time
+    status, said = stack.ask("/v1/annotate", items, key=key)
+    assert status == 200, said
+    assert [(row["id"], row["modality"]) for row in said["items"]] == [("a", "caption"), ("b", "image")]
+    assert all(0 <= row["valence"] <= 1 for row in said["items"])
 
 
 def test_the_doctor_finds_nothing_wrong_with_it(stack: LocalStack) -> None:
     found = json.loads(stack.mmva("doctor", "--storage", "s3://work/outputs", "--json"))
     verdicts = {finding["check"]: finding["verdict"] for finding in found}
-    assert verdicts["storage"] == verdicts["clock"] == verdicts["cluster"] == verdicts["token"] == "ok", found
-    assert verdicts["tracking"] == "warning"  # there is no champion yet
+    services = ("storage", "clock", "cluster", "token", "tracking")
+    assert {service: verdicts[service] for service in services} == dict.fromkeys(services, "ok"), found
 
 
 def test_a_part_that_died_is_seen_and_started_again_and_strangers_are_left_alone(stack: LocalStack) -> None:
     os.kill(stack.pid("prometheus"), signal.SIGKILL)
     while stack.status()["prometheus"] == "up":
         time.sleep(0.05)  # until it is gone; the kernel decides when
-    others = {part: stack.pid(part) for part in ("storage", "postgres", "mlflow", "ray")}
+    others = {part: stack.pid(part) for part in ("storage", "postgres", "mlflow", "ray", "api")}
     # Its number may be anybody's by now: ours must not end who has it.
     (stack.folder / "pids" / "prometheus").write_text(f"{os.getpid()} 1\n")
     assert stack.status()["prometheus"] == "down"

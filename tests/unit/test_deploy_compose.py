@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from mmva_platform.serving.keys import Caller, Keyring
+from mmva_platform.settings import ServingSettings, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -49,19 +54,56 @@ def test_our_image_is_the_dockerfiles(compose: dict[str, Any]) -> None:
 
 def test_secrets_are_files_that_are_declared_and_stay_out_of_git(compose: dict[str, Any]) -> None:
     declared = compose["secrets"]
-    assert all(secret["file"].startswith("./secrets/") for secret in declared.values())
     assert "/deploy/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
     for name, service in compose["services"].items():
-        assert set(service.get("secrets", [])) <= set(declared), name
+        given = {place["source"] if isinstance(place, dict) else place for place in service.get("secrets", [])}
+        assert given <= set(declared), name
         text = json.dumps([service.get("environment", {}), service.get("command", "")])
-        for used in re.findall(r"/run/secrets/(\w+)", text):
-            assert used in service["secrets"], name
+        assert set(re.findall(r"/run/secrets/(\w+)", text)) <= given, name
         for key, value in service.get("environment", {}).items():
             assert not re.search("PASSWORD$|SECRET|TOKEN$", key), f"{name}: {key}={value}"
 
 
+def test_local_sh_makes_every_secret_once_and_the_apis_keys_by_digest(compose: dict[str, Any], tmp_path: Path) -> None:
+    for _ in range(2):
+        subprocess.run([DEPLOY / "local.sh", "secrets", tmp_path / "secrets"], check=True)
+        made = {f"./secrets/{file.name}": file.read_text() for file in (tmp_path / "secrets").iterdir()}
+    assert {secret["file"] for secret in compose["secrets"].values()} | {"./secrets/api"} == set(made)
+    assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
+    [identity] = json.loads(made["./secrets/identities.json"])["identities"]
+    assert identity["credentials"][0]["secretKey"] == made["./secrets/s3"]
+    access = {service["environment"].get("AWS_ACCESS_KEY_ID") for service in ours(compose).values()}
+    assert access == {identity["credentials"][0]["accessKey"]}
+    keys = Keyring((), tmp_path / "secrets" / "keys.yaml")
+    for secret, name, scopes in (("api", "local", {"read", "annotate"}), ("metrics", "prometheus", {"read"})):
+        caller = keys.find(f"Bearer {made[f'./secrets/{secret}']}", "GET")
+        assert caller == Caller(name, frozenset(scopes))
+        assert made[f"./secrets/{secret}"] not in made["./secrets/keys.yaml"]
+
+
+def test_the_api_is_mmva_serve_with_settings_that_are_some(compose: dict[str, Any]) -> None:
+    [command] = compose["services"]["api"]["command"]
+    words = shlex.split(command.partition("exec ")[2])
+    assert words[:4] == ["mmva", "--home", "/tmp/mmva", "serve"]
+    changes = [word for flag, word in pairwise(words) if flag == "--set"]
+    serving = load_config(ServingSettings, DEPLOY / "api.yaml", changes)
+    assert f"127.0.0.1:{serving.port}:{serving.port}" in compose["services"]["api"]["ports"]
+    assert f"./api.yaml:{words[words.index('--config') + 1]}:ro" in compose["services"]["api"]["volumes"]
+    assert serving.keys_file == Path("/run/secrets/keys")
+    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text())
+    [api] = [job for job in config["scrape_configs"] if job["job_name"] == "mmva-api"]
+    key = {"source": "metrics", "target": f"/etc/prometheus/{api['authorization']['credentials_file']}"}
+    assert key in compose["services"]["prometheus"]["secrets"]
+
+
+def ours(compose: dict[str, Any]) -> dict[str, Any]:
+    """Services of our own image."""
+    return {name: service for name, service in compose["services"].items() if "mmva-platform" in service["image"]}
+
+
 def test_tokens_and_order(compose: dict[str, Any]) -> None:
-    assert compose["services"]["ray"]["environment"]["RAY_AUTH_MODE"] == "token"
+    for name in ("ray", "api"):
+        assert compose["services"][name]["environment"]["RAY_AUTH_MODE"] == "token"
     for name, service in compose["services"].items():
         for needed, condition in service.get("depends_on", {}).items():
             assert condition == {"condition": "service_healthy"}, name

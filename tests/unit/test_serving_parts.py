@@ -125,6 +125,19 @@ def test_a_challenger_may_come_later_and_go() -> None:
         ModelHost("models:/mmva@x", Settings(), resolve=registry.resolve, load=registry.load)
 
 
+def test_a_champion_may_come_later_and_then_stays() -> None:
+    registry = Registry()
+    registry.error = UsageError("no such alias")
+    host = ModelHost("models:/mmva@champion", Settings(), wait=True, resolve=registry.resolve, load=registry.load)
+    assert host.model is None
+    registry.error = None
+    assert host.look()
+    registry.error = UsageError("no such alias")
+    with pytest.raises(UsageError):
+        host.look()
+    assert host.model is not None
+
+
 def test_following_goes_on_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = Registry()
     settings = Settings(serving=ServingSettings(follow_s=0.01))

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mmva.errors import UsageError
 from mmva_platform.cli.main import run
 from mmva_platform.settings import validate
-from mmva_platform.submission import JobRequest, Submission, choose_files, make_submission, write_package
+from mmva_platform.submission import JobRequest, Jobs, Submission, choose_files, make_submission, write_package
 from mmva_platform.submission.lock import locked_requirements
 
 
@@ -105,6 +106,10 @@ class TestSubmission:
         sent = submission(project, cpus=2, memory_gb=1.5, image="registry/mmva:1", name="nightly")
         assert sent.resources == {"entrypoint_num_cpus": 2, "entrypoint_memory": 3 * 2**29}
         assert (sent.runtime_env["image_uri"], sent.submission_id) == ("registry/mmva:1", "nightly")
+        assert (sent.package.files, sent.runtime_env["env_vars"].get("PYTHONPATH")) == ((), None)
+        assert "none beside an image" in sent.to_text()
+        with pytest.raises(UsageError, match="leave --settings out"):
+            submission(project, image="x", settings=project / "settings.yaml")
         assert "--submission-id nightly" in sent.to_text()
 
     def test_words_survive_the_shell(self, project: Path) -> None:
@@ -125,6 +130,43 @@ class TestSubmission:
         (tmp_path / "lock.txt").write_text("numpy>=2\n")
         with pytest.raises(UsageError, match=r"line 1: 'numpy>=2' is not name==version"):
             locked_requirements(tmp_path / "lock.txt", "mmva-platform")
+
+
+@pytest.mark.parametrize("options", [{}, {"lock": "constraints.txt"}, {"image": "registry/mmva:1"}], ids=str)
+def test_ray_takes_the_environment_as_it_is_sent(
+    repository: Path, project: Path, options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's own validation and what its client would post; no pip and no podman has run here."""
+    from ray.job_submission import JobSubmissionClient
+    from ray.runtime_env import RuntimeEnv
+
+    if "lock" in options:
+        options = {"lock": str(repository / options["lock"])}
+    sent = submission(project, secrets=("HF_TOKEN",), **options)
+    posted: dict[str, Any] = {}
+    # What needs a server: the connection, the upload of the package, the answer.
+    monkeypatch.setattr(JobSubmissionClient, "_check_connection_and_version", lambda *_arguments, **_: None)
+    monkeypatch.setattr(JobSubmissionClient, "_upload_package_if_needed", lambda *_arguments, **_: None)
+    monkeypatch.setattr(
+        JobSubmissionClient, "_do_request", lambda _self, _method, _path, **given: posted.update(given) or Accepted()
+    )
+    assert Jobs("http://127.0.0.1:9").submit(sent) == "job"
+    environment = RuntimeEnv(**posted["json_data"]["runtime_env"])  # validated as on the cluster
+    assert environment.env_vars()["HF_TOKEN"] == "${HF_TOKEN}"
+    assert ("working_dir" in environment) == ("image" not in options)
+    if "lock" in options:
+        assert environment["pip"]["pip_install_options"] == ["--no-deps"]
+        assert environment["pip"]["packages"] == sent.runtime_env["pip"]["packages"]
+
+
+class Accepted:
+    """A job server's answer."""
+
+    status_code = 200
+
+    @staticmethod
+    def json() -> dict[str, str]:
+        return {"submission_id": "job", "job_id": "job"}
 
 
 class TestCommand:

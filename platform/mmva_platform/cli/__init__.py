@@ -1,1 +1,11 @@
 """`mmva`: one module per noun, no logic."""
+
+import platform
+import sys
+
+if not hasattr(platform, "system"):  # nothing would import from here on, least of all the doctor
+    sys.stderr.write(
+        f"mmva: `import platform` finds {platform.__file__} instead of Python's own module: remove that file, or the "
+        "folder above it from PYTHONPATH\n"
+    )
+    raise SystemExit(1)

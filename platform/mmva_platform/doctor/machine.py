@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import resource
@@ -17,6 +16,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from packaging.requirements import Requirement
 
+from mmva_platform.cluster import worker_python_path
 from mmva_platform.doctor.findings import Finding, broken, ok, warning
 
 _OPEN_FILES: Final = 4096
@@ -33,15 +33,15 @@ def python() -> Finding:
 
 
 def standard_library() -> Finding:
-    """Whether something stands before Python's own `platform` module."""
-    found = importlib.util.find_spec("platform")
-    origin = (found.origin if found else None) or "nothing"
-    if "mmva" in Path(origin).parts or not Path(origin).name.startswith("platform."):
-        return broken(
-            "standard library",
-            f"`import platform` finds {origin}",
-            "remove platform/__init__.py (the folder is a source root), or the folder from PYTHONPATH",
-        )
+    """Whether something stands before Python's own `platform` module in workers, who get a path of their own."""
+    for folder in (Path.cwd(), *map(Path, worker_python_path().split(os.pathsep))):
+        package = folder / "platform" / "__init__.py"
+        if package.exists():
+            return broken(
+                "standard library",
+                f"in workers `import platform` finds {package}, and nothing starts",
+                "remove that file (the folder is a source root), or the folder above it from PYTHONPATH",
+            )
     return ok("standard library", "not shadowed")
 
 

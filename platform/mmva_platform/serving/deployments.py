@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections import OrderedDict
@@ -18,6 +19,7 @@ from ray import serve
 from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
+from mmva.errors import OperationFailed
 from mmva_platform.annotation.plan import ModelInfo
 from mmva_platform.annotation.publish import generations
 from mmva_platform.serving.app import create_app
@@ -46,7 +48,7 @@ class Replica:
 
     def __init__(self, uri: str, settings: Settings, *, optional: bool = False) -> None:
         os.nice(_NICE)
-        self._host = ModelHost(uri, settings, optional=optional)
+        self._host = ModelHost(uri, settings, optional=optional, wait=settings.serving.wait_for_model)
         self._host.follow()
         self._settings = settings
         self._work = ThreadPoolExecutor(1, thread_name_prefix="mmva-infer")
@@ -101,7 +103,7 @@ class Replica:
 
     def _ready(self) -> ServedModel:
         if self._host.model is None:
-            raise ReplicaLostError
+            raise OperationFailed("there is no model yet")
         return self._host.model
 
 
@@ -173,6 +175,7 @@ class FrontReplica:
             compare=partial(_ask, challenger.compare) if challenger is not None else None,
         )
         self._report = report
+        self._jobs = job_queue(settings)
         self._looking = asyncio.create_task(self._keep_looking())
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -181,16 +184,18 @@ class FrontReplica:
             settings=settings,
             keyring=Keyring(settings.serving.keys, keys_file(settings)),
             models=self._front,
-            jobs=job_queue(settings),
+            jobs=self._jobs,
             report=Kept(self._make_report, settings),
             open_index=Kept(self._open_index, settings),
         )
         return create_app(services, self._metrics, lambda: self._front.known)
 
     async def _keep_looking(self) -> None:
-        """Learn of a new model also when nobody sends items."""
+        """Learn of a new model also when nobody sends items, and of the queue."""
         while True:
             await self._front.current()
+            with contextlib.suppress(OperationFailed):  # storage that is away: the numbers stay as they were
+                self._metrics.jobs(await asyncio.to_thread(self._jobs.states))
             await asyncio.sleep(_LOOK_S)
 
     def _open_index(self, uri: str) -> Any:

@@ -28,6 +28,7 @@ class ModelHost:
         settings: Settings,
         *,
         optional: bool = False,
+        wait: bool = False,
         resolve: Callable[[str, Settings], ResolvedModel] = resolve_model,
         load: Callable[[ResolvedModel, Settings], ServedModel] = ServedModel,
     ) -> None:
@@ -36,12 +37,13 @@ class ModelHost:
         Args:
             uri: As resolve_model takes it.
             settings: Registry, home, serving.
-            optional: There may be no such model yet; the following finds it later.
+            optional: There may be no such model now, or at any time; the following finds it later.
+            wait: There may be no such model at first; once there is one, it stays until another can be loaded.
             resolve: Instead of resolve_model.
             load: Instead of ServedModel.
 
         Raises:
-            UsageError, CheckFailed, OperationFailed: If there is none, or it cannot be loaded, and it is not optional.
+            UsageError, CheckFailed, OperationFailed: If there is none that loads, and it may not come later.
         """
         self._uri, self._settings, self._resolve, self._load = uri, settings, resolve, load
         self._optional = optional
@@ -49,13 +51,14 @@ class ModelHost:
         self._stop = threading.Event()
         try:
             self.look()
-        except _EXPECTED:
-            if not optional:
+        except _EXPECTED as error:
+            if not (optional or wait):
                 raise
+            logger.warning("%s: waiting for it (%s)", uri, error)
 
     @property
     def model(self) -> ServedModel | None:
-        """The model that answers; None only for an optional one that is not there."""
+        """The model that answers; None only for one that may come later and has not."""
         return self._model
 
     def look(self) -> bool:

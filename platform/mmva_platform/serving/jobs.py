@@ -161,6 +161,11 @@ class JobQueue:
         """All jobs, by the time they were last asked for."""
         return sorted(self._read().values(), key=lambda job: job.submission.at)
 
+    def states(self) -> dict[str, int]:
+        """How many jobs there are in each state."""
+        counts = Counter(job.state for job in self._read().values())
+        return {state: counts[state] for state in _STATES.values()}
+
     def is_published(self, job: Job) -> bool:
         """Whether a job's run directory holds a published annotation."""
         return open_storage(job.spec.out, self._settings).exists(MANIFEST_FILE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -30,6 +31,7 @@ class Metrics:
         )
         self._shed = Counter("mmva_shed", "answered 429 or 503 at once", ("what", "replica"), registry=kept)
         self._in_flight = Gauge("mmva_items_in_flight", "items in work", ("replica",), registry=kept)
+        self._jobs = Gauge("mmva_jobs", "annotation jobs by state", ("state", "replica"), registry=kept)
         self._model = Gauge(
             "mmva_model_info",
             "which model answers",
@@ -66,6 +68,11 @@ class Metrics:
     def in_flight(self, items: int) -> None:
         """Say how many items are in work."""
         self._in_flight.labels(self._replica).set(items)
+
+    def jobs(self, states: Mapping[str, int]) -> None:
+        """Say how many jobs there are in each state."""
+        for state, count in states.items():
+            self._jobs.labels(state, self._replica).set(count)
 
     def replica_lost(self) -> None:
         """Count a model replica that died with requests in work."""

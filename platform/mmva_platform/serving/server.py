@@ -60,7 +60,8 @@ def serve_until_stopped(settings: Settings, report: Report) -> None:
     """Serve until SIGINT or SIGTERM; jobs that run then go on at the next start."""
     from mmva_platform.tracking.registry import resolve_model
 
-    resolve_model(settings.serving.model, settings)  # says in one line what replicas would say in a traceback
+    if not settings.serving.wait_for_model:
+        resolve_model(settings.serving.model, settings)  # says in one line what replicas would say in a traceback
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

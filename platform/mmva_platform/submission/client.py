@@ -81,8 +81,9 @@ class Jobs:
             UsageError: If the name is taken, or the cluster refuses the submission.
         """
         with tempfile.TemporaryDirectory(prefix="mmva-job-") as folder:
-            archive = Path(folder) / "working-dir.zip"
-            write_package(submission.package, archive)
+            archive = Path(folder) / "working-dir.zip" if submission.package.files else None
+            if archive:
+                write_package(submission.package, archive)
             deadline = time.monotonic() + _AGENT_WAIT_S
             while True:
                 try:
@@ -152,12 +153,13 @@ class Jobs:
         with self._explained():
             self._client.stop_job(job)
 
-    def _submitted(self, submission: Submission, archive: Path) -> str:
+    def _submitted(self, submission: Submission, archive: Path | None) -> str:
+        directory = {"working_dir": str(archive)} if archive else {}
         with self._explained():
             return str(
                 self._client.submit_job(
                     entrypoint=submission.entrypoint,
-                    runtime_env={**submission.runtime_env, "working_dir": str(archive)},
+                    runtime_env={**submission.runtime_env, **directory},
                     metadata=submission.metadata,
                     submission_id=submission.submission_id,
                     **submission.resources,

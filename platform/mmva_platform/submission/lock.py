@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -28,7 +29,7 @@ def locked_requirements(lock: Path, package: str) -> list[str]:
         UsageError: If the file cannot be read or a line is no pin.
     """
     pins = _read(lock)
-    needed = _closure(package)
+    needed = closure([package])
     return sorted(pin for name, pin in pins.items() if (not needed or name in needed) and name not in _THE_CLUSTERS_OWN)
 
 
@@ -48,10 +49,10 @@ def _read(lock: Path) -> dict[str, str]:
     return pins
 
 
-def _closure(package: str) -> set[str]:
-    """Canonical names of everything that an installed distribution requires here; empty if it is not installed."""
+def closure(requirements: Iterable[str]) -> set[str]:
+    """Canonical names of everything installed that these require here, themselves included."""
     found: set[str] = set()
-    waiting = [(package, frozenset[str]())]
+    waiting = [(wanted.name, frozenset(wanted.extras)) for wanted in map(Requirement, requirements)]
     seen: set[tuple[str, frozenset[str]]] = set()
     while waiting:
         entry = waiting.pop()
@@ -60,11 +61,11 @@ def _closure(package: str) -> set[str]:
         seen.add(entry)
         name, extras = entry
         try:
-            requirements = metadata.requires(name) or []
+            further = metadata.requires(name) or []
         except metadata.PackageNotFoundError:
             continue
         found.add(canonicalize_name(name))
-        for text in requirements:
+        for text in further:
             requirement = Requirement(text)
             wanted = any(
                 requirement.marker is None or requirement.marker.evaluate({"extra": extra}) for extra in extras | {""}

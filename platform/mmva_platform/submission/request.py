@@ -38,7 +38,7 @@ class JobRequest(Config):
     exclude: tuple[str, ...] = Field((), description="patterns in gitignore's language")
     max_mb: float = Field(100.0, gt=0, description="largest working directory, in MB before compression")
     lock: Path | None = Field(None, description="pip installs these exact versions on the cluster, for this job")
-    image: str | None = Field(None, description="container image that the job's processes run in")
+    image: str | None = Field(None, description="container image that the job's processes run in; no files go with it")
     cpus: float | None = Field(None, ge=0, description="of the driver; with 0 it runs on the head")
     gpus: float | None = Field(None, ge=0, description="of the driver")
     memory_gb: float | None = Field(None, gt=0, description="of the driver")
@@ -75,9 +75,10 @@ class Submission:
     def to_text(self) -> str:
         """For a person; the plain `ray job submit` that comes to the same stands last."""
         size = f"{len(self.package.files)} files, {self.package.size / 1e6:.2f} MB before compression"
+        sent = f"{self.package.directory}, {size}" if self.package.files else "none; Ray sends none beside an image"
         lines = [
             f"entry point: {self.entrypoint}",
-            f"working directory: {self.package.directory}, {size}",
+            f"working directory: {sent}",
             *(f"{key}: {value:g}" for key, value in self.resources.items()),
             *(f"environment: {name}={value}" for name, value in sorted(self.runtime_env["env_vars"].items())),
         ]
@@ -94,31 +95,27 @@ class Submission:
         if self.submission_id:
             options["--submission-id"] = self.submission_id
         pairs = [word for option in options.items() for word in option]
-        environment = json.dumps(self.runtime_env)
-        return [
-            "ray",
-            "job",
-            "submit",
-            "--working-dir",
-            str(self.package.directory),
-            *pairs,
-            "--runtime-env-json",
-            environment,
-        ]
+        directory = ["--working-dir", str(self.package.directory)] if self.package.files else []
+        return ["ray", "job", "submit", *directory, *pairs, "--runtime-env-json", json.dumps(self.runtime_env)]
 
 
 def make_submission(request: JobRequest) -> Submission:
     """Choose the files and spell out the submission; nothing is sent.
 
     Raises:
-        UsageError: For a working directory that is too large or none, a lock that is none, a lock and an image, or a
-            secret's value where its name belongs.
+        UsageError: For a working directory that is too large or none, a lock that is none, a lock or settings and an
+            image, or a secret's value where its name belongs.
     """
     _check_references(request.secrets)
     if request.lock and request.image:
         raise UsageError("jobs submit: an image brings its own packages; use --lock or --image, not both")
+    if request.image and request.settings:
+        raise UsageError(
+            "jobs submit: Ray sends no files beside an image; leave --settings out, and let MMVA_SETTINGS of the image "
+            "name a file in it"
+        )
     directory = request.working_dir.resolve()
-    package = choose_files(directory, request.exclude, request.max_mb)
+    package = Package(directory, (), 0) if request.image else choose_files(directory, request.exclude, request.max_mb)
     before: list[str] = []
     if request.settings is not None:
         load_config(Settings, request.settings)  # what is wrong with it is said here

@@ -1,0 +1,65 @@
+"""A run on a cluster that grows for it and shrinks after it: ray-cluster.yaml's kinds of node, Ray's own autoscaler."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fake_cloud import FakeCloud
+from PIL import Image
+from slow_pictures import SIZE, slow_path
+from world import MAIN, environment
+
+pytestmark = [pytest.mark.system, pytest.mark.whole]
+
+PICTURES, WORKERS = 96, 4
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> Iterator[FakeCloud]:
+    variables = environment()
+    ray = FakeCloud(variables | {"PYTHONPATH": slow_path(tmp_path / "slow", 0.5, variables["PYTHONPATH"])})
+    yield ray
+    ray.stop()
+
+
+def test_nodes_come_for_a_run_and_go_after_it(cloud: FakeCloud, tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "catalog").mkdir()
+    for number in range(PICTURES):
+        Image.new("RGB", SIZE, (number, 120, 90)).save(tmp_path / "catalog" / f"{number:03d}.png")
+    (tmp_path / "settings.yaml").write_text(
+        json.dumps({
+            "home": str(tmp_path / "home"),
+            "cluster": {"address": cloud.address, "max_cpus": 3, "stall_timeout_s": 200},
+        })
+    )  # fmt: skip
+    command = [sys.executable, "-c", MAIN, "--settings", tmp_path / "settings.yaml", "annotate", tmp_path / "catalog"]
+    options = ["--model", tiny_bundle, "--out", tmp_path / "out", "--engine", "torch", "--shard-items", "3"]
+    until(lambda: cloud.history()[-1:] == [{"cpu-worker": 1}])  # the one that stays
+    run = subprocess.run(
+        [*map(str, [*command, *options]), "--workers", str(WORKERS)],
+        env=environment(), capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    totals = json.loads((tmp_path / "out" / "MANIFEST.json").read_text())["totals"]
+    assert (totals["ok"], totals["quarantined"]) == (PICTURES, 0)
+    # A node of one CPU holds two workers, so a second one came, and no third; nobody asked for a GPU.
+    assert max(nodes.get("cpu-worker", 0) for nodes in cloud.history()) == 2
+    assert {kind for nodes in cloud.history() for kind in nodes} == {"cpu-worker"}
+    attempts = [json.loads(file.read_text())["pid"] for file in (tmp_path / "out" / "attempts").rglob("*.json")]
+    assert len(set(attempts)) == WORKERS  # the node that came has worked
+    assert len(attempts) == PICTURES // 3  # and no shard was begun twice
+    until(lambda: cloud.history()[-1] == {"cpu-worker": 1})
+
+
+def until(what: Callable[[], bool], seconds: float = 90.0) -> None:
+    """Wait for a condition."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)  # until a deadline, not for a time
