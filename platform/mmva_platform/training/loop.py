@@ -139,6 +139,7 @@ class Wishes:
 
     stop: bool = False
     save: bool = False
+    look: bool = False
 
 
 class Watcher(Protocol):
@@ -271,12 +272,12 @@ def _global_counts(
 ) -> Callable[[], tuple[torch.Tensor, Wishes]]:
     """Values in each loss term over all ranks, which need no predictions; wishes travel along."""
     counts_T = torch.stack([loss_counts(present, recipe.loss) for present in share.present]).sum(dim=0)
-    asked_2 = torch.tensor([wishes.stop, wishes.save], dtype=counts_T.dtype, device=counts_T.device)
-    summed = world.sum_later(torch.cat([counts_T, asked_2]))
+    asked_3 = torch.tensor([wishes.stop, wishes.save, wishes.look], dtype=counts_T.dtype, device=counts_T.device)
+    summed = world.sum_later(torch.cat([counts_T, asked_3]))
 
     def counted() -> tuple[torch.Tensor, Wishes]:
         together = summed()
-        return together[:-2], Wishes(stop=bool(together[-2]), save=bool(together[-1]))
+        return together[:-3], Wishes(*(asked > 0 for asked in together[-3:].tolist()))
 
     return counted
 
