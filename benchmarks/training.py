@@ -9,7 +9,8 @@ media    an epoch from media (frozen backbones, decoding included) / the same fr
          after how many epochs embedding once has paid for itself. One process each, `compact`, generated media.
 workers  two Ray workers against one, relative to what two independent processes reach together on this machine in the
          same minutes (claim: >= 0.85).
-memory   features of --items items in shared memory: bytes promised, bytes of the store, peak of the driver.
+memory   features of --items items in shared memory: bytes promised, bytes of the store, peak of the driver; then towers
+         started by their probes and an epoch over those views of the memory, batch 4096: seconds, and the peak again.
 
 Prints a line a figure to stderr and JSON to stdout; exit code 1 where a claim does not hold.
 """
@@ -353,8 +354,6 @@ def measure_media(workdir: Path, rounds: int, items: int) -> dict[str, Any]:
 
 def measure_memory(workdir: Path, items: int) -> dict[str, Any]:
     """Half of the items images, half clips without captions, through share_features; what that took."""
-    import ray
-
     from mmva_platform.cluster import ray_session
     from mmva_platform.training.memory import check_memory, share_features, shared_features
 
@@ -370,18 +369,42 @@ def measure_memory(workdir: Path, items: int) -> dict[str, Any]:
         features = shared_features(shared)
         assert not features["image"].emb_ND.flags.owndata
         took = time.perf_counter() - began
-        used = ray.available_resources().get("object_store_memory", 0.0)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return {
             "items": items,
             "embeddings_MiB": need / 2**20,
             "store_MiB": store_mb,
-            "store_free_MiB": used / 2**20,
-            "driver_peak_MiB": peak / 2**20,
             "driver_before_MiB": before / 2**20,
+            "driver_peak_MiB": peak / 2**20,
             "seconds": took,
+            **one_epoch(features),
             "claims": {},
         }
+
+
+def one_epoch(features: Any) -> dict[str, float]:
+    """Towers from their probes, then an epoch in this process; its own memory is what passes the shared embeddings."""
+    import torch
+
+    from mmva_platform.training.build import build_model, new_state
+    from mmva_platform.training.data import triplets
+    from mmva_platform.training.loop import UNWATCHED, WORLD_OF_ONE, train_epoch
+    from mmva_platform.training.source import FeatureSource
+
+    torch.set_num_threads(2)
+    recipe = recipe_of(batch_size=4096, optimizer={"ridge": "auto"})
+    train, val = triplets(features, "train"), triplets(features, "val")
+    began = time.perf_counter()
+    state = new_state(build_model(recipe, train), recipe, train, val)
+    started = time.perf_counter()
+    train_epoch(state, FeatureSource(train, val, recipe.loss.sigma), recipe, WORLD_OF_ONE, UNWATCHED)
+    return {
+        "start_s": started - began,
+        "epoch_s": time.perf_counter() - started,
+        "steps": state.done,
+        "pairs": min(len(train.image_va_N2), len(train.partner_va_M2)),
+        "trained_peak_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
 
 
 def made_embedded_dataset(folder: Path, items: int, part_rows: int = 20_000) -> str:
