@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
+import ray
 from ray.cluster_utils import Cluster
 
 from mmva_platform.settings import ClusterSettings, Settings, validate
@@ -23,10 +26,10 @@ from mmva_platform.training.recipe import Recipe
 
 EPOCHS = 6
 WAITS_IN = 3  # the epoch at whose end an elastic run of one worker waits for the second
-PATIENCE_S = 120.0
+PATIENCE_S = 180.0
 # A node is noticed dead after some 2 s instead of 15.
 QUICK = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
-NODE = {"num_cpus": 2, "object_store_memory": 100 * 2**20}  # room for one worker of 1.5 CPUs
+CPUS, STORE = 2, 100 * 2**20  # of a node: room for one worker of 1.5 CPUs
 
 
 def recipe_of(dataset: str, name: str, workers: Any) -> Recipe:
@@ -53,11 +56,23 @@ def wait_for(condition: Callable[[], Any]) -> None:
         time.sleep(0.005)
 
 
-def kill(raylet: Any) -> None:
-    """SIGKILL to a node's raylet and to all that it started, as when a machine goes."""
-    process = psutil.Process(raylet.pid)
+def add_node(address: str) -> subprocess.Popen[bytes]:
+    """A node in a process of its own."""
+    program = Path(sys.executable).with_name("ray")
+    size = [f"--num-cpus={CPUS}", f"--object-store-memory={STORE}"]
+    ports = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export")
+    free = [f"--{name}-port=0" for name in ports]  # the head, on the same machine, has the usual ones
+    command = [program, "start", f"--address={address}", *size, *free, "--block", "--disable-usage-stats"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def kill(node: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to a node and to all that it started, as when a machine goes."""
+    process = psutil.Process(node.pid)
     for each in [process, *process.children(recursive=True)]:
-        each.kill()
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
+    node.wait()
 
 
 def main(dataset: str, home: str, name: str, workers: Any) -> None:
@@ -65,9 +80,11 @@ def main(dataset: str, home: str, name: str, workers: Any) -> None:
     watching.Channel = PatientChannel  # type: ignore[misc]
     trainer._RESIZE_S = 1.0  # type: ignore[misc]
     began = time.monotonic()
-    cluster = Cluster(initialize_head=True, head_node_args=NODE | {"_system_config": QUICK})
-    node = cluster.add_node(**NODE)
-    cluster.wait_for_nodes()
+    head = {"num_cpus": CPUS, "object_store_memory": STORE, "_system_config": QUICK}
+    cluster = Cluster(initialize_head=True, connect=True, head_node_args=head)
+    nodes = [add_node(cluster.address)]
+    wait_for(lambda: ray.cluster_resources().get("CPU") == 2 * CPUS)
+    ray.shutdown()
     settings = Settings(home=Path(home), cluster=ClusterSettings(address=cluster.address))
     rows: list[dict[str, Any]] = []
     checkpoints = settings.runs_dir / name / "checkpoints"
@@ -85,12 +102,12 @@ def main(dataset: str, home: str, name: str, workers: Any) -> None:
 
     def fate() -> None:
         wait_for(lambda: in_mid_epoch() >= 4)
-        kill(node.all_processes["raylet"][0].process)
+        kill(nodes[0])
         found["lost_after_steps"] = in_mid_epoch()
         say("node killed")
         if isinstance(workers, list):
             wait_for(lambda: rows[-1]["epoch"] == WAITS_IN)
-        cluster.add_node(**NODE)
+        nodes.append(add_node(cluster.address))
         say("another is there")
 
     def progress(row: dict[str, Any]) -> None:
@@ -102,6 +119,8 @@ def main(dataset: str, home: str, name: str, workers: Any) -> None:
     result = trainer.train(recipe_of(dataset, name, workers), settings, progress=progress)
     thread.join()
     found |= {"history": result.history, "bundle": str(result.bundle_dir)}
+    for node in nodes[1:]:
+        kill(node)
     cluster.shutdown()
     json.dump(found, sys.stdout)
 
