@@ -8,8 +8,9 @@ step     a step under Ray Train with one worker / the same step in a plain PyTor
 media    an epoch from media (frozen backbones, decoding included) / the same from stored embeddings (claim: >= 50), and
          after how many epochs embedding once has paid for itself. One process each, `compact`, generated media.
 workers  two Ray workers against one, relative to what two independent processes reach together on this machine in the
-         same minutes (claim: >= 0.85).
-memory   features of --items items in shared memory: bytes promised, bytes of the store, peak of the driver.
+         same minutes (claim: >= 0.85). --batch pairs a step: what ranks tell each other does not grow with it.
+memory   features of --items items in shared memory: bytes promised, bytes of the store, peak of the driver; then towers
+         started by their probes and an epoch over those views of the memory, batch 4096: seconds, and the peak again.
 
 Prints a line a figure to stderr and JSON to stdout; exit code 1 where a claim does not hold.
 """
@@ -242,7 +243,7 @@ def measure_step(workdir: Path, rounds: int, count: int) -> dict[str, Any]:
 
 
 def _alone(seconds: Any, start: Any, count: int, rounds: int, batch_size: int) -> None:
-    loop = Loop(made_triplets(4000, 4000), recipe_of(batch_size=batch_size))
+    loop = Loop(made_triplets(8 * batch_size, 8 * batch_size), recipe_of(batch_size=batch_size))
     loop.steps(5)
     for _ in range(rounds):
         start.wait()
@@ -250,11 +251,11 @@ def _alone(seconds: Any, start: Any, count: int, rounds: int, batch_size: int) -
         start.wait()
 
 
-def measure_workers(workdir: Path, rounds: int, count: int) -> dict[str, Any]:
+def measure_workers(workdir: Path, rounds: int, count: int, batch_size: int) -> dict[str, Any]:
     """One and two Ray workers on the same global batch, and one and two processes of their own on half of it each."""
     from mmva_platform.cluster import quiet_ray_data, ray_session
 
-    train, recipe = made_triplets(4000, 4000), recipe_of(batch_size=1024)
+    train, recipe = made_triplets(8 * batch_size, 8 * batch_size), recipe_of(batch_size=batch_size)
     spawn = multiprocessing.get_context("spawn")
 
     def processes(number: int, batch_size: int) -> tuple[Any, Any, list[Any]]:
@@ -264,7 +265,7 @@ def measure_workers(workdir: Path, rounds: int, count: int) -> dict[str, Any]:
             process.start()
         return told, start, made
 
-    groups = {"one whole": processes(1, 1024), "two halves": processes(2, 512)}
+    groups = {"one whole": processes(1, batch_size), "two halves": processes(2, batch_size // 2)}
     seconds: dict[str, Seconds] = {name: [] for name in ("ray 1", "ray 2", *groups)}
     with ray_session(ClusterSettings(address="local", num_cpus=4, object_store_mb=512)):
         quiet_ray_data()
@@ -286,6 +287,7 @@ def measure_workers(workdir: Path, rounds: int, count: int) -> dict[str, Any]:
     median = {name: statistics.median(values) for name, values in seconds.items()}
     ours, theirs = median["ray 1"] / median["ray 2"], median["one whole"] / median["two halves"]
     return {
+        "batch_size": batch_size,
         "ms": {name: 1e3 * value / count for name, value in median.items()},
         "speedup_ray": ours,
         "speedup_processes": theirs,
@@ -353,8 +355,6 @@ def measure_media(workdir: Path, rounds: int, items: int) -> dict[str, Any]:
 
 def measure_memory(workdir: Path, items: int) -> dict[str, Any]:
     """Half of the items images, half clips without captions, through share_features; what that took."""
-    import ray
-
     from mmva_platform.cluster import ray_session
     from mmva_platform.training.memory import check_memory, share_features, shared_features
 
@@ -370,18 +370,42 @@ def measure_memory(workdir: Path, items: int) -> dict[str, Any]:
         features = shared_features(shared)
         assert not features["image"].emb_ND.flags.owndata
         took = time.perf_counter() - began
-        used = ray.available_resources().get("object_store_memory", 0.0)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return {
             "items": items,
             "embeddings_MiB": need / 2**20,
             "store_MiB": store_mb,
-            "store_free_MiB": used / 2**20,
-            "driver_peak_MiB": peak / 2**20,
             "driver_before_MiB": before / 2**20,
+            "driver_peak_MiB": peak / 2**20,
             "seconds": took,
+            **one_epoch(features),
             "claims": {},
         }
+
+
+def one_epoch(features: Any) -> dict[str, float]:
+    """Towers from their probes, then an epoch in this process; its own memory is what passes the shared embeddings."""
+    import torch
+
+    from mmva_platform.training.build import build_model, new_state
+    from mmva_platform.training.data import triplets
+    from mmva_platform.training.loop import UNWATCHED, WORLD_OF_ONE, train_epoch
+    from mmva_platform.training.source import FeatureSource
+
+    torch.set_num_threads(2)
+    recipe = recipe_of(batch_size=4096, optimizer={"ridge": "auto"})
+    train, val = triplets(features, "train"), triplets(features, "val")
+    began = time.perf_counter()
+    state = new_state(build_model(recipe, train), recipe, train, val)
+    started = time.perf_counter()
+    train_epoch(state, FeatureSource(train, val, recipe.loss.sigma), recipe, WORLD_OF_ONE, UNWATCHED)
+    return {
+        "start_s": started - began,
+        "epoch_s": time.perf_counter() - started,
+        "steps": state.done,
+        "pairs": min(len(train.image_va_N2), len(train.partner_va_M2)),
+        "trained_peak_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
 
 
 def made_embedded_dataset(folder: Path, items: int, part_rows: int = 20_000) -> str:
@@ -444,12 +468,13 @@ def main() -> int:
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--batch", type=int, default=1024, help="workers: pairs a step")
     parser.add_argument("--items", type=int, default=None, help="media: 300; memory: 1,000,000")
     arguments = parser.parse_args()
     arguments.workdir.mkdir(parents=True, exist_ok=True)
     measure: dict[str, Callable[[], dict[str, Any]]] = {
         "step": lambda: measure_step(arguments.workdir, arguments.rounds, arguments.steps),
-        "workers": lambda: measure_workers(arguments.workdir, arguments.rounds, arguments.steps),
+        "workers": lambda: measure_workers(arguments.workdir, arguments.rounds, arguments.steps, arguments.batch),
         "media": lambda: measure_media(arguments.workdir, min(arguments.rounds, 3), arguments.items or 300),
         "memory": lambda: measure_memory(arguments.workdir, arguments.items or 1_000_000),
     }

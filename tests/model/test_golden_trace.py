@@ -15,7 +15,7 @@ import pytest
 from mmva_platform.training.build import build_model, new_state
 from mmva_platform.training.loop import plan_epoch, train_step
 from mmva_platform.training.recipe import Recipe
-from mmva_platform.training.source import feature_batch
+from mmva_platform.training.source import FeatureSource
 
 GOLDEN = Path(__file__).with_name("golden_trace.json")
 STEPS = 10
@@ -27,9 +27,9 @@ def trace(synthetic: ModuleType) -> dict[str, list[float]]:
     train, val = synthetic.triplets_of(8 * STEPS, 100, seed=7), synthetic.triplets_of(16, 20, seed=8)
     state = new_state(build_model(recipe, train).double(), recipe, train, val)
     plan = plan_epoch(train, recipe, epoch=0)
+    shares = [slice(8 * step, 8 * (step + 1)) for step in range(STEPS)]
     terms: dict[str, list[float]] = {}
-    for step in range(STEPS):
-        share = feature_batch(train, plan, slice(8 * step, 8 * (step + 1)), state.model)
+    for share in FeatureSource(train, val, recipe.loss.sigma).batches(plan, 0, shares, state.model):
         for name, (total, count) in train_step(state, share, recipe)[0].items():
             terms.setdefault(name, []).append(total / count)
     return terms

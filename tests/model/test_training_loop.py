@@ -12,7 +12,7 @@ import torch
 from mmva.metrics import va_metrics
 from mmva_platform.training.build import build_model, new_state
 from mmva_platform.training.checkpoint import read_state, restore
-from mmva_platform.training.loop import TrainState, World, fit
+from mmva_platform.training.loop import Batch, TrainState, World, fit, plan_epoch
 
 DROPOUT = {"hidden": 16, "dropout": 0.3, "input_dropout": 0.2}
 
@@ -122,9 +122,13 @@ def test_a_clip_without_caption_adds_nothing_to_the_caption_terms(synthetic: Mod
     losses = []
     for filling in (0.0, 1e3):
         state, source = start(synthetic, recipe)
-        # Row -1, the last, stands in for a missing caption; here it is no clip's own.
-        emb_KD = source.pairing.emb["caption"]
-        source.pairing.emb["caption"] = np.vstack([emb_KD, np.full_like(emb_KD[:1], filling)])
+        # The last row stands in for a missing caption; here it is no clip's own.
+        data = source.pairing
+        data.emb["caption"] = np.vstack([data.emb["caption"], np.full_like(data.emb["caption"][:1], filling)])
+        source = synthetic.source_of(data, synthetic.triplets_of(12, 16, seed=1), recipe)
+        assert any(
+            (batch.inputs[0]["caption"] == filling).all(dim=1).any() for batch in batches_of(source, state, recipe)
+        )
         losses.append(fit(state, source, recipe).history[0]["loss"])
     assert losses[0] == losses[1]
 
@@ -135,4 +139,24 @@ def test_loop_leaves_the_labels_and_embeddings_as_they_are(synthetic: ModuleType
     data = source.pairing
     for array in (data.image_va_N2, data.partner_va_M2, *data.partner_rows.values(), *data.emb.values()):
         array.setflags(write=False)  # as Ray's shared memory hands them out
-    fit(state, source, recipe)
+    fit(state, synthetic.source_of(data, data, recipe), recipe)
+
+
+def test_batches_hold_the_plans_rows_bit_for_bit(synthetic: ModuleType) -> None:
+    recipe = synthetic.recipe_of()
+    state, source = start(synthetic, recipe)
+    plan, data = plan_epoch(source.pairing, recipe, 0), source.pairing
+    for step, batch in enumerate(batches_of(source, state, recipe)):
+        image_B, partner_B = (index_P[8 * step : 8 * step + 8] for index_P in (plan.image_index_P, plan.music_index_P))
+        for modality, emb_KD in data.emb.items():
+            row_B = image_B if modality == "image" else data.partner_rows[modality][partner_B]
+            np.testing.assert_array_equal(batch.inputs[0][modality].numpy(), emb_KD[row_B])
+            np.testing.assert_array_equal(batch.present[0][modality].numpy(), row_B >= 0)
+            va_B2 = data.image_va_N2[image_B] if modality == "image" else data.partner_va_M2[partner_B]
+            np.testing.assert_array_equal(batch.labels[0][modality].numpy(), va_B2.astype(np.float32))
+
+
+def batches_of(source: Any, state: TrainState, recipe: Any) -> list[Batch]:
+    """The batches, of eight pairs, of the first epoch."""
+    plan = plan_epoch(source.pairing, recipe, 0)
+    return list(source.batches(plan, 0, [slice(8 * step, 8 * step + 8) for step in range(5)], state.model))

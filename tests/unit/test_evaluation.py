@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mmva_platform.datasets.features import Features, ModalityFeatures
 from mmva_platform.training.evaluation import Evaluation, evaluate_model, intervals_from, reference_of
 
 DIMS = {"image": 4, "music": 3, "caption": 5}
-COUNTS = {"train": 40, "val": 24, "test": 30}
+COUNTS = {"train": 42, "val": 48, "test": 30}
 
 
 def modality_features(dim: int, seed: int) -> ModalityFeatures:
@@ -68,7 +69,7 @@ def test_figures_of_a_constant_prediction(model: MMVA) -> None:
 def test_every_row_and_group_of_the_split_counts(model: MMVA) -> None:
     evaluation = evaluate_model(model, features_of(), "test")
     assert evaluation.rows == {"image": 30, "music": 30, "caption": 30}
-    assert evaluation.groups == {"image": 11, "music": 11, "caption": 11}
+    assert evaluation.groups == {"image": 10, "music": 10, "caption": 10}
     assert set(evaluation.matching) == {"image-music", "image-caption", "music-caption"}
     assert len(evaluation.retrieval) == 6
 
@@ -169,10 +170,14 @@ def test_the_reference_is_of_the_models_points_on_the_training_split() -> None:
 
 
 def test_intervals_cover_held_out_labels_by_modality_and_axis_through_the_bundle(tmp_path: Path) -> None:
-    """Calibrated on val, saved, loaded, and applied to test rows that neither training nor calibration has seen."""
+    """Calibrated on val, saved, loaded, and applied to test rows that neither training nor calibration has seen.
+
+    All clips of a song have its label, as they nearly do.
+    """
     covered: dict[tuple[str, str], list[float]] = {}
     for seed in range(40):
-        features = features_of(**{m: modality_features(dim, 100 * seed + dim) for m, dim in DIMS.items()})
+        drawn = {m: modality_features(dim, 100 * seed + dim) for m, dim in DIMS.items()}
+        features = features_of(**{m: replace(of, va_N2=of.va_N2[::3].repeat(3, axis=0)) for m, of in drawn.items()})
         model = MMVA(DIMS).eval()
         for modality, dim in DIMS.items():
             model.backbones[modality] = {"spec": {}, "fingerprint": "f" * 64, "dim": dim}
@@ -187,6 +192,6 @@ def test_intervals_cover_held_out_labels_by_modality_and_axis_through_the_bundle
             for index, axis in enumerate(AXES):
                 covered.setdefault((modality, axis), []).append(float(inside_N2[:, index].mean()))
     assert len(covered) == len(DIMS) * 2
-    # 24 calibration rows: rank 23 of 25 promises .92 in expectation; 40 draws leave a standard error of about .011.
+    # 16 songs: the worst of 17 promises .94 in expectation; rows would promise the second worst, .88.
     for name, shares in covered.items():
-        assert 0.89 <= np.mean(shares) <= 0.95, name
+        assert 0.9 <= np.mean(shares) <= 0.98, name

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mmva.model import MMVA, ModelConfig
 from mmva_platform.training.data import Pairing, Triplets
+from mmva_platform.training.gradients import Gradients
 from mmva_platform.training.loop import WORLD_OF_ONE, TrainState, World, steps_per_epoch
 from mmva_platform.training.probe import start_from_probes
 from mmva_platform.training.recipe import OptimizerOptions, Recipe, ScheduleOptions
@@ -70,7 +71,9 @@ def make_state(
     ema = get_ema_multi_avg_fn(recipe.averaging.decay)  # type: ignore[no-untyped-call]  # torch does not type it
     average = AveragedModel(module, multi_avg_fn=ema)
     torch.manual_seed(int(np.random.SeedSequence([recipe.seed, world.rank]).generate_state(1)[0]))
-    return TrainState(module, average, optimizer, schedule, penalised, penalties=penalties)
+    moving = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    gradients = Gradients(moving, len(recipe.loss.weights()))
+    return TrainState(module, average, gradients, optimizer, schedule, penalised, penalties=penalties)
 
 
 def build_optimizer(

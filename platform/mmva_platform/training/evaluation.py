@@ -169,11 +169,14 @@ def evaluate_model(model: MMVA, features: Features, split: str = "test") -> Eval
 
 
 def intervals_from(model: MMVA, features: Features, split: str = "val") -> dict[str, dict[str, float]]:
-    """Half widths of the 90 % intervals per modality and axis, from a split that training did not see."""
+    """Half widths of the 90 % intervals per modality and axis, by song or image, from a split unseen by training."""
     from mmva.intervals import conformal_intervals
 
     rows = features.split(split)
-    return {m: conformal_intervals(model.predict_embeddings(m, rows[m].emb_ND), rows[m].va_N2) for m in model.dims}
+    return {
+        m: conformal_intervals(model.predict_embeddings(m, rows[m].emb_ND), rows[m].va_N2, groups=rows[m].group)
+        for m in model.dims
+    }
 
 
 def reference_of(model: MMVA, features: Features, split: str = "train") -> dict[str, Any]:

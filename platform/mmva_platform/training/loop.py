@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from mmva.losses import loss_counts, loss_sums
 from mmva.matching import EpochPlan, batches, epoch_plan, score_histogram
 from mmva_platform.training.data import Pairing
+from mmva_platform.training.gradients import Gradients
 from mmva_platform.training.recipe import Recipe
 
 Row = dict[str, Any]
@@ -67,6 +68,18 @@ class World:
             torch.distributed.all_reduce(tensor)
         return tensor
 
+    def sum_later(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Begins the sum over all workers, in place; what it gives waits for it."""
+        if self.size == 1:
+            return lambda: tensor
+        work = torch.distributed.all_reduce(tensor, async_op=True)
+
+        def summed() -> torch.Tensor:
+            work.wait()
+            return tensor
+
+        return summed
+
     def first(self, value: Any) -> Any:
         """Rank 0's value, on every rank (a collective call)."""
         if self.size == 1:
@@ -94,6 +107,7 @@ class TrainState:
     Attributes:
         model: The towers, or backbones and towers.
         average: Moving average of its weights.
+        gradients: Of what trains.
         optimizer: Moves the model.
         schedule: Learning rate by step.
         penalised: Weights and factors of their L2 penalty.
@@ -107,6 +121,7 @@ class TrainState:
 
     model: torch.nn.Module
     average: AveragedModel
+    gradients: Gradients
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LambdaLR
     penalised: list[tuple[torch.Tensor, torch.Tensor]]
@@ -124,6 +139,7 @@ class Wishes:
 
     stop: bool = False
     save: bool = False
+    look: bool = False
 
 
 class Watcher(Protocol):
@@ -227,15 +243,17 @@ def train_step(
         Each loss term's sum and count over the global batch, and what any rank wished; the same on every rank.
     """
     names = tuple(recipe.loss.weights())
-    counts_T, wishes = _global_counts(share, recipe, world, wishes)
-    sums_T = torch.zeros_like(counts_T)
-    state.optimizer.zero_grad(set_to_none=False)
+    counted = _global_counts(share, recipe, world, wishes)
+    sums_T = share.labels[0]["image"].new_zeros(len(names), dtype=torch.float64)
+    state.gradients.clear()
     for inputs, labels, present in zip(share.inputs, share.labels, share.present, strict=True):
         sums = loss_sums(state.model(inputs), labels, present, recipe.loss)
+        counts_T, wishes = counted()  # on their way during the first forward pass
         torch.autograd.backward(sums.total(recipe.loss, counts_T))
         sums_T += sums.sums_T.detach().double()
+    if world.size > 1:
+        sums_T = state.gradients.add_up(sums_T, world.sum)
     parameters = [p for p in state.model.parameters() if p.requires_grad]
-    sums_T = _sum_gradients(parameters, sums_T, world)
     if recipe.optimizer.max_grad_norm is not None:
         torch.nn.utils.clip_grad_norm_(parameters, recipe.optimizer.max_grad_norm)
     with torch.no_grad():
@@ -249,25 +267,19 @@ def train_step(
     return dict(zip(names, torch.stack([sums_T, counts_T], dim=1).tolist(), strict=True)), wishes
 
 
-def _global_counts(share: Batch, recipe: Recipe, world: World, wishes: Wishes) -> tuple[torch.Tensor, Wishes]:
-    """Values in each loss term over all ranks, known before the forward pass; wishes travel along."""
+def _global_counts(
+    share: Batch, recipe: Recipe, world: World, wishes: Wishes
+) -> Callable[[], tuple[torch.Tensor, Wishes]]:
+    """Values in each loss term over all ranks, which need no predictions; wishes travel along."""
     counts_T = torch.stack([loss_counts(present, recipe.loss) for present in share.present]).sum(dim=0)
-    asked_2 = torch.tensor([wishes.stop, wishes.save], dtype=counts_T.dtype, device=counts_T.device)
-    together = world.sum(torch.cat([counts_T, asked_2]))
-    return together[:-2], Wishes(stop=bool(together[-2]), save=bool(together[-1]))
+    asked_3 = torch.tensor([wishes.stop, wishes.save, wishes.look], dtype=counts_T.dtype, device=counts_T.device)
+    summed = world.sum_later(torch.cat([counts_T, asked_3]))
 
+    def counted() -> tuple[torch.Tensor, Wishes]:
+        together = summed()
+        return together[:-3], Wishes(*(asked > 0 for asked in together[-3:].tolist()))
 
-def _sum_gradients(parameters: list[torch.nn.Parameter], sums_T: torch.Tensor, world: World) -> torch.Tensor:
-    """Replace every gradient by its sum over ranks, in one collective call that brings the loss's sums along."""
-    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    if world.size == 1:
-        return sums_T
-    pieces = [*gradients, sums_T.to(gradients[0])]
-    flat = world.sum(torch.cat([piece.flatten() for piece in pieces]))
-    *summed, sums = torch.split(flat, [piece.numel() for piece in pieces])
-    for parameter, piece in zip(parameters, summed, strict=True):
-        parameter.grad = piece.view_as(parameter)
-    return sums.to(sums_T)
+    return counted
 
 
 def epoch_row(state: TrainState, source: Source, recipe: Recipe, world: World) -> Row:

@@ -5,6 +5,7 @@ Shapes: B pairs of a share, K rows of a modality; D differs by modality.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -25,6 +26,7 @@ class FeatureSource:
 
     def __init__(self, train: Triplets, val: Triplets, sigma: float) -> None:
         self._train, self._val, self._sigma = train, val, sigma
+        self._emb = {modality: _view(emb_KD) for modality, emb_KD in train.emb.items()}
 
     @property
     def pairing(self) -> Triplets:
@@ -34,7 +36,7 @@ class FeatureSource:
     def batches(self, plan: EpochPlan, epoch: int, shares: Sequence[slice], model: torch.nn.Module) -> Iterator[Batch]:
         """The shares' embeddings as tensors of the model's device and precision, one piece each."""
         del epoch
-        return (feature_batch(self._train, plan, share, model) for share in shares)
+        return (self._batch(plan, share, next(model.parameters())) for share in shares)
 
     def validate(self, model: torch.nn.Module, world: World) -> Row:
         """On rank 0; the others have nothing to add."""
@@ -45,20 +47,23 @@ class FeatureSource:
         points: Points = {modality: model.predict_embeddings(modality, emb_ND) for modality, emb_ND in known.items()}
         return validation_row(points, self._val.labels(), self._sigma)
 
+    def _batch(self, plan: EpochPlan, share: slice, like: torch.Tensor) -> Batch:
+        """The share's rows as one piece; a row without such an item holds the last item's embedding, under a mask."""
+        image_B, partner_B = plan.image_index_P[share], plan.music_index_P[share]
+        rows = {modality: self._train.rows(modality, image_B, partner_B) for modality in self._emb}
+        labels, present = batch_labels(self._train, rows, image_B, partner_B, like)
+        inputs = {}
+        for modality, emb_KD in self._emb.items():
+            index_B = torch.from_numpy(rows[modality] % len(emb_KD))
+            inputs[modality] = emb_KD.index_select(0, index_B).to(like)  # a third quicker than numpy's gather
+        return Batch([inputs], [labels], [present])
 
-def feature_batch(data: Triplets, plan: EpochPlan, share: slice, model: torch.nn.Module) -> Batch:
-    """The share's rows as one piece; a row without such an item holds another's embedding, under a mask."""
-    like = next(model.parameters())
 
-    def tensor(array: Floats) -> torch.Tensor:
-        return torch.as_tensor(array, dtype=like.dtype, device=like.device)
-
-    image_B, partner_B = plan.image_index_P[share], plan.music_index_P[share]
-    rows = {modality: data.rows(modality, image_B, partner_B) for modality in data.emb}
-    labels, present = batch_labels(data, rows, image_B, partner_B, like)
-    return Batch(
-        [{modality: tensor(data.emb[modality][row_B]) for modality, row_B in rows.items()}], [labels], [present]
-    )
+def _view(array: Floats) -> torch.Tensor:
+    """An array's memory as a tensor; nobody writes to it, and Ray's shared memory would not let them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        return torch.from_numpy(array)
 
 
 def batch_labels(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva_platform.training.loop import Row, TrainState, Unwatched, Wishes, World
@@ -14,6 +14,8 @@ from mmva_platform.training.recipe import Recipe
 if TYPE_CHECKING:
     from mmva_platform.training.checkpoints import Checkpoints
     from mmva_platform.training.loop import Source
+
+_LOOK_S: Final = 1.0  # how often to ask Ray whether a node is to go; Ray itself looks every 5 s
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -78,25 +80,33 @@ def read_last(checkpoints: Checkpoints, world: World) -> dict[str, Any] | None:
 class Keeper(Unwatched):
     """Saves checkpoints, tells of epochs, and asks all ranks for a save or a stop when it is time.
 
-    Rank 0's clock and flag count; a node that is to be taken away may be any rank's.
+    Rank 0's clock and flag count. What Ray knows of a node that is to be taken away is asked for by all ranks together
+    or by none: the question is a barrier, and a message to an actor besides.
     """
 
     def __init__(self, checkpoints: Checkpoints, world: World, every_s: float, channel: Any) -> None:
         self._checkpoints, self._world, self._every_s, self._channel = checkpoints, world, every_s, channel
-        self._saved_at = time.monotonic()
+        self._saved_at = self._looked_at = time.monotonic()
         self._stop = threading.Event()
         self._leaving = False
         if world.rank == 0:
             threading.Thread(target=self._listen, name="training-stop", daemon=True).start()
 
     def wishes(self) -> Wishes:
-        """Stop when told to; save when the clock says so, and once when this job's machines are to go."""
-        due = self._world.rank == 0 and time.monotonic() - self._saved_at >= self._every_s
-        return Wishes(stop=self._stop.is_set(), save=due or self._must_leave())
+        """Stop when told to; save and look when the clock says so."""
+        if self._world.rank > 0:
+            return Wishes()
+        now = time.monotonic()
+        return Wishes(
+            stop=self._stop.is_set(),
+            save=now - self._saved_at >= self._every_s,
+            look=not self._leaving and now - self._looked_at >= _LOOK_S,
+        )
 
     def after_step(self, state: TrainState, wishes: Wishes) -> None:
-        """Save in the middle of an epoch."""
-        if wishes.stop or wishes.save:
+        """Save in the middle of an epoch; once, too, when this job's machines are to go."""
+        must_leave = wishes.look and self._must_leave()
+        if wishes.stop or wishes.save or must_leave:
             self._save(state)
 
     def after_epoch(self, state: TrainState, row: Row) -> None:
@@ -118,13 +128,12 @@ class Keeper(Unwatched):
             self._saved_at = time.monotonic()
 
     def _must_leave(self) -> bool:
-        """Whether Ray has just learned that a node of this job is being drained."""
+        """Whether Ray has just learned that a node of this job is being drained; the same on every rank."""
         import ray.train
 
-        if self._leaving or ray.train.get_preemption_info() is None:
-            return False
-        self._leaving = True
-        return True
+        self._looked_at = time.monotonic()
+        self._leaving = ray.train.get_preemption_info() is not None
+        return self._leaving
 
     def _listen(self) -> None:
         import ray
