@@ -33,7 +33,7 @@ test: $(STAMP) lint  ## everything CI runs
 test-fast: $(STAMP)  ## the part to run while working
 	$(BIN)/pytest -n $(JOBS) --dist loadfile -m 'not slow and not system and not gpu and not whole'
 
-test-system: $(STAMP)  ## the whole system on nine hosts that are namespaces, and its failures: Linux, root, some 12 minutes
+test-system: $(STAMP)  ## real clusters and failures, minutes each; nothing else should run beside it
 	$(BIN)/pytest -m whole
 
 lint: $(STAMP)  ## format, lint and types

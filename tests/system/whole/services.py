@@ -104,7 +104,10 @@ def start_worker(host: Host, head: Host, root: Path) -> None:
 
 def _start_ray(host: Host, root: Path, *options: str) -> None:
     common = (f"--node-ip-address={host.address}", f"--object-store-memory={_STORE_BYTES}", "--disable-usage-stats")
-    host.start("ray", _BIN / "ray", "start", "--block", *common, *options, environment=environment() | token(root))
+    # Ray starves its workers for the sake of whoever else is on a host, and here all hosts share their processors.
+    ours = environment() | token(root) | {"RAY_worker_niceness": "0"}
+    again = ("bash", "-c", 'until "$@"; do sleep 1; done', "bash")  # as KubeRay and systemd do
+    host.start("ray", *again, _BIN / "ray", "start", "--block", *common, *options, environment=ours)
 
 
 def environment() -> dict[str, str]:

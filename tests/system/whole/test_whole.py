@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from services import MLFLOW, ask
 from topology import Topology, ended
 from world import differences
 
-pytestmark = pytest.mark.whole
+pytestmark = [pytest.mark.whole, pytest.mark.timeout(1200)]  # the first one waits for all of it to start
 ACTOR = "ray::_ShardActor"
 BEGUN = 4  # commits after which things happen: of 34 shards
 
@@ -37,10 +38,10 @@ def test_the_main_job_ends_in_an_api_that_says_what_the_annotation_says(calm: An
         assert (mine["valence"], mine["arousal"]) == pytest.approx((theirs["valence"], theirs["arousal"]), abs=1e-5)
 
 
-def begun(calm: Annotation, name: str) -> tuple[Annotation, subprocess.Popen[str]]:
+def begun(calm: Annotation, name: str, *options: str) -> tuple[Annotation, subprocess.Popen[str]]:
     """Another annotation of the catalog, on its way."""
     annotation = Annotation(calm.topology, name)
-    job = calm.topology.submit(*annotation.command)
+    job = calm.topology.submit(*options, *annotation.command)
     annotation.await_commits(BEGUN)
     return annotation, job
 
@@ -72,6 +73,20 @@ def test_a_volume_server_dies_during_annotation_and_its_replicas_serve(calm: Ann
     assert_as_calm(annotation, calm)  # read without that server
     calm.topology.mmva("data", "check", "s3://work/dataset")
     calm.topology.boot(victim.name)
+
+
+def test_the_heads_network_is_cut_for_a_minute_and_the_same_command_completes_the_job(calm: Annotation) -> None:
+    topology = calm.topology
+    annotation, job = begun(calm, "cut-head", "--name", "cut-head")
+    topology.head.cut()
+    time.sleep(60)  # the minute
+    topology.head.mend()
+    topology.await_nodes(3)
+    until(lambda: topology.status("cut-head") in {"SUCCEEDED", "FAILED"}, "the end of the job", 300.0)
+    said, _ = job.communicate(timeout=60)
+    assert job.returncode in {0, 1}, said
+    topology.job(*annotation.command)
+    assert_as_calm(annotation, calm)
 
 
 def test_a_worker_node_dies_during_training_and_the_model_is_the_same(champion: Topology) -> None:

@@ -114,15 +114,19 @@ class Topology:
         """Output of `mmva` on the person's machine."""
         return self.person(sys.executable, "-m", "mmva_platform.cli", *arguments, code=code)
 
-    def submit(self, *verb: object, name: str | None = None) -> subprocess.Popen[str]:
-        """Begin `mmva jobs submit`, which streams the job's output until it ends."""
-        options = () if name is None else ("--name", name)
+    def submit(self, *verb: object) -> subprocess.Popen[str]:
+        """Begin `mmva jobs submit`, which streams the job's output until it ends; its options may stand first."""
         sent = ("--working-dir", REPOSITORY, "--exclude", "tests/", "--exclude", "docs/", "--exclude", "benchmarks/")
-        return self.begin(sys.executable, "-m", "mmva_platform.cli", "jobs", "submit", *sent, *options, *verb)
+        return self.begin(sys.executable, "-m", "mmva_platform.cli", "jobs", "submit", *sent, *verb)
 
     def job(self, *verb: object, code: int = 0) -> str:
         """What a submitted job says until it has ended with this code."""
         return ended(self.submit(*verb), code)
+
+    def status(self, job: str) -> str:
+        """Where a named job stands; UNKNOWN while the head does not answer."""
+        said = ask(self.head, DASHBOARD, f"/api/jobs/{job}", self.root / "ray-token")
+        return "UNKNOWN" if said is None else str(json.loads(said)["status"])
 
     def s3(self) -> Any:
         """A client of object storage."""
