@@ -18,7 +18,10 @@ def topology() -> Iterator[Topology]:
     with own_network():
         hosts = Topology()
         try:
-            hosts.start()
+            try:
+                hosts.start()
+            except AssertionError as error:
+                pytest.fail(f"{error}\n{hosts.logs()}")
             yield hosts
         finally:
             hosts.stop()

@@ -14,8 +14,8 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from hosts import Host
+from seaweed import ACCESS, SECRET
 
-ACCESS, SECRET = "whole-system", "not-a-secret-of-anybody"
 BUCKETS: Final = ("media", "work")
 S3, MLFLOW, GCS, DASHBOARD, API = 8333, 5000, 6379, 8265, 8000
 _BIN: Final = Path(sys.executable).parent

@@ -132,6 +132,11 @@ class Topology:
         """A client of object storage."""
         return s3_client(self.hosts["storage"])
 
+    def logs(self) -> str:
+        """The ends of all services' logs."""
+        files = sorted(self.root.glob("*/*.log"))
+        return "\n".join(f"{file.relative_to(self.root)}: {file.read_text(errors='replace')[-800:]}" for file in files)
+
     def stop(self) -> None:
         """Kill all hosts and forget their disks."""
         for host in self.hosts.values():
