@@ -91,8 +91,9 @@ class Keeper(Unwatched):
 
     def wishes(self) -> Wishes:
         """Stop when told to; save when the clock says so, and once when this job's machines are to go."""
+        leaving = self._must_leave()  # by all ranks or by none, whatever rank 0's clock says: Ray makes it a barrier
         due = self._world.rank == 0 and time.monotonic() - self._saved_at >= self._every_s
-        return Wishes(stop=self._stop.is_set(), save=due or self._must_leave())
+        return Wishes(stop=self._stop.is_set(), save=due or leaving)
 
     def after_step(self, state: TrainState, wishes: Wishes) -> None:
         """Save in the middle of an epoch."""
