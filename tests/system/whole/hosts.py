@@ -65,6 +65,7 @@ class Host:
         self.folder.mkdir()
         self.folder.chmod(0o711)  # PostgreSQL's user has to come through
         self.ray_folder = root / "ray"
+        self._services: list[subprocess.Popen[bytes]] = []
         self._holder: subprocess.Popen[str] | None = None
         self._first = 0
 
@@ -73,16 +74,16 @@ class Host:
         own = self.folder / "ray"
         for folder in (own, self.ray_folder):
             folder.mkdir(exist_ok=True)
-        self._holder = subprocess.Popen(
+        holder = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc",
              "--ipc", "--uts", "bash", "-c", _FIRST_PROCESS, "bash", self.name, str(own), str(self.ray_folder)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        assert self._holder.stdout is not None
-        if self._holder.stdout.readline() != "ready\n":
-            raise AssertionError(f"{self.name} does not boot: {self._holder.communicate()[1]}")
-        (first,) = psutil.Process(self._holder.pid).children()
-        self._first = first.pid
+        assert holder.stdout is not None
+        if holder.stdout.readline() != "ready\n":
+            raise AssertionError(f"{self.name} does not boot: {holder.communicate()[1]}")
+        (first,) = psutil.Process(holder.pid).children()
+        self._holder, self._first = holder, first.pid
         _ip("link", "add", self.name, "type", "veth", "peer", "name", "eth0", "netns", str(self._first))
         _ip("link", "set", self.name, "master", _BRIDGE, "up")
         self.run("ip", "address", "add", f"{self.address}/24", "dev", "eth0")
@@ -99,7 +100,11 @@ class Host:
     def start(self, service: str, *command: object, environment: dict[str, str] | None = None) -> None:
         """Start a service, which logs into a file of its name."""
         with self.log(service).open("ab") as log:
-            subprocess.Popen(self._inside(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+            self._services.append(
+                subprocess.Popen(
+                    self._inside(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+                )
+            )
 
     def log(self, service: str) -> Path:
         """Where a service logs."""
@@ -116,6 +121,8 @@ class Host:
             os.kill(self._first, signal.SIGKILL)
             self._holder.communicate()
             self._holder = None
+            while self._services:
+                self._services.pop().wait(timeout=30)
             subprocess.run(["ip", "link", "delete", self.name], check=False, capture_output=True)  # or soon by itself
 
     def cut(self) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any, Final
@@ -167,8 +168,11 @@ def ask(host: Host, port: int, path: str, key: Path | None = None, body: dict[st
         with urllib.request.urlopen(request, timeout=30) as answer:
             text: str = answer.read().decode()
             return text
+    except urllib.error.HTTPError as error:
+        error.close()
     except OSError:
-        return None
+        pass
+    return None
 
 
 def _at(host: Host, port: int) -> str:
