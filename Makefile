@@ -31,7 +31,10 @@ test: $(STAMP) lint  ## everything CI runs
 	$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 test-fast: $(STAMP)  ## the part to run while working
-	$(BIN)/pytest -n $(JOBS) --dist loadfile -m 'not slow and not system and not gpu'
+	$(BIN)/pytest -n $(JOBS) --dist loadfile -m 'not slow and not system and not gpu and not whole'
+
+test-system: $(STAMP)  ## real clusters and failures, minutes each; nothing else should run beside it
+	$(BIN)/pytest -m whole
 
 test-system: $(STAMP)  ## real clusters and failures, minutes each; nothing else should run beside it
 	$(BIN)/pytest -m whole

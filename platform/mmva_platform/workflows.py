@@ -82,18 +82,40 @@ def sweep_and_register(sweep: SweepOptions, settings: Settings) -> tuple[SweepRe
 
 
 def train_and_register(recipe: Recipe, settings: Settings, *, resume: str | None = None) -> TrainOutcome:
-    """Train the recipe, log the run to MLflow and register its bundle as a new version."""
+    """Train the recipe, log the run to MLflow and register its bundle as a new version.
+
+    A run to resume that came to its end while MLflow was away is not trained again, only logged and registered.
+
+    Raises:
+        UsageError: As train does; and if the run to resume is registered already.
+    """
+    from mmva_platform.training.finished import finished_run
     from mmva_platform.training.trainer import train
 
-    return track_and_register(train(recipe, settings, resume=resume), settings)
+    result = None if resume is None else finished_run(resume, recipe, settings)
+    if result is None:
+        return track_and_register(train(recipe, settings, resume=resume), settings)
+    _check_unregistered(result, settings)
+    return track_and_register(result, settings)
+
+
+def _check_unregistered(result: TrainResult, settings: Settings) -> None:
+    from mmva.errors import UsageError
+    from mmva_platform.tracking.registry import list_versions
+
+    for version in list_versions(settings):
+        if version.model_digest == result.bundle_digest:
+            raise UsageError(
+                f"--resume {result.run_name}: this run is finished, and version {version.version} of {version.name}"
+            )
 
 
 def track_and_register(result: TrainResult, settings: Settings) -> TrainOutcome:
-    """Log a finished run and register its bundle."""
+    """Log a finished run, unless that was done before, and register its bundle."""
     from mmva_platform.tracking.registry import register
-    from mmva_platform.tracking.runs import log_training_run
+    from mmva_platform.tracking.runs import log_training_run, logged_run
 
-    run_id = log_training_run(result, settings)
+    run_id = logged_run(result, settings) or log_training_run(result, settings)
     version = register(run_id, settings)
     return TrainOutcome(
         run_name=result.run_name,

@@ -19,6 +19,8 @@ from mmva_platform.submission.request import Submission
 
 _ENDED: Final = {"SUCCEEDED", "FAILED", "STOPPED"}
 _POLL_S: Final = 0.5
+_LOOK_S: Final = 5.0  # how often a job that is followed is asked for
+_SILENCE_S: Final = 120.0  # of a cluster, before its jobs are no longer followed
 _AGENT_WAIT_S: Final = 60.0  # a cluster that has just started answers before it can take jobs
 
 
@@ -126,19 +128,47 @@ class Jobs:
         from aiohttp import ClientError
 
         self.state(job)
-
-        async def tail() -> None:
-            async for text in self._client.tail_job_logs(job):
-                tell(text)
-
         try:
-            asyncio.run(tail())
-            return self.wait(job)
-        except (OSError, RuntimeError, ClientError) as error:
+            state, told = asyncio.run(self._follow(job, tell))
+            tell(str(self._client.get_job_logs(job))[told:])
+        except (OSError, RuntimeError, ClientError, UsageError) as error:
             raise OperationFailed(
                 f"{self.address}: lost the connection ({_first_line(error)}); the job goes on without it, "
                 f"`mmva jobs logs {job} --follow` comes back to it"
             ) from error
+        return state
+
+    async def _follow(self, job: str, tell: Callable[[str], object]) -> tuple[JobState, int]:
+        """Where the job stands at its end, and how many characters were told.
+
+        The stream alone is not to be relied on: Ray does not always close it, and a cable that is pulled never does.
+        """
+        told = 0
+
+        async def tail() -> None:
+            nonlocal told
+            async for text in self._client.tail_job_logs(job):
+                tell(text)
+                told += len(text)
+
+        tailing = asyncio.create_task(tail())
+        heard_at = time.monotonic()
+        while True:
+            await asyncio.wait({tailing}, timeout=_LOOK_S)
+            if tailing.done():
+                await tailing
+                return await asyncio.to_thread(self.wait, job), told
+            try:
+                state = await asyncio.to_thread(self.state, job)
+                heard_at = time.monotonic()
+            except UsageError:
+                if time.monotonic() - heard_at > _SILENCE_S:
+                    raise
+                continue
+            if state.ended:
+                await asyncio.wait({tailing}, timeout=_LOOK_S)
+                tailing.cancel()
+                return state, told
 
     def wait(self, job: str, timeout_s: float = float("inf")) -> JobState:
         """Where a job stands at its end, or after so many seconds."""

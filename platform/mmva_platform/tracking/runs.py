@@ -83,6 +83,19 @@ def log_training_run(run: TrainResult, settings: Settings, *, predictions: Predi
     return run_id
 
 
+def logged_run(run: TrainResult, settings: Settings) -> str | None:
+    """MLflow's id of this very run if it was logged to its end before."""
+    client = open_client(settings)
+    with quiet():
+        found = client.search_runs(
+            [experiment_id(client, settings)],
+            f"tags.`{TAG_MODEL_DIGEST}` = '{run.bundle_digest}' and attributes.run_name = '{run.run_name}' "
+            "and attributes.status = 'FINISHED'",
+            max_results=1,
+        )
+    return str(found[0].info.run_id) if found else None
+
+
 def _tags(run: TrainResult, info: BundleInfo) -> dict[str, str]:
     commit, _, dirty = str(info.provenance.get("commit") or "").partition("-")
     code = {"mlflow.source.git.commit": commit, "mmva.git_dirty": "true" if dirty else "false"} if commit else {}

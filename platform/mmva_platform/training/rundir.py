@@ -108,9 +108,14 @@ def resume_run(runs_dir: Path, name: str, recipe: Recipe, facts: RunFacts) -> Ru
         raise UsageError(f"--resume {name}: no such run in {runs_dir}")
     if run.bundle.exists():
         raise UsageError(f"--resume {name}: this run is finished; its model is {run.bundle}")
-    _same(name, "the recipe", validate(Recipe, run.read("recipe.json"), f"{run.path}/recipe.json"), recipe)
+    same_recipe(run, recipe)
     _same(name, "the data", validate(RunFacts, run.read("run.json"), f"{run.path}/run.json"), facts)
     return run
+
+
+def same_recipe(run: RunDirectory, recipe: Recipe) -> None:
+    """UsageError if the recipe would compute something else than the run's own."""
+    _same(run.name, "the recipe", validate(Recipe, run.read("recipe.json"), f"{run.path}/recipe.json"), recipe)
 
 
 def _same(name: str, what: str, before: Config, now: Config) -> None:

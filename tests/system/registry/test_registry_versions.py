@@ -16,6 +16,7 @@ from mmva.errors import CheckFailed, UsageError
 from mmva.modalities import MODALITIES
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, open_storage
+from mmva_platform.tracking import runs
 from mmva_platform.tracking.model import BUNDLE_PATH
 from mmva_platform.tracking.registry import (
     list_versions,
@@ -27,6 +28,9 @@ from mmva_platform.tracking.registry import (
 )
 from mmva_platform.tracking.runs import log_training_run
 from mmva_platform.tracking.store import open_client, quiet
+from mmva_platform.training.evaluation import Evaluation
+from mmva_platform.training.rundir import RunDirectory
+from mmva_platform.workflows import train_and_register
 
 pytestmark = [pytest.mark.slow, pytest.mark.system]
 ONLY_SQLITE = pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
@@ -119,6 +123,34 @@ def test_register_binds_digests_and_gives_no_alias(settings: Settings, tmp_path:
     assert json.loads(json.dumps(version.to_json()))["version"] == 1
     assert training_history(1, settings) == result.history
     assert "image valence: mse 0.0200 [0.0100, 0.0300]" in show_version(1, settings).to_text()
+
+
+def test_a_run_that_ended_while_mlflow_was_away_is_only_registered_by_resume(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "predict_split", lambda *_: {})
+    monkeypatch.setattr(Evaluation, "to_markdown", lambda _: "made-up figures")
+    result = make_result(settings.runs_dir, name=f"away-{settings.tracking.model_name[-20:]}")
+    run = RunDirectory(result.run_dir)
+    run.write("run.json", {"dataset_digest": result.dataset_digest, "fingerprints": {}})
+    run.write("recipe.json", result.recipe.model_dump(mode="json"))
+    run.write("history.json", result.history)
+    run.write("evaluation.json", result.evaluation.to_json())
+    logged = log_training_run(result, settings)  # and the server went before it was registered
+
+    outcome = train_and_register(result.recipe, settings, resume=run.name)
+    (version,) = list_versions(settings)
+    assert (version.run_id, version.model_digest) == (logged, result.bundle_digest)
+    assert outcome.version == version.version
+    assert training_history(version.version, settings) == result.history
+    with pytest.raises(UsageError, match="this run is finished, and version 1 of"):
+        train_and_register(result.recipe, settings, resume=run.name)
+    with pytest.raises(UsageError, match="the recipe changed"):
+        train_and_register(result.recipe.model_copy(update={"epochs": 99}), settings, resume=run.name)
+
+    open_client(settings).delete_run(logged)  # of a run that was never logged, too
+    open_client(settings).delete_registered_model(settings.tracking.model_name)
+    assert train_and_register(result.recipe, settings, resume=run.name).run_id != logged
 
 
 def test_no_model_yet_is_an_empty_list(settings: Settings) -> None:
