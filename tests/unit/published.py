@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,13 @@ CUT = Preprocessing(fingerprints={}, window_s=3.0, hop_s=1.5, short_side=224)
 
 
 def publish_points(
-    out: Path, rows: list[tuple[str, str, float, float]], model: ModelInfo = MODEL, shard_items: int = 16
+    out: Path,
+    rows: list[tuple[str, str, float, float]],
+    model: ModelInfo = MODEL,
+    shard_items: int = 16,
+    embeddings: Mapping[str, dict[str, Any]] | None = None,
 ) -> Path:
-    """An annotation of (id, modality, valence, arousal); a caption has no URI."""
+    """An annotation of (id, modality, valence, arousal), and `embedding` and `tracks` by id; captions have no URI."""
     uris = {name: None if kind == "caption" else f"/media/{name}" for name, kind, *_ in rows}
     values = [
         {"id": name, "uri": uris[name], "modality": kind, "caption": None, "bytes": 9, "etag": None}
@@ -50,6 +55,7 @@ def publish_points(
             | {"mood": str(mood(np.array(points[item["id"]]))), "embedding": [0.0], "sha256": "0" * 64}
             | known
             | {"run_id": plan.run_id, "shard": shard, "annotated_at": plan.created_at}
+            | (embeddings or {}).get(item["id"], {})
             for item in items[start:stop]
         ]
         table = pa.Table.from_pylist(rows_of_shard, schema=ANNOTATION_SCHEMA)

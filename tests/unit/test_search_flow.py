@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from mmva.bundle import read_bundle_info
-from mmva.errors import CheckFailed
+from mmva.errors import CheckFailed, UsageError
+from mmva.zeroshot.generation import MusicGenerator
 from mmva.zeroshot.prompt_bank import TEMPLATES
 from mmva_platform.annotation.plan import ModelInfo
 from mmva_platform.cli.main import run
@@ -22,6 +27,7 @@ from mmva_platform.tracking import registry
 
 from .made_video import write_video
 from .published import lively_bundle, publish_points
+from .tiny_musicgen import save_tiny_musicgen
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +105,56 @@ def test_summarize(film: Path, bundle: Path, music: Path, tmp_path: Path, capsys
     assert run([*command, "--music-from", str(music)]) == 0
     nearest = round(10 * segment["valence"])
     assert f"/media/{nearest}.ogg (" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def musicgen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_musicgen(tmp_path_factory.mktemp("musicgen") / "model")
+
+
+def test_a_picture_becomes_sound(
+    picture: Path, bundle: Path, musicgen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = tmp_path / "clip.wav"
+    command = ["music-prompt", str(picture), "--model", str(bundle), "--generate", str(clip)]
+    assert run([*command, "--musicgen", str(musicgen), "--seconds", "1"]) == 0
+    assert " BPM" in capsys.readouterr().out
+    sound, rate = soundfile.read(clip)
+    assert (len(sound), rate) == (800, 800)
+    assert sound.std() > 0.01
+    generator = MusicGenerator.load(str(musicgen))
+    one, again, other = (generator.generate("piano", 0.5, seed) for seed in (3, 3, 4))
+    assert one.shape == (400, 1)
+    assert (one == again).all()
+    assert (one != other).any()
+    with pytest.raises(UsageError, match="at most 30"):
+        generator.generate("piano", 31)
+
+
+def test_what_is_no_generator_is_one_line(
+    picture: Path, bundle: Path, musicgen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pickled, partial = (shutil.copytree(musicgen, tmp_path / name) for name in ("pickled", "partial"))
+    weights = load_file(musicgen / "model.safetensors")
+    (pickled / "model.safetensors").unlink()
+    torch.save(weights, pickled / "pytorch_model.bin")
+    del weights["decoder.lm_heads.0.weight"]
+    save_file(weights, partial / "model.safetensors", {"format": "pt"})
+    clip = ["--generate", str(tmp_path / "clip.wav")]
+    cases = [
+        ([*clip, "--musicgen", str(tmp_path / "none")], "no MusicGen weights there"),
+        ([*clip, "--musicgen", "nobody/musicgen"], "no MusicGen weights there"),
+        ([*clip, "--musicgen", str(pickled)], "no MusicGen weights there"),
+        ([*clip, "--musicgen", str(partial)], "1 weights are missing, the first decoder.lm_heads.0.weight"),
+        (clip, "give both"),
+        (["--generate", "clip.mp3", "--musicgen", str(musicgen)], "end the name so"),
+    ]
+    for options, named in cases:
+        assert run(["music-prompt", str(picture), "--model", str(bundle), *options]) == 2
+        complaint = capsys.readouterr().err
+        assert named in complaint
+        assert complaint.count("\n") == 1
+    assert not list(tmp_path.glob("*clip*"))
 
 
 def test_mistakes_are_one_line(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,73 @@ def test_an_item_by_its_id(made_up: Path, settings: Settings) -> None:
     assert index.item("item-999") is None
 
 
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 items in files of 16, an embedding's length by modality; of the videos every other one has no sound."""
+    rng = np.random.default_rng(4)
+    kinds = {"image": 5, "music": 3, "video": 8}
+    rows, embeddings = [], {}
+    for number in range(120):
+        kind = list(kinds)[number % 3]
+        silent = kind == "video" and number % 2
+        rows.append((f"item-{number:03d}", kind, *map(float, rng.random(2).astype(np.float32))))
+        vector = rng.normal(size=kinds["image"] if silent else kinds[kind]).astype(np.float32)
+        tracks = (["image"] if silent else ["image", "music"]) if kind == "video" else None
+        embeddings[rows[-1][0]] = {"embedding": vector.tolist(), "tracks": tracks}
+    return publish_points(tmp_path_factory.mktemp("embedded") / "va", rows, embeddings=embeddings)
+
+
+@pytest.mark.parametrize("name", ["item-030", "item-031", "item-032", "item-035"])  # an image, music, both videos
+def test_likeness_by_embedding_is_that_of_a_sort(
+    embedded: Path, settings: Settings, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmva_platform.search.embeddings._BLOCK", 2)
+    index, table = AnnotationIndex.open(str(embedded), settings), read_annotations(str(embedded)).to_pylist()
+    (own,) = (row for row in table if row["id"] == name)
+    for region in (None, Region((0.2, 0.9), (0, 0.7))):
+        cosines = {}
+        for row in table:
+            inside = region is None or (0.2 <= row["valence"] <= 0.9 and row["arousal"] <= 0.7)
+            if inside and row["id"] != name and (row["modality"], row["tracks"]) == (own["modality"], own["tracks"]):
+                one, other = np.array(own["embedding"]), np.array(row["embedding"])
+                cosines[row["id"]] = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+        expected = sorted(cosines, key=lambda found: -cosines[found])
+        hits = index.like(name, by="embedding", top=6, offset=2, region=region)
+        assert [hit.id for hit in hits] == expected[2:8]
+        for hit in hits:
+            assert hit.score == pytest.approx(cosines[hit.id])
+            assert hit.distance == pytest.approx(np.hypot(hit.valence - own["valence"], hit.arousal - own["arousal"]))
+
+
+def test_likeness_in_the_plane_goes_over_all_modalities_and_leaves_the_item_out(
+    embedded: Path, settings: Settings
+) -> None:
+    index = AnnotationIndex.open(str(embedded), settings)
+    own = index.item("item-030")
+    assert own is not None
+    near = index.search((own.valence, own.arousal), top=11)
+    assert near[0].id == own.id
+    assert index.like(own.id, top=10) == near[1:]
+    assert index.like(own.id, top=3, offset=4) == near[5:8]
+    assert {hit.modality for hit in index.like(own.id, modality="music")} == {"music"}
+
+
+def test_embeddings_of_other_spaces_ids_of_nobody_and_changed_files_are_refused(
+    embedded: Path, settings: Settings, tmp_path: Path
+) -> None:
+    index = AnnotationIndex.open(str(embedded), settings)
+    with pytest.raises(UsageError, match="compared with their own kind only: 'music'"):
+        index.like("item-030", by="embedding", modality="music")
+    with pytest.raises(UsageError, match="no annotated item has the id 'nobody'"):
+        index.like("nobody", by="embedding")
+    copy = shutil.copytree(embedded, tmp_path / "copy")
+    index = AnnotationIndex.open(str(copy), settings)
+    for file in (copy / "data").iterdir():
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with pytest.raises(CheckFailed, match="changed since it was written"):
+        index.like("item-030", by="embedding")
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
@@ -161,6 +229,10 @@ def test_command_line(
     assert capsys.readouterr().out.splitlines()[1].endswith(str(media / "2.png"))
     assert run(["search", str(annotations), "--music", str(media / "4.wav"), "--valence", "0", "0", *model]) == 0
     assert "nothing passes the filters" in capsys.readouterr().out
+    assert run(["search", str(annotations), "--like", "2.png", "--by", "embedding", "--json"]) == 0  # without a model
+    found = json.loads(capsys.readouterr().out)
+    assert {hit["modality"] for hit in found["hits"]} == {"image"}
+    assert len(found["hits"]) == 5
 
 
 def test_command_line_mistakes_are_one_line(
@@ -171,13 +243,15 @@ def test_command_line_mistakes_are_one_line(
     Image.new("RGB", (8, 8)).save(buffer, "PNG")
     (tmp_path / "small.png").write_bytes(buffer.getvalue())
     cases = [
-        ([], "search by one of --text, --image and --music; 0 are given"),
+        ([], "search by one of --text, --image, --music and --like; 0 are given"),
         (["--text", "a", "--image", "b.png"], "2 are given"),
         (["--image", str(tmp_path / "none.png")], "cannot be read"),
         (["--image", str(tmp_path / "broken.png")], "broken.png: "),
         (["--text", "  "], "empty-caption"),
         (["--text", "a", "--valence", ".9", ".1"], "valence 0.9 to 0.1"),
         (["--text", "a", "--modality", "smell"], "'smell'"),
+        (["--text", "a", "--by", "embedding"], "only an annotated item, named with --like ID"),
+        (["--like", "2.png", "--by", "embedding", "--modality", "caption"], "their own kind only"),
     ]
     for options, named in cases:
         assert run(["search", str(annotations), *options, "--model", str(bundle)]) == 2

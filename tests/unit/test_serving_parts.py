@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import stat
 from pathlib import Path
@@ -23,6 +24,8 @@ from mmva_platform.settings import ServingSettings, Settings
 from mmva_platform.storage import StorageUnavailable, open_storage
 from mmva_platform.tracking.resolve import ResolvedModel, resolve_model
 
+from .serving_world import key_settings
+
 
 def test_a_key_is_kept_as_its_digest_and_found_without_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -43,6 +46,15 @@ def test_a_key_is_kept_as_its_digest_and_found_without_a_restart(
     assert ring.find(f"Bearer {other}", "GET") is not None  # a slip of the editor locks nobody out
     file.write_text("keys: []")
     assert ring.find(f"Bearer {other}", "GET") is None
+
+
+@pytest.mark.parametrize("name", ["reader", "other", "boss", "nobody"])
+def test_whoever_asks_is_compared_with_all_keys_in_constant_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared, compare = [], hmac.compare_digest
+    monkeypatch.setattr(hmac, "compare_digest", lambda one, other: compared.append(other) or compare(one, other))
+    caller = Keyring(key_settings()).find(f"Bearer {name}-key", "GET")
+    assert (caller.name if caller else "nobody") == name
+    assert compared == [key.sha256 for key in key_settings()]
 
 
 def test_names_and_scopes_of_keys_are_checked(tmp_path: Path) -> None:

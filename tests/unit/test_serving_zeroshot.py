@@ -11,7 +11,9 @@ import pytest
 from mmva_platform.annotation.plan import ModelInfo
 from mmva_platform.search import AnnotationIndex
 from mmva_platform.serving.services import Answers, ItemRequest
+from mmva_platform.settings import Settings
 
+from .published import publish_points
 from .serving_world import MODEL, World, bearer, make_world, row_of
 
 ITEMS = {
@@ -67,6 +69,33 @@ def test_filters_and_pages(world: World) -> None:
     ):
         assert [hit["id"] for hit in post(world, "/v1/search", base | more).json()["hits"]] == found
     assert post(world, "/v1/search", base | {"region": {"valence": [1.0, 0.5]}}).status_code == 422
+
+
+def test_what_is_like_an_item(tmp_path: Path) -> None:
+    rows = [("a", "image", 0.1, 0.1), ("b", "image", 0.9, 0.9), ("c", "image", 0.2, 0.2), ("d", "music", 0.1, 0.2)]
+    vectors = {"a": [1.0, 0.0], "b": [2.0, 0.1], "c": [-1.0, 0.0], "d": [1.0]}
+    embeddings = {name: {"embedding": vector} for name, vector in vectors.items()}
+    out = publish_points(tmp_path / "va", rows, embeddings=embeddings)
+    world = make_world(
+        tmp_path / "home",
+        open_index=lambda uri: AnnotationIndex.open(uri, Settings()),
+        annotations={"photos": str(out)},
+    )
+    like = {"annotation": "photos", "like": "a"}
+    answer = post(world, "/v1/search", like).json()
+    assert [hit["id"] for hit in answer["hits"]] == ["d", "c", "b"]
+    assert answer["query"] == {"valence": pytest.approx(0.1), "arousal": pytest.approx(0.1)}
+    answer = post(world, "/v1/search", like | {"by": "embedding"}).json()
+    assert [(hit["id"], round(hit["score"], 2)) for hit in answer["hits"]] == [("b", 1.0), ("c", -1.0)]
+    for more, status, named in (
+        ({"by": "embedding", "only": "music"}, 400, "their own kind only"),
+        ({"like": "nobody"}, 404, "no item of this id"),
+        ({"text": "calm"}, 422, "give one thing to go by"),
+        ({"like": None, "text": "calm", "by": "embedding"}, 422, "give `like`"),
+    ):
+        answer = post(world, "/v1/search", like | more)
+        assert answer.status_code == status
+        assert named in answer.json()["error"]["message"]
 
 
 def test_by_an_upload(world: World) -> None:

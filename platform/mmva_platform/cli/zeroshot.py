@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -26,6 +26,10 @@ def search(
     text: Annotated[str | None, typer.Option(help="a sentence to search by")] = None,
     image: Annotated[Path | None, typer.Option(help="a picture to search by")] = None,
     music: Annotated[Path | None, typer.Option(help="a piece of music to search by")] = None,
+    like: Annotated[str | None, typer.Option(metavar="ID", help="an annotated item to search by")] = None,
+    by: Annotated[
+        Literal["va", "embedding"], typer.Option(help="with --like: distance in the plane, or cosine within a modality")
+    ] = "va",
     modality: Annotated[str | None, typer.Option(help="find only these: image, music, caption or video")] = None,
     top: Annotated[int, typer.Option(min=1, help="how many to find")] = 10,
     offset: Annotated[int, typer.Option(min=0, help="how many of the nearest to leave out before")] = 0,
@@ -34,13 +38,14 @@ def search(
     model: Annotated[str | None, typer.Option(help="where the annotation's model is, if not in the registry")] = None,
     as_json: Json = False,
 ) -> None:
-    """Find the annotated items nearest to a sentence, a picture or a piece of music in the VA plane."""
+    """Find the annotated items nearest to a sentence, a picture, a piece of music or one of them in the VA plane."""
     from mmva_platform.search.flow import search_by_item
 
     found = search_by_item(
         annotations,
-        {"caption": text, "image": image, "music": music},
+        {"caption": text, "image": image, "music": music, "like": like},
         settings_of(context),
+        by=by,
         modality=modality,
         top=top,
         offset=offset,
@@ -56,12 +61,15 @@ def music_prompt(
     image: Annotated[Path, typer.Argument(help="a picture")],
     *,
     model: Model = "models:/mmva@champion",
+    generate: Annotated[Path | None, typer.Option(help="write the music itself to this .wav, by --musicgen")] = None,
+    musicgen: Annotated[str | None, typer.Option(help="a MusicGen model: a folder, or a hub's NAME[@REVISION]")] = None,
+    seconds: Annotated[float, typer.Option(help="of the music, at most 30")] = 10.0,
     as_json: Json = False,
 ) -> None:
     """Say what music fits a picture, in the words that a text-to-music generator takes."""
     from mmva_platform.search.flow import prompt_for_image
 
-    prompt = prompt_for_image(image, model, settings_of(context))
+    prompt = prompt_for_image(image, model, settings_of(context), generate=generate, musicgen=musicgen, seconds=seconds)
     emit(prompt.text, prompt.to_json(), as_json=as_json)
 
 

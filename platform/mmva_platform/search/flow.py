@@ -19,7 +19,7 @@ from mmva.zeroshot.prompts import MusicPrompt, PromptBank, music_prompt
 from mmva.zeroshot.query import query_point
 from mmva.zeroshot.search import Region
 from mmva_platform.annotation.plan import ModelInfo
-from mmva_platform.search.index import AnnotationIndex, Hit
+from mmva_platform.search.index import AnnotationIndex, By, Hit
 from mmva_platform.search.models import check_same_model, load_predictor, open_query_model
 from mmva_platform.settings import Settings
 
@@ -36,7 +36,7 @@ class Found:
     Attributes:
         modality: The query's.
         va: The query's point.
-        hits: The nearest items.
+        hits: The nearest items; by embedding, the most alike.
         items: How many items the annotation holds.
         model: What placed query and items.
     """
@@ -74,6 +74,7 @@ def search_by_item(
     settings: Settings,
     *,
     model: str | None = None,
+    by: By = "va",
     valence: tuple[float, float] = (0, 1),
     arousal: tuple[float, float] = (0, 1),
     modality: str | None = None,
@@ -84,9 +85,10 @@ def search_by_item(
 
     Args:
         annotations: Its URI.
-        query: One of "caption" (a text), "image" and "music" (local files).
+        query: One of "caption" (a text), "image" and "music" (local files), and "like" (an annotated item's id).
         settings: Storage, MLflow, backbones.
-        model: Where the annotation's model is; see open_query_model.
+        model: Where the annotation's model is; see open_query_model. A query by id needs none.
+        by: What makes items near; see AnnotationIndex.like. Only an annotated item has an embedding to search by.
         valence: Bounds of what is found.
         arousal: Likewise.
         modality: Of what is found; any if None.
@@ -99,9 +101,17 @@ def search_by_item(
     """
     given = {kind: item for kind, item in query.items() if item is not None}
     if len(given) != 1:
-        raise UsageError(f"search by one of --text, --image and --music; {len(given)} are given")
+        raise UsageError(f"search by one of --text, --image, --music and --like; {len(given)} are given")
     ((kind, item),) = given.items()
     region = Region(valence, arousal)
+    if kind == "like":
+        index = AnnotationIndex.open(annotations, settings)
+        hits = index.like(str(item), by=by, top=top, offset=offset, modality=modality, region=region)
+        own = index.item(str(item))
+        assert own is not None
+        return Found(own.modality, (own.valence, own.arousal), hits, len(index), index.model)
+    if by != "va":
+        raise UsageError(f"--by {by}: only an annotated item, named with --like ID, is searched so")
     data = read_item(item) if isinstance(item, Path) else item
     index = AnnotationIndex.open(annotations, settings)
     va_2 = usable_point(open_query_model(index, settings, model), kind, data, str(item))
@@ -109,11 +119,43 @@ def search_by_item(
     return Found(kind, (float(va_2[0]), float(va_2[1])), hits, len(index), index.model)
 
 
-def prompt_for_image(image: Path, model: str, settings: Settings) -> MusicPrompt:
-    """A musical prompt for a picture; raises as load_predictor, and UsageError for a picture that is none."""
+def prompt_for_image(
+    image: Path,
+    model: str,
+    settings: Settings,
+    *,
+    generate: Path | None = None,
+    musicgen: str | None = None,
+    seconds: float = 10.0,
+) -> MusicPrompt:
+    """A musical prompt for a picture, and the sound of it if that is wanted.
+
+    Args:
+        image: The picture.
+        model: See load_predictor.
+        settings: Storage, MLflow, backbones.
+        generate: The .wav file to write.
+        musicgen: The generator, as MusicGenerator.load takes it.
+        seconds: Length of the sound.
+
+    Raises:
+        UsageError: For a picture that is none, a generator that is not there, or one of the two options alone.
+        CheckFailed, OperationFailed: As load_predictor.
+    """
+    from mmva.zeroshot.generation import MusicGenerator, check_wav, write_wav
+
+    if (generate is None) != (musicgen is None):
+        raise UsageError("--generate names the file and --musicgen the model that makes the sound: give both")
+    generator = None
+    if generate is not None and musicgen is not None:
+        check_wav(generate)
+        generator = MusicGenerator.load(musicgen)
     data = read_item(image)
     predictor = load_predictor(model, settings)
-    return music_prompt(predictor, usable_point(predictor, "image", data, str(image)))
+    prompt = music_prompt(predictor, usable_point(predictor, "image", data, str(image)))
+    if generator is not None and generate is not None:
+        write_wav(generate, generator.generate(prompt.text, seconds), generator.sample_rate)
+    return prompt
 
 
 def summarize_video(

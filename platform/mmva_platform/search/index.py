@@ -1,11 +1,12 @@
-"""The points of a published annotation in memory, and who they belong to."""
+"""The points of a published annotation in memory, and who they belong to; embeddings are read when needed."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +16,16 @@ from numpy.typing import ArrayLike, NDArray
 from mmva.affect import matching_score
 from mmva.errors import UsageError
 from mmva.modalities import AXES, MEDIA_KINDS
+from mmva.zeroshot.likeness import most_alike
 from mmva.zeroshot.search import PlaneIndex, Region
 from mmva_platform.annotation.plan import ModelInfo
 from mmva_platform.annotation.publish import generations, read_file, read_manifest
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA
+from mmva_platform.search.embeddings import EmbeddingFile, embeddings
 from mmva_platform.settings import Settings
 from mmva_platform.storage import open_storage
+
+By = Literal["va", "embedding"]
 
 _COLUMNS: Final = ("id", "uri", "modality", *AXES, "mood")
 _READERS: Final = 4  # whole files are read for their digests; a few at a time
@@ -38,7 +43,7 @@ class Hit:
         arousal: In [0, 1].
         mood: Nearest mood word.
         distance: To the query, in the plane.
-        score: The matching score S of that distance.
+        score: The matching score S of that distance; of a search by embedding the cosine.
     """
 
     id: str
@@ -64,9 +69,19 @@ class AnnotationIndex:
         model: What it was annotated with.
     """
 
-    def __init__(self, uri: str, run_id: str, model: ModelInfo, items: pa.Table) -> None:
-        """Index items (the columns id, uri, modality, valence, arousal and mood of ANNOTATION_SCHEMA)."""
-        self.uri, self.run_id, self.model = uri, run_id, model
+    def __init__(
+        self, uri: str, run_id: str, model: ModelInfo, items: pa.Table, files: Sequence[EmbeddingFile] = ()
+    ) -> None:
+        """Index items.
+
+        Args:
+            uri: The annotation's place.
+            run_id: Its run.
+            model: What it was annotated with.
+            items: The columns id, uri, modality, valence, arousal and mood of ANNOTATION_SCHEMA.
+            files: Where their embeddings stand, in the items' order; without them there is no search by embedding.
+        """
+        self.uri, self.run_id, self.model, self._files = uri, run_id, model, files
         # One piece a column, with offsets that ten million URIs do not overflow.
         large = pa.schema([(name, _large(items.schema.field(name).type)) for name in _COLUMNS])
         self._items = items.select(_COLUMNS).cast(large).combine_chunks()
@@ -93,7 +108,13 @@ class AnnotationIndex:
         with ThreadPoolExecutor(_READERS, thread_name_prefix="annotation") as pool:
             tables = list(pool.map(lambda file: read_file(file[0], file[1], _COLUMNS), files))
         empty = ANNOTATION_SCHEMA.empty_table().select(_COLUMNS)
-        return cls(places[0].uri, manifests[0].run_id, manifests[0].model, pa.concat_tables([empty, *tables]))
+        starts = np.cumsum([0, *(table.num_rows for table in tables)])
+        embeddings = [
+            EmbeddingFile(place, record, int(start), table.num_rows)
+            for (place, record), table, start in zip(files, tables, starts[:-1], strict=True)
+        ]
+        items = pa.concat_tables([empty, *tables])
+        return cls(places[0].uri, manifests[0].run_id, manifests[0].model, items, embeddings)
 
     def __len__(self) -> int:
         """How many items are annotated."""
@@ -128,22 +149,73 @@ class AnnotationIndex:
         query_2 = np.asarray(va_2, np.float64)
         if query_2.shape != (2,) or not np.isfinite(query_2).all():
             raise UsageError(f"a query is a point (valence, arousal), got {va_2!r}")
-        if top < 1 or offset < 0:
-            raise UsageError(f"top must be at least 1 and offset at least 0, got top {top}, offset {offset}")
-        if modality is not None and modality not in MEDIA_KINDS:
-            raise UsageError(f"modality {modality!r} is none of {', '.join(MEDIA_KINDS)}")
+        _check_page(top, offset, modality)
         groups = None if modality is None else (MEDIA_KINDS.index(modality),)
         row_K, distance_K = self._plane.nearest(query_2, top, offset=offset, groups=groups, region=region)
         return self._hits(row_K, distance_K)
 
+    def like(
+        self,
+        id: str,  # noqa: A002 - the column's name
+        *,
+        by: By = "va",
+        top: int = 10,
+        offset: int = 0,
+        modality: str | None = None,
+        region: Region | None = None,
+    ) -> list[Hit]:
+        """The items most like one of the annotation's own, which itself is left out; exactly.
+
+        Args:
+            id: Of the item.
+            by: "va", distance in the plane to items of any modality; or "embedding", cosine with items of its own
+                modality, for which every file with such an item is read, one at a time.
+            top: As in search.
+            offset: As in search.
+            modality: As in search.
+            region: As in search.
+
+        Raises:
+            UsageError: For an id that was not annotated, and as search; for another modality by embedding.
+            CheckFailed: If a file is not the one that was published.
+        """
+        _check_page(top, offset, modality)
+        own = self._row(id)
+        if own is None:
+            raise UsageError(f"{self.uri}: no annotated item has the id {id!r}")
+        if by == "embedding":
+            kind = self._items["modality"][own].as_py()
+            if modality not in {None, kind}:
+                raise UsageError(
+                    f"by embedding, items of modality {kind!r} are compared with their own kind only: {modality!r} has "
+                    "embeddings in a space of its own; search by the VA plane"
+                )
+            may_N = _inside(self._items, region or Region(), kind)
+            may_N[own] = False
+            row_K, cosine_K = most_alike(*embeddings(self._files, own, may_N), offset + top)
+            va_2 = [self._items[axis][own].as_py() for axis in AXES]
+            va_K2 = np.column_stack([np.asarray(self._items[axis].take(pa.array(row_K))) for axis in AXES])
+            distance_K = np.hypot(*(va_K2 - va_2).T.astype(np.float64))
+            return self._hits(row_K, distance_K, cosine_K)[offset:]
+        va_2 = [self._items[axis][own].as_py() for axis in AXES]
+        hits = self.search(va_2, top=offset + top + 1, modality=modality, region=region)
+        return [hit for hit in hits if hit.id != id][offset : offset + top]
+
     def item(self, id: str) -> Hit | None:  # noqa: A002 - the column's name
         """The item of an id, as a search from its own point finds it; None if it was not annotated."""
-        row = pc.index(self._items["id"], pa.scalar(id, pa.large_string())).as_py()
-        return None if row < 0 else self._hits(np.array([row]), np.zeros(1))[0]
+        row = self._row(id)
+        return None if row is None else self._hits(np.array([row]), np.zeros(1))[0]
 
-    def _hits(self, row_K: NDArray[np.int64], distance_K: NDArray[np.float64]) -> list[Hit]:
+    def _row(self, id: str) -> int | None:  # noqa: A002
+        row: int = pc.index(self._items["id"], pa.scalar(id, pa.large_string())).as_py()
+        return None if row < 0 else row
+
+    def _hits(
+        self, row_K: NDArray[np.int64], distance_K: NDArray[np.float64], score_K: NDArray[np.float64] | None = None
+    ) -> list[Hit]:
         rows = self._items.take(pa.array(row_K)).to_pylist()
-        score_K = matching_score(np.column_stack([distance_K, 0 * distance_K]), np.zeros(2))
+        if score_K is None:
+            score_K = matching_score(np.column_stack([distance_K, 0 * distance_K]), np.zeros(2))
         return [
             Hit(**(row | {"uri": row["uri"] or ""}), distance=float(distance), score=float(score))
             for row, distance, score in zip(rows, distance_K, score_K, strict=True)
@@ -152,3 +224,20 @@ class AnnotationIndex:
 
 def _large(kind: pa.DataType) -> pa.DataType:
     return pa.large_string() if pa.types.is_string(kind) else kind
+
+
+def _check_page(top: int, offset: int, modality: str | None) -> None:
+    if top < 1 or offset < 0:
+        raise UsageError(f"top must be at least 1 and offset at least 0, got top {top}, offset {offset}")
+    if modality is not None and modality not in MEDIA_KINDS:
+        raise UsageError(f"modality {modality!r} is none of {', '.join(MEDIA_KINDS)}")
+
+
+def _inside(items: pa.Table, region: Region, modality: str) -> NDArray[np.bool_]:
+    """Which items are of a modality and lie in a region."""
+    inside_N = np.asarray(pc.equal(items["modality"], modality))
+    for axis in AXES:
+        low, high = (np.float32(bound) for bound in getattr(region, axis))
+        value_N = np.asarray(items[axis])
+        inside_N = inside_N & (value_N >= low) & (value_N <= high)
+    return inside_N

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
@@ -52,7 +53,7 @@ def create_app(
     )
     app.state.services, app.state.metrics = services, metrics
     app.state.admission = admission = Admission(services.settings.serving, metrics)
-    app.state.banks = {}
+    app.state.banks, app.state.scanning = {}, asyncio.Lock()
     app.state.progress = progress = ProgressReader(services.settings.storage)
     app.state.routers = routers = (*ROUTERS, explorer_of(services, admission, progress))
     refuse_open_routes(routers)

@@ -190,6 +190,18 @@ class SearchIn(QueryIn):
     offset: int = Field(0, ge=0, le=1_000_000)
     only: MediaKind | None = Field(None, description="items of this modality only")
     region: RegionIn | None = None
+    like: Name | None = Field(None, description="id of an annotated item, instead of a text, URI or point")
+    by: Literal["va", "embedding"] = Field("va", description="with `like`: the plane, or cosine within its modality")
+
+    def given(self) -> int:
+        """How many of them there are."""
+        return super().given() + (self.like is not None)
+
+    @model_validator(mode="after")
+    def _embedding_of_an_item(self) -> SearchIn:
+        if self.by == "embedding" and self.like is None:
+            raise ValueError("by embedding, only an annotated item can be searched for: give `like`, its id")
+        return self
 
 
 class HitOut(BaseModel):
@@ -201,6 +213,7 @@ class HitOut(BaseModel):
     valence: float
     arousal: float
     distance: float = Field(description="in the plane")
+    score: float = Field(description="the matching score of that distance; by embedding the cosine")
 
 
 class SearchOut(BaseModel):
@@ -209,7 +222,7 @@ class SearchOut(BaseModel):
     model: Model
     annotation: str
     query: dict[str, float]
-    hits: list[HitOut]
+    hits: list[HitOut] = Field(description="by embedding the most alike first")
 
 
 class PromptIn(QueryIn):

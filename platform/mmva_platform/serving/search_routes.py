@@ -1,7 +1,9 @@
-"""POST /v1/search: published annotations, by text, picture, music or a point of the plane."""
+"""POST /v1/search: published annotations, by text, picture, music, a point of the plane, or an item of their own."""
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -10,12 +12,13 @@ from starlette.concurrency import run_in_threadpool
 from mmva.modalities import AXES
 from mmva.zeroshot.search import Region
 from mmva_platform.annotation.plan import ModelInfo
+from mmva_platform.search import AnnotationIndex, Hit
 from mmva_platform.serving.access import READ, services_of
 from mmva_platform.serving.items import annotated
 from mmva_platform.serving.keys import Caller
 from mmva_platform.serving.openapi import takes
 from mmva_platform.serving.schemas import SearchIn, SearchOut
-from mmva_platform.serving.services import ApiError, ItemRequest, Row, Services
+from mmva_platform.serving.services import ApiError, ItemRequest, Row, Services, busy
 from mmva_platform.serving.uploads import read_query
 
 router = APIRouter()
@@ -29,17 +32,35 @@ async def search(request: Request, caller: Annotated[Caller, Depends(READ)]) -> 
     services = services_of(request)
     body, item = await read_query(request, SearchIn)
     index = await run_in_threadpool(services.open_index, annotation_uri(services, body.annotation))
-    point = body.point if item is None else await point_of(request, services, caller, item, index.model)
     region = Region(**body.region.model_dump()) if body.region else None
-    hits = await run_in_threadpool(
-        lambda: index.search(point, top=body.top, offset=body.offset, modality=body.only, region=region)
-    )
+    page: dict[str, Any] = {"top": body.top, "offset": body.offset, "modality": body.only, "region": region}
+    if body.like is not None:
+        point, hits = await _like(request, index, body, page)
+    else:
+        point = body.point if item is None else await point_of(request, services, caller, item, index.model)
+        hits = await run_in_threadpool(lambda: index.search(point, **page))
     return {
         "model": index.model.model_dump(),
         "annotation": body.annotation,
         "query": dict(zip(AXES, point or (), strict=True)),
         "hits": [hit.to_json() for hit in hits],
     }
+
+
+async def _like(
+    request: Request, index: AnnotationIndex, body: SearchIn, page: dict[str, Any]
+) -> tuple[tuple[float, float], list[Hit]]:
+    """An annotated item's point and what is like it. By embedding, which reads files, one search at a time."""
+    assert body.like is not None
+    own = await run_in_threadpool(index.item, body.like)
+    if own is None:
+        raise ApiError(404, "not-found", "the annotation has no item of this id")
+    scanning: asyncio.Lock = request.app.state.scanning
+    if body.by == "embedding" and scanning.locked():
+        raise busy("another search by embedding is in work")
+    async with scanning if body.by == "embedding" else nullcontext():
+        hits = await run_in_threadpool(lambda: index.like(own.id, by=body.by, **page))
+    return (own.valence, own.arousal), hits
 
 
 def annotation_uri(services: Services, name: str) -> str:

@@ -61,10 +61,10 @@ async def read_query(request: Request, kind: type[BodyT]) -> tuple[BodyT, ItemRe
         body = parse(kind, await request.body())
     assert isinstance(body, QueryIn)
     if body.given() + (upload is not None) != 1:
-        raise ApiError(422, "invalid", "give one of text, uri, point, or an upload")
+        raise ApiError(422, "invalid", "give one thing to go by: a text, a uri, a point, or an upload")
     if upload is not None:
         return body, upload
-    if body.point is not None:
+    if body.text is None and body.uri is None:
         return body, None
     return body, _item(ItemIn(uri=body.uri, caption=body.text, modality=body.modality), "query")
 
