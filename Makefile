@@ -36,9 +36,6 @@ test-fast: $(STAMP)  ## the part to run while working
 test-system: $(STAMP)  ## real clusters and failures, minutes each; nothing else should run beside it
 	$(BIN)/pytest -m whole
 
-test-system: $(STAMP)  ## real clusters and failures, minutes each; nothing else should run beside it
-	$(BIN)/pytest -m whole
-
 lint: $(STAMP)  ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
