@@ -17,7 +17,7 @@ CATALOG: Final = "s3://media/catalog"
 PICTURES, CLIPS, CAPTIONS = 90, 6, 6
 BROKEN: Final = ("broken.jpg", "empty.txt")
 ITEMS: Final = PICTURES + CLIPS + CAPTIONS + len(BROKEN)
-EPOCHS: Final = 40
+EPOCHS: Final = 60
 RECIPE: Final = (
     *("--config", "jobs/recipes/tiny.yaml", "--set", f"dataset={DATASET}", "--set", f"epochs={EPOCHS}"),
     *("--set", "checkpoint.every_s=0"),  # after each step, so that there is time to lose something

@@ -100,11 +100,11 @@ def test_the_heads_network_is_cut_for_a_minute_and_the_same_command_completes_th
 
 def test_a_worker_node_dies_during_training_and_the_model_is_the_same(champion: Topology) -> None:
     job = champion.submit("train", *RECIPE, "--set", "name=lost-node")
-    run = champion.root / "home" / "runs" / "lost-node"
-    until(lambda: any(each.name > "000005" for each in run.glob("checkpoints/*")), "five epochs", 120.0)
+    checkpoints = champion.root / "home" / "runs" / "lost-node" / "checkpoints"
+    until(lambda: any(each.name > "000005" for each in checkpoints.glob("*")), "five epochs", 120.0)
     victim = max(champion.workers, key=lambda host: len(host.processes("ray::RayTrainWorker")))
-    assert victim.processes("ray::RayTrainWorker")
     victim.kill()
+    assert max(each.name for each in checkpoints.iterdir()) < f"{EPOCHS:06d}", "it was to be caught on its way"
     ended(job)
     assert_same_run(champion, "lost-node")
     champion.boot(victim.name)
@@ -115,10 +115,13 @@ def test_mlflow_restarts_while_a_run_is_logged_and_the_run_is_there_once(champio
     server = champion.hosts["mlflow"]
     job = champion.submit("train", *RECIPE, "--set", "name=lost-mlflow")
     until(lambda: runs_named(champion, "lost-mlflow"), "the run in MLflow", 200.0)
+    (before,) = runs_named(champion, "lost-mlflow")
     server.kill()
+    assert before["info"]["status"] == "RUNNING", "it was to be caught on its way"
     champion.boot("mlflow")
     ended(job)
     assert_same_run(champion, "lost-mlflow")
+    assert [run["info"]["run_id"] for run in runs_named(champion, "lost-mlflow")] == [before["info"]["run_id"]]
 
 
 def assert_same_run(topology: Topology, name: str) -> None:
