@@ -38,6 +38,7 @@ Report = Callable[[str, Path, Settings], None]
 
 _NICE: Final = 5  # the front answers first, also on a machine whose every core is inferring
 _LOOK_S: Final = 5.0
+_HEALTH_S: Final = 1.0  # a process that died is noticed so late
 _HEAD: Final = "node:__internal_head__"  # of which the head node has 1.0
 _TOUCH: Final = 0.001
 
@@ -249,6 +250,7 @@ def build(settings: Settings, report: Report, *, listens: bool = False) -> serve
     return front.options(
         name="front",
         num_replicas=serving.front_replicas,
+        health_check_period_s=_HEALTH_S,
         max_ongoing_requests=4 * room,  # what is too much is told by the gate, at once
         ray_actor_options={"num_cpus": 0, "resources": {_HEAD: _TOUCH} if listens else {}},
     ).bind(
@@ -269,7 +271,7 @@ def _model(uri: str | None, settings: Settings, name: str, replicas: int) -> Any
             num_replicas=replicas,
             max_ongoing_requests=2 * (serving.max_in_flight + 16),
             ray_actor_options={"num_cpus": serving.replica_cpus},
-            health_check_period_s=5,
+            health_check_period_s=_HEALTH_S,
             health_check_timeout_s=serving.item_timeout_s + 10,
         )
         .bind(uri, settings, optional=name == "challenger")
