@@ -1,6 +1,6 @@
 """The API against what it stands on: the bulk engine's throughput, a call of the model in process, its own peak.
 
-    python benchmarks/serving.py [--workdir DIR] [--pictures 192] [--seconds 10] [--rounds 2]
+    python benchmarks/serving.py [--workdir DIR] [--pictures 192] [--seconds 10] [--rounds 2] [--only latency]
 
 One server with two replicas (compact preset, the engine that calibration chooses) on this machine; load comes from a
 second process (this file with --load). Pictures of 512 pixels, and copies that differ in trailing bytes, because the
@@ -238,6 +238,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=192)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--only", choices=["latency", "load", "search"])
     parser.add_argument("--load")
     parser.add_argument("--rate", type=float, default=0.0)
     parser.add_argument("--part", type=int, default=0)
@@ -257,28 +258,39 @@ def main() -> None:
     if not (workdir / "pictures").exists():
         make_pictures(workdir / "pictures", options.pictures)
         copies(workdir / "pictures", workdir / "copies", (options.rounds + 3) * PART)
-    with served(workdir) as settings:
-        load("saturation", workdir, 3.0)  # to warm up
-        found = load("latency", workdir, options.seconds)
-        direct_s, http_s = found["direct_s"], found["http_s"]
-        for share in (50, 99):
-            direct, total = (1000 * percentile(values, share) for values in (direct_s, http_s))
-            print(
-                f"latency p{share}: {direct:.1f} ms in process, {total:.1f} ms over HTTP, added {total - direct:.1f} ms"
-            )
-        added_ms = [1000 * (total - direct) for total, direct in zip(http_s, direct_s, strict=True)]
-        print(f"added, pair by pair: p50 {percentile(added_ms, 50):.1f} ms, p99 {percentile(added_ms, 99):.1f} ms")
-        speeds = []
-        for number in range(options.rounds):
-            engine = bulk(workdir, settings, number)
-            speeds.append((load("saturation", workdir, options.seconds, part=number + 2)["items_per_s"], engine))
-            print(f"saturation: {speeds[-1][0]:.1f} items/s, bulk engine {engine:.1f}")
-        peak = median(api for api, _ in speeds)
-        print(f"saturation / bulk engine: {median(api / engine for api, engine in speeds):.2f}")
-        over = load("overload", workdir, options.seconds, 3 * peak / ITEMS, part=1)
-        print(f"overload: {over['items_per_s'] / peak:.2f} of the peak; {json.dumps(over)}")
-    p50, p95 = search_million(workdir)
-    print(f"search in 10^6 points: p50 {p50:.1f} ms, p95 {p95:.1f} ms")
+    if options.only != "search":
+        with served(workdir) as settings:
+            load("saturation", workdir, 3.0)  # to warm up
+            if options.only != "load":
+                say_latency(load("latency", workdir, options.seconds))
+            if options.only != "latency":
+                say_load(workdir, settings, options.rounds, options.seconds)
+    if options.only in {None, "search"}:
+        p50, p95 = search_million(workdir)
+        print(f"search in 10^6 points: p50 {p50:.1f} ms, p95 {p95:.1f} ms")
+
+
+def say_latency(found: dict[str, list[float]]) -> None:
+    """Percentiles, and those of the differences of pairs."""
+    direct_s, http_s = found["direct_s"], found["http_s"]
+    for share in (50, 99):
+        direct, total = (1000 * percentile(values, share) for values in (direct_s, http_s))
+        print(f"latency p{share}: {direct:.1f} ms in process, {total:.1f} ms over HTTP, added {total - direct:.1f} ms")
+    added_ms = [1000 * (total - direct) for total, direct in zip(http_s, direct_s, strict=True)]
+    print(f"added, pair by pair: p50 {percentile(added_ms, 50):.1f} ms, p99 {percentile(added_ms, 99):.1f} ms")
+
+
+def say_load(workdir: Path, settings: Any, rounds: int, seconds: float) -> None:
+    """Saturation against the bulk engine, then three times as much."""
+    speeds = []
+    for number in range(rounds):
+        engine = bulk(workdir, settings, number)
+        speeds.append((load("saturation", workdir, seconds, part=number + 2)["items_per_s"], engine))
+        print(f"saturation: {speeds[-1][0]:.1f} items/s, bulk engine {engine:.1f}")
+    peak = median(api for api, _ in speeds)
+    print(f"saturation / bulk engine: {median(api / engine for api, engine in speeds):.2f}")
+    over = load("overload", workdir, seconds, 3 * peak / ITEMS, part=1)
+    print(f"overload: {over['items_per_s'] / peak:.2f} of the peak; {json.dumps(over)}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 CPUS_PER_ACTOR: Final = 0.5  # actors may not take every CPU: other tasks of the cluster would starve, silently
 FREE_CPUS: Final = 1.0
 _ROUNDING: Final = 1e-6  # of three workers at a third of a GPU
+LARGE_MESSAGES: Final = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"  # in bytes; Serve's own limit is below an upload's
 _START_ATTEMPTS: Final = 3  # a busy machine misses the limits that are built into Ray
 _CONNECT_TIMEOUT_S = 10.0
 _GROWS_TO: ContextVar[float] = ContextVar("mmva_cluster_grows_to", default=0.0)
@@ -33,6 +34,10 @@ _RAY_ENVIRONMENT = {
     "RAY_ENABLE_AUTO_CONNECT": "0",  # or a thread left behind by a stalled job would start a second Ray
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # Ray Train takes reports when it polls: every 2 s, an epoch takes less
+    # Serve calls a deployment on the loop that asks: each thread between two loops costs a request a millisecond.
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    LARGE_MESSAGES: str(2**31 - 1),
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a FutureWarning about GPUs that nobody asked for
 }
 

@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mmva_platform.cli.main import run
 from mmva_platform.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MAIN = "from mmva_platform.cli.main import main; main()"
-KILLS = (61, 67)
-# A picture of one size kills the process that decodes it, as a crash in a native library would.
+KILLS, HANGS = (61, 67), (71, 73)
+# A picture of one size kills the process that decodes it, as a crash in a native library would; one of another hangs.
 SITECUSTOMIZE = f"""
-import os, signal
+import os, signal, time
 from PIL import ImageFile
 
 original = ImageFile.ImageFile.load
@@ -33,6 +34,8 @@ original = ImageFile.ImageFile.load
 def load(self):
     if self.size == {KILLS}:
         os.kill(os.getpid(), signal.SIGKILL)
+    if self.size == {HANGS}:
+        time.sleep(3600)
     return original(self)
 
 ImageFile.ImageFile.load = load
@@ -85,8 +88,9 @@ class ServeProcess:
         self.config.write_text(
             json.dumps({
                 "port": self.port, "keys": keys, "roots": [str(self.media)], "out_roots": [str(self.outs)],
-                "engine": "torch", "follow_s": 0.5, "max_body_mb": 2, "max_in_flight": 64, "item_timeout_s": 10,
+                "engine": "torch", "follow_s": 0.5, "max_body_mb": 8, "max_in_flight": 64, "item_timeout_s": 6,
                 "max_in_flight_per_key": 40, "request_timeout_s": 45,
+                "challenger": "models:/mmva@challenger", "shadow_share": 0.5,
             })
         )  # fmt: skip
         self.settings_file = folder / "settings.yaml"
@@ -121,6 +125,27 @@ class ServeProcess:
         assert self.process is not None
         self.process.send_signal(signal.SIGINT)
         assert self.process.wait(timeout=90) == 0, self.log()
+        assert "graceful_shutdown" not in self.log()  # of which Ray would complain if it ended otherwise
+
+    def kill(self) -> None:
+        """As the machine's memory killer would; what Ray started ends by itself."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                self.get("/healthz")
+            except ConnectionRefusedError:
+                return
+            except OSError:
+                pass
+            assert time.monotonic() < deadline, "the server outlives its process"
+            time.sleep(0.1)  # until a deadline, not for a time
+
+    def mmva(self, *command: str) -> None:
+        """A command of `mmva` against the same home."""
+        assert run(["--settings", str(self.settings_file), *command]) == 0
 
     def log(self) -> str:
         """What the process said."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,12 +19,14 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from mmva.errors import OperationFailed
 from mmva_platform.annotation.plan import ModelInfo
-from mmva_platform.annotation.publish import generations
+from mmva_platform.cluster import LARGE_MESSAGES
 from mmva_platform.serving.app import create_app
 from mmva_platform.serving.front import Front, OverloadedError, ReplicaLostError
 from mmva_platform.serving.host import ModelHost
 from mmva_platform.serving.jobs import JobQueue, JobSpec
+from mmva_platform.serving.kept import Kept
 from mmva_platform.serving.keys import Keyring, keys_file
+from mmva_platform.serving.listener import Listener
 from mmva_platform.serving.metrics import Metrics
 from mmva_platform.serving.model import ServedModel
 from mmva_platform.serving.progress_of_jobs import shards_done
@@ -40,7 +40,9 @@ Report = Callable[[str, Path, Settings], None]
 
 _NICE: Final = 5  # the front answers first, also on a machine whose every core is inferring
 _LOOK_S: Final = 5.0
-_KEPT: Final = 4  # open indexes, and reports
+_HEALTH_S: Final = 1.0  # a process that died is noticed so late
+_HEAD: Final = "node:__internal_head__"  # of which the head node has 1.0
+_TOUCH: Final = 0.001
 
 
 class Replica:
@@ -164,6 +166,7 @@ class FrontReplica:
         self, model: Any, challenger: Any, settings: Settings, report: Report, _jobs: Any
     ) -> None:
         self._settings = settings
+        model = _straight(model)
         self._metrics = Metrics(serve.get_replica_context().replica_id.unique_id)
         self._front = Front(
             partial(_ask, model.annotate),
@@ -213,25 +216,18 @@ class FrontReplica:
         return page
 
 
-class Kept:
-    """Remembers what was made of the last few published annotations, until another generation of one is published."""
+class ListeningFront(FrontReplica):
+    """The same on a port of its own, without Serve's proxy and its two hops more."""
 
-    def __init__(self, make: Callable[[str], Any], settings: Settings) -> None:
-        self._make, self._settings = make, settings
-        self._kept: OrderedDict[tuple[str, int], Any] = OrderedDict()
-        self._lock = threading.Lock()
+    async def __init__(self, *bound: Any) -> None:  # type: ignore[misc]
+        await super().__init__(*bound)
+        serving = self._settings.serving
+        self._listener = Listener(self.__serve_build_asgi_app__(), serving.host, serving.port)
 
-    def __call__(self, uri: str) -> Any:
-        """What is made of a published annotation. UsageError if it is not published."""
-        storage = open_storage(uri, self._settings.storage)
-        key = (storage.uri, len(generations(storage, self._settings.storage)))
-        with self._lock:  # two that ask at once wait for one
-            if key not in self._kept:
-                self._kept[key] = self._make(uri)
-            self._kept.move_to_end(key)
-            while len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
-            return self._kept[key]
+    async def __del__(self) -> None:
+        """Awaited by Serve before it ends the process."""
+        if hasattr(self, "_listener"):
+            await self._listener.stop()
 
 
 def job_queue(settings: Settings) -> JobQueue:
@@ -240,17 +236,18 @@ def job_queue(settings: Settings) -> JobQueue:
     return JobQueue(place, settings.serving, settings.storage)
 
 
-def build(settings: Settings, report: Report) -> serve.Application:
+def build(settings: Settings, report: Report, *, listens: bool = False) -> serve.Application:
     """The application for serve.run.
 
     Args:
         settings: Of the platform; every replica gets them.
         report: Writes a published annotation's report to a file.
+        listens: The front opens `serving.port` itself, on the head node; otherwise it stands behind Serve's proxies.
     """
     serving = settings.serving
     # Home may be relative; the replicas' working directories are their own.
     settings = settings.model_copy(update={"home": settings.home.resolve()})
-    front = serve.deployment(serve.ingress()(FrontReplica))
+    front = serve.deployment(ListeningFront if listens else serve.ingress()(FrontReplica))
     runner = serve.deployment(JobRunnerReplica)
     room = serving.max_in_flight + 16
     model = _model(serving.model, settings, "model", serving.replicas)
@@ -258,8 +255,9 @@ def build(settings: Settings, report: Report) -> serve.Application:
     return front.options(
         name="front",
         num_replicas=serving.front_replicas,
+        health_check_period_s=_HEALTH_S,
         max_ongoing_requests=4 * room,  # what is too much is told by the gate, at once
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "resources": {_HEAD: _TOUCH} if listens else {}},
     ).bind(
         model,
         challenger,
@@ -278,11 +276,16 @@ def _model(uri: str | None, settings: Settings, name: str, replicas: int) -> Any
             num_replicas=replicas,
             max_ongoing_requests=2 * (serving.max_in_flight + 16),
             ray_actor_options={"num_cpus": serving.replica_cpus},
-            health_check_period_s=5,
+            health_check_period_s=_HEALTH_S,
             health_check_timeout_s=serving.item_timeout_s + 10,
         )
         .bind(uri, settings, optional=name == "challenger")
     )
+
+
+def _straight(handle: Any) -> Any:
+    """A handle that does not go by way of actor calls and the object store, 3 ms less; where messages may be large."""
+    return handle.options(_by_reference=False) if LARGE_MESSAGES in os.environ else handle
 
 
 async def _ask(method: Any, *arguments: Any) -> Any:

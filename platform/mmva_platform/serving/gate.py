@@ -168,8 +168,9 @@ async def refuse(error: ApiError, send: Send) -> None:
     """Answer with an error."""
     body = json.dumps(error_body(error.code, str(error.detail))).encode()
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **(error.headers or {})}
-    if error.status_code in {408, 413}:
-        headers["Connection"] = "close"  # the rest of the body is not wanted
+    if error.status_code == 408:
+        # Not after 413: closed upon a client that still sends, its answer would be lost; the rest is thrown away.
+        headers["Connection"] = "close"
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": error.status_code, "headers": raw})
     await send({"type": "http.response.body", "body": body})

@@ -34,6 +34,7 @@ async def search(request: Request, caller: Annotated[Caller, Depends(READ)]) -> 
     index = await run_in_threadpool(services.open_index, annotation_uri(services, body.annotation))
     region = Region(**body.region.model_dump()) if body.region else None
     page: dict[str, Any] = {"top": body.top, "offset": body.offset, "modality": body.only, "region": region}
+    point: tuple[float, float] | None
     if body.like is not None:
         point, hits = await _like(request, index, body, page)
     else:

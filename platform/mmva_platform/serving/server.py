@@ -30,7 +30,7 @@ def running(settings: Settings, report: Report) -> Iterator[str]:
     """
     with ray_session(settings.cluster):
         from ray import serve
-        from ray.serve.config import HTTPOptions
+        from ray.serve.config import ProxyLocation
         from ray.serve.schema import LoggingConfig
 
         from mmva_platform.serving.deployments import build
@@ -38,28 +38,31 @@ def running(settings: Settings, report: Report) -> Iterator[str]:
         serving = settings.serving
         quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        options = HTTPOptions(host=serving.host, port=serving.port, request_timeout_s=serving.request_timeout_s + 30)
-        serve.start(http_options=options, logging_config=quiet)
+        serve.start(proxy_location=ProxyLocation.Disabled, logging_config=quiet)
         try:
-            _run(build(settings, report), quiet)
+            _run(build(settings, report, listens=True), quiet)
             yield f"http://{serving.host}:{serving.port}"
         finally:
-            serve.shutdown()
+            # Not serve.shutdown(): of a cluster that is not ours it would end everybody's applications, and of a
+            # private one Ray would complain that the controller ended before it had answered.
+            serve.delete(APP)
 
 
 def _run(application: Any, quiet: Any) -> None:
     from ray import serve
 
     try:
-        serve.run(application, name=APP, route_prefix="/", logging_config=quiet)
+        serve.run(application, name=APP, route_prefix=None, logging_config=quiet)
     except RuntimeError as error:  # all that Serve says is which deployment it was; its log says why
         raise OperationFailed(f"serve: {str(error).partition(chr(10))[0]}; see Ray's logs in logs/serve") from error
 
 
 def serve_until_stopped(settings: Settings, report: Report) -> None:
     """Serve until SIGINT or SIGTERM; jobs that run then go on at the next start."""
+    from mmva_platform.serving.listener import await_port
     from mmva_platform.tracking.registry import resolve_model
 
+    await_port(settings.serving.host, settings.serving.port)
     if not settings.serving.wait_for_model:
         resolve_model(settings.serving.model, settings)  # says in one line what replicas would say in a traceback
     stop = threading.Event()
