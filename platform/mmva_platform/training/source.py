@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ class FeatureSource:
     def batches(self, plan: EpochPlan, epoch: int, shares: Sequence[slice], model: torch.nn.Module) -> Iterator[Batch]:
         """The shares' embeddings as tensors of the model's device and precision, one piece each."""
         del epoch
-        return (self._batch(plan, share, next(model.parameters())) for share in shares)
+        return _ahead(self._batch(plan, share, next(model.parameters())) for share in shares)
 
     def validate(self, model: torch.nn.Module, world: World) -> Row:
         """On rank 0; the others have nothing to add."""
@@ -57,6 +58,15 @@ class FeatureSource:
             index_B = torch.from_numpy(rows[modality] % len(emb_KD))
             inputs[modality] = emb_KD.index_select(0, index_B).to(like)  # a third quicker than numpy's gather
         return Batch([inputs], [labels], [present])
+
+
+def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches; the next one is gathered while the model is at the one before it."""
+    with ThreadPoolExecutor(1, thread_name_prefix="training-batches") as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch
 
 
 def _view(array: Floats) -> torch.Tensor:

@@ -36,7 +36,7 @@ def overrides_of(dataset: str, name: str) -> list[str]:
     Saves by the clock within epochs: two workers, of which one has the clock, once waited for each other there.
     """
     options = [f"dataset={dataset}", f"name={name}", f"epochs={EPOCHS}", "batch_size=2", "model.dropout=0.3"]
-    return [*options, "checkpoint.every_s=0.05"]
+    return [*options, "checkpoint.every_s=0.5"]
 
 
 def recipe_of(dataset: str, repository: Path, name: str, *changes: str) -> Recipe:
