@@ -24,6 +24,7 @@ class Listener:
     def __init__(self, app: ASGIApp, host: str, port: int) -> None:
         """Listen and answer from now on. OSError if the port is taken."""
         self._socket = _bound(host, port)
+        self._socket.listen()  # or who connects before the loop gets to uvicorn would be refused
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what goes wrong is the application's to say
         self._server = uvicorn.Server(
             uvicorn.Config(
