@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import yaml
 from ray_head import RayHead
-from seaweed import free_ports
 
 _FILE = Path(__file__).resolve().parents[2] / "ray-cluster.yaml"
 _HEAD = "ray.head.default"  # the provider knows its head by no other name
@@ -39,25 +35,10 @@ class FakeCloud(RayHead):
         found = [re.findall(r"^ (\d+) (\S+)$", text, re.MULTILINE) for text in active]
         return [{kind: int(count) for count, kind in nodes if kind != _HEAD} for nodes in found]
 
-    def _start(self, environment: dict[str, str], cpus: int) -> None:
-        port, client, agent, agent_grpc, runtime_env, metrics = free_ports(6)
-        self.address = f"127.0.0.1:{port}"
-        self.folder = Path(tempfile.mkdtemp(prefix="mmva-ray-"))
+    def _further(self, cpus: int) -> list[str]:
         config = self.folder / "cluster.json"
         config.write_text(json.dumps(layout(self.address, cpus)))
-        arguments = [
-            "--node-ip-address=127.0.0.1", f"--port={port}", f"--ray-client-server-port={client}",
-            f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}",
-            f"--runtime-env-agent-port={runtime_env}", f"--metrics-export-port={metrics}", "--min-worker-port=0",
-            "--max-worker-port=0", "--num-cpus=0", f"--object-store-memory={128 * 2**20}", f"--temp-dir={self.folder}",
-            "--include-dashboard=false", "--disable-usage-stats", f"--autoscaling-config={config}",
-        ]  # fmt: skip
-        ray = Path(sys.executable).with_name("ray")
-        with (self.folder / "head.log").open("wb") as log:
-            self.process = subprocess.Popen(
-                [ray, "start", "--head", "--block", *arguments],
-                stdout=log, stderr=log, env=environment, start_new_session=True,
-            )  # fmt: skip
+        return ["--num-cpus=0", f"--autoscaling-config={config}"]
 
 
 def layout(address: str, cpus: int) -> dict[str, Any]:

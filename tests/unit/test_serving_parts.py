@@ -122,32 +122,24 @@ def test_the_champion_is_followed_there_and_back_and_a_bad_one_changes_nothing()
     assert registry.loaded == ["1", "2", "1"]
 
 
-def test_a_challenger_may_come_later_and_go() -> None:
+@pytest.mark.parametrize(
+    ("kind", "stays"),
+    [pytest.param("optional", False, id="a challenger goes"), pytest.param("wait", True, id="a champion stays")],
+)
+def test_a_model_may_come_later(kind: str, stays: bool) -> None:
     registry = Registry()
     registry.error = UsageError("no such alias")
-    host = ModelHost("models:/mmva@x", Settings(), optional=True, resolve=registry.resolve, load=registry.load)
+    may_be_missing: dict[str, Any] = {kind: True}
+    host = ModelHost("models:/mmva@x", Settings(), resolve=registry.resolve, load=registry.load, **may_be_missing)
     assert host.model is None
     registry.error = None
     assert host.look()
     registry.error = UsageError("no such alias")
     with pytest.raises(UsageError):
         host.look()
-    assert host.model is None
+    assert (host.model is not None) == stays
     with pytest.raises(UsageError):
         ModelHost("models:/mmva@x", Settings(), resolve=registry.resolve, load=registry.load)
-
-
-def test_a_champion_may_come_later_and_then_stays() -> None:
-    registry = Registry()
-    registry.error = UsageError("no such alias")
-    host = ModelHost("models:/mmva@champion", Settings(), wait=True, resolve=registry.resolve, load=registry.load)
-    assert host.model is None
-    registry.error = None
-    assert host.look()
-    registry.error = UsageError("no such alias")
-    with pytest.raises(UsageError):
-        host.look()
-    assert host.model is not None
 
 
 def test_following_goes_on_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

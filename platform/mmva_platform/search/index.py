@@ -183,6 +183,7 @@ class AnnotationIndex:
         own = self._row(id)
         if own is None:
             raise UsageError(f"{self.uri}: no annotated item has the id {id!r}")
+        va_2 = [self._items[axis][own].as_py() for axis in AXES]
         if by == "embedding":
             kind = self._items["modality"][own].as_py()
             if modality not in {None, kind}:
@@ -193,11 +194,9 @@ class AnnotationIndex:
             may_N = _inside(self._items, region or Region(), kind)
             may_N[own] = False
             row_K, cosine_K = most_alike(*embeddings(self._files, own, may_N), offset + top)
-            va_2 = [self._items[axis][own].as_py() for axis in AXES]
             va_K2 = np.column_stack([np.asarray(self._items[axis].take(pa.array(row_K))) for axis in AXES])
             distance_K = np.hypot(*(va_K2 - va_2).T.astype(np.float64))
             return self._hits(row_K, distance_K, cosine_K)[offset:]
-        va_2 = [self._items[axis][own].as_py() for axis in AXES]
         hits = self.search(va_2, top=offset + top + 1, modality=modality, region=region)
         return [hit for hit in hits if hit.id != id][offset : offset + top]
 

@@ -39,8 +39,8 @@ class RayHead:
             "--node-ip-address=127.0.0.1", f"--port={port}", f"--ray-client-server-port={client}",
             f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}",
             f"--runtime-env-agent-port={runtime_env}", f"--metrics-export-port={metrics}", "--min-worker-port=0",
-            "--max-worker-port=0", f"--num-cpus={cpus}", f"--object-store-memory={128 * 2**20}",
-            f"--temp-dir={self.folder}", "--include-dashboard=false", "--disable-usage-stats",
+            "--max-worker-port=0", f"--object-store-memory={128 * 2**20}",
+            f"--temp-dir={self.folder}", "--include-dashboard=false", "--disable-usage-stats", *self._further(cpus),
         ]  # fmt: skip
         ray = Path(sys.executable).with_name("ray")
         with (self.folder / "head.log").open("wb") as log:
@@ -48,6 +48,10 @@ class RayHead:
                 [ray, "start", "--head", "--block", *arguments],
                 stdout=log, stderr=log, env=environment, start_new_session=True,
             )  # fmt: skip
+
+    def _further(self, cpus: int) -> list[str]:
+        """Arguments that a kind of head has besides; its folder and address are known by then."""
+        return [f"--num-cpus={cpus}"]
 
     def workers(self) -> list[psutil.Process]:
         """Processes that run a pool's actor now."""
