@@ -34,9 +34,11 @@ class LocalStack:
         for name in PORTS[:4]:
             while self.ports[name] > 65_535 - _WEED_STEP:
                 [self.ports[name]] = free_ports(1)
+        # Ray shows a gauge for two report intervals, and sets those of its nodes every 5 s: with shorter ones a scrape
+        # may never see them.
         self._ours = os.environ | {name: str(port) for name, port in self.ports.items()} | extra | {
             "MMVA_BIN": str(Path(sys.executable).parent), "RAY_FOLDER": str(self.folder / "ray"), "CPUS": "4",
-            "OBJECT_STORE_BYTES": str(128 * 2**20), "OMP_NUM_THREADS": "1", "RAY_metrics_report_interval_ms": "500",
+            "OBJECT_STORE_BYTES": str(128 * 2**20), "OMP_NUM_THREADS": "1", "RAY_metrics_report_interval_ms": "3000",
         }  # fmt: skip
         self.environment = self._ours
 

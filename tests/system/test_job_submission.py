@@ -157,7 +157,7 @@ def test_runs_and_numbers_have_their_places(stack: LocalStack) -> None:
     deadline = time.monotonic() + 120
     while missing := wanted - set(json.loads(stack.read("PROMETHEUS_PORT", "/api/v1/label/__name__/values"))["data"]):
         assert time.monotonic() < deadline, missing
-        time.sleep(0.5)  # until a deadline, not for a time: Ray's reporter takes its time on a busy machine
+        time.sleep(0.5)  # until a deadline, not for a time
     rules = json.loads(stack.read("PROMETHEUS_PORT", "/api/v1/rules"))["data"]["groups"]
     assert {group["name"] for group in rules} == {"annotation", "api", "cluster"}
 
