@@ -12,7 +12,7 @@ import pytest
 
 from mmva.errors import OperationFailed
 from mmva_platform.serving.front import OverloadedError, ReplicaLostError
-from mmva_platform.serving.services import Answers, ItemRequest
+from mmva_platform.serving.services import Answers, ApiError, ItemRequest
 from mmva_platform.serving.suspects import Suspects
 
 from .serving_world import MODEL, World, bearer, echo, make_world, row_of
@@ -138,6 +138,38 @@ def test_an_item_that_kills_replicas_is_found_and_costs_no_second_one(tmp_path: 
     assert [(row["id"], row["status"]) for row in third] == [("n0", "error"), ("n1", "ok")]
     assert lives == [["calm"]]
     assert "mmva_replicas_lost_total" in world.client.get("/metrics", headers=bearer("reader")).text
+
+
+def test_a_trial_outlives_its_request_and_who_asks_again_joins_it(tmp_path: Path) -> None:
+    trials: list[list[str]] = []
+    end = asyncio.Event()
+
+    async def annotate(items: list[ItemRequest]) -> Answers:
+        raise ReplicaLostError
+
+    async def carefully(items: list[ItemRequest]) -> Answers:
+        trials.append([item["id"] for item in items])
+        await end.wait()
+        return await echo(items)
+
+    def named(*names: str) -> list[ItemRequest]:
+        return [ItemRequest(id=f"{name}2", uri=None, modality="caption", caption=name, data=None) for name in names]
+
+    async def ask() -> Answers:
+        front = make_world(tmp_path, annotate, carefully=carefully).front
+        with pytest.raises(ApiError):
+            await front.annotate([*named("a", "b"), *named("c")])
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(front.annotate([{**item, "id": "first"} for item in named("a", "b")]), 0.01)
+        joined = asyncio.create_task(front.annotate(named("c", "b", "b")))
+        await asyncio.sleep(0)  # its turn
+        end.set()
+        return await joined
+
+    rows = asyncio.run(ask()).rows
+    assert trials == [["first", "first"], ["c2"]]
+    assert [row["id"] for row in rows] == ["c2", "b2", "b2"]
+    assert [row["sha256"] for row in rows] == [hashlib.sha256(name).hexdigest() for name in (b"c", b"b", b"b")]
 
 
 def test_suspicion_and_verdicts_end() -> None:

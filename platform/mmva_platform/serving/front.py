@@ -14,11 +14,11 @@ from mmva_platform.annotation.plan import ModelInfo
 from mmva_platform.serving.metrics import Metrics
 from mmva_platform.serving.services import Answers, ApiError, ItemRequest, Row, busy
 from mmva_platform.serving.suspects import Suspects
+from mmva_platform.serving.trials import Annotate, Trials
 from mmva_platform.settings import ServingSettings
 
 logger = logging.getLogger(__name__)
 
-Annotate = Callable[[list[ItemRequest]], Awaitable[Answers]]
 Compare = Callable[[list[ItemRequest], list[Row]], Awaitable[list[Row]]]
 
 _RESTART_S: Final = 5.0
@@ -61,6 +61,7 @@ class Front:
         self._current, self._versions = current, versions
         self._settings, self._metrics, self._compare = settings, metrics, compare
         self._suspects = Suspects()
+        self._apart = Trials(self._judged)
         self._shadow: asyncio.Task[None] | None = None
         self.known: ModelInfo | None = None
 
@@ -125,7 +126,7 @@ class Front:
             logger.error("the model cannot answer: %s", error)  # noqa: TRY400 - one line, an expected failure
             raise ApiError(503, "model-unavailable", "the model cannot answer now", 30.0) from None
 
-    async def _apart(self, items: list[ItemRequest]) -> Answers:
+    async def _judged(self, items: list[ItemRequest]) -> Answers:
         answers = await self._call(self._carefully, items)
         self._suspects.judge(items, answers.rows)
         return answers
