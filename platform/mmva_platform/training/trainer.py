@@ -129,6 +129,7 @@ def _fit_on_ray(
 
     from mmva_platform.storage import open_storage
     from mmva_platform.training.checkpoints import Checkpoints
+    from mmva_platform.training.room import Room
     from mmva_platform.training.watching import interruptible, open_channel, watch
 
     checkpoints = Checkpoints(
@@ -146,8 +147,10 @@ def _fit_on_ray(
     }
     explained: list[Exception] = []
     try:
-        with interruptible(), watch(channel, progress) as explained:
-            _trainer(run, recipe, config, settings).fit()
+        worker = _worker_resources(recipe)
+        room = Room(run.name, recipe.worker_range[0], worker)
+        with watch(channel, progress, room) as explained, interruptible():
+            _trainer(run, recipe, config, settings, worker).fit()
     except TrainingFailedError as error:
         if explained:
             raise explained[0] from error
@@ -170,8 +173,17 @@ def _fit_on_ray(
     return checkpoints.best(found[1]["history"]), found[1]
 
 
-def _trainer(run: RunDirectory, recipe: Recipe, config: dict[str, Any], settings: Settings) -> Any:
+def _worker_resources(recipe: Recipe) -> dict[str, float]:
+    """Of one worker, by Ray's names: with a GPU where the cluster has one for each."""
     import ray
+
+    gpus = ray.cluster_resources().get("GPU", 0)
+    return {"CPU": recipe.cpus_per_worker} | ({"GPU": 1.0} if gpus >= recipe.worker_range[0] else {})
+
+
+def _trainer(
+    run: RunDirectory, recipe: Recipe, config: dict[str, Any], settings: Settings, worker: Mapping[str, float]
+) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
@@ -179,7 +191,7 @@ def _trainer(run: RunDirectory, recipe: Recipe, config: dict[str, Any], settings
     from mmva_platform.training.worker import train_worker
 
     fewest, most = recipe.worker_range
-    use_gpu = ray.cluster_resources().get("GPU", 0) >= fewest
+    use_gpu = "GPU" in worker
     return TorchTrainer(
         train_worker,
         train_loop_config=config,
@@ -191,7 +203,7 @@ def _trainer(run: RunDirectory, recipe: Recipe, config: dict[str, Any], settings
         scaling_config=ScalingConfig(
             num_workers=most if fewest == most else (fewest, most),
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": recipe.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
+            resources_per_worker=dict(worker),
             elastic_resize_monitor_interval_s=_RESIZE_S,
         ),
         run_config=RunConfig(

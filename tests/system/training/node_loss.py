@@ -1,12 +1,16 @@
 """A node is lost in mid-epoch, then comes back: prints what became of the run as JSON.
 
-As a script, because it needs a Ray of its own: python node_loss.py DATASET HOME NAME WORKERS (as in a recipe).
+As a script, because it needs a Ray of its own: python node_loss.py DATASET HOME NAME WORKERS (as in a recipe) [stop].
+With `stop` it is told to stop while it waits for the node, and resumed once there is another.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +24,7 @@ import psutil
 import ray
 from ray.cluster_utils import Cluster
 
+from mmva.errors import OperationFailed
 from mmva_platform.settings import ClusterSettings, Settings, validate
 from mmva_platform.training import trainer, watching
 from mmva_platform.training.recipe import Recipe
@@ -49,6 +54,21 @@ class PatientChannel(watching.Channel):
             await asyncio.sleep(PATIENCE_S)
 
 
+class Heard(logging.Handler):
+    """True once it has been logged."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__()
+        self._words, self._heard = words, False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._heard |= self._words in record.getMessage()
+        sys.stderr.write(record.getMessage() + "\n")
+
+    def __bool__(self) -> bool:
+        return self._heard
+
+
 def wait_for(condition: Callable[[], Any]) -> None:
     until = time.monotonic() + PATIENCE_S
     while not condition():
@@ -75,18 +95,26 @@ def kill(node: subprocess.Popen[bytes]) -> None:
     node.wait()
 
 
-def main(dataset: str, home: str, name: str, workers: Any) -> None:
+def wait_for_both(address: str) -> None:
+    ray.init(address, log_to_driver=False)
+    wait_for(lambda: ray.cluster_resources().get("CPU") == 2 * CPUS)
+    ray.shutdown()
+
+
+def main(dataset: str, home: str, name: str, workers: Any, stop: bool) -> None:
     """Train while a thread takes the second node away and brings another."""
     watching.Channel = PatientChannel  # type: ignore[misc]
     trainer._RESIZE_S = 1.0  # type: ignore[misc]
     began = time.monotonic()
     head = {"num_cpus": CPUS, "object_store_memory": STORE, "_system_config": QUICK}
-    cluster = Cluster(initialize_head=True, connect=True, head_node_args=head)
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [add_node(cluster.address)]
-    wait_for(lambda: ray.cluster_resources().get("CPU") == 2 * CPUS)
-    ray.shutdown()
+    wait_for_both(cluster.address)
     settings = Settings(home=Path(home), cluster=ClusterSettings(address=cluster.address))
     rows: list[dict[str, Any]] = []
+    waiting = Heard("the run waits until it has more")
+    logging.getLogger("mmva_platform.training.room").addHandler(waiting)
+    logging.getLogger("mmva_platform.training.room").setLevel("INFO")
     checkpoints = settings.runs_dir / name / "checkpoints"
     found: dict[str, Any] = {"events": []}
 
@@ -107,6 +135,10 @@ def main(dataset: str, home: str, name: str, workers: Any) -> None:
         say("node killed")
         if isinstance(workers, list):
             wait_for(lambda: rows[-1]["epoch"] == WAITS_IN)
+        if stop:
+            wait_for(lambda: waiting)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
         nodes.append(add_node(cluster.address))
         say("another is there")
 
@@ -116,7 +148,14 @@ def main(dataset: str, home: str, name: str, workers: Any) -> None:
 
     thread = threading.Thread(target=fate, daemon=True)
     thread.start()
-    result = trainer.train(recipe_of(dataset, name, workers), settings, progress=progress)
+    recipe = recipe_of(dataset, name, workers)
+    try:
+        result = trainer.train(recipe, settings, progress=progress)
+    except OperationFailed as error:
+        say(str(error))
+        nodes.append(add_node(cluster.address))
+        wait_for_both(cluster.address)
+        result = trainer.train(recipe, settings, resume=name, progress=progress)
     thread.join()
     found |= {"history": result.history, "bundle": str(result.bundle_dir)}
     for node in nodes[1:]:
@@ -126,4 +165,4 @@ def main(dataset: str, home: str, name: str, workers: Any) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4]), sys.argv[5:] == ["stop"])
