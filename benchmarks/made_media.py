@@ -28,11 +28,15 @@ def make_pictures(folder: Path, count: int, seed: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     photos = [Image.fromarray(getattr(skimage.data, name)()).convert("RGB") for name in PHOTOS]
-    for number in range(count):
-        photo = photos[rng.integers(len(photos))]
-        share = rng.uniform(0.5, 1.0)
+    taken: set[tuple[int, ...]] = set()
+    while (number := len(taken)) < count:
+        which = int(rng.integers(len(photos)))
+        photo, share = photos[which], rng.uniform(0.5, 1.0)
         width, height = int(photo.width * share), int(photo.height * share)
-        left, top = rng.integers(photo.width - width + 1), rng.integers(photo.height - height + 1)
+        left, top = int(rng.integers(photo.width - width + 1)), int(rng.integers(photo.height - height + 1))
+        if (place := (which, left, top, width, height)) in taken:
+            continue
+        taken.add(place)
         crop = photo.crop((left, top, left + width, top + height))
         crop.resize((SIDE, SIDE * height // width)).save(folder / f"{number:06d}.jpg", quality=88)
     return folder

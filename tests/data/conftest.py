@@ -14,7 +14,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from mmva_platform.datasets import embedding, importing
+from mmva_platform.datasets import embedding, importing, writing
 from mmva_platform.datasets.importing import ImportConfig
 
 
@@ -105,7 +105,8 @@ def inline_cluster(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def ray_session(_settings: object) -> Iterator[None]:
         yield
 
-    for module in (importing, embedding):
+    for module in (writing, embedding):
         monkeypatch.setattr(module, "run_shards", run_shards)
+    for module in (importing, embedding):
         monkeypatch.setattr(module, "ray_session", ray_session)
     return stages

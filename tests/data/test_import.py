@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from mmva.errors import OperationFailed, UsageError
+from mmva.errors import UsageError
+from mmva.imemnet.splits import split_by_group
 from mmva_platform.datasets import importing
 from mmva_platform.datasets.checking import check_dataset
 from mmva_platform.datasets.dataset import Dataset
 from mmva_platform.datasets.importing import import_dataset
 from mmva_platform.datasets.report import ImportReport
 from mmva_platform.datasets.schema import DATASET_SCHEMA
+from mmva_platform.storage.local import LocalStorage
 
 pytestmark = pytest.mark.usefixtures("inline_cluster")
 
@@ -50,8 +53,11 @@ def test_shards_hold_the_files_and_their_labels(published: Any, out: Path) -> No
     assert [(s.name, s.rows) for s in dataset.shards if s.modality == "image"] == [
         ("shards/image-00000.parquet", 2),
         ("shards/image-00001.parquet", 2),
-        ("shards/image-00002.parquet", 1),
+        ("shards/image-00004.parquet", 1),  # of 00002 and 00003 no row is left
     ]
+    assert sorted(path.name for path in (out / "shards").glob("image-*")) == [
+        "image-00000.parquet", "image-00001.parquet", "image-00004.parquet"
+    ]  # fmt: skip
     shard = dataset.read_shard("shards/image-00000.parquet")
     assert shard.schema.equals(DATASET_SCHEMA)
     second = shard.to_pylist()[1]
@@ -137,18 +143,40 @@ def test_an_interrupted_import_is_no_dataset_and_goes_on(
     assert check_dataset(str(out)).ok
 
 
-def test_a_file_that_changes_between_the_passes_stops_the_import(
-    published: Any, out: Path, monkeypatch: pytest.MonkeyPatch
+def test_each_file_is_read_once_and_a_shard_that_lost_rows_is_as_if_they_had_never_been_there(
+    published: Any, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settle = importing.settle
+    read: Counter[str] = Counter()
+    real = LocalStorage.read
 
-    def change_then_settle(inspected: Any) -> Any:
-        (published.media / "images" / "1000.jpg").write_bytes(b"other")
-        return settle(inspected)
+    def counting(self: LocalStorage, path: str, most: int | None = None) -> bytes:
+        read[f"{self.uri}/{path}"] += 1
+        return real(self, path, most)
 
-    monkeypatch.setattr(importing, "settle", change_then_settle)
-    with pytest.raises(OperationFailed, match=r"1000\.jpg: changed during the import"):
-        import_dataset(published.config(), str(out))
+    monkeypatch.setattr(LocalStorage, "read", counting)
+    import_dataset(published.config(), str(out))
+    files = [str(path) for path in published.media.rglob("*.*")]
+    assert {path: read[path] for path in files} == dict.fromkeys(files, 1)
+    assert read[f"{out}/shards/image-00000.parquet"] == 1, "written once more, from itself"
+    assert not read[f"{out}/shards/music-00000.parquet"]
+
+    for name in ("1004", "1006", "1007", "1008"):
+        (published.media / "images" / f"{name}.jpg").unlink()
+    clean = tmp_path / "clean"
+    import_dataset(published.config(), str(clean))
+    assert (clean / "shards" / "image-00000.parquet").read_bytes() == (
+        out / "shards" / "image-00000.parquet"
+    ).read_bytes()
+
+
+def test_a_split_that_dropped_items_move_is_the_one_of_the_rows_that_are_left(published: Any, out: Path) -> None:
+    for clip in published.media.glob("audio/5-*.wav"):
+        clip.write_bytes(b"RIFF nonsense")
+    import_dataset(published.config(shard_rows=3, fractions=(0.34, 0.33, 0.33)), str(out))
+    labels = Dataset.open(str(out)).labels().to_pandas()
+    songs = labels[labels["modality"] == "music"].groupby("group")["split"].first()
+    assert dict(songs) == dict(zip(songs.index, split_by_group(list(songs.index), 0, (0.34, 0.33, 0.33)), strict=True))
+    assert check_dataset(str(out)).ok
 
 
 def test_nothing_usable_says_why_and_leaves_the_report(published: Any, out: Path) -> None:

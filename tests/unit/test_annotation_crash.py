@@ -13,9 +13,9 @@ import pytest
 from mmva_platform.annotation.catalog import Catalog
 from mmva_platform.annotation.commit import ShardResult, commit_shard, committed_shards, read_commit
 from mmva_platform.annotation.plan import ModelInfo, Plan, Preprocessing, make_plan, settle_plan
-from mmva_platform.annotation.prefetch import THREADS, Request, prefetched
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, CATALOG_SCHEMA, QUARANTINE_SCHEMA, sha256_hex
 from mmva_platform.storage.local import LocalStorage
+from mmva_platform.storage.prefetch import THREADS, Request, prefetched
 
 MODEL = ModelInfo(name="mmva", version="3", digest="d" * 64)
 PREPROCESSING = Preprocessing(fingerprints={"image": "f" * 64}, window_s=3.0, hop_s=1.5, short_side=224)

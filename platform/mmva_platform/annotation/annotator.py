@@ -21,7 +21,6 @@ from mmva_platform.annotation.commit import ShardResult
 from mmva_platform.annotation.decoding import Decoder, Unit
 from mmva_platform.annotation.item_errors import NOBODYS_FAULT, as_media_error, described, fetch_error
 from mmva_platform.annotation.plan import Plan
-from mmva_platform.annotation.prefetch import THREADS, Request, prefetched
 from mmva_platform.annotation.results import (
     Embedded,
     Item,
@@ -33,6 +32,7 @@ from mmva_platform.annotation.results import (
 )
 from mmva_platform.annotation.schema import WINDOW_EMBEDDING_SCHEMA, sha256_hex
 from mmva_platform.storage import StorageUnavailable
+from mmva_platform.storage.prefetch import THREADS, Request, prefetched
 
 if TYPE_CHECKING:
     from mmva.model import MMVA

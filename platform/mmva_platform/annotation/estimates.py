@@ -22,11 +22,11 @@ from mmva.modalities import MEDIA_KINDS, towers_of
 from mmva.predictor import Predictor
 from mmva_platform.annotation.decoding import Decoder
 from mmva_platform.annotation.plan import Plan
-from mmva_platform.annotation.prefetch import THREADS
 from mmva_platform.annotation.roots import AllowedRoots
 from mmva_platform.annotation.shards import estimated_seconds
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, StorageUnavailable
+from mmva_platform.storage.prefetch import THREADS
 
 BUDGET_S: Final = 10.0
 _SAMPLES, _BATCH = 8, 16

@@ -1,17 +1,17 @@
 """Published label files and a folder of media -> an immutable, sharded dataset and a report of what was wrong.
 
-Two passes on the cluster: the first reads, hashes and decodes every file; what is kept and how it is split is then
-decided here; the second writes shards. The same input gives the same bytes, so an import that was interrupted is
-resumed by running it again: until dataset.json stands there is no dataset, and shards are simply written once more.
+One pass over the media on the cluster: each worker reads, hashes and decodes the files of a shard, and writes it.
+What content comes twice is known only then: shards that lose a row by it, or whose split it moves, are written once
+more, from themselves. The same input gives the same bytes, so an import that was interrupted is resumed by running it
+again: until dataset.json stands there is no dataset.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Final
+from itertools import groupby
 
-import numpy as np
 from pydantic import Field
 
 from mmva.errors import UsageError
@@ -26,7 +26,7 @@ from mmva.imemnet.splits import (
 )
 from mmva_platform.cluster import ray_session
 from mmva_platform.datasets.candidates import Candidate, find_media, read_labels, read_table
-from mmva_platform.datasets.inspection import Inspected, Inspector, settle
+from mmva_platform.datasets.inspection import Inspected, settle
 from mmva_platform.datasets.report import Finding, ImportReport, count_rows
 from mmva_platform.datasets.schema import (
     DATASET_FILE,
@@ -38,13 +38,10 @@ from mmva_platform.datasets.schema import (
     parquet_bytes,
     sha256_of,
 )
-from mmva_platform.datasets.sharding import Row, ShardWriter, describe, labels_table, plan_shards
-from mmva_platform.pool import run_shards
-from mmva_platform.progress import progress
+from mmva_platform.datasets.sharding import Planned, Row, describe, labels_table, plan_shards
+from mmva_platform.datasets.writing import amend_shards, write_shards
 from mmva_platform.settings import Config, Settings
 from mmva_platform.storage import Storage, open_storage
-
-_FILES_A_TASK: Final = 64  # some seconds of decoding
 
 
 class ImportConfig(Config):
@@ -85,13 +82,15 @@ def import_dataset(config: ImportConfig, out: str, settings: Settings | None = N
     labels = read_labels(config.images_csv, config.music_csv, settings.storage)
     split_of = _read_split_file(config, settings)
     candidates, findings = find_media(labels, media)
+    planned = _plan(sorted(candidates), config, split_of)
     with ray_session(settings.cluster):
-        inspected = _inspect(candidates, media, settings)
-        kept, found = settle(inspected)
+        written = write_shards(planned, media, target, settings.cluster)
+        kept, found = settle([entry for one in written for entry in one.inspected])
         findings += found
         _require_all(labels, kept, findings, target)
-        rows = _split(kept, config, split_of)
-        shards = _write_shards(rows, config, media, target, settings)
+        splits = _split([entry.candidate for entry in kept], config, split_of)
+        rows = [Row(entry, split) for entry, split in zip(kept, splits, strict=True)]
+        shards = amend_shards(written, rows, target, settings.cluster)
     return _publish(config, target, labels=labels, rows=rows, shards=shards, findings=findings)
 
 
@@ -101,26 +100,13 @@ def _read_split_file(config: ImportConfig, settings: Settings) -> dict[str, str]
     return read_split_file(read_table(config.split, settings.storage), config.split)
 
 
-def _inspect(candidates: Sequence[Candidate], media: Storage, settings: Settings) -> list[Inspected]:
-    chunks = [
-        {"candidates": candidates[start : start + _FILES_A_TASK]} for start in range(0, len(candidates), _FILES_A_TASK)
+def _plan(candidates: Sequence[Candidate], config: ImportConfig, split_of: Mapping[str, str] | None) -> list[Planned]:
+    """Shards of all candidates, split as if all of them decoded."""
+    split_at = dict(zip(candidates, _split(candidates, config, split_of), strict=True))
+    return [
+        Planned(name, tuple(shard), tuple(split_at[candidate] for candidate in shard))
+        for name, shard in plan_shards(candidates, int(config.shard_mb * 1e6), config.shard_rows)
     ]
-    inspected: list[Inspected] = []
-    with progress("import: check media", len(candidates)) as advance:
-
-        def collect(results: list[Inspected]) -> None:
-            inspected.extend(results)
-            advance(len(results))
-
-        run_shards(
-            chunks,
-            Inspector,
-            stage="import: check media",
-            on_result=collect,
-            constructor_kwargs={"media": media},
-            stall_timeout_s=settings.cluster.stall_timeout_s,
-        )
-    return inspected
 
 
 def _require_all(
@@ -138,42 +124,20 @@ def _require_all(
         raise UsageError(f"import: no usable {table.modality} items are left ({why}); see {target.join(REPORT_FILE)}")
 
 
-def _split(kept: Sequence[Inspected], config: ImportConfig, split_of: Mapping[str, str] | None) -> list[Row]:
-    """Rows with their split; a split file names songs only, so images then get the seeded split by image."""
-    rows: list[Row] = []
-    for modality in dict.fromkeys(entry.candidate.modality for entry in kept):
-        entries = [entry for entry in kept if entry.candidate.modality == modality]
-        groups = [entry.candidate.group for entry in entries]
+def _split(candidates: Sequence[Candidate], config: ImportConfig, split_of: Mapping[str, str] | None) -> list[str]:
+    """Split of each, sorted by modality; a split file names songs only, so images then get the seeded one by image."""
+    found: list[str] = []
+    for modality, own in groupby(candidates, key=lambda candidate: candidate.modality):
+        entries = list(own)
+        groups = [candidate.group for candidate in entries]
         if modality != "music" or config.split == "song":
             splits = split_by_group(groups, config.seed, config.fractions)
         elif split_of is not None:
             splits = split_by_file(groups, split_of)
         else:
-            splits = split_by_clip([entry.candidate.id for entry in entries], config.seed, config.fractions)
-        rows += [Row(entry, str(split)) for entry, split in zip(entries, np.asarray(splits), strict=True)]
-    return rows
-
-
-def _write_shards(
-    rows: Sequence[Row], config: ImportConfig, media: Storage, target: Storage, settings: Settings
-) -> list[ShardInfo]:
-    planned = [{"name": n, "rows": r} for n, r in plan_shards(rows, int(config.shard_mb * 1e6), config.shard_rows)]
-    written: dict[str, ShardInfo] = {}
-    with progress("import: write shards", len(rows)) as advance:
-
-        def collect(shard: ShardInfo) -> None:
-            written[shard.name] = shard
-            advance(shard.rows)
-
-        run_shards(
-            planned,
-            ShardWriter,
-            stage="import: write shards",
-            on_result=collect,
-            constructor_kwargs={"media": media, "out": target},
-            stall_timeout_s=settings.cluster.stall_timeout_s,
-        )
-    return [written[str(shard["name"])] for shard in planned]
+            splits = split_by_clip([candidate.id for candidate in entries], config.seed, config.fractions)
+        found += map(str, splits)
+    return found
 
 
 def _publish(

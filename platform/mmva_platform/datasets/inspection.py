@@ -1,12 +1,12 @@
-"""First pass of an import: every media file is read, hashed and decoded once; content that comes twice is settled."""
+"""What an import sees of each media file, which is read, hashed and decoded once, and of content that comes twice."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from mmva.media.formats import sniff
 from mmva.modalities import Modality
 from mmva_platform.datasets.candidates import Candidate
 from mmva_platform.datasets.report import Finding
-from mmva_platform.storage import Storage, StorageNotFound
+from mmva_platform.storage import StorageNotFound
 
 # The same bytes under two ids are one item if their labels agree to this, and of unknown label otherwise.
 DUPLICATE_TOLERANCE: Final = 0.05
@@ -23,7 +23,7 @@ DUPLICATE_TOLERANCE: Final = 0.05
 
 @dataclass(frozen=True)
 class Inspected:
-    """What the first pass saw of a candidate: its digest and format, or the error that drops it."""
+    """What was seen of a candidate: its digest and format, or the error that drops it."""
 
     candidate: Candidate
     sha256: str
@@ -32,27 +32,22 @@ class Inspected:
     detail: str = ""
 
 
-class Inspector:
-    """Worker of the first pass: reads, hashes and decodes the files of one chunk."""
+def inspect(candidate: Candidate, read: Callable[[], bytes]) -> tuple[Inspected, bytes]:
+    """Hash and decode a candidate's file, which `read` gives.
 
-    def __init__(self, media: Storage) -> None:
-        self._media = media
-
-    def __call__(self, item: dict[str, Any]) -> list[Inspected]:
-        """Inspect the candidates under "candidates"."""
-        return [self._inspect(candidate) for candidate in item["candidates"]]
-
-    def _inspect(self, candidate: Candidate) -> Inspected:
-        try:
-            data = self._media.read(candidate.path)
-        except StorageNotFound:
-            return Inspected(candidate, "", "", "missing-file", f"{candidate.path} vanished during the import")
-        sha256 = hashlib.sha256(data).hexdigest()
-        try:
-            check_decodes(candidate.modality, data)
-        except MediaError as error:
-            return Inspected(candidate, sha256, "", error.code, f"{candidate.path}: {error}")
-        return Inspected(candidate, sha256, sniff(data) or "")
+    Returns:
+        What was seen, and the file's bytes.
+    """
+    try:
+        data = read()
+    except StorageNotFound:
+        return Inspected(candidate, "", "", "missing-file", f"{candidate.path} vanished during the import"), b""
+    sha256 = hashlib.sha256(data).hexdigest()
+    try:
+        check_decodes(candidate.modality, data)
+    except MediaError as error:
+        return Inspected(candidate, sha256, "", error.code, f"{candidate.path}: {error}"), data
+    return Inspected(candidate, sha256, sniff(data) or ""), data
 
 
 def check_decodes(modality: Modality, data: bytes) -> None:

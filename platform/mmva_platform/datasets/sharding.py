@@ -1,4 +1,4 @@
-"""Second pass of an import: kept rows with their media into Parquet shards, then the files that make them a dataset."""
+"""Which candidates a shard holds, what a row says, and what dataset.json says of all of them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mmva.errors import OperationFailed
 from mmva.modalities import AXES
+from mmva_platform.datasets.candidates import Candidate
 from mmva_platform.datasets.inspection import Inspected
 from mmva_platform.datasets.schema import (
-    DATASET_SCHEMA,
     LABELS_SCHEMA,
     SCHEMA_VERSION,
     DatasetInfo,
     ShardInfo,
     SplitInfo,
     dataset_digest,
-    parquet_bytes,
-    sha256_of,
 )
-from mmva_platform.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -45,52 +41,38 @@ class Row:
         }
 
 
-def plan_shards(rows: Sequence[Row], max_bytes: int, max_rows: int) -> Iterator[tuple[str, list[Row]]]:
-    """Cut rows, which are sorted by modality, into named shards of one modality; at least one row each."""
+@dataclass(frozen=True)
+class Planned:
+    """A shard to be written: its candidates and the split of each."""
+
+    name: str
+    candidates: tuple[Candidate, ...]
+    splits: tuple[str, ...]
+
+
+def plan_shards(
+    candidates: Sequence[Candidate], max_bytes: int, max_rows: int
+) -> Iterator[tuple[str, list[Candidate]]]:
+    """Cut candidates, which are sorted by modality, into named shards of one modality; at least one row each."""
     number: Counter[str] = Counter()
-    shard: list[Row] = []
+    shard: list[Candidate] = []
     size = 0
-    for row in rows:
-        candidate = row.entry.candidate
+    for candidate in candidates:
         full = len(shard) >= max_rows or size + candidate.bytes > max_bytes
-        if shard and (full or shard[0].entry.candidate.modality != candidate.modality):
+        if shard and (full or shard[0].modality != candidate.modality):
             yield _named(shard, number)
             shard, size = [], 0
-        shard.append(row)
+        shard.append(candidate)
         size += candidate.bytes
     if shard:
         yield _named(shard, number)
 
 
-def _named(shard: list[Row], number: Counter[str]) -> tuple[str, list[Row]]:
-    modality = shard[0].entry.candidate.modality
+def _named(shard: list[Candidate], number: Counter[str]) -> tuple[str, list[Candidate]]:
+    modality = shard[0].modality
     name = f"shards/{modality}-{number[modality]:05d}.parquet"
     number[modality] += 1
     return name, shard
-
-
-class ShardWriter:
-    """Worker of the second pass: one shard an item, written whole; doing it again gives the same bytes."""
-
-    def __init__(self, media: Storage, out: Storage) -> None:
-        self._media = media
-        self._out = out
-
-    def __call__(self, item: dict[str, Any]) -> ShardInfo:
-        """Write the shard "name" from its "rows"."""
-        rows: list[Row] = item["rows"]
-        values = [{**row.values(), "media": self._read(row)} for row in rows]
-        data = parquet_bytes(pa.Table.from_pylist(values, schema=DATASET_SCHEMA))
-        self._out.write(item["name"], data)
-        modality = rows[0].entry.candidate.modality
-        return ShardInfo(name=item["name"], modality=modality, rows=len(rows), bytes=len(data), sha256=sha256_of(data))
-
-    def _read(self, row: Row) -> bytes:
-        path = row.entry.candidate.path
-        data = self._media.read(path)
-        if sha256_of(data) != row.entry.sha256:
-            raise OperationFailed(f"{self._media.join(path)}: changed during the import; run it again")
-        return data
 
 
 def labels_table(rows: Sequence[Row]) -> pa.Table:

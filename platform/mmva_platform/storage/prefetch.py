@@ -1,4 +1,4 @@
-"""Fetching ahead: while one item is decoded and inferred, the bytes of the next ones are on their way."""
+"""Fetching ahead: while one item is in work, the bytes of the next ones are on their way."""
 
 from __future__ import annotations
 
