@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
+from mmva_platform.datasets.candidates import Candidate
 from mmva_platform.datasets.inspection import Inspected, inspect
 from mmva_platform.datasets.schema import DATASET_SCHEMA, ShardInfo, parquet_bytes, read_parquet, sha256_of
 from mmva_platform.datasets.sharding import Planned, Row
@@ -96,10 +98,9 @@ class ShardWriter:
         """Inspect the candidates of the Planned "shard", and write those that decode."""
         shard: Planned = item["shard"]
         inspected, split_of, values = [], {}, []
-        requests = [Request(candidate.path, candidate.bytes) for candidate in shard.candidates]
-        files = prefetched(lambda request: self._media.read(request.uri), requests, self._pool)
-        for candidate, split, file in zip(shard.candidates, shard.splits, files, strict=True):
-            entry, data = inspect(candidate, file.result)
+        reads = self._reads(shard.candidates)
+        for candidate, split, read in zip(shard.candidates, shard.splits, reads, strict=True):
+            entry, data = inspect(candidate, read)
             inspected.append(entry)
             if not entry.code:
                 split_of[candidate.id] = split
@@ -107,6 +108,15 @@ class ShardWriter:
         table = pa.Table.from_pylist(values, schema=DATASET_SCHEMA)
         info = _write_shard(self._out, shard.name, table) if values else None
         return Written(shard.name, tuple(inspected), split_of, info)
+
+    def _reads(self, candidates: Sequence[Candidate]) -> Iterator[Callable[[], bytes]]:
+        """What gives each file: ahead of its turn over a network, where waiting is what it costs."""
+        if self._media.local_path(candidates[0].path) is not None:
+            yield from (partial(self._media.read, candidate.path) for candidate in candidates)
+            return
+        requests = [Request(candidate.path, candidate.bytes) for candidate in candidates]
+        for future in prefetched(lambda request: self._media.read(request.uri), requests, self._pool):
+            yield future.result
 
 
 class ShardAmender:
