@@ -140,7 +140,9 @@ def main(dataset: str, home: str, name: str, workers: Any, stop: bool) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             return
         nodes.append(add_node(cluster.address))
-        say("another is there")
+        say("another begins")
+        wait_for(lambda: ray.cluster_resources().get("CPU") == 2 * CPUS or nodes[-1].poll() is not None)
+        say(f"another is there: {ray.cluster_resources()}, ended with {nodes[-1].poll()}")
 
     def progress(row: dict[str, Any]) -> None:
         rows.append(row)
