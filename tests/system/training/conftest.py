@@ -36,7 +36,7 @@ def dataset(settings: Settings, ray_cluster: None) -> str:
 @contextmanager
 def shards_in_this_process() -> Iterator[None]:
     """Import and embed without their pools of actors, which other tests start: they take longer than the work."""
-    from mmva_platform.datasets import embedding, importing
+    from mmva_platform.datasets import embedding, writing
 
     def run_shards(items: Any, worker_class: Any, **options: Any) -> None:
         worker = worker_class(**options["constructor_kwargs"])
@@ -44,6 +44,6 @@ def shards_in_this_process() -> Iterator[None]:
             options["on_result"](worker(dict(item)))
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (importing, embedding):
+        for module in (writing, embedding):
             patch.setattr(module, "run_shards", run_shards)
         yield
