@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -167,6 +168,20 @@ def test_each_file_is_read_once_and_a_shard_that_lost_rows_is_as_if_they_had_nev
     assert (clean / "shards" / "image-00000.parquet").read_bytes() == (
         out / "shards" / "image-00000.parquet"
     ).read_bytes()
+
+
+def test_files_behind_a_network_are_read_ahead(published: Any, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two_at_once = Barrier(2, timeout=20)
+    real = LocalStorage.read
+
+    def remote(self: LocalStorage, path: str, most: int | None = None) -> bytes:
+        if path.startswith("audio/"):
+            two_at_once.wait()  # broken unless another file of the twelve is asked for meanwhile
+        return real(self, path, most)
+
+    monkeypatch.setattr(LocalStorage, "read", remote)
+    monkeypatch.setattr(LocalStorage, "local_path", lambda *_: None)
+    assert import_dataset(published.config(), str(out)).counts["music"].kept == 12
 
 
 def test_a_split_that_dropped_items_move_is_the_one_of_the_rows_that_are_left(published: Any, out: Path) -> None:

@@ -156,13 +156,16 @@ def test_a_trial_outlives_its_request_and_who_asks_again_joins_it(tmp_path: Path
         return [ItemRequest(id=f"{name}2", uri=None, modality="caption", caption=name, data=None) for name in names]
 
     async def ask() -> Answers:
-        front = make_world(tmp_path, annotate, carefully=carefully).front
-        with pytest.raises(ApiError):
-            await front.annotate([*named("a", "b"), *named("c")])
+        front = make_world(tmp_path, annotate, carefully=carefully, max_in_flight=3).front
+        for suspects in (named("a", "b", "c"), named("d", "e")):
+            with pytest.raises(ApiError, match="a model process ended"):
+                await front.annotate(suspects)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(front.annotate([{**item, "id": "first"} for item in named("a", "b")]), 0.01)
         joined = asyncio.create_task(front.annotate(named("c", "b", "b")))
         await asyncio.sleep(0)  # its turn
+        with pytest.raises(ApiError, match="too many items are tried apart"):
+            await front.annotate(named("d"))
         end.set()
         return await joined
 

@@ -39,17 +39,20 @@ def test_it_says_what_is_missing_and_when_it_is_there_again(caplog: pytest.LogCa
 
 
 @pytest.mark.parametrize(
-    ("nodes", "missing"),
+    ("fewest", "worker", "nodes", "missing"),
     [
-        ([node(CPU=3.0)], False),
-        ([node(CPU=1.0), node(CPU=1.0), node(CPU=1.0)], True),  # three CPUs, but no node has one worker's
-        ([node(CPU=8.0, GPU=1.0), node(CPU=8.0)], True),
-        ([node(CPU=8.0, GPU=2.0)], True),
-        ([], True),
+        (2, {"CPU": 1.5}, [node(CPU=3.0)], False),
+        (2, {"CPU": 1.5}, [node(CPU=1.0), node(CPU=1.0), node(CPU=1.0)], True),  # no node has one worker's
+        (2, {"CPU": 1.5, "GPU": 1.0}, [node(CPU=8.0, GPU=1.0), node(CPU=8.0)], True),
+        (3, {"CPU": 1.5, "GPU": 1.0}, [node(CPU=8.0, GPU=2.0)], True),
+        (2, {"CPU": 1.5, "GPU": 1.0}, [node(CPU=8.0, GPU=2.0)], False),
+        (5, {"CPU": 0.2}, [node(CPU=1.0)], False),  # of which Python's 1.0 // 0.2 makes four
+        (1, {"CPU": 1.5}, [], True),
     ],
 )
-def test_each_worker_has_all_it_takes_on_one_node(nodes: list[dict[str, Any]], missing: bool) -> None:
-    worker = {"CPU": 1.5} | ({"GPU": 1.0} if any("GPU" in one["Resources"] for one in nodes) else {})
-    room = Room("one", 2 if len(worker) == 1 else 3, worker, lambda: nodes)
+def test_each_worker_has_all_it_takes_on_one_node(
+    fewest: int, worker: dict[str, float], nodes: list[dict[str, Any]], missing: bool
+) -> None:
+    room = Room("one", fewest, worker, lambda: nodes)
     room.look()
     assert room.missing == missing

@@ -61,7 +61,7 @@ class Front:
         self._current, self._versions = current, versions
         self._settings, self._metrics, self._compare = settings, metrics, compare
         self._suspects = Suspects()
-        self._apart = Trials(self._judged)
+        self._apart = Trials(self._judged, settings.max_in_flight)
         self._shadow: asyncio.Task[None] | None = None
         self.known: ModelInfo | None = None
 

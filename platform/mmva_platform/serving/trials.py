@@ -6,12 +6,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final
 
 from mmva_platform.serving.services import Answers, ItemRequest, busy
 from mmva_platform.serving.suspects import identity
-
-_MOST: Final = 256  # items that wait for their verdict; each costs a process of its own
 
 Annotate = Callable[[list[ItemRequest]], Awaitable[Answers]]
 
@@ -19,8 +16,9 @@ Annotate = Callable[[list[ItemRequest]], Awaitable[Answers]]
 class Trials:
     """Shares one trial of an item between all who ask for it meanwhile."""
 
-    def __init__(self, judge: Annotate) -> None:
-        self._judge = judge
+    def __init__(self, judge: Annotate, most: int) -> None:
+        """Try items by `judge`, `most` of them at a time, but always one request's."""
+        self._judge, self._most = judge, most
         self._under_way: dict[str, asyncio.Task[Answers]] = {}
 
     async def __call__(self, items: Sequence[ItemRequest]) -> Answers:
@@ -30,7 +28,7 @@ class Trials:
             ApiError: 503 when too many items wait for their verdict; what the trial raises.
         """
         new = {key: item for item in items if (key := identity(item)) not in self._under_way}
-        if len(self._under_way) + len(new) > _MOST:
+        if self._under_way and len(self._under_way) + len(new) > self._most:
             raise busy("too many items are tried apart", 5.0)
         if new:
             self._under_way |= dict.fromkeys(new, asyncio.create_task(self._trial(new)))

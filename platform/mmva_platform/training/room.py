@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
+_ROUNDING: Final = 1e-6  # of five workers at a fifth of a CPU
 log = logging.getLogger(__name__)
 
 
@@ -55,7 +56,7 @@ class Room:
             log.info("training %s: the cluster has room for %d workers again", self.run, self._fewest)
 
     def _workers_on(self, resources: Mapping[str, float]) -> int:
-        return int(min(resources.get(name, 0.0) // amount for name, amount in self._worker.items() if amount))
+        return int(min(resources.get(name, 0.0) / amount for name, amount in self._worker.items()) + _ROUNDING)
 
 
 def _ray_nodes() -> Sequence[Mapping[str, Any]]:
