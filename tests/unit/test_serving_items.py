@@ -165,7 +165,7 @@ def test_a_trial_outlives_its_request_and_who_asks_again_joins_it(tmp_path: Path
         joined = asyncio.create_task(front.annotate(named("c", "b", "b")))
         await asyncio.sleep(0)  # its turn
         with pytest.raises(ApiError, match="too many items are tried apart"):
-            await front.annotate(named("d"))
+            await asyncio.wait_for(front.annotate(named("d")), 5)
         end.set()
         return await joined
 
