@@ -22,9 +22,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from mmva.inference.config import Preprocessing
 from mmva_platform.annotation.catalog import Catalog
 from mmva_platform.annotation.commit import COMMITS, CommitRecord, FileRecord, committed_shards, read_commits
-from mmva_platform.annotation.plan import PLAN_FILE, ModelInfo, Plan, Preprocessing, make_plan, settle_plan
+from mmva_platform.annotation.plan import PLAN_FILE, ModelInfo, Plan, make_plan, settle_plan
 from mmva_platform.annotation.publish import MANIFEST_FILE, publish, read_manifest
 from mmva_platform.annotation.schema import CATALOG_SCHEMA
 from mmva_platform.storage.base import Entry, Storage, StorageNotFound

@@ -30,20 +30,14 @@ from made_media import make_pictures
 
 from mmva.backbones import load_encoder, preset
 from mmva.bundle import read_bundle_info, save_bundle
+from mmva.inference.config import Preprocessing
 from mmva.model import MMVA
 from mmva_platform.annotation.annotator import Annotator
 from mmva_platform.annotation.base import open_base
 from mmva_platform.annotation.catalog import Catalog, read_catalog
 from mmva_platform.annotation.commit import ShardResult, commit_shard, read_commit
 from mmva_platform.annotation.engines import choose_engines, load_model
-from mmva_platform.annotation.plan import (
-    ItemReader,
-    ModelInfo,
-    Plan,
-    Preprocessing,
-    make_plan,
-    settle_plan,
-)
+from mmva_platform.annotation.plan import ItemReader, ModelInfo, Plan, make_plan, settle_plan
 from mmva_platform.annotation.publish import publish
 from mmva_platform.annotation.reuse import Reuser
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, CATALOG_SCHEMA, QUARANTINE_SCHEMA

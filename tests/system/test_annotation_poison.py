@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmva.inference.config import Preprocessing
 from mmva_platform.annotation import read_annotations, read_quarantine, verify
 from mmva_platform.annotation.attempts import begin_attempt, count_given_up
 from mmva_platform.annotation.catalog import read_catalog
-from mmva_platform.annotation.plan import ModelInfo, Preprocessing, make_plan, settle_plan
+from mmva_platform.annotation.plan import ModelInfo, make_plan, settle_plan
 from mmva_platform.annotation.publish import read_file
 from mmva_platform.annotation.worker import ShardWorker, pack_bundle
 from mmva_platform.settings import AnnotationSettings, ClusterSettings, Settings

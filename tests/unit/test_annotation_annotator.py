@@ -16,10 +16,11 @@ import soundfile
 from PIL import Image
 
 from mmva.errors import MediaError, OperationFailed
+from mmva.inference.config import Preprocessing
 from mmva_platform.annotation import annotator as annotator_module
 from mmva_platform.annotation.annotator import Annotator
 from mmva_platform.annotation.commit import ShardResult
-from mmva_platform.annotation.plan import CatalogInfo, ModelInfo, Plan, Preprocessing
+from mmva_platform.annotation.plan import CatalogInfo, ModelInfo, Plan
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, ITEM_SCHEMA, QUARANTINE_SCHEMA, table_to_parquet
 from mmva_platform.annotation.worker import Fetcher
 from mmva_platform.settings import StorageSettings

@@ -10,9 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from mmva.inference.config import Preprocessing
 from mmva_platform.annotation.catalog import Catalog
 from mmva_platform.annotation.commit import ShardResult, commit_shard, committed_shards, read_commit
-from mmva_platform.annotation.plan import ModelInfo, Plan, Preprocessing, make_plan, settle_plan
+from mmva_platform.annotation.plan import ModelInfo, Plan, make_plan, settle_plan
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, CATALOG_SCHEMA, QUARANTINE_SCHEMA, sha256_hex
 from mmva_platform.storage.local import LocalStorage
 from mmva_platform.storage.prefetch import THREADS, Request, prefetched

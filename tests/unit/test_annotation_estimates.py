@@ -8,9 +8,10 @@ import pytest
 import soundfile
 from PIL import Image
 
+from mmva.inference.config import Preprocessing
 from mmva_platform.annotation.catalog import read_catalog
 from mmva_platform.annotation.estimates import ItemTime, ItemTimer
-from mmva_platform.annotation.plan import ModelInfo, Preprocessing, make_plan
+from mmva_platform.annotation.plan import ModelInfo, make_plan
 from mmva_platform.settings import Settings, StorageSettings
 from mmva_platform.storage import open_storage
 

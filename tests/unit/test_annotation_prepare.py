@@ -9,12 +9,13 @@ from pydantic import ValidationError
 
 from mmva.errors import CheckFailed, UsageError
 from mmva_platform.annotation.commit import ShardResult, commit_shard
+from mmva_platform.annotation.execute import carry_out
 from mmva_platform.annotation.item_errors import fetch_error
 from mmva_platform.annotation.options import AnnotateOptions, ErrorLimit
 from mmva_platform.annotation.plan import ItemReader, settle_plan
 from mmva_platform.annotation.prepare import Prepared, prepare
 from mmva_platform.annotation.results import Item, quarantine
-from mmva_platform.annotation.run import annotate, carry_out, preview_run
+from mmva_platform.annotation.run import annotate, preview_run
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA
 from mmva_platform.settings import Settings
 from mmva_platform.storage import StorageTooLargeError

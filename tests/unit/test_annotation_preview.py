@@ -13,12 +13,13 @@ from PIL import Image
 
 from mmva.bundle import read_bundle_info
 from mmva.errors import UsageError
+from mmva.inference.config import EngineInfo, Preprocessing
 from mmva_platform.annotation import engines
 from mmva_platform.annotation import preview as preview_module
 from mmva_platform.annotation.calibration import Calibration, CalibrationCache, Measured
 from mmva_platform.annotation.catalog import Catalog, read_catalog
 from mmva_platform.annotation.commit import commit_path
-from mmva_platform.annotation.plan import BaseInfo, EngineInfo, ModelInfo, Plan, Preprocessing, make_plan, settle_plan
+from mmva_platform.annotation.plan import BaseInfo, ModelInfo, Plan, make_plan, settle_plan
 from mmva_platform.annotation.preview import PlanPreview, preview
 from mmva_platform.annotation.preview_text import as_duration, as_size
 from mmva_platform.annotation.publish import MANIFEST_FILE

@@ -8,11 +8,12 @@ import pyarrow as pa
 import pytest
 import torch
 
+from mmva.inference.config import Preprocessing
 from mmva.model import MMVA
 from mmva_platform.annotation.base import find_base_beside, open_base
 from mmva_platform.annotation.catalog import Catalog
 from mmva_platform.annotation.commit import ShardResult, commit_shard, read_commit
-from mmva_platform.annotation.plan import ItemReader, ModelInfo, Plan, Preprocessing, make_plan, read_plan, settle_plan
+from mmva_platform.annotation.plan import ItemReader, ModelInfo, Plan, make_plan, read_plan, settle_plan
 from mmva_platform.annotation.publish import generations, publish, read_annotations, read_quarantine, retry_folder
 from mmva_platform.annotation.retry import plan_retry
 from mmva_platform.annotation.reuse import Reuser

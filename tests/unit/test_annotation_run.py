@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from mmva.errors import CheckFailed, UsageError
+from mmva.inference.config import Preprocessing
 from mmva_platform.annotation.catalog import Catalog, read_catalog
 from mmva_platform.annotation.commit import (
     ShardResult,
@@ -21,15 +22,7 @@ from mmva_platform.annotation.commit import (
     read_commit,
     read_commits,
 )
-from mmva_platform.annotation.plan import (
-    ModelInfo,
-    Plan,
-    Preprocessing,
-    make_plan,
-    read_items,
-    read_plan,
-    settle_plan,
-)
+from mmva_platform.annotation.plan import ModelInfo, Plan, make_plan, read_items, read_plan, settle_plan
 from mmva_platform.annotation.publish import MANIFEST_FILE, publish, read_annotations, read_quarantine
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, CATALOG_SCHEMA, QUARANTINE_SCHEMA, parquet_to_table
 from mmva_platform.annotation.shards import shard_bounds

@@ -16,19 +16,11 @@ import pytest
 
 from mmva.drift import MIN_ITEMS, reference_quantiles
 from mmva.errors import CheckFailed, UsageError
+from mmva.inference.config import EngineInfo, Preprocessing
 from mmva_platform import workflows
 from mmva_platform.annotation.catalog import Catalog
 from mmva_platform.annotation.commit import CommitRecord, ShardResult, commit_shard
-from mmva_platform.annotation.plan import (
-    BaseInfo,
-    EngineInfo,
-    ItemReader,
-    ModelInfo,
-    Plan,
-    Preprocessing,
-    make_plan,
-    settle_plan,
-)
+from mmva_platform.annotation.plan import BaseInfo, ItemReader, ModelInfo, Plan, make_plan, settle_plan
 from mmva_platform.annotation.publish import Manifest, add_up, publish, retry_folder
 from mmva_platform.annotation.retry import plan_retry
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, CATALOG_SCHEMA, QUARANTINE_SCHEMA

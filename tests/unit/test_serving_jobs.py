@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from mmva.inference.config import Preprocessing
 from mmva_platform.annotation.catalog import read_catalog
-from mmva_platform.annotation.plan import ModelInfo, Preprocessing, make_plan, settle_plan
+from mmva_platform.annotation.plan import ModelInfo, make_plan, settle_plan
 from mmva_platform.serving.jobs import Event, Job, JobQueue, JobSpec, next_job
 from mmva_platform.serving.progress_of_jobs import eta_s
 from mmva_platform.serving.runner import JobRunner, ProcessLostError, _settled_model

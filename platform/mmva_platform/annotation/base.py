@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mmva.errors import CheckFailed, UsageError
+from mmva.inference.config import EngineInfo, Preprocessing
 from mmva.modalities import towers_of
 from mmva_platform.annotation.commit import CommitRecord
-from mmva_platform.annotation.plan import BaseInfo, EngineInfo, ItemReader, ModelInfo, Plan, Preprocessing, read_plan
+from mmva_platform.annotation.plan import BaseInfo, ItemReader, ModelInfo, Plan, read_plan
 from mmva_platform.annotation.publish import MANIFEST_FILE, generations, identity, read_file, read_manifest
 from mmva_platform.annotation.schema import ANNOTATION_VERSION, CATALOG_SCHEMA
 from mmva_platform.settings import Settings

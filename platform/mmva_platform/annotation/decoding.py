@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 from mmva.errors import MediaError
+from mmva.inference.config import Preprocessing
 from mmva.media.audio import stream_audio
 from mmva.media.captions import clean_caption
 from mmva.media.images import decode_image
@@ -13,7 +14,6 @@ from mmva.media.limits import Limits
 from mmva.media.video import probe_video, stream_frames, stream_sound
 from mmva.media.windows import stream_windows
 from mmva.modalities import MEDIA_KINDS, towers_of
-from mmva_platform.annotation.plan import Preprocessing
 
 
 class Unit(NamedTuple):

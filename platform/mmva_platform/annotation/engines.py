@@ -18,9 +18,10 @@ import numpy as np
 
 from mmva.bundle import BundleInfo, read_bundle
 from mmva.errors import CheckFailed, OperationFailed, UsageError
+from mmva.inference.config import ON_GPU, EngineInfo
 from mmva.predictor import ItemEncoder, Predictor
 from mmva_platform.annotation.calibration import Calibration, CalibrationCache, Encodes, fastest, measure
-from mmva_platform.annotation.plan import ON_GPU, EngineInfo, Plan
+from mmva_platform.annotation.plan import Plan
 from mmva_platform.annotation.schema import sha256_hex
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage

@@ -14,19 +14,11 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from mmva.errors import UsageError
+from mmva.inference.config import ON_GPU, EngineInfo, Preprocessing
 from mmva.modalities import towers_of
 from mmva_platform.annotation.catalog import Catalog, read_catalog
 from mmva_platform.annotation.options import AnnotateOptions
-from mmva_platform.annotation.plan import (
-    ON_GPU,
-    PLAN_FILE,
-    EngineInfo,
-    ModelInfo,
-    Plan,
-    Preprocessing,
-    make_plan,
-    read_plan,
-)
+from mmva_platform.annotation.plan import PLAN_FILE, ModelInfo, Plan, make_plan, read_plan
 from mmva_platform.annotation.roots import AllowedRoots, catalog_root
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, open_storage

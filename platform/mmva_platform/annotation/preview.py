@@ -16,12 +16,13 @@ import pyarrow.compute as pc
 
 from mmva.bundle import BundleInfo, read_bundle_info
 from mmva.errors import UsageError
+from mmva.inference.config import EngineInfo
 from mmva.modalities import towers_of
 from mmva_platform.annotation.calibration import CalibrationCache, fastest
 from mmva_platform.annotation.catalog import Catalog
 from mmva_platform.annotation.commit import committed_shards
 from mmva_platform.annotation.estimates import ItemTime, ItemTimer, picked
-from mmva_platform.annotation.plan import BaseInfo, EngineInfo, ItemReader, Plan
+from mmva_platform.annotation.plan import BaseInfo, ItemReader, Plan
 from mmva_platform.annotation.preview_text import preview_text
 from mmva_platform.annotation.publish import MANIFEST_FILE
 from mmva_platform.annotation.roots import AllowedRoots, place_of

@@ -18,10 +18,11 @@ import pyarrow.compute as pc
 
 from mmva.errors import CheckFailed, UsageError
 from mmva_platform.annotation.catalog import Catalog
+from mmva_platform.annotation.execute import carry_out
 from mmva_platform.annotation.plan import PLAN_FILE, ItemReader, Plan, make_plan, read_plan, settle_plan
 from mmva_platform.annotation.publish import Manifest, generations, read_file, read_manifest, retry_folder
-from mmva_platform.annotation.run import AnnotationSummary, carry_out
 from mmva_platform.annotation.schema import CATALOG_SCHEMA
+from mmva_platform.annotation.summary import AnnotationSummary
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, open_storage
 

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmva.errors import CheckFailed
-from mmva_platform.annotation.attempts import count_given_up
-from mmva_platform.annotation.commit import CommitRecord, committed_shards, read_commits
-from mmva_platform.annotation.options import AnnotateOptions, ErrorLimit
-from mmva_platform.annotation.plan import Plan, settle_plan
+from mmva_platform.annotation.execute import carry_out
+from mmva_platform.annotation.options import AnnotateOptions
+from mmva_platform.annotation.plan import settle_plan
 from mmva_platform.annotation.prepare import prepare
-from mmva_platform.annotation.publish import MANIFEST_FILE, Manifest, publish, read_manifest
 from mmva_platform.annotation.summary import AnnotationSummary
-from mmva_platform.monitoring import RunMetrics, bound
 from mmva_platform.settings import Settings, validate
-from mmva_platform.storage import Storage
 
 if TYPE_CHECKING:
     from mmva_platform.annotation.preview import PlanPreview
 
-__all__ = ["AnnotateOptions", "AnnotationSummary", "annotate", "carry_out", "preview_run"]
+__all__ = ["AnnotateOptions", "AnnotationSummary", "annotate", "preview_run"]
 
 
 def annotate(catalog: str, model: str, out: str, settings: Settings, **options: Any) -> AnnotationSummary:
@@ -89,120 +82,3 @@ def preview_run(catalog: str, model: str, out: str, settings: Settings, **option
         workers=chosen.workers,
         base_files=prepared.base_files,
     )
-
-
-def carry_out(
-    storage: Storage,
-    plan: Plan,
-    bundle_dir: Path,
-    settings: Settings,
-    *,
-    workers: int | None = None,
-    batch_size: int = 16,
-    max_errors: str | None = None,
-) -> tuple[Manifest, int]:
-    """Run what of a settled plan is not committed, and publish it; the manifest, and how many shards were there.
-
-    Raises:
-        CheckFailed: If more items than `max_errors` are quarantined; what is committed stays.
-        StorageUnavailable, StalledError: When the run cannot go on; what is committed stays.
-    """
-    if storage.exists(MANIFEST_FILE):
-        return read_manifest(storage), len(plan.shards)
-    before = committed_shards(storage) & set(plan.shards)
-    commits = read_commits(storage, sorted(before))
-    watch = _Errors(storage, plan, max_errors)
-    for commit in commits:
-        watch(commit)
-    todo = [shard for shard in plan.shards if shard not in before]
-    if todo:
-        from mmva_platform.annotation.worker import ShardWorker, pack_bundle
-
-        kwargs = {
-            "bundle": pack_bundle(bundle_dir),
-            "plan": plan,
-            "out": storage.uri,
-            "settings": settings,
-            "batch_size": batch_size,
-        }
-        left = plan.catalog.items - sum(commit.items for commit in commits)
-        with bound(run=plan.run_id):
-            commits += _execute(
-                storage,
-                todo,
-                left,
-                ShardWorker,
-                kwargs=kwargs,
-                watch=watch,
-                settings=settings,
-                workers=workers,
-                gpus_per_worker=1 / settings.annotation.workers_per_gpu if plan.on_gpus else 0.0,
-            )
-    return publish(storage, plan, commits), len(before)
-
-
-def _execute(
-    storage: Storage,
-    shards: list[str],
-    items: int,
-    worker: type[Any],
-    *,
-    kwargs: dict[str, Any],
-    watch: _Errors,
-    settings: Settings,
-    workers: int | None,
-    gpus_per_worker: float,
-) -> list[CommitRecord]:
-    """Run shards on the cluster; their records."""
-    from mmva_platform.cluster import ray_session
-    from mmva_platform.draining import drain_on_sigterm
-    from mmva_platform.pool import run_shards
-    from mmva_platform.progress import progress
-
-    plan: Plan = kwargs["plan"]
-    model = {"name": plan.model.name, "version": plan.model.version or "", "digest": plan.model.digest}
-    records: list[CommitRecord] = []
-    with ray_session(settings.cluster), drain_on_sigterm() as stopping, progress("annotate", items) as advance:
-        metrics = RunMetrics(plan.run_id, model, len(plan.shards), len(plan.shards) - len(shards))
-
-        def on_result(record: CommitRecord) -> None:
-            records.append(record)
-            metrics.committed(record)
-            advance(record.items)
-            watch(record)
-
-        run_shards(
-            [{"shard": shard} for shard in shards],
-            worker,
-            stage="annotate",
-            on_result=on_result,
-            constructor_kwargs=kwargs,
-            workers=workers,
-            gpus_per_worker=gpus_per_worker,
-            stall_timeout_s=settings.annotation_stall_timeout_s,
-            sign_of_life=lambda: count_given_up(storage),
-            stopping=stopping,
-        )
-    return records
-
-
-class _Errors:
-    """Counts quarantined items and ends a run that has more of them than its caller bears."""
-
-    def __init__(self, storage: Storage, plan: Plan, max_errors: str | None) -> None:
-        self._uri, self._max_errors = storage.uri, max_errors
-        self._limit = ErrorLimit(max_errors, plan.catalog.items)
-        self._done = self._quarantined = 0
-        self._causes: Counter[str] = Counter()
-
-    def __call__(self, record: CommitRecord) -> None:
-        """Count a shard; CheckFailed if it is one too many."""
-        self._done += record.items
-        self._quarantined += record.quarantined
-        self._causes.update(record.causes)
-        if self._limit.exceeded(self._done, self._quarantined):
-            (cause, count), *_ = self._causes.most_common(1)
-            raise CheckFailed(
-                f"{self._uri}: {self._quarantined} of {self._done} items are quarantined ({count} {cause}), over the "
-                f"limit of {self._max_errors}; what is committed stays, a higher --max-errors goes on from there"
-            )

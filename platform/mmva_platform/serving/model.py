@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from mmva.bundle import read_bundle_info
 from mmva.errors import MediaError
+from mmva.inference.config import Preprocessing
 from mmva.media.images import SHORT_SIDE
 from mmva.media.windows import HOP_S, WINDOW_S
 from mmva.modalities import AXES
@@ -22,7 +23,7 @@ from mmva_platform.annotation.annotator import Annotator
 from mmva_platform.annotation.careful import annotate_carefully
 from mmva_platform.annotation.commit import ShardResult
 from mmva_platform.annotation.engines import choose_engines, load_model, made_up_items
-from mmva_platform.annotation.plan import CatalogInfo, ModelInfo, Plan, Preprocessing
+from mmva_platform.annotation.plan import CatalogInfo, ModelInfo, Plan
 from mmva_platform.annotation.schema import ANNOTATION_VERSION, ITEM_SCHEMA
 from mmva_platform.annotation.worker import Fetcher, Watch, pack_bundle
 from mmva_platform.serving.services import ItemRequest, Row
