@@ -12,15 +12,14 @@ import pyarrow as pa
 from mmva.affect import mood
 from mmva.bundle import read_bundle_info, save_bundle
 from mmva.inference.config import Preprocessing
+from mmva.inference.engines import pack_bundle
 from mmva.model import MMVA
-from mmva_platform.annotation.annotator import Annotator
 from mmva_platform.annotation.catalog import Catalog, read_catalog
 from mmva_platform.annotation.commit import ShardResult, commit_shard, read_commit
-from mmva_platform.annotation.engines import load_model
 from mmva_platform.annotation.plan import ModelInfo, make_plan, read_items, settle_plan
 from mmva_platform.annotation.publish import publish
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, CATALOG_SCHEMA, QUARANTINE_SCHEMA
-from mmva_platform.annotation.worker import Fetcher, pack_bundle
+from mmva_platform.annotation.worker import Annotator
 from mmva_platform.settings import Settings
 from mmva_platform.storage import open_storage
 
@@ -88,10 +87,10 @@ def publish_media(out: Path, media: Path, bundle: Path, settings: Settings, vers
     model = ModelInfo(name="mmva", version=version, digest=info.digest)
     catalog = read_catalog(str(media), settings.storage)
     plan = settle_plan(storage, *make_plan(catalog, model, CUT, 64))
-    annotator = Annotator(load_model(pack_bundle(bundle), plan, storage, settings), plan, Fetcher(settings.storage))
+    annotator = Annotator(pack_bundle(bundle), plan, storage.uri, settings)
     items = read_items(storage, plan)
     for shard in plan.shards:
         start, stop = plan.bounds[int(shard) : int(shard) + 2]
-        commit_shard(storage, plan, shard, annotator.annotate(shard, items.slice(start, stop - start)))
+        commit_shard(storage, plan, shard, annotator(shard, items.slice(start, stop - start)))
     publish(storage, plan, [read_commit(storage, shard) for shard in plan.shards])
     return out

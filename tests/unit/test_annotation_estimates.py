@@ -9,6 +9,7 @@ import soundfile
 from PIL import Image
 
 from mmva.inference.config import Preprocessing
+from mmva.inference.prefetch import THREADS
 from mmva_platform.annotation.catalog import read_catalog
 from mmva_platform.annotation.estimates import ItemTime, ItemTimer
 from mmva_platform.annotation.plan import ModelInfo, make_plan
@@ -51,6 +52,6 @@ def test_an_unknown_speed_is_measured(tmp_path: Path, tiny_bundle: Path) -> None
 
 
 def test_slowest_of_fetching_and_computing_counts() -> None:
-    assert ItemTime(sampled=1, fetch_s=8.0, decode_s=1.0, infer_s=0.5).seconds == 2.0  # four fetch ahead
+    assert ItemTime(sampled=1, fetch_s=2.0 * THREADS, decode_s=1.0, infer_s=0.5).seconds == 2.0  # so many fetch ahead
     assert ItemTime(sampled=1, fetch_s=1.0, decode_s=1.0, infer_s=0.5).seconds == 1.5
     assert ItemTime(sampled=2, failed=2, decode_s=1.0).seconds is None

@@ -7,18 +7,17 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from mmva.errors import CheckFailed, UsageError
-from mmva_platform.annotation.commit import ShardResult, commit_shard
+from mmva.errors import CheckFailed, MediaError, UsageError
+from mmva.inference.items import Item, error_table
+from mmva.inference.tables import ROW_SCHEMA, WINDOW_SCHEMA, Predicted
+from mmva_platform.annotation.commit import commit_shard
 from mmva_platform.annotation.execute import carry_out
-from mmva_platform.annotation.item_errors import fetch_error
 from mmva_platform.annotation.options import AnnotateOptions, ErrorLimit
 from mmva_platform.annotation.plan import ItemReader, settle_plan
 from mmva_platform.annotation.prepare import Prepared, prepare
-from mmva_platform.annotation.results import Item, quarantine
+from mmva_platform.annotation.results import stamped
 from mmva_platform.annotation.run import annotate, preview_run
-from mmva_platform.annotation.schema import ANNOTATION_SCHEMA
 from mmva_platform.settings import Settings
-from mmva_platform.storage import StorageTooLargeError
 
 
 @pytest.fixture
@@ -123,9 +122,10 @@ def test_a_run_over_its_limit_ends_with_the_commonest_cause_and_keeps_what_is_co
     found = prepared(catalog, tiny_bundle, tmp_path / "out", settings)
     plan = settle_plan(found.storage, found.plan, found.contents)
     ids = ItemReader(found.storage, plan)("000000")["id"].to_pylist()
-    error = fetch_error(StorageTooLargeError("x: 9 bytes, the limit is 8"))
-    rejected = quarantine([Item(name, None, "image", error=error) for name in ids], plan, "000000")
-    commit_shard(found.storage, plan, "000000", ShardResult(ANNOTATION_SCHEMA.empty_table(), rejected))
+    error = MediaError("too-many-bytes", "x: 9 bytes, the limit is 8", stage="fetch")
+    errors = error_table([Item(name, None, "image", error=error) for name in ids])
+    predicted = Predicted(ROW_SCHEMA.empty_table(), WINDOW_SCHEMA.empty_table(), errors)
+    commit_shard(found.storage, plan, "000000", stamped(predicted, plan, "000000"))
     with pytest.raises(CheckFailed, match=r"5 of 5 items are quarantined \(5 too-many-bytes\), over the limit of 4"):
         carry_out(found.storage, plan, tiny_bundle, settings, max_errors="4")
     assert [entry.path for entry in found.storage.list("commits/")] == ["commits/000000.json"]

@@ -13,10 +13,9 @@ from PIL import Image
 
 from mmva.bundle import read_bundle_info
 from mmva.errors import UsageError
+from mmva.inference.calibration import Calibration, Measured
 from mmva.inference.config import EngineInfo, Preprocessing
-from mmva_platform.annotation import engines
 from mmva_platform.annotation import preview as preview_module
-from mmva_platform.annotation.calibration import Calibration, CalibrationCache, Measured
 from mmva_platform.annotation.catalog import Catalog, read_catalog
 from mmva_platform.annotation.commit import commit_path
 from mmva_platform.annotation.plan import BaseInfo, ModelInfo, Plan, make_plan, settle_plan
@@ -131,7 +130,7 @@ def measured(tiny_bundle: Path, settings: Settings) -> None:
     figures = {"torch": (10.0, 0.0, 1.0), "onnx": (40.0, 0.0, 1.0), "torch-bf16": (90.0, 0.5, 0.2)}
     names = ("items_per_s", "max_va_difference", "min_cosine")
     found = {name: Measured(**dict(zip(names, of_it, strict=True))) for name, of_it in figures.items()}
-    cache = CalibrationCache(settings.home, info.backbones["image"]["fingerprint"], info.digest, "image")
+    cache = cache_of(settings.home / "cache" / "engines", info, "image")
     cache.write(Calibration(engines=found))
 
 
@@ -139,7 +138,7 @@ def measured(tiny_bundle: Path, settings: Settings) -> None:
 def test_speeds_measured_before_spare_the_model(
     show: Any, planned: Any, media: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "load_model", None)
+    monkeypatch.setattr("mmva.inference.engines.load_predictor", None)
     catalog = catalog_of([{"id": str(n), "uri": str(media / f"{n:02}.png")} for n in range(20)], str(media))
     found = show(catalog, new_plan=planned(catalog)[0])
     assert (found.engines["image"].name, found.engines["image"].items_per_s) == ("onnx", 40.0)

@@ -17,16 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmva.bundle import read_bundle_info
+from mmva.inference.decode import Decoder
+from mmva.inference.prefetch import THREADS
 from mmva.media.limits import Limits
 from mmva.modalities import MEDIA_KINDS, towers_of
 from mmva.predictor import Predictor
-from mmva_platform.annotation.decoding import Decoder
 from mmva_platform.annotation.plan import Plan
 from mmva_platform.annotation.roots import AllowedRoots
 from mmva_platform.annotation.shards import estimated_seconds
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, StorageUnavailable
-from mmva_platform.storage.prefetch import THREADS
 
 BUDGET_S: Final = 10.0
 _SAMPLES, _BATCH = 8, 16
@@ -178,11 +178,10 @@ class ItemTimer:
 
     @cached_property
     def _model(self) -> Predictor:
-        from mmva_platform.annotation.engines import load_model
-        from mmva_platform.annotation.worker import pack_bundle
+        from mmva.inference.engines import load_predictor, pack_bundle
+        from mmva_platform.datasets.embedder import EncoderLoader
 
-        plan = self._plan.model_copy(update={"engines": {}})
-        return load_model(pack_bundle(self._bundle_dir), plan, self._storage, self._settings)
+        return load_predictor(pack_bundle(self._bundle_dir), {}, self._storage, EncoderLoader.of(self._settings))
 
 
 def picked(items: pa.Table, roots: AllowedRoots, count: int) -> Iterator[dict[str, Any]]:

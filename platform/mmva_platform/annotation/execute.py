@@ -42,7 +42,8 @@ def carry_out(
         watch(commit)
     todo = [shard for shard in plan.shards if shard not in before]
     if todo:
-        from mmva_platform.annotation.worker import ShardWorker, pack_bundle
+        from mmva.inference.engines import pack_bundle
+        from mmva_platform.annotation.worker import ShardWorker
 
         kwargs = {
             "bundle": pack_bundle(bundle_dir),

@@ -126,7 +126,8 @@ def _engines(
     wanted: str,
 ) -> dict[str, EngineInfo]:
     """Engines of the towers that the catalog needs; those of a base's embeddings, so that they can be used."""
-    from mmva_platform.annotation.engines import choose_engines
+    from mmva.inference.engines import choose_engines, pack_bundle
+    from mmva_platform.datasets.embedder import EncoderLoader
 
     wanted_towers = dict.fromkeys(tower for name in catalog.modalities if name for tower in towers_of(name))
     needed = [tower for tower in wanted_towers if tower in preprocessing.fingerprints]
@@ -139,7 +140,11 @@ def _engines(
                 if engine.file is not None:
                     storage.put_if_absent(engine.file, base.storage.read(engine.file))
     missing = [tower for tower in needed if tower not in adopted]
-    return adopted | (choose_engines(bundle_dir, wanted, missing, storage, settings) if missing else {})
+    if not missing:
+        return adopted
+    cache = settings.home / "cache" / "engines"
+    bundle, load = pack_bundle(bundle_dir), EncoderLoader.of(settings)
+    return adopted | choose_engines(bundle, wanted, missing, storage, cache=cache, load=load)
 
 
 def _base(

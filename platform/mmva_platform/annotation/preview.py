@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 
 from mmva.bundle import BundleInfo, read_bundle_info
 from mmva.errors import UsageError
+from mmva.inference.calibration import fastest
 from mmva.inference.config import EngineInfo
+from mmva.inference.engines import cache_of
 from mmva.modalities import towers_of
-from mmva_platform.annotation.calibration import CalibrationCache, fastest
 from mmva_platform.annotation.catalog import Catalog
 from mmva_platform.annotation.commit import committed_shards
 from mmva_platform.annotation.estimates import ItemTime, ItemTimer, picked
@@ -227,8 +228,7 @@ def _engines(
     found = {}
     needed = dict.fromkeys(tower for modality in counts for tower in towers_of(modality))
     for tower in (name for name in needed if name in info.dims):
-        cache = CalibrationCache(settings.home, info.backbones[tower]["fingerprint"], info.digest, tower)
-        known = cache.read()
+        known = cache_of(settings.home / "cache" / "engines", info, tower).read()
         measured = {name: figures.items_per_s for name, figures in known.engines.items()} if known else {}
         chosen = (plan or new_plan).engines.get(tower) or (EngineInfo(name="torch") if plan else None)
         name = chosen.name if chosen else (fastest(known.engines) if known else "")

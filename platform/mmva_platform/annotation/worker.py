@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-import faulthandler
 import logging
 import stat
-import sys
-from collections.abc import Iterable, Mapping
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from time import monotonic
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from mmva.errors import MediaError
+from mmva.inference.engines import load_predictor
+from mmva.inference.isolation import Isolated, report_step
+from mmva.inference.time_limit import TimeLimit
 from mmva_platform.annotation.attempts import CAREFUL_AFTER, begin_attempt, mark_given_up, patiently
-from mmva_platform.annotation.careful import annotate_carefully
 from mmva_platform.annotation.commit import CommitRecord, ShardResult, commit_path, commit_shard, read_commit
-from mmva_platform.annotation.engines import load_model
 from mmva_platform.annotation.plan import ItemReader, Plan
 from mmva_platform.annotation.roots import AllowedRoots, local_path_of, place_of
+from mmva_platform.cluster import own_cpus
+from mmva_platform.datasets.embedder import EncoderLoader
 from mmva_platform.monitoring.logs import bound, write_json_logs
 from mmva_platform.settings import Settings, StorageSettings
-from mmva_platform.storage import Storage, open_storage
+from mmva_platform.storage import Storage, StorageTooLargeError, StorageUnavailable, open_storage
 
 if TYPE_CHECKING:
+    from mmva.inference.pipeline import Pipeline
     from mmva.predictor import Predictor
-    from mmva_platform.annotation.annotator import Annotator
     from mmva_platform.annotation.reuse import Reuser
 
 logger = logging.getLogger(__name__)
+
+LOAD_TIMEOUT_S = 300.0  # to start a process and load an encoder, on a machine that may be busy
 
 
 class ShardWorker:
@@ -38,13 +43,16 @@ class ShardWorker:
         """Connect; the model is loaded when the first shard needs it.
 
         Args:
-            bundle: The bundle's files by name; shipped, because a worker's machine need not hold the folder.
+            bundle: The bundle's files by name; shipped, because a worker's machine need not have the folder.
             plan: The run's plan.
             out: The run's output.
             settings: Storage, and where backbones come from.
-            batch_size: See Annotator.
+            batch_size: See Pipeline.
         """
-        self._bundle, self._plan, self._settings, self._batch_size = bundle, plan, settings, batch_size
+        self._plan, self._settings = plan, settings
+        self._limit = TimeLimit(settings.annotation.item_timeout_s)
+        self._for_child = Annotator(bundle, plan, out, settings, batch_size)
+        self._annotator = Annotator(bundle, plan, out, settings, batch_size, self._limit.step)
         self._storage = open_storage(out, settings.storage)
         self._items = ItemReader(self._storage, plan)
         if settings.logs.format == "json":
@@ -54,7 +62,8 @@ class ShardWorker:
         """Annotate and commit a shard, unless another driver's worker already has.
 
         Raises:
-            StorageUnavailable: If storage has been away for settings.storage.patience_s.
+            EnvironmentFault: If this machine or its access to storage is broken.
+            StorageUnavailable: If storage has been unavailable for settings.storage.patience_s.
         """
         shard: str = item["shard"]
         with bound(run=self._plan.run_id, shard=shard):
@@ -66,86 +75,137 @@ class ShardWorker:
             return patiently(lambda: read_commit(self._storage, shard), patience_s, what)
         earlier = patiently(lambda: begin_attempt(self._storage, shard), patience_s, what)
         with bound(attempt=earlier + 1):
-            result = patiently(lambda: self._annotated(shard, earlier), patience_s, what)
+            items = patiently(lambda: self._items(shard), patience_s, what)
+            if items["base_file"][0].is_valid:
+                result = patiently(lambda: self._reuser(shard, items), patience_s, what)
+            else:
+                result = self._annotated(shard, items, earlier)
             record = patiently(lambda: commit_shard(self._storage, self._plan, shard, result), patience_s, what)
             logger.info("committed: %d annotated, %d quarantined", record.ok, record.quarantined)
             return record
 
-    def _annotated(self, shard: str, earlier: int) -> ShardResult:
-        items = self._items(shard)
-        if items["base_file"][0].is_valid:
-            return self._reuser(shard, items)
+    def _annotated(self, shard: str, items: pa.Table, earlier: int) -> ShardResult:
         if earlier >= CAREFUL_AFTER:
             logger.warning("shard %s: %d attempts without a commit, now item by item", shard, earlier)
-            return annotate_carefully(
-                shard,
-                items,
-                plan=self._plan,
-                bundle=self._bundle,
-                out=self._storage.uri,
-                settings=self._settings,
-                earlier=earlier,
-                on_given_up=lambda number: mark_given_up(self._storage, shard, number),
-            )
-        with Watch(self._settings.annotation.item_timeout_s) as watch:
-            self._watch = watch
-            return self._annotator.annotate(shard, items)
-
-    def _on_progress(self, stage: str) -> None:
-        self._watch.step(stage)
-
-    @cached_property
-    def _model(self) -> Predictor:
-        return load_model(self._bundle, self._plan, self._storage, self._settings)
-
-    @cached_property
-    def _annotator(self) -> Annotator:
-        from mmva_platform.annotation.annotator import Annotator
-
-        fetch = Fetcher(self._settings.storage, self._plan.roots)
-        return Annotator(
-            self._model,
-            self._plan,
-            fetch,
-            batch_size=self._batch_size,
-            on_progress=self._on_progress,
-        )
+            return annotate_isolated(self._for_child, shard, items, partial(mark_given_up, self._storage, shard))
+        with self._limit:
+            return self._annotator(shard, items)
 
     @cached_property
     def _reuser(self) -> Reuser:
         from mmva_platform.annotation.reuse import Reuser
 
-        return Reuser(lambda: self._model, self._plan, self._storage, self._settings)
+        return Reuser(lambda: self._annotator.model, self._plan, self._storage, self._settings)
 
 
-class Watch:
-    """Ends the process if a step of an item takes too long: a decoder that hangs in native code listens to nothing.
+@dataclass
+class Annotator:
+    """A model with the pipeline before it, loaded on first use; picklable until then.
 
-    The worker is then started again, and a shard that this happens to twice is run item by item. Fetching is not
-    watched, storage has limits of its own; nor is the loading of an encoder, which may come from far.
+    Attributes:
+        bundle, plan, out, settings, batch_size: See ShardWorker.
+        on_progress: Called when a step begins; see Pipeline.
     """
 
-    def __init__(self, limit_s: float) -> None:
-        self._limit_s, self._begun, self._armed = limit_s, 0.0, False
+    bundle: Mapping[str, bytes]
+    plan: Plan
+    out: str
+    settings: Settings
+    batch_size: int = 16
+    on_progress: Callable[[str], None] = report_step
 
-    def __enter__(self) -> Self:
-        return self
+    def __call__(self, shard: str, items: pa.Table, *, items_at_fault: bool = False) -> ShardResult:
+        """Rows of a shard's items; see annotate_items."""
+        from mmva_platform.annotation.results import annotate_items
 
-    def step(self, stage: str) -> None:
-        """A step begins. Arming costs a thread, so steps in quick succession share one."""
-        if stage in {"fetch", "load"}:
-            self._stop()
-        elif not self._armed or monotonic() - self._begun > min(1.0, self._limit_s / 10):
-            faulthandler.dump_traceback_later(self._limit_s, exit=True, file=sys.__stderr__ or 2)
-            self._begun, self._armed = monotonic(), True
+        return annotate_items(self.pipeline, self.model, self.plan, shard, items, items_at_fault=items_at_fault)
 
-    def __exit__(self, *_exception: object) -> None:
-        self._stop()
+    @cached_property
+    def model(self) -> Predictor:
+        """Towers, and encoders by the plan's engines."""
+        storage = open_storage(self.out, self.settings.storage)
+        return load_predictor(self.bundle, self.plan.engines, storage, EncoderLoader.of(self.settings))
 
-    def _stop(self) -> None:
-        if self._armed:
-            faulthandler.cancel_dump_traceback_later()
-            self._armed = False
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """From an item's bytes to its embedding."""
+        from mmva.inference.pipeline import Pipeline
+
+        return Pipeline(
+            self.model.dims,
+            self.model.encoder,
+            self.plan.preprocessing,
+            Fetcher(self.settings.storage, self.plan.roots),
+            batch_size=self.batch_size,
+            is_outage=is_outage,
+            patience_s=self.settings.storage.patience_s,
+            decode_threads=own_cpus() if self.plan.on_gpus else 0,
+            on_progress=self.on_progress,
+        )
+
+
+def annotate_isolated(
+    annotator: Annotator, shard: str, items: pa.Table, on_given_up: Callable[[int], None] = lambda _number: None
+) -> ShardResult:
+    """Annotate a shard item by item in a process that may die: for items that killed or blocked workers before.
+
+    Args:
+        annotator: Loaded in the child only.
+        shard: Its name.
+        items: Its items.
+        on_given_up: Called at once with the number of an item that cost its process.
+
+    Raises:
+        OperationFailed: If the child cannot load the model, or storage does not answer.
+    """
+    from mmva.inference.items import error_table, items_of
+    from mmva.inference.tables import ROW_SCHEMA, WINDOW_SCHEMA, Predicted
+    from mmva_platform.annotation.results import stamped
+
+    results = []
+    timeout_s = annotator.settings.annotation.item_timeout_s
+    with Isolated(partial(_single_items, annotator, shard), timeout_s, LOAD_TIMEOUT_S) as isolated:
+        for number in range(items.num_rows):
+            row = items.slice(number, 1)
+            try:
+                results.append(isolated(row))
+            except MediaError as error:
+                (item,) = items_of(row)
+                item.error = error
+                given_up = Predicted(ROW_SCHEMA.empty_table(), WINDOW_SCHEMA.empty_table(), error_table([item]))
+                tables = stamped(given_up, annotator.plan, shard)
+                results.append(ShardResult(tables.ok, tables.quarantined, work={"quarantined": 1}))
+                on_given_up(number)
+    return _joined(results)
+
+
+def _single_items(annotator: Annotator, shard: str) -> Callable[[pa.Table], ShardResult]:
+    """Made in the child: annotates a table of one item."""
+    report_step("load")
+    _ = annotator.pipeline
+    return lambda row: annotator(shard, row, items_at_fault=True)
+
+
+def _joined(results: Iterable[ShardResult]) -> ShardResult:
+    """Results of a shard's parts as one."""
+    parts = list(results)
+    ok, quarantined, windows = (
+        pa.concat_tables([getattr(part, name) for part in parts]).combine_chunks()
+        for name in ("ok", "quarantined", "windows")
+    )
+    work: dict[str, int] = {}
+    seconds: dict[str, float] = {}
+    for part in parts:
+        for name, count in part.work.items():
+            work[name] = work.get(name, 0) + count
+        for name, spent_s in part.seconds.items():
+            seconds[name] = seconds.get(name, 0.0) + spent_s
+    return ShardResult(ok, quarantined, windows, work, seconds)
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether a fetch failed because storage gives no answer."""
+    return isinstance(error, StorageUnavailable)
 
 
 class Fetcher:
@@ -170,8 +230,9 @@ class Fetcher:
             most: Largest size to read.
 
         Raises:
-            MediaError: "outside-roots", or "too-many-bytes" by its known size, before anything is opened.
-            UsageError, StorageError: If it cannot be read; StorageTooLargeError by its real size.
+            MediaError: "outside-roots" or, by its known size, "too-many-bytes" before anything is opened; then
+                "too-many-bytes" by its real size.
+            UsageError, StorageError: If it cannot be read.
         """
         if self._roots is not None:
             self._roots.check(uri)
@@ -182,16 +243,14 @@ class Fetcher:
         if size is not None and size > most:
             raise MediaError("too-many-bytes", f"{uri}: {size} bytes, the limit is {most}", stage="fetch")
         storage: Storage = self._open(root)
-        return storage.read(path, most)  # a table may say anything about sizes
+        try:
+            return storage.read(path, most)  # a table may say anything about sizes
+        except StorageTooLargeError as error:
+            raise MediaError("too-many-bytes", str(error), stage="fetch") from error
 
 
 def _mode(path: str) -> int:
     try:
         return Path(path).stat().st_mode
-    except (OSError, ValueError):  # what is wrong shows when it is read
+    except (OSError, ValueError):  # reading it raises the right error
         return 0
-
-
-def pack_bundle(directory: Path) -> dict[str, bytes]:
-    """A bundle's files, to ship to workers."""
-    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
