@@ -142,13 +142,12 @@ def _plan(resolved: ResolvedModel, info: ModelInfo, settings: Settings) -> tuple
             short_side=SHORT_SIDE,
         ),
         engines=choose_engines(resolved.bundle_dir, settings.serving.engine, list(bundle.dims), out, settings),
-        catalog=CatalogInfo(uri="", digest="", items=1, by_modality={}, skipped={}, duplicates=0, duplicate_ids=()),
+        catalog=CatalogInfo(uri="", items=1, by_modality={}, skipped={}, duplicates=0, duplicate_ids=()),
         base=None,
         roots=settings.serving.roots,
         command=(),
         keep_windows=False,
-        chapters=(),
-        bounds=(0, 1),
+        parts=(),
     )
     return plan, out
 
