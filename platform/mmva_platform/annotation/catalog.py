@@ -156,7 +156,7 @@ def _listed(entries: list[Entry], root: str, skipped: Counter[str]) -> pa.Table:
         pa.array([entry.path for entry in known], pa.large_string()),
         pa.array([entry.size for entry in known], pa.int64()),
         pa.array([entry.etag for entry in known], pa.large_string()),
-        pa.scalar(root.rstrip("/"), pa.large_string()),
+        root.rstrip("/"),
         skipped,
     )
 

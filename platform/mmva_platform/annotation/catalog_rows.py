@@ -19,14 +19,15 @@ from mmva_platform.annotation.roots import local_path_of
 from mmva_platform.annotation.schema import CATALOG_SCHEMA, sha256_hex
 
 _SUFFIX: Final = r"(?s)^(?:.*[/\\])?[^/\\]+(?P<suffix>\.[^./\\]*)$"
-_HIDDEN: Final = r"(?:^|/)\."
+_HIDDEN: Final = r"(?:^|/)\.(?:[^./]|\.[^/])"  # "." and ".." are parts of keys, not names of hidden files
 _NUMBER: Final = r"^\s*\d+(?:\.\d*)?\s*$"
 _MOST_BYTES: Final = 2.0**63
 _EMPTY: Final = pa.scalar("", pa.large_string())
+_SLASH: Final = pa.scalar("/", pa.large_string())
 
 
 def listed_rows(
-    paths: pa.Array, sizes: pa.Array, etags: pa.Array, root: pa.Array | pa.Scalar, skipped: Counter[str]
+    paths: pa.Array, sizes: pa.Array, etags: pa.Array, root: str | pa.Array, skipped: Counter[str]
 ) -> pa.Table:
     """Rows of listed files; hidden files and files that are not media are counted in `skipped` and left out.
 
@@ -44,7 +45,8 @@ def listed_rows(
     others = pc.and_(pc.is_null(kinds), pc.invert(hidden))
     for entry in suffixes.filter(others).value_counts().to_pylist():
         skipped[entry["values"] or "without extension"] += entry["counts"]
-    uris = pc.binary_join_element_wise(root, paths, pa.scalar("/", pa.large_string()))
+    prefix = pa.scalar(root, pa.large_string()) if isinstance(root, str) else root
+    uris = pc.binary_join_element_wise(prefix, paths, _SLASH)
     columns = [paths, uris, kinds, pa.nulls(len(paths), pa.large_string()), sizes, etags]
     table = pa.Table.from_arrays([_as(column, field) for column, field in _typed(columns)], schema=CATALOG_SCHEMA)
     return table.filter(pc.and_(pc.is_valid(kinds), pc.invert(hidden)))
@@ -137,7 +139,7 @@ def _absolute(uris: pa.Array, base: str) -> pa.Array:
         return uris
     if "://" in base:
         relative = pc.replace_substring_regex(uris, r"^(?:\./+)+", "")
-        full = pc.binary_join_element_wise(base, relative, pa.scalar("/", pa.large_string()))
+        full = pc.binary_join_element_wise(pa.scalar(base, pa.large_string()), relative, _SLASH)
     else:
         full = pa.array([uri and posixpath.normpath(f"{base}/{uri}") for uri in uris.to_pylist()], pa.large_string())
     return pc.if_else(whole, uris, full)
