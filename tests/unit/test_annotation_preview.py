@@ -9,18 +9,19 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from mmva_platform.annotation.preview_text import as_duration, as_size
 from PIL import Image
 
 from mmva.bundle import read_bundle_info
 from mmva.errors import UsageError
 from mmva.inference.calibration import Calibration, Measured
 from mmva.inference.config import EngineInfo, Preprocessing
+from mmva.inference.engines import cache_of
 from mmva_platform.annotation import preview as preview_module
 from mmva_platform.annotation.catalog import Catalog, read_catalog
 from mmva_platform.annotation.commit import commit_path
 from mmva_platform.annotation.plan import BaseInfo, ModelInfo, Plan, make_plan, settle_plan
 from mmva_platform.annotation.preview import PlanPreview, preview
-from mmva_platform.annotation.preview_text import as_duration, as_size
 from mmva_platform.annotation.publish import MANIFEST_FILE
 from mmva_platform.annotation.schema import CATALOG_SCHEMA
 from mmva_platform.settings import ClusterSettings, Settings, StorageSettings

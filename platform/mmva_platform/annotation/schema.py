@@ -16,22 +16,23 @@ from mmva.inference.tables import ERROR_SCHEMA, ROW_SCHEMA, WINDOW_SCHEMA
 
 ANNOTATION_VERSION: Final = 2
 
+# large_string: the URIs of 50 million items are more than the 2 GiB that a string column can address.
 CATALOG_SCHEMA: Final = pa.schema(
     [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("uri", pa.string()),  # null for a caption whose text stands in the catalog
-        pa.field("modality", pa.string()),  # null where neither the row nor the extension says it
-        pa.field("caption", pa.string()),  # null for a caption that is a .txt file
+        pa.field("id", pa.large_string(), nullable=False),
+        pa.field("uri", pa.large_string()),  # null for a caption whose text is in the catalog
+        pa.field("modality", pa.large_string()),  # null where neither the row nor the extension says it
+        pa.field("caption", pa.large_string()),  # null for a caption that is a .txt file
         pa.field("bytes", pa.int64()),  # null where only a request for each item would tell
         # Changes when the content does (S3's ETag, a local file's modification time); null where it is not known.
-        pa.field("etag", pa.string()),
+        pa.field("etag", pa.large_string()),
     ]
 )
 
 # The items of a plan: the catalog's, in the order of the work.
 ITEM_SCHEMA: Final = CATALOG_SCHEMA.append(
     # File of an earlier annotation that holds this item unchanged, relative to it; null for what is annotated anew.
-    pa.field("base_file", pa.string())
+    pa.field("base_file", pa.large_string())
 )
 
 # What a run adds to the rows of inference.

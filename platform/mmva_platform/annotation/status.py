@@ -1,4 +1,4 @@
-"""How far a run is, as its directory tells it; works while it runs, after a crash and when it is done."""
+"""How far a run is, from its directory alone: while it runs, after a crash and when it is done."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class GenerationStatus:
         return values | {"totals": self.totals.model_dump(), "items_per_worker_s": self.items_per_worker_s}
 
     def to_lines(self) -> list[str]:
-        """What a person wants to know of it."""
+        """A few lines for a person."""
         totals = self.totals
         lines = [
             f"{self.shards_done} of {self.shards} shards, {totals.items} of {self.items} items",
@@ -88,43 +88,18 @@ class RunStatus:
     generations: tuple[GenerationStatus, ...]
 
     @property
-    def published(self) -> bool:
-        """Whether the run itself is published."""
-        return self.generations[0].published
-
-    @property
-    def shards(self) -> int:
-        """Planned shards of the run itself."""
-        return self.generations[0].shards
-
-    @property
-    def shards_done(self) -> int:
-        """Its committed ones."""
-        return self.generations[0].shards_done
-
-    @property
-    def items(self) -> int:
-        """Its planned items."""
-        return self.generations[0].items
-
-    @property
-    def totals(self) -> Totals:
-        """Of the run itself, without its retries."""
-        return self.generations[0].totals
-
-    @property
     def annotated(self) -> int:
         """Items annotated so far, in all generations."""
         return sum(generation.totals.ok for generation in self.generations)
 
     @property
     def quarantined(self) -> int:
-        """Items that stand in quarantine now: a retry counts once it is published."""
+        """Items in quarantine now: a retry counts once it is published."""
         counted = [generation for generation in self.generations if generation.published or not generation.folder]
         return counted[-1].totals.quarantined
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for --json; the run's own figures stand at the top, too."""
+        """Plain values for --json; the run's own figures are at the top, too."""
         own = self.generations[0].to_json()
         del own["folder"]
         return own | {
@@ -139,16 +114,14 @@ class RunStatus:
     def to_text(self) -> str:
         """A few lines for a person."""
         first, *retries = self.generations
-        state = (
-            "published" if first.published else "not published yet; the same `mmva annotate` again goes on from here"
-        )
+        state = "published" if first.published else "not published yet; `mmva annotations resume` finishes it"
         lines = [
             f"{self.out}: {state}",
             f"model {self.model.name} {self.model.version or ''} ({self.model.digest[:12]})".replace("  ", " "),
             *first.to_lines(),
         ]
         for retry in retries:
-            unfinished = "not published yet; `mmva annotations retry` again goes on from here"
+            unfinished = "not published yet; `mmva annotations retry` again finishes it"
             lines.append(f"{retry.folder}: {'published' if retry.published else unfinished}")
             lines += [f"  {line}" for line in retry.to_lines()]
         if retries:
