@@ -34,15 +34,16 @@ from mmva.inference.config import Preprocessing
 from mmva.inference.engines import choose_engines, load_predictor, pack_bundle
 from mmva.inference.pipeline import Pipeline
 from mmva.model import MMVA
+from mmva_platform.annotation.annotator import Annotator
 from mmva_platform.annotation.base import open_base
 from mmva_platform.annotation.catalog import Catalog, read_catalog
 from mmva_platform.annotation.commit import ShardResult, commit_shard, read_commit
+from mmva_platform.annotation.fetcher import Fetcher
 from mmva_platform.annotation.plan import ItemReader, ModelInfo, Plan, make_plan, settle_plan
 from mmva_platform.annotation.publish import publish
 from mmva_platform.annotation.results import annotate_items
 from mmva_platform.annotation.reuse import Reuser
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, CATALOG_SCHEMA, QUARANTINE_SCHEMA
-from mmva_platform.annotation.worker import Annotator, Fetcher
 from mmva_platform.datasets.embedder import EncoderLoader
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, open_storage

@@ -14,12 +14,12 @@ from mmva.bundle import read_bundle_info, save_bundle
 from mmva.inference.config import Preprocessing
 from mmva.inference.engines import pack_bundle
 from mmva.model import MMVA
+from mmva_platform.annotation.annotator import Annotator
 from mmva_platform.annotation.catalog import Catalog, read_catalog
 from mmva_platform.annotation.commit import ShardResult, commit_shard, read_commit
 from mmva_platform.annotation.plan import ModelInfo, make_plan, read_items, settle_plan
 from mmva_platform.annotation.publish import publish
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, CATALOG_SCHEMA, QUARANTINE_SCHEMA
-from mmva_platform.annotation.worker import Annotator
 from mmva_platform.settings import Settings
 from mmva_platform.storage import open_storage
 

@@ -15,9 +15,9 @@ from mmva.inference import batching
 from mmva.inference import pipeline as pipeline_module
 from mmva.inference.pipeline import Pipeline
 from mmva_platform.annotation.commit import ShardResult
+from mmva_platform.annotation.fetcher import Fetcher, is_outage
 from mmva_platform.annotation.results import annotate_items
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, QUARANTINE_SCHEMA, table_to_parquet
-from mmva_platform.annotation.worker import Fetcher, is_outage
 from mmva_platform.settings import StorageSettings
 from mmva_platform.storage import StorageUnavailable
 

@@ -26,14 +26,24 @@ if TYPE_CHECKING:
 
 
 def annotate_items(
-    pipeline: Pipeline, model: Predictor, plan: Plan, shard: str, items: pa.Table, *, items_at_fault: bool = False
+    pipeline: Pipeline,
+    model: Predictor,
+    plan: Plan,
+    shard: str,
+    items: pa.Table,
+    *,
+    decoded: pa.Table | None = None,
+    items_at_fault: bool = False,
 ) -> ShardResult:
-    """Annotate a shard's items (ITEM_SCHEMA) from their bytes; rows are in the items' order.
+    """Annotate a shard's items (ITEM_SCHEMA) from their bytes, or from a decode stage; rows are in the items' order.
 
     Raises:
         EnvironmentFault, OperationFailed, StorageUnavailable: See Pipeline.embed.
     """
-    embedded = pipeline.embed(items, items_at_fault=items_at_fault)
+    if decoded is None:
+        embedded = pipeline.embed(items, items_at_fault=items_at_fault)
+    else:
+        embedded = pipeline.embed_decoded(decoded, items_at_fault=items_at_fault)
     begun = time.monotonic()
     predicted = predict(model, embedded)
     same = pc.is_in(predicted.rows["id"], value_set=embedded.same_bytes)

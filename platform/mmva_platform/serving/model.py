@@ -21,8 +21,9 @@ from mmva.inference.pipeline import Pipeline
 from mmva.inference.time_limit import TimeLimit
 from mmva.modalities import AXES
 from mmva.predictor import Predictor
+from mmva_platform.annotation.annotator import LOAD_TIMEOUT_S
+from mmva_platform.annotation.fetcher import Fetcher
 from mmva_platform.annotation.plan import ModelInfo
-from mmva_platform.annotation.worker import LOAD_TIMEOUT_S, Fetcher
 from mmva_platform.datasets.embedder import EncoderLoader
 from mmva_platform.serving.services import ItemRequest, Row
 from mmva_platform.settings import Settings

@@ -1,0 +1,140 @@
+"""A run's model with the inference pipeline before it: from a shard's items to the tables of its commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from mmva.errors import MediaError
+from mmva.inference.engines import load_predictor
+from mmva.inference.isolation import Isolated, report_step
+from mmva_platform.annotation.commit import ShardResult
+from mmva_platform.annotation.fetcher import Fetcher, is_outage
+from mmva_platform.annotation.plan import Plan
+from mmva_platform.cluster import own_cpus
+from mmva_platform.datasets.embedder import EncoderLoader
+from mmva_platform.settings import Settings
+from mmva_platform.storage import open_storage
+
+if TYPE_CHECKING:
+    from mmva.inference.pipeline import Pipeline
+    from mmva.predictor import Predictor
+
+LOAD_TIMEOUT_S = 300.0  # to start a process and load an encoder, on a machine that may be busy
+
+
+@dataclass
+class Annotator:
+    """The model and its pipeline, loaded on first use; picklable until then.
+
+    Attributes:
+        bundle: The bundle's files by name.
+        plan: The run's plan.
+        out: URI of the run's output, where exported networks are.
+        settings: Storage, and where backbones come from.
+        batch_size: See Pipeline.
+        on_progress: Called when a step begins; see Pipeline.
+    """
+
+    bundle: Mapping[str, bytes]
+    plan: Plan
+    out: str
+    settings: Settings
+    batch_size: int = 16
+    on_progress: Callable[[str], None] = report_step
+
+    def __call__(
+        self, shard: str, items: pa.Table, *, decoded: pa.Table | None = None, items_at_fault: bool = False
+    ) -> ShardResult:
+        """Rows of a shard's items; see annotate_items."""
+        from mmva_platform.annotation.results import annotate_items
+
+        return annotate_items(
+            self.pipeline, self.model, self.plan, shard, items, decoded=decoded, items_at_fault=items_at_fault
+        )
+
+    @cached_property
+    def model(self) -> Predictor:
+        """Towers, and encoders by the plan's engines."""
+        storage = open_storage(self.out, self.settings.storage)
+        return load_predictor(self.bundle, self.plan.engines, storage, EncoderLoader.of(self.settings))
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """From an item's bytes to its embedding."""
+        from mmva.inference.pipeline import Pipeline
+
+        return Pipeline(
+            self.model.dims,
+            self.model.encoder,
+            self.plan.preprocessing,
+            Fetcher(self.settings.storage, self.plan.roots),
+            batch_size=self.batch_size,
+            is_outage=is_outage,
+            patience_s=self.settings.storage.patience_s,
+            decode_threads=own_cpus() if self.plan.on_gpus else 0,
+            on_progress=self.on_progress,
+        )
+
+
+def annotate_isolated(
+    annotator: Annotator, shard: str, items: pa.Table, on_item: Callable[[int], None] = lambda _number: None
+) -> ShardResult:
+    """Annotate a shard item by item in a process that may die: for items that killed or blocked workers before.
+
+    Args:
+        annotator: Loaded in the child only.
+        shard: Its name.
+        items: Its items.
+        on_item: Called with the number of each item that is finished.
+
+    Raises:
+        OperationFailed: If the child cannot load the model, or storage does not answer.
+    """
+    from mmva.inference.items import error_table, items_of
+    from mmva.inference.tables import ROW_SCHEMA, WINDOW_SCHEMA, Predicted
+    from mmva_platform.annotation.results import stamped
+
+    results = []
+    timeout_s = annotator.settings.annotation.item_timeout_s
+    with Isolated(partial(_single_items, annotator, shard), timeout_s, LOAD_TIMEOUT_S) as isolated:
+        for number in range(items.num_rows):
+            row = items.slice(number, 1)
+            try:
+                results.append(isolated(row))
+            except MediaError as error:
+                (item,) = items_of(row)
+                item.error = error
+                given_up = Predicted(ROW_SCHEMA.empty_table(), WINDOW_SCHEMA.empty_table(), error_table([item]))
+                tables = stamped(given_up, annotator.plan, shard)
+                results.append(ShardResult(tables.ok, tables.quarantined, work={"quarantined": 1}))
+            on_item(number)
+    return _joined(results)
+
+
+def _single_items(annotator: Annotator, shard: str) -> Callable[[pa.Table], ShardResult]:
+    """Made in the child: annotates a table of one item."""
+    report_step("load")
+    _ = annotator.pipeline
+    return lambda row: annotator(shard, row, items_at_fault=True)
+
+
+def _joined(results: Iterable[ShardResult]) -> ShardResult:
+    """Results of a shard's parts as one."""
+    parts = list(results)
+    ok, quarantined, windows = (
+        pa.concat_tables([getattr(part, name) for part in parts]).combine_chunks()
+        for name in ("ok", "quarantined", "windows")
+    )
+    work: dict[str, int] = {}
+    seconds: dict[str, float] = {}
+    for part in parts:
+        for name, count in part.work.items():
+            work[name] = work.get(name, 0) + count
+        for name, spent_s in part.seconds.items():
+            seconds[name] = seconds.get(name, 0.0) + spent_s
+    return ShardResult(ok, quarantined, windows, work, seconds)
