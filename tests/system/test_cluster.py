@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mmva_platform.cluster import ray_session
+from mmva.errors import UsageError
+from mmva_platform.cluster import check_feasible, ray_session
 from mmva_platform.settings import ClusterSettings
 
 pytestmark = pytest.mark.slow
@@ -33,6 +34,13 @@ def test_a_session_inside_a_session_uses_it_and_leaves_it() -> None:
     with ray_session(ClusterSettings(num_cpus=64)) as info:
         assert (info.started, info.cpus, info.nodes) == (False, 4, 1)
     assert ray.is_initialized()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_training_workers_that_do_not_fit_are_refused_before_they_hang() -> None:
+    check_feasible(6, 0.5)
+    with pytest.raises(UsageError, match=r"7 workers at 0\.5 CPU .* need 4\.5 CPUs, the cluster has 4: use at most 6"):
+        check_feasible(7, 0.5)
 
 
 def test_an_address_where_nobody_answers_is_a_usage_error(tmp_path: Path) -> None:

@@ -257,7 +257,7 @@ def _workers(
     if (cluster.address or os.environ.get("RAY_ADDRESS") or "local") != "local":
         try:
             with ray_session(cluster) as session:
-                there = session.workers
+                there = int(session.cpus)
         except UsageError as error:
             problem = str(error)
     workers = max(1, min(options.workers or there, shards))
