@@ -57,7 +57,7 @@ def test_nodes_come_for_a_run_and_go_after_it(cloud: FakeCloud, tiny_bundle: Pat
     (tmp_path / "settings.yaml").write_text(
         json.dumps({
             "home": str(tmp_path / "home"),
-            "cluster": {"address": cloud.address, "max_cpus": 3},
+            "cluster": {"address": cloud.address},  # no limit: the pool follows the cluster
             "annotation": {"item_timeout_s": 400},
         })
     )  # fmt: skip
