@@ -15,6 +15,7 @@ from mmva.bundle import read_bundle_info
 from mmva.errors import UsageError
 from mmva.inference.calibration import Calibration, Measured
 from mmva.inference.config import EngineInfo, Preprocessing
+from mmva.inference.engines import cache_of
 from mmva_platform.annotation import preview as preview_module
 from mmva_platform.annotation.catalog import Catalog, read_catalog
 from mmva_platform.annotation.commit import commit_path
