@@ -137,7 +137,7 @@ class Pipeline:
             rows=embedding_table(good),
             windows=window_table(good),
             errors=error_table([item for item in items if item.cause is not None]),
-            same_bytes=pa.array([item.id for item in call.shared], pa.string()),
+            same_bytes=pa.array([item.id for item in call.shared if item.cause is None], pa.string()),
             seconds=call.seconds,
         )
 

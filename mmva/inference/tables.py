@@ -78,7 +78,7 @@ class Embedded:
         rows: EMBEDDING_SCHEMA.
         windows: WINDOW_SCHEMA; sorted by item, track and start.
         errors: ERROR_SCHEMA.
-        same_bytes: Ids of the items that have the embedding of another item with the same bytes.
+        same_bytes: Ids of the rows that have the embedding of another item with the same bytes.
         seconds: Time of this process by stage: "fetch", "decode", "infer".
     """
 
