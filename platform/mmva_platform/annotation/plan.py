@@ -202,6 +202,18 @@ def iter_items(storage: Storage, plan: Plan) -> Iterator[pa.Table]:
     return map(ItemReader(storage, plan), plan.shards)
 
 
+def changed_parts(storage: Storage, plan: Plan) -> list[str]:
+    """One line for each part whose bytes are not those that were planned; reads all of them."""
+    found = []
+    for part in plan.parts:
+        try:
+            if sha256_hex(storage.read(part.path)) != part.sha256:
+                found.append(f"{storage.join(part.path)}: changed since it was planned (SHA-256 differs)")
+        except StorageNotFound as error:
+            found.append(str(error))
+    return found
+
+
 def _opened(storage: Storage, path: str) -> Any:
     """The part as a file that pyarrow reads."""
     local = storage.local_path(path)

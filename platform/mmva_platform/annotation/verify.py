@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from mmva.errors import CheckFailed, UsageError
 from mmva_platform.annotation.commit import CommitRecord, FileRecord, committed_shards, read_commit
-from mmva_platform.annotation.plan import PLAN_FILE, ItemReader, Plan, read_plan
+from mmva_platform.annotation.plan import PLAN_FILE, ItemReader, Plan, changed_parts, read_plan
 from mmva_platform.annotation.publish import MANIFEST_FILE, add_up, read_file, read_manifest, retry_folder
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, QUARANTINE_SCHEMA, WINDOW_EMBEDDING_SCHEMA
 from mmva_platform.settings import Settings
@@ -112,6 +112,7 @@ def verify(out: str, settings: Settings) -> VerifyReport:
 def _checked(place: Storage, prefix: str, wanted: list[str] | None, notes: list[str]) -> _Generation:
     """Check one generation; `wanted` are the ids that the one before quarantined."""
     this = _Generation(place, read_plan(place), prefix)
+    this.problems += changed_parts(place, this.plan)
     commits = _published(place, this.plan, this.problems)
     items, shards = ItemReader(place, this.plan), set(this.plan.shards)
     expected = None if wanted is None else set(wanted)
