@@ -20,9 +20,10 @@ from mmva.inference.heads import predict
 from mmva.inference.pipeline import Pipeline
 from mmva.inference.stages import DecodeStage, recorded_sample_rate
 from mmva.zeroshot.query import query_point
+from mmva_platform.annotation.annotator import Annotator
 from mmva_platform.annotation.catalog import read_catalog
+from mmva_platform.annotation.fetcher import Fetcher
 from mmva_platform.annotation.plan import ItemReader, ModelInfo, make_plan, settle_plan
-from mmva_platform.annotation.worker import Annotator, Fetcher
 from mmva_platform.datasets.embedder import EncoderLoader, Part, embed_part
 from mmva_platform.datasets.schema import ShardInfo
 from mmva_platform.serving.model import ServedModel

@@ -234,8 +234,8 @@ def test_sizes_and_etags_from_a_bucket(s3_endpoint: str) -> None:
 
 
 ODD_KEYS = [
-    "odd/2024//x.jpg", "odd/./x.jpg", "odd/a\\\\b.png", "odd/https%3A%2F%2Fexample.com%2Fa.jpg", "odd/%2F%2F.png",
-    "odd/a b .png", "odd/end ends.png ", "odd/+ü.png",
+    "odd/2024//x.jpg", "odd/./x.jpg", "odd/a\\\\b.png", "odd/https%3A%2F%2Fexample.com%2Fa.jpg",
+    "odd/%2F%2F.png", "odd/a b .png", "odd/end ends.png ", "odd/+ü.png",
 ]  # fmt: skip
 
 

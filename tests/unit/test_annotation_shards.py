@@ -66,7 +66,7 @@ def test_items_that_may_be_equal_stand_where_the_first_of_them_does(rows: list[d
     assert firsts == sorted(firsts)
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(st.lists(ROW, max_size=60), st.integers(1, 60), st.sampled_from([None, 1, 5]))
 def test_the_cut_does_not_depend_on_how_the_stream_is_chunked(
     rows: list[dict[str, Any]], chunk: int, shard_items: int | None

@@ -188,7 +188,7 @@ class ItemReader:
 
     def _part(self, part: PlanPart) -> pq.ParquetFile:
         if self._file is None or self._path != part.path:
-            file = _opened(self._storage, part.path)
+            file = self._storage.open(part.path)
             self._file = pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
             self._path = part.path
         return self._file
@@ -202,9 +202,13 @@ def iter_items(storage: Storage, plan: Plan) -> Iterator[pa.Table]:
     return map(ItemReader(storage, plan), plan.shards)
 
 
-def _opened(storage: Storage, path: str) -> Any:
-    """The part as a file that pyarrow reads."""
-    local = storage.local_path(path)
-    if local is not None and local.is_file():
-        return pa.OSFile(str(local))
-    return pa.BufferReader(storage.read(path))
+def changed_parts(storage: Storage, plan: Plan) -> list[str]:
+    """One line for each part whose bytes are not those that were planned; reads all of them."""
+    found = []
+    for part in plan.parts:
+        try:
+            if sha256_hex(storage.read(part.path)) != part.sha256:
+                found.append(f"{storage.join(part.path)}: changed since it was planned (SHA-256 differs)")
+        except StorageNotFound as error:
+            found.append(str(error))
+    return found

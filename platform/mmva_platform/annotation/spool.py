@@ -71,12 +71,12 @@ class Spool:
         """Rows without repeated ids."""
         return sum(self.by_modality.values())
 
-    def chunks(self, group: Group, rows: int = _CHUNK_ROWS) -> Iterator[pa.Table]:
-        """Items of a group in the catalog's order (ITEM_SCHEMA), at least `rows` at a time, without repeated ids."""
+    def chunks(self, group: Group) -> Iterator[pa.Table]:
+        """Items of a group in the catalog's order (ITEM_SCHEMA), many at a time, without repeated ids."""
         waiting: list[pa.Table] = []
         for table in _read(self._folder, group, self._repeated):
             waiting.append(table.select(ITEM_SCHEMA.names))
-            if sum(part.num_rows for part in waiting) >= rows:
+            if sum(part.num_rows for part in waiting) >= _CHUNK_ROWS:
                 yield pa.concat_tables(waiting).combine_chunks()
                 waiting = []
         if waiting:

@@ -16,7 +16,7 @@ import numpy as np
 from mmva.errors import CheckFailed, UsageError
 from mmva_platform import bulk
 from mmva_platform.annotation.commit import CommitRecord, committed_shards, read_commit
-from mmva_platform.annotation.plan import PLAN_FILE, Plan, read_plan
+from mmva_platform.annotation.plan import PLAN_FILE, Plan, changed_parts, read_plan
 from mmva_platform.annotation.publish import MANIFEST_FILE, add_up, read_manifest, retry_folder
 from mmva_platform.annotation.verify_shard import FOLDERS, ShardFindings, ShardVerifier, some
 from mmva_platform.cluster import ray_session
@@ -112,7 +112,7 @@ def _checked(
 ) -> _Generation:
     """Check one generation; `retried` are the ids that the one before quarantined, None for the run itself."""
     plan = read_plan(place)
-    this = _Generation()
+    this = _Generation(problems=changed_parts(place, plan))
     commits = _published(place, plan, this.problems)
     planned = set(plan.shards)
     shards = [
