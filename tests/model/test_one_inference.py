@@ -21,9 +21,11 @@ from mmva.inference.pipeline import Pipeline
 from mmva.inference.stages import DecodeStage, recorded_sample_rate
 from mmva.zeroshot.query import query_point
 from mmva_platform.annotation.annotator import Annotator
-from mmva_platform.annotation.catalog import read_catalog
+from mmva_platform.annotation.catalog import open_catalog
 from mmva_platform.annotation.fetcher import Fetcher
-from mmva_platform.annotation.plan import ItemReader, ModelInfo, make_plan, settle_plan
+from mmva_platform.annotation.plan import ItemReader, ModelInfo
+from mmva_platform.annotation.planning import write_plan
+from mmva_platform.annotation.spool import spooled
 from mmva_platform.datasets.embedder import EncoderLoader, Part, embed_part
 from mmva_platform.datasets.schema import ShardInfo
 from mmva_platform.serving.model import ServedModel
@@ -104,16 +106,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     settings = Settings(home=folder / "home", serving=ServingSettings(engine="torch", roots=(str(media),)))
     out = open_storage(folder / "out")
     info = read_bundle_info(bundle)
-    plan = settle_plan(
-        out,
-        *make_plan(
-            read_catalog(str(media), settings.storage),
-            ModelInfo(name="mmva", version=None, digest=info.digest),
-            default_preprocessing(info.backbones),
-            64,
-            keep_windows=True,
-        ),
-    )
+    model, cut = ModelInfo(name="mmva", version=None, digest=info.digest), default_preprocessing(info.backbones)
+    with spooled(open_catalog(str(media), settings.storage)) as spool:
+        plan = write_plan(out, spool, model, cut, shard_items=64, roots=(str(media),), keep_windows=True)
     annotator, read = Annotator(pack_bundle(bundle), plan, out.uri, settings, batch_size=5), ItemReader(out, plan)
     results = [annotator(shard, read(shard)) for shard in plan.shards]
     assert sum(result.quarantined.num_rows for result in results) == 0

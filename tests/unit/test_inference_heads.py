@@ -13,12 +13,14 @@ from mmva.inference.config import Preprocessing
 from mmva.inference.heads import predict
 from mmva.inference.pipeline import Pipeline
 from mmva.inference.tables import EMBEDDING_SCHEMA, ERROR_SCHEMA, WINDOW_SCHEMA, Embedded
+from mmva_platform.annotation.catalog import Catalog
 from mmva_platform.annotation.commit import ShardResult, commit_shard, read_commit
-from mmva_platform.annotation.plan import make_plan, settle_plan
+from mmva_platform.annotation.planning import write_plan
 from mmva_platform.annotation.publish import publish, read_annotations
 from mmva_platform.annotation.results import stamped
 from mmva_platform.annotation.reuse import Reuser
 from mmva_platform.annotation.schema import WINDOW_EMBEDDING_SCHEMA
+from mmva_platform.annotation.spool import spooled
 from mmva_platform.storage import open_storage
 
 from .inference_world import FakeModel, film
@@ -104,12 +106,16 @@ def test_an_annotation_keeps_its_curve_when_only_the_heads_run_again(tmp_path: P
     embedded = embedded_video(0.3337)
     base, out = open_storage(tmp_path / "base"), open_storage(tmp_path / "out")
     items = catalog(["v"])
-    plan = settle_plan(base, *make_plan(items, OLD, CUT, 8, keep_windows=True))
+    plan = plan_of(base, items, OLD, CUT, 8, keep_windows=True)
     first: ShardResult = stamped(predict(Model(), embedded), plan, "000000")  # type: ignore[arg-type]
     commit_shard(base, plan, "000000", first)
     publish(base, plan, [read_commit(base, "000000")])
-    info, files = open_base(base.uri, SETTINGS).plan_for(items.items, NEW, CUT)
-    plan = settle_plan(out, *make_plan(items, NEW, CUT, 8, base=info, base_files=files, keep_windows=True))
+    opened = open_base(base.uri, SETTINGS)
+    with spooled(Catalog.of_table("/m", items), (), opened.lookup()) as spool:
+        plan = write_plan(
+            out, spool, NEW, CUT,
+            shard_items=8, base=opened.info(NEW), reusable=opened.reusable(CUT, opened.engines), keep_windows=True,
+        )  # fmt: skip
     again = Reuser(Model, plan, out, SETTINGS)("000000", ItemReader(out, plan)("000000"))  # type: ignore[arg-type]
     (old,) = read_annotations(base.uri).to_pylist()
     (new,) = again.ok.to_pylist()
