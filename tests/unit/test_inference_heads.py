@@ -24,6 +24,7 @@ from mmva_platform.annotation.spool import spooled
 from mmva_platform.storage import open_storage
 
 from .inference_world import FakeModel, film
+from .planned import plan_of
 
 
 def embedded_video(hop_s: float) -> Embedded:
