@@ -19,6 +19,11 @@ CONTAINERS = [
     ("matroska", "mpeg4", "aac"),
     ("webm", "libvpx", "libopus"),
     ("avi", "mpeg4", "mp3"),
+    ("ipod", "mpeg4", "aac"),  # m4v
+    ("mpegts", "mpeg2video", "mp2"),
+    ("mpegts", "mpeg4", "aac"),
+    ("mpeg", "mpeg1video", "mp2"),
+    ("vob", "mpeg2video", "mp2"),
 ]
 
 
@@ -69,7 +74,7 @@ def frames(data: bytes, window_s: float = 2.0, hop_s: float = 1.0) -> list[tuple
 
 @pytest.mark.parametrize(("container", "codec", "sound"), CONTAINERS)
 def test_a_picture_at_the_centre_of_each_window_and_the_sound(container: str, codec: str, sound: str) -> None:
-    data = video(4.0, container, codec, sound)
+    data = video(4.0, container, codec, sound, fps=25 if codec == "mpeg1video" else 10)
     info = probe_video(data)
     assert (info.picture_s, info.duration_s) == (pytest.approx(4.0, abs=0.05), pytest.approx(4.0, abs=0.2))
     assert (info.width, info.height, info.sound) == (64, 48, True)
