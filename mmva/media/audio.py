@@ -115,8 +115,8 @@ def _mono(source: AudioSource, limits: Limits) -> Iterator[NDArray[np.float32]]:
 
 def _refuse_truncated(data: bytes, kind: str) -> None:
     """Decoders do not notice that these formats are cut short: compare what they promise with the file's end."""
-    missing = _MISSING_BYTES.get(kind, lambda _: 0)(data)
-    if missing > 0:
+    count = _MISSING_BYTES.get(kind)
+    if count is not None and (missing := count(data)) > 0:
         raise MediaError("truncated-audio", f"the file ends {missing:,} bytes early")
 
 
