@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mmva.errors import CheckFailed, UsageError
+from mmva.errors import CheckFailed, MediaError, UsageError
 from mmva.inference.config import Preprocessing
 from mmva_platform.annotation.catalog import Catalog, read_catalog
 from mmva_platform.annotation.commit import (
@@ -30,7 +30,7 @@ from mmva_platform.annotation.status import status
 from mmva_platform.annotation.verify import verify
 from mmva_platform.annotation.worker import Fetcher
 from mmva_platform.settings import Settings, StorageSettings
-from mmva_platform.storage import Storage, StorageNotFound, StoragePathError, open_storage
+from mmva_platform.storage import Storage, StorageNotFound, open_storage
 
 MODEL = ModelInfo(name="mmva", version="3", digest="d" * 64)
 PREPROCESSING = Preprocessing(fingerprints={"image": "f" * 64}, window_s=3.0, hop_s=1.5, short_side=224)
@@ -240,8 +240,8 @@ def test_catalogs_in_storage_are_read_and_their_media_fetched(storage: Storage, 
 def test_a_row_does_not_lead_out_of_its_s3_prefix(storage: Storage, settings: Settings) -> None:
     storage.write("list.csv", b"uri\n../../other-bucket/a.png\n")
     (row,) = read_catalog(storage.join("list.csv"), settings.storage).items.to_pylist()
-    with pytest.raises(StoragePathError):
-        Fetcher(settings.storage)(row["uri"], None, 100)
+    with pytest.raises(MediaError, match="outside"):
+        Fetcher(settings.storage, [storage.uri])(row["uri"], None, 100)
 
 
 # --- commit and publish
