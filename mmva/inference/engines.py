@@ -129,6 +129,15 @@ def load_predictor(
     return Predictor(info, contents["model.safetensors"], load_engine)
 
 
+def sample_rate_of(info: BundleInfo) -> int | None:
+    """Rate of music in Hz, as the bundle records its encoder's preprocessing; None without a music tower."""
+    recorded = info.preprocessing.get("music", {})
+    rate = recorded.get("sample_rate", recorded.get("sampling_rate"))
+    if rate is None and "music" in info.dims:
+        raise CheckFailed("the bundle does not record the sample rate of its music encoder")
+    return rate
+
+
 def pack_bundle(directory: Path) -> dict[str, bytes]:
     """A bundle's files by name, to ship to workers: their machines need not have the folder."""
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
