@@ -18,9 +18,11 @@ from PIL import Image
 from mmva.inference.config import Preprocessing
 from mmva_platform.annotation import read_annotations, read_quarantine, verify
 from mmva_platform.annotation.attempts import begin_attempt, count_given_up
-from mmva_platform.annotation.catalog import read_catalog
-from mmva_platform.annotation.plan import ModelInfo, make_plan, settle_plan
+from mmva_platform.annotation.catalog import open_catalog
+from mmva_platform.annotation.plan import ModelInfo
+from mmva_platform.annotation.planning import write_plan
 from mmva_platform.annotation.publish import read_file
+from mmva_platform.annotation.spool import spooled
 from mmva_platform.annotation.worker import ShardWorker, pack_bundle
 from mmva_platform.settings import AnnotationSettings, ClusterSettings, Settings
 from mmva_platform.storage import open_storage
@@ -105,7 +107,8 @@ def test_a_worker_gives_up_the_guilty_items_of_a_shard_that_cost_two_workers(
     storage = open_storage(tmp_path / "out", settings.storage)
     model = ModelInfo(name="mmva", version="1", digest="d" * 64)
     cut = Preprocessing(fingerprints={}, window_s=3.0, hop_s=1.5, short_side=224)
-    plan = settle_plan(storage, *make_plan(read_catalog(str(catalog), settings.storage), model, cut, 64))
+    with spooled(open_catalog(str(catalog), settings.storage)) as spool:
+        plan = write_plan(storage, spool, model, cut, roots=(str(catalog),))
     worker = ShardWorker(pack_bundle(tiny_bundle), plan, storage.uri, settings, 16)
     for shard in plan.shards:
         for _ in range(2):

@@ -33,13 +33,12 @@ PLAN = Plan(
     created_at=datetime(2026, 1, 2, tzinfo=UTC),
     model=ModelInfo(name="mmva", version="3", digest="d" * 64),
     preprocessing=Preprocessing(fingerprints={}, window_s=2.0, hop_s=1.0, short_side=224),
-    catalog=CatalogInfo(uri="/c", digest="c", items=1, by_modality={}, skipped={}, duplicates=0, duplicate_ids=()),
+    catalog=CatalogInfo(uri="/c", items=1, by_modality={}, skipped={}, duplicates=0, duplicate_ids=()),
     engines={},
     base=None,
     command=(),
     keep_windows=True,
-    chapters=(),
-    bounds=(0, 1),
+    parts=(),
 )
 
 

@@ -114,6 +114,13 @@ def open_catalog(uri: str, settings: StorageSettings) -> Catalog:
     return Catalog(place.uri, lambda skipped: _of_folder(place, skipped))
 
 
+def check_exists(uri: str) -> None:
+    """Raise UsageError if a local catalog does not exist; one in object storage is found missing when it is read."""
+    if "://" not in uri and not (Path(uri).exists() if is_table(uri) else Path(uri).is_dir()):
+        tables = ", ".join(TABLE_SUFFIXES)
+        raise UsageError(f"catalog {uri}: no such folder; give a folder, an S3 prefix or a table ({tables})")
+
+
 def _of_table(parent: Storage, name: str, settings: StorageSettings, skipped: Counter[str]) -> Iterator[pa.Table]:
     """One table file, or the table files of a folder that is named like a table."""
     place = open_storage(f"{parent.uri}/{name}", settings)
@@ -130,9 +137,7 @@ def _of_table(parent: Storage, name: str, settings: StorageSettings, skipped: Co
 
 def _of_folder(place: Storage, skipped: Counter[str]) -> Iterator[pa.Table]:
     """The media of a folder; of a folder without media, the rows of its table files."""
-    if "://" not in place.uri and not Path(place.uri).is_dir():
-        tables = ", ".join(TABLE_SUFFIXES)
-        raise UsageError(f"catalog {place.uri}: no such folder; give a folder, an S3 prefix or a table ({tables})")
+    check_exists(place.uri)
     files: list[str] = []
     found = False
     entries = iter(place.list())
