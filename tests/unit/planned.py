@@ -7,17 +7,19 @@ from typing import Any
 
 import pyarrow as pa
 
+from mmva.errors import MediaError
 from mmva.inference.config import Preprocessing
+from mmva.inference.items import Item, error_table
+from mmva.inference.tables import ROW_SCHEMA, WINDOW_SCHEMA, Predicted
 from mmva_platform.annotation.catalog import Catalog, open_catalog
 from mmva_platform.annotation.commit import ShardResult, commit_shard
-from mmva_platform.annotation.item_errors import fetch_error
 from mmva_platform.annotation.plan import ItemReader, ModelInfo, Plan
 from mmva_platform.annotation.planning import write_plan
-from mmva_platform.annotation.results import Item, quarantine
-from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, CATALOG_SCHEMA
+from mmva_platform.annotation.results import stamped
+from mmva_platform.annotation.schema import CATALOG_SCHEMA
 from mmva_platform.annotation.spool import spooled
 from mmva_platform.settings import StorageSettings
-from mmva_platform.storage import Storage, StorageTooLargeError
+from mmva_platform.storage import Storage
 
 
 def table_of(rows: list[dict[str, Any]]) -> pa.Table:
@@ -33,9 +35,10 @@ def read_all(uri: str | Path, settings: StorageSettings | None = None) -> pa.Tab
 def quarantine_all(storage: Storage, plan: Plan, shard: str) -> None:
     """Commit a shard of which no item could be annotated."""
     ids = ItemReader(storage, plan)(shard)["id"].to_pylist()
-    error = fetch_error(StorageTooLargeError("x: 9 bytes, the limit is 8"))
-    rejected = quarantine([Item(name, None, "image", error=error) for name in ids], plan, shard)
-    commit_shard(storage, plan, shard, ShardResult(ANNOTATION_SCHEMA.empty_table(), rejected, seconds={"fetch": 0.5}))
+    error = MediaError("too-many-bytes", "x: 9 bytes, the limit is 8", stage="fetch")
+    errors = error_table([Item(name, None, "image", error=error) for name in ids])
+    result = stamped(Predicted(ROW_SCHEMA.empty_table(), WINDOW_SCHEMA.empty_table(), errors), plan, shard)
+    commit_shard(storage, plan, shard, ShardResult(result.ok, result.quarantined, seconds={"fetch": 0.5}))
 
 
 def plan_of(

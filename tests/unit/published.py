@@ -12,15 +12,14 @@ import pyarrow as pa
 from mmva.affect import mood
 from mmva.bundle import read_bundle_info, save_bundle
 from mmva.inference.config import Preprocessing
+from mmva.inference.engines import pack_bundle
 from mmva.model import MMVA
 from mmva_platform.annotation.annotator import Annotator
 from mmva_platform.annotation.catalog import open_catalog
 from mmva_platform.annotation.commit import ShardResult, commit_shard, read_commit
-from mmva_platform.annotation.engines import load_model
 from mmva_platform.annotation.plan import ItemReader, ModelInfo
 from mmva_platform.annotation.publish import publish
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, QUARANTINE_SCHEMA
-from mmva_platform.annotation.worker import Fetcher, pack_bundle
 from mmva_platform.settings import Settings
 from mmva_platform.storage import open_storage
 
@@ -84,9 +83,9 @@ def publish_media(out: Path, media: Path, bundle: Path, settings: Settings, vers
     storage, info = open_storage(out), read_bundle_info(bundle)
     model = ModelInfo(name="mmva", version=version, digest=info.digest)
     plan = plan_of(storage, open_catalog(str(media), settings.storage), model, CUT, 64)
-    annotator = Annotator(load_model(pack_bundle(bundle), plan, storage, settings), plan, Fetcher(settings.storage))
+    annotator = Annotator(pack_bundle(bundle), plan, storage.uri, settings)
     items_of = ItemReader(storage, plan)
     for shard in plan.shards:
-        commit_shard(storage, plan, shard, annotator.annotate(shard, items_of(shard)))
+        commit_shard(storage, plan, shard, annotator(shard, items_of(shard)))
     publish(storage, plan, [read_commit(storage, shard) for shard in plan.shards])
     return out

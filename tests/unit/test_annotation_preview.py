@@ -9,8 +9,9 @@ import pytest
 
 from mmva.bundle import read_bundle_info
 from mmva.errors import UsageError
+from mmva.inference.calibration import Calibration, Measured
+from mmva.inference.engines import cache_of
 from mmva_platform.annotation import preview as preview_module
-from mmva_platform.annotation.calibration import Calibration, CalibrationCache, Measured
 from mmva_platform.annotation.options import AnnotateOptions
 from mmva_platform.annotation.plan import Plan, iter_items
 from mmva_platform.annotation.prepare import look_up, make_plan
@@ -73,8 +74,8 @@ def measured(tiny_bundle: Path, settings: Settings) -> None:
     figures = {"torch": (10.0, 0.0, 1.0), "onnx": (40.0, 0.0, 1.0), "torch-bf16": (90.0, 0.5, 0.2)}
     names = ("items_per_s", "max_va_difference", "min_cosine")
     found = {name: Measured(**dict(zip(names, of_it, strict=True))) for name, of_it in figures.items()}
-    for tower, record in info.backbones.items():
-        CalibrationCache(settings.home, record["fingerprint"], info.digest, tower).write(Calibration(engines=found))
+    for tower in info.backbones:
+        cache_of(settings.home / "cache" / "engines", info, tower).write(Calibration(engines=found))
 
 
 def check(found: PlanPreview) -> str:

@@ -22,12 +22,12 @@ from mmva_platform.annotation.commit import (
     read_commit,
     read_commits,
 )
+from mmva_platform.annotation.fetcher import Fetcher
 from mmva_platform.annotation.plan import ItemReader, ModelInfo, Plan, iter_items, read_plan
 from mmva_platform.annotation.publish import MANIFEST_FILE, publish, read_annotations, read_quarantine
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, QUARANTINE_SCHEMA, parquet_to_table
 from mmva_platform.annotation.status import status
 from mmva_platform.annotation.verify import verify
-from mmva_platform.annotation.worker import Fetcher
 from mmva_platform.settings import Settings, StorageSettings
 from mmva_platform.storage import Storage, StorageNotFound, StoragePathError, open_storage
 

@@ -4,10 +4,7 @@
     annotate("photos/", "models:/mmva@champion", "annotations/photos", Settings())
     table = read_annotations("annotations/photos")  # all in memory; iter_annotations: file by file
 
-What an output holds, in the order it is written: model/*, plan/items-*.parquet and plan.json (what will be done),
-attempts/<shard>/*.json (that a shard was begun), data/*.parquet, quarantine/*.parquet and windows/*.parquet (a shard's
-rows), commits/*.json (that they count), MANIFEST.json (that all of it is there); retries/0001/ and so on hold the same
-for another try at what is quarantined. Everything but the rows is put once and never replaced.
+docs/annotation.md describes what an output holds, in the order in which it is written.
 """
 
 from __future__ import annotations
@@ -21,6 +18,7 @@ from mmva_platform.annotation.publish import (
     read_annotations,
     read_manifest,
     read_quarantine,
+    to_ray,
 )
 from mmva_platform.annotation.retry import retry
 from mmva_platform.annotation.run import AnnotationSummary, annotate, resume
@@ -31,5 +29,5 @@ from mmva_platform.annotation.verify import VerifyReport, verify
 __all__ = [
     "ANNOTATION_SCHEMA", "QUARANTINE_SCHEMA", "AnnotationSummary", "Base", "Catalog", "RunStatus", "VerifyReport",
     "annotate", "generations", "iter_annotations", "iter_quarantine", "open_base", "open_catalog", "read_annotations",
-    "read_manifest", "read_quarantine", "resume", "retry", "status", "verify",
+    "read_manifest", "read_quarantine", "resume", "retry", "status", "to_ray", "verify",
 ]  # fmt: skip

@@ -188,7 +188,7 @@ class ItemReader:
 
     def _part(self, part: PlanPart) -> pq.ParquetFile:
         if self._file is None or self._path != part.path:
-            file = _opened(self._storage, part.path)
+            file = self._storage.open(part.path)
             self._file = pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
             self._path = part.path
         return self._file
@@ -212,11 +212,3 @@ def changed_parts(storage: Storage, plan: Plan) -> list[str]:
         except StorageNotFound as error:
             found.append(str(error))
     return found
-
-
-def _opened(storage: Storage, path: str) -> Any:
-    """The part as a file that pyarrow reads."""
-    local = storage.local_path(path)
-    if local is not None and local.is_file():
-        return pa.OSFile(str(local))
-    return pa.BufferReader(storage.read(path))

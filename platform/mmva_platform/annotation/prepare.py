@@ -186,7 +186,8 @@ def tell(spool: Spool) -> None:
 
 def _engines(request: Request, spool: Spool, base: Base | None, settings: Settings) -> dict[str, EngineInfo]:
     """Engines of the towers that the catalog needs; those of a base's embeddings, so that they can be used."""
-    from mmva_platform.annotation.engines import choose_engines
+    from mmva.inference.engines import choose_engines, pack_bundle
+    from mmva_platform.datasets.embedder import EncoderLoader
 
     storage, wanted = request.storage, request.options.engine
     needed = towers_needed(spool.by_modality, request.preprocessing)
@@ -201,7 +202,9 @@ def _engines(request: Request, spool: Spool, base: Base | None, settings: Settin
     missing = [tower for tower in needed if tower not in adopted]
     if not missing:
         return adopted
-    return adopted | choose_engines(request.resolved.bundle_dir, wanted, missing, storage, settings)
+    cache = settings.home / "cache" / "engines"
+    bundle, load = pack_bundle(request.resolved.bundle_dir), EncoderLoader.of(settings)
+    return adopted | choose_engines(bundle, wanted, missing, storage, cache=cache, load=load)
 
 
 def _preprocessing(resolved: ResolvedModel, options: AnnotateOptions) -> Preprocessing:

@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from mmva.bundle import read_bundle_info
 from mmva.errors import UsageError
+from mmva.inference.calibration import fastest
 from mmva.inference.config import EngineInfo
-from mmva_platform.annotation.calibration import CalibrationCache, fastest
+from mmva.inference.engines import cache_of
 from mmva_platform.annotation.options import AnnotateOptions
 from mmva_platform.annotation.plan import Plan
 from mmva_platform.annotation.planning import shards_of
@@ -216,7 +217,7 @@ def _known_engines(request: Request, modalities: Iterable[str], settings: Settin
     wanted, info = request.options.engine, read_bundle_info(request.resolved.bundle_dir)
     found = {}
     for tower in towers_needed(modalities, request.preprocessing):
-        cache = CalibrationCache(settings.home, info.backbones[tower]["fingerprint"], info.digest, tower)
+        cache = cache_of(settings.home / "cache" / "engines", info, tower)
         known = cache.read()
         speeds = {name: figures.items_per_s for name, figures in known.engines.items()} if known else {}
         name = wanted if wanted != "auto" else (fastest(known.engines) if known else "")
@@ -256,7 +257,7 @@ def _workers(
     if (cluster.address or os.environ.get("RAY_ADDRESS") or "local") != "local":
         try:
             with ray_session(cluster) as session:
-                there = session.workers
+                there = int(session.cpus)
         except UsageError as error:
             problem = str(error)
     workers = max(1, min(options.workers or there, shards))

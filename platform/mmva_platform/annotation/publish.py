@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 from pydantic import Field, ValidationError
@@ -169,6 +169,32 @@ def read_annotations(out: str, settings: StorageSettings | None = None) -> pa.Ta
 def read_quarantine(out: str, settings: StorageSettings | None = None) -> pa.Table:
     """All items that are quarantined after the last retry, in the plan's order; raises as iter_annotations."""
     return pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *iter_quarantine(out, settings)])
+
+
+def to_ray(out: str, settings: StorageSettings | None = None, columns: Sequence[str] | None = None) -> Any:
+    """A published annotation as a ray.data.Dataset over exactly the published files; needs a Ray session.
+
+    Args:
+        out: The run.
+        settings: How to reach storage.
+        columns: Read only these.
+
+    Raises:
+        UsageError: If the run is not published, or holds no annotated item.
+    """
+    import ray.data
+
+    places = generations(open_storage(out, settings), settings)
+    filesystem, _ = places[0].filesystem()
+    paths = [
+        f"{place.filesystem()[1]}/{commit.data.path}"
+        for place in places
+        for commit in read_manifest(place).shards
+        if commit.data is not None
+    ]
+    if not paths:
+        raise UsageError(f"{places[0].uri}: no item is annotated; see the quarantine")
+    return ray.data.read_parquet(paths, filesystem=filesystem, columns=columns and list(columns))
 
 
 def read_file(storage: Storage, record: FileRecord, columns: Sequence[str] | None = None) -> pa.Table:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from mmva_platform.annotation.attempts import ATTEMPTS
 from mmva_platform.annotation.commit import committed_shards, read_commits
+from mmva_platform.annotation.heartbeats import Heartbeats, read_heartbeats
 from mmva_platform.annotation.plan import PLAN_FILE, ModelInfo, read_plan
 from mmva_platform.annotation.publish import MANIFEST_FILE, Totals, add_up, retry_folder
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, open_storage
-
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -28,8 +25,7 @@ class GenerationStatus:
         shards_done: Committed ones.
         items: Planned items.
         totals: Of the committed shards.
-        attempts: Shard -> how often it was begun, for shards that are not committed: those that run now, and those
-            that were cut short.
+        heartbeats: The shards that workers had under way when a driver last looked; None once it is published.
     """
 
     folder: str
@@ -38,7 +34,7 @@ class GenerationStatus:
     shards_done: int
     items: int
     totals: Totals
-    attempts: dict[str, int]
+    heartbeats: Heartbeats | None
 
     @property
     def items_per_worker_s(self) -> float | None:
@@ -49,7 +45,9 @@ class GenerationStatus:
     def to_json(self) -> dict[str, Any]:
         """Plain values for --json."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return values | {"totals": self.totals.model_dump(), "items_per_worker_s": self.items_per_worker_s}
+        heartbeats = self.heartbeats and self.heartbeats.model_dump()
+        figures = {"totals": self.totals.model_dump(), "items_per_worker_s": self.items_per_worker_s}
+        return values | figures | {"heartbeats": heartbeats}
 
     def to_lines(self) -> list[str]:
         """A few lines for a person."""
@@ -64,10 +62,8 @@ class GenerationStatus:
         if self.items_per_worker_s is not None:
             stages = ", ".join(f"{name} {value:.1f} s" for name, value in totals.seconds.items())
             lines.append(f"{self.items_per_worker_s:.1f} items/s a worker ({stages})")
-        if self.attempts:
-            often = sorted(self.attempts.items(), key=lambda entry: (-entry[1], entry[0]))
-            some = ", ".join(f"{shard} ({count} times)" for shard, count in often[:_SHOWN])
-            lines.append(f"{len(self.attempts)} shards begun and not committed: {some}")
+        if self.heartbeats is not None:
+            lines += self.heartbeats.to_lines()
         return lines
 
 
@@ -130,7 +126,7 @@ class RunStatus:
 
 
 def status(out: str, settings: Settings) -> RunStatus:
-    """How far a run is, from its directory alone: its plan, the commits' records, the marks of attempts.
+    """How far a run is, from its directory alone: its plan, the commits' records, the last heartbeats.
 
     Raises:
         UsageError: If there is no run.
@@ -148,13 +144,13 @@ def status(out: str, settings: Settings) -> RunStatus:
 def _generation(storage: Storage, folder: str) -> GenerationStatus:
     plan = read_plan(storage)
     done = sorted(committed_shards(storage) & set(plan.shards))
-    begun = Counter(entry.path.removeprefix(ATTEMPTS).partition("/")[0] for entry in storage.list(ATTEMPTS))
+    published = storage.exists(MANIFEST_FILE)
     return GenerationStatus(
         folder=folder,
-        published=storage.exists(MANIFEST_FILE),
+        published=published,
         shards=len(plan.shards),
         shards_done=len(done),
         items=plan.catalog.items,
         totals=add_up(read_commits(storage, done)),
-        attempts={shard: count for shard, count in sorted(begun.items()) if shard not in set(done)},
+        heartbeats=None if published else read_heartbeats(storage),
     )

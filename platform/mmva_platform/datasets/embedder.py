@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmva.backbones import BackboneSpec
-from mmva.errors import CheckFailed, MediaError, OperationFailed
-from mmva.media.windows import HOP_S, WINDOW_S, windows
+from mmva.errors import CheckFailed, OperationFailed
+from mmva.inference.config import default_preprocessing
+from mmva.inference.pipeline import Pipeline
+from mmva.inference.tables import matrix
+from mmva.media.windows import HOP_S, WINDOW_S
 from mmva.modalities import Modality
+from mmva.predictor import ItemEncoder
 from mmva_platform.datasets.embedding_set import PartInfo, folder_name, part_bytes
 from mmva_platform.datasets.schema import ShardInfo, read_parquet, sha256_of
 from mmva_platform.settings import Settings
@@ -82,10 +87,8 @@ class Embedder:
         """Compute the part under "part"; its path and description."""
         part: Part = item["part"]
         encoder = self._encoder(part)
-        if part.modality == "caption":
-            emb_ND = encoder.encode(part.texts, self._batch_size)
-        else:
-            emb_ND = self._embed_media(part, encoder)
+        read = self._media(part) if part.modality != "caption" else None
+        emb_ND = embed_part(part, encoder, read, self._batch_size)
         if not np.isfinite(emb_ND).all():
             raise OperationFailed(
                 f"embed: {part.spec.source} gives embeddings that are not finite for {part.shard.name}"
@@ -105,41 +108,48 @@ class Embedder:
             self._encoders[part.fingerprint] = encoder
         return self._encoders[part.fingerprint]
 
-    def _embed_media(self, part: Part, encoder: Encoder) -> NDArray[np.float32]:
+    def _media(self, part: Part) -> Callable[[int], bytes]:
         data = self._dataset.read(part.shard.name)
         if sha256_of(data) != part.shard.sha256:
             raise CheckFailed(f"{self._dataset.join(part.shard.name)}: its bytes are not those of dataset.json")
         media = read_parquet(data, ["media"])["media"]
-        emb_ND = np.empty((len(part.ids), encoder.dim), np.float32)
-        for start in range(0, len(part.ids), self._batch_size):
-            stop = min(start + self._batch_size, len(part.ids))
-            files = [media[row].as_py() for row in range(start, stop)]
-            items = [_decoded(part, part.ids[start + i], file, encoder) for i, file in enumerate(files)]
-            emb_ND[start:stop] = embed_items(encoder, items, self._batch_size)
-        return emb_ND
+        return lambda row: media[row].as_py()
 
 
-def embed_items(encoder: Encoder, items: Sequence[Any], batch_size: int = 16) -> NDArray[np.float32]:
-    """Embeddings of decoded items, float32 [N, D]; long music is the mean over its windows."""
-    if encoder.sample_rate is None:
-        return encoder.encode(items, batch_size)
-    pieces = [windows(samples, encoder.sample_rate, WINDOW_S, HOP_S)[1] for samples in items]
-    emb_WD = encoder.encode([window for item in pieces for window in item], batch_size)
-    ends = np.cumsum([len(item) for item in pieces])
-    return np.stack([rows.mean(axis=0) for rows in np.split(emb_WD, ends[:-1])])
+def embed_part(
+    part: Part, encoder: ItemEncoder, read: Callable[[int], bytes] | None, batch_size: int
+) -> NDArray[np.float32]:
+    """Embeddings of a part's items, float32 [N, D], by the same path as in annotation and serving.
 
+    Args:
+        part: Its items.
+        encoder: Of its modality.
+        read: Row -> the bytes of its media; None for captions.
+        batch_size: Images, windows or captions embedded at once.
 
-def _decoded(part: Part, item_id: str, data: bytes, encoder: Encoder) -> Any:
-    from mmva.media.audio import decode_audio
-    from mmva.media.images import decode_image
-
-    try:
-        if part.modality == "image":
-            return decode_image(data)
-        assert encoder.sample_rate is not None
-        return decode_audio(data, encoder.sample_rate)
-    except MediaError as error:
+    Raises:
+        OperationFailed: If an item does not decode; names it.
+        EnvironmentFault: If the encoder fails for every item.
+    """
+    count, modality = len(part.ids), part.modality
+    columns = {
+        "id": part.ids,
+        "uri": [str(row) for row in range(count)],
+        "modality": [modality] * count,
+        "caption": pa.array(part.texts if read is None else [None] * count, pa.string()),
+    }
+    pipeline = Pipeline(
+        (modality,),
+        lambda _modality: encoder,
+        default_preprocessing({modality: {"fingerprint": part.fingerprint}}),
+        lambda row, _size, _most: read(int(row)) if read else b"",
+        batch_size=batch_size,
+        fetch_threads=1,
+    )
+    embedded = pipeline.embed(pa.table(columns))
+    for error in embedded.errors.to_pylist():
         raise OperationFailed(
-            f"embed: {part.modality} {item_id!r} in {part.shard.name} does not decode here though the import checked "
-            f"it ({error.code}: {error}); are the decoders of this worker the same?"
-        ) from error
+            f"embed: {modality} {error['id']!r} in {part.shard.name} does not decode here though the import checked "
+            f"it ({error['error']}: {error['message']}); are the decoders of this worker the same?"
+        )
+    return matrix(embedded.rows["embedding"])

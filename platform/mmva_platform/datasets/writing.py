@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from mmva.inference.prefetch import THREADS, Request, prefetched
 from mmva_platform.datasets.candidates import Candidate
 from mmva_platform.datasets.inspection import Inspected, inspect
 from mmva_platform.datasets.schema import DATASET_SCHEMA, ShardInfo, parquet_bytes, read_parquet, sha256_of
@@ -18,7 +19,6 @@ from mmva_platform.pool import run_shards
 from mmva_platform.progress import progress
 from mmva_platform.settings import ClusterSettings
 from mmva_platform.storage import Storage
-from mmva_platform.storage.prefetch import THREADS, Request, prefetched
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,58 @@
+"""One try at one shard, as its worker sees it."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Protocol, Self
+
+from mmva.errors import OperationFailed
+from mmva.inference.time_limit import TimeLimit
+
+ISOLATE_AFTER: Final = 2  # worker deaths: one may be bad luck, two are likely an item's doing
+GIVE_UP_AFTER: Final = 4
+
+
+class ShardWorker(Protocol):
+    """What an actor of a pass runs."""
+
+    def __call__(self, shard: dict[str, Any], attempt: Attempt) -> Any:
+        """Run one shard and return its (small, picklable) result. Raise to have it tried again elsewhere."""
+
+
+class Attempt:
+    """One try at one shard; a context manager for the length of the work.
+
+    Attributes:
+        number: 1 for the first try. A try counts if it ended in an error, not if its node was lost.
+        deaths: How often a worker process died or was killed for hanging while it had this shard, in this pass, on a
+            node that is still alive. From ISOLATE_AFTER on a worker must run the shard's items in a process that may
+            die.
+        items_at_fault: True if other shards of this pass succeeded and this one failed before. A fault that all items
+            of the shard share is then taken for the items' own.
+        stage: The step that was reported last.
+        done: Items finished.
+    """
+
+    def __init__(
+        self, number: int = 1, deaths: int = 0, *, items_at_fault: bool = False, step_limit_s: float = 300.0
+    ) -> None:
+        self.number, self.deaths, self.items_at_fault = number, deaths, items_at_fault
+        self.stage, self.done = "start", 0
+        self._limit = TimeLimit(step_limit_s)
+
+    def __enter__(self) -> Self:
+        if self.deaths >= GIVE_UP_AFTER:
+            raise OperationFailed(f"its worker process died {self.deaths} times; see the logs of Ray's workers")
+        self._limit.__enter__()
+        return self
+
+    def step(self, stage: str, done: int | None = None) -> None:
+        """Report that a step such as "decode" or "infer" begins, with `done` items finished. Cheap: call it often.
+
+        A step that takes longer than the limit ends this process, and the shard runs again; see TimeLimit. The steps
+        "fetch" and "load" have no limit.
+        """
+        self.stage, self.done = stage, self.done if done is None else done
+        self._limit.step(stage)
+
+    def __exit__(self, *exception: object) -> None:
+        self._limit.__exit__(*exception)
