@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mmva.errors import CheckFailed, UsageError
+from mmva.errors import CheckFailed, MediaError, UsageError
 from mmva.inference.config import Preprocessing
 from mmva_platform.annotation.catalog import open_catalog
 from mmva_platform.annotation.commit import (
@@ -29,7 +29,7 @@ from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, QUARANTINE_SCHEMA
 from mmva_platform.annotation.status import status
 from mmva_platform.annotation.verify import verify
 from mmva_platform.settings import Settings, StorageSettings
-from mmva_platform.storage import Storage, StorageNotFound, StoragePathError, open_storage
+from mmva_platform.storage import Storage, StorageNotFound, open_storage
 
 from .planned import plan_of, read_all, table_of
 
@@ -254,8 +254,9 @@ def test_catalogs_in_storage_are_read_and_their_media_fetched(storage: Storage, 
 def test_a_row_does_not_lead_out_of_its_s3_prefix(storage: Storage, settings: Settings) -> None:
     storage.write("list.csv", b"uri\n../../other-bucket/a.png\n")
     (row,) = read_all(storage.join("list.csv"), settings.storage).to_pylist()
-    with pytest.raises(StoragePathError):
-        Fetcher(settings.storage)(row["uri"], None, 100)
+    with pytest.raises(MediaError) as caught:
+        Fetcher(settings.storage, [storage.uri])(row["uri"], None, 100)
+    assert caught.value.code == "outside-roots"
 
 
 # --- commit and publish

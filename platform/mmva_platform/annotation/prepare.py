@@ -176,7 +176,7 @@ def tell(spool: Spool) -> None:
     """Log what of a catalog is left out."""
     if spool.skipped:
         kinds = ", ".join(f"{count} {kind}" for kind, count in spool.skipped.items())
-        logger.info("catalog %s: skipped, not media: %s", spool.uri, kinds)
+        logger.info("catalog %s: skipped: %s", spool.uri, kinds)
     if spool.duplicates:
         first = ", ".join(spool.duplicate_ids)
         logger.warning(
