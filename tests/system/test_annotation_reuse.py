@@ -11,7 +11,6 @@ import pytest
 import soundfile
 from PIL import Image
 
-from mmva.errors import CheckFailed, UsageError
 from mmva_platform.annotation import (
     AnnotationSummary,
     annotate,
@@ -155,19 +154,13 @@ def test_retries_until_nothing_is_quarantined(
     annotated: Callable[..., AnnotationSummary],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings, out, model = Settings(home=tmp_path / "home"), tmp_path / "runs" / "out", str(bundles[0])
+    settings, out = Settings(home=tmp_path / "home"), tmp_path / "runs" / "out"
     spoiled(folder / "worse.png", 8)
     annotated("out", bundles[0])
     before = rows_of(out)
 
-    def again(**options: Any) -> AnnotationSummary:
-        return retry(str(out), settings, workers=1, **{"model": model} | options)
-
-    with pytest.raises(UsageError, match="not registered; name it with --model"):
-        again(model=None)
-    with pytest.raises(CheckFailed, match="a retry is done with the run's own model"):
-        again(model=str(bundles[1]))
-    assert not (out / "retries").exists()
+    def again() -> AnnotationSummary:
+        return retry(str(out), settings, workers=1)
 
     # One of two is repaired.
     picture(folder / "bad.png", 7)
@@ -204,7 +197,7 @@ def test_retries_until_nothing_is_quarantined(
     assert (status(str(out), settings).annotated, status(str(out), settings).quarantined) == (10, 0)
 
     # Nothing is left to do, and nothing is written.
-    summary = again(model=None)
+    summary = again()
     assert (summary.items, summary.shards) == (0, 0)
     assert not (out / "retries" / "0003").exists()
 

@@ -18,6 +18,7 @@ from mmva.errors import UsageError
 from mmva.media.formats import modality_of
 from mmva_platform.annotation.catalog import Catalog, open_catalog
 from mmva_platform.annotation.catalog_rows import listed_rows, table_rows
+from mmva_platform.annotation.fetcher import Fetcher
 from mmva_platform.annotation.roots import AllowedRoots, catalog_root
 from mmva_platform.annotation.schema import CATALOG_SCHEMA
 from mmva_platform.annotation.spool import spooled
@@ -66,7 +67,22 @@ def test_folder_file_whose_name_is_not_utf8_is_counted(tmp_path: Path) -> None:
     (tmp_path / "bad-\udcff.png").write_bytes(b"1")
     catalog = open_catalog(str(tmp_path), S)
     assert sum(table.num_rows for table in catalog.batches()) == 1
-    assert catalog.skipped == {"name is not UTF-8": 1}
+    assert catalog.skipped == {"its name is not UTF-8": 1}
+
+
+def test_links_are_followed_or_counted(tmp_path: Path) -> None:
+    media, elsewhere = tmp_path / "media", tmp_path / "elsewhere"
+    (media / "real").mkdir(parents=True)
+    elsewhere.mkdir()
+    (media / "real" / "a.png").write_bytes(b"1")
+    (elsewhere / "b.png").write_bytes(b"1")
+    (media / "linked").symlink_to(media / "real")
+    (media / "gone.png").symlink_to(media / "nothing.png")
+    (media / "outside").symlink_to(elsewhere)
+    catalog = open_catalog(str(media), S)
+    items = pa.concat_tables(catalog.batches())
+    assert items["id"].to_pylist() == ["linked/a.png", "real/a.png"]
+    assert catalog.skipped == {"a dangling link": 1, "a link that leaves the root": 1}
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
@@ -245,8 +261,8 @@ def test_odd_keys_cost_nobody_anything(s3_endpoint: str) -> None:
     found = pa.concat_tables(catalog.batches())
     assert found["uri"].to_pylist() == [f"s3://media/{key}" for key in sorted(ODD_KEYS) if not key.endswith(" ")]
     assert catalog.skipped == {".png ": 1}
-    roots = AllowedRoots([catalog_root(catalog.uri)])
-    assert all(roots.allow(uri) for uri in found["uri"].to_pylist())
+    fetch = Fetcher(settings, [catalog_root(catalog.uri)])
+    assert [fetch(uri, 4, 100) for uri in found["uri"].to_pylist()] == [b"1234"] * (len(ODD_KEYS) - 1)
 
 
 def test_more_keys_than_one_page_lists(s3_endpoint: str) -> None:

@@ -9,11 +9,12 @@ import pyarrow as pa
 import pytest
 
 from mmva.inference.config import Preprocessing
-from mmva_platform.annotation.catalog import Catalog
 from mmva_platform.annotation.commit import ShardResult, commit_shard, committed_shards, read_commit
-from mmva_platform.annotation.plan import ModelInfo, Plan, make_plan, settle_plan
-from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, CATALOG_SCHEMA, QUARANTINE_SCHEMA, sha256_hex
+from mmva_platform.annotation.plan import ModelInfo, Plan
+from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, QUARANTINE_SCHEMA, sha256_hex
 from mmva_platform.storage.local import LocalStorage
+
+from .planned import plan_of, table_of
 
 MODEL = ModelInfo(name="mmva", version="3", digest="d" * 64)
 PREPROCESSING = Preprocessing(fingerprints={"image": "f" * 64}, window_s=3.0, hop_s=1.5, short_side=224)
@@ -48,12 +49,8 @@ class CrashingStorage(LocalStorage):
 
 def one_shard(folder: Path) -> tuple[Plan, ShardResult]:
     """A plan of two items in one shard; the first annotated, the second not."""
-    rows: list[dict[str, Any]] = [
-        {"id": name, "uri": f"/m/{name}.png", "modality": "image", "caption": None, "bytes": 9, "etag": None}
-        for name in ("a", "b")
-    ]
-    catalog = Catalog("/m", pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA), {}, 0, ())
-    plan = settle_plan(LocalStorage(folder), *make_plan(catalog, MODEL, PREPROCESSING, 16))
+    rows = [{"id": name, "uri": f"/m/{name}.png", "modality": "image", "bytes": 9} for name in ("a", "b")]
+    plan = plan_of(LocalStorage(folder), table_of(rows), MODEL, PREPROCESSING, 16)
     ok = dict.fromkeys(ANNOTATION_SCHEMA.names) | {"id": "a", "modality": "image", "run_id": plan.run_id}
     bad = dict.fromkeys(QUARANTINE_SCHEMA.names) | {"id": "b", "error": "corrupt-image", "run_id": plan.run_id}
     tables = (_table(ok, ANNOTATION_SCHEMA), _table(bad, QUARANTINE_SCHEMA))

@@ -13,19 +13,22 @@ from mmva.model import MMVA
 from mmva_platform.annotation.base import find_base_beside, open_base
 from mmva_platform.annotation.catalog import Catalog
 from mmva_platform.annotation.commit import ShardResult, commit_shard, read_commit
-from mmva_platform.annotation.plan import ItemReader, ModelInfo, Plan, make_plan, read_plan, settle_plan
+from mmva_platform.annotation.plan import ItemReader, ModelInfo, Plan, iter_items
+from mmva_platform.annotation.planning import write_plan
 from mmva_platform.annotation.publish import generations, publish, read_annotations, read_quarantine, retry_folder
 from mmva_platform.annotation.retry import plan_retry
 from mmva_platform.annotation.reuse import Reuser
 from mmva_platform.annotation.schema import (
     ANNOTATION_SCHEMA,
-    CATALOG_SCHEMA,
     QUARANTINE_SCHEMA,
     WINDOW_EMBEDDING_SCHEMA,
 )
+from mmva_platform.annotation.spool import spooled
 from mmva_platform.annotation.verify import verify
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, open_storage
+
+from .planned import plan_of, table_of
 
 OLD, NEW = (ModelInfo(name="mmva", version=version, digest=version * 64) for version in "12")
 CUT = Preprocessing(fingerprints={"image": "f", "music": "g"}, window_s=3.0, hop_s=1.5, short_side=224)
@@ -41,12 +44,12 @@ def towers() -> MMVA:
     return model
 
 
-def catalog(names: list[str], size: int = 9, etag: str = "e") -> Catalog:
+def catalog(names: list[str], size: int = 9, etag: str = "e") -> pa.Table:
     known = {"bytes": size, "etag": etag}
     rows = [
         {"id": name, "uri": f"/m/{name}", "modality": "music" if name[0] == "m" else "image", **known} for name in names
     ]
-    return Catalog("/m", pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA), {}, 0, ())
+    return table_of(rows)
 
 
 def row(item: dict[str, Any], plan: Plan, shard: str) -> dict[str, Any]:
@@ -95,20 +98,28 @@ def carry_out(place: Storage, plan: Plan, bad: tuple[str, ...] = ()) -> None:
 @pytest.fixture
 def base(tmp_path: Path) -> Storage:
     storage = open_storage(tmp_path / "runs" / "old")
-    carry_out(storage, settle_plan(storage, *make_plan(catalog(["a", "b", "c", "m1"]), OLD, CUT, 8)), bad=("c",))
+    carry_out(storage, plan_of(storage, catalog(["a", "b", "c", "m1"]), OLD, CUT, 8), bad=("c",))
     return storage
 
 
-def upon(base: Storage, out: Storage, model: ModelInfo, items: Catalog) -> tuple[Plan, ShardResult]:
-    info, files = open_base(base.uri, SETTINGS).plan_for(items.items, model, CUT)
-    plan = settle_plan(out, *make_plan(items, model, CUT, 8, base=info, base_files=files))
+def plan_upon(base: Storage, out: Storage, model: ModelInfo, items: pa.Table) -> Plan:
+    found = open_base(base.uri, SETTINGS)
+    with spooled(Catalog.of_table("/m", items), stored_files=found.lookup()) as spool:
+        reusable = found.reusable(CUT, found.engines)
+        return write_plan(out, spool, model, CUT, base=found.info(model), reusable=reusable, roots=("/m",))
+
+
+def upon(base: Storage, out: Storage, model: ModelInfo, items: pa.Table) -> tuple[Plan, ShardResult]:
+    plan = plan_upon(base, out, model, items)
     planned = ItemReader(out, plan)(plan.shards[0])
     return plan, Reuser(towers, plan, out, SETTINGS)(plan.shards[0], planned)
 
 
-def reused(base: Storage, items: Catalog, preprocessing: Preprocessing = CUT) -> list[bool]:
-    _, files = open_base(base.uri, SETTINGS).plan_for(items.items, NEW, preprocessing)
-    return [file is not None for file in files.to_pylist()]
+def reused(base: Storage, items: pa.Table, preprocessing: Preprocessing = CUT) -> list[bool]:
+    """Whether each item is taken from the base, in the catalog's order."""
+    found = open_base(base.uri, SETTINGS)
+    held, reusable = found.lookup()(items).is_valid().to_pylist(), found.reusable(preprocessing, found.engines)
+    return [is_held and name in reusable for is_held, name in zip(held, items["modality"].to_pylist(), strict=True)]
 
 
 def test_only_what_is_unchanged_and_was_annotated_is_reused(base: Storage) -> None:
@@ -118,6 +129,24 @@ def test_only_what_is_unchanged_and_was_annotated_is_reused(base: Storage) -> No
     assert reused(base, catalog(["a", "m1"]), CUT.model_copy(update={"window_s": 5.0})) == [False, False]
     other = CUT.model_copy(update={"fingerprints": {"image": "f", "music": "h"}})
     assert reused(base, catalog(["a", "m1"]), other) == [True, False]
+
+
+def test_a_plan_upon_a_base_holds_its_items_apart_and_counts_them(base: Storage, tmp_path: Path) -> None:
+    out = open_storage(tmp_path / "out")
+    plan = plan_upon(base, out, OLD, catalog(["new", "b", "m2", "a", "m1"]))
+    assert plan.base is not None
+    assert plan.base.items == 3
+    shards = [items.to_pylist() for items in iter_items(out, plan)]
+    assert [[row["id"] for row in shard] for shard in shards] == [["m2", "new"], ["m1", "b", "a"]]
+    assert [row["base_file"] is None for shard in shards for row in shard] == [True, True, False, False, False]
+
+
+def test_items_of_another_backbone_are_planned_from_their_media(base: Storage, tmp_path: Path) -> None:
+    found, out = open_base(base.uri, SETTINGS), open_storage(tmp_path / "out")
+    with spooled(Catalog.of_table("/m", catalog(["a", "m1"])), stored_files=found.lookup()) as spool:
+        plan = write_plan(out, spool, NEW, CUT, base=found.info(NEW), reusable={"image"}, roots=("/m",))
+    rows = [row for items in iter_items(out, plan) for row in items.to_pylist()]
+    assert [(row["id"], row["base_file"] is None) for row in rows] == [("m1", True), ("a", False)]
 
 
 def test_carried_rows_are_the_old_ones_under_a_new_name(base: Storage, tmp_path: Path) -> None:
@@ -150,11 +179,10 @@ def test_the_newest_annotation_beside_is_found(base: Storage, tmp_path: Path) ->
 @pytest.mark.parametrize("dropped", [False, True])
 def test_a_retry_holds_exactly_what_was_quarantined(base: Storage, dropped: bool) -> None:
     place = open_storage(base.join(retry_folder(1)))
-    plan, contents = plan_retry(base, read_plan(base), 8)
     if dropped:  # another item instead of the quarantined one, which was annotated before
-        cut, contents = make_plan(catalog(["a"]), OLD, CUT, 8)
-        plan = cut.model_copy(update={"generation": 2})
-    carry_out(place, settle_plan(place, plan, contents))
+        carry_out(place, plan_of(place, catalog(["a"]), OLD, CUT, 8, generation=2))
+    else:
+        carry_out(place, plan_retry(base, place, 8))
     assert len(generations(base)) == 2
     problems = verify(base.uri, SETTINGS).problems
     if dropped:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -20,15 +21,17 @@ from mmva.inference.config import EngineInfo, Preprocessing
 from mmva_platform import workflows
 from mmva_platform.annotation.catalog import Catalog
 from mmva_platform.annotation.commit import CommitRecord, ShardResult, commit_shard
-from mmva_platform.annotation.plan import BaseInfo, ItemReader, ModelInfo, Plan, make_plan, settle_plan
+from mmva_platform.annotation.plan import BaseInfo, ItemReader, ModelInfo, Plan
 from mmva_platform.annotation.publish import Manifest, add_up, publish, retry_folder
 from mmva_platform.annotation.retry import plan_retry
-from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, CATALOG_SCHEMA, QUARANTINE_SCHEMA
+from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, QUARANTINE_SCHEMA
 from mmva_platform.reporting.data import ReportData
 from mmva_platform.reporting.html import render, write_report
 from mmva_platform.reporting.runcard import NO_BUNDLE, NO_REFERENCE, histograms, run_facts, to_json
 from mmva_platform.settings import Settings, TrackingSettings
 from mmva_platform.storage import Storage, open_storage
+
+from .planned import plan_of, table_of
 
 HOSTILE = """<script>alert('x')</script><img src=x onerror="alert(1)">{{ 7*7 }}"""
 MODEL = ModelInfo(name="mmva", version="3", digest="a" * 64)
@@ -36,14 +39,18 @@ PREPROCESSING = Preprocessing(fingerprints={"image": "f"}, window_s=3.0, hop_s=1
 KINDS = ("image", "music", "caption", "video")
 
 
-def planned(ids: list[str], **changes: Any) -> tuple[Plan, dict[str, bytes]]:
+def planned(out: Path, ids: list[str], **changes: Any) -> Plan:
+    """The plan of a catalog with two files that are not media and five repeated ids."""
     rows = [
-        {"id": id_, "uri": f"/media/{id_}", "modality": KINDS[number % 4], "caption": None, "bytes": 9, "etag": "e"}
-        for number, id_ in enumerate(ids)
+        {"id": id_, "uri": f"/media/{id_}", "modality": KINDS[number % 4], "bytes": 9, "etag": "e"}
+        for number, id_ in enumerate([*ids, *[ids[0]] * 5])
     ]
-    items = pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA)
-    catalog = Catalog("/media", items, {".pdf": 2}, 5, ("twice",))
-    return make_plan(catalog, MODEL, PREPROCESSING, 2, **changes)
+
+    def read(skipped: Counter[str]) -> list[pa.Table]:
+        skipped[".pdf"] += 2
+        return [table_of(rows)]
+
+    return plan_of(open_storage(out), Catalog("/media", read), MODEL, PREPROCESSING, 2, **changes)
 
 
 def annotated(row: Mapping[str, Any], plan: Plan, shard: str) -> dict[str, Any]:
@@ -84,10 +91,10 @@ def carried_out(storage: Storage, plan: Plan, bad: set[str]) -> Manifest:
 def run(tmp_path: Path) -> tuple[str, Plan]:
     """A run of eight items with three in quarantine, and a retry that mended two of them."""
     out = open_storage(str(tmp_path / "out"))
-    plan = settle_plan(out, *planned(["a", "b", "c", "d", "e", "f", "g", "h"]))
+    plan = planned(Path(out.uri), ["a", "b", "c", "d", "e", "f", "g", "h"])
     carried_out(out, plan, {"a", "b", "c"})
     again = open_storage(out.join(retry_folder(1)))
-    carried_out(again, settle_plan(again, *plan_retry(out, plan, 2)), {"b"})
+    carried_out(again, plan_retry(out, again, 2), {"b"})
     return out.uri, plan
 
 
@@ -155,8 +162,8 @@ def test_counts_balance_over_all_generations(run: tuple[str, Plan], tmp_path: Pa
     assert "Retry 1" in page
 
 
-def test_counts_that_do_not_balance_are_no_report() -> None:
-    plan, _ = planned(["a", "b"])
+def test_counts_that_do_not_balance_are_no_report(tmp_path: Path) -> None:
+    plan = planned(tmp_path, ["a", "b"])
     with pytest.raises(CheckFailed, match="1 annotated and 0 quarantined are not 2 items"):
         run_facts(plan, manifest_of(plan), rows_of(plan, ["a"]), None)
 
@@ -197,8 +204,8 @@ def test_drift_is_told_from_the_bundle_of_the_same_digest(
     assert drift() == {"note": NO_BUNDLE, "by_modality": {}}
 
 
-def test_a_catalog_that_lies_elsewhere_has_drifted() -> None:
-    plan, _ = planned([str(number) for number in range(MIN_ITEMS)])
+def test_a_catalog_that_lies_elsewhere_has_drifted(tmp_path: Path) -> None:
+    plan = planned(tmp_path, [str(number) for number in range(MIN_ITEMS)])
     reference = {
         "image": reference_quantiles(np.random.default_rng(0).uniform(0.1, 0.5, (1000, 2))),
         "items": {"image": 1000},
@@ -216,8 +223,8 @@ def test_a_catalog_that_lies_elsewhere_has_drifted() -> None:
 @pytest.mark.parametrize(
     ("provenance", "note"), [(None, NO_BUNDLE), ({"run_name": "old"}, NO_REFERENCE), ({"reference": {}}, NO_REFERENCE)]
 )
-def test_a_bundle_without_a_reference_says_so(provenance: dict[str, Any] | None, note: str) -> None:
-    plan, _ = planned(["a"])
+def test_a_bundle_without_a_reference_says_so(tmp_path: Path, provenance: dict[str, Any] | None, note: str) -> None:
+    plan = planned(tmp_path, ["a"])
     rows = rows_of(plan, ["a"])
     facts = run_facts(plan, manifest_of(plan), rows, provenance)
     assert facts["drift"] == {"note": note, "by_modality": {}}
@@ -225,11 +232,12 @@ def test_a_bundle_without_a_reference_says_so(provenance: dict[str, Any] | None,
     assert note in page
 
 
-def test_the_page_shows_what_the_json_holds() -> None:
+def test_the_page_shows_what_the_json_holds(tmp_path: Path) -> None:
     base = BaseInfo(uri="s3://va/2026-10", run_id="before", manifest_sha256="c" * 64, same_model=False, items=1_234)
     engines = {"image": EngineInfo(name="onnx", max_va_difference=3.2e-4, min_cosine=0.99995)}
     command = ("mmva", "annotate", "s3://bucket/catalog.parquet", "--out", "s3://va/my 11")
-    plan, _ = planned(["a", "b", "c"], base=base, engines=engines, command=command)
+    plan = planned(tmp_path, ["a", "b", "c"], engines=engines, command=command)
+    plan = plan.model_copy(update={"base": base})
     manifest = manifest_of(plan, work={"heads": 2, "same bytes": 1}, seconds={"fetch": 1.0, "heads": 3.0})
     rows = rows_of(plan, ["a", "b", "c"], "video")
     facts = run_facts(plan, manifest, rows, None)
@@ -244,9 +252,9 @@ def test_the_page_shows_what_the_json_holds() -> None:
         assert part in shown, part
 
 
-def test_hostile_facts_stay_text() -> None:
+def test_hostile_facts_stay_text(tmp_path: Path) -> None:
     base = BaseInfo(uri=HOSTILE, run_id=HOSTILE, manifest_sha256=HOSTILE, same_model=True, items=1)
-    plan, _ = planned([HOSTILE], base=base, command=[HOSTILE])
+    plan = planned(tmp_path, [HOSTILE], command=[HOSTILE]).model_copy(update={"base": base})
     manifest = manifest_of(plan, work={HOSTILE: 1}, seconds={HOSTILE: 1.0}, causes={HOSTILE: 1})
     rows = rows_of(plan, [HOSTILE], "video")
     facts = run_facts(plan, manifest, rows, None)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from mmva.inference.config import Preprocessing
-from mmva_platform.annotation.catalog import read_catalog
-from mmva_platform.annotation.plan import ModelInfo, make_plan, settle_plan
+from mmva_platform.annotation.catalog import open_catalog
+from mmva_platform.annotation.plan import ModelInfo
 from mmva_platform.serving.jobs import Event, Job, JobQueue, JobSpec, next_job
 from mmva_platform.serving.progress_of_jobs import eta_s
 from mmva_platform.serving.runner import JobRunner, ProcessLostError, _settled_model
@@ -18,6 +18,7 @@ from mmva_platform.serving.services import ApiError
 from mmva_platform.settings import ServingSettings, Settings, StorageSettings
 from mmva_platform.storage import open_storage
 
+from .planned import plan_of
 from .serving_world import World, bearer, make_world
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -185,8 +186,7 @@ def test_a_job_whose_champion_moved_goes_on_with_its_own_model(tmp_path: Path) -
     assert _settled_model(spec, settings) == "models:/mmva@champion"
     cut = Preprocessing(fingerprints={}, window_s=3.0, hop_s=1.5, short_side=224)
     model = ModelInfo(name="mmva", version="7", digest="d" * 64)
-    catalog = read_catalog(spec.catalog, settings.storage)
-    settle_plan(open_storage(spec.out), *make_plan(catalog, model, cut, 64))
+    plan_of(open_storage(spec.out), open_catalog(spec.catalog, settings.storage), model, cut, 64)
     assert _settled_model(spec, settings) == "models:/mmva/7"
 
 

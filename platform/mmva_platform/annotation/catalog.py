@@ -2,18 +2,17 @@
 
 A catalog is a folder or S3 prefix of media files, a table (Parquet, CSV or JSONL) with some of the columns
 `id, uri, modality, caption, bytes, etag`, or a folder of such table files as Spark, Athena, Ray or S3 Inventory write
-them. Every file and row is accounted for: files that are not media are counted, and a row that cannot be annotated
+them. Every file and row is accounted for: files that are left out are counted, and a row that cannot be annotated
 stays, to be quarantined. Memory does not grow with the catalog.
 """
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Final, cast
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +41,8 @@ class Catalog:
 
     Attributes:
         uri: Where it is, in full; the same catalog has the same URI however it was written.
-        skipped: Files and rows of the last reading that are not media, counted by extension ("hidden" for dot files).
+        skipped: Files of the last reading that are not media, counted by extension ("hidden" for dot files), and those
+            that cannot be listed, by reason.
     """
 
     def __init__(self, uri: str, read: Callable[[Counter[str]], Iterable[pa.Table]]) -> None:
@@ -114,6 +114,13 @@ def open_catalog(uri: str, settings: StorageSettings) -> Catalog:
     return Catalog(place.uri, lambda skipped: _of_folder(place, skipped))
 
 
+def check_exists(uri: str) -> None:
+    """Raise UsageError if a local catalog does not exist; one in object storage is found missing when it is read."""
+    if "://" not in uri and not (Path(uri).exists() if is_table(uri) else Path(uri).is_dir()):
+        tables = ", ".join(TABLE_SUFFIXES)
+        raise UsageError(f"catalog {uri}: no such folder; give a folder, an S3 prefix or a table ({tables})")
+
+
 def _of_table(parent: Storage, name: str, settings: StorageSettings, skipped: Counter[str]) -> Iterator[pa.Table]:
     """One table file, or the table files of a folder that is named like a table."""
     place = open_storage(f"{parent.uri}/{name}", settings)
@@ -122,7 +129,7 @@ def _of_table(parent: Storage, name: str, settings: StorageSettings, skipped: Co
     if not is_folder:
         yield from _rows_of_files(parent, [name], parent.uri, skipped)
         return
-    files = [entry.path for entry in place.list() if is_table(entry.path) and not _is_marker(entry.path)]
+    files = [entry.path for entry in place.walk() if is_table(entry.path) and not _is_marker(entry.path)]
     if not files:
         raise UsageError(f"catalog {place.uri}: cannot be read (no such file, and no folder with table files)")
     yield from _rows_of_files(place, files, parent.uri, skipped)
@@ -130,12 +137,10 @@ def _of_table(parent: Storage, name: str, settings: StorageSettings, skipped: Co
 
 def _of_folder(place: Storage, skipped: Counter[str]) -> Iterator[pa.Table]:
     """The media of a folder; of a folder without media, the rows of its table files."""
-    if "://" not in place.uri and not Path(place.uri).is_dir():
-        tables = ", ".join(TABLE_SUFFIXES)
-        raise UsageError(f"catalog {place.uri}: no such folder; give a folder, an S3 prefix or a table ({tables})")
+    check_exists(place.uri)
     files: list[str] = []
     found = False
-    entries = iter(place.list())
+    entries = place.walk(on_skip=lambda _path, reason: skipped.update([reason]))
     while part := list(islice(entries, _BATCH_ROWS)):
         media = _listed(part, place.uri, skipped)
         found = found or media.num_rows > 0
@@ -149,13 +154,10 @@ def _of_folder(place: Storage, skipped: Counter[str]) -> Iterator[pa.Table]:
 
 def _listed(entries: list[Entry], root: str, skipped: Counter[str]) -> pa.Table:
     """Rows of listed files. A .txt file is a caption whose text is fetched when it is annotated."""
-    known = [entry for entry in entries if _is_text(entry.path)]
-    if len(known) < len(entries):
-        skipped["name is not UTF-8"] += len(entries) - len(known)
     return listed_rows(
-        pa.array([entry.path for entry in known], pa.large_string()),
-        pa.array([entry.size for entry in known], pa.int64()),
-        pa.array([entry.etag for entry in known], pa.large_string()),
+        pa.array([entry.path for entry in entries], pa.large_string()),
+        pa.array([entry.size for entry in entries], pa.int64()),
+        pa.array([entry.etag for entry in entries], pa.large_string()),
         root.rstrip("/"),
         skipped,
     )
@@ -166,7 +168,7 @@ def _rows_of_files(place: Storage, paths: list[str], base: str, skipped: Counter
     first = 0
     for path in paths:
         uri = f"{place.uri}/{path}"
-        with _opened(place, path) as file:
+        with place.open(path) as file:
             for columns in read_table_file(file, uri):
                 try:
                     if is_inventory(columns):
@@ -179,19 +181,6 @@ def _rows_of_files(place: Storage, paths: list[str], base: str, skipped: Counter
                 yield rows
 
 
-def _opened(place: Storage, path: str) -> BinaryIO:
-    local = place.local_path(path)
-    if local is None:
-        return io.BytesIO(place.read(path))
-    if not local.is_file():
-        place.size(path)  # raises the typed error
-    return cast("BinaryIO", local.open("rb"))
-
-
 def _is_marker(path: str) -> bool:
     """Whether a file is of the kind that Spark and Hive write beside their tables, such as _SUCCESS or .x.crc."""
     return any(part.startswith(("_", ".")) for part in path.split("/"))
-
-
-def _is_text(path: str) -> bool:
-    return path.encode("utf-8", "replace").decode() == path

@@ -188,7 +188,8 @@ class ItemReader:
 
     def _part(self, part: PlanPart) -> pq.ParquetFile:
         if self._file is None or self._path != part.path:
-            file = self._storage.open(part.path)
+            local = self._storage.local_path(part.path)
+            file = pa.OSFile(str(local)) if local else self._storage.open(part.path)  # both close with the reader
             self._file = pq.ParquetFile(file, pre_buffer=True, page_checksum_verification=True)
             self._path = part.path
         return self._file

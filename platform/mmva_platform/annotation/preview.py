@@ -113,7 +113,7 @@ class PlanPreview:
         parts = [f"{self.duplicates:,} rows with an earlier row's id"] if self.duplicates else []
         most = sorted(self.skipped.items(), key=lambda entry: -entry[1])
         kinds = _some([f"{count:,} {kind}" for kind, count in most])
-        return "; ".join([*parts, *([f"not media: {kinds}"] if kinds else [])])
+        return "; ".join([*parts, *([f"skipped {kinds}"] if kinds else [])])
 
     def _bytes(self) -> str:
         if self.bytes is None:

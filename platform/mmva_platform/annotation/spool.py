@@ -46,7 +46,7 @@ class Spool:
 
     Attributes:
         uri: The catalog's.
-        skipped: What is not media, by extension.
+        skipped: What is not media, by extension, or cannot be listed, by reason.
         by_modality: Items of each modality without repeated ids; "unknown" where none is named.
         rows: Items of each group, repeated ids included; an estimate of the work needs no more.
         units: Sum of `shards.units` for each group, likewise.

@@ -29,7 +29,7 @@ class AnnotationSummary:
         by_modality: Annotated items of each modality.
         causes: Quarantined items of each cause.
         duplicates: Catalog rows left out because an earlier row has their id.
-        skipped: Files of the catalog's folder that are not media, by extension.
+        skipped: Files of the catalog's folder that are not media, by extension, or cannot be listed, by reason.
         shards: All shards of the run.
         resumed_shards: Shards that were committed before this call.
         seconds: Of this call.
@@ -67,7 +67,7 @@ class AnnotationSummary:
         if self.duplicates:
             lines.append(f"{self.duplicates} rows left out: an earlier row has their id")
         if self.skipped:
-            lines.append("skipped, not media: " + ", ".join(f"{n} {kind}" for kind, n in self.skipped.items()))
+            lines.append("skipped: " + ", ".join(f"{n} {kind}" for kind, n in self.skipped.items()))
         return "\n".join([*lines, self.out])
 
 
