@@ -15,6 +15,10 @@ class OperationFailed(RuntimeError):  # noqa: N818 - names what happened, like C
     """The world did not play along (storage away, cluster stalled): one line that names the stage (exit code 1)."""
 
 
+class EnvironmentFault(OperationFailed):  # noqa: N818 - named like OperationFailed
+    """The machine or its access to storage is at fault, not an item."""
+
+
 class MediaError(ValueError):
     """One item cannot be used; its neighbours are not concerned. Becomes a quarantine row, never a crash.
 

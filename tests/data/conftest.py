@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from inline_pass import InlineCluster, install
 from PIL import Image
 
-from mmva_platform.datasets import embedding, importing, writing
+from mmva_platform.datasets import checking, embedding, importing
 from mmva_platform.datasets.importing import ImportConfig
 
 
@@ -83,30 +83,6 @@ def _write_csv(path: Path, header: str, rows: Sequence[Sequence[object]]) -> Non
 
 
 @pytest.fixture
-def inline_cluster(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Runs shards in this process, last first; the list collects the stages that ran. The real one is slow to start."""
-    stages: list[str] = []
-
-    def run_shards(
-        items: Sequence[Mapping[str, Any]],
-        worker_class: Callable[..., Callable[[dict[str, Any]], Any]],
-        *,
-        stage: str,
-        on_result: Callable[[Any], None],
-        constructor_kwargs: Mapping[str, Any],
-        stall_timeout_s: float,
-    ) -> None:
-        stages.append(stage)
-        worker = worker_class(**constructor_kwargs)
-        for item in reversed(items):
-            on_result(worker(dict(item)))
-
-    @contextmanager
-    def ray_session(_settings: object) -> Iterator[None]:
-        yield
-
-    for module in (writing, embedding):
-        monkeypatch.setattr(module, "run_shards", run_shards)
-    for module in (importing, embedding):
-        monkeypatch.setattr(module, "ray_session", ray_session)
-    return stages
+def inline_cluster(monkeypatch: pytest.MonkeyPatch) -> InlineCluster:
+    """Runs the real workers in this process, last shard first, under the rules of bulk.run_pass."""
+    return install(monkeypatch, checking, embedding, importing)
