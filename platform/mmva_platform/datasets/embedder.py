@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Engine = Literal["auto", "torch", "cuda"]
+_LOAD_TIMEOUT_S: Final = 300.0  # of an encoder, in a process of its own on a busy machine
 ENGINES: Final[tuple[Engine, ...]] = ("auto", "torch", "cuda")
 
 
@@ -152,7 +153,8 @@ class Embedder:
     def _embed_isolated(self, part: Part, items: Sequence[Any], attempt: bulk.Attempt) -> NDArray[np.float32]:
         """Item by item in a process that may die: the shard has cost workers before."""
         rows_ND = []
-        with Isolated(partial(_one_by_one, self._load, part, self._engine), self._item_timeout_s) as embed:
+        make = partial(_one_by_one, self._load, part, self._engine)
+        with Isolated(make, self._item_timeout_s, _LOAD_TIMEOUT_S) as embed:
             for row, item_id in enumerate(part.ids):
                 attempt.step("load", row)  # a step without a limit: the process has its own
                 try:

@@ -21,9 +21,7 @@ class Isolated:
     Use it as a context manager: the child ends with the block, and with this process.
     """
 
-    def __init__(
-        self, make: Callable[[], Callable[[Any], Any]], item_timeout_s: float, load_timeout_s: float = 300.0
-    ) -> None:
+    def __init__(self, make: Callable[[], Callable[[Any], Any]], item_timeout_s: float, load_timeout_s: float) -> None:
         """Start nothing yet.
 
         Args:

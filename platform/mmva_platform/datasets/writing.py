@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -22,6 +22,8 @@ from mmva_platform.progress import progress
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage
 from mmva_platform.storage.prefetch import THREADS, Request, prefetched
+
+_LOAD_TIMEOUT_S: Final = 120.0  # of the decoders, in a process of their own on a busy machine
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class ShardWriter:
 
             yield check
             return
-        with Isolated(_make_check, self._item_timeout_s) as isolated:
+        with Isolated(_make_check, self._item_timeout_s, _LOAD_TIMEOUT_S) as isolated:
             yield lambda modality, data: isolated((modality, data))  # in step "fetch": the child has its own limit
 
     def _reads(self, candidates: Sequence[Candidate]) -> Iterator[Callable[[], bytes]]:
@@ -188,4 +190,8 @@ class ShardAmender:
 
 
 def _make_check() -> Callable[[tuple[Modality, bytes]], None]:
+    """check_decodes in a child process; the decoders are loaded here and not at the expense of the first item."""
+    import mmva.media.audio
+    import mmva.media.images  # noqa: F401
+
     return lambda item: check_decodes(*item)
