@@ -16,6 +16,7 @@ from ray import cloudpickle
 from mmva_platform import bulk
 from mmva_platform.bulk.failures import Failures
 from mmva_platform.cluster import ClusterInfo
+from mmva_platform.datasets import checking, embedding, importing
 from mmva_platform.settings import Settings
 
 _NODE = "this-process"
@@ -82,11 +83,11 @@ class InlineCluster:
         return nullcontext(ClusterInfo("inline", nodes=1, cpus=2, gpus=self.gpus, workers=1, started=False))
 
 
-def install(patch: pytest.MonkeyPatch, *modules: Any) -> InlineCluster:
-    """Run the passes of this process inline; `modules` are those that open a Ray session."""
+def install(patch: pytest.MonkeyPatch) -> InlineCluster:
+    """Run import, embed and check of this process inline."""
     cluster = InlineCluster()
     patch.setattr(bulk, "run_pass", cluster.run_pass)
-    for module in modules:
+    for module in (checking, embedding, importing):
         patch.setattr(module, "ray_session", cluster.ray_session)
     return cluster
 
