@@ -43,11 +43,18 @@ class ClusterSettings(Config):
 
     address: str | None = Field(None, description='"auto", or ray://host:port; none starts a local one')
     num_cpus: int | None = Field(None, ge=1, description="logical CPUs of a local Ray; default: the machine's")
-    max_cpus: int | None = Field(
-        None, ge=1, description="CPUs that an autoscaling cluster may grow to; default: its own"
-    )
+    max_cpus: int | None = Field(None, ge=1, description="CPUs that an autoscaling cluster may grow to")
+    max_gpus: int | None = Field(None, ge=1, description="GPUs that an autoscaling cluster may grow to, also from zero")
     object_store_mb: int = Field(1024, ge=80)
-    stall_timeout_s: float = Field(300.0, gt=0, description="fail a job without progress after this long")
+    stall_timeout_s: float = Field(
+        300.0,
+        gt=0,
+        description="a worker without a heartbeat for this long is replaced; a pass that can start none ends",
+    )
+    start_timeout_s: float = Field(
+        1800.0, gt=0, description="how long a pass waits for nodes that an autoscaling cluster starts"
+    )
+    max_attempts: int = Field(3, ge=1, le=20, description="tries of a shard, on different nodes, before it has failed")
 
 
 class TrackingSettings(Config):

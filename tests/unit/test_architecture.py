@@ -20,6 +20,7 @@ ROOMS = [
     "cluster",
     "draining",
     "pool",
+    "bulk",
     "submission",
     "datasets",
     "training",

@@ -1,0 +1,71 @@
+"""One try at one shard, as its worker sees it."""
+
+from __future__ import annotations
+
+import faulthandler
+import sys
+from time import monotonic
+from typing import Any, Final, Protocol, Self
+
+from mmva.errors import OperationFailed
+
+ISOLATE_AFTER: Final = 2  # worker deaths: one may be bad luck, two are likely an item's doing
+GIVE_UP_AFTER: Final = 4
+_UNLIMITED: Final = frozenset({"fetch", "load"})  # storage has limits of its own; a model may come from far away
+
+
+class ShardWorker(Protocol):
+    """What an actor of a pass runs."""
+
+    def __call__(self, shard: dict[str, Any], attempt: Attempt) -> Any:
+        """Run one shard and return its (small, picklable) result. Raise to have it tried again elsewhere."""
+
+
+class Attempt:
+    """One try at one shard; a context manager for the length of the work.
+
+    Attributes:
+        number: 1 for the first try. A try counts if it ended in an error, not if its node was lost.
+        deaths: How often a worker process died or was killed for hanging while it had this shard, in this pass, on a
+            node that is still alive. From ISOLATE_AFTER on a worker must run the shard's items in a process that may
+            die.
+        items_at_fault: True if other shards of this pass succeeded and this one failed before. A fault that all items
+            of the shard share is then taken for the items' own.
+        stage: The step that was reported last.
+        done: Items finished.
+    """
+
+    def __init__(
+        self, number: int = 1, deaths: int = 0, *, items_at_fault: bool = False, step_limit_s: float = 300.0
+    ) -> None:
+        self.number, self.deaths, self.items_at_fault = number, deaths, items_at_fault
+        self.stage, self.done = "start", 0
+        self._limit_s, self._armed_at = step_limit_s, 0.0
+        self._armed = False
+
+    def __enter__(self) -> Self:
+        if self.deaths >= GIVE_UP_AFTER:
+            raise OperationFailed(f"its worker process died {self.deaths} times; see the logs of Ray's workers")
+        return self
+
+    def step(self, stage: str, done: int | None = None) -> None:
+        """Report that a step such as "decode" or "infer" begins, with `done` items finished. Cheap: call it often.
+
+        A step that takes longer than the limit ends this process, because a decoder that hangs in native code reacts to
+        nothing else; the shard then runs again. The steps "fetch" and "load" have no limit.
+        """
+        self.stage, self.done = stage, self.done if done is None else done
+        if stage in _UNLIMITED:
+            self._disarm()
+        elif not self._armed or monotonic() - self._armed_at > min(1.0, self._limit_s / 10):
+            # Arming starts a thread of C, so that steps in quick succession share one.
+            faulthandler.dump_traceback_later(self._limit_s, exit=True, file=sys.__stderr__ or 2)
+            self._armed, self._armed_at = True, monotonic()
+
+    def __exit__(self, *_exception: object) -> None:
+        self._disarm()
+
+    def _disarm(self) -> None:
+        if self._armed:
+            faulthandler.cancel_dump_traceback_later()
+            self._armed = False

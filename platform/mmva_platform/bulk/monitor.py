@@ -1,0 +1,90 @@
+"""Which worker has which shard, and whether it is alive: one Ray actor of a pass, on the driver's node.
+
+A worker that dies leaves no message. The monitor knows that it had the shard, so the next worker of the same shard is
+told. What is known ends with the driver: a killed driver or a lost node never counts against a shard.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+HEARTBEAT_S: Final = 5.0
+
+
+class InFlight(NamedTuple):
+    """A shard that a worker has now."""
+
+    shard: str
+    node: str
+    step: str
+    done: int
+    seconds: float
+
+
+@dataclass
+class _Holder:
+    node: str
+    pid: int
+    actor: Any
+    since: float = field(default_factory=time.monotonic)
+    beat_at: float = field(default_factory=time.monotonic)
+    step: str = "start"
+    done: int = 0
+
+
+class Monitor:
+    """State of a pass; run as an actor without CPUs."""
+
+    def __init__(self, heartbeat_timeout_s: float) -> None:
+        self._timeout_s = heartbeat_timeout_s
+        self._holders: dict[tuple[str, str], _Holder] = {}
+        self._deaths: dict[tuple[str, str], int] = {}
+        self._stopping = False
+
+    def begin(self, key: tuple[str, str], node: str, pid: int, actor: Any) -> tuple[int, bool]:
+        """A worker takes a shard of a stage: (deaths of earlier workers at it, whether to leave it because of a stop).
+
+        The earlier worker of a shard died if it never gave the shard back and its node is alive.
+        """
+        before = self._holders.pop(key, None)
+        if before is not None and (before.node, before.pid) != (node, pid) and _is_alive(before.node):
+            self._deaths[key] = self._deaths.get(key, 0) + 1
+        if not self._stopping:
+            self._holders[key] = _Holder(node, pid, actor)
+        return self._deaths.get(key, 0), self._stopping
+
+    def beat(self, key: tuple[str, str], pid: int, step: str, done: int) -> None:
+        """A worker is alive, at this step of its shard, with so many items done."""
+        holder = self._holders.get(key)
+        if holder is not None and holder.pid == pid:
+            holder.beat_at, holder.step, holder.done = time.monotonic(), step, done
+
+    def end(self, key: tuple[str, str]) -> None:
+        """A worker gives a shard back, done or failed."""
+        self._holders.pop(key, None)
+
+    def stop(self) -> None:
+        """Let no worker begin another shard."""
+        self._stopping = True
+
+    def check(self) -> list[InFlight]:
+        """Shards under way; a worker without a heartbeat for too long is killed, and its shard runs again."""
+        import ray
+
+        now = time.monotonic()
+        for holder in self._holders.values():
+            if now - holder.beat_at > self._timeout_s:
+                ray.kill(holder.actor, no_restart=False)
+                holder.beat_at = now
+        return [
+            InFlight(shard, holder.node, holder.step, holder.done, now - holder.since)
+            for (_, shard), holder in self._holders.items()
+        ]
+
+
+def _is_alive(node: str) -> bool:
+    import ray
+
+    return any(each["NodeID"] == node and each["Alive"] for each in ray.nodes())
