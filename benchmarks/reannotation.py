@@ -31,17 +31,20 @@ from made_media import make_pictures
 from mmva.backbones import load_encoder, preset
 from mmva.bundle import read_bundle_info, save_bundle
 from mmva.inference.config import Preprocessing
+from mmva.inference.engines import choose_engines, load_predictor, pack_bundle
+from mmva.inference.pipeline import Pipeline
 from mmva.model import MMVA
 from mmva_platform.annotation.annotator import Annotator
 from mmva_platform.annotation.base import open_base
 from mmva_platform.annotation.catalog import Catalog, read_catalog
 from mmva_platform.annotation.commit import ShardResult, commit_shard, read_commit
-from mmva_platform.annotation.engines import choose_engines, load_model
+from mmva_platform.annotation.fetcher import Fetcher
 from mmva_platform.annotation.plan import ItemReader, ModelInfo, Plan, make_plan, settle_plan
 from mmva_platform.annotation.publish import publish
+from mmva_platform.annotation.results import annotate_items
 from mmva_platform.annotation.reuse import Reuser
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, CATALOG_SCHEMA, QUARANTINE_SCHEMA
-from mmva_platform.annotation.worker import Fetcher, pack_bundle
+from mmva_platform.datasets.embedder import EncoderLoader
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, open_storage
 
@@ -56,8 +59,10 @@ class Bench:
         self.bundles = [make_bundle(workdir / f"bundle-{seed}", seed) for seed in (0, 1)]
         self.pictures = read_catalog(str(make_pictures(workdir / "pictures", pictures)), self.settings.storage)
         self.embedded = made_up_catalog(items)
+        self.load = EncoderLoader.of(self.settings)
+        cache, packed = self.settings.home / "cache" / "engines", pack_bundle(self.bundles[0])
         self.engines = {
-            name: choose_engines(self.bundles[0], name, ["image"], self._fresh(f"engine-{name}"), self.settings)
+            name: choose_engines(packed, name, ["image"], self._fresh(f"engine-{name}"), cache=cache, load=self.load)
             for name in ("torch", "onnx")
         }
         self.base = self._write_base()
@@ -67,16 +72,17 @@ class Bench:
         model_dir, engines = self.bundles[0], self.engines[engine]
         network = self.workdir / f"engine-{engine}"
         plan, _ = make_plan(self.pictures, identity(model_dir), cut_of(model_dir), None, engines=engines)
-        model = load_model(pack_bundle(model_dir), plan, open_storage(network), self.settings)
-        model.encoder("image")
+        annotator = Annotator(pack_bundle(model_dir), plan, str(network), self.settings)
+        annotator.model.encoder("image")
 
         def run() -> float:
             out = self._fresh("media")
             settled = settle_plan(out, *make_plan(self.pictures, plan.model, plan.preprocessing, None, engines=engines))
             begun, read = time.perf_counter(), ItemReader(out, settled)
-            annotator = Annotator(model, settled, Fetcher(self.settings.storage))
+            pipeline = fresh_pipeline(annotator)
             for shard in settled.shards:
-                commit_shard(out, settled, shard, annotator.annotate(shard, read(shard)))
+                result = annotate_items(pipeline, annotator.model, settled, shard, read(shard))
+                commit_shard(out, settled, shard, result)
             return finished(out, settled, begun)
 
         return run
@@ -88,7 +94,7 @@ class Bench:
         plan, contents = make_plan(
             self.embedded, identity(bundle), cut_of(bundle), None, engines=opened.engines, base=info, base_files=files
         )
-        model = load_model(pack_bundle(bundle), plan, self.base, self.settings)
+        model = load_predictor(pack_bundle(bundle), plan.engines, self.base, self.load)
         model.predict_embeddings("image", np.zeros((1, model.dims["image"]), np.float32))  # imports scipy
 
         def run() -> float:
@@ -118,6 +124,12 @@ class Bench:
     def _fresh(self, name: str) -> Storage:
         shutil.rmtree(self.workdir / name, ignore_errors=True)
         return open_storage(self.workdir / name)
+
+
+def fresh_pipeline(annotator: Annotator) -> Pipeline:
+    """A pipeline that remembers no embedding of an earlier pass."""
+    model, fetch = annotator.model, Fetcher(annotator.settings.storage)
+    return Pipeline(model.dims, model.encoder, annotator.plan.preprocessing, fetch)
 
 
 NO_QUARANTINE = QUARANTINE_SCHEMA.empty_table()

@@ -84,7 +84,7 @@ def load_latency(workdir: Path, files: list[Path], seconds: float) -> dict[str, 
     from mmva_platform.tracking.registry import resolve_model
 
     settings = settings_of(workdir)
-    predictor = ServedModel(resolve_model(settings.serving.model, settings), settings)._annotator._model  # noqa: SLF001
+    predictor = ServedModel(resolve_model(settings.serving.model, settings), settings)._items._model  # noqa: SLF001
     client, direct_s, http_s = Client(), [], []
     deadline = time.monotonic() + seconds
     number = 0

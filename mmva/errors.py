@@ -1,4 +1,4 @@
-"""The kinds of failure a caller can tell apart; everything else is a bug and keeps its traceback."""
+"""The kinds of failure that a caller can tell apart; anything else is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ class UsageError(ValueError):
     """A user's mistake. Its message is one line that says what is wrong, where, and what to change (exit code 2)."""
 
 
-class CheckFailed(RuntimeError):  # noqa: N818 - the word people use at the gate, not an accident
-    """A gate or a check said no; the message says which rule and with what numbers (exit code 3)."""
+class CheckFailed(RuntimeError):  # noqa: N818 - the established name
+    """A gate or a check refuses; the message names the rule and the numbers (exit code 3)."""
 
 
-class OperationFailed(RuntimeError):  # noqa: N818 - names what happened, like CheckFailed
-    """The world did not play along (storage away, cluster stalled): one line that names the stage (exit code 1)."""
+class OperationFailed(RuntimeError):  # noqa: N818 - named like CheckFailed
+    """Something outside the program failed (storage, cluster): one line that names the stage (exit code 1)."""
 
 
-class EnvironmentFault(OperationFailed):  # noqa: N818 - named like OperationFailed
+class EnvironmentFault(OperationFailed):
     """The machine or its access to storage is at fault, not an item."""
 
 
 class MediaError(ValueError):
-    """One item cannot be used; its neighbours are not concerned. Becomes a quarantine row, never a crash.
+    """One item cannot be used; other items are not affected. Becomes a quarantine row, never a crash.
 
     Attributes:
-        code: Stable kebab-case cause, the one people group by ("corrupt-image", "too-many-pixels", ...).
-        stage: Where it happened: "fetch", "decode" or "infer".
+        code: Stable cause in kebab case, such as "corrupt-image" or "too-many-pixels".
+        stage: Where it happened: "catalog", "fetch", "decode" or "infer".
     """
 
     def __init__(self, code: str, message: str, *, stage: str = "decode") -> None:
@@ -33,7 +33,7 @@ class MediaError(ValueError):
         self.stage = stage
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Survive the trip out of a Ray worker with code and stage intact."""
+        """Keep code and stage when the error is pickled."""
         return (_rebuild_media_error, (self.code, str(self), self.stage))
 
 

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from mmva.backbones.base import Encoder
+from mmva.errors import OperationFailed
 
 
 def has_bf16(device: str = "cpu") -> bool:
@@ -20,13 +21,21 @@ def has_bf16(device: str = "cpu") -> bool:
 
 
 class Bf16Encoder:
-    """An encoder under autocast; embeddings stay float32."""
+    """An encoder under autocast on the CPU; embeddings stay float32."""
 
     def __init__(self, encoder: Encoder) -> None:
+        """Wrap an encoder.
+
+        Raises:
+            OperationFailed: If this processor has no bfloat16 instructions: it need not be the one that chose the
+                engine.
+        """
+        if not has_bf16():
+            raise OperationFailed("engine torch-bf16: this worker's processor has no bfloat16; choose another --engine")
         self._encoder = encoder
         self.fingerprint, self.dim, self.sample_rate = encoder.fingerprint, encoder.dim, encoder.sample_rate
 
     def encode(self, items: Sequence[Any], batch_size: int = 16) -> NDArray[np.float32]:
         """Embeddings [N, D] of N decoded items; see Encoder.encode."""
-        with torch.autocast(next(self._encoder.parameters()).device.type, dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
             return self._encoder.encode(items, batch_size=batch_size)

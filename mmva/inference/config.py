@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from collections.abc import Mapping
+from typing import Any, Final, Literal, get_args
 
 from pydantic import Field
 
 from mmva.config import MethodConfig
+from mmva.errors import UsageError
+from mmva.media.images import SHORT_SIDE
+from mmva.media.windows import HOP_S, WINDOW_S
+
+EngineName = Literal["torch", "torch-bf16", "onnx", "cuda", "cuda-bf16"]
+ENGINE_CHOICES: Final = ("auto", *get_args(EngineName))
+ON_GPU: Final = ("cuda", "cuda-bf16")
 
 
 class Preprocessing(MethodConfig):
@@ -18,13 +26,18 @@ class Preprocessing(MethodConfig):
     short_side: int = Field(gt=0, description="pixels below which no JPEG is decoded; the same as when training")
 
 
-ON_GPU: Final = ("cuda", "cuda-bf16")
+def default_preprocessing(
+    backbones: Mapping[str, Mapping[str, Any]], window_s: float = WINDOW_S, hop_s: float = HOP_S
+) -> Preprocessing:
+    """What a bundle records of its backbones ({modality: {"fingerprint": ...}}), and how media are cut by default."""
+    fingerprints = {modality: str(record["fingerprint"]) for modality, record in backbones.items()}
+    return Preprocessing(fingerprints=fingerprints, window_s=window_s, hop_s=hop_s, short_side=SHORT_SIDE)
 
 
 class EngineInfo(MethodConfig):
     """What computes a modality's embeddings, and how it was chosen."""
 
-    name: Literal["torch", "torch-bf16", "onnx", "cuda", "cuda-bf16"]
+    name: EngineName
     file: str | None = Field(None, description="the exported network, relative to the run; onnx only")
     sha256: str | None = Field(None, description="of the file")
     max_va_difference: float | None = Field(
@@ -37,3 +50,14 @@ class EngineInfo(MethodConfig):
     def on_gpu(self) -> bool:
         """Whether it runs on a GPU."""
         return self.name in ON_GPU
+
+
+def check_engine_name(name: str) -> str:
+    """The name of an engine, or "auto"; needs no model.
+
+    Raises:
+        UsageError: If there is no such engine.
+    """
+    if name not in ENGINE_CHOICES:
+        raise UsageError(f"engine {name!r} is unknown; choose one of {', '.join(ENGINE_CHOICES)}")
+    return name

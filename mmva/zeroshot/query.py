@@ -1,25 +1,23 @@
-"""One item, as a caller has it, to its point in the plane: decoded, cut and averaged as an annotation's items are."""
+"""One item, as a caller has it, to its point in the plane: by the same path as the items of an annotation."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmva.errors import MediaError, UsageError
-from mmva.media.audio import stream_audio
-from mmva.media.captions import clean_caption
-from mmva.media.images import decode_image
+from mmva.inference.config import default_preprocessing
+from mmva.inference.heads import predict
+from mmva.inference.pipeline import Pipeline
 from mmva.media.limits import Limits
-from mmva.media.windows import HOP_S, WINDOW_S, stream_windows
 from mmva.modalities import MODALITIES
 
 if TYPE_CHECKING:
     from mmva.model import MMVA
     from mmva.predictor import Predictor
-
-_BATCH = 16
 
 
 def query_point(
@@ -31,7 +29,7 @@ def query_point(
         model: With the encoder of this modality.
         modality: "image", "music" or "caption".
         data: The encoded file; of a caption its text, or that as UTF-8.
-        limits: What the item may ask for; the defaults if None.
+        limits: Limits of the item; the defaults if None.
 
     Raises:
         UsageError: If the model has no such tower.
@@ -41,29 +39,13 @@ def query_point(
         raise UsageError(f"modality {modality!r}: a query is one of {', '.join(MODALITIES)}")
     if modality not in model.dims:
         raise UsageError(f"this model has no {modality!r} tower; it has {', '.join(model.dims)}")
-    emb_D = _embedding(model, modality, data, limits or Limits())
-    va_2 = np.asarray(model.predict_embeddings(modality, emb_D[None])[0], np.float64)
-    if not np.isfinite(va_2).all():
-        raise MediaError("non-finite", "the model gave NaN or infinite values", stage="infer")
-    return va_2
-
-
-def _embedding(model: MMVA | Predictor, modality: str, data: bytes | str, limits: Limits) -> NDArray[np.float32]:
-    """The item's embedding [D]; of music the mean over its windows, which are embedded as they are decoded."""
-    if modality == "caption":
-        return model.embed("caption", [clean_caption(data, limits)])[0]
-    assert isinstance(data, bytes), f"{modality} data is bytes"
-    if modality == "image":
-        return model.embed("image", [decode_image(data, limits)])[0]
-    rate = model.encoder("music").sample_rate
-    assert rate is not None
-    embeddings: list[NDArray[np.float32]] = []
-    batch: list[Any] = []
-    for _, samples_T in stream_windows(stream_audio(data, rate, limits), rate, WINDOW_S, HOP_S):
-        batch.append(samples_T)
-        if len(batch) == _BATCH:
-            embeddings.append(model.embed("music", batch, batch_size=_BATCH))
-            batch = []
-    if batch:
-        embeddings.append(model.embed("music", batch, batch_size=_BATCH))
-    return np.concatenate(embeddings).mean(axis=0, dtype=np.float64).astype(np.float32)
+    encoded = data.encode(errors="replace") if isinstance(data, str) else data
+    pipeline = Pipeline(
+        model.dims, model.encoder, default_preprocessing(model.backbones), lambda *_: encoded, limits=limits
+    )
+    item = pa.table({"id": ["query"], "uri": ["query"], "modality": [modality]})
+    predicted = predict(model, pipeline.embed(item, items_at_fault=True))
+    for error in predicted.errors.to_pylist():
+        raise MediaError(error["error"], error["message"], stage=error["stage"])
+    (row,) = predicted.rows.select(["valence", "arousal"]).to_pylist()
+    return np.array([row["valence"], row["arousal"]], np.float64)

@@ -22,9 +22,7 @@ from mmva_platform.settings import ClusterSettings
 
 logger = logging.getLogger(__name__)
 
-CPUS_PER_ACTOR: Final = 0.5  # actors may not take every CPU: other tasks of the cluster would starve, silently
-FREE_CPUS: Final = 1.0
-_ROUNDING: Final = 1e-6  # of three workers at a third of a GPU
+FREE_CPUS: Final = 1.0  # training workers may not take every CPU: other tasks of the cluster would starve, silently
 LARGE_MESSAGES: Final = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"  # in bytes; Serve's own limit is below an upload's
 _START_ATTEMPTS: Final = 3  # a busy machine misses the limits that are built into Ray
 _CONNECT_TIMEOUT_S = 10.0
@@ -44,13 +42,12 @@ _RAY_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class ClusterInfo:
-    """What a session runs on. `cpus` are logical; `workers` is the default number of actors."""
+    """What a session runs on; `cpus` are logical."""
 
     address: str
     nodes: int
     cpus: float
     gpus: float
-    workers: int
     started: bool
 
 
@@ -81,39 +78,17 @@ def ray_session(settings: ClusterSettings | None = None) -> Iterator[ClusterInfo
             ray.shutdown()
 
 
-def check_feasible(actors: int, cpus_per_actor: float = CPUS_PER_ACTOR, gpus_per_actor: float = 0.0) -> None:
-    """UsageError when the actors and one free CPU do not fit the cluster: such a job would hang silently."""
-    import ray
-
-    gpus = ray.cluster_resources().get("GPU", 0.0)
-    if actors * gpus_per_actor > gpus + _ROUNDING:
-        raise UsageError(
-            f"{actors} workers at {gpus_per_actor:g} GPU need {actors * gpus_per_actor:g} GPUs, the cluster has "
-            f"{gpus:g}: use fewer workers, or an engine that needs none"
-        )
+def check_feasible(workers: int, cpus_per_worker: float) -> None:
+    """UsageError when the workers of a training and one free CPU do not fit the cluster: it would hang silently."""
     cpus = most_cpus()
-    wanted = actors * cpus_per_actor + FREE_CPUS
+    wanted = workers * cpus_per_worker + FREE_CPUS
     if wanted > cpus:
-        most = max(0, int((cpus - FREE_CPUS) / cpus_per_actor))
+        most = max(0, int((cpus - FREE_CPUS) / cpus_per_worker))
         raise UsageError(
-            f"{actors} workers at {cpus_per_actor:g} CPU and {FREE_CPUS:g} free CPU need {wanted:g} CPUs, the cluster "
-            f"has {cpus:g}: use at most {most} workers, or set cluster.num_cpus for a "
-            "local Ray, cluster.max_cpus for one that grows"
+            f"{workers} workers at {cpus_per_worker:g} CPU and {FREE_CPUS:g} free CPU need {wanted:g} CPUs, the "
+            f"cluster has {cpus:g}: use at most {most} workers, or set cluster.num_cpus for a local Ray, "
+            "cluster.max_cpus for one that grows"
         )
-
-
-def default_workers(gpus_per_actor: float = 0.0) -> int:
-    """One worker a physical CPU of the cluster, as many as fit beside the free one and on the GPUs they share."""
-    import ray
-
-    cpus = most_cpus()
-    # A local session may have been given more logical CPUs than the machine has.
-    local = len(ray.nodes()) == 1 and cpus == ray.cluster_resources().get("CPU", 0.0)
-    physical = min(cpus, own_cpus()) if local else cpus
-    most = min(physical, (cpus - FREE_CPUS) / CPUS_PER_ACTOR)
-    if gpus_per_actor:
-        most = min(most, ray.cluster_resources().get("GPU", 0.0) / gpus_per_actor + _ROUNDING)
-    return max(1, int(most))
 
 
 def most_cpus() -> float:
@@ -236,7 +211,6 @@ def _info(*, started: bool) -> ClusterInfo:
         nodes=sum(1 for node in ray.nodes() if node["Alive"]),
         cpus=resources.get("CPU", 0.0),
         gpus=resources.get("GPU", 0.0),
-        workers=default_workers(),
         started=started,
     )
 

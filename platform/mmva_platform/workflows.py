@@ -196,11 +196,10 @@ def _captions(storage: Storage, plan: Plan) -> dict[str, str]:
     """Texts of captions that stand in the catalog, by id."""
     import pyarrow.compute as pc
 
-    from mmva_platform.annotation.plan import read_chapter
+    from mmva_platform.annotation.plan import iter_items
 
     found: dict[str, str] = {}
-    for chapter in plan.chapters:
-        items = read_chapter(storage, chapter).select(["id", "caption"])
+    for items in iter_items(storage, plan):
         texts = items.filter(pc.is_valid(items["caption"]))
         found |= dict(zip(texts["id"].to_pylist(), texts["caption"].to_pylist(), strict=True))
     return found
@@ -266,7 +265,7 @@ def compare_on_catalog(
         UsageError: If there is no such version, both are the same, or the catalog cannot be read.
     """
     from mmva.errors import UsageError
-    from mmva_platform.annotation.catalog import read_catalog
+    from mmva_platform.annotation.catalog import open_catalog
     from mmva_platform.annotation.publish import read_annotations
     from mmva_platform.annotation.roots import catalog_root
     from mmva_platform.annotation.run import annotate
@@ -279,8 +278,8 @@ def compare_on_catalog(
     mine, theirs = (show_version(each, settings).version for each in (version, other))
     if mine.version == theirs.version:
         raise UsageError(f"compare: both are version {mine.version}; name two versions")
-    whole = read_catalog(catalog, settings.storage)
-    drawn = _drawn(whole.items, sample, seed)
+    whole = open_catalog(catalog, settings.storage)
+    drawn, rows = whole.sample(sample, seed)
     place, table = _shadow_place(drawn, settings)
     tables = []
     with ray_session(settings.cluster):
@@ -293,7 +292,7 @@ def compare_on_catalog(
         first=f"version {mine.version}",
         second=f"version {theirs.version}",
         catalog=whole.uri,
-        catalog_items=whole.items.num_rows,
+        catalog_items=rows,
         sample=drawn.num_rows,
         seed=seed,
         agreements=agreements,
@@ -307,15 +306,6 @@ def compare_on_catalog(
         captions = {item: text for item, text in texts.items() if text is not None}
         write_shadow_page(report, shadow, lambda uri: read_uri(uri, settings.storage), captions)
     return shadow
-
-
-def _drawn(items: pa.Table, sample: int, seed: int) -> pa.Table:
-    """That many items at random, in the catalog's order."""
-    import numpy as np
-    import pyarrow as pa
-
-    rows = np.sort(np.random.default_rng(seed).permutation(items.num_rows)[:sample])
-    return items.take(pa.array(rows))
 
 
 def _shadow_place(drawn: pa.Table, settings: Settings) -> tuple[Path, Path]:

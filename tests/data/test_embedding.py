@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -11,19 +12,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 import torch
 from inline_pass import InlineCluster
 
 from mmva.backbones import load_encoder, preset
-from mmva.errors import CheckFailed, EnvironmentFault, OperationFailed, UsageError
+from mmva.engines.cuda import CudaEncoder
+from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva.media.audio import decode_audio
 from mmva.media.images import decode_image
 from mmva.media.windows import HOP_S, WINDOW_S
 from mmva_platform.datasets import embedder
-from mmva_platform.datasets.embedder import embed_items
+from mmva_platform.datasets.embedder import Part, embed_part
 from mmva_platform.datasets.embedding import embed_dataset
 from mmva_platform.datasets.features import load_features
 from mmva_platform.datasets.importing import import_dataset
+from mmva_platform.datasets.schema import ShardInfo
 from mmva_platform.settings import ClusterSettings, Settings
 
 
@@ -148,12 +152,12 @@ def test_a_changed_part_is_refused(dataset: str) -> None:
 
 def test_an_item_that_no_longer_decodes_is_named(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from mmva.errors import MediaError
-    from mmva.media import images
+    from mmva.inference import decode
 
     def refuse(*_: object, **__: object) -> None:
         raise MediaError("corrupt-image", "no")
 
-    monkeypatch.setattr(images, "decode_image", refuse)
+    monkeypatch.setattr(decode, "decode_image", refuse)
     with pytest.raises(
         OperationFailed, match=r"image '100\d' in shards/image-0000\d-\w+\.parquet does not decode here"
     ):
@@ -175,7 +179,14 @@ def test_long_music_is_the_mean_of_its_windows() -> None:
     window, hop = (round(seconds * encoder.sample_rate) for seconds in (WINDOW_S, HOP_S))
     long = rng.normal(0, 0.1, window + hop).astype(np.float32)
     short = long[: encoder.sample_rate]
-    emb_ND = embed_items(encoder, [long, short])
+    files = []
+    for samples in (long, short):
+        buffer = io.BytesIO()
+        soundfile.write(buffer, samples, encoder.sample_rate, format="WAV", subtype="FLOAT")
+        files.append(buffer.getvalue())
+    shard = ShardInfo(name="shards/music-00000.parquet", modality="music", rows=2, bytes=1, sha256="0" * 64)
+    part = Part(preset("tiny").music, encoder.fingerprint, 0, shard, ("long", "short"))
+    emb_ND = embed_part(part, encoder, files.__getitem__, 16)
     both = encoder.encode([long[:window], long[hop:]])
     np.testing.assert_allclose(emb_ND[0], both.mean(axis=0), atol=1e-5)
     np.testing.assert_allclose(emb_ND[1], encoder.encode([short])[0], atol=1e-5)
@@ -218,7 +229,7 @@ def test_workers_hold_their_share_of_a_gpu(
     """Also of GPUs that an autoscaler has yet to start."""
     inline_cluster.gpus = gpus
     if engine == "cuda":
-        with pytest.raises(EnvironmentFault, match="torch sees no GPU on this worker"):
+        with pytest.raises(OperationFailed, match="torch sees no GPU on this worker"):
             embed_dataset(dataset, "tiny", engine=engine)
     else:
         embed_dataset(dataset, "tiny", engine=engine)
@@ -235,7 +246,7 @@ def test_an_encoder_goes_to_the_gpu_that_torch_sees(monkeypatch: pytest.MonkeyPa
     moved = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(type(encoder), "to", lambda self, device: moved.append(device) or self)
-    assert embedder.on_gpu(encoder, required=True) is encoder
+    assert isinstance(embedder.on_gpu(encoder, required=False), CudaEncoder)
     assert moved == ["cuda"]
 
 

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -174,12 +175,14 @@ def test_validation_measures_as_service_does(start: Any) -> None:
         parts = [source._measured(modality, model, World(rank, 2)) for rank in range(2)]
         np.testing.assert_allclose(np.concatenate(parts), points, atol=1e-6)
         assert len(points) == len(source._val.items[modality])
-    from mmva.media.audio import decode_audio
-    from mmva_platform.datasets.embedder import embed_items
+    from mmva.inference.config import default_preprocessing
+    from mmva.inference.pipeline import Pipeline
+    from mmva.inference.tables import matrix
 
-    encoder = load_encoder(preset("tiny").specs["music"])
-    clip = decode_audio(plan.decoder.cache.read(1, 4), encoder.sample_rate or 0)
-    expected = model.mmva.predict_embeddings("music", embed_items(encoder, [clip]))
+    encoder, clip = load_encoder(preset("tiny").specs["music"]), plan.decoder.cache.read(1, 4)
+    pipeline = Pipeline(("music",), lambda _: encoder, default_preprocessing({}), lambda *_: clip)
+    embedded = pipeline.embed(pa.table({"id": ["clip"], "uri": ["clip"], "modality": ["music"]}))
+    expected = model.mmva.predict_embeddings("music", matrix(embedded.rows["embedding"]))
     np.testing.assert_allclose(alone["music"][4], expected[0], atol=1e-5)
 
 

@@ -65,6 +65,18 @@ def lost_node(cluster: Cluster, folder: Path) -> dict[str, Any]:
     return {"results": results, "node": node.node_id, "held": held}
 
 
+def gpu_node_later(cluster: Cluster) -> tuple[list[dict[str, Any]], str]:
+    """A pass for a GPU begins while there is none. Ray starts nodes in the main thread only."""
+    results: list[dict[str, Any]] = []
+    gpu, cpu = Resources(gpus=1.0), Stage(Worker, resources=Resources())
+    thread = threading.Thread(target=lambda: results.extend(run(Worker, 4, {"max_gpus": 1}, resources=gpu, before=cpu)))
+    thread.start()
+    time.sleep(3)
+    node = cluster.add_node(num_cpus=1, num_gpus=1)
+    thread.join()
+    return results, node.node_id
+
+
 def main(folder: Path) -> None:
     logging.basicConfig(level=logging.WARNING)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -75,14 +87,8 @@ def main(folder: Path) -> None:
         bad = run(Worker, 6, kwargs={"bad_node": first.node_id})
         cluster.remove_node(second)
         lost = lost_node(cluster, folder)
-        added: list[str] = []
-        timer = threading.Timer(3.0, lambda: added.append(cluster.add_node(num_cpus=1, num_gpus=1).node_id))
-        timer.start()
-        gpu = run(
-            Worker, 4, {"max_gpus": 1}, resources=Resources(gpus=1.0), before=Stage(Worker, resources=Resources())
-        )
-        timer.join()
-        found = {"bad": bad, "first": first.node_id, "lost": lost, "gpu": gpu, "gpu_node": added[0]}
+        gpu, gpu_node = gpu_node_later(cluster)
+        found = {"bad": bad, "first": first.node_id, "lost": lost, "gpu": gpu, "gpu_node": gpu_node}
         sys.stdout.write(json.dumps(found) + "\n")
     finally:
         ray.shutdown()

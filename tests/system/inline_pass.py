@@ -80,7 +80,7 @@ class InlineCluster:
 
     def ray_session(self, _settings: object) -> AbstractContextManager[ClusterInfo]:
         """See cluster.ray_session."""
-        return nullcontext(ClusterInfo("inline", nodes=1, cpus=2, gpus=self.gpus, workers=1, started=False))
+        return nullcontext(ClusterInfo("inline", nodes=1, cpus=2, gpus=self.gpus, started=False))
 
 
 def install(patch: pytest.MonkeyPatch) -> InlineCluster:

@@ -15,15 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmva.inference.config import Preprocessing
 from mmva_platform.annotation import read_annotations, read_quarantine, verify
-from mmva_platform.annotation.attempts import begin_attempt, count_given_up
-from mmva_platform.annotation.catalog import read_catalog
-from mmva_platform.annotation.plan import ModelInfo, make_plan, settle_plan
-from mmva_platform.annotation.publish import read_file
-from mmva_platform.annotation.worker import ShardWorker, pack_bundle
 from mmva_platform.settings import AnnotationSettings, ClusterSettings, Settings
-from mmva_platform.storage import open_storage
 
 pytestmark = pytest.mark.slow
 
@@ -95,28 +88,6 @@ EXPECTED = {
     "3.png": ("decode", "timed-out"),
     "8.png": ("decode", "not-an-image"),
 }
-
-
-def test_a_worker_gives_up_the_guilty_items_of_a_shard_that_cost_two_workers(
-    tiny_bundle: Path, catalog: Path, tmp_path: Path, poison: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", poison)
-    settings = settings_of(tmp_path)
-    storage = open_storage(tmp_path / "out", settings.storage)
-    model = ModelInfo(name="mmva", version="1", digest="d" * 64)
-    cut = Preprocessing(fingerprints={}, window_s=3.0, hop_s=1.5, short_side=224)
-    plan = settle_plan(storage, *make_plan(read_catalog(str(catalog), settings.storage), model, cut, 64))
-    worker = ShardWorker(pack_bundle(tiny_bundle), plan, storage.uri, settings, 16)
-    for shard in plan.shards:
-        for _ in range(2):
-            begin_attempt(storage, shard)
-    records = [worker({"shard": shard}) for shard in plan.shards]
-    assert sum(record.ok for record in records) == 7
-    files = [record.quarantine for record in records if record.quarantine]
-    rows = [row for file in files for row in read_file(storage, file).to_pylist()]
-    assert causes(rows) == EXPECTED
-    assert {row["id"]: row["attempts"] for row in rows} == {"2.png": 4, "3.png": 3, "8.png": 1}
-    assert count_given_up(storage) == 2
 
 
 def test_a_run_finds_them_by_itself(

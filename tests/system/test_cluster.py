@@ -1,61 +1,17 @@
-"""Shards through real Ray actors: streaming, errors, dead workers, stalls."""
+"""Sessions: inside another, at an address, and private ones."""
 
 from __future__ import annotations
 
-import itertools
-import os
 import platform
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from mmva.errors import OperationFailed, UsageError
-from mmva_platform.cluster import check_feasible, default_workers, ray_session
-from mmva_platform.pool import StalledError, run_shards
+from mmva.errors import UsageError
+from mmva_platform.cluster import check_feasible, ray_session
 from mmva_platform.settings import ClusterSettings
-from mmva_platform.storage import StorageDenied
 
 pytestmark = pytest.mark.slow
-
-
-def make_worker(folder: str) -> Any:
-    """The worker of these tests, made inside the function so that it travels by value."""
-
-    class Worker:
-        def __init__(self) -> None:
-            self.made = time.time()
-
-        def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-            action = item.get("action")
-            if action == "denied":
-                raise StorageDenied("s3://bucket/a: access denied")
-            if action == "bug":
-                raise KeyError("a bug keeps its traceback")
-            if action == "sleep":
-                time.sleep(item["seconds"])
-            died = Path(folder) / "died"
-            if action == "die once" and not died.exists():
-                died.touch()
-                os._exit(1)
-            threads = os.environ["OMP_NUM_THREADS"]
-            return {"number": item["number"], "at": time.time(), "threads": threads, "nested": [[1], [None, "a"]]}
-
-    return Worker()
-
-
-def run(items: list[dict[str, Any]], tmp_path: Path, **options: Any) -> list[dict[str, Any]]:
-    results: list[dict[str, Any]] = []
-
-    def collect(result: dict[str, Any]) -> None:
-        results.append({**result, "seen": time.time()})
-
-    run_shards(
-        items, make_worker, stage="test stage", on_result=collect,
-        constructor_kwargs={"folder": str(tmp_path)}, **{"workers": 1, **options},
-    )  # fmt: skip
-    return results
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -72,56 +28,19 @@ def test_a_worker_finds_the_standard_librarys_platform() -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-class TestRunShards:
-    def test_results_stream_as_python_values_and_a_dead_worker_is_replaced(self, tmp_path: Path) -> None:
-        items = [{"number": number, "action": "sleep", "seconds": 0.5} for number in range(8)]
-        items[2]["action"] = "die once"
-        results = run(items, tmp_path, workers=2)
-        assert sorted(result["number"] for result in results) == list(range(8))
-        assert {result["threads"] for result in results} == {"1"}
-        assert results[0]["nested"] == [[1], [None, "a"]]
-        first_seen = min(result["seen"] for result in results)
-        assert first_seen < max(result["at"] for result in results)
+def test_a_session_inside_a_session_uses_it_and_leaves_it() -> None:
+    import ray
 
-    def test_expected_errors_arrive_as_they_were_raised(self, tmp_path: Path) -> None:
-        with pytest.raises(StorageDenied) as error:
-            run([{"number": 0}, {"number": 1, "action": "denied"}], tmp_path)
-        assert str(error.value) == "s3://bucket/a: access denied"
+    with ray_session(ClusterSettings(num_cpus=64)) as info:
+        assert (info.started, info.cpus, info.nodes) == (False, 4, 1)
+    assert ray.is_initialized()
 
-    def test_a_bug_keeps_its_traceback(self, tmp_path: Path) -> None:
-        with pytest.raises(Exception, match="a bug keeps its traceback") as error:
-            run([{"number": 0, "action": "bug"}], tmp_path)
-        assert not isinstance(error.value, (UsageError, OperationFailed))
 
-    def test_a_stall_ends_with_the_name_of_the_stage(self, tmp_path: Path) -> None:
-        items = [{"number": 0}, {"number": 1, "action": "sleep", "seconds": 40}]
-        started = time.monotonic()
-        with pytest.raises(StalledError, match=r"test stage: no progress for 5 s at \d of 2 shards"):
-            run(items, tmp_path, stall_timeout_s=5)
-        assert time.monotonic() - started < 40
-
-    def test_another_sign_of_life_is_progress_too(self, tmp_path: Path) -> None:
-        items = [{"number": 0, "action": "sleep", "seconds": 4}]
-        options = {"stall_timeout_s": 0.5, "sign_of_life": itertools.count().__next__}
-        assert [result["number"] for result in run(items, tmp_path, **options)] == [0]
-
-    def test_what_does_not_fit_is_refused_before_it_hangs(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="use at most 6 workers"):
-            run([{"number": number} for number in range(10)], tmp_path, workers=7)
-        with pytest.raises(UsageError, match=r"at 0\.5 GPU need 1 GPUs, the cluster has 0"):
-            run([{"number": number} for number in range(2)], tmp_path, workers=2, gpus_per_worker=0.5)
-        check_feasible(6)
-        assert 1 <= default_workers() <= 6
-
-    def test_nothing_to_do_starts_nothing(self, tmp_path: Path) -> None:
-        assert run([], tmp_path) == []
-
-    def test_a_session_inside_a_session_uses_it_and_leaves_it(self) -> None:
-        import ray
-
-        with ray_session(ClusterSettings(num_cpus=64)) as info:
-            assert (info.started, info.cpus, info.nodes) == (False, 4, 1)
-        assert ray.is_initialized()
+@pytest.mark.usefixtures("ray_cluster")
+def test_training_workers_that_do_not_fit_are_refused_before_they_hang() -> None:
+    check_feasible(6, 0.5)
+    with pytest.raises(UsageError, match=r"7 workers at 0\.5 CPU .* need 4\.5 CPUs, the cluster has 4: use at most 6"):
+        check_feasible(7, 0.5)
 
 
 def test_an_address_where_nobody_answers_is_a_usage_error(tmp_path: Path) -> None:

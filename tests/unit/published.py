@@ -12,17 +12,18 @@ import pyarrow as pa
 from mmva.affect import mood
 from mmva.bundle import read_bundle_info, save_bundle
 from mmva.inference.config import Preprocessing
+from mmva.inference.engines import pack_bundle
 from mmva.model import MMVA
 from mmva_platform.annotation.annotator import Annotator
-from mmva_platform.annotation.catalog import Catalog, read_catalog
+from mmva_platform.annotation.catalog import open_catalog
 from mmva_platform.annotation.commit import ShardResult, commit_shard, read_commit
-from mmva_platform.annotation.engines import load_model
-from mmva_platform.annotation.plan import ModelInfo, make_plan, read_items, settle_plan
+from mmva_platform.annotation.plan import ItemReader, ModelInfo
 from mmva_platform.annotation.publish import publish
-from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, CATALOG_SCHEMA, QUARANTINE_SCHEMA
-from mmva_platform.annotation.worker import Fetcher, pack_bundle
+from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, QUARANTINE_SCHEMA
 from mmva_platform.settings import Settings
 from mmva_platform.storage import open_storage
+
+from .planned import plan_of, table_of
 
 MODEL = ModelInfo(name="mmva", version=None, digest="d" * 64)
 CUT = Preprocessing(fingerprints={}, window_s=3.0, hop_s=1.5, short_side=224)
@@ -37,18 +38,13 @@ def publish_points(
 ) -> Path:
     """An annotation of (id, modality, valence, arousal), and `embedding` and `tracks` by id; captions have no URI."""
     uris = {name: None if kind == "caption" else f"/media/{name}" for name, kind, *_ in rows}
-    values = [
-        {"id": name, "uri": uris[name], "modality": kind, "caption": None, "bytes": 9, "etag": None}
-        for name, kind, *_ in rows
-    ]
-    catalog = Catalog("/media", pa.Table.from_pylist(values, schema=CATALOG_SCHEMA), {}, 0, ())
+    values = [{"id": name, "uri": uris[name], "modality": kind, "bytes": 9} for name, kind, *_ in rows]
     storage = open_storage(out)
-    plan = settle_plan(storage, *make_plan(catalog, model, CUT, shard_items))
+    plan = plan_of(storage, table_of(values), model, CUT, shard_items)
     points = {name: (valence, arousal) for name, _, valence, arousal in rows}
     known = {"model_name": model.name, "model_version": model.version, "model_digest": model.digest}
-    items = read_items(storage, plan).to_pylist()
+    items_of = ItemReader(storage, plan)
     for shard in plan.shards:
-        start, stop = plan.bounds[int(shard) : int(shard) + 2]
         rows_of_shard: list[dict[str, Any]] = [
             dict.fromkeys(ANNOTATION_SCHEMA.names)
             | {key: item[key] for key in ("id", "uri", "modality")}
@@ -57,7 +53,7 @@ def publish_points(
             | known
             | {"run_id": plan.run_id, "shard": shard, "annotated_at": plan.created_at}
             | (embeddings or {}).get(item["id"], {})
-            for item in items[start:stop]
+            for item in items_of(shard).to_pylist()
         ]
         table = pa.Table.from_pylist(rows_of_shard, schema=ANNOTATION_SCHEMA)
         commit_shard(storage, plan, shard, ShardResult(table, QUARANTINE_SCHEMA.empty_table()))
@@ -86,12 +82,10 @@ def publish_media(out: Path, media: Path, bundle: Path, settings: Settings, vers
     """An annotation of a folder of media by a bundle, in this process."""
     storage, info = open_storage(out), read_bundle_info(bundle)
     model = ModelInfo(name="mmva", version=version, digest=info.digest)
-    catalog = read_catalog(str(media), settings.storage)
-    plan = settle_plan(storage, *make_plan(catalog, model, CUT, 64))
-    annotator = Annotator(load_model(pack_bundle(bundle), plan, storage, settings), plan, Fetcher(settings.storage))
-    items = read_items(storage, plan)
+    plan = plan_of(storage, open_catalog(str(media), settings.storage), model, CUT, 64)
+    annotator = Annotator(pack_bundle(bundle), plan, storage.uri, settings)
+    items_of = ItemReader(storage, plan)
     for shard in plan.shards:
-        start, stop = plan.bounds[int(shard) : int(shard) + 2]
-        commit_shard(storage, plan, shard, annotator.annotate(shard, items.slice(start, stop - start)))
+        commit_shard(storage, plan, shard, annotator(shard, items_of(shard)))
     publish(storage, plan, [read_commit(storage, shard) for shard in plan.shards])
     return out

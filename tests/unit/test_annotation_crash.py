@@ -1,9 +1,7 @@
-"""What a crash or an outage leaves behind: a record whose files are there, or none; no fetching for nobody."""
+"""What a crash or an outage leaves behind: a record whose files are there, or none."""
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ from mmva_platform.annotation.commit import ShardResult, commit_shard, committed
 from mmva_platform.annotation.plan import ModelInfo, Plan, make_plan, settle_plan
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, CATALOG_SCHEMA, QUARANTINE_SCHEMA, sha256_hex
 from mmva_platform.storage.local import LocalStorage
-from mmva_platform.storage.prefetch import THREADS, Request, prefetched
 
 MODEL = ModelInfo(name="mmva", version="3", digest="d" * 64)
 PREPROCESSING = Preprocessing(fingerprints={"image": "f" * 64}, window_s=3.0, hop_s=1.5, short_side=224)
@@ -81,20 +78,3 @@ def test_a_record_never_stands_before_its_files(tmp_path: Path, nth: int, after:
     for file in (record.data, record.quarantine):
         assert file is not None
         assert sha256_hex(storage.read(file.path)) == file.sha256
-
-
-def test_of_a_shard_that_is_given_up_nothing_more_is_fetched() -> None:
-    answer = threading.Event()
-    asked: list[str] = []
-
-    def fetch(request: Request) -> bytes:
-        asked.append(request.uri)
-        answer.wait()
-        return b""
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        futures = prefetched(fetch, [Request(str(number), 1) for number in range(20)], pool)
-        next(futures)
-        futures.close()  # type: ignore[attr-defined]
-        answer.set()
-    assert len(asked) <= THREADS

@@ -1,62 +1,46 @@
 """`annotate --plan`: what it says is what would be done, and it writes and asks for nothing it may not."""
 
-import io
 import json
-import wave
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
-from PIL import Image
 
 from mmva.bundle import read_bundle_info
 from mmva.errors import UsageError
-from mmva.inference.config import EngineInfo, Preprocessing
-from mmva_platform.annotation import engines
+from mmva.inference.calibration import Calibration, Measured
+from mmva.inference.engines import cache_of
 from mmva_platform.annotation import preview as preview_module
-from mmva_platform.annotation.calibration import Calibration, CalibrationCache, Measured
-from mmva_platform.annotation.catalog import Catalog, read_catalog
-from mmva_platform.annotation.commit import commit_path
-from mmva_platform.annotation.plan import BaseInfo, ModelInfo, Plan, make_plan, settle_plan
-from mmva_platform.annotation.preview import PlanPreview, preview
-from mmva_platform.annotation.preview_text import as_duration, as_size
+from mmva_platform.annotation.options import AnnotateOptions
+from mmva_platform.annotation.plan import Plan, iter_items
+from mmva_platform.annotation.prepare import look_up, make_plan
+from mmva_platform.annotation.preview import PlanPreview, as_duration, as_size, preview_run
 from mmva_platform.annotation.publish import MANIFEST_FILE
-from mmva_platform.annotation.schema import CATALOG_SCHEMA
-from mmva_platform.settings import ClusterSettings, Settings, StorageSettings
+from mmva_platform.settings import ClusterSettings, Settings
 from mmva_platform.storage import Storage, open_storage
-from mmva_platform.storage.local import LocalStorage
 
+from .planned import quarantine_all
 
-def wav(seconds: int) -> bytes:
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setparams((1, 2, 8000, 0, "NONE", ""))
-        file.writeframes(bytes(range(0, 160, 2)) * 200 * seconds)
-    return buffer.getvalue()
-
-
-def png(number: int = 0) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (32, 32), (number % 256, 0, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
+Show = Callable[..., PlanPreview]
 
 
 @pytest.fixture
 def media(tmp_path: Path) -> Path:
+    """Files that a preview need not open."""
     folder = tmp_path / "media"
     folder.mkdir()
     for number in range(20):
-        (folder / f"{number:02}.png").write_bytes(png(number))
-    (folder / "song.wav").write_bytes(wav(7))
+        (folder / f"{number:02}.png").write_bytes(b"x" * 1000)
+    (folder / "song.wav").write_bytes(b"x" * 176_400 * 6)
     (folder / "words.txt").write_text("a calm piano")
     (folder / "notes.pdf").write_bytes(b"1")
     return folder
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return Settings(home=tmp_path / "home", cluster=ClusterSettings(address="local", num_cpus=4))
 
 
@@ -66,33 +50,31 @@ def storage(tmp_path: Path) -> Storage:
 
 
 @pytest.fixture
-def planned(tiny_bundle: Path) -> Callable[..., tuple[Plan, dict[str, bytes]]]:
-    """make_plan for the tiny bundle."""
-    info = read_bundle_info(tiny_bundle)
-    fingerprints = {name: record["fingerprint"] for name, record in info.backbones.items()}
+def show(media: Path, tiny_bundle: Path, storage: Storage, settings: Settings) -> Show:
+    """Preview of the folder for the tiny bundle and the output."""
 
-    def make(catalog: Catalog, shard_items: int | None = None, **options: Any) -> tuple[Plan, dict[str, bytes]]:
-        model = ModelInfo(name="tiny", version=None, digest=options.pop("digest", info.digest))
-        cut = Preprocessing(fingerprints=fingerprints, window_s=3.0, hop_s=1.5, short_side=224)
-        return make_plan(catalog, model, cut, shard_items, **options)
-
-    return make
-
-
-@pytest.fixture
-def show(tiny_bundle: Path, storage: Storage, settings: Settings) -> Callable[..., PlanPreview]:
-    """Preview for the tiny bundle and the output."""
-
-    def call(catalog: Catalog, *, settings: Settings = settings, **options: Any) -> PlanPreview:
-        return preview(catalog, tiny_bundle, storage, settings, **{"plan": None, "workers": 1, **options})
+    def call(catalog: Path = media, *, settings: Settings = settings, **options: Any) -> PlanPreview:
+        return preview_run(str(catalog), str(tiny_bundle), storage.uri, settings, **options)
 
     return call
 
 
-def catalog_of(rows: list[dict[str, Any]], uri: str) -> Catalog:
-    known = {"uri": None, "modality": "image", "caption": None, "bytes": None, "etag": None}
-    table = pa.Table.from_pylist([{**known, **row} for row in rows], schema=CATALOG_SCHEMA)
-    return Catalog(uri, table, {}, 0, ())
+@pytest.fixture
+def planned(media: Path, tiny_bundle: Path, storage: Storage, settings: Settings) -> Plan:
+    """The plan that a run has left: shards of 4 items."""
+    options = AnnotateOptions(engine="torch", shard_items=4)
+    return make_plan(look_up(str(media), str(tiny_bundle), storage.uri, settings, options), settings)
+
+
+@pytest.fixture
+def measured(tiny_bundle: Path, settings: Settings) -> None:
+    """Speeds as an earlier call left them."""
+    info = read_bundle_info(tiny_bundle)
+    figures = {"torch": (10.0, 0.0, 1.0), "onnx": (40.0, 0.0, 1.0), "torch-bf16": (90.0, 0.5, 0.2)}
+    names = ("items_per_s", "max_va_difference", "min_cosine")
+    found = {name: Measured(**dict(zip(names, of_it, strict=True))) for name, of_it in figures.items()}
+    for tower in info.backbones:
+        cache_of(settings.home / "cache" / "engines", info, tower).write(Calibration(engines=found))
 
 
 def check(found: PlanPreview) -> str:
@@ -103,199 +85,110 @@ def check(found: PlanPreview) -> str:
     return text
 
 
-def test_new_run(show: Any, media: Path, storage: Storage, planned: Any) -> None:
-    catalog = read_catalog(str(media), StorageSettings())
-    plan, _ = planned(catalog, 4)
-    found = show(catalog, new_plan=plan, workers=None)
+def test_new_run(show: Show, media: Path, storage: Storage) -> None:
+    found = show(shard_items=4)
     text = check(found)
     assert (found.state, found.items) == ("new", {"image": 20, "music": 1, "caption": 1})
-    assert (found.skipped, found.outside, found.shards_left) == ({".pdf": 1}, 0, found.shards)
-    assert found.bytes.total == sum(file.stat().st_size for file in media.iterdir()) - 1
-    assert {tower: view.name for tower, view in found.engines.items()} == {"image": "", "music": "", "caption": ""}
-    for name, count in found.items.items():
-        seconds = found.times[name].seconds
-        assert seconds is not None
-        assert seconds > 0
-        assert found.seconds[name] == pytest.approx(count * seconds / found.needs.parallel)
-    assert found.times["image"].units == {"image": found.times["image"].sampled}
-    assert found.times["music"].units == {"music": 4}  # windows of 3 s every 1.5 s
-    for words in ("22 items (", "1 .pdf", "will be calibrated", "to start, and the calibration", ": new, "):
+    assert (found.skipped, found.duplicates, found.outside) == ({".pdf": 1}, 0, 0)
+    assert (found.items_left, found.shards, found.shards_left) == (22, 6, 6)
+    assert found.bytes == sum(file.stat().st_size for file in media.iterdir()) - 1
+    assert found.engines == {"image": ("", None), "music": ("", None), "caption": ("", None)}
+    assert found.seconds is None
+    for words in ("22 items (", "1 .pdf", "will be measured", "no estimate", ": new, 6 shards"):
         assert words in text
     assert not Path(storage.uri).exists()
 
 
-@pytest.fixture
-def measured(tiny_bundle: Path, settings: Settings) -> None:
-    """Speeds of the image engines, as an earlier call left them."""
-    info = read_bundle_info(tiny_bundle)
-    figures = {"torch": (10.0, 0.0, 1.0), "onnx": (40.0, 0.0, 1.0), "torch-bf16": (90.0, 0.5, 0.2)}
-    names = ("items_per_s", "max_va_difference", "min_cosine")
-    found = {name: Measured(**dict(zip(names, of_it, strict=True))) for name, of_it in figures.items()}
-    cache = CalibrationCache(settings.home, info.backbones["image"]["fingerprint"], info.digest, "image")
-    cache.write(Calibration(engines=found))
-
-
 @pytest.mark.usefixtures("measured")
-def test_speeds_measured_before_spare_the_model(
-    show: Any, planned: Any, media: Path, monkeypatch: pytest.MonkeyPatch
+def test_time_by_the_speeds_that_were_measured(show: Show) -> None:
+    found = show(workers=2)
+    assert found.engines == dict.fromkeys(("image", "music", "caption"), ("onnx", 40.0))
+    assert found.seconds == pytest.approx((20 / 40 + 1 / 40 + 6 / 1.5 / 40) / 2)  # a window every 1.5 s of the song
+    assert "image: onnx 40/s a worker" in check(found)
+    assert show(workers=2, engine="torch").seconds == pytest.approx(4 * found.seconds)
+    assert show(workers=2, engine="cuda").seconds is None
+
+
+def test_a_run_that_is_there_is_told_from_its_directory(
+    show: Show, storage: Storage, planned: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "load_model", None)
-    catalog = catalog_of([{"id": str(n), "uri": str(media / f"{n:02}.png")} for n in range(20)], str(media))
-    found = show(catalog, new_plan=planned(catalog)[0])
-    assert (found.engines["image"].name, found.engines["image"].items_per_s) == ("onnx", 40.0)
-    assert found.times["image"].infer_s == pytest.approx(1 / 40)
-    assert found.times["image"].decode_s > 0
-    assert "image: onnx 40/s a core (to be confirmed)" in check(found)
-
-
-@pytest.mark.usefixtures("measured")
-def test_settled_engines_stand(show: Any, planned: Any, media: Path, storage: Storage) -> None:
-    catalog = catalog_of([{"id": str(n), "uri": str(media / f"{n:02}.png")} for n in range(20)], str(media))
-    plan, contents = planned(catalog)
-    settled = plan.model_copy(update={"engines": {"image": EngineInfo(name="torch", items_per_s={"torch": 20.0})}})
-    settle_plan(storage, settled, contents)
-    found = show(catalog, plan=settled, new_plan=plan)
-    assert (found.engines["image"].name, found.engines["image"].settled) == ("torch", True)
-    assert found.times["image"].infer_s == pytest.approx(1 / 20)
-    assert found.refused == ()  # engines that are not chosen yet are no difference
-
-
-def test_resume_counts_what_is_left_and_publishing_ends_it(
-    show: Any, media: Path, storage: Storage, planned: Any
-) -> None:
-    catalog = read_catalog(str(media), StorageSettings())
-    plan, contents = planned(catalog, 4)
-    settle_plan(storage, plan, contents)
-    images = next(k for k in range(len(plan.shards)) if plan.bounds[k] >= 1)  # the first shard holds the song
-    committed = plan.shards[images : images + 2]
-    for shard in (*committed, "999999"):
-        storage.put_if_absent(commit_path(shard), b"only listed")
+    monkeypatch.setattr("mmva_platform.annotation.catalog.Catalog.batches", lambda _self: pytest.fail("listed"))
+    assert show().seconds is None  # nothing is recorded yet
+    for shard in planned.shards[2:4]:
+        quarantine_all(storage, planned, shard)
     before = sorted(storage.list())
-    found = show(catalog, plan=plan, new_plan=planned(catalog)[0], workers=2)
-    gone = plan.bounds[images + 2] - plan.bounds[images]
-    assert (found.state, found.shards_left) == ("resume", found.shards - 2)
-    assert sum(found.items_left.values()) == 22 - gone
-    assert found.bytes.total < sum(file.stat().st_size for file in media.iterdir())
-    assert f"2 of {found.shards} shards done" in check(found)
+    found = show(workers=2)
+    assert (found.state, found.shards, found.shards_left, found.items_left) == ("resume", 6, 4, 14)
+    assert (found.items["image"], found.refused, found.bytes, found.outside) == (20, (), None, None)
+    assert found.seconds == pytest.approx(14 / (8 / 1.0) / 2, rel=0.2)  # half a second a shard, and writing
+    assert "2 of 6 shards done, 14 items left" in check(found)
     assert sorted(storage.list()) == before
-    for shard in plan.shards:
-        storage.put_if_absent(commit_path(shard), b"only listed")
-    found = show(catalog, plan=plan, new_plan=plan, workers=2)
-    assert "only publishing is left" in check(found)
     storage.put_if_absent(MANIFEST_FILE, b"{}")
-    found = show(catalog, plan=plan, new_plan=plan, workers=2)
-    assert (found.state, found.shards_left, found.times) == ("published", 0, {})
+    found = show(workers=2)
+    assert found.state == "published"
     assert "published, nothing left to do" in check(found)
 
 
-def test_says_why_the_call_would_be_refused(show: Any, media: Path, storage: Storage, planned: Any) -> None:
-    catalog = read_catalog(str(media), StorageSettings())
-    plan, contents = planned(catalog, 4, digest="e" * 64)
-    settle_plan(storage, plan, contents)
-    found = show(catalog, plan=plan, new_plan=planned(catalog, 64)[0], workers=2)
-    assert [difference.partition(":")[0] for difference in found.refused] == ["model digest"]
-    assert "refused   model digest" in check(found)
+@pytest.mark.usefixtures("planned")
+def test_says_why_the_call_would_be_refused(show: Show) -> None:
+    found = show(hop_s=2.0, engine="onnx")
+    assert [difference.partition(":")[0] for difference in found.refused] == [
+        *["hop_s", "caption engine", "image engine", "music engine"]
+    ]
+    assert "refused   hop_s: 1.5 there, 2.0 now" in check(found)
 
 
-def test_nothing_outside_the_roots_is_asked_for(
-    show: Any, media: Path, tmp_path: Path, planned: Any, monkeypatch: pytest.MonkeyPatch
+def test_items_outside_the_roots_are_counted(
+    show: Show, media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    elsewhere = tmp_path / "secret"
-    elsewhere.mkdir()
-    (elsewhere / "a.png").write_bytes(png())
-    rows = [{"id": f"in{n}", "uri": str(media / f"{n:02}.png")} for n in range(20)]
-    rows += [{"id": f"out{n}", "uri": str(elsewhere / "a.png")} for n in range(10)]
-    rows += [{"id": "words", "modality": "caption", "caption": "calm"}]
-    catalog = catalog_of(rows, str(media))
-    asked: list[Path] = []
-    size, read = LocalStorage.size, LocalStorage.read
-
-    def watched(method: Callable[[LocalStorage, str], Any]) -> Callable[[LocalStorage, str], Any]:
-        def call(self: LocalStorage, path: str) -> Any:
-            asked.append(self.root)
-            return method(self, path)
-
-        return call
-
-    monkeypatch.setattr(LocalStorage, "size", watched(size))
-    monkeypatch.setattr(LocalStorage, "read", watched(read))
-    plan, _ = planned(catalog)
-    found = show(catalog, new_plan=plan)
-    assert (found.outside, found.roots_checked) == (10, 30)
-    assert "10 items lie outside" in check(found)
-    assert set(asked) == {media}
-    plan, _ = planned(catalog, roots=[str(elsewhere)])
-    found = show(catalog, new_plan=plan)
-    assert found.outside == 0
-    assert set(asked) == {media, elsewhere}
+    table = media / "list.csv"
+    inside = [f"in{n},{media}/{n:02}.png," for n in range(20)]
+    outside = [f"out{n},{tmp_path}/secret/{n}.png," for n in range(10)]
+    table.write_text("\n".join(["id,uri,caption", *inside, *outside, "words,,calm"]))
+    found = show(table)
+    assert found.outside == 10
+    assert "10 items are outside" in check(found)
+    assert show(table, roots=(str(tmp_path),)).outside == 0
+    monkeypatch.setattr(preview_module, "_ROOTS_CHECKED", 16)  # every second item
+    assert show(table).outside == 10
 
 
-def test_many_items_are_judged_by_some(show: Any, media: Path, planned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preview_module, "_ROOTS_CHECKED", 40)
-    rows = [{"id": str(n), "uri": f"{media if n % 2 else '/elsewhere'}/{n}.png", "bytes": 10} for n in range(200)]
-    catalog = catalog_of(rows, str(media))
-    found = show(catalog, new_plan=planned(catalog)[0])
-    assert found.roots_checked == 40
-    assert 50 <= found.outside <= 150
-    assert "; about " in check(found)
-
-
-def test_unknown_sizes_are_reckoned_from_some(show: Any, media: Path, planned: Any) -> None:
-    (media / "00.png").write_bytes(b"x" * 1000)
-    rows = [{"id": str(n), "uri": str(media / "00.png")} for n in range(60)]
-    rows += [{"id": "known", "uri": str(media / "01.png"), "bytes": 7}]
-    catalog = catalog_of(rows, str(media))
-    found = show(catalog, new_plan=planned(catalog)[0])
-    assert found.bytes == preview_module.Bytes(total=60_007, unknown=60, asked=50)
+def test_unknown_sizes_and_repeated_ids_are_counted(show: Show, media: Path) -> None:
+    table = media / "list.csv"
+    table.write_text("id,uri,bytes\n1,s3://b/a.png,7\n1,s3://b/b.png,8\n2,s3://b/c.png,\n")
+    found = show(table, roots=("s3://b",))
+    assert (found.bytes, found.sizes_unknown, found.duplicates, found.items) == (15, 1, 1, {"image": 2})
     text = check(found)
-    assert "about 60 kB (60 sizes not known, reckoned from 50 that were asked)" in text
-    gone = catalog_of([{"id": "gone", "uri": str(media / "gone.png")}], str(media))
-    found = show(gone, new_plan=planned(gone)[0])
-    assert "1 files of unknown size" in check(found)
-    assert "no estimate for image: none of the sampled items could be read" in found.to_text()
+    assert "15 B and 1 files of unknown size" in text
+    assert "1 rows with an earlier row's id" in text
 
 
-def test_base_saves_its_items_their_media(show: Any, media: Path, storage: Storage, planned: Any) -> None:
-    catalog = read_catalog(str(media), StorageSettings())
-    files = pa.array(["data/1.parquet" if n < 15 else None for n in range(22)])
-    base = BaseInfo(uri="/va/1", run_id="r", manifest_sha256="m", same_model=False, items=15)
-    plan, contents = planned(catalog, base=base, base_files=files)
-    found = show(catalog, new_plan=plan, base_files=files)
-    assert (found.base_left, found.items_left) == (15, {"image": 5, "music": 1, "caption": 1})
-    assert "/va/1 saves 15 of 22 items their media (towers over its embeddings)" in check(found)
-    settle_plan(storage, plan, contents)
-    again = show(catalog, plan=plan, new_plan=plan)
-    assert (again.base_left, sum(again.items_left.values())) == (15, 7)
-
-
-def test_needs_of_the_cluster(show: Any, settings: Settings, planned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    catalog = catalog_of([{"id": str(n), "modality": "caption", "caption": f"calm {n}"} for n in range(2000)], "/m")
-    plan, _ = planned(catalog, 1)
-    few = show(catalog, new_plan=plan, workers=3).needs
-    assert (few.workers, few.cpus, few.cpus_there, few.enough) == (3, 2.5, 4.0, True)
-    many = show(catalog, new_plan=plan, workers=9)
-    assert (many.needs.cpus, many.needs.enough) == (5.5, False)
-    assert "TOO FEW" in check(many)
-    one, _ = planned(catalog_of([{"id": "a", "modality": "caption", "caption": "calm"}], "/m"))
-    alone = show(catalog, new_plan=one, workers=9)
-    assert alone.needs.workers == 1  # no more than shards
-
-    on_gpus = plan.model_copy(update={"engines": {"caption": EngineInfo(name="cuda")}})
-    monkeypatch.setattr(preview_module, "_own_gpus", lambda: 1)
-    shared = show(catalog, new_plan=on_gpus, workers=2)
-    assert (shared.needs.gpus, shared.needs.gpus_there, shared.needs.enough) == (0.5, 1, True)
-    monkeypatch.setattr(preview_module, "_own_gpus", lambda: 0)
-    assert "and 0.5 GPUs: it has 4 and 0, TOO FEW" in check(show(catalog, new_plan=on_gpus, workers=2))
+def test_workers_and_gpus(show: Show, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert show(workers=3).workers == 3
+    assert show(shard_items=1).workers == 4  # one for each CPU
+    assert show(shard_items=1000, workers=9).workers == show(shard_items=1000).shards  # no more than shards
+    shared = show(engine="cuda", workers=2)
+    assert (shared.workers, shared.gpus) == (2, 0.5)
+    assert "2 on 0.5 GPUs" in check(shared)
 
     def unreachable(_settings: ClusterSettings) -> Any:  # the real one would find the Ray of another test's session
         raise UsageError("cluster.address 127.0.0.1:1: no Ray cluster answers there")
 
     monkeypatch.setattr(preview_module, "ray_session", unreachable)
     away = settings.model_copy(update={"cluster": ClusterSettings(address="127.0.0.1:1")})
-    found = show(catalog, new_plan=plan, workers=2, settings=away)
-    assert (found.needs.cpus_there, found.needs.enough) == (None, False)
+    found = show(workers=2, settings=away)
+    assert found.problem is not None
     assert "no Ray cluster answers there" in check(found)
+
+
+def test_plan_and_preview_agree(
+    show: Show, storage: Storage, settings: Settings, media: Path, tiny_bundle: Path
+) -> None:
+    found = show(engine="torch")
+    options = AnnotateOptions(engine="torch")
+    plan = make_plan(look_up(str(media), str(tiny_bundle), storage.uri, settings, options), settings)
+    assert found.shards == len(plan.shards)
+    assert sum(items.num_rows for items in iter_items(storage, plan)) == found.items_left
 
 
 def test_sizes_and_durations_for_people() -> None:

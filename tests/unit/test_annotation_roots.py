@@ -87,29 +87,34 @@ def test_loop_of_links_leads_nowhere(media: Path) -> None:
             (media / "x").stat()
 
 
-def encoded(text: str, times: int) -> str:
-    for _ in range(times):
-        text = "".join(f"%{ord(letter):02x}" if letter in "./%\\" else letter for letter in text)
-    return text
-
-
 def test_media_below_a_prefix_are_allowed() -> None:
     roots = AllowedRoots(["s3://b/media/", "s3://whole"])
     for uri in ("s3://b/media/a.png", "s3://b/media/x/y z%20.png", "s3://b/media/..a/b..png", "s3://whole/a.png"):
         assert roots.allow(uri), uri
 
 
-@pytest.mark.parametrize("times", [0, 1, 2, 3])
-@pytest.mark.parametrize("step", ["..", ".", "../..", "..\\"])
-def test_encoded_steps_out_of_a_prefix_are_shut(step: str, times: int) -> None:
-    assert not AllowedRoots(["s3://b/media"]).allow(f"s3://b/media/{encoded(step, times)}/secret.png")
+@pytest.mark.parametrize(
+    "key",
+    [
+        "a//b.jpg", "./x.jpg", "/a.png", "https%3A%2F%2Fexample.com%2Fa.jpg", "a\\\\b.png", "%2F%2F", "a%00.png",
+        "%2e%2e/a.png", "%252e%252e/a.png",
+    ],
+)  # fmt: skip
+def test_keys_are_neither_decoded_nor_normalized(key: str) -> None:
+    assert AllowedRoots(["s3://b/media"]).allow(f"s3://b/media/{key}")
+    assert not AllowedRoots(["s3://b/media"]).allow(f"s3://b/media2/{key}")
+
+
+@pytest.mark.parametrize("key", ["../secret.png", "a/../../secret.png", ".."])
+def test_steps_out_of_a_prefix_are_shut(key: str) -> None:
+    assert not AllowedRoots(["s3://b/media"]).allow(f"s3://b/media/{key}")
 
 
 @pytest.mark.parametrize(
     "uri",
     [
         "s3://b/media2/a.png", "s3://b/medi", "s3://b/media", "s3://b/media/", "s3://b/other/a.png", "s3://b2/media/a.png",
-        "s3://b", "s3://", "s3:///media/a.png", "s3://b/media//a.png", "s3://b/media/a%00.png", "s3://b/media/\0.png",
+        "s3://b", "s3://", "s3:///media/a.png",
         "s3://b/%6dedia/a.png", "s3://B/media/a.png", "http://b/media/a.png", "/b/media/a.png", "file:///b/media/a.png",
         "s3a://b/media/a.png", "s3://user@b/media/a.png",
     ],
@@ -130,11 +135,10 @@ def test_catalog_speaks_for_its_own_place(tmp_path: Path, monkeypatch: pytest.Mo
     assert catalog_root(f"file://{tmp_path}/a%20b/list.parquet") == str(tmp_path / "a b")
     assert catalog_root("s3://b/x/list.parquet") == "s3://b/x"
     assert catalog_root("s3://b/x/") == "s3://b/x"
+    assert catalog_root("s3://b/x/list.parquet/") == "s3://b/x"  # a folder that Spark wrote
 
 
-@pytest.mark.parametrize(
-    "root", ["s3://", "s3://b/../c", "s3://b//x", "s3://b/%2e%2e/x", "http://host/x", "file://host/x"]
-)
+@pytest.mark.parametrize("root", ["s3://", "s3://b/../c", "s3://b//x", "http://host/x", "file://host/x"])
 def test_root_that_is_none_is_a_users_mistake(root: str) -> None:
     with pytest.raises(UsageError) as caught:
         normalised_root(root)

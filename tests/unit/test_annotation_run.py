@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mmva.errors import CheckFailed, UsageError
 from mmva.inference.config import Preprocessing
-from mmva_platform.annotation.catalog import Catalog, read_catalog
+from mmva_platform.annotation.catalog import open_catalog
 from mmva_platform.annotation.commit import (
     ShardResult,
     commit_path,
@@ -22,15 +22,15 @@ from mmva_platform.annotation.commit import (
     read_commit,
     read_commits,
 )
-from mmva_platform.annotation.plan import ModelInfo, Plan, make_plan, read_items, read_plan, settle_plan
+from mmva_platform.annotation.plan import ItemReader, ModelInfo, Plan, iter_items, read_plan
 from mmva_platform.annotation.publish import MANIFEST_FILE, publish, read_annotations, read_quarantine
-from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, CATALOG_SCHEMA, QUARANTINE_SCHEMA, parquet_to_table
-from mmva_platform.annotation.shards import shard_bounds
+from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, QUARANTINE_SCHEMA, parquet_to_table
 from mmva_platform.annotation.status import status
 from mmva_platform.annotation.verify import verify
-from mmva_platform.annotation.worker import Fetcher
 from mmva_platform.settings import Settings, StorageSettings
 from mmva_platform.storage import Storage, StorageNotFound, StoragePathError, open_storage
+
+from .planned import plan_of, read_all, table_of
 
 MODEL = ModelInfo(name="mmva", version="3", digest="d" * 64)
 PREPROCESSING = Preprocessing(fingerprints={"image": "f" * 64}, window_s=3.0, hop_s=1.5, short_side=224)
@@ -70,23 +70,18 @@ def storage(settings: Settings, tmp_path: Path) -> Storage:
     return open_storage(f"s3://{bucket}/va", settings.storage)
 
 
-def catalog_of(ids: list[str]) -> Catalog:
-    rows = [
-        {"id": name, "uri": f"/m/{name}.png", "modality": "image", "caption": None, "bytes": 9, "etag": None}
-        for name in ids
-    ]
-    return Catalog("/m", pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA), {}, 0, ())
+def catalog_of(ids: list[str]) -> pa.Table:
+    return table_of([{"id": name, "uri": f"/m/{name}.png", "modality": "image", "bytes": 9} for name in ids])
 
 
 def planned(storage: Storage, count: int = 40, **changes: Any) -> tuple[Plan, pa.Table]:
     values = {"model": MODEL, "preprocessing": PREPROCESSING, "shard_items": 16} | changes
-    plan = settle_plan(storage, *make_plan(catalog_of([f"i{n:02d}" for n in range(count)]), **values))
-    return plan, read_items(storage, plan)
+    plan = plan_of(storage, catalog_of([f"i{n:02d}" for n in range(count)]), **values)
+    return plan, pa.concat_tables(iter_items(storage, plan))
 
 
 def items_of(plan: Plan, items: pa.Table, shard: str) -> list[dict[str, Any]]:
-    start, stop = plan.bounds[int(shard) : int(shard) + 2]
-    return items.slice(start, stop - start).to_pylist()
+    return items.slice(sum(plan.rows[: int(shard)]), plan.rows[int(shard)]).to_pylist()
 
 
 def result_of(ok: list[dict[str, Any]], bad: list[dict[str, Any]]) -> ShardResult:
@@ -139,38 +134,55 @@ def finish(storage: Storage, **changes: Any) -> tuple[Plan, pa.Table]:
 # --- plan
 
 
-@pytest.mark.parametrize(("count", "shard_items"), [(1, 64), (40, 16), (1000, 64), (9, 1)])
-def test_shards_hold_every_item_once_in_order_and_stay_small(count: int, shard_items: int) -> None:
-    bounds = shard_bounds(np.ones(count), shard_items)
-    assert bounds[0] == 0
-    assert bounds[-1] == count
-    sizes = np.diff(bounds)
-    assert sizes.min() >= 1
-    assert sizes.max() <= shard_items
-
-
-def test_shards_are_cut_by_work() -> None:
-    bounds = shard_bounds(np.array([1, 1, 500, 1, 1, 1]), 64)
-    assert bounds == (0, 2, 3, 6)
-
-
-def test_cheap_items_do_not_make_an_endless_shard() -> None:
-    assert np.diff(shard_bounds(np.full(10_000, 1e-4), 4)).max() == 32
-
-
-def test_long_work_comes_first_and_modalities_stay_together(tmp_path: Path) -> None:
+def test_long_work_comes_first_and_modalities_stay_together(storage: Storage, tmp_path: Path) -> None:
+    media = tmp_path / "media"
+    media.mkdir()
     for name in ("a.png", "b.wav", "c.txt", "d.png", "e.mp3"):
-        (tmp_path / name).write_bytes(b"1")
-    _, contents = make_plan(read_catalog(str(tmp_path), StorageSettings()), MODEL, PREPROCESSING, 8)
-    items = pa.concat_tables([parquet_to_table(data) for data in contents.values()])
+        (media / name).write_bytes(b"1")
+    plan = plan_of(storage, open_catalog(str(media), StorageSettings()), MODEL, PREPROCESSING, 8)
+    items = pa.concat_tables(iter_items(storage, plan))
     assert items.column("id").to_pylist() == ["b.wav", "e.mp3", "a.png", "d.png", "c.txt"]
 
 
 @folder_only
 def test_more_shards_than_names_sort_are_refused(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmva_platform.annotation.plan._MOST_SHARDS", 4)
-    with pytest.raises(UsageError, match=r"5 shards of at most 8 items, and a run has 4 at most"):
+    monkeypatch.setattr("mmva_platform.annotation.planning._MOST_SHARDS", 4)
+    with pytest.raises(UsageError, match=r"/m: more than 4 shards; choose a larger --shard-items"):
         planned(storage, shard_items=8)
+
+
+def test_a_shard_is_a_row_group_of_its_own(storage: Storage) -> None:
+    plan, items = planned(storage, count=150, shard_items=1)
+    assert [(part.first_shard, len(part.rows)) for part in plan.parts] == [(0, 64), (64, 64), (128, 22)]
+    assert plan.rows == [1] * 150
+    for part in plan.parts:
+        file = pq.ParquetFile(pa.BufferReader(storage.read(part.path)))
+        rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        assert rows == list(part.rows)
+    read = ItemReader(storage, plan)
+    for shard in ("000149", "000000", "000064", "000063"):
+        assert read(shard)["id"].to_pylist() == [items["id"][int(shard)].as_py()]
+
+
+@folder_only
+def test_a_part_is_closed_early_when_it_is_large(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmva_platform.annotation.planning._PART_BYTES", 1_000)
+    plan, items = planned(storage, count=150, shard_items=1)
+    assert 1 < max(len(part.rows) for part in plan.parts) < 64
+    assert items["id"].to_pylist() == [f"i{n:02d}" for n in range(150)]
+
+
+@folder_only
+def test_a_changed_byte_of_a_shards_items_is_noticed_by_its_reader(storage: Storage) -> None:
+    plan, _ = planned(storage)
+    (part,) = plan.parts
+    data = bytearray(storage.read(part.path))
+    group = pq.ParquetFile(pa.BufferReader(bytes(data))).metadata.row_group(2).column(0)
+    data[group.data_page_offset + group.total_compressed_size - 3] ^= 1
+    storage.write(part.path, bytes(data))
+    with pytest.raises(CheckFailed, match=r"plan/items-000000-.*changed since it was planned"):
+        ItemReader(storage, plan)("000002")
+    assert ItemReader(storage, plan)("000001").num_rows == 8
 
 
 def test_records_are_read_in_the_order_asked_for_and_a_damaged_one_is_named(storage: Storage) -> None:
@@ -198,7 +210,8 @@ def test_the_first_plan_is_the_runs_plan(storage: Storage) -> None:
         ({"model": MODEL.model_copy(update={"digest": "e" * 64})}, "model digest: dddd"),
         ({"preprocessing": PREPROCESSING.model_copy(update={"hop_s": 3.0})}, "hop_s: 1.5 there, 3.0 now"),
         ({"preprocessing": PREPROCESSING.model_copy(update={"fingerprints": {"image": "0"}})}, "image preprocessing"),
-        ({"count": 41}, "catalog items: 40 there, 41 now"),
+        ({"roots": ("/m", "/n")}, "roots: /m there, /m, /n now"),
+        ({"keep_windows": False}, "window embeddings kept: True there, False now"),
     ],
 )
 def test_another_plan_is_refused_with_the_difference(storage: Storage, changes: dict[str, Any], named: str) -> None:
@@ -215,20 +228,20 @@ def test_same_model_under_another_name_is_the_same_run(storage: Storage) -> None
     assert again.model == first.model
 
 
-def test_items_changed_behind_the_plan_are_noticed(storage: Storage) -> None:
-    plan, _ = planned(storage)
-    storage.write(plan.chapters[0].path, b"something else")
-    with pytest.raises(CheckFailed, match="changed since it was planned"):
-        planned(storage)
+def test_a_catalog_that_grew_shares_the_plan_that_was_first(storage: Storage) -> None:
+    first, items = planned(storage)
+    again, items_again = planned(storage, count=41)
+    assert again == first
+    assert items_again.equals(items)
 
 
 def test_catalogs_in_storage_are_read_and_their_media_fetched(storage: Storage, settings: Settings) -> None:
     storage.write("media/b.png", b"png")
     storage.write("media/deep/a.txt", b"text")
     storage.write("list.csv", b"uri\nmedia/b.png\n./media/deep/a.txt\nmedia/gone.png\n")
-    folder = read_catalog(storage.join("media"), settings.storage).items.to_pylist()
+    folder = read_all(storage.join("media"), settings.storage).to_pylist()
     assert [(row["id"], row["bytes"]) for row in folder] == [("b.png", 3), ("deep/a.txt", 4)]
-    table = read_catalog(storage.join("list.csv"), settings.storage).items.to_pylist()
+    table = read_all(storage.join("list.csv"), settings.storage).to_pylist()
     assert [row["uri"] for row in table[:2]] == [row["uri"] for row in folder]
     fetch = Fetcher(settings.storage)
     assert [fetch(row["uri"], row["bytes"], 100) for row in folder + table[:2]] == [b"png", b"text"] * 2
@@ -239,7 +252,7 @@ def test_catalogs_in_storage_are_read_and_their_media_fetched(storage: Storage, 
 @pytest.mark.parametrize("settings", ["s3"], indirect=True)
 def test_a_row_does_not_lead_out_of_its_s3_prefix(storage: Storage, settings: Settings) -> None:
     storage.write("list.csv", b"uri\n../../other-bucket/a.png\n")
-    (row,) = read_catalog(storage.join("list.csv"), settings.storage).items.to_pylist()
+    (row,) = read_all(storage.join("list.csv"), settings.storage).to_pylist()
     with pytest.raises(StoragePathError):
         Fetcher(settings.storage)(row["uri"], None, 100)
 
@@ -322,8 +335,9 @@ def test_status_follows_a_run(storage: Storage, settings: Settings) -> None:
     plan, items = planned(storage)
     commit(storage, plan, items, "000001")
     found = status(storage.uri, settings)
-    assert (found.shards_done, found.shards, found.items, found.published) == (1, 5, 40, False)
-    assert found.totals.causes == {"corrupt-image": 1}
+    (run,) = found.generations
+    assert (run.shards_done, run.shards, run.items, run.published) == (1, 5, 40, False)
+    assert run.totals.causes == {"corrupt-image": 1}
     assert "1 of 5 shards, 8 of 40 items" in found.to_text()
     assert committed_shards(storage) == {"000001"}
 
@@ -347,7 +361,16 @@ def damage_commit(storage: Storage, plan: Plan) -> None:
 
 
 def damage_items(storage: Storage, plan: Plan) -> None:
-    storage.write(plan.chapters[0].path, b"")
+    storage.write(plan.parts[0].path, b"")
+
+
+def swap_items(storage: Storage, plan: Plan) -> None:
+    """Another table of the same shape in place of the planned items."""
+    (part,) = plan.parts
+    sink, items = pa.BufferOutputStream(), pq.read_table(pa.BufferReader(storage.read(part.path)))
+    uris = pa.array([f"/m/{number}.png" for number in range(items.num_rows)], pa.large_string())
+    pq.write_table(items.set_column(1, items.schema.field("uri"), uris), sink, row_group_size=8)
+    storage.write(part.path, bytes(sink.getvalue()))
 
 
 def another_plan(storage: Storage, plan: Plan) -> None:
@@ -362,6 +385,7 @@ def another_plan(storage: Storage, plan: Plan) -> None:
         (swap_quarantine, "quarantine/000001-.*changed since it was written"),
         (damage_commit, r"commits/000001\.json: not a commit record"),
         (damage_items, "plan/items-.*changed since it was planned"),
+        (swap_items, "plan/items-.*changed since it was planned"),
         (another_plan, r"MANIFEST\.json: belongs to another plan"),
     ],
 )

@@ -1,7 +1,7 @@
-"""An earlier annotation to build upon: which of a catalog's items stand in it unchanged, and in which file.
+"""An earlier annotation to build upon: which of a catalog's items it holds unchanged, and in which file.
 
-An item is the same if its id, URI, modality, caption, size and etag are those of the base's plan. A table that tells
-neither sizes nor etags is believed: a file replaced under the same URI is not noticed there.
+An item is the same if its id, URI, modality, caption, size and etag are those of the base's plan. Of a table without
+sizes and etags, a file that was replaced under the same URI is not noticed.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from mmva.errors import CheckFailed, UsageError
 from mmva.inference.config import EngineInfo, Preprocessing
-from mmva.modalities import towers_of
+from mmva.modalities import MEDIA_KINDS, towers_of
 from mmva_platform.annotation.commit import CommitRecord
 from mmva_platform.annotation.plan import BaseInfo, ItemReader, ModelInfo, Plan, read_plan
 from mmva_platform.annotation.publish import MANIFEST_FILE, generations, identity, read_file, read_manifest
 from mmva_platform.annotation.schema import ANNOTATION_VERSION, CATALOG_SCHEMA
+from mmva_platform.annotation.unique import digests_of
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, open_storage
 
@@ -47,53 +48,35 @@ class Base:
         """What computed its embeddings; a run built upon it adopts them unless told otherwise."""
         return self.plan.engines
 
-    def plan_for(
-        self,
-        items: pa.Table,
-        model: ModelInfo,
-        preprocessing: Preprocessing,
-        engines: Mapping[str, EngineInfo] | None = None,
-    ) -> tuple[BaseInfo, pa.Array]:
-        """Which items need no media.
+    def lookup(self) -> Lookup:
+        """What finds a catalog's items in it; reads plans and quarantine, no embeddings."""
+        return Lookup(*self._annotated_items())
 
-        Args:
-            items: A catalog's items (CATALOG_SCHEMA), N rows.
-            model: What the new run annotates with.
-            preprocessing: Its preprocessing. With other windows or sizes nothing is taken from the base, and nothing
-                of a modality whose backbone is another.
-            engines: Its engines; nothing is taken of a modality whose engine is another. None adopts the base's.
+    def reusable(self, preprocessing: Preprocessing, engines: Mapping[str, EngineInfo]) -> set[str]:
+        """Modalities whose stored embeddings are what a run with these would compute.
 
-        Returns:
-            What the plan records of the base, and for each item its file relative to the base, or null, length N.
+        None with other windows or sizes; not those of another backbone or another engine.
         """
-        towers = self._same_towers(preprocessing, self.engines if engines is None else engines)
-        known, files = self._annotated_items()
-        position_N = pc.index_in(items["id"].combine_chunks(), value_set=known["id"].combine_chunks())
-        same_N = np.asarray(pc.is_valid(position_N)) & _of_towers(items["modality"], towers)
-        found = known.take(pc.fill_null(position_N, 0)) if known.num_rows else known
-        for name in CATALOG_SCHEMA.names if known.num_rows else ():
-            same_N &= _equal(items[name].combine_chunks(), found[name].combine_chunks())
-        rows = pa.array(np.where(same_N, np.asarray(pc.fill_null(position_N, 0)), 0), mask=~same_N)
-        info = BaseInfo(
-            uri=self.storage.uri,
-            run_id=self.plan.run_id,
-            manifest_sha256=self.digest,
-            same_model=model.digest == self.plan.model.digest,
-            items=int(same_N.sum()),
-        )
-        return info, files.take(rows) if known.num_rows else pa.nulls(items.num_rows, pa.string())
-
-    def _same_towers(self, preprocessing: Preprocessing, engines: Mapping[str, EngineInfo]) -> set[str]:
-        """Towers whose stored embeddings are what the new run would compute."""
         mine = self.plan.preprocessing
         if _cut(mine) != _cut(preprocessing):
             return set()
-        return {
+        towers = {
             tower
             for tower, fingerprint in mine.fingerprints.items()
             if preprocessing.fingerprints.get(tower) == fingerprint
             and _engine(self.engines, tower) == _engine(engines, tower)
         }
+        return {name for name in MEDIA_KINDS if set(towers_of(name)) <= towers}
+
+    def info(self, model: ModelInfo) -> BaseInfo:
+        """What a plan records of it; the number of items is not known yet."""
+        return BaseInfo(
+            uri=self.storage.uri,
+            run_id=self.plan.run_id,
+            manifest_sha256=self.digest,
+            same_model=model.digest == self.plan.model.digest,
+            items=0,
+        )
 
     def _annotated_items(self) -> tuple[pa.Table, pa.Array]:
         """Planned items that were annotated, and the file of each; reads plans and quarantine, no embeddings."""
@@ -108,7 +91,29 @@ class Base:
                 files.append(f"{prefix}/{commit.data.path}" if prefix else commit.data.path)
                 counts.append(tables[-1].num_rows)
         codes = pa.array(np.repeat(np.arange(len(files)), counts), pa.int64())
-        return pa.concat_tables(tables).combine_chunks(), pa.array(files, pa.string()).take(codes)
+        return pa.concat_tables(tables).combine_chunks(), pa.array(files, pa.large_string()).take(codes)
+
+
+class Lookup:
+    """Finds catalog rows that an annotation holds unchanged. All its items are in memory."""
+
+    def __init__(self, known: pa.Table, files: pa.Array) -> None:
+        """Known: annotated items (CATALOG_SCHEMA), K rows; files: the file of each, relative to the base."""
+        key_K = digests_of(known["id"])[:, 0]
+        self._order_K = np.argsort(key_K, kind="stable")
+        self._keys_K, self._known, self._files = key_K[self._order_K], known, files
+
+    def __call__(self, batch: pa.Table) -> pa.Array:
+        """For each row (CATALOG_SCHEMA) its file in the base, or null."""
+        if not self._known.num_rows:
+            return pa.nulls(batch.num_rows, pa.large_string())
+        place_N = np.searchsorted(self._keys_K, digests_of(batch["id"])[:, 0])
+        row_N = self._order_K[np.minimum(place_N, len(self._order_K) - 1)]
+        found = self._known.take(pa.array(row_N))
+        same_N = np.ones(batch.num_rows, dtype=bool)
+        for name in CATALOG_SCHEMA.names:
+            same_N &= _equal(batch[name].combine_chunks(), found[name].combine_chunks())
+        return self._files.take(pa.array(row_N, mask=~same_N))
 
 
 def open_base(uri: str, settings: Settings) -> Base:
@@ -179,7 +184,7 @@ def base_files(base: Storage, digest: str, settings: Settings) -> dict[str, tupl
 def _annotated(place: Storage, commit: CommitRecord, planned: pa.Table) -> pa.Table:
     if commit.quarantine is None:
         return planned
-    bad = read_file(place, commit.quarantine)["id"].combine_chunks()
+    bad = read_file(place, commit.quarantine)["id"].cast(pa.large_string()).combine_chunks()
     return planned.filter(pc.invert(pc.is_in(planned["id"], value_set=bad)))
 
 
@@ -195,13 +200,6 @@ def _useful(theirs: Preprocessing, mine: Preprocessing | None) -> bool:
 
 def _engine(engines: Mapping[str, EngineInfo], tower: str) -> str:
     return engines[tower].name if tower in engines else "torch"
-
-
-def _of_towers(modalities: pa.ChunkedArray, towers: set[str]) -> NDArray[np.bool_]:
-    """Which items' embeddings come from these towers alone."""
-    names = pc.unique(modalities).drop_null().to_pylist()
-    usable = [name for name in names if set(towers_of(name)) <= towers]
-    return np.asarray(pc.is_in(modalities, value_set=pa.array(usable, pa.string())))
 
 
 def _equal(left: pa.Array, right: pa.Array) -> NDArray[np.bool_]:

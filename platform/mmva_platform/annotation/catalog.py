@@ -1,217 +1,197 @@
-"""Catalogs: what a user wants annotated, read into one table without touching the media.
+"""Catalogs: what a user wants annotated, read batch by batch without touching the media.
 
-A catalog is a folder or S3 prefix of media files, or a Parquet, CSV or JSONL table with some of the columns
-`id, uri, modality, caption, bytes, etag`. Nothing is dropped in silence: files that are no media and rows whose id was
-seen before are counted and stand in the plan; a row that cannot be annotated stays, to be quarantined.
+A catalog is a folder or S3 prefix of media files, a table (Parquet, CSV or JSONL) with some of the columns
+`id, uri, modality, caption, bytes, etag`, or a folder of such table files as Spark, Athena, Ray or S3 Inventory write
+them. Every file and row is accounted for: files that are not media are counted, and a row that cannot be annotated
+stays, to be quarantined. Memory does not grow with the catalog.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import posixpath
-import stat
+import io
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from pathlib import Path, PurePosixPath
-from typing import Final
+from pathlib import Path
+from typing import BinaryIO, Final, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from mmva.errors import UsageError
-from mmva.media.formats import modality_of
-from mmva_platform.annotation.catalog_tables import COLUMNS, TABLE_SUFFIXES, Row, read_rows
-from mmva_platform.annotation.roots import local_path_of
-from mmva_platform.annotation.schema import CATALOG_SCHEMA, sha256_hex
+from mmva_platform.annotation.catalog_rows import inventory_rows, listed_rows, table_rows
+from mmva_platform.annotation.catalog_tables import TABLE_SUFFIXES, is_inventory, read_table_file
+from mmva_platform.annotation.roots import is_table
+from mmva_platform.annotation.schema import CATALOG_SCHEMA
 from mmva_platform.settings import StorageSettings
 from mmva_platform.storage import (
+    Entry,
+    Storage,
     StorageDenied,
     StorageNotFound,
     StoragePathError,
     open_storage,
-    read_uri,
     split_uri,
 )
 
-_DUPLICATES_SHOWN: Final = 10
-_BATCH_ROWS: Final = 10_000  # rows that are Python objects at a time; the rest stands in Arrow
+_BATCH_ROWS: Final = 65_536
 
 
-@dataclass(frozen=True)
 class Catalog:
-    """A catalog as read.
+    """A catalog that is read anew by every call of `batches`.
 
     Attributes:
-        uri: Where it was read from.
-        items: CATALOG_SCHEMA, one row an item in the catalog's own order; ids are unique.
-        skipped: Files of a folder that are no media, counted by extension ("hidden" for dot files).
-        duplicates: Rows left out because an earlier row has their id.
-        duplicate_ids: The first few such ids.
+        uri: Where it is, in full; the same catalog has the same URI however it was written.
+        skipped: Files and rows of the last reading that are not media, counted by extension ("hidden" for dot files).
     """
 
-    uri: str
-    items: pa.Table
-    skipped: dict[str, int]
-    duplicates: int
-    duplicate_ids: tuple[str, ...]
+    def __init__(self, uri: str, read: Callable[[Counter[str]], Iterable[pa.Table]]) -> None:
+        """Read nothing yet.
 
-    @property
-    def modalities(self) -> list[str | None]:
-        """The modalities of its items, each once; None for rows that do not say."""
-        return self.items.column("modality").unique().to_pylist()
+        Args:
+            uri: See Attributes.
+            read: Gives tables of CATALOG_SCHEMA, and counts in its argument what it skips.
+        """
+        self.uri, self._read = uri, read
+        self.skipped: Counter[str] = Counter()
 
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 over every item's id, URI, modality, caption, known size and etag, in order."""
-        digest = hashlib.sha256()
-        for batch in self.items.to_batches(max_chunksize=_BATCH_ROWS):
-            columns = [column.to_pylist() for column in batch.columns]
-            for row in zip(*columns, strict=True):
-                digest.update(json.dumps(row).encode() + b"\n")
-        return digest.hexdigest()
+    @classmethod
+    def of_table(cls, uri: str, table: pa.Table) -> Catalog:
+        """A catalog of items that are in memory (CATALOG_SCHEMA)."""
+        return cls(uri, lambda _skipped: [table])
+
+    def batches(self) -> Iterator[pa.Table]:
+        """Rows in the order of the source (CATALOG_SCHEMA), in tables of bounded size; ids may repeat.
+
+        Raises:
+            UsageError: If it does not exist, may not be read, has no usable column or no item; one line.
+            StorageError: If storage does not answer.
+        """
+        self.skipped.clear()
+        rows = 0
+        try:
+            for table in self._read(self.skipped):
+                rows += table.num_rows
+                if table.num_rows:
+                    yield table
+        except (StorageNotFound, StorageDenied, StoragePathError) as error:
+            raise UsageError(f"catalog {self.uri}: cannot be read ({error})") from None
+        self.skipped = +self.skipped
+        if not rows:
+            found = ", ".join(f"{count} {kind}" for kind, count in sorted(self.skipped.items()))
+            raise UsageError(f"catalog {self.uri}: no items to annotate" + (f"; skipped {found}" if found else ""))
+
+    def sample(self, count: int, seed: int) -> tuple[pa.Table, int]:
+        """Random items in the order of the source, fewer if there are not as many, and the number of all rows."""
+        rng = np.random.default_rng(seed)
+        kept, keys_K, rows = CATALOG_SCHEMA.empty_table(), np.empty(0), 0
+        for table in self.batches():
+            rows += table.num_rows
+            keys_K = np.concatenate([keys_K, rng.random(table.num_rows)])
+            best = np.sort(np.argpartition(keys_K, count)[:count]) if len(keys_K) > count else np.arange(len(keys_K))
+            kept, keys_K = pa.concat_tables([kept, table]).take(pa.array(best)), keys_K[best]
+        return kept, rows
 
 
-def read_catalog(uri: str, settings: StorageSettings) -> Catalog:
-    """Read a catalog.
+def open_catalog(uri: str, settings: StorageSettings) -> Catalog:
+    """A catalog by its URI; nothing is read yet.
 
     Args:
-        uri: A folder, an S3 prefix, or a .parquet, .csv, .jsonl or .ndjson table; a local path, file:// or s3://.
+        uri: A folder, an S3 prefix, or a .parquet, .csv, .jsonl or .ndjson table or folder of table files; a local
+            path, file:// or s3://.
         settings: How to reach object storage.
 
     Raises:
-        UsageError: If it does not exist, may not be read, has no usable column or no item; one line.
-        StorageError: If storage does not answer.
+        UsageError: If the URI is of another kind.
     """
-    skipped: Counter[str] = Counter()
-    try:
-        rows = (
-            _table_rows(uri, settings) if uri.lower().endswith(TABLE_SUFFIXES) else _folder_rows(uri, settings, skipped)
-        )
-        items, duplicates = _unique(_as_table(rows))
-    except (StorageNotFound, StorageDenied, StoragePathError) as error:
-        raise UsageError(f"catalog {uri}: cannot be read ({error})") from None
-    if items.num_rows == 0:
-        found = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
-        raise UsageError(f"catalog {uri}: no items to annotate" + (f"; skipped {found}" if found else ""))
-    return Catalog(
-        uri=uri,
-        items=items,
-        skipped=dict(sorted(skipped.items())),
-        duplicates=len(duplicates),
-        duplicate_ids=tuple(duplicates[:_DUPLICATES_SHOWN].to_pylist()),
+    uri = uri.rstrip("/") or "/"
+    if is_table(uri):
+        folder, name = split_uri(uri)
+        parent = open_storage(folder, settings)
+        whole = f"{parent.uri}/{name}"
+        return Catalog(whole, lambda skipped: _of_table(parent, name, settings, skipped))
+    place = open_storage(uri, settings)
+    return Catalog(place.uri, lambda skipped: _of_folder(place, skipped))
+
+
+def _of_table(parent: Storage, name: str, settings: StorageSettings, skipped: Counter[str]) -> Iterator[pa.Table]:
+    """One table file, or the table files of a folder that is named like a table."""
+    place = open_storage(f"{parent.uri}/{name}", settings)
+    local = parent.local_path(name)
+    is_folder = local.is_dir() if local else not parent.exists(name)
+    if not is_folder:
+        yield from _rows_of_files(parent, [name], parent.uri, skipped)
+        return
+    files = [entry.path for entry in place.list() if is_table(entry.path) and not _is_marker(entry.path)]
+    if not files:
+        raise UsageError(f"catalog {place.uri}: cannot be read (no such file, and no folder with table files)")
+    yield from _rows_of_files(place, files, parent.uri, skipped)
+
+
+def _of_folder(place: Storage, skipped: Counter[str]) -> Iterator[pa.Table]:
+    """The media of a folder; of a folder without media, the rows of its table files."""
+    if "://" not in place.uri and not Path(place.uri).is_dir():
+        tables = ", ".join(TABLE_SUFFIXES)
+        raise UsageError(f"catalog {place.uri}: no such folder; give a folder, an S3 prefix or a table ({tables})")
+    files: list[str] = []
+    found = False
+    entries = iter(place.list())
+    while part := list(islice(entries, _BATCH_ROWS)):
+        media = _listed(part, place.uri, skipped)
+        found = found or media.num_rows > 0
+        yield media
+        if not found:
+            files += [entry.path for entry in part if is_table(entry.path) and not _is_marker(entry.path)]
+    if files and not found:
+        skipped.clear()
+        yield from _rows_of_files(place, files, place.uri, skipped)
+
+
+def _listed(entries: list[Entry], root: str, skipped: Counter[str]) -> pa.Table:
+    """Rows of listed files. A .txt file is a caption whose text is fetched when it is annotated."""
+    known = [entry for entry in entries if _is_text(entry.path)]
+    if len(known) < len(entries):
+        skipped["name is not UTF-8"] += len(entries) - len(known)
+    return listed_rows(
+        pa.array([entry.path for entry in known], pa.large_string()),
+        pa.array([entry.size for entry in known], pa.int64()),
+        pa.array([entry.etag for entry in known], pa.large_string()),
+        root.rstrip("/"),
+        skipped,
     )
 
 
-def _as_table(rows: Iterable[Row]) -> pa.Table:
-    parts = [pa.RecordBatch.from_pylist(list(part), schema=CATALOG_SCHEMA) for part in _batched(rows, _BATCH_ROWS)]
-    return pa.Table.from_batches(parts, schema=CATALOG_SCHEMA)
+def _rows_of_files(place: Storage, paths: list[str], base: str, skipped: Counter[str]) -> Iterator[pa.Table]:
+    """Rows of table files one after another; relative URIs start from `base`."""
+    first = 0
+    for path in paths:
+        uri = f"{place.uri}/{path}"
+        with _opened(place, path) as file:
+            for columns in read_table_file(file, uri):
+                try:
+                    if is_inventory(columns):
+                        rows = inventory_rows(columns, skipped)
+                    else:
+                        rows = table_rows(columns, first, base)
+                except pa.ArrowException as error:
+                    raise UsageError(f"catalog {uri}: a column cannot be read as text ({error})") from None
+                first += len(next(iter(columns.values())))
+                yield rows
 
 
-def _unique(items: pa.Table) -> tuple[pa.Table, pa.ChunkedArray]:
-    """The first row of every id, in order, and the ids of the others."""
-    ids = items.column("id")
-    if pc.count_distinct(ids).as_py() == items.num_rows:
-        return items, ids.slice(0, 0)
-    numbered = pa.table({"id": ids, "row": pa.array(np.arange(items.num_rows))})
-    first = numbered.group_by("id").aggregate([("row", "min")]).column("row_min").to_numpy()
-    kept = np.zeros(items.num_rows, dtype=bool)
-    kept[first] = True
-    return items.filter(pa.array(kept)), ids.filter(pa.array(~kept))
+def _opened(place: Storage, path: str) -> BinaryIO:
+    local = place.local_path(path)
+    if local is None:
+        return io.BytesIO(place.read(path))
+    if not local.is_file():
+        place.size(path)  # raises the typed error
+    return cast("BinaryIO", local.open("rb"))
 
 
-def _folder_rows(uri: str, settings: StorageSettings, skipped: Counter[str]) -> Iterator[Row]:
-    """One row a media file, by path; a .txt file is a caption whose text is fetched when it is annotated."""
-    folder = open_storage(uri, settings)
-    if "://" not in folder.uri and not Path(folder.uri).is_dir():
-        tables = ", ".join(TABLE_SUFFIXES)
-        raise UsageError(f"catalog {uri}: no such folder; give a folder, an S3 prefix or a table ({tables})")
-    for entry in folder.list():
-        path = PurePosixPath(entry.path)
-        modality = modality_of(entry.path)
-        if not _is_text(entry.path):
-            skipped["name is not UTF-8"] += 1
-        elif any(part.startswith(".") for part in path.parts):
-            skipped["hidden"] += 1
-        elif modality is None:
-            skipped[path.suffix.lower() or "without extension"] += 1
-        else:
-            known = {"caption": None, "bytes": entry.size, "etag": entry.etag}
-            yield {"id": entry.path, "uri": folder.join(entry.path), "modality": modality, **known}
-
-
-def _table_rows(uri: str, settings: StorageSettings) -> Iterator[Row]:
-    base = open_storage(split_uri(uri)[0], settings).uri
-    for number, row in enumerate(read_rows(read_uri(uri, settings), uri)):
-        yield _normalise({name: _text(row.get(name)) for name in COLUMNS}, number, base)
-
-
-def _normalise(row: dict[str, str | None], number: int, base: str) -> Row:
-    """Fill in what a row leaves out: the URI's folder, the modality, the id, a local file's size and time."""
-    written_uri, caption = row["uri"], row["caption"]
-    modality = row["modality"].lower() if row["modality"] else None
-    if modality is None:
-        modality = modality_of(written_uri) if written_uri else ("caption" if caption else None)
-    if row["id"]:
-        identity = row["id"]
-    elif written_uri:
-        identity = written_uri
-    else:
-        identity = f"caption-{sha256_hex(caption.encode())[:16]}" if caption else f"row-{number}"
-    location = _absolute(written_uri, base) if written_uri else None
-    size, etag = _state(location, _whole(row["bytes"]), row["etag"])
-    # A music row may carry its caption beside it; the modality decides what is annotated.
-    text = caption if modality == "caption" else None
-    return {"id": identity, "uri": location, "modality": modality, "caption": text, "bytes": size, "etag": etag}
-
-
-def _state(uri: str | None, size: int | None, etag: str | None) -> tuple[int | None, str | None]:
-    """Size and etag: a local file's own, else what the row says; null where neither is known."""
-    path = None if uri is None else local_path_of(uri)
-    try:
-        state = None if path is None else os.stat(path)  # noqa: PTH116 - a Path for each row costs more than the call
-    except (OSError, ValueError):
-        return size, etag
-    if state is None or not stat.S_ISREG(state.st_mode):
-        return size, etag
-    return state.st_size, str(state.st_mtime_ns)
-
-
-def _whole(text: str | None) -> int | None:
-    """A size as written, "123" or "123.0"; null for what is none."""
-    try:
-        value = float(text) if text else -1.0
-    except ValueError:
-        return None
-    return int(value) if 0 <= value < 2**63 else None
-
-
-def _absolute(uri: str, base: str) -> str:
-    """A URI relative to the table's folder in full; on S3 a way out of that folder stays visible, and is refused."""
-    if "://" in uri or uri.startswith("/"):
-        return uri
-    if "://" in base:
-        return f"{base}/{posixpath.normpath(uri)}"
-    return posixpath.normpath(f"{base}/{uri}")
+def _is_marker(path: str) -> bool:
+    """Whether a file is of the kind that Spark and Hive write beside their tables, such as _SUCCESS or .x.crc."""
+    return any(part.startswith(("_", ".")) for part in path.split("/"))
 
 
 def _is_text(path: str) -> bool:
     return path.encode("utf-8", "replace").decode() == path
-
-
-def _text(value: object) -> str | None:
-    """A cell as text: null and blank are nothing, lone surrogates (JSON allows them) become question marks."""
-    text = "" if value is None else str(value)
-    return text.encode("utf-8", "replace").decode() if text.strip() else None
-
-
-def _batched(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    """Rows in lists of `size`, the last one shorter; itertools has it from Python 3.12."""
-    rest = iter(rows)
-    while part := list(islice(rest, size)):
-        yield part

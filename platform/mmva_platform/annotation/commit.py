@@ -6,6 +6,8 @@ lets it stand. So a shard counts once, however often it was run.
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -66,12 +68,14 @@ class CommitRecord(Config):
     causes: dict[str, int] = Field(description="quarantined items of each cause")
     work: dict[str, int] = Field(description="items by how they came about; see ShardResult")
     seconds: dict[str, float] = Field(description="of the worker, by stage; see ShardResult")
+    worker: str = Field("", description="host and process that committed it")
+    attempt: int = Field(1, ge=1, description="above 1 if earlier tries failed, or their workers died")
     data: FileRecord | None
     quarantine: FileRecord | None
     windows: FileRecord | None
 
 
-def commit_shard(storage: Storage, plan: Plan, shard: str, result: ShardResult) -> CommitRecord:
+def commit_shard(storage: Storage, plan: Plan, shard: str, result: ShardResult, *, attempt: int = 1) -> CommitRecord:
     """Write a shard's rows and make them count.
 
     Args:
@@ -79,6 +83,7 @@ def commit_shard(storage: Storage, plan: Plan, shard: str, result: ShardResult) 
         plan: The run's plan.
         shard: Its name.
         result: Its rows.
+        attempt: Number of this try.
 
     Returns:
         The shard's record: this one, or the one another writer put first.
@@ -99,6 +104,8 @@ def commit_shard(storage: Storage, plan: Plan, shard: str, result: ShardResult) 
         causes=_counts(result.quarantined["error"]),
         work=dict(result.work),
         seconds={**result.seconds, "write": time.monotonic() - begun},
+        worker=f"{socket.gethostname()}:{os.getpid()}",
+        attempt=attempt,
         **files,
     )
     path = commit_path(shard)

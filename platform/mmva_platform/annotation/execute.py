@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mmva.errors import CheckFailed
-from mmva_platform.annotation.attempts import count_given_up
 from mmva_platform.annotation.commit import CommitRecord, committed_shards, read_commits
+from mmva_platform.annotation.heartbeats import HeartbeatFile
 from mmva_platform.annotation.options import ErrorLimit
 from mmva_platform.annotation.plan import Plan
 from mmva_platform.annotation.publish import MANIFEST_FILE, Manifest, publish, read_manifest
+from mmva_platform.bulk import Resources, Stage, run_pass
 from mmva_platform.monitoring import RunMetrics, bound
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage
@@ -27,11 +29,24 @@ def carry_out(
     batch_size: int = 16,
     max_errors: str | None = None,
 ) -> tuple[Manifest, int]:
-    """Run what of a settled plan is not committed, and publish it; the manifest, and how many shards were there.
+    """Run the shards of a settled plan that are not committed, and publish the run.
+
+    Args:
+        storage: The run's output.
+        plan: Its plan.
+        bundle_dir: The model's files.
+        settings: Storage and cluster.
+        workers: Most actors.
+        batch_size: See Pipeline.
+        max_errors: End the run when more items are quarantined: a number, or a share such as "20%".
+
+    Returns:
+        The manifest, and how many shards were committed before.
 
     Raises:
         CheckFailed: If more items than `max_errors` are quarantined; what is committed stays.
-        StorageUnavailable, StalledError: When the run cannot go on; what is committed stays.
+        ShardsFailedError, StorageUnavailable, StalledError: When the run cannot continue; what is committed stays.
+        StoppedError: After SIGTERM, with the shards that were under way committed.
     """
     if storage.exists(MANIFEST_FILE):
         return read_manifest(storage), len(plan.shards)
@@ -42,50 +57,37 @@ def carry_out(
         watch(commit)
     todo = [shard for shard in plan.shards if shard not in before]
     if todo:
-        from mmva_platform.annotation.worker import ShardWorker, pack_bundle
+        from mmva.inference.engines import pack_bundle
 
-        kwargs = {
-            "bundle": pack_bundle(bundle_dir),
-            "plan": plan,
-            "out": storage.uri,
-            "settings": settings,
-            "batch_size": batch_size,
-        }
+        run = {"bundle": pack_bundle(bundle_dir), "plan": plan, "out": storage.uri, "settings": settings}
         left = plan.catalog.items - sum(commit.items for commit in commits)
         with bound(run=plan.run_id):
-            commits += _execute(
-                storage,
-                todo,
-                left,
-                ShardWorker,
-                kwargs=kwargs,
-                watch=watch,
-                settings=settings,
-                workers=workers,
-                gpus_per_worker=1 / settings.annotation.workers_per_gpu if plan.on_gpus else 0.0,
-            )
+            commits += _execute(storage, todo, left, run, batch_size=batch_size, watch=watch, workers=workers)
     return publish(storage, plan, commits), len(before)
 
 
 def _execute(
     storage: Storage,
-    shards: list[str],
+    shards: Sequence[str],
     items: int,
-    worker: type[Any],
+    run: dict[str, Any],
     *,
-    kwargs: dict[str, Any],
+    batch_size: int,
     watch: _Errors,
-    settings: Settings,
     workers: int | None,
-    gpus_per_worker: float,
 ) -> list[CommitRecord]:
     """Run shards on the cluster; their records."""
+    from mmva_platform.annotation.worker import ShardDecoder, ShardWorker
     from mmva_platform.cluster import ray_session
     from mmva_platform.draining import drain_on_sigterm
-    from mmva_platform.pool import run_shards
     from mmva_platform.progress import progress
 
-    plan: Plan = kwargs["plan"]
+    plan: Plan = run["plan"]
+    settings: Settings = run["settings"]
+    resources, before = Resources(max_workers=workers), None
+    if plan.on_gpus:
+        resources = Resources(gpus=1 / settings.annotation.workers_per_gpu, max_workers=workers)
+        before = Stage(ShardDecoder, run)
     model = {"name": plan.model.name, "version": plan.model.version or "", "digest": plan.model.digest}
     records: list[CommitRecord] = []
     with ray_session(settings.cluster), drain_on_sigterm() as stopping, progress("annotate", items) as advance:
@@ -97,23 +99,24 @@ def _execute(
             advance(record.items)
             watch(record)
 
-        run_shards(
+        run_pass(
             [{"shard": shard} for shard in shards],
-            worker,
+            ShardWorker,
             stage="annotate",
+            settings=settings,
             on_result=on_result,
-            constructor_kwargs=kwargs,
-            workers=workers,
-            gpus_per_worker=gpus_per_worker,
-            stall_timeout_s=settings.annotation_stall_timeout_s,
-            sign_of_life=lambda: count_given_up(storage),
+            kwargs=run | {"batch_size": batch_size},
+            resources=resources,
+            before=before,
+            step_limit_s=settings.annotation.item_timeout_s,
             stopping=stopping,
+            on_heartbeat=HeartbeatFile(storage),
         )
     return records
 
 
 class _Errors:
-    """Counts quarantined items and ends a run that has more of them than its caller bears."""
+    """Counts quarantined items, and ends a run that has too many of them."""
 
     def __init__(self, storage: Storage, plan: Plan, max_errors: str | None) -> None:
         self._uri, self._max_errors = storage.uri, max_errors
@@ -130,5 +133,5 @@ class _Errors:
             (cause, count), *_ = self._causes.most_common(1)
             raise CheckFailed(
                 f"{self._uri}: {self._quarantined} of {self._done} items are quarantined ({count} {cause}), over the "
-                f"limit of {self._max_errors}; what is committed stays, a higher --max-errors goes on from there"
+                f"limit of {self._max_errors}; what is committed stays, a higher --max-errors continues from there"
             )

@@ -2,47 +2,62 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Final, Self, get_args
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
+from mmva.inference.config import EngineInfo
 from mmva.media.windows import HOP_S, WINDOW_S
 from mmva_platform.settings import Config
 
+ENGINES: Final = ("auto", *get_args(EngineInfo.model_fields["name"].annotation))
 
-def _error_limit(text: str | None) -> str | None:
+
+def _error_limit(text: str) -> str:
     """A whole number, or a percentage."""
-    if text is not None:
-        number = text.removesuffix("%")
-        share = number != text
-        if not number.replace(".", "", 1 if share else 0).isdigit() or (share and float(number) > 100):
-            raise ValueError("must be a number of items such as 100, or a share such as 5%")
+    share = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)%", text)
+    valid = float(share[1]) <= 100 if share else re.fullmatch(r"[0-9]+", text)
+    if not valid:
+        raise ValueError("must be a number of items such as 100, or a share such as 5%")
     return text
 
 
+def _engine_name(name: str) -> str:
+    if name not in ENGINES:
+        raise ValueError(f"engine {name!r} is unknown; choose one of {', '.join(ENGINES)}")
+    return name
+
+
 class AnnotateOptions(Config):
-    """Options of a run; those that decide the output stand in its plan, and a resume must agree with them."""
+    """Options of a run. Those that decide the output are in its plan, and the same call again must agree with them."""
 
     workers: int | None = Field(None, ge=1, description="actors; one a CPU by default")
-    engine: str = Field(
+    engine: Annotated[str, AfterValidator(_engine_name)] = Field(
         "auto", description="auto, torch, torch-bf16, onnx, cuda or cuda-bf16; auto on a resume adopts the plan's"
     )
     base: str | None = Field(None, description="an earlier annotation, from which what has not changed is taken")
     incremental: bool = Field(default=False, description="take the newest annotation beside the output as the base")
-    max_errors: Annotated[str | None, AfterValidator(_error_limit)] = Field(
-        None, description="give up when more items than this are quarantined: 100, or 5%"
+    max_errors: Annotated[str, AfterValidator(_error_limit)] = Field(
+        "20%", description="stop when more items than this are quarantined: 100, or 5%; a share counts from 100 items"
     )
     roots: tuple[str, ...] = Field((), description="media may be read from here, besides the catalog's own place")
     keep_windows: bool = Field(default=True, description="keep windows' embeddings, for curves without media later")
-    shard_items: int | None = Field(None, ge=1, description="largest shard in images; chosen by the catalog's size")
+    shard_items: int | None = Field(None, ge=1, description="most items of a shard; by default a minute of work")
     batch_size: int = Field(16, ge=1, description="images, windows or captions embedded at once")
     window_s: float = Field(WINDOW_S, gt=0, description="length of a window of audio")
     hop_s: float = Field(HOP_S, gt=0, description="seconds between the starts of two windows")
     command: tuple[str, ...] = Field((), description="as it was typed, for the run card")
 
+    @model_validator(mode="after")
+    def _windows_meet(self) -> Self:
+        if self.hop_s > self.window_s:
+            raise ValueError(f"hop_s must be at most window_s, got {self.hop_s:g} and {self.window_s:g}")
+        return self
+
 
 class ErrorLimit:
-    """Whether a run has quarantined more than its caller bears; a share counts from a hundred items on."""
+    """Whether a run has quarantined more than its caller allows; a share counts from a hundred items on."""
 
     _SMALLEST_SAMPLE = 100
 

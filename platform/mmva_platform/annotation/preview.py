@@ -4,74 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from mmva.bundle import BundleInfo, read_bundle_info
+from mmva.bundle import read_bundle_info
 from mmva.errors import UsageError
+from mmva.inference.calibration import fastest
 from mmva.inference.config import EngineInfo
-from mmva.modalities import towers_of
-from mmva_platform.annotation.calibration import CalibrationCache, fastest
-from mmva_platform.annotation.catalog import Catalog
-from mmva_platform.annotation.commit import committed_shards
-from mmva_platform.annotation.estimates import ItemTime, ItemTimer, picked
-from mmva_platform.annotation.plan import BaseInfo, ItemReader, Plan
-from mmva_platform.annotation.preview_text import preview_text
-from mmva_platform.annotation.publish import MANIFEST_FILE
-from mmva_platform.annotation.roots import AllowedRoots, place_of
-from mmva_platform.annotation.schema import ITEM_SCHEMA
-from mmva_platform.annotation.shards import as_counts
-from mmva_platform.cluster import CPUS_PER_ACTOR, FREE_CPUS, own_cpus, ray_session
-from mmva_platform.settings import Settings
-from mmva_platform.storage import Storage, StorageError
+from mmva.inference.engines import cache_of
+from mmva_platform.annotation.options import AnnotateOptions
+from mmva_platform.annotation.plan import Plan
+from mmva_platform.annotation.planning import shards_of
+from mmva_platform.annotation.prepare import Request, find_base, look_up, towers_needed
+from mmva_platform.annotation.roots import AllowedRoots
+from mmva_platform.annotation.shards import seconds_per_unit
+from mmva_platform.annotation.spool import Spool, spooled
+from mmva_platform.annotation.status import status
+from mmva_platform.cluster import own_cpus, ray_session
+from mmva_platform.settings import Settings, validate
 
-START_S: Final = 13.0  # Ray and the workers' torch, seen on two idle cores; a busy machine took three times as long
-_REUSED_PER_S: Final = 10_000  # items of an earlier annotation, on one core (benchmarks/reannotation.py)
-_SIZES_ASKED, _ROOTS_CHECKED = 50, 20_000
-
-
-@dataclass(frozen=True)
-class Bytes:
-    """What is to be fetched: all of it, how many sizes nobody knew, and of how many of those it was asked."""
-
-    total: int
-    unknown: int
-    asked: int
-
-
-@dataclass(frozen=True)
-class EngineView:
-    """A tower's engine, "" if it is not chosen yet; its speed if known; whether the run's plan has settled it."""
-
-    name: str
-    items_per_s: float | None
-    settled: bool
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What the cluster must have and has; both `_there` are None where it does not answer, `problem` says why."""
-
-    workers: int
-    cpus: float
-    cpus_there: float | None
-    where: str
-    parallel: float
-    gpus: float = 0.0
-    gpus_there: float | None = None
-    problem: str | None = None
-
-    @property
-    def enough(self) -> bool:
-        """Whether the workers fit."""
-        return self.cpus_there is not None and self.cpus <= self.cpus_there and self.gpus <= (self.gpus_there or 0.0)
+START_S: Final = 15.0  # Ray and the workers' torch on an idle machine
+_ROOTS_CHECKED: Final = 20_000
+_SHOWN: Final = 3
 
 
 @dataclass(frozen=True)
@@ -83,17 +38,21 @@ class PlanPreview:
         state: "new", "resume" or "published".
         refused: Why the call would be refused: what differs from the run that is there.
         catalog: Its URI.
-        items: Of the catalog, by modality; so are items_left, not counting what comes from a base.
-        skipped, duplicates: See Catalog.
+        model: Name, version and digest.
+        items: Of the catalog, by modality.
+        items_left: Items that are not committed.
+        skipped, duplicates: See Spool; of a run that is there, as it was planned.
         roots: Where media may be read from.
-        outside: Items outside them; an estimate from `roots_checked` items if the catalog has more.
-        base: The earlier annotation, and base_left: the items that are still to be taken from it.
+        outside: Items outside them, estimated from a part of a large catalog; None for a run that is there.
+        base: URI of the earlier annotation, and stored: the items that are taken from it.
         shards, shards_left: Of the run, and those that are not committed.
-        bytes: To fetch.
-        engines: By tower.
-        needs: Of the cluster.
-        times: What sampled items took, by modality.
-        seconds: Estimated for each modality with these workers; START_S comes on top. No modality without a sample.
+        bytes: Sum of the known sizes of files; None for a run that is there.
+        sizes_unknown: Files whose size is not known.
+        engines: Tower -> engine, and its items a second of one worker; "" and None where they are not known yet.
+        workers: Actors that the run would get.
+        gpus: GPUs that they would share.
+        problem: Why the cluster cannot be asked.
+        seconds: Estimate without the start; None if the speed of an engine was never measured.
     """
 
     out: str
@@ -102,206 +61,250 @@ class PlanPreview:
     catalog: str
     model: str
     items: dict[str, int]
-    items_left: dict[str, int]
+    items_left: int
     skipped: dict[str, int]
     duplicates: int
     roots: tuple[str, ...]
-    outside: int
-    roots_checked: int
-    base: BaseInfo | None
-    base_left: int
+    outside: int | None
+    base: str | None
+    stored: int
     shards: int
     shards_left: int
-    bytes: Bytes
-    engines: dict[str, EngineView]
-    needs: Needs
-    times: dict[str, ItemTime]
-    seconds: dict[str, float]
+    bytes: int | None
+    sizes_unknown: int
+    engines: dict[str, tuple[str, float | None]]
+    workers: int
+    gpus: float
+    problem: str | None
+    seconds: float | None
     start_s: float = START_S
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for --json."""
-        plain = {part.name: getattr(self, part.name) for part in dataclasses.fields(self)}
-        for name in ("bytes", "needs"):
-            plain[name] = dataclasses.asdict(plain[name])
-        plain["needs"]["enough"] = self.needs.enough
-        plain["base"] = None if self.base is None else self.base.model_dump(mode="json")
-        plain["engines"] = {tower: dataclasses.asdict(engine) for tower, engine in self.engines.items()}
-        plain["times"] = {
-            modality: {**dataclasses.asdict(took), "seconds": took.seconds} for modality, took in self.times.items()
-        }
-        return plain
+        return dataclasses.asdict(self)
 
     def to_text(self) -> str:
-        """One glance for a person."""
-        return preview_text(self)
+        """One line for each thing a person asks before starting."""
+        lines = {
+            "catalog": f"{self.catalog}: {_counted(self.items)}",
+            "left out": self._left_out(),
+            "roots": _some(self.roots) + (f"; about {self.outside:,} items are outside" if self.outside else ""),
+            "output": f"{self.out}: {self._progress()}",
+            "refused": "; ".join(self.refused),
+            "base": f"{self.base}: {self.stored:,} items are taken from it" if self.base else "",
+            "to fetch": self._bytes(),
+            "model": self.model,
+            "engines": "; ".join(f"{tower}: {_engine(*engine)}" for tower, engine in self.engines.items()),
+            "workers": f"{self.workers}{f' on {self.gpus:g} GPUs' if self.gpus else ''}"
+            + (f"; {self.problem}" if self.problem else ""),
+            "time": self._time(),
+        }
+        return "\n".join(f"{name:<9} {text}" for name, text in lines.items() if text)
+
+    def _progress(self) -> str:
+        if self.state == "new":
+            return f"new, {self.shards:,} shards"
+        if self.state == "published":
+            return "published, nothing left to do"
+        done = self.shards - self.shards_left
+        return f"{done:,} of {self.shards:,} shards done, {self.items_left:,} items left"
+
+    def _left_out(self) -> str:
+        parts = [f"{self.duplicates:,} rows with an earlier row's id"] if self.duplicates else []
+        most = sorted(self.skipped.items(), key=lambda entry: -entry[1])
+        kinds = _some([f"{count:,} {kind}" for kind, count in most])
+        return "; ".join([*parts, *([f"not media: {kinds}"] if kinds else [])])
+
+    def _bytes(self) -> str:
+        if self.bytes is None:
+            return ""
+        unknown = f" and {self.sizes_unknown:,} files of unknown size" if self.sizes_unknown else ""
+        return f"{as_size(self.bytes)}{unknown}"
+
+    def _time(self) -> str:
+        if self.state == "published":
+            return ""
+        if self.seconds is None:
+            return "no estimate: an engine has not been measured yet"
+        return f"about {as_duration(self.seconds)}, and {as_duration(self.start_s)} to start"
 
 
-def preview(
-    catalog: Catalog,
-    resolved_bundle_dir: Path,
-    storage: Storage,
-    settings: Settings,
-    *,
-    plan: Plan | None,
-    new_plan: Plan,
-    workers: int | None,
-    base_files: pa.Array | None = None,
-) -> PlanPreview:
-    """What a call would do; reads listings, plans, sizes and a few of the media, writes nothing to the output.
+def preview_run(catalog: str, model: str, out: str, settings: Settings, **options: Any) -> PlanPreview:
+    """What the same call of annotate would do. Writes nothing to the output; raises as annotate."""
+    request = look_up(catalog, model, out, settings, validate(AnnotateOptions, options, "annotate"))
+    return _of_new(request, settings) if request.settled is None else _of_settled(request, request.settled, settings)
 
-    Args:
-        catalog: What would be annotated.
-        resolved_bundle_dir: With what.
-        storage: The output.
-        settings: Storage, cluster, home (for the cache of calibrations).
-        plan: The settled plan if the output has one.
-        new_plan: What make_plan gives; engines may be empty, they are then those measured before.
-        workers: As asked for.
-        base_files: As given to make_plan; used if there is no settled plan yet.
 
-    Raises:
-        UsageError, CheckFailed, OperationFailed: As the run itself would: model, storage.
-    """
-    info = read_bundle_info(resolved_bundle_dir)
-    used = plan or new_plan
-    published = plan is not None and storage.exists(MANIFEST_FILE)
-    committed = set(used.shards) if published else (committed_shards(storage) & set(used.shards) if plan else set())
-    todo = [shard for shard in used.shards if shard not in committed]
-    left = _items_left(catalog, storage, plan, todo, base_files)
-    anew = left.filter(left["base_file"].is_null())
-    engines = _engines(info, settings, as_counts(anew), plan, new_plan)
-    needs = _needs(settings, workers, len(todo), on_gpus=used.on_gpus)
-    speeds = {tower: engine.items_per_s for tower, engine in engines.items() if engine.items_per_s}
-    times = ItemTimer(resolved_bundle_dir, used, storage, settings).times(anew, speeds) if anew.num_rows else {}
-    outside, checked = _outside(catalog.items, used.roots)
+def _of_new(request: Request, settings: Settings) -> PlanPreview:
+    base = find_base(request, settings)
+    options, hop_s = request.options, request.preprocessing.hop_s
+    with spooled(request.catalog, request.roots, base.lookup() if base else None) as spool:
+        engines = _known_engines(request, spool.by_modality, settings)
+        reusable = base.reusable(request.preprocessing, engines) if base else set()
+        shards = stored = 0
+        for shard in shards_of(spool, engines, hop_s, options.shard_items, reusable):
+            shards, stored = (
+                shards + 1,
+                stored + shard.num_rows - (shard["base_file"].null_count if reusable else shard.num_rows),
+            )
+        workers, gpus, problem = _workers(options, settings, shards, on_gpus=any(e.on_gpu for e in engines.values()))
+        return PlanPreview(
+            state="new",
+            refused=(),
+            items=spool.by_modality,
+            items_left=spool.items,
+            skipped=spool.skipped,
+            duplicates=spool.duplicates,
+            roots=request.roots,
+            outside=_outside(spool, request.roots),
+            base=base.storage.uri if base else None,
+            stored=stored,
+            shards=shards,
+            shards_left=shards,
+            bytes=spool.bytes[0],
+            sizes_unknown=spool.bytes[1],
+            engines=_shown(engines, towers_needed(spool.by_modality, request.preprocessing)),
+            workers=workers,
+            gpus=gpus,
+            problem=problem,
+            seconds=_seconds(spool, engines, reusable, request, workers),
+            **_names(request),
+        )
+
+
+def _of_settled(request: Request, plan: Plan, settings: Settings) -> PlanPreview:
+    """From the run's directory alone, as a resume."""
+    run = status(request.storage.uri, settings).generations[0]
+    left = run.items - run.totals.items
+    shards_left = run.shards - run.shards_done
+    workers, gpus, problem = _workers(request.options, settings, shards_left, on_gpus=plan.on_gpus)
     return PlanPreview(
-        out=storage.uri,
-        state="published" if published else ("resume" if plan else "new"),
-        refused=_differences(plan, new_plan),
-        catalog=catalog.uri,
-        model=f"{used.model.name}{f' {used.model.version}' if used.model.version else ''} ({used.model.digest[:12]})",
-        items=as_counts(catalog.items),
-        items_left=as_counts(anew),
-        skipped=catalog.skipped,
-        duplicates=catalog.duplicates,
-        roots=used.roots,
-        outside=outside,
-        roots_checked=checked,
-        base=used.base,
-        base_left=left.num_rows - anew.num_rows,
-        shards=len(used.shards),
-        shards_left=len(todo),
-        bytes=_bytes(anew, used.roots, settings),
-        engines=engines,
-        needs=needs,
-        times=times,
-        seconds=_seconds(as_counts(anew), left.num_rows - anew.num_rows, times, needs.parallel),
+        state="published" if run.published else "resume",
+        refused=tuple(request.differences()),
+        items=plan.catalog.by_modality,
+        items_left=left,
+        skipped=plan.catalog.skipped,
+        duplicates=plan.catalog.duplicates,
+        roots=plan.roots,
+        outside=None,
+        base=plan.base.uri if plan.base else None,
+        stored=plan.base.items if plan.base else 0,
+        shards=run.shards,
+        shards_left=shards_left,
+        bytes=None,
+        sizes_unknown=0,
+        engines=_shown(plan.engines, plan.engines),
+        workers=workers,
+        gpus=gpus,
+        problem=problem,
+        seconds=left / run.items_per_worker_s / workers if run.items_per_worker_s else (None if left else 0.0),
+        **_names(request),
     )
 
 
-def _items_left(
-    catalog: Catalog, storage: Storage, plan: Plan | None, todo: list[str], base_files: pa.Array | None
-) -> pa.Table:
-    """Items of the shards that are not committed (ITEM_SCHEMA)."""
-    if plan is not None:
-        read = ItemReader(storage, plan)
-        return pa.concat_tables([ITEM_SCHEMA.empty_table(), *map(read, todo)])
-    files = pa.nulls(catalog.items.num_rows, pa.string()) if base_files is None else base_files
-    return catalog.items.append_column(ITEM_SCHEMA.field("base_file"), files)
+def _names(request: Request) -> dict[str, Any]:
+    model = request.model
+    version = f" {model.version}" if model.version else ""
+    return {
+        "out": request.storage.uri,
+        "catalog": request.catalog.uri,
+        "model": f"{model.name}{version} ({model.digest[:12]})",
+    }
 
 
-def _differences(plan: Plan | None, new_plan: Plan) -> tuple[str, ...]:
-    """Why a run would be refused; engines that are not chosen yet are no difference."""
-    if plan is None:
-        return ()
-    return tuple(
-        plan.differences(new_plan if new_plan.engines else new_plan.model_copy(update={"engines": plan.engines}))
-    )
-
-
-def _engines(
-    info: BundleInfo, settings: Settings, counts: Mapping[str, int], plan: Plan | None, new_plan: Plan
-) -> dict[str, EngineView]:
-    """The engine of each tower that is needed: the settled one, else the wanted one, else the fastest of before."""
+def _known_engines(request: Request, modalities: Iterable[str], settings: Settings) -> dict[str, EngineInfo]:
+    """The engine of each tower as far as it is known without measuring: the wanted one, or the fastest of before."""
+    wanted, info = request.options.engine, read_bundle_info(request.resolved.bundle_dir)
     found = {}
-    needed = dict.fromkeys(tower for modality in counts for tower in towers_of(modality))
-    for tower in (name for name in needed if name in info.dims):
-        cache = CalibrationCache(settings.home, info.backbones[tower]["fingerprint"], info.digest, tower)
+    for tower in towers_needed(modalities, request.preprocessing):
+        cache = cache_of(settings.home / "cache" / "engines", info, tower)
         known = cache.read()
-        measured = {name: figures.items_per_s for name, figures in known.engines.items()} if known else {}
-        chosen = (plan or new_plan).engines.get(tower) or (EngineInfo(name="torch") if plan else None)
-        name = chosen.name if chosen else (fastest(known.engines) if known else "")
-        speeds = {**measured, **(chosen.items_per_s if chosen else {})}
-        found[tower] = EngineView(name, speeds.get(name), settled=plan is not None and chosen is not None)
+        speeds = {name: figures.items_per_s for name, figures in known.engines.items()} if known else {}
+        name = wanted if wanted != "auto" else (fastest(known.engines) if known else "")
+        if name:
+            found[tower] = EngineInfo.model_validate({"name": name, "items_per_s": speeds})
     return found
 
 
-def _needs(settings: Settings, workers: int | None, shards: int, *, on_gpus: bool) -> Needs:
-    """As pool.run_shards and cluster.default_workers reckon it; Ray is asked only if it runs elsewhere."""
-    cluster, own = settings.cluster, own_cpus()
-    share = 1 / settings.annotation.workers_per_gpu if on_gpus else 0.0
-    address = cluster.address or os.environ.get("RAY_ADDRESS") or "local"
-    where, problem = "this machine", None
-    there: float | None = cluster.num_cpus or max(2, own)
-    assert there is not None
-    gpus_there: float | None = _own_gpus() if on_gpus else 0.0
-    most = int(min(own, there, (there - FREE_CPUS) / CPUS_PER_ACTOR))
-    if address != "local":
-        where = f"the cluster at {address}"
-        try:
-            with ray_session(cluster) as session:
-                there, most = max(session.cpus, float(cluster.max_cpus or 0)), session.workers
-                own, gpus_there = int(there), session.gpus
-        except UsageError as error:
-            there, gpus_there, problem = None, None, str(error)
-    if share and gpus_there:
-        most = min(most, int(gpus_there / share))
-    count = max(1, min(workers or most, shards))
-    cpus, parallel = count * CPUS_PER_ACTOR + FREE_CPUS, float(min(count, max(1, own)))
-    return Needs(count, cpus, there, where, parallel, count * share, gpus_there, problem)
-
-
-def _own_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
-
-
-def _outside(items: pa.Table, roots: tuple[str, ...]) -> tuple[int, int]:
-    """How many items lie outside the roots, and how many were looked at."""
-    uris = items["uri"].filter(pc.and_(items["uri"].is_valid(), items["caption"].is_null()))
-    chosen = np.sort(np.random.default_rng(0).permutation(len(uris))[:_ROOTS_CHECKED])
-    allowed = AllowedRoots(roots)
-    bad = sum(not allowed.allow(uri) for uri in uris.take(pa.array(chosen, pa.int64())).to_pylist())
-    return round(bad * len(uris) / max(1, len(chosen))), len(chosen)
-
-
-def _bytes(items: pa.Table, roots: tuple[str, ...], settings: Settings) -> Bytes:
-    """Sum of the sizes; those that are not known are reckoned from a few that are asked for."""
-    from mmva_platform.storage import open_storage
-
-    media = items.filter(pc.and_(items["uri"].is_valid(), items["caption"].is_null()))
-    nameless = media.filter(media["bytes"].is_null())
-    known = int(pc.sum(media["bytes"]).as_py() or 0)
-    rows = list(picked(nameless, AllowedRoots(roots), _SIZES_ASKED))
-    places = [place_of(row["uri"]) for row in rows]
-    opened = {root: open_storage(root, settings.storage) for root, _ in places}
-
-    def size(place: tuple[str, str]) -> int | None:
-        try:
-            return opened[place[0]].size(place[1])
-        except (StorageError, UsageError):
-            return None
-
-    with ThreadPoolExecutor(8) as pool:
-        sizes = [found for found in pool.map(size, places) if found is not None]
-    mean = sum(sizes) / len(sizes) if sizes else 0.0
-    return Bytes(total=known + round(mean * nameless.num_rows), unknown=nameless.num_rows, asked=len(sizes))
+def _shown(engines: Mapping[str, EngineInfo], towers: Iterable[str]) -> dict[str, tuple[str, float | None]]:
+    unknown = ("", None)
+    return {
+        tower: (engines[tower].name, engines[tower].items_per_s.get(engines[tower].name))
+        if tower in engines
+        else unknown
+        for tower in towers
+    }
 
 
 def _seconds(
-    counts: Mapping[str, int], reused: int, times: Mapping[str, ItemTime], parallel: float
-) -> dict[str, float]:
-    found = {name: counts[name] * took.seconds / parallel for name, took in times.items() if took.seconds is not None}
-    return {**found, "base": reused / _REUSED_PER_S / parallel} if reused else found
+    spool: Spool, engines: Mapping[str, EngineInfo], reusable: Iterable[str], request: Request, workers: int
+) -> float | None:
+    """Work of the items that are annotated anew, shared by the workers."""
+    needed = towers_needed(spool.by_modality, request.preprocessing)
+    if any(engines[tower].name not in engines[tower].items_per_s if tower in engines else True for tower in needed):
+        return None
+    unit_s = seconds_per_unit(engines, request.preprocessing.hop_s)
+    new = [group for group in spool.groups if not (group.stored and group.modality in reusable)]
+    return sum(unit_s.get(group.modality, 0.0) * spool.units[group] for group in new) / workers
+
+
+def _workers(
+    options: AnnotateOptions, settings: Settings, shards: int, *, on_gpus: bool
+) -> tuple[int, float, str | None]:
+    """Actors, GPUs that they share, and why the cluster could not be asked."""
+    cluster, problem = settings.cluster, None
+    there = cluster.num_cpus or own_cpus()
+    if (cluster.address or os.environ.get("RAY_ADDRESS") or "local") != "local":
+        try:
+            with ray_session(cluster) as session:
+                there = int(session.cpus)
+        except UsageError as error:
+            problem = str(error)
+    workers = max(1, min(options.workers or there, shards))
+    return workers, workers / settings.annotation.workers_per_gpu if on_gpus else 0.0, problem
+
+
+def _outside(spool: Spool, roots: tuple[str, ...]) -> int:
+    """Items outside the roots, estimated from at most _ROOTS_CHECKED of them, evenly spread."""
+    allowed = AllowedRoots(roots)
+    step = -(-spool.items // _ROOTS_CHECKED)
+    return step * sum(
+        not allowed.allow(uri)
+        for group in spool.groups
+        for chunk in spool.chunks(group)
+        for uri in chunk["uri"].filter(chunk["caption"].is_null()).drop_null().to_pylist()[::step]
+    )
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    kinds = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    return f"{sum(counts.values()):,} items ({kinds})"
+
+
+def _engine(name: str, items_per_s: float | None) -> str:
+    speed = f" {items_per_s:,.0f}/s a worker" if items_per_s else ""
+    return f"{name}{speed}" if name else "will be measured"
+
+
+def _some(parts: Iterable[str]) -> str:
+    parts = list(parts)
+    more = f", {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
+    return ", ".join(parts[:_SHOWN]) + more
+
+
+def as_size(count: int) -> str:
+    """Bytes in decimal units."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:,.1f} TB"
+
+
+def as_duration(seconds: float) -> str:
+    """Seconds, minutes, hours or days."""
+    for limit, divisor, unit in ((99.5, 1, "s"), (5970, 60, "min"), (172_000, 3600, "h")):
+        if seconds < limit:
+            return f"{max(1, round(seconds / divisor))} {unit}"
+    return f"{seconds / 86400:.1f} days"

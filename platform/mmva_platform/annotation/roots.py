@@ -1,4 +1,4 @@
-"""Where media may be read from: what a catalog names outside these folders and prefixes is quarantined, not opened."""
+"""Where media may be read from: an item outside these folders and prefixes is quarantined, and its file not opened."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ from mmva.errors import MediaError, UsageError
 from mmva_platform.annotation.catalog_tables import TABLE_SUFFIXES
 from mmva_platform.storage import open_storage, split_uri
 
-_DECODINGS = 3  # percent-encoding is taken off this often before a key is looked at
+
+def is_table(uri: str) -> bool:
+    """Whether a URI names a table, or a folder of table files that is named like one."""
+    return uri.rstrip("/").lower().endswith(TABLE_SUFFIXES)
 
 
 def catalog_root(uri: str) -> str:
-    """The place that a catalog speaks for: the folder or prefix itself, or the one that a table stands in."""
-    return normalised_root(split_uri(uri)[0] if uri.lower().endswith(TABLE_SUFFIXES) else uri)
+    """Where a catalog's own media are: the folder or prefix itself, or the one that a table is in."""
+    return normalised_root(split_uri(uri.rstrip("/"))[0] if is_table(uri) else uri)
 
 
 def normalised_root(root: str) -> str:
     """A root as the plan records it: an absolute path or s3://bucket/prefix, without a trailing slash.
 
     Raises:
-        UsageError: If it is neither a folder's path, file:// nor s3://bucket[/prefix].
+        UsageError: If it is not a folder's path, file:// or s3://bucket[/prefix].
     """
-    if root.startswith("s3://") and _key_escapes(root.removeprefix("s3://").rstrip("/")):
+    if root.startswith("s3://") and {"", ".", ".."} & set(root.removeprefix("s3://").rstrip("/").split("/")):
         raise UsageError(f"root {root}: write it as s3://bucket/prefix, without '.', '..' or empty parts")
     return open_storage(root).uri
 
 
 class AllowedRoots:
-    """Decides by name alone, links resolved; asks no storage and opens nothing."""
+    """Decides by name: local links are resolved, keys of S3 are compared as they are. Opens nothing."""
 
     def __init__(self, roots: Iterable[str]) -> None:
         """Roots: folders, file:// or s3://bucket[/prefix]. Without any, nothing is allowed.
@@ -44,21 +47,21 @@ class AllowedRoots:
         self._folders = [os.path.realpath(root) for root in normal if not root.startswith("s3://")]
 
     def check(self, uri: str) -> None:
-        """Pass a media URI below a root.
-
-        Raises:
-            MediaError: "outside-roots", stage "catalog", for every other.
-        """
+        """Raise MediaError ("outside-roots", stage "catalog") for a media URI that is not below a root."""
         if not self.allow(uri):
             raise MediaError(
                 "outside-roots", f"{uri}: outside the catalog's folder and the allowed roots", stage="catalog"
             )
 
     def allow(self, uri: str) -> bool:
-        """Whether a media URI stands below a root."""
+        """Whether a media URI is below a root.
+
+        S3 neither decodes nor normalizes keys, so a key below the prefix is inside whatever it looks like. Only a
+        part ".." is refused: some gateways resolve it.
+        """
         if uri.startswith("s3://"):
             inside = any(uri.startswith(prefix) and uri != prefix for prefix in self._prefixes)
-            return inside and not _key_escapes(uri.removeprefix("s3://"))
+            return inside and ".." not in uri.split("/")
         path = local_path_of(uri)
         return path is not None and self._holds(path)
 
@@ -78,7 +81,7 @@ def local_path_of(uri: str) -> str | None:
 
 
 def place_of(uri: str) -> tuple[str, str]:
-    """A storage to keep open for a medium and its path there: the bucket on S3, the folder elsewhere.
+    """The storage to open for a media file and its path there: the bucket on S3, the folder elsewhere.
 
     Raises:
         UsageError: If the URI names no file.
@@ -87,12 +90,3 @@ def place_of(uri: str) -> tuple[str, str]:
         bucket, _, key = uri.removeprefix("s3://").partition("/")
         return f"s3://{bucket}", key
     return split_uri(uri)
-
-
-def _key_escapes(key: str) -> bool:
-    """Whether a part is empty, '.' or '..', also behind percent-encoding, which some gateways take off once more."""
-    for _ in range(_DECODINGS + 1):
-        if any(part in {"", ".", ".."} for part in key.replace("\\", "/").split("/")) or "\0" in key:
-            return True
-        key = unquote(key)
-    return False

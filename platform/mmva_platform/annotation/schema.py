@@ -7,51 +7,37 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmva.inference.tables import ERROR_SCHEMA, ROW_SCHEMA, WINDOW_SCHEMA
+
 ANNOTATION_VERSION: Final = 2
 
+# large_string: the URIs of 50 million items are more than the 2 GiB that a string column can address.
 CATALOG_SCHEMA: Final = pa.schema(
     [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("uri", pa.string()),  # null for a caption whose text stands in the catalog
-        pa.field("modality", pa.string()),  # null where neither the row nor the extension says it
-        pa.field("caption", pa.string()),  # null for a caption that is a .txt file
+        pa.field("id", pa.large_string(), nullable=False),
+        pa.field("uri", pa.large_string()),  # null for a caption whose text is in the catalog
+        pa.field("modality", pa.large_string()),  # null where neither the row nor the extension says it
+        pa.field("caption", pa.large_string()),  # null for a caption that is a .txt file
         pa.field("bytes", pa.int64()),  # null where only a request for each item would tell
         # Changes when the content does (S3's ETag, a local file's modification time); null where it is not known.
-        pa.field("etag", pa.string()),
+        pa.field("etag", pa.large_string()),
     ]
 )
 
 # The items of a plan: the catalog's, in the order of the work.
 ITEM_SCHEMA: Final = CATALOG_SCHEMA.append(
     # File of an earlier annotation that holds this item unchanged, relative to it; null for what is annotated anew.
-    pa.field("base_file", pa.string())
+    pa.field("base_file", pa.large_string())
 )
 
-WINDOW: Final = pa.struct([("start_s", pa.float64()), ("valence", pa.float32()), ("arousal", pa.float32())])
-
-ANNOTATION_SCHEMA: Final = pa.schema(
+# What a run adds to the rows of inference.
+STAMP_SCHEMA: Final = pa.schema(
     [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("uri", pa.string()),
-        pa.field("modality", pa.string(), nullable=False),
-        pa.field("valence", pa.float32(), nullable=False),  # both axes in [0, 1], .5 is neutral
-        pa.field("arousal", pa.float32(), nullable=False),
-        pa.field("valence_low", pa.float32()),  # 90 % conformal interval, null where the bundle has none
-        pa.field("valence_high", pa.float32()),
-        pa.field("arousal_low", pa.float32()),
-        pa.field("arousal_high", pa.float32()),
-        pa.field("embedding", pa.list_(pa.float32()), nullable=False),  # its length differs by modality
-        pa.field("mood", pa.string(), nullable=False),
-        # Of video: the towers whose embeddings stand one after another in `embedding`. Null for other modalities.
-        pa.field("tracks", pa.list_(pa.string())),
-        pa.field("duration_s", pa.float64()),  # music and video only
-        pa.field("windows", pa.list_(WINDOW)),  # of more than one window only
-        pa.field("sha256", pa.string(), nullable=False),  # of the media's bytes, or of the caption as UTF-8
         pa.field("model_name", pa.string(), nullable=False),
         pa.field("model_version", pa.string()),  # null for a bundle that is not registered
         pa.field("model_digest", pa.string(), nullable=False),
@@ -61,27 +47,17 @@ ANNOTATION_SCHEMA: Final = pa.schema(
         pa.field("annotated_at", pa.timestamp("us", tz="UTC"), nullable=False),
     ]
 )
+ANNOTATION_SCHEMA: Final = pa.schema([*ROW_SCHEMA, *STAMP_SCHEMA])
 
 # Of items of more than one window: what their curves are computed from when only the heads have changed.
-WINDOW_EMBEDDING_SCHEMA: Final = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("track", pa.string(), nullable=False),  # the tower: "music", or "image" for the frames of a video
-        pa.field("start_s", pa.float64(), nullable=False),
-        pa.field("embedding", pa.list_(pa.float16()), nullable=False),
-    ]
+WINDOW_EMBEDDING_SCHEMA: Final = WINDOW_SCHEMA.set(
+    WINDOW_SCHEMA.get_field_index("embedding"), pa.field("embedding", pa.list_(pa.float16()), nullable=False)
 )
 
 QUARANTINE_SCHEMA: Final = pa.schema(
     [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("uri", pa.string()),
-        pa.field("modality", pa.string()),
-        pa.field("stage", pa.string(), nullable=False),  # "catalog", "fetch", "decode" or "infer"
-        pa.field("error", pa.string(), nullable=False),  # a stable cause, the one to group by
-        pa.field("message", pa.string(), nullable=False),
-        pa.field("sha256", pa.string()),  # null where the bytes never arrived
-        pa.field("attempts", pa.int32(), nullable=False),
+        *ERROR_SCHEMA,
+        pa.field("attempts", pa.int32(), nullable=False),  # runs so far: 1, and one more for each retry
         pa.field("run_id", pa.string(), nullable=False),
         pa.field("shard", pa.string(), nullable=False),
     ]
@@ -92,11 +68,6 @@ _REPEATED: Final = frozenset({
     "modality", "mood", "tracks", "track", "model_name", "model_version", "model_digest", "run_id", "shard",
     "annotated_at", "stage", "error", "attempts", "base_file",
 })  # fmt: skip
-
-
-def rows_to_parquet(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> bytes:
-    """Rows as one Parquet file of exactly this schema; equal rows give equal bytes."""
-    return table_to_parquet(pa.Table.from_pylist(list(rows), schema=schema))
 
 
 def table_to_parquet(table: pa.Table) -> bytes:
@@ -134,5 +105,5 @@ def _leaves(field: pa.Field, prefix: str = "", name: str | None = None) -> list[
 
 
 def sha256_hex(data: bytes) -> str:
-    """Digest by which this room names and checks files."""
+    """SHA-256 of bytes, in hex: it names and checks files."""
     return hashlib.sha256(data).hexdigest()

@@ -1,155 +1,193 @@
-"""The order of the work and its cut into shards: pure functions of the catalog's items.
+"""The order of the work and its cut into shards: pure functions of items (ITEM_SCHEMA).
 
-Shards are sized by estimated work, not by count, and a shard is the unit of commit and retry.
+A shard is the unit of commit and retry. It takes about a minute at the calibrated speed of the run's model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-# Estimated work in units of one image (some 15 ms on one core with the compact preset).
-_COST: Final = {"image": 1.0, "caption": 0.2}
-_COST_FROM_BASE: Final = 1 / 500
-_COST_PER_S: Final = {"music": 2.0, "video": 5.0}
-_UNKNOWN_S: Final = {"music": 5.0, "video": 30.0}
+from mmva.inference.config import EngineInfo
+from mmva.modalities import MODALITIES, towers_of
+
+# The longest work first, so that no worker is left with it alone at the end.
+MODALITY_ORDER: Final = ("video", "music", "image", "caption")
+_SHARD_S: Final = 60.0
+_MOST_ROWS: Final = 65_536
+_MOST_STORED_ROWS: Final = 32_768  # rows with stored embeddings are in memory together, some 5 kB each
+_FEWEST_STORED_ROWS: Final = 4_096  # heads over them take less than a second
+_SHARDS_WANTED, _SMALLEST_SHARD = 16, 8  # a small catalog has shards for every worker, but no tiny ones
+_UNKNOWN_PER_S: Final = 8.0  # images, windows or captions of an engine that was never measured: a large model on a core
+_UNKNOWN_PER_S_ON_GPU: Final = 200.0
 # Bytes of a second of sound or video, by format: CD quality where it is not compressed, usual bit rates elsewhere.
 _BYTES_PER_S: Final = {"wav": 176_400, "flac": 90_000, "mp3": 24_000, "ogg": 20_000, "opus": 14_000}
 _BYTES_PER_S_OTHER: Final = {"music": 20_000, "video": 250_000}
-# The longest work first, so that no actor is left with it alone.
-_MODALITY_ORDER: Final = ("video", "music", "image", "caption")
-_SHARDS_WANTED, _SMALLEST_SHARD = 16, 8.0
-_SHARD_ITEMS, _LARGE_SHARD_ITEMS, _SHARDS_AIMED_AT = 64, 1024, 4000
-_MOST_SHARDS: Final = 20_000  # each is a listed commit record; beyond, shards grow past _LARGE_SHARD_ITEMS
-_MOST_BASE_ITEMS: Final = 32_768  # a shard of stored embeddings stands in memory, some 170 MB of it
+_UNKNOWN_S: Final = {"music": 180.0, "video": 60.0}
+# What one item holds between the stages of a run on GPUs: pixels of an image of 400 x 300, 16-bit sound at 48 kHz.
+_DECODED_BYTES: Final = {"image": 360_000.0, "caption": 1_000.0, "music": 96_000.0, "video": 250_000.0}
+_MOST_DECODED_BYTES: Final = 256e6
 
-Costs = NDArray[np.float64]
+Loads = NDArray[np.float64]
 
 
-def ordered(items: pa.Table) -> pa.Table:
-    """Items (ITEM_SCHEMA) in the order of the work.
+@dataclass(frozen=True)
+class Limits:
+    """How large a shard may be.
 
-    First what is annotated anew, by modality, so that a shard's items share their batches; in a modality items that may
-    have the same bytes (equal known size, else equal URI or caption) stand where the first of them stands, otherwise
-    the catalog's order holds. Then what an earlier annotation holds, by its files there.
+    Attributes:
+        rows: Most items.
+        seconds: Most work of one worker, by the estimate; infinite where --shard-items says the size.
+        decoded_bytes: Most bytes of decoded media; infinite where one stage decodes and embeds.
+        unit_s: Modality -> seconds for one unit of `units`.
     """
-    items = items.combine_chunks()
-    base_N = _first_seen(items.column("base_file"))  # -1: annotated anew
-    rank_N = np.where(base_N < 0, _modality_ranks(items), -1)
-    twin_N = np.where(base_N < 0, _first_seen(_twin_keys(items, rank_N)), 0)
-    return items.take(pa.array(np.lexsort((twin_N, rank_N, base_N))))
+
+    rows: int
+    seconds: float = np.inf
+    decoded_bytes: float = np.inf
+    unit_s: Mapping[str, float] | None = None
+
+    def loads(self, items: pa.Table) -> Loads:
+        """What each item takes of a shard by each limit, shape [N, 3]; a shard is full at 1."""
+        loads_N3 = np.full((items.num_rows, 3), 1 / self.rows)
+        units_N = units(items)
+        loads_N3[:, 1] = _weights(items, self.unit_s or {}) * units_N / self.seconds
+        loads_N3[:, 2] = _weights(items, _DECODED_BYTES) * units_N / self.decoded_bytes
+        return loads_N3
 
 
-def _modality_ranks(items: pa.Table) -> NDArray[np.int64]:
-    rank_N = pc.index_in(items.column("modality"), value_set=pa.array(_MODALITY_ORDER)).fill_null(len(_MODALITY_ORDER))
-    return np.asarray(rank_N.to_numpy(), dtype=np.int64)
+def limits_for(
+    units_of: Mapping[str, float],
+    rows: int,
+    engines: Mapping[str, EngineInfo],
+    hop_s: float,
+    shard_items: int | None = None,
+) -> Limits:
+    """Limits of the shards that are annotated from their media.
+
+    Args:
+        units_of: Modality -> sum of `units` over all such items.
+        rows: Number of such items.
+        engines: Tower -> engine, with its speed if it was measured.
+        hop_s: Seconds between the starts of two windows.
+        shard_items: Most items of a shard, instead of a shard's time.
+    """
+    on_gpus = any(engine.on_gpu for engine in engines.values())
+    most_bytes = _MOST_DECODED_BYTES if on_gpus else np.inf
+    share = max(1 / _SHARDS_WANTED, _SMALLEST_SHARD / max(1, rows))  # of the catalog
+    if shard_items is not None:
+        return Limits(max(1, min(shard_items, round(share * rows))), decoded_bytes=most_bytes)
+    unit_s = seconds_per_unit(engines, hop_s)
+    total_s = sum(unit_s.get(name, 0.0) * count for name, count in units_of.items())
+    seconds = min(_SHARD_S, share * total_s) or np.inf
+    return Limits(_MOST_ROWS, seconds, most_bytes, unit_s)
 
 
-def _twin_keys(items: pa.Table, rank_N: NDArray[np.int64]) -> pa.ChunkedArray:
-    """Equal for items of one modality that may have the same bytes."""
-    sizes = items.column("bytes").cast(pa.large_string())
-    uris, captions = (items.column(name).cast(pa.large_string()) for name in ("uri", "caption"))
-    key = pc.coalesce(_tagged("c", captions), _tagged("b", sizes), _tagged("u", uris), pa.scalar("", pa.large_string()))
-    return pc.binary_join_element_wise(pa.array(rank_N).cast(pa.large_string()), key, pa.scalar("", pa.large_string()))
+def limits_for_stored(rows: int) -> Limits:
+    """Limits of the shards whose embeddings an earlier annotation holds, of so many items in all."""
+    return Limits(min(_MOST_STORED_ROWS, max(_FEWEST_STORED_ROWS, rows // _SHARDS_WANTED)))
 
 
-def _tagged(tag: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.binary_join_element_wise(pa.scalar(tag, pa.large_string()), values, pa.scalar("", pa.large_string()))
+def seconds_per_unit(engines: Mapping[str, EngineInfo], hop_s: float) -> dict[str, float]:
+    """Modality -> estimated seconds of one worker for one unit of `units`."""
+    tower_s: dict[str, float] = {name: 1 / _speed(engines.get(name)) for name in MODALITIES}
+    windows = {"music": 1 / hop_s, "video": 1 / hop_s}  # of each second
+    return {name: sum(tower_s[tower] for tower in towers_of(name)) * windows.get(name, 1.0) for name in MODALITY_ORDER}
 
 
-def _first_seen(values: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Rank of each value by its first place; -1 for null. Shape [N]."""
-    codes = pc.dictionary_encode(values.cast(pa.large_string()).combine_chunks())
-    chunk = codes.combine_chunks() if isinstance(codes, pa.ChunkedArray) else codes
-    return np.asarray(chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)
+def _speed(engine: EngineInfo | None) -> float:
+    """Images, windows or captions in a second of one worker."""
+    if engine is None:
+        return _UNKNOWN_PER_S
+    return engine.items_per_s.get(engine.name) or (_UNKNOWN_PER_S_ON_GPU if engine.on_gpu else _UNKNOWN_PER_S)
 
 
-def estimated_costs(items: pa.Table) -> Costs:
-    """Estimated work of each item, shape [N], in units of one image."""
-    modalities = items.column("modality")
-    costs_N = np.ones(items.num_rows)
-    for name, cost in _COST.items():
-        costs_N[_mask(pc.equal(modalities, name))] = cost
-    for name in _COST_PER_S:
-        of_it_N = _mask(pc.equal(modalities, name))
+def units(items: pa.Table) -> NDArray[np.float64]:
+    """Amount of work of each item, shape [N]: 1 for images and captions, seconds of sound for music and video."""
+    units_N = np.ones(items.num_rows)
+    for name in _UNKNOWN_S:
+        of_it_N = _mask(pc.equal(items["modality"], name))
         if of_it_N.any():
-            costs_N[of_it_N] = _costs_of_long(items.filter(pa.array(of_it_N)), name)
-    if "base_file" in items.column_names:
-        costs_N[_mask(items.column("base_file").is_valid())] = _COST_FROM_BASE
-    return costs_N
+            units_N[of_it_N] = np.maximum(1.0, _estimated_seconds(items.filter(pa.array(of_it_N)), name))
+    return units_N
 
 
-def _costs_of_long(items: pa.Table, modality: str) -> Costs:
-    return np.maximum(1.0, _COST_PER_S[modality] * estimated_seconds(items, modality))
-
-
-def estimated_seconds(items: pa.Table, modality: str) -> NDArray[np.float64]:
-    """Duration of music or video by the format's usual bit rate, shape [N]; needs the columns uri and bytes."""
-    names = pc.utf8_lower(items.column("uri").fill_null(""))
+def _estimated_seconds(items: pa.Table, modality: str) -> NDArray[np.float64]:
+    """Duration of music or video by the format's usual bit rate, shape [M]."""
+    names = pc.utf8_lower(items["uri"].fill_null(""))
     rate_M = np.full(items.num_rows, float(_BYTES_PER_S_OTHER[modality]))
     for extension, rate in _BYTES_PER_S.items():
         rate_M[_mask(pc.ends_with(names, f".{extension}"))] = rate
-    bytes_M = items.column("bytes").cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy()
+    bytes_M = items["bytes"].cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy()
     return np.where(np.isnan(bytes_M), _UNKNOWN_S[modality], bytes_M / rate_M)
+
+
+def _weights(items: pa.Table, weight_of: Mapping[str, float]) -> NDArray[np.float64]:
+    """The weight of each item's modality, 0 for others; shape [N]."""
+    weights_M1 = np.array([*(weight_of.get(name, 0.0) for name in MODALITY_ORDER), 0.0])
+    position = pc.index_in(items["modality"], value_set=pa.array(MODALITY_ORDER, pa.large_string()))
+    return weights_M1[position.fill_null(len(MODALITY_ORDER)).to_numpy()]
 
 
 def _mask(values: pa.ChunkedArray) -> NDArray[np.bool_]:
     return np.asarray(values.fill_null(False).to_numpy(), dtype=bool)  # noqa: FBT003 - Arrow's own signature
 
 
-def cut(items: pa.Table, shard_items: int | None) -> tuple[int, ...]:
-    """Cut ordered items into shards; none holds both items annotated anew and items of an earlier annotation.
+def equals_together(items: pa.Table) -> pa.Table:
+    """Items of one modality, reordered: those that may have the same bytes where the first of them is.
+
+    The same bytes are annotated once in a shard. Of equal bytes are a caption's equals, and files of equal known size.
+    """
+    nothing = pa.scalar("", pa.large_string())
+    sizes = items["bytes"].cast(pa.large_string())
+    tagged = [
+        pc.binary_join_element_wise(pa.scalar(tag, pa.large_string()), values, nothing)
+        for tag, values in (("c", items["caption"]), ("b", sizes), ("u", items["uri"]))
+    ]
+    return items.take(pa.array(np.argsort(first_seen(pc.coalesce(*tagged, nothing)), kind="stable")))
+
+
+def first_seen(values: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Rank of each value by its first place; -1 for null. Shape [N]."""
+    codes = pc.dictionary_encode(values.combine_chunks())
+    chunk = codes.combine_chunks() if isinstance(codes, pa.ChunkedArray) else codes
+    return np.asarray(chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)
+
+
+def cut(chunks: Iterable[pa.Table], limits: Limits) -> Iterator[pa.Table]:
+    """Cut a stream of items into shards, one table each; holds one chunk and less than one shard."""
+    rest: pa.Table | None = None
+    for chunk in chunks:
+        items = chunk if rest is None else pa.concat_tables([rest, chunk])
+        bounds = shard_bounds(limits.loads(items))
+        for start, stop in pairwise(bounds[:-1]):
+            yield items.slice(start, stop - start)
+        rest = items.slice(bounds[-2]) if len(bounds) > 1 else items
+    if rest is not None and rest.num_rows:
+        yield rest
+
+
+def shard_bounds(loads_NK: Loads) -> tuple[int, ...]:
+    """Cut ordered items into runs that are full by none of K limits.
 
     Args:
-        items: As `ordered` gives them.
-        shard_items: Largest shard, in images or the same amount of other work; None chooses by the catalog's size.
+        loads_NK: What each item takes of a shard by each limit. An item that takes more than 1 is a shard of its own.
 
     Returns:
-        Ascending bounds, shape [shards + 1], from 0 to the number of items.
+        Ascending bounds, shape [shards + 1], from 0 to N; (0,) for no items.
     """
-    costs_N = estimated_costs(items)
-    size = shard_items or auto_shard_items(float(costs_N.sum()))
-    anew = items.column("base_file").null_count
-    bounds = shard_bounds(costs_N[:anew], size)
-    from_base = shard_bounds(costs_N[anew:], size, most_items=min(int(size / _COST_FROM_BASE), _MOST_BASE_ITEMS))
-    return (*bounds, *(anew + bound for bound in from_base[1:]))
-
-
-def auto_shard_items(work: float) -> int:
-    """Largest shard for so many images of work: 64 to some 250,000, then more, so that shards stay thousands."""
-    size = _SHARD_ITEMS
-    while work / size > (_SHARDS_AIMED_AT if size < _LARGE_SHARD_ITEMS else _MOST_SHARDS):
-        size *= 2
-    return size
-
-
-def shard_bounds(costs: Sequence[float] | Costs, shard_items: int, most_items: int | None = None) -> tuple[int, ...]:
-    """Cut ordered items into runs of about equal work.
-
-    A shard takes items until its work passes the target: `shard_items`, or less for a small catalog, so that there are
-    shards for every actor. An item that is more than the target is a shard of its own. Cheap items are many to a shard,
-    but at most `most_items` (8 * shard_items): a shard stays a thing that one commit record can lose.
-
-    Returns:
-        Ascending bounds, shape [shards + 1], from 0 to len(costs); (0,) for no items.
-    """
-    done_N1 = np.concatenate([[0.0], np.cumsum(np.asarray(costs, dtype=np.float64))])
-    target = min(float(shard_items), max(_SMALLEST_SHARD, float(done_N1[-1]) / _SHARDS_WANTED))
-    reach = target * (1 + 1e-9)  # the sums of equal costs must not round one item away
-    most = most_items or 8 * shard_items
-    bounds, count = [0], len(done_N1) - 1
+    count = len(loads_NK)
+    done_NK = np.vstack([np.zeros((1, loads_NK.shape[1])), np.cumsum(loads_NK, axis=0)])
+    reach = 1 + 1e-9  # the sums of equal loads must not round one item away
+    bounds = [0]
     while (start := bounds[-1]) < count:
-        stop = int(np.searchsorted(done_N1, done_N1[start] + reach, side="right")) - 1
-        bounds.append(min(max(stop, start + 1), start + most, count))
+        stops = [np.searchsorted(done_N, done_N[start] + reach, side="right") - 1 for done_N in done_NK.T]
+        bounds.append(max(int(min(stops)), start + 1))
     return tuple(bounds)
-
-
-def as_counts(items: pa.Table) -> dict[str, int]:
-    """Items of each modality, in the order of their first; "unknown" where none is named."""
-    counted: list[dict[str, Any]] = items.column("modality").value_counts().to_pylist()
-    return {entry["values"] or "unknown": entry["counts"] for entry in counted}

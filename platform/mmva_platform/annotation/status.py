@@ -1,20 +1,17 @@
-"""How far a run is, as its directory tells it; works while it runs, after a crash and when it is done."""
+"""How far a run is, from its directory alone: while it runs, after a crash and when it is done."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from mmva_platform.annotation.attempts import ATTEMPTS
 from mmva_platform.annotation.commit import committed_shards, read_commits
+from mmva_platform.annotation.heartbeats import Heartbeats, read_heartbeats
 from mmva_platform.annotation.plan import PLAN_FILE, ModelInfo, read_plan
 from mmva_platform.annotation.publish import MANIFEST_FILE, Totals, add_up, retry_folder
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, open_storage
-
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -28,8 +25,7 @@ class GenerationStatus:
         shards_done: Committed ones.
         items: Planned items.
         totals: Of the committed shards.
-        attempts: Shard -> how often it was begun, for shards that are not committed: those that run now, and those
-            that were cut short.
+        heartbeats: The shards that workers had under way when a driver last looked; None once it is published.
     """
 
     folder: str
@@ -38,7 +34,7 @@ class GenerationStatus:
     shards_done: int
     items: int
     totals: Totals
-    attempts: dict[str, int]
+    heartbeats: Heartbeats | None
 
     @property
     def items_per_worker_s(self) -> float | None:
@@ -49,10 +45,12 @@ class GenerationStatus:
     def to_json(self) -> dict[str, Any]:
         """Plain values for --json."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return values | {"totals": self.totals.model_dump(), "items_per_worker_s": self.items_per_worker_s}
+        heartbeats = self.heartbeats and self.heartbeats.model_dump()
+        figures = {"totals": self.totals.model_dump(), "items_per_worker_s": self.items_per_worker_s}
+        return values | figures | {"heartbeats": heartbeats}
 
     def to_lines(self) -> list[str]:
-        """What a person wants to know of it."""
+        """A few lines for a person."""
         totals = self.totals
         lines = [
             f"{self.shards_done} of {self.shards} shards, {totals.items} of {self.items} items",
@@ -64,10 +62,8 @@ class GenerationStatus:
         if self.items_per_worker_s is not None:
             stages = ", ".join(f"{name} {value:.1f} s" for name, value in totals.seconds.items())
             lines.append(f"{self.items_per_worker_s:.1f} items/s a worker ({stages})")
-        if self.attempts:
-            often = sorted(self.attempts.items(), key=lambda entry: (-entry[1], entry[0]))
-            some = ", ".join(f"{shard} ({count} times)" for shard, count in often[:_SHOWN])
-            lines.append(f"{len(self.attempts)} shards begun and not committed: {some}")
+        if self.heartbeats is not None:
+            lines += self.heartbeats.to_lines()
         return lines
 
 
@@ -88,43 +84,18 @@ class RunStatus:
     generations: tuple[GenerationStatus, ...]
 
     @property
-    def published(self) -> bool:
-        """Whether the run itself is published."""
-        return self.generations[0].published
-
-    @property
-    def shards(self) -> int:
-        """Planned shards of the run itself."""
-        return self.generations[0].shards
-
-    @property
-    def shards_done(self) -> int:
-        """Its committed ones."""
-        return self.generations[0].shards_done
-
-    @property
-    def items(self) -> int:
-        """Its planned items."""
-        return self.generations[0].items
-
-    @property
-    def totals(self) -> Totals:
-        """Of the run itself, without its retries."""
-        return self.generations[0].totals
-
-    @property
     def annotated(self) -> int:
         """Items annotated so far, in all generations."""
         return sum(generation.totals.ok for generation in self.generations)
 
     @property
     def quarantined(self) -> int:
-        """Items that stand in quarantine now: a retry counts once it is published."""
+        """Items in quarantine now: a retry counts once it is published."""
         counted = [generation for generation in self.generations if generation.published or not generation.folder]
         return counted[-1].totals.quarantined
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for --json; the run's own figures stand at the top, too."""
+        """Plain values for --json; the run's own figures are at the top, too."""
         own = self.generations[0].to_json()
         del own["folder"]
         return own | {
@@ -139,16 +110,14 @@ class RunStatus:
     def to_text(self) -> str:
         """A few lines for a person."""
         first, *retries = self.generations
-        state = (
-            "published" if first.published else "not published yet; the same `mmva annotate` again goes on from here"
-        )
+        state = "published" if first.published else "not published yet; `mmva annotations resume` finishes it"
         lines = [
             f"{self.out}: {state}",
             f"model {self.model.name} {self.model.version or ''} ({self.model.digest[:12]})".replace("  ", " "),
             *first.to_lines(),
         ]
         for retry in retries:
-            unfinished = "not published yet; `mmva annotations retry` again goes on from here"
+            unfinished = "not published yet; `mmva annotations retry` again finishes it"
             lines.append(f"{retry.folder}: {'published' if retry.published else unfinished}")
             lines += [f"  {line}" for line in retry.to_lines()]
         if retries:
@@ -157,7 +126,7 @@ class RunStatus:
 
 
 def status(out: str, settings: Settings) -> RunStatus:
-    """How far a run is, from its directory alone: its plan, the commits' records, the marks of attempts.
+    """How far a run is, from its directory alone: its plan, the commits' records, the last heartbeats.
 
     Raises:
         UsageError: If there is no run.
@@ -175,13 +144,13 @@ def status(out: str, settings: Settings) -> RunStatus:
 def _generation(storage: Storage, folder: str) -> GenerationStatus:
     plan = read_plan(storage)
     done = sorted(committed_shards(storage) & set(plan.shards))
-    begun = Counter(entry.path.removeprefix(ATTEMPTS).partition("/")[0] for entry in storage.list(ATTEMPTS))
+    published = storage.exists(MANIFEST_FILE)
     return GenerationStatus(
         folder=folder,
-        published=storage.exists(MANIFEST_FILE),
+        published=published,
         shards=len(plan.shards),
         shards_done=len(done),
         items=plan.catalog.items,
         totals=add_up(read_commits(storage, done)),
-        attempts={shard: count for shard, count in sorted(begun.items()) if shard not in set(done)},
+        heartbeats=None if published else read_heartbeats(storage),
     )

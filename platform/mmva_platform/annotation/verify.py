@@ -1,34 +1,35 @@
 """Whether every byte of an annotation is right: digests, schemas, counts, and every planned item exactly once.
 
-All generations are read, a shard at a time: memory holds one shard, eight bytes an item and the quarantined ids.
+All generations are checked, a shard at a time, on the cluster if there are many shards. The driver keeps counts, eight
+bytes an item, and the ids of quarantined items.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 
 from mmva.errors import CheckFailed, UsageError
-from mmva_platform.annotation.commit import CommitRecord, FileRecord, committed_shards, read_commit
-from mmva_platform.annotation.plan import PLAN_FILE, ItemReader, Plan, read_plan
-from mmva_platform.annotation.publish import MANIFEST_FILE, add_up, read_file, read_manifest, retry_folder
-from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, QUARANTINE_SCHEMA, WINDOW_EMBEDDING_SCHEMA
+from mmva_platform import bulk
+from mmva_platform.annotation.commit import CommitRecord, committed_shards, read_commit
+from mmva_platform.annotation.plan import PLAN_FILE, Plan, changed_parts, read_plan
+from mmva_platform.annotation.publish import MANIFEST_FILE, add_up, read_manifest, retry_folder
+from mmva_platform.annotation.verify_shard import FOLDERS, ShardFindings, ShardVerifier, some
+from mmva_platform.cluster import ray_session
+from mmva_platform.progress import progress
 from mmva_platform.settings import Settings
-from mmva_platform.storage import Storage, StorageNotFound, open_storage
+from mmva_platform.storage import Storage, open_storage
 
-_IDS_SHOWN: Final = 5
-_FOLDERS: Final = {"data": ANNOTATION_SCHEMA, "quarantine": QUARANTINE_SCHEMA, "windows": WINDOW_EMBEDDING_SCHEMA}
+_CLUSTER_FROM = 64  # shards; fewer are read sooner than Ray starts
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """Every problem found, one line each; none means that every item of the catalog stands exactly once.
+    """Every problem found, one line each. Without problems every item of the catalog is there exactly once.
 
     Attributes:
         out: The run.
@@ -37,7 +38,7 @@ class VerifyReport:
         annotated: Rows found in all generations.
         quarantined: Rows found in the last.
         generations: The run and its published retries.
-        notes: What is worth knowing and no fault: files that a crash left behind, a retry under way.
+        notes: Worth knowing and no fault: files that a crash left behind, a retry under way.
     """
 
     out: str
@@ -68,24 +69,21 @@ class VerifyReport:
 
 @dataclass
 class _Generation:
-    """One generation while it is checked; `prefix` names it in messages."""
+    """What was found in one generation."""
 
-    storage: Storage
-    plan: Plan
-    prefix: str
     problems: list[str] = field(default_factory=list)
     hashes: list[np.ndarray[Any, np.dtype[np.uint64]]] = field(default_factory=list)
-    planned: int = 0
     annotated: int = 0
     quarantined: list[str] = field(default_factory=list)
-    foreign: set[str] = field(default_factory=set)  # planned ids that the generation before had not quarantined
+    planned: set[str] = field(default_factory=set)  # of a retry only, which holds the quarantine of the one before
 
 
 def verify(out: str, settings: Settings) -> VerifyReport:
-    """Recompute everything from the bytes: digests, schemas, counts, and every planned id exactly once.
+    """Compute everything again from the bytes: digests, schemas, counts, and every planned id exactly once.
 
     Raises:
-        UsageError: If there is no run at all; what is wrong with one is a problem in the report.
+        UsageError: If there is no run at all; faults of a run are problems in the report.
+        ShardsFailedError, StorageError: If its files cannot be read.
     """
     storage = open_storage(out, settings.storage)
     catalog = read_plan(storage).catalog
@@ -95,13 +93,13 @@ def verify(out: str, settings: Settings) -> VerifyReport:
     place: Storage = storage
     while not done or place.exists(MANIFEST_FILE):
         prefix = f"{retry_folder(len(done))}: " if done else ""
-        generation = _checked(place, prefix, done[-1].quarantined if done else None, notes)
-        problems += [prefix + problem for problem in generation.problems]
-        done.append(generation)
+        found = _checked(place, settings, prefix, done[-1].quarantined if done else None, notes)
+        problems += [prefix + problem for problem in found.problems]
+        done.append(found)
         place = open_storage(storage.join(retry_folder(len(done))), settings.storage)
     if place.exists(PLAN_FILE):
         notes.append(f"{retry_folder(len(done))}: not published; `mmva annotations retry` again finishes it")
-    annotated, quarantined = sum(generation.annotated for generation in done), len(done[-1].quarantined)
+    annotated, quarantined = sum(each.annotated for each in done), len(done[-1].quarantined)
     if not problems and annotated + quarantined != catalog.items:
         problems.append(f"{catalog.items} items planned, {annotated} annotated and {quarantined} quarantined")
     return VerifyReport(
@@ -109,85 +107,70 @@ def verify(out: str, settings: Settings) -> VerifyReport:
     )
 
 
-def _checked(place: Storage, prefix: str, wanted: list[str] | None, notes: list[str]) -> _Generation:
-    """Check one generation; `wanted` are the ids that the one before quarantined."""
-    this = _Generation(place, read_plan(place), prefix)
-    commits = _published(place, this.plan, this.problems)
-    items, shards = ItemReader(place, this.plan), set(this.plan.shards)
-    expected = None if wanted is None else set(wanted)
+def _checked(
+    place: Storage, settings: Settings, prefix: str, retried: list[str] | None, notes: list[str]
+) -> _Generation:
+    """Check one generation; `retried` are the ids that the one before quarantined, None for the run itself."""
+    plan = read_plan(place)
+    this = _Generation(problems=changed_parts(place, plan))
+    commits = _published(place, plan, this.problems)
+    planned = set(plan.shards)
+    shards = [
+        {"shard": commit.shard, "commit": commit, "planned": commit.shard in planned, "with_ids": retried is not None}
+        for commit in commits
+    ]
+    findings = _run(shards, place, plan, settings)
     for commit in commits:
-        found = _shard_ids(this, commit)
-        if commit.shard not in shards:
-            continue
-        try:
-            column = items(commit.shard)["id"]
-        except (CheckFailed, StorageNotFound) as error:
-            this.problems.append(str(error))
-            continue
-        planned = column.to_pylist()
-        this.planned += len(planned)
-        this.hashes.append(pd.util.hash_array(np.array(planned, object), categorize=False))
-        this.problems += _differences(commit.shard, planned, found)
-        if expected is not None:
-            this.foreign |= set(planned) - expected
-            expected -= set(planned)
-    _across_shards(this, expected)
+        found = findings[commit.shard]
+        this.problems += found.problems
+        this.annotated += found.annotated
+        this.quarantined += found.quarantined
+        this.hashes.append(found.hash_N)
+        this.planned |= found.planned
+    _across_shards(this, retried)
     left = _leftovers(place, commits)
     if left:
         notes.append(f"{prefix}{left} files of attempts that did not count; harmless")
     return this
 
 
-def _across_shards(this: _Generation, dropped: set[str] | None) -> None:
-    """What no shard shows alone: ids planned twice, and those that a retry should and should not hold."""
-    hashes = np.concatenate(this.hashes) if this.hashes else np.empty(0, np.uint64)
-    repeated = len(hashes) - len(np.unique(hashes))
+def _run(shards: list[dict[str, Any]], place: Storage, plan: Plan, settings: Settings) -> dict[str, ShardFindings]:
+    findings: dict[str, ShardFindings] = {}
+    with progress("verify", len(shards)) as advance:
+
+        def collect(found: ShardFindings) -> None:
+            findings[found.shard] = found
+            advance()
+
+        if len(shards) < _CLUSTER_FROM:
+            verifier, attempt = ShardVerifier(place, plan), bulk.Attempt()
+            for shard in shards:
+                collect(verifier(shard, attempt))
+        else:
+            kwargs = {"place": place, "plan": plan}
+            with ray_session(settings.cluster):
+                bulk.run_pass(
+                    shards, ShardVerifier, stage="verify", settings=settings, on_result=collect, kwargs=kwargs
+                )
+    return findings
+
+
+def _across_shards(this: _Generation, retried: Sequence[str] | None) -> None:
+    """Problems that no shard shows alone: ids planned twice, and a retry of other items than the quarantined ones."""
+    hash_N = np.concatenate(this.hashes) if this.hashes else np.empty(0, np.uint64)
+    repeated = len(hash_N) - len(np.unique(hash_N))
     if repeated:
         this.problems.append(f"{repeated} items are planned in more than one shard")
-    if dropped:
-        this.problems.append(f"{len(dropped)} quarantined items are not retried: {_some(dropped)}")
-    if this.foreign:
-        this.problems.append(f"{len(this.foreign)} items were not quarantined before: {_some(this.foreign)}")
-
-
-def _shard_ids(this: _Generation, commit: CommitRecord) -> list[str]:
-    """Ids of a shard's rows, with what is wrong with its files."""
-    ok = _ids(this, commit, "data", commit.data, commit.ok)
-    bad = _ids(this, commit, "quarantine", commit.quarantine, commit.quarantined)
-    of_windows = _ids(this, commit, "windows", commit.windows, None)
-    orphans = set(of_windows) - set(ok)
-    if orphans:
-        this.problems.append(f"shard {commit.shard}: windows of {len(orphans)} items without a row: {_some(orphans)}")
-    this.annotated += len(ok)
-    this.quarantined += bad
-    return ok + bad
-
-
-def _ids(this: _Generation, commit: CommitRecord, kind: str, record: FileRecord | None, count: int | None) -> list[str]:
-    """Ids in one of a shard's files; `count` is what the record says of them, None where it says nothing."""
-    if record is None:
-        if count:
-            this.problems.append(f"shard {commit.shard}: counts {count} rows of {kind} but names no file")
-        return []
-    try:
-        table: pa.Table = read_file(this.storage, record)
-    except (CheckFailed, StorageNotFound, pa.ArrowInvalid) as error:
-        this.problems.append(str(error))
-        return []
-    if not table.schema.equals(_FOLDERS[kind]):
-        this.problems.append(f"{record.path}: its columns are not those of this schema version")
-        return []
-    if table.num_rows != record.rows or count not in {None, table.num_rows}:
-        this.problems.append(f"{record.path}: {table.num_rows} rows, recorded {record.rows}, counted {count}")
-    if set(table.column("id").to_pylist()) and "shard" in table.column_names:
-        stamps = set(zip(table["run_id"].to_pylist(), table["shard"].to_pylist(), strict=True))
-        if stamps != {(commit.run_id, commit.shard)}:
-            this.problems.append(f"{record.path}: holds rows of another run or shard")
-    return list(table.column("id").to_pylist())
+    if retried is None:
+        return
+    if dropped := set(retried) - this.planned:
+        this.problems.append(f"{len(dropped)} quarantined items are not retried: {some(dropped)}")
+    if foreign := this.planned - set(retried):
+        this.problems.append(f"{len(foreign)} items were not quarantined before: {some(foreign)}")
 
 
 def _published(storage: Storage, plan: Plan, problems: list[str]) -> list[CommitRecord]:
-    """The shards to check: the manifest's, or those committed so far; with what is wrong among them."""
+    """The shards to check: the manifest's, or those committed so far; with the problems among them."""
     recorded = _recorded(storage, problems)
     problems += [f"shard {shard}: not committed" for shard in plan.shards if shard not in recorded]
     problems += [f"shard {shard}: not in the plan" for shard in sorted(recorded.keys() - set(plan.shards))]
@@ -212,27 +195,30 @@ def _published(storage: Storage, plan: Plan, problems: list[str]) -> list[Commit
 
 
 def _recorded(storage: Storage, problems: list[str]) -> dict[str, CommitRecord]:
-    records = {}
-    for shard in sorted(committed_shards(storage)):
+    """Commit records by shard, many read at a time; one that is damaged is a problem."""
+    found: dict[str, CommitRecord] = {}
+    for shard, record in zip(names := sorted(committed_shards(storage)), _records(storage, names), strict=True):
+        if isinstance(record, CheckFailed):
+            problems.append(str(record))
+        else:
+            found[shard] = record
+    return found
+
+
+def _records(storage: Storage, shards: Sequence[str]) -> list[CommitRecord | CheckFailed]:
+    from concurrent.futures import ThreadPoolExecutor
+
+    def read(shard: str) -> CommitRecord | CheckFailed:
         try:
-            records[shard] = read_commit(storage, shard)
+            return read_commit(storage, shard)
         except CheckFailed as error:
-            problems.append(str(error))
-    return records
+            return error
+
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(read, shards))
 
 
-def _leftovers(storage: Storage, commits: list[CommitRecord]) -> int:
+def _leftovers(storage: Storage, commits: Sequence[CommitRecord]) -> int:
     """Files of rows that no commit names: of a crash before the record, or of the second of two writers."""
     named = {record.path for commit in commits for record in (commit.data, commit.quarantine, commit.windows) if record}
-    return sum(entry.path not in named for folder in _FOLDERS for entry in storage.list(f"{folder}/"))
-
-
-def _differences(shard: str, planned: list[str], found: list[str]) -> list[str]:
-    lost, extra = set(planned) - set(found), set(found) - set(planned)
-    twice = {identity for identity, count in Counter(found).items() if count > 1}
-    kinds = (("missing", lost), ("not in the plan", extra), ("more than once", twice))
-    return [f"shard {shard}: {len(ids)} items {kind}: {_some(ids)}" for kind, ids in kinds if ids]
-
-
-def _some(ids: set[str]) -> str:
-    return ", ".join(sorted(ids)[:_IDS_SHOWN])
+    return sum(entry.path not in named for folder in FOLDERS for entry in storage.list(f"{folder}/"))

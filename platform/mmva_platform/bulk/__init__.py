@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from mmva_platform.bulk.attempt import ISOLATE_AFTER, Attempt, ShardWorker
 from mmva_platform.bulk.failures import ShardsFailedError, StalledError, StoppedError
+from mmva_platform.bulk.monitor import InFlight
 from mmva_platform.bulk.passes import run_pass
 from mmva_platform.bulk.resources import Resources, Stage
 
 __all__ = [
-    "ISOLATE_AFTER", "Attempt", "Resources", "ShardWorker", "ShardsFailedError", "Stage", "StalledError",
+    "ISOLATE_AFTER", "Attempt", "InFlight", "Resources", "ShardWorker", "ShardsFailedError", "Stage", "StalledError",
     "StoppedError", "run_pass",
 ]  # fmt: skip

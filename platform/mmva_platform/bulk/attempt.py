@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import faulthandler
-import sys
-from time import monotonic
 from typing import Any, Final, Protocol, Self
 
 from mmva.errors import OperationFailed
+from mmva.inference.time_limit import TimeLimit
 
 ISOLATE_AFTER: Final = 2  # worker deaths: one may be bad luck, two are likely an item's doing
 GIVE_UP_AFTER: Final = 4
-_UNLIMITED: Final = frozenset({"fetch", "load"})  # storage has limits of its own; a model may come from far away
 
 
 class ShardWorker(Protocol):
@@ -40,32 +37,22 @@ class Attempt:
     ) -> None:
         self.number, self.deaths, self.items_at_fault = number, deaths, items_at_fault
         self.stage, self.done = "start", 0
-        self._limit_s, self._armed_at = step_limit_s, 0.0
-        self._armed = False
+        self._limit = TimeLimit(step_limit_s)
 
     def __enter__(self) -> Self:
         if self.deaths >= GIVE_UP_AFTER:
             raise OperationFailed(f"its worker process died {self.deaths} times; see the logs of Ray's workers")
+        self._limit.__enter__()
         return self
 
     def step(self, stage: str, done: int | None = None) -> None:
         """Report that a step such as "decode" or "infer" begins, with `done` items finished. Cheap: call it often.
 
-        A step that takes longer than the limit ends this process, because a decoder that hangs in native code reacts to
-        nothing else; the shard then runs again. The steps "fetch" and "load" have no limit.
+        A step that takes longer than the limit ends this process, and the shard runs again; see TimeLimit. The steps
+        "fetch" and "load" have no limit.
         """
         self.stage, self.done = stage, self.done if done is None else done
-        if stage in _UNLIMITED:
-            self._disarm()
-        elif not self._armed or monotonic() - self._armed_at > min(1.0, self._limit_s / 10):
-            # Arming starts a thread of C, so that steps in quick succession share one.
-            faulthandler.dump_traceback_later(self._limit_s, exit=True, file=sys.__stderr__ or 2)
-            self._armed, self._armed_at = True, monotonic()
+        self._limit.step(stage)
 
-    def __exit__(self, *_exception: object) -> None:
-        self._disarm()
-
-    def _disarm(self) -> None:
-        if self._armed:
-            faulthandler.cancel_dump_traceback_later()
-            self._armed = False
+    def __exit__(self, *exception: object) -> None:
+        self._limit.__exit__(*exception)

@@ -35,6 +35,7 @@ def run_pass(
     before: Stage | None = None,
     step_limit_s: float | None = None,
     stopping: Callable[[], bool] = lambda: False,
+    on_heartbeat: Callable[[Sequence[InFlight]], None] = lambda _in_flight: None,
 ) -> None:
     """Run every shard; results arrive one by one in this thread, in no order. Needs a Ray session.
 
@@ -50,6 +51,7 @@ def run_pass(
             what GPUs infer.
         step_limit_s: Longest step of a worker; see Attempt.step. settings.cluster.stall_timeout_s by default.
         stopping: Asked every second; once it returns True, shards under way are finished and no other begins.
+        on_heartbeat: Called every few seconds with the shards under way.
 
     Raises:
         UsageError: If not even one actor fits the cluster; or the worker's own, if nothing but errors came back.
@@ -62,7 +64,8 @@ def run_pass(
     if not shards:
         return
     stages = [*([before] if before else []), Stage(worker, kwargs or {}, resources or Resources())]
-    pass_ = _Pass(stage, stages, settings.cluster, step_limit_s or settings.cluster.stall_timeout_s, len(shards))
+    limit_s = step_limit_s or settings.cluster.stall_timeout_s
+    pass_ = _Pass(stage, stages, settings.cluster, step_limit_s=limit_s, shards=len(shards), on_heartbeat=on_heartbeat)
     pass_.run({str(shard["shard"]): dict(shard) for shard in shards}, on_result, stopping)
 
 
@@ -70,10 +73,17 @@ class _Pass:
     """The state of one pass in the driver."""
 
     def __init__(
-        self, name: str, stages: Sequence[Stage], settings: ClusterSettings, step_limit_s: float, shards: int
+        self,
+        name: str,
+        stages: Sequence[Stage],
+        settings: ClusterSettings,
+        *,
+        step_limit_s: float,
+        shards: int,
+        on_heartbeat: Callable[[Sequence[InFlight]], None],
     ) -> None:
         self._name, self._stages, self._settings, self._total = name, stages, settings, shards
-        self._step_limit_s = step_limit_s
+        self._step_limit_s, self._on_heartbeat = step_limit_s, on_heartbeat
         self._failures = Failures(name, shards, settings.max_attempts)
         self._done = 0
         for stage in stages:
@@ -181,8 +191,7 @@ class _Pass:
         import ray
 
         found: list[InFlight] = ray.get(self._monitor.check.remote())
-        for shard in found:
-            logger.debug("%s: shard %s on node %s: %s, %d items, %.0f s", self._name, *shard)
+        self._on_heartbeat(found)
         return found
 
     def _check_stall(self, seconds: float) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from mmva_platform.cli.context import Json, emit, settings_of
 
-app = typer.Typer(help="Runs of mmva annotate: status, verify, report, retry.", no_args_is_help=True)
+app = typer.Typer(help="Runs of mmva annotate: resume, status, verify, report, retry.", no_args_is_help=True)
 
 
 def add_verbs(root: typer.Typer) -> None:
@@ -20,7 +20,9 @@ def add_verbs(root: typer.Typer) -> None:
 
 def annotate(
     context: typer.Context,
-    catalog: Annotated[str, typer.Argument(help="a folder, an S3 prefix, or a Parquet, CSV or JSONL table")],
+    catalog: Annotated[
+        str, typer.Argument(help="a folder, an S3 prefix, a Parquet, CSV or JSONL table, or a folder of them")
+    ],
     *,
     model: Annotated[str, typer.Option(help="a bundle's folder, runs:/... or models:/mmva@champion")],
     out: Annotated[str, typer.Option(help="URI of the annotation; the same again resumes")],
@@ -32,11 +34,12 @@ def annotate(
     incremental: Annotated[
         bool, typer.Option("--incremental", help="take the newest annotation beside --out as the base")
     ] = False,
-    max_errors: Annotated[str | None, typer.Option(help="give up above so many quarantined items: 100, or 5%")] = None,
+    max_errors: Annotated[str, typer.Option(help="stop above so many quarantined items: 100, or 5%")] = "20%",
     root: Annotated[list[str] | None, typer.Option(help="media may be read from here, too; repeatable")] = None,
     windows: Annotated[bool, typer.Option(help="keep windows' embeddings, for curves without media later")] = True,
     workers: Annotated[int | None, typer.Option(min=1, help="actors; default: one a CPU")] = None,
-    shard_items: Annotated[int | None, typer.Option(min=1, help="largest shard, in images")] = None,
+    shard_items: Annotated[int | None, typer.Option(min=1, help="most items of a shard; default: a minute")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="images, windows or captions embedded at once")] = 16,
     as_json: Json = False,
 ) -> None:
     """Give every item of a catalog a VA point and an embedding, or a quarantine row that says why not."""
@@ -49,10 +52,11 @@ def annotate(
         "keep_windows": windows,
         "workers": workers,
         "shard_items": shard_items,
+        "batch_size": batch_size,
         "command": ("mmva", *sys.argv[1:]),
     }
     if plan:
-        from mmva_platform.annotation.run import preview_run
+        from mmva_platform.annotation.preview import preview_run
 
         found = preview_run(catalog, model, out, settings_of(context), **options)
         emit(found.to_text(), found.to_json(), as_json=as_json)
@@ -63,19 +67,36 @@ def annotate(
     emit(summary.to_text(), summary.to_json(), as_json=as_json)
 
 
+@app.command("resume")
+def resume(
+    context: typer.Context,
+    out: str,
+    *,
+    workers: Annotated[int | None, typer.Option(min=1, help="actors; default: one a CPU")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="images, windows or captions embedded at once")] = 16,
+    max_errors: Annotated[str, typer.Option(help="stop above so many quarantined items: 100, or 5%")] = "20%",
+    as_json: Json = False,
+) -> None:
+    """Finish a run that was cut short, from its directory alone; what was added to the catalog since is not listed."""
+    from mmva_platform.annotation.run import resume as resume_run
+
+    options = {"workers": workers, "batch_size": batch_size, "max_errors": max_errors}
+    summary = resume_run(out, settings_of(context), **options)
+    emit(summary.to_text(), summary.to_json(), as_json=as_json)
+
+
 @app.command("retry")
 def retry(
     context: typer.Context,
     out: str,
     *,
-    model: Annotated[str | None, typer.Option(help="the run's model, if it is not registered")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="actors; default: one a CPU")] = None,
     as_json: Json = False,
 ) -> None:
     """Annotate what is in quarantine, as far as it can be annotated now."""
     from mmva_platform.annotation.retry import retry as retry_run
 
-    summary = retry_run(out, settings_of(context), model=model, workers=workers)
+    summary = retry_run(out, settings_of(context), workers=workers)
     emit(summary.to_text(), summary.to_json(), as_json=as_json)
 
 

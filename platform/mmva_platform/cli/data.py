@@ -74,7 +74,7 @@ def embed(
     backbones: Annotated[str, typer.Option(help="preset: compact, paper or tiny")] = "compact",
     out: Annotated[str | None, typer.Option(help="default: inside the dataset")] = None,
     engine: Annotated[_Engine, typer.Option(help="torch (CPU), cuda, or auto: cuda if the cluster has a GPU")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="items that are decoded and embedded together")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="images, windows or captions embedded together")] = 16,
     as_json: Json = False,
 ) -> None:
     """Embed a dataset once per backbone; what exists is not computed again."""

@@ -30,6 +30,7 @@ from mmva_platform.datasets.schema import (
 from mmva_platform.progress import progress
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, StorageNotFound
+from mmva_platform.storage.outage import retry_while_unavailable
 
 CLUSTER_FROM: Final = 64  # shards; a smaller dataset is checked in this process, faster than a cluster starts
 
@@ -106,7 +107,7 @@ def _check_shards(dataset: Dataset, settings: Settings) -> list[CheckedShard]:
             for shard in dataset.shards:
                 collect((shard, check_shard(dataset.storage, shard)))
         else:
-            kwargs = {"dataset": dataset.storage}
+            kwargs = {"dataset": dataset.storage, "settings": settings}
             with ray_session(settings.cluster):
                 bulk.run_pass(shards, ShardChecker, stage="check", settings=settings, on_result=collect, kwargs=kwargs)
     return [checked[shard.name] for shard in dataset.shards]
@@ -115,8 +116,8 @@ def _check_shards(dataset: Dataset, settings: Settings) -> list[CheckedShard]:
 class ShardChecker:
     """Worker of a check: reads one shard."""
 
-    def __init__(self, dataset: Storage) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: Storage, settings: Settings) -> None:
+        self._dataset, self._patience_s = dataset, settings.storage.patience_s
 
     def __call__(self, shard: dict[str, Any], attempt: bulk.Attempt) -> tuple[ShardInfo, CheckedShard]:
         """Check the shard whose ShardInfo is under "info".
@@ -124,10 +125,13 @@ class ShardChecker:
         Raises:
             EnvironmentFault: If this worker does not see the dataset at all.
         """
-        attempt.step("check")
+        attempt.step("fetch")
+        return shard["info"], retry_while_unavailable(lambda: self._checked(shard["info"]), self._patience_s, "check")
+
+    def _checked(self, shard: ShardInfo) -> CheckedShard:
         if not self._dataset.exists(DATASET_FILE):
             raise EnvironmentFault(f"check: {self._dataset.uri} is not there on this worker; every node must see it")
-        return shard["info"], check_shard(self._dataset, shard["info"])
+        return check_shard(self._dataset, shard)
 
 
 def check_shard(dataset: Storage, shard: ShardInfo) -> CheckedShard:

@@ -23,7 +23,6 @@ from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, StorageNotFound, open_storage
 
 if TYPE_CHECKING:
-    import pyarrow.fs
     import ray.data
 
 
@@ -148,21 +147,5 @@ def read_as_ray(storage: Storage, names: Iterable[str]) -> ray.data.Dataset:
     """Exactly these Parquet files of a storage as a lazy Ray dataset."""
     import ray.data
 
-    filesystem, root = arrow_filesystem(storage)
+    filesystem, root = storage.filesystem()
     return ray.data.read_parquet([f"{root}/{name}" for name in names], filesystem=filesystem)
-
-
-def arrow_filesystem(storage: Storage) -> tuple[pyarrow.fs.FileSystem, str]:
-    """PyArrow's view of a storage: a file system, and the path of the storage's root in it."""
-    from pyarrow import fs
-
-    if storage.local_path(DATASET_FILE) is not None:
-        return fs.LocalFileSystem(), storage.uri
-    from mmva_platform.storage.s3 import S3Storage
-
-    assert isinstance(storage, S3Storage)
-    endpoint = storage.settings.s3_endpoint
-    options = {"endpoint_override": endpoint, "scheme": endpoint.partition(":")[0]} if endpoint else {}
-    return fs.S3FileSystem(region=storage.settings.s3_region or "us-east-1", **options), storage.uri.removeprefix(
-        "s3://"
-    )

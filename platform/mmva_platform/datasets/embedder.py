@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmva.backbones import BackboneSpec
-from mmva.errors import CheckFailed, EnvironmentFault, MediaError, OperationFailed
-from mmva.media.windows import HOP_S, WINDOW_S, windows
+from mmva.errors import CheckFailed, MediaError, OperationFailed
+from mmva.inference.config import default_preprocessing
+from mmva.inference.isolation import Isolated, report_step
+from mmva.inference.pipeline import Pipeline
+from mmva.inference.tables import matrix
+from mmva.media.windows import HOP_S, WINDOW_S
 from mmva.modalities import Modality
+from mmva.predictor import ItemEncoder
 from mmva_platform import bulk
 from mmva_platform.datasets.embedding_set import PartInfo, folder_name, part_bytes, part_key
-from mmva_platform.datasets.isolated import Isolated
 from mmva_platform.datasets.schema import ShardInfo, read_parquet, sha256_of, write_by_digest
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage
 from mmva_platform.storage.fetch import folder_fetcher
+from mmva_platform.storage.outage import retry_while_unavailable
 
 if TYPE_CHECKING:
     from mmva.backbones import Encoder
 
 logger = logging.getLogger(__name__)
 
+ResultT = TypeVar("ResultT")
 Engine = Literal["auto", "torch", "cuda"]
 _LOAD_TIMEOUT_S: Final = 300.0  # of an encoder, in a process of its own on a busy machine
+_DECODE_THREADS: Final = 4  # decode and prepare while the GPU computes
 ENGINES: Final[tuple[Engine, ...]] = ("auto", "torch", "cuda")
 
 
@@ -89,10 +97,10 @@ class Embedder:
         load: EncoderLoader,
         dataset: Storage,
         out: Storage,
+        settings: Settings,
         *,
         batch_size: int,
         engine: Engine,
-        item_timeout_s: float,
     ) -> None:
         """Load nothing yet.
 
@@ -100,13 +108,13 @@ class Embedder:
             load: Gives the encoders.
             dataset: The dataset.
             out: Root of the embeddings.
-            batch_size: Items that are decoded and embedded together.
+            settings: Limits of an item's time, and of an outage of storage.
+            batch_size: Images, windows or captions that are embedded together.
             engine: "torch" for the CPU, "cuda", or "auto" for CUDA if torch sees a GPU.
-            item_timeout_s: Limit for an item in a process of its own.
         """
-        self._load, self._dataset, self._out = load, dataset, out
-        self._batch_size, self._engine, self._item_timeout_s = batch_size, engine, item_timeout_s
-        self._encoders: dict[str, Encoder] = {}
+        self._load, self._dataset, self._out, self._settings = load, dataset, out, settings
+        self._batch_size, self._engine = batch_size, engine
+        self._encoders: dict[str, ItemEncoder] = {}
 
     def __call__(self, shard: dict[str, Any], attempt: bulk.Attempt) -> tuple[str, PartInfo]:
         """Stem and description of the Part under "part", which is computed unless an earlier run has written it.
@@ -114,11 +122,11 @@ class Embedder:
         Raises:
             OperationFailed: If an item cannot be embedded; the message names it.
             CheckFailed: If the shard is not the published one.
-            EnvironmentFault: If the engine is "cuda" and torch sees no GPU.
+            EnvironmentFault: If the encoder fails for every item.
         """
         part: Part = shard["part"]
-        attempt.step("find")
-        found = _written(self._out, part)
+        attempt.step("fetch")
+        found = self._waiting(lambda: _written(self._out, part))
         if found is not None:
             return part.stem, found
         emb_ND = self._embed(part, attempt)
@@ -126,50 +134,55 @@ class Embedder:
             raise OperationFailed(
                 f"embed: {part.spec.source} gives embeddings that are not finite for {part.shard.name}"
             )
-        attempt.step("write", len(part.ids))
-        path, sha256 = write_by_digest(self._out, part.stem, ".parquet", part_bytes(part.ids, emb_ND, part.key))
+        attempt.step("fetch", len(part.ids))  # storage has limits of its own
+        data = part_bytes(part.ids, emb_ND, part.key)
+        path, sha256 = self._waiting(lambda: write_by_digest(self._out, part.stem, ".parquet", data))
         return part.stem, PartInfo(name=path.rpartition("/")[2], rows=len(part.ids), sha256=sha256)
 
     def _embed(self, part: Part, attempt: bulk.Attempt) -> NDArray[np.float32]:
-        attempt.step("fetch")
-        items = part.texts if part.modality == "caption" else self._media(part)
+        read = None if part.modality == "caption" else self._media(part)
         if attempt.deaths >= bulk.ISOLATE_AFTER:
-            return self._embed_isolated(part, items, attempt)
+            return self._embed_isolated(part, read, attempt)
         attempt.step("load")
         if part.fingerprint not in self._encoders:
             self._encoders[part.fingerprint] = _load_encoder(self._load, part, self._engine)
-        encoder = self._encoders[part.fingerprint]
-        rows_ND = []
-        for start in range(0, len(items), self._batch_size):
-            batch = range(start, min(start + self._batch_size, len(items)))
-            inputs = []
-            for row in batch:
-                attempt.step("decode", row)
-                inputs.append(_input(part, part.ids[row], items[row], encoder))
-            attempt.step("infer")
-            rows_ND.append(embed_items(encoder, inputs, self._batch_size))
-        return np.concatenate(rows_ND)
+        return embed_part(
+            part,
+            self._encoders[part.fingerprint],
+            read,
+            self._batch_size,
+            items_at_fault=attempt.items_at_fault,
+            on_progress=attempt.step,
+        )
 
-    def _embed_isolated(self, part: Part, items: Sequence[Any], attempt: bulk.Attempt) -> NDArray[np.float32]:
+    def _embed_isolated(
+        self, part: Part, read: Callable[[int], bytes] | None, attempt: bulk.Attempt
+    ) -> NDArray[np.float32]:
         """Item by item in a process that may die: the shard has cost workers before."""
         rows_ND = []
         make = partial(_one_by_one, self._load, part, self._engine)
-        with Isolated(make, self._item_timeout_s, _LOAD_TIMEOUT_S) as embed:
+        with Isolated(make, self._settings.annotation.item_timeout_s, _LOAD_TIMEOUT_S) as embed:
             for row, item_id in enumerate(part.ids):
                 attempt.step("load", row)  # a step without a limit: the process has its own
                 try:
-                    rows_ND.append(embed((item_id, items[row])))
+                    rows_ND.append(embed((row, read(row) if read else b"")))
                 except MediaError as error:
                     raise OperationFailed(
                         f"embed: {part.modality} {item_id!r} in {part.shard.name}: {error.code} ({error})"
                     ) from error
         return np.concatenate(rows_ND)
 
-    def _media(self, part: Part) -> list[bytes]:
-        data = self._dataset.read(part.shard.name)
+    def _media(self, part: Part) -> Callable[[int], bytes]:
+        """Row of the shard -> the bytes of its media."""
+        data = self._waiting(lambda: self._dataset.read(part.shard.name))
         if sha256_of(data) != part.shard.sha256:
             raise CheckFailed(f"{self._dataset.join(part.shard.name)}: its bytes are not those of dataset.json")
-        return read_parquet(data, ["media"])["media"].to_pylist()
+        media = read_parquet(data, ["media"])["media"]
+        return lambda row: media[row].as_py()
+
+    def _waiting(self, call: Callable[[], ResultT]) -> ResultT:
+        """Call storage again while it is unavailable, so that an outage does not cost the embeddings that are done."""
+        return retry_while_unavailable(call, self._settings.storage.patience_s, "embed")
 
 
 def _written(out: Storage, part: Part) -> PartInfo | None:
@@ -182,7 +195,7 @@ def _written(out: Storage, part: Part) -> PartInfo | None:
     return None
 
 
-def _load_encoder(load: EncoderLoader, part: Part, engine: Engine) -> Encoder:
+def _load_encoder(load: EncoderLoader, part: Part, engine: Engine) -> ItemEncoder:
     encoder = load(part.spec)
     if encoder.fingerprint != part.fingerprint:
         raise OperationFailed(
@@ -192,55 +205,80 @@ def _load_encoder(load: EncoderLoader, part: Part, engine: Engine) -> Encoder:
     return encoder if engine == "torch" else on_gpu(encoder, required=engine == "cuda")
 
 
-def on_gpu(encoder: Encoder, *, required: bool) -> Encoder:
-    """Move an encoder to this process's GPU, in true float32.
+def on_gpu(encoder: Encoder, *, required: bool) -> ItemEncoder:
+    """An encoder on this process's GPU; if torch sees none and it is not required, the encoder as it is.
 
     Raises:
-        EnvironmentFault: If torch sees no GPU and `required` is True; otherwise the encoder stays on the CPU.
+        OperationFailed: If torch sees no GPU and `required` is True.
     """
     import torch
 
-    if torch.cuda.is_available():
-        torch.backends.cudnn.allow_tf32 = False  # on by default, and not as exact
-        return encoder.to("cuda")
-    if required:
-        raise EnvironmentFault("embed: torch sees no GPU on this worker; use --engine torch, or repair its driver")
+    from mmva.engines.cuda import CudaEncoder
+
+    if required or torch.cuda.is_available():
+        return CudaEncoder(encoder)
     logger.warning("embed: torch sees no GPU on this worker; it uses the CPU")
     return encoder
 
 
-def _one_by_one(load: EncoderLoader, part: Part, engine: Engine) -> Callable[[tuple[str, Any]], NDArray[np.float32]]:
-    """A function from the id and the text or file of one item to its embedding, float32 [1, D]."""
+def _one_by_one(load: EncoderLoader, part: Part, engine: Engine) -> Callable[[tuple[int, bytes]], NDArray[np.float32]]:
+    """A function from the row and the media of one item of a part to its embedding, float32 [1, D]."""
     encoder = _load_encoder(load, part, engine)
-    return lambda item: embed_items(encoder, [_input(part, *item, encoder)])
+
+    def embed(item: tuple[int, bytes]) -> NDArray[np.float32]:
+        row, media = item
+        one = slice(row, row + 1)
+        single = replace(part, ids=part.ids[one], texts=part.texts[one])
+        read = None if part.modality == "caption" else lambda _row: media
+        return embed_part(single, encoder, read, batch_size=16, items_at_fault=True, on_progress=report_step)
+
+    return embed
 
 
-def _input(part: Part, item_id: str, item: Any, encoder: Encoder) -> Any:
-    """What the encoder reads: a caption as it is, a file decoded."""
-    return item if part.modality == "caption" else _decoded(part, item_id, item, encoder)
+def embed_part(
+    part: Part,
+    encoder: ItemEncoder,
+    read: Callable[[int], bytes] | None,
+    batch_size: int,
+    *,
+    items_at_fault: bool = False,
+    on_progress: Callable[[str], None] = lambda _stage: None,
+) -> NDArray[np.float32]:
+    """Embeddings of a part's items, float32 [N, D], by the same path as in annotation and serving.
 
+    Args:
+        part: Its items.
+        encoder: Of its modality.
+        read: Row -> the bytes of its media; None for captions.
+        batch_size: Images, windows or captions embedded at once.
+        items_at_fault: The environment is known to work; see Pipeline.embed.
+        on_progress: Called when a step begins; see Pipeline.
 
-def embed_items(encoder: Encoder, items: Sequence[Any], batch_size: int = 16) -> NDArray[np.float32]:
-    """Embeddings of decoded items, float32 [N, D]; long music is the mean over its windows."""
-    if encoder.sample_rate is None:
-        return encoder.encode(items, batch_size)
-    pieces = [windows(samples, encoder.sample_rate, WINDOW_S, HOP_S)[1] for samples in items]
-    emb_WD = encoder.encode([window for item in pieces for window in item], batch_size)
-    ends = np.cumsum([len(item) for item in pieces])
-    return np.stack([rows.mean(axis=0) for rows in np.split(emb_WD, ends[:-1])])
-
-
-def _decoded(part: Part, item_id: str, data: bytes, encoder: Encoder) -> Any:
-    from mmva.media.audio import decode_audio
-    from mmva.media.images import decode_image
-
-    try:
-        if part.modality == "image":
-            return decode_image(data)
-        assert encoder.sample_rate is not None
-        return decode_audio(data, encoder.sample_rate)
-    except MediaError as error:
+    Raises:
+        OperationFailed: If an item does not decode; names it.
+        EnvironmentFault: If the encoder fails for every item.
+    """
+    count, modality = len(part.ids), part.modality
+    columns = {
+        "id": part.ids,
+        "uri": [str(row) for row in range(count)],
+        "modality": [modality] * count,
+        "caption": pa.array(part.texts if read is None else [None] * count, pa.string()),
+    }
+    pipeline = Pipeline(
+        (modality,),
+        lambda _modality: encoder,
+        default_preprocessing({modality: {"fingerprint": part.fingerprint}}),
+        lambda row, _size, _most: read(int(row)) if read else b"",
+        batch_size=batch_size,
+        fetch_threads=1,
+        decode_threads=_DECODE_THREADS if hasattr(encoder, "launch") else 0,
+        on_progress=on_progress,
+    )
+    embedded = pipeline.embed(pa.table(columns), items_at_fault=items_at_fault)
+    for error in embedded.errors.to_pylist():
         raise OperationFailed(
-            f"embed: {part.modality} {item_id!r} in {part.shard.name} does not decode here though the import checked "
-            f"it ({error.code}: {error}); are the decoders of this worker the same?"
-        ) from error
+            f"embed: {modality} {error['id']!r} in {part.shard.name} does not decode here though the import checked "
+            f"it ({error['error']}: {error['message']}); are the decoders of this worker the same?"
+        )
+    return matrix(embedded.rows["embedding"])

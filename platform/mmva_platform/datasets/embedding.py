@@ -48,7 +48,7 @@ def embed_dataset(
         backbones: A preset of mmva.backbones, by name or as an object.
         out: URI for the embeddings; default "<dataset>/embeddings".
         settings: Storage, cluster, mirror, trusted repositories.
-        batch_size: Items that are decoded and embedded together.
+        batch_size: Images, windows or captions that are embedded together.
         engine: "torch" (CPU), "cuda", or "auto" for CUDA if the cluster has a GPU.
 
     Returns:
@@ -130,11 +130,7 @@ def _compute(
             advance(info.rows)
 
         resources = _resources(engine, cluster, settings)
-        kwargs = {
-            **worker,
-            "engine": engine if resources.gpus else "torch",
-            "item_timeout_s": settings.annotation.item_timeout_s,
-        }
+        kwargs = {**worker, "settings": settings, "engine": engine if resources.gpus else "torch"}
         bulk.run_pass(
             [{"shard": part.stem, "part": part} for part in parts],
             Embedder,
@@ -143,6 +139,7 @@ def _compute(
             on_result=collect,
             kwargs=kwargs,
             resources=resources,
+            step_limit_s=settings.annotation.item_timeout_s,
         )
     return made
 

@@ -7,22 +7,24 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pyarrow as pa
 
 from mmva.errors import EnvironmentFault
+from mmva.inference.isolation import Isolated
+from mmva.inference.prefetch import THREADS, Request, prefetched
 from mmva.modalities import Modality
 from mmva_platform import bulk
 from mmva_platform.datasets.candidates import Candidate, PlannedShard
 from mmva_platform.datasets.inspection import MISSING_FILE, CheckDecodes, Inspected, check_decodes, inspect
-from mmva_platform.datasets.isolated import Isolated
 from mmva_platform.datasets.schema import DATASET_SCHEMA, ShardInfo, read_parquet, write_shard
 from mmva_platform.progress import progress
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage
-from mmva_platform.storage.prefetch import THREADS, Request, prefetched
+from mmva_platform.storage.outage import retry_while_unavailable
 
+ResultT = TypeVar("ResultT")
 _LOAD_TIMEOUT_S: Final = 120.0  # of the decoders, in a process of their own on a busy machine
 
 
@@ -64,7 +66,7 @@ def write_shards(planned: Sequence[PlannedShard], media: Storage, out: Storage, 
             stage="import",
             settings=settings,
             on_result=collect,
-            kwargs={"media": media, "out": out, "item_timeout_s": settings.annotation.item_timeout_s},
+            kwargs={"media": media, "out": out, "settings": settings},
             step_limit_s=settings.annotation.item_timeout_s,
         )
     return [written[shard.name] for shard in planned]
@@ -99,23 +101,23 @@ def amend_shards(
         shards.update([result])
 
     if tasks:
-        stage = "import: amend shards"
-        bulk.run_pass(tasks, ShardAmender, stage=stage, settings=settings, on_result=collect, kwargs={"out": out})
+        stage, kwargs = "import: amend shards", {"out": out, "settings": settings}
+        bulk.run_pass(tasks, ShardAmender, stage=stage, settings=settings, on_result=collect, kwargs=kwargs)
     return [shards[one.name] for one in written if one.name in shards]
 
 
 class ShardWriter:
     """Worker of an import: inspects the files of a shard and writes it. The same files give the same bytes and name."""
 
-    def __init__(self, media: Storage, out: Storage, item_timeout_s: float) -> None:
+    def __init__(self, media: Storage, out: Storage, settings: Settings) -> None:
         """Connect to nothing yet.
 
         Args:
             media: Where the files are.
             out: The dataset.
-            item_timeout_s: How long a file may take to decode in a process of its own.
+            settings: Limits of a file's time, and of an outage of storage.
         """
-        self._media, self._out, self._item_timeout_s = media, out, item_timeout_s
+        self._media, self._out, self._settings = media, out, settings
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="mmva-fetch")
 
     def __call__(self, shard: dict[str, Any], attempt: bulk.Attempt) -> Written:
@@ -141,9 +143,11 @@ class ShardWriter:
                 f"import: none of the {len(inspected)} files of {planned.name} is at {self._media.uri} on this worker, "
                 f"such as {inspected[0].candidate.path}; every node must see the media"
             )
-        attempt.step("write", len(inspected))
-        table = pa.Table.from_pylist(rows, schema=DATASET_SCHEMA)
-        info = write_shard(self._out, planned.modality, planned.number, table) if rows else None
+        attempt.step("fetch", len(inspected))  # storage has limits of its own
+        info = None
+        if rows:
+            table = pa.Table.from_pylist(rows, schema=DATASET_SCHEMA)
+            info = self._waiting(lambda: write_shard(self._out, planned.modality, planned.number, table))
         return Written(planned.modality, planned.number, tuple(inspected), split_of, info)
 
     @contextmanager
@@ -157,7 +161,7 @@ class ShardWriter:
 
             yield check
             return
-        with Isolated(_make_check, self._item_timeout_s, _LOAD_TIMEOUT_S) as isolated:
+        with Isolated(_make_check, self._settings.annotation.item_timeout_s, _LOAD_TIMEOUT_S) as isolated:
             yield lambda modality, data: isolated((modality, data))  # in step "fetch": the child has its own limit
 
     def _reads(self, candidates: Sequence[Candidate]) -> Iterator[Callable[[], bytes]]:
@@ -166,19 +170,27 @@ class ShardWriter:
             yield from (partial(self._media.read, candidate.path) for candidate in candidates)
             return
         requests = [Request(candidate.path, candidate.bytes) for candidate in candidates]
-        for future in prefetched(lambda request: self._media.read(request.uri), requests, self._pool):
+        read = self._media.read
+        for future in prefetched(lambda one: self._waiting(lambda: read(one.uri)), requests, self._pool):
             yield future.result
+
+    def _waiting(self, call: Callable[[], ResultT]) -> ResultT:
+        """Call storage again while it is unavailable, so that an outage does not cost the files that are done."""
+        return retry_while_unavailable(call, self._settings.storage.patience_s, "import")
 
 
 class ShardAmender:
     """Worker that writes a shard again with some of its rows, under the name of its new bytes."""
 
-    def __init__(self, out: Storage) -> None:
-        self._out = out
+    def __init__(self, out: Storage, settings: Settings) -> None:
+        self._out, self._patience_s = out, settings.storage.patience_s
 
     def __call__(self, shard: dict[str, Any], attempt: bulk.Attempt) -> tuple[str, ShardInfo]:
         """Keep the rows of "split_of" of the shard's "file", with these splits, by id."""
-        attempt.step("amend")
+        attempt.step("fetch")
+        return retry_while_unavailable(lambda: self._amended(shard), self._patience_s, "import")
+
+    def _amended(self, shard: dict[str, Any]) -> tuple[str, ShardInfo]:
         split_of: dict[str, str] = shard["split_of"]
         table = read_parquet(self._out.read(shard["file"]))
         ids = table["id"].to_pylist()

@@ -67,12 +67,12 @@ def run_quickstart(options: QuickstartOptions, settings: Settings) -> Quickstart
         UsageError: For a workdir that is in use, an unusable catalog or an unknown preset, before anything is written.
     """
     from mmva.backbones import preset
-    from mmva_platform.annotation.catalog import read_catalog
+    from mmva_platform.annotation.catalog import open_catalog
     from mmva_platform.cluster import ray_session
 
     preset(options.preset)
     if options.catalog is not None:
-        read_catalog(options.catalog, settings.storage)
+        next(open_catalog(options.catalog, settings.storage).batches())
     place = fresh_workspace(options.workdir)
     settings = settings.model_copy(update={"home": place.root})
     logger.info("quickstart: everything goes to %s", place.root)

@@ -1,7 +1,7 @@
-"""Local folders and S3 behind one door: the only room that knows where bytes live.
+"""Local folders and S3 behind one interface.
 
-`open_storage` takes "data/set", "file:///data/set" or "s3://bucket/set" and gives the same object for all: paths
-relative to a root, writes that are whole or absent, and put-if-absent with exactly one winner.
+`open_storage` accepts "data/set", "file:///data/set" or "s3://bucket/set" and returns the same kind of object for all:
+paths relative to a root, writes that are atomic, and put-if-absent with exactly one winner.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from mmva_platform.storage.probe import probe_put_if_absent
 
 __all__ = [
     "Entry", "Storage", "StorageDenied", "StorageError", "StorageNotFound", "StoragePathError", "StorageTooLargeError",
-    "StorageUnavailable", "StorageUnsupported", "open_storage", "probe_put_if_absent", "read_uri", "split_uri",
+    "StorageUnavailable", "StorageUnsupported", "open_storage", "place_of", "probe_put_if_absent", "read_uri",
+    "split_uri",
 ]  # fmt: skip
 
 
@@ -39,7 +40,7 @@ def open_storage(uri: str | Path, settings: StorageSettings | None = None) -> St
         settings: Endpoint, region and retries of S3; the defaults when None.
 
     Raises:
-        UsageError: For another scheme, a file:// URI with a host, or s3:// without a bucket.
+        UsageError: For another scheme, a file:// URI with a host,, or s3:// without a bucket.
     """
     text = str(uri)
     scheme, separator, rest = text.partition("://")
@@ -52,7 +53,7 @@ def open_storage(uri: str | Path, settings: StorageSettings | None = None) -> St
     if scheme == "s3":
         bucket, _, prefix = rest.partition("/")
         if not bucket:
-            raise UsageError(f"{text}: write an S3 place as s3://bucket/prefix")
+            raise UsageError(f"{text}: write it as s3://bucket/prefix")
         from mmva_platform.storage.s3 import S3Storage  # boto3 takes .3 s to import
 
         return S3Storage(bucket, prefix.strip("/"), settings or StorageSettings())
@@ -80,5 +81,20 @@ def read_uri(uri: str | Path, settings: StorageSettings | None = None) -> bytes:
     Raises:
         StorageError: StorageNotFound, StorageDenied or StorageUnavailable.
     """
-    folder, name = split_uri(uri)
+    folder, name = place_of(uri)
     return open_storage(folder, settings).read(name)
+
+
+def place_of(uri: str | Path) -> tuple[str, str]:
+    """A storage and the path in it for a file's URI; on S3 the bucket and the key, which may be any text.
+
+    Raises:
+        UsageError: If the URI names no file.
+    """
+    text = str(uri)
+    if text.startswith("s3://"):
+        bucket, _, key = text.removeprefix("s3://").partition("/")
+        if not key:
+            raise UsageError(f"{uri}: names no file")
+        return f"s3://{bucket}", key
+    return split_uri(uri)

@@ -1,25 +1,40 @@
-"""What every storage back end offers, and the errors by which a caller can tell what to do."""
+"""The interface of all storage back ends, and the errors they raise."""
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from mmva.errors import OperationFailed, UsageError
 
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem  # takes .1 s to import
+
+logger = logging.getLogger(__name__)
+
+OnSkip = Callable[[str, str], None]  # called with the path that was left out, and the reason
+
 
 class StorageError(OSError, OperationFailed):
-    """A storage operation failed; the message names the URI."""
+    """A storage operation failed; the message names the URI.
+
+    Attributes:
+        environment: True if credentials, bucket, key service or endpoint are at fault, so that every other object
+            fails in the same way. False if the failure concerns this object only.
+    """
+
+    environment: bool = False
 
 
-class StorageNotFound(StorageError, FileNotFoundError):  # noqa: N818 - read as a state of the place, like its siblings
+class StorageNotFound(StorageError, FileNotFoundError):  # noqa: N818 - a state of the storage, like its siblings
     """There is no such object, folder or bucket."""
 
 
 class StorageDenied(StorageError, PermissionError):  # noqa: N818
-    """The place exists or may exist, and these credentials may not do that."""
+    """These credentials do not allow the operation."""
 
 
 class StorageUnavailable(StorageError):  # noqa: N818
@@ -31,7 +46,7 @@ class StorageUnsupported(StorageError):  # noqa: N818
 
 
 class StorageTooLargeError(StorageError):
-    """More bytes than the caller would take; none of them were kept."""
+    """The file has more bytes than the caller accepts."""
 
 
 class StoragePathError(StorageError, UsageError):
@@ -39,15 +54,18 @@ class StoragePathError(StorageError, UsageError):
 
 
 class Entry(NamedTuple):
-    """One listed file: path relative to the storage's root, size in bytes, and what changes when its content does."""
+    """One listed file: path relative to the storage's root, size in bytes, and a tag that changes with its content."""
 
     path: str
     size: int
-    etag: str | None = None  # S3's ETag, a local file's time of modification in ns
+    etag: str | None = None  # S3's ETag, or a local file's time of modification in ns
 
 
 class Storage(ABC):
     """Files under one root, by relative paths with forward slashes. Picklable; connects on first use.
+
+    Our own files have plain paths (see `checked`). On S3, other people's keys may be any text, such as "a//b" or
+    "../x"; `walk` yields them, and `read`, `open`, `size`, `exists` and `uri_of` accept them as they are.
 
     Attributes:
         uri: The root: an absolute local path or s3://bucket/prefix, without a trailing slash.
@@ -57,7 +75,11 @@ class Storage(ABC):
 
     @abstractmethod
     def read(self, path: str, most: int | None = None) -> bytes:
-        """All bytes of a file. StorageNotFound when it is missing, StorageTooLargeError above `most` bytes."""
+        """All bytes of a file. Raises StorageNotFound if it is missing, StorageTooLargeError above `most` bytes."""
+
+    @abstractmethod
+    def open(self, path: str) -> BinaryIO:
+        """A seekable, buffered, read-only file. On S3 it is read by range requests, and replacing it is an error."""
 
     @abstractmethod
     def write(self, path: str, data: bytes) -> None:
@@ -69,23 +91,47 @@ class Storage(ABC):
 
     @abstractmethod
     def delete(self, path: str) -> None:
-        """Remove a file; nothing happens when it is missing. Runs never delete: only the probe's own objects go."""
+        """Remove a file; nothing happens if it is missing."""
 
     @abstractmethod
     def exists(self, path: str) -> bool:
-        """Whether a file (not a folder) is there."""
+        """Whether the path is a file (not a folder)."""
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """Files whose path starts with `prefix`, recursively, sorted by path; empty for a missing folder."""
+        """Our own files whose path starts with `prefix`, recursively, sorted by path; empty for a missing folder."""
+
+    @abstractmethod
+    def walk(self, prefix: str = "", on_skip: OnSkip | None = None) -> Iterator[Entry]:
+        """Every file whose path starts with `prefix`, for folders of any size; empty for a missing folder.
+
+        The order is the same in every call. S3 is listed by many requests at once, and the order is the server's own
+        (by path on AWS). Memory is bounded: one local folder, or some hundred pages of S3, are held at a time.
+
+        Args:
+            prefix: Start of the paths, relative to the root.
+            on_skip: Called with the path and the reason for each local folder or file that is left out: not readable,
+                not a regular file, a dangling link, a link that leaves the root or leads to a folder above it, a name
+                that is not UTF-8. Logged as a warning if None.
+
+        Raises:
+            StorageError: If the start itself cannot be listed.
+        """
+
+    @abstractmethod
+    def filesystem(self) -> tuple[FileSystem, str]:
+        """The same place for pyarrow.dataset and ray.data: a file system and the path of this root in it.
+
+        Credentials are resolved in this call and do not refresh later.
+        """
 
     @abstractmethod
     def size(self, path: str) -> int:
-        """Size in bytes. StorageNotFound when the file is missing."""
+        """Size in bytes. Raises StorageNotFound if the file is missing."""
 
     @abstractmethod
     def local_path(self, path: str) -> Path | None:
-        """The file's place on this machine, existing or not; None for remote storage."""
+        """The file's path on this machine, whether or not it exists; None for remote storage."""
 
     @property
     def described(self) -> str:
@@ -93,21 +139,37 @@ class Storage(ABC):
         return self.uri
 
     def join(self, path: str) -> str:
-        """Full URI of a path inside this storage."""
-        return f"{self.uri.rstrip('/')}/{checked(path)}"
+        """Full URI of one of our own files."""
+        return self.uri_of(checked(path))
+
+    def uri_of(self, path: str) -> str:
+        """Full URI of a path as `walk` gave it; nothing is normalized."""
+        return f"{self.uri.rstrip('/')}/{path}"
+
+
+def log_skip(path: str, reason: str) -> None:
+    """The default of `on_skip`: a warning in the log."""
+    logger.warning("%s: left out (%s)", path, reason)
 
 
 def checked(path: str) -> str:
-    """The path itself, if it stays inside a root and every back end can hold it; StoragePathError otherwise."""
+    """The path itself. Raises StoragePathError if it leaves the root or if some back end cannot hold it."""
     if path.startswith("/") or any(part in {"", ".", ".."} for part in path.split("/")):
         raise StoragePathError(f"{path!r}: must be a relative path without empty parts, '.' or '..'")
-    if "\0" in path or not _is_utf8(path):
-        raise StoragePathError(f"{path!r}: holds characters that no storage accepts")
+    return checked_text(path)
+
+
+def checked_text(path: str) -> str:
+    """The path itself. Raises StoragePathError if it is empty or if no back end can hold its characters."""
+    if not path:
+        raise StoragePathError("an empty path names no file")
+    if "\0" in path or not is_utf8(path):
+        raise StoragePathError(f"{path!r}: has characters that no storage accepts")
     return path
 
 
 def checked_prefix(prefix: str) -> str:
-    """As `checked`, for a listing's prefix: empty, or ending in a slash or in part of a name."""
+    """As `checked`, for a listing's prefix, which may be empty or end in a slash or in part of a name."""
     if prefix.strip("/"):
         checked(prefix.removesuffix("/"))
     elif prefix:
@@ -115,7 +177,8 @@ def checked_prefix(prefix: str) -> str:
     return prefix
 
 
-def _is_utf8(text: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Whether a text is valid Unicode, without lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -124,6 +187,6 @@ def _is_utf8(text: str) -> bool:
 
 
 def refuse_above(most: int, size: int, place: str) -> None:
-    """StorageTooLargeError for a file of more bytes than `most`."""
+    """Raises StorageTooLargeError if a file has more bytes than `most`."""
     if size > most:
         raise StorageTooLargeError(f"{place}: {size} bytes, the limit is {most}")

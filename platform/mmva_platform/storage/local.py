@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
-import uuid
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final
 
+from mmva.files import TEMPORARY, sync_folder, temporary_file, write_atomically
 from mmva_platform.storage.base import (
     Entry,
+    OnSkip,
     Storage,
     StorageDenied,
     StorageError,
@@ -18,42 +22,55 @@ from mmva_platform.storage.base import (
     StorageUnsupported,
     checked,
     checked_prefix,
+    log_skip,
     refuse_above,
 )
+from mmva_platform.storage.local_walk import walk_folder
 
-_TEMPORARY = ".mmva-tmp-"  # files in the making: never listed, never read
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+_CHUNK_BYTES: Final = 2**20
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # how file systems without hard links answer
 
 
 class LocalStorage(Storage):
-    """Files under a local folder, which comes into being with its first file."""
+    """Files under a local folder, which is created with its first file."""
 
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.abspath(root))  # noqa: PTH100 - resolve() would follow links the user made on purpose
         self.uri = str(self.root)
 
     def read(self, path: str, most: int | None = None) -> bytes:
-        """All bytes of a file."""
+        """All bytes of a regular file; never more than `most` + 1 are read, whatever its size says."""
         target = self._at(path)
-        with _typed_errors(target), target.open("rb") as file:
+        with _typed_errors(target):
+            size = _regular_size(target)
             if most is not None:
-                refuse_above(most, os.fstat(file.fileno()).st_size, str(target))
-            return file.read()
+                refuse_above(most, size, str(target))
+            with target.open("rb", buffering=0) as file:
+                return file.readall() if most is None else _read_bounded(file, size, most, str(target))
+
+    def open(self, path: str) -> BinaryIO:
+        """The file itself."""
+        target = self._at(path)
+        with _typed_errors(target):
+            _regular_size(target)
+            return target.open("rb")
 
     def write(self, path: str, data: bytes) -> None:
         """Temporary file, fsync, rename."""
         target = self._at(path)
-        with _typed_errors(target), _temporary(target, data) as temporary:
-            temporary.replace(target)
-            _sync_folder(target.parent)
+        with _typed_errors(target):
+            write_atomically(target, data)
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
-        """Temporary file, fsync, hard link: the link is what only one caller can make."""
+        """Temporary file, fsync, hard link: only one caller can create the link."""
         target = self._at(path)
         with _typed_errors(target):
             if target.exists():
                 return False
-            with _temporary(target, data) as temporary:
+            with temporary_file(target, data) as temporary:
                 try:
                     os.link(temporary, target)
                 except FileExistsError:
@@ -62,7 +79,7 @@ class LocalStorage(Storage):
                     if error.errno in _NO_LINKS:
                         raise StorageUnsupported(f"{target}: this file system has no hard links") from error
                     raise
-                _sync_folder(target.parent)
+                sync_folder(target.parent)
         return True
 
     def delete(self, path: str) -> None:
@@ -86,10 +103,22 @@ class LocalStorage(Storage):
                 for name in names:
                     file = Path(folder, name)
                     path = file.relative_to(self.root).as_posix()
-                    if path.startswith(prefix) and not name.startswith(_TEMPORARY) and file.is_file():
+                    if path.startswith(prefix) and not name.startswith(TEMPORARY) and file.is_file():
                         state = file.stat()
                         found.append(Entry(path, state.st_size, str(state.st_mtime_ns)))
         yield from sorted(found)
+
+    def walk(self, prefix: str = "", on_skip: OnSkip | None = None) -> Iterator[Entry]:
+        """Every regular file by path; links to places below the root are followed."""
+        start = self.root / checked_prefix(prefix).rpartition("/")[0]
+        with _typed_errors(start):
+            yield from walk_folder(self.root, prefix, on_skip or log_skip)
+
+    def filesystem(self) -> tuple[FileSystem, str]:
+        """The local file system of pyarrow, and the root."""
+        from pyarrow.fs import LocalFileSystem
+
+        return LocalFileSystem(), self.uri
 
     def size(self, path: str) -> int:
         """Size in bytes."""
@@ -105,28 +134,22 @@ class LocalStorage(Storage):
         return self.root / checked(path)
 
 
-@contextmanager
-def _temporary(target: Path, data: bytes) -> Iterator[Path]:
-    """A synced file with the data beside the target, gone at the end unless it was renamed."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
+def _regular_size(path: Path) -> int:
+    """Size in bytes. Raises StorageError for a pipe, socket or device; opening one may wait without end."""
+    state = path.stat()
+    if not stat.S_ISREG(state.st_mode) and not stat.S_ISDIR(state.st_mode):  # open tells what is wrong with a folder
+        raise StorageError(f"{path}: not a regular file")
+    return state.st_size
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a new name survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _read_bounded(file: FileIO, size: int, most: int, place: str) -> bytes:
+    """The rest of a file. Its size is a hint: files in /proc have none, and others grow."""
+    parts, held, wanted = [], 0, size + 1
+    while part := file.read(min(wanted, most + 1 - held)):
+        parts.append(part)
+        held, wanted = held + len(part), _CHUNK_BYTES
+        refuse_above(most, held, place)
+    return b"".join(parts)
 
 
 @contextmanager

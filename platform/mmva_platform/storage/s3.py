@@ -2,70 +2,50 @@
 
 from __future__ import annotations
 
+import io
 import logging
-import random
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 import boto3
 from botocore.config import Config as BotoConfig
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    FlexibleChecksumError,
-    HTTPClientError,
-    IncompleteReadError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ReadTimeoutError,
-    ResponseStreamingError,
-)
-from botocore.exceptions import (
-    ConnectionError as BotoConnectionError,
-)
-from botocore.parsers import ResponseParserError
-from urllib3.exceptions import HTTPError as UrllibError
+from botocore.exceptions import ClientError, NoCredentialsError
 
 from mmva_platform.settings import StorageSettings
 from mmva_platform.storage.base import (
     Entry,
+    OnSkip,
     Storage,
-    StorageDenied,
     StorageError,
     StorageNotFound,
     StorageUnavailable,
-    StorageUnsupported,
     checked,
     checked_prefix,
+    checked_text,
     refuse_above,
 )
+from mmva_platform.storage.range_file import BUFFER_BYTES, Part, RangeFile
+from mmva_platform.storage.s3_errors import FAILURES, back_off_s, is_throttled, status_of, typed_failure
+from mmva_platform.storage.s3_listing import walk_keys
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
+    from pyarrow.fs import FileSystem
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Nothing came back, or not all of it, or not what was sent. The parser's error is that of a cut-off XML answer.
-_TRANSIENT = (
-    BotoConnectionError, FlexibleChecksumError, HTTPClientError, IncompleteReadError, ReadTimeoutError,
-    ResponseParserError, ResponseStreamingError, UrllibError,
-)  # fmt: skip
-_FAILURES = (ClientError, BotoCoreError, *_TRANSIENT)
-_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "Forbidden"}
-_MISSING = {"NoSuchKey", "NoSuchBucket", "NotFound"}
-_BUSY = {"SlowDown", "Throttling", "ThrottlingException", "RequestTimeout", "ConditionalRequestConflict"}
 _WRITER = "mmva-writer"  # object metadata: whose put it was
-_MAX_BACKOFF_S = 20.0
+_UNSORTED_BUCKETS = "--x-s3"  # how names of S3 Express buckets end
 
 
 class S3Storage(Storage):
-    """Objects under s3://bucket/prefix; what another attempt may cure is tried settings.max_attempts times."""
+    """Objects under s3://bucket/prefix; transient failures are retried, settings.max_attempts attempts in all."""
 
     def __init__(self, bucket: str, prefix: str, settings: StorageSettings) -> None:
         self.bucket = bucket
@@ -79,47 +59,75 @@ class S3Storage(Storage):
         return f"{self.uri} at {self.settings.s3_endpoint}" if self.settings.s3_endpoint else self.uri
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the connection, which every process makes for itself."""
-        return {key: value for key, value in self.__dict__.items() if key != "_client"}
+        """Everything but the session and the connection, which every process makes for itself."""
+        return {key: value for key, value in self.__dict__.items() if key not in {"_session", "_client"}}
+
+    @cached_property
+    def _session(self) -> boto3.session.Session:
+        region = self.settings.s3_region or ("us-east-1" if self.settings.s3_endpoint else None)
+        return boto3.session.Session(region_name=region)
 
     @cached_property
     def _client(self) -> S3Client:
         settings = self.settings
         config = BotoConfig(
-            # botocore leaves broken bodies and bare 429s alone and gives up early in an outage: see _tried.
+            # botocore does not retry broken bodies and bare 429s, and gives up early in an outage: see _tried.
             retries={"total_max_attempts": 1, "mode": "standard"},
             connect_timeout=settings.connect_timeout_s,
             read_timeout=settings.read_timeout_s,
             max_pool_connections=32,
             s3={"addressing_style": "path" if settings.s3_endpoint else "auto"},
         )
-        region = settings.s3_region or ("us-east-1" if settings.s3_endpoint else None)
-        session = boto3.session.Session(region_name=region)
-        return session.client("s3", endpoint_url=settings.s3_endpoint, config=config)
+        return self._session.client("s3", endpoint_url=settings.s3_endpoint, config=config)
 
     def read(self, path: str, most: int | None = None) -> bytes:
-        """All bytes of an object; a body that breaks off is fetched again."""
-        key = self._key(path)
+        """All bytes of an object; a body that breaks off is requested again."""
+        key = self._any_key(path)
 
         def get() -> bytes:
             answer = self._client.get_object(Bucket=self.bucket, Key=key)
             with closing(answer["Body"]) as body:
                 if most is not None:
-                    refuse_above(most, answer["ContentLength"], self.join(path))
+                    refuse_above(most, answer["ContentLength"], self.uri_of(path))
                 return body.read()
 
         return self._tried(path, get)
 
+    def open(self, path: str) -> BinaryIO:
+        """A file read by range requests; each names the ETag of the first answer."""
+        raw = RangeFile(partial(self._read_range, path, self._any_key(path)))
+        return cast("BinaryIO", io.BufferedReader(raw, BUFFER_BYTES))
+
+    def _read_range(self, path: str, key: str, span: str, etag: str | None) -> Part:
+        condition: dict[str, Any] = {} if etag is None else {"IfMatch": etag}
+
+        def get() -> Part:
+            try:
+                answer = self._client.get_object(Bucket=self.bucket, Key=key, Range=span, **condition)
+            except ClientError as error:
+                if status_of(error) == 416:  # an empty object has no tail
+                    return Part(b"", 0, "")
+                if status_of(error) == 412:
+                    raise StorageError(f"{self.uri_of(path)}: was replaced while it was read") from error
+                raise
+            with closing(answer["Body"]) as body:
+                data = body.read()
+            # A server that does not know ranges answers with the whole object, and without this header.
+            size = answer.get("ContentRange", "").rpartition("/")[2]
+            return Part(data, int(size) if size else len(data), answer["ETag"])
+
+        return self._tried(path, get)
+
     def write(self, path: str, data: bytes) -> None:
-        """One PUT, which S3 makes visible whole."""
+        """One PUT; S3 makes the object visible as a whole."""
         key = self._key(path)
         self._tried(path, lambda: self._client.put_object(Bucket=self.bucket, Key=key, Body=data))
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
         """Conditional PUT (If-None-Match: *).
 
-        A PUT whose answer was lost is sent again and then meets its own object. The writer's mark in the metadata
-        tells that object from a rival's, even from one with the same bytes.
+        If the answer to a PUT is lost, the PUT is sent again and finds its own object. The writer's mark in the
+        metadata tells that object from another writer's, even if that has the same bytes.
         """
         key, mark = self._key(path), uuid.uuid4().hex
 
@@ -129,7 +137,7 @@ class S3Storage(Storage):
                     Bucket=self.bucket, Key=key, Body=data, IfNoneMatch="*", Metadata={_WRITER: mark}
                 )
             except ClientError as error:
-                if _status(error) == 412:
+                if status_of(error) == 412:
                     return self._written_by(key, mark)
                 raise
             return True
@@ -142,7 +150,7 @@ class S3Storage(Storage):
         self._tried(path, lambda: self._client.delete_object(Bucket=self.bucket, Key=key))
 
     def exists(self, path: str) -> bool:
-        """Whether the object is there."""
+        """Whether there is such an object."""
         try:
             self.size(path)
         except StorageNotFound:
@@ -150,91 +158,82 @@ class S3Storage(Storage):
         return True
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """Objects page by page, in S3's own order, which is by path; folder markers are left out."""
-        request: dict[str, Any] = {"Bucket": self.bucket, "Prefix": self.prefix + checked_prefix(prefix)}
-        while True:
-            page = self._tried(prefix, partial(self._client.list_objects_v2, **request))
-            for item in page.get("Contents", []):
-                path = item["Key"].removeprefix(self.prefix)
-                if not path.endswith("/") and path:
-                    yield Entry(path, item["Size"], item.get("ETag", "").strip('"') or None)
-            if not page.get("IsTruncated"):
-                return
-            request["ContinuationToken"] = page["NextContinuationToken"]
+        """Objects page by page, in the server's order; folder markers are left out."""
+        return self._entries(self.prefix + checked_prefix(prefix), divide=False)
+
+    def walk(self, prefix: str = "", on_skip: OnSkip | None = None) -> Iterator[Entry]:  # noqa: ARG002 - skips nothing
+        """Every object, by many requests at once: see s3_listing."""
+        return self._entries(self.prefix + prefix, divide=not self.bucket.endswith(_UNSORTED_BUCKETS))
+
+    def _entries(self, prefix: str, *, divide: bool) -> Iterator[Entry]:
+        for entry in walk_keys(self._list_page, prefix, divide=divide):
+            yield entry._replace(path=entry.path.removeprefix(self.prefix))
+
+    def _list_page(self, request: dict[str, Any]) -> dict[str, Any]:
+        place = request["Prefix"].removeprefix(self.prefix)
+        operation = partial(self._client.list_objects_v2, Bucket=self.bucket, **request)
+        return cast("dict[str, Any]", self._tried(place, operation))
+
+    def filesystem(self) -> tuple[FileSystem, str]:
+        """The S3 file system of pyarrow, with the same endpoint, region and credentials, and bucket/prefix."""
+        return self._tried("", self._arrow_filesystem), f"{self.bucket}/{self.prefix}".rstrip("/")
+
+    def _arrow_filesystem(self) -> FileSystem:
+        from pyarrow.fs import S3FileSystem, resolve_s3_region
+
+        settings, credentials = self.settings, self._session.get_credentials()
+        if credentials is None:
+            raise NoCredentialsError
+        frozen = credentials.get_frozen_credentials()
+        return S3FileSystem(
+            access_key=frozen.access_key,
+            secret_key=frozen.secret_key,
+            session_token=frozen.token,
+            region=self._session.region_name or resolve_s3_region(self.bucket),
+            endpoint_override=settings.s3_endpoint,
+            connect_timeout=settings.connect_timeout_s,
+            request_timeout=settings.read_timeout_s,
+            force_virtual_addressing=False,
+        )
 
     def size(self, path: str) -> int:
         """Size in bytes."""
-        key = self._key(path)
+        key = self._any_key(path)
         return self._tried(path, lambda: self._client.head_object(Bucket=self.bucket, Key=key)["ContentLength"])
 
     def local_path(self, path: str) -> None:
-        """Nothing here is on this machine."""
-        self._key(path)
+        """No object is on this machine."""
+        checked_text(path)
 
     def _key(self, path: str) -> str:
+        """Key of one of our own files."""
         return self.prefix + checked(path)
+
+    def _any_key(self, path: str) -> str:
+        """Key to read, which may be any text: S3 neither decodes nor normalizes keys."""
+        return self.prefix + checked_text(path)
 
     def _written_by(self, key: str, mark: str) -> bool:
         try:
             return self._client.head_object(Bucket=self.bucket, Key=key)["Metadata"].get(_WRITER) == mark
         except ClientError as error:
-            if _status(error) == 404:  # the rival's object has been deleted since
+            if status_of(error) == 404:  # the other writer's object has been deleted since
                 return False
             raise
 
     def _tried(self, path: str, operation: Callable[[], T]) -> T:
-        """Its result; transient failures are tried again with back-off and jitter, all end as typed errors."""
-        place = f"{self.uri}/{path}"
+        """The operation's result. Retries transient failures after a back-off; raises a StorageError in the end."""
+        place = self.uri_of(path)
         for attempt in range(1, self.settings.max_attempts + 1):
             try:
                 return operation()
-            except _FAILURES as error:
+            except FAILURES as error:
                 failure = typed_failure(place, error)
                 if not isinstance(failure, StorageUnavailable) or attempt == self.settings.max_attempts:
                     if attempt > 1:
                         failure.args = (f"{failure} ({attempt} attempts)",)
                     raise failure from error
-                pause_s = back_off_s(attempt, throttled=_throttled(error))
+                pause_s = back_off_s(attempt, throttled=is_throttled(error))
                 logger.debug("%s; attempt %d, the next in %.1f s", failure, attempt, pause_s)
                 time.sleep(pause_s)
         raise AssertionError("the last attempt returns or raises")
-
-
-def typed_failure(place: str, error: Exception) -> StorageError:
-    """The kind of failure that a caller can act on; StorageUnavailable is what another attempt may cure."""
-    if isinstance(error, ClientError):
-        return _typed_answer(place, error)
-    if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
-        return StorageDenied(f"{place}: no S3 credentials found (environment, profile or role)")
-    if isinstance(error, BotoCoreError) and not isinstance(error, _TRANSIENT):
-        return StorageError(f"{place}: {error}")
-    return StorageUnavailable(f"{place}: {' '.join(str(error).split())}")
-
-
-def back_off_s(attempt: int, *, throttled: bool) -> float:
-    """Pause after the attempt with this number, from 1: full jitter under a limit that doubles, higher if throttled."""
-    base_s = 1.0 if throttled else 0.1
-    return random.uniform(0, min(_MAX_BACKOFF_S, base_s * 2 ** (attempt - 1)))
-
-
-def _typed_answer(place: str, error: ClientError) -> StorageError:
-    details = error.response.get("Error", {})
-    code, status = str(details.get("Code", "")), _status(error)
-    if status == 404 or code in _MISSING:
-        return StorageNotFound(f"{place}: not found" + (" (no such bucket)" if code == "NoSuchBucket" else ""))
-    if status in {401, 403} or code in _DENIED:
-        return StorageDenied(f"{place}: access denied ({code or status})")
-    if status == 501 or code == "NotImplemented":
-        reason = details.get("Message") or code or status
-        return StorageUnsupported(f"{place}: this store does not offer that ({reason})")
-    if status >= 500 or status in {409, 429} or code in _BUSY:
-        return StorageUnavailable(f"{place}: storage does not answer properly ({code or status})")
-    return StorageError(f"{place}: {code or status} {details.get('Message', '')}".rstrip())
-
-
-def _status(error: ClientError) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def _throttled(error: Exception) -> bool:
-    return isinstance(error, ClientError) and _status(error) in {429, 503}

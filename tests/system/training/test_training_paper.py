@@ -84,6 +84,7 @@ def walk_through(store: str, tmp_path: Path) -> dict[str, int]:
 
     from mmva.backbones.sources import weight_files, weights_digest
     from mmva.imemnet.generator import generate
+
     sys.path.insert(0, str(Path(__file__).parents[1]))  # where pytest finds it; this is the script of a process
     from inline_pass import install
 

@@ -94,12 +94,10 @@ class Annotation:
         until(lambda: len(self.objects("commits/")) >= count, f"{count} commits of {self.name}", 120.0)
         assert "MANIFEST.json" not in [key.rpartition("/")[2] for key in self.objects("MANIFEST")], "too late"
 
-    def attempts(self) -> dict[str, list[str]]:
-        """Shard -> hosts on which it was begun."""
-        found: dict[str, list[str]] = {}
-        for key in self.objects("attempts/"):
-            found.setdefault(key.split("/")[2], []).append(json.loads(self.read(key))["host"])
-        return found
+    def committed_by(self, host: str) -> list[str]:
+        """Shards that workers on this host have committed."""
+        records = [json.loads(self.read(key)) for key in self.objects("commits/")]
+        return sorted(record["shard"] for record in records if record["worker"].partition(":")[0] == host)
 
     def rows(self, kind: str = "data") -> list[dict[str, Any]]:
         """What is published ("data" or "quarantine") by id, without what differs from run to run."""

@@ -1,96 +1,40 @@
-"""One shard through a model: every item ends in one of two rows, and never at its neighbours' cost."""
+"""Items through a model: every item ends in one of two rows, and never costs another item its row."""
 
 import hashlib
-import io
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import av
 import numpy as np
-import pyarrow as pa
 import pytest
 import soundfile
-from PIL import Image
 
 from mmva.errors import MediaError, OperationFailed
-from mmva.inference.config import Preprocessing
-from mmva_platform.annotation import annotator as annotator_module
-from mmva_platform.annotation.annotator import Annotator
+from mmva.inference import batching
+from mmva.inference import pipeline as pipeline_module
+from mmva.inference.pipeline import Pipeline
 from mmva_platform.annotation.commit import ShardResult
-from mmva_platform.annotation.plan import CatalogInfo, ModelInfo, Plan
-from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, ITEM_SCHEMA, QUARANTINE_SCHEMA, table_to_parquet
-from mmva_platform.annotation.worker import Fetcher
+from mmva_platform.annotation.fetcher import Fetcher, is_outage
+from mmva_platform.annotation.results import annotate_items
+from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, QUARANTINE_SCHEMA, table_to_parquet
 from mmva_platform.settings import StorageSettings
-from mmva_platform.storage import StorageTooLargeError, StorageUnavailable
+from mmva_platform.storage import StorageUnavailable
 
-RATE = 8000
-PLAN = Plan(
-    annotation_version=2,
-    run_id="run",
-    created_at=datetime(2026, 1, 2, tzinfo=UTC),
-    model=ModelInfo(name="mmva", version="3", digest="d" * 64),
-    preprocessing=Preprocessing(fingerprints={}, window_s=2.0, hop_s=1.0, short_side=224),
-    catalog=CatalogInfo(uri="/c", digest="c", items=1, by_modality={}, skipped={}, duplicates=0, duplicate_ids=()),
-    engines={},
-    base=None,
-    command=(),
-    keep_windows=True,
-    chapters=(),
-    bounds=(0, 1),
-)
+from .inference_world import PLAN, RATE, FakeModel, film, png, row, table, wav
 
 
-class FakeModel:
-    """The mean of an item is its embedding, and its point: what comes out can be foretold."""
-
-    dims = {"image": 2, "music": 2, "caption": 2}  # noqa: RUF012 - a stand-in
-    intervals = {"image": {"valence": 0.1, "arousal": 0.7}}  # noqa: RUF012
-
-    def __init__(self) -> None:
-        self.batches: list[tuple[str, int]] = []
-        self.heads: list[tuple[str, int]] = []
-        self.bent = False
-
-    def encoder(self, modality: str) -> SimpleNamespace:
-        return SimpleNamespace(sample_rate=RATE)
-
-    def embed(self, modality: str, items: list[Any], batch_size: int) -> np.ndarray:
-        self.batches.append((modality, len(items)))
-        return np.stack([self._value(item) for item in items]).astype(np.float32)
-
-    def predict_embeddings(self, modality: str, emb_ND: np.ndarray) -> np.ndarray:
-        self.heads.append((modality, len(emb_ND)))
-        return np.asarray(emb_ND**2 if self.bent else emb_ND)
-
-    def _value(self, item: Any) -> np.ndarray:
-        if isinstance(item, str):
-            if "poison" in item:
-                raise RuntimeError("the encoder\nchokes")
-            return np.array([np.nan if "nan" in item else 0.25, 0.75])
-        return np.full(2, np.asarray(item, np.float64).mean() / (255 if isinstance(item, Image.Image) else 1))
+def pipeline_of(model: FakeModel, fetch: Any = None, **options: Any) -> Pipeline:
+    fetch = fetch or Fetcher(StorageSettings())
+    return Pipeline(model.dims, model.encoder, PLAN.preprocessing, fetch, is_outage=is_outage, **options)
 
 
-def png(grey: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), (grey, grey, grey)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def wav(seconds: float, level: float) -> bytes:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, np.full(round(seconds * RATE), level, np.float32), RATE, format="WAV", subtype="FLOAT")
-    return buffer.getvalue()
-
-
-def row(name: str, modality: str | None, caption: str | None = None, uri: str | None = "here") -> dict[str, Any]:
-    return {"id": name, "uri": name if uri else None, "modality": modality, "caption": caption, "bytes": None}
-
-
-def table(rows: list[dict[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist(rows, schema=ITEM_SCHEMA)
+def run(
+    model: FakeModel, rows: list[dict[str, Any]], shard: str = "0", fetch: Any = None, **options: Any
+) -> ShardResult:
+    at_fault = options.pop("items_at_fault", False)
+    pipeline = pipeline_of(model, fetch, **options)
+    return annotate_items(pipeline, model, PLAN, shard, table(rows), items_at_fault=at_fault)  # type: ignore[arg-type]
 
 
 def shard(
@@ -100,8 +44,7 @@ def shard(
         (tmp_path / name).write_bytes(data)
     for one in rows:
         one["uri"] = one["uri"] and str(tmp_path / one["uri"])
-    annotator = Annotator(model or FakeModel(), PLAN, Fetcher(StorageSettings()), **options)  # type: ignore[arg-type]
-    result = annotator.annotate("000007", table(rows))
+    result = run(model or FakeModel(), rows, "000007", **options)
     assert (result.ok.schema, result.quarantined.schema) == (ANNOTATION_SCHEMA, QUARANTINE_SCHEMA)
     assert sum(result.work.values()) == len(rows)
     return result
@@ -199,8 +142,7 @@ def test_what_is_wrong_with_an_item_stays_with_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("uri", ["gopher://host/a.png", "s3://", "s3://bucket/../other/a.png", "file:///", "/a\0b.png"])
 def test_uri_that_no_storage_serves_is_quarantined(tmp_path: Path, uri: str) -> None:
-    annotator = Annotator(FakeModel(), PLAN, Fetcher(StorageSettings()))  # type: ignore[arg-type]
-    (found,) = annotator.annotate("0", table([row("a", "image") | {"uri": uri}])).quarantined.to_pylist()
+    (found,) = run(FakeModel(), [row("a", "image") | {"uri": uri}]).quarantined.to_pylist()
     assert (found["stage"], found["error"]) == ("fetch", "unreadable")
 
 
@@ -209,7 +151,7 @@ def test_storage_that_is_away_stops_the_shard(tmp_path: Path) -> None:
         raise StorageUnavailable("no answer")
 
     with pytest.raises(StorageUnavailable):
-        Annotator(FakeModel(), PLAN, away).annotate("0", table([row("a.png", "image")]))  # type: ignore[arg-type]
+        run(FakeModel(), [row("a.png", "image")], fetch=away)
 
 
 def test_modality_without_a_tower_is_quarantined(tmp_path: Path) -> None:
@@ -234,8 +176,9 @@ def test_size_is_checked_before_reading(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="5 bytes, the limit is 4"):
         fetch(str(tmp_path / "a"), 5, 4)
     for said in (None, 1):  # a table may say anything
-        with pytest.raises(StorageTooLargeError, match="5 bytes, the limit is 4"):
+        with pytest.raises(MediaError, match="5 bytes, the limit is 4") as raised:
             fetch(str(tmp_path / "a"), said, 4)
+        assert (raised.value.code, raised.value.stage) == ("too-many-bytes", "fetch")
 
 
 def test_the_point_is_the_head_of_the_mean_and_not_the_mean_of_the_heads(tmp_path: Path) -> None:
@@ -279,29 +222,29 @@ def test_the_same_bytes_are_remembered_from_shard_to_shard(tmp_path: Path) -> No
     model = FakeModel()
     (tmp_path / "a.png").write_bytes(png(3))
     items = table([row("a.png", "image") | {"uri": str(tmp_path / "a.png")}])
-    annotator = Annotator(model, PLAN, Fetcher(StorageSettings()))  # type: ignore[arg-type]
-    first, second = (annotator.annotate("0", items) for _ in range(2))
+    pipeline = pipeline_of(model)
+    first, second = (annotate_items(pipeline, model, PLAN, "0", items) for _ in range(2))  # type: ignore[arg-type]
     assert model.batches == [("image", 1)]
     assert first.ok.equals(second.ok)
     assert second.work["same bytes"] == 1
 
 
 def test_what_is_remembered_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(annotator_module, "_REMEMBERED_BYTES", 8)  # one embedding of the fake model
+    monkeypatch.setattr(pipeline_module, "REMEMBERED_BYTES", 8)  # one embedding of the fake model
     model = FakeModel()
     shards = []
     for number in range(2):
         path = tmp_path / f"{number}.png"
         path.write_bytes(png(number))
         shards.append(table([row("a", "image") | {"uri": str(path)}]))
-    annotator = Annotator(model, PLAN, Fetcher(StorageSettings()))  # type: ignore[arg-type]
+    pipeline = pipeline_of(model)
     for number in (0, 1, 1, 0):
-        annotator.annotate("0", shards[number])
+        pipeline.embed(shards[number])
     assert len(model.batches) == 3
 
 
 def test_large_images_do_not_wait_for_a_full_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(annotator_module, "_BATCH_PIXELS", 2 * 8 * 8)
+    monkeypatch.setattr(batching, "BATCH_PIXELS", 2 * 8 * 8)
     model = FakeModel()
     files = {f"{n}.png": png(n) for n in range(5)}
     annotate(tmp_path, files, [row(name, "image") for name in files], model)
@@ -372,29 +315,11 @@ def test_what_is_outside_the_roots_is_quarantined_unopened(tmp_path: Path) -> No
     rows += [row("2", "image") | {"uri": str(inside / "link.png")}, row("3", "image") | {"uri": "s3://b/a.png"}]
     rows += [row("4", "image") | {"uri": f"{inside}/../outside/a.png"}]
     fetch = Fetcher(StorageSettings(), [str(inside)])
-    result = Annotator(FakeModel(), PLAN, fetch).annotate("0", table(rows))  # type: ignore[arg-type]
+    result = run(FakeModel(), rows, fetch=fetch)
     assert result.ok["id"].to_pylist() == ["0"]
     assert [(one["id"], one["stage"], one["error"]) for one in result.quarantined.to_pylist()] == [
         (name, "catalog", "outside-roots") for name in "1234"
     ]
-
-
-def film(seconds: int, *, sound: bool) -> bytes:
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as output:
-        pictures = output.add_stream("mpeg4", rate=5)
-        pictures.width, pictures.height, pictures.pix_fmt = 32, 32, "yuv420p"
-        tone = output.add_stream("aac", rate=RATE, layout="mono") if sound else None
-        for _ in range(5 * seconds):
-            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 102, np.uint8), format="rgb24")
-            output.mux(pictures.encode(frame))
-        output.mux(pictures.encode(None))
-        if tone:
-            silence = av.AudioFrame.from_ndarray(np.zeros((1, seconds * RATE), np.float32), "fltp", "mono")
-            silence.sample_rate = RATE
-            output.mux(tone.encode(silence))
-            output.mux(tone.encode(None))
-    return buffer.getvalue()
 
 
 def test_video_is_the_mean_of_its_tracks(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
-"""An item's bytes to the units that encoders see: one image, one text, or windows of time one after another."""
+"""An item's bytes to the units that encoders read: one image, one text, or windows of time one after another."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
-from mmva.errors import MediaError
+from mmva.errors import MediaError, UsageError
 from mmva.inference.config import Preprocessing
 from mmva.media.audio import stream_audio
 from mmva.media.captions import clean_caption
@@ -20,10 +20,10 @@ class Unit(NamedTuple):
     """What an encoder embeds at once.
 
     Attributes:
-        track: The tower it is for.
-        start_s: Where its window starts; 0 for images and captions.
-        end_s: How far the track is known to last by now.
-        content: RGB image, mono samples or text.
+        track: The tower that reads it.
+        start_s: Start of its window in seconds; 0 for images and captions.
+        end_s: Length of the track in seconds as far as it is known; 0 for images and captions.
+        content: RGB image, mono float32 samples [T], or text; or what an encoder prepared from it.
     """
 
     track: str
@@ -31,19 +31,14 @@ class Unit(NamedTuple):
     end_s: float
     content: Any
 
-    @property
-    def pixels(self) -> int:
-        """Pixels of an image, 0 for the rest."""
-        return self.content.width * self.content.height if self.track == "image" else 0
-
 
 class Decoder:
-    """Decodes items as a plan says; long media are streamed, so that memory does not grow with their duration."""
+    """Decodes items; long media are streamed, so that memory does not grow with their duration."""
 
     def __init__(
         self,
         towers: Collection[str],
-        sample_rate: Callable[[], int],
+        sample_rate: Callable[[], int | None],
         preprocessing: Preprocessing,
         limits: Limits,
     ) -> None:
@@ -51,18 +46,18 @@ class Decoder:
 
         Args:
             towers: Modalities that the model has a tower for.
-            sample_rate: Asked for the rate of music, in Hz, when the first music comes.
+            sample_rate: Gives the rate of music in Hz; called when the first music is decoded.
             preprocessing: Windows, and the size of images.
-            limits: What an item may ask for.
+            limits: Limits of an item.
         """
         self._towers, self._sample_rate = towers, sample_rate
         self._preprocessing, self._limits = preprocessing, limits
 
     def refusal(self, modality: str | None) -> MediaError | None:
-        """Why no item of this modality can be annotated, known before anything is fetched."""
+        """Why no item of this modality can be embedded, known before anything is fetched."""
         if modality not in MEDIA_KINDS:
             known = ", ".join(MEDIA_KINDS)
-            return MediaError("unknown-modality", f"modality {modality!r} is none of {known}", stage="catalog")
+            return MediaError("unknown-modality", f"modality {modality!r} is not one of {known}", stage="catalog")
         wanted = towers_of(modality)
         if not any(track in self._towers for track in wanted):
             return MediaError("no-tower", f"this model has no {' or '.join(wanted)} tower", stage="catalog")
@@ -72,7 +67,7 @@ class Decoder:
         """The units of an item, track after track.
 
         Raises:
-            MediaError: What is wrong with it, possibly after some units: a file may turn out damaged at its end.
+            MediaError: What is wrong with it, possibly after some units: a file may be damaged at its end.
         """
         if modality == "caption":
             yield Unit("caption", 0.0, 0.0, clean_caption(data, self._limits))
@@ -90,7 +85,7 @@ class Decoder:
         sound = info.sound and "music" in self._towers
         if not pictures and not sound:
             missing = "image" if info.picture_s is not None else "music"
-            raise MediaError("no-tower", f"all this video has is for the {missing} tower, which this model lacks")
+            raise MediaError("no-tower", f"this video only has content for the {missing} tower, which this model lacks")
         if pictures:
             cut = self._preprocessing
             for start_s, image in stream_frames(data, info, cut.window_s, cut.hop_s, self._limits):
@@ -101,5 +96,7 @@ class Decoder:
 
     def _sound(self, stream: Callable[..., Iterator[Any]], data: bytes) -> Iterator[Unit]:
         rate, cut = self._sample_rate(), self._preprocessing
+        if rate is None:
+            raise UsageError("the music encoder names no sample rate; save the bundle again with its encoders")
         for start_s, samples_T in stream_windows(stream(data, rate, self._limits), rate, cut.window_s, cut.hop_s):
             yield Unit("music", start_s, start_s + len(samples_T) / rate, samples_T)

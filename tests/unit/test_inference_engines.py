@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmva.errors import CheckFailed, UsageError
-from mmva_platform.annotation import engines
-from mmva_platform.annotation.calibration import Measured, fastest, measure
-from mmva_platform.annotation.engines import choose_engines, load_model, made_up_items
+from mmva.errors import CheckFailed, OperationFailed, UsageError
+from mmva.inference.calibration import Measured, fastest, made_up_items, measure
+from mmva.inference.config import EngineInfo, check_engine_name
+from mmva.inference.engines import calibrate_bundle, choose_engines, load_predictor, pack_bundle
+from mmva_platform.datasets.embedder import EncoderLoader
 from mmva_platform.settings import Settings
 from mmva_platform.storage import open_storage
 
@@ -68,16 +70,23 @@ def place(tmp_path):
     return SimpleNamespace(settings=settings, storage=open_storage(str(tmp_path / "out"), settings.storage))
 
 
-def choose(tiny_bundle: Path, place, wanted: str, *modalities: str):
-    return choose_engines(tiny_bundle, wanted, modalities, place.storage, place.settings)
+def choose(tiny_bundle: Path, place, wanted: str, *modalities: str, load=None, **options):
+    cache, load = place.settings.home / "cache" / "engines", load or EncoderLoader.of(place.settings)
+    return choose_engines(
+        pack_bundle(tiny_bundle), wanted, modalities, place.storage, cache=cache, load=load, **options
+    )
 
 
-def plan_of(chosen):
-    return SimpleNamespace(engines=chosen)
+def model_of(tiny_bundle: Path, place, chosen):
+    return load_predictor(pack_bundle(tiny_bundle), chosen, place.storage, EncoderLoader.of(place.settings))
 
 
-def packed(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+def embedded(model, modality: str, items: list) -> np.ndarray:
+    return model.encoder(modality).encode(items)
+
+
+def no_loading(*_):
+    pytest.fail("an encoder was loaded")
 
 
 def test_onnx_is_put_into_the_run_and_used_from_there(tiny_bundle, place):
@@ -87,8 +96,8 @@ def test_onnx_is_put_into_the_run_and_used_from_there(tiny_bundle, place):
     assert image.file == f"engines/image-{image.sha256[:16]}.onnx"
     assert image.min_cosine > 0.9999
     items = made_up_items("image", None)
-    reference = load_model(packed(tiny_bundle), plan_of({}), place.storage, place.settings).embed("image", items)
-    model = load_model(packed(tiny_bundle), plan_of(chosen), place.storage, place.settings)
+    reference = model_of(tiny_bundle, place, {}).embed("image", items)
+    model = model_of(tiny_bundle, place, chosen)
     np.testing.assert_allclose(model.embed("image", items), reference, atol=1e-5)
 
 
@@ -96,7 +105,7 @@ def test_a_tampered_network_is_refused(tiny_bundle, place):
     chosen = choose(tiny_bundle, place, "onnx", "image")
     data = place.storage.read(chosen["image"].file)
     place.storage.write(chosen["image"].file, data[:-1] + bytes([data[-1] ^ 1]))
-    model = load_model(packed(tiny_bundle), plan_of(chosen), place.storage, place.settings)
+    model = model_of(tiny_bundle, place, chosen)
     with pytest.raises(CheckFailed, match="changed since it was planned"):
         model.embed("image", [Image.new("RGB", (64, 64))])
 
@@ -104,7 +113,7 @@ def test_a_tampered_network_is_refused(tiny_bundle, place):
 def test_a_network_outside_the_run_is_refused(tiny_bundle, place):
     chosen = choose(tiny_bundle, place, "onnx", "image")
     elsewhere = {"image": chosen["image"].model_copy(update={"file": "../elsewhere.onnx"})}
-    model = load_model(packed(tiny_bundle), plan_of(elsewhere), place.storage, place.settings)
+    model = model_of(tiny_bundle, place, elsewhere)
     with pytest.raises(CheckFailed, match="names no exported network"):
         model.encoder("image")
 
@@ -114,15 +123,14 @@ def test_another_backbones_network_is_refused(tiny_bundle, place):
     sha256 = chosen["caption"].sha256
     swapped = chosen["image"].model_copy(update={"sha256": sha256, "file": f"engines/image-{sha256[:16]}.onnx"})
     place.storage.put_if_absent(swapped.file, place.storage.read(chosen["caption"].file))
-    model = load_model(packed(tiny_bundle), plan_of({"image": swapped}), place.storage, place.settings)
+    model = model_of(tiny_bundle, place, {"image": swapped})
     with pytest.raises(CheckFailed, match="the towers were trained on"):
         model.encoder("image")
 
 
-def test_a_second_choice_loads_no_encoder(tiny_bundle, place, monkeypatch):
+def test_a_second_choice_loads_no_encoder(tiny_bundle, place):
     first = choose(tiny_bundle, place, "auto", "image")
-    monkeypatch.setattr(engines, "_load_encoder", lambda *_: pytest.fail("an encoder was loaded"))
-    assert choose(tiny_bundle, place, "auto", "image") == first
+    assert choose(tiny_bundle, place, "auto", "image", load=no_loading) == first
 
 
 def test_a_damaged_cache_is_measured_again(tiny_bundle, place):
@@ -133,29 +141,49 @@ def test_a_damaged_cache_is_measured_again(tiny_bundle, place):
     assert network.read_bytes() != b"damaged"
 
 
-def test_explicit_torch_is_never_measured(tiny_bundle, place, monkeypatch):
-    monkeypatch.setattr(engines, "_load_encoder", lambda *_: pytest.fail("an encoder was loaded"))
-    chosen = choose(tiny_bundle, place, "torch", "image", "music")
+def test_explicit_torch_is_never_measured(tiny_bundle, place):
+    chosen = choose(tiny_bundle, place, "torch", "image", "music", load=no_loading)
     assert {info.name for info in chosen.values()} == {"torch"}
 
 
 def test_cuda_is_taken_at_its_word_and_refused_by_a_worker_without_a_gpu(tiny_bundle, place, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(engines, "_load_encoder", lambda *_: pytest.fail("an encoder was loaded"))
-        chosen = choose(tiny_bundle, place, "cuda-bf16", "image")
+    chosen = choose(tiny_bundle, place, "cuda-bf16", "image", load=no_loading)
     assert (chosen["image"].on_gpu, chosen["image"].max_va_difference, chosen["image"].file) == (True, None, None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    model = load_model(packed(tiny_bundle), plan_of(chosen), place.storage, place.settings)
-    with pytest.raises(UsageError, match="torch sees no GPU on this worker; choose auto"):
+    model = model_of(tiny_bundle, place, chosen)
+    with pytest.raises(OperationFailed, match="torch sees no GPU on this worker; choose --engine auto"):
         model.encoder("image")
+
+
+def test_auto_takes_the_gpu_that_the_workers_have(tiny_bundle, place):
+    chosen = choose(tiny_bundle, place, "auto", "image", "music", load=no_loading, gpu=True)
+    assert {name: engine.name for name, engine in chosen.items()} == {"image": "cuda", "music": "cuda"}
+
+
+def test_bf16_is_refused_by_a_worker_whose_processor_lacks_it(tiny_bundle, place, monkeypatch):
+    """The processor that chose the engine need not be the one that runs it."""
+    monkeypatch.setattr("mmva.engines.bf16.has_bf16", lambda device="cpu": False)
+    model = model_of(tiny_bundle, place, {"image": EngineInfo(name="torch-bf16")})
+    with pytest.raises(OperationFailed, match="engine torch-bf16: this worker's processor has no bfloat16"):
+        model.encoder("image")
+
+
+def test_a_calibration_may_come_from_another_machine(tiny_bundle, place, tmp_path):
+    """What a task on a worker returns is enough; this process loads no encoder."""
+    load = EncoderLoader.of(place.settings)
+    found = calibrate_bundle(pack_bundle(tiny_bundle), "image", tmp_path / "worker", load)
+    found = pickle.loads(pickle.dumps(found))
+    chosen = choose(tiny_bundle, place, "onnx", "image", load=no_loading, measure=lambda _modality: found)
+    assert place.storage.exists(chosen["image"].file)
+    assert chosen["image"].items_per_s == {n: round(m.items_per_s, 1) for n, m in found[0].engines.items()}
 
 
 @pytest.mark.gpu
 def test_cuda_gives_what_torch_gives(tiny_bundle, place):
     items = made_up_items("image", None)
-    reference = load_model(packed(tiny_bundle), plan_of({}), place.storage, place.settings).embed("image", items)
+    reference = model_of(tiny_bundle, place, {}).embed("image", items)
     chosen = choose(tiny_bundle, place, "cuda", "image")
-    model = load_model(packed(tiny_bundle), plan_of(chosen), place.storage, place.settings)
+    model = model_of(tiny_bundle, place, chosen)
     np.testing.assert_allclose(model.embed("image", items), reference, atol=1e-4)
 
 
@@ -192,3 +220,9 @@ def test_an_explicit_engine_outside_the_limits_is_used_with_a_warning(tiny_bundl
 def test_an_unknown_engine_is_named(tiny_bundle, place):
     with pytest.raises(UsageError, match="engine 'tensorrt' is unknown; choose one of auto, torch"):
         choose(tiny_bundle, place, "tensorrt", "image")
+
+
+def test_a_name_is_checked_without_a_model():
+    assert [check_engine_name(name) for name in ("auto", "cuda-bf16")] == ["auto", "cuda-bf16"]
+    with pytest.raises(UsageError, match="engine 'onx' is unknown; choose one of auto, torch"):
+        check_engine_name("onx")

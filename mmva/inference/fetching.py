@@ -1,0 +1,161 @@
+"""The bytes of items, read ahead of their turn: retried through outages, with faults of the environment told apart."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Final
+
+from mmva.errors import EnvironmentFault, MediaError
+from mmva.inference.causes import described, fetch_error, is_environment_fault
+from mmva.inference.prefetch import THREADS, Request, prefetched
+
+if TYPE_CHECKING:
+    from mmva.inference.items import Item
+
+logger = logging.getLogger(__name__)
+
+# (URI, known size or None, most bytes to read) -> bytes; called from several threads.
+Fetch = Callable[[str, int | None, int], bytes]
+Progress = Callable[[str], None]
+
+_ALL_FAILED: Final = 8  # fetches of one call that fail for one cause, and none that works
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 15.0
+_REPORT_S: Final = 5.0
+
+
+class Outage:
+    """How long storage has been unavailable, as all threads of a process see it; any answer of storage ends it."""
+
+    def __init__(self, patience_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._patience_s, self._clock = patience_s, clock
+        self._since: float | None = None
+        self._lock = threading.Lock()
+
+    def lasts_too_long(self, error: Exception) -> bool:
+        """Note a request without an answer; True once this outage has lasted for patience_s."""
+        with self._lock:
+            now = self._clock()
+            if self._since is None:
+                self._since = now
+                logger.warning("storage is unavailable (%s); trying again", error)
+            return now - self._since >= self._patience_s
+
+    def end(self) -> None:
+        """Note that storage answered."""
+        self._since = None
+
+
+class Fetching:
+    """Reads items' bytes with many requests in flight."""
+
+    def __init__(
+        self,
+        fetch: Fetch,
+        *,
+        max_bytes: int,
+        is_outage: Callable[[Exception], bool] = lambda _error: False,
+        patience_s: float = 0.0,
+        threads: int = THREADS,
+        on_progress: Progress = lambda _stage: None,
+    ) -> None:
+        """Bind to a way of reading; nothing is read yet.
+
+        Args:
+            fetch: Reads one file. An error with a true attribute `environment` is an EnvironmentFault.
+            max_bytes: Largest file to read.
+            is_outage: Whether an error means that storage gives no answer; the request is then repeated.
+            patience_s: Seconds that an outage may last before its error is raised.
+            threads: Requests in flight.
+            on_progress: Called with "fetch" when the caller has to wait for bytes, and every few seconds of the wait.
+        """
+        self._fetch, self._max_bytes, self._is_outage = fetch, max_bytes, is_outage
+        self._outage, self._on_progress = Outage(patience_s), on_progress
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mmva-fetch")
+        self._threads = threads
+
+    def read(self, items: Sequence[Item], *, items_at_fault: bool = False) -> Generator[tuple[Item, bytes], None, None]:
+        """Yield items with their bytes, in order; an item that cannot be read gets its error and is left out.
+
+        Args:
+            items: Without an error; each has a caption or a URI.
+            items_at_fault: The environment is known to work: a cause that all fetches share is then the items' own.
+
+        Raises:
+            EnvironmentFault: If an error of the environment is met, or all fetches (at least 8) fail for one cause.
+            Exception: The error of an outage that lasts too long.
+        """
+        requests = [Request(item.uri, item.size) for item in items if item.caption is None and item.uri is not None]
+        failed: list[tuple[Item, Exception, MediaError]] = []
+        stop = threading.Event()
+        futures = prefetched(lambda one: self._read(one, stop), requests, self._pool, in_flight=self._threads)
+        try:
+            for item in items:
+                if item.caption is not None:
+                    yield item, item.caption.encode(errors="replace")
+                    continue
+                future = next(futures)
+                try:
+                    data = self._result(future)
+                except Exception as error:  # a URI that no library foresaw raises anything
+                    if self._is_outage(error) or (is_environment_fault(error) and not items_at_fault):
+                        raise _as_fault(error, item.uri) if is_environment_fault(error) else error from error
+                    item.error = fetch_error(error)
+                    failed.append((item, error, item.error))
+                    continue
+                finally:
+                    del future  # or its bytes stay in memory while the item is decoded
+                yield item, data
+                del data
+        finally:
+            stop.set()
+            futures.close()  # type: ignore[attr-defined] # a generator
+        _check_failures(failed, len(requests), items_at_fault=items_at_fault)
+
+    def _result(self, future: Future[bytes]) -> bytes:
+        while not future.done():
+            self._on_progress("fetch")
+            wait([future], _REPORT_S)
+        return future.result()
+
+    def _read(self, request: Request, stop: threading.Event) -> bytes:
+        """Read one file in a thread; during an outage again and again, with growing, jittered waits."""
+        wait_s = _FIRST_WAIT_S
+        while True:
+            try:
+                data = self._fetch(request.uri, request.size, self._max_bytes)
+            except Exception as error:
+                if not self._is_outage(error):
+                    self._outage.end()
+                    raise
+                if self._outage.lasts_too_long(error):
+                    raise
+            else:
+                self._outage.end()
+                return data
+            if stop.wait(random.uniform(wait_s / 2, wait_s)):
+                raise CancelledError
+            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+
+def _check_failures(
+    failed: Sequence[tuple[Item, Exception, MediaError]], requests: int, *, items_at_fault: bool
+) -> None:
+    """Raise EnvironmentFault if all fetches failed and their items are not to blame."""
+    if not failed or len(failed) < requests:
+        return
+    item, error, cause = failed[0]
+    if all(is_environment_fault(one) for _, one, _ in failed):
+        raise _as_fault(error, item.uri) from error
+    # A MediaError is raised for what a file is (too large, outside the roots), which says nothing of the environment.
+    alike = all(found.code == cause.code and not isinstance(one, MediaError) for _, one, found in failed)
+    if alike and len(failed) >= _ALL_FAILED and not items_at_fault:
+        raise EnvironmentFault(f"fetch: all {len(failed)} files fail with {cause.code}, first {item.uri}: {cause}")
+
+
+def _as_fault(error: Exception, uri: str | None) -> EnvironmentFault:
+    return error if isinstance(error, EnvironmentFault) else EnvironmentFault(f"fetch: {uri}: {described(error)}")

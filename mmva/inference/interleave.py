@@ -1,0 +1,86 @@
+"""Several streams as one; drained by threads for a consumer that computes on another device meanwhile."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from typing import Any, Final, TypeVar
+
+KeyT = TypeVar("KeyT")
+ValueT = TypeVar("ValueT")
+
+_POLL_S: Final = 0.1
+
+
+def interleaved(
+    streams: Iterator[tuple[KeyT, Iterator[ValueT]]], threads: int
+) -> Generator[tuple[KeyT, ValueT], None, None]:
+    """Values of many streams with their keys; each stream keeps its order.
+
+    Args:
+        streams: Taken one after another, by one thread at a time.
+        threads: 0 drains one stream after another in the caller's thread. Otherwise each thread drains a stream of its
+            own, the streams mix, and at most two values a thread wait for the consumer.
+
+    Raises:
+        Exception: The first error of a stream, or of `streams` itself.
+    """
+    if not threads:
+        yield from ((key, value) for key, stream in streams for value in stream)
+        return
+    with closing(_Threads(streams, threads)) as drained:
+        yield from drained.values()
+
+
+class _Threads:
+    """Threads that drain streams into one queue."""
+
+    def __init__(self, streams: Iterator[tuple[Any, Iterator[Any]]], threads: int) -> None:
+        self._streams, self._lock = streams, threading.Lock()
+        self._queue: queue.Queue[tuple[str, Any]] = queue.Queue(2 * threads)
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._drain, name="mmva-decode", daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def values(self) -> Iterator[tuple[Any, Any]]:
+        """What the threads put into the queue, until all of them are done."""
+        running = len(self._threads)
+        while running:
+            kind, value = self._queue.get()
+            if kind == "error":
+                raise value
+            if kind == "done":
+                running -= 1
+            else:
+                yield value
+
+    def close(self) -> None:
+        """End the threads."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _drain(self) -> None:
+        try:
+            while (following := self._next()) is not None:
+                key, stream = following
+                for value in stream:
+                    self._put("value", (key, value))
+        except Exception as error:  # noqa: BLE001 - raised again by the consumer
+            self._put("error", error)
+        self._put("done", None)
+
+    def _next(self) -> tuple[Any, Iterator[Any]] | None:
+        with self._lock:
+            return None if self._stop.is_set() else next(self._streams, None)
+
+    def _put(self, kind: str, value: Any) -> None:
+        while not self._stop.is_set():
+            try:
+                self._queue.put((kind, value), timeout=_POLL_S)
+            except queue.Full:
+                continue
+            return

@@ -1,0 +1,211 @@
+"""One item at a time in a child process that may die or hang: this costs the item, never the caller.
+
+    with Isolated(make, item_timeout_s=120, load_timeout_s=300) as isolated:
+        result = isolated(item)           # MediaError "killed-worker" or "timed-out" if the item is at fault
+
+`make` runs in the child and gives the function of an item, so that what it loads never lives in the caller. `make`,
+items and results must be picklable. A function that reports its steps with `report_step` is timed step by step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any, Final, Self
+
+from mmva.errors import MediaError, OperationFailed
+from mmva.inference.causes import described
+from mmva.inference.time_limit import TimeLimit
+
+logger = logging.getLogger(__name__)
+
+_DEATHS_ALLOWED: Final = 2  # one may be bad luck: the system ran out of memory
+_ORPHAN_LIMIT: Final = 2  # a child that outlives its limit by this factor ends itself
+_child: _Child | None = None
+
+
+def report_step(stage: str) -> None:
+    """Tell the caller of `Isolated` that a step of the item begins ("load", "fetch", "decode", "infer").
+
+    Its time limit starts again; that of "load" is load_timeout_s. Does nothing outside of such a child.
+    """
+    if _child is not None:
+        _child.step(stage)
+
+
+class _ChildLostError(Exception):
+    """The child died, or gave no answer in time (`hung`)."""
+
+    def __init__(self, *, hung: bool) -> None:
+        super().__init__("hung" if hung else "died")
+        self.hung = hung
+
+
+class Isolated:
+    """Calls a function in a child process, which is started again after an item that cost it its life."""
+
+    def __init__(
+        self,
+        make: Callable[[], Callable[[Any], Any]],
+        item_timeout_s: float,
+        load_timeout_s: float,
+        *,
+        on_step: Callable[[str], None] = lambda _stage: None,
+    ) -> None:
+        """Bind to a function; the child starts with the first item.
+
+        Args:
+            make: Called once in each child; gives the function of an item.
+            item_timeout_s: Seconds that an item may take without a reported step.
+            load_timeout_s: Seconds that `make`, or a step "load", may take.
+            on_step: Called with each step that the child reports.
+        """
+        self._make, self._on_step = make, on_step
+        self._item_timeout_s, self._load_timeout_s = item_timeout_s, load_timeout_s
+        self._process: SpawnProcess | None = None
+        self._pipe: Connection | None = None
+        self._stage = "load"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the child."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._process.close()
+        if self._pipe is not None:
+            self._pipe.close()
+        self._process = self._pipe = None
+
+    def __call__(self, item: Any) -> Any:
+        """The function's result for an item.
+
+        Raises:
+            MediaError: "timed-out" if the item takes too long without a step, "killed-worker" if it ends its process
+                twice.
+            OperationFailed: If the child dies or hangs while it loads, or hangs while it fetches.
+            Exception: What `make` or the function raises.
+        """
+        for _ in range(_DEATHS_ALLOWED):
+            try:
+                return self._result(item)
+            except _ChildLostError as lost:
+                self.close()
+                logger.warning("the process for single items %s at %r", "hangs" if lost.hung else "died", self._stage)
+                self._raise_for(lost)
+        raise MediaError("killed-worker", f"its process died {_DEATHS_ALLOWED} times at it", stage=self._stage)
+
+    def _raise_for(self, lost: _ChildLostError) -> None:
+        """Raise unless the item is worth another try."""
+        if self._stage == "load":
+            state = f"does not load in {self._load_timeout_s:g} s" if lost.hung else "dies while it loads"
+            raise OperationFailed(f"the process for single items {state}") from lost
+        if lost.hung and self._stage == "fetch":
+            raise OperationFailed(f"no answer while fetching for {self._item_timeout_s:g} s") from lost
+        if lost.hung:
+            raise MediaError("timed-out", f"no step for {self._item_timeout_s:g} s", stage=self._stage) from lost
+
+    def _result(self, item: Any) -> Any:
+        if self._pipe is None:
+            self._start()
+        assert self._pipe is not None
+        self._stage = "decode"
+        try:
+            self._pipe.send(item)
+        except ConnectionError as error:
+            raise _ChildLostError(hung=False) from error
+        return self._answer()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        arguments = (self._make, theirs, _ORPHAN_LIMIT * self._item_timeout_s)
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        self._stage = "load"
+        self._process.start()
+        theirs.close()
+        try:
+            self._answer()
+        except Exception:
+            self.close()
+            raise
+
+    def _answer(self) -> Any:
+        """The next answer of the child; steps before it are passed on."""
+        assert self._pipe is not None
+        while True:
+            if not self._pipe.poll(self._load_timeout_s if self._stage == "load" else self._item_timeout_s):
+                raise _ChildLostError(hung=True)
+            try:
+                kind, value = self._pipe.recv()
+            except (EOFError, ConnectionError) as error:
+                raise _ChildLostError(hung=False) from error
+            if kind == "step":
+                self._stage = value
+                self._on_step(value)
+            elif kind == "error":
+                raise value
+            else:
+                return value
+
+
+class _Child:
+    """The child's side: answers over the pipe, and ends itself when it is an orphan."""
+
+    def __init__(self, pipe: Connection, limit_s: float) -> None:
+        self._pipe, self._limit = pipe, TimeLimit(limit_s)
+
+    def step(self, stage: str) -> None:
+        """Report a step."""
+        self._limit.step(stage)
+        self._pipe.send(("step", stage))
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[Callable[[Any], None]]:
+        """Answer with what the block gives to the callable, or with what it raises."""
+        try:
+            with self._limit:
+                yield lambda value: self._pipe.send(("result", value))
+        except Exception as error:  # noqa: BLE001 - raised again by the caller
+            try:
+                self._pipe.send(("error", error))
+            except Exception:  # noqa: BLE001 - an error that cannot be pickled
+                self._pipe.send(("error", RuntimeError(described(error))))
+
+
+def _serve(make: Callable[[], Callable[[Any], Any]], pipe: Connection, limit_s: float) -> None:
+    """Run in the child: make the function, then answer items until the pipe closes."""
+    global _child  # noqa: PLW0603 - report_step has no other way to the pipe
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    _child = _Child(pipe, limit_s)
+    function = None
+    with _child.answering() as answer:
+        function = make()
+        answer(None)
+    while function is not None:
+        try:
+            item = pipe.recv()
+        except EOFError:  # the caller is done
+            return
+        with _child.answering() as answer:
+            _child.step("decode")
+            answer(function(item))
+
+
+def _die_with_parent() -> None:
+    """End this process when its parent ends, also if that is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)

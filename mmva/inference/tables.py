@@ -1,0 +1,136 @@
+"""The Arrow tables of inference: embeddings of items and windows, rows with points, and errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+WINDOW: Final = pa.struct([("start_s", pa.float64()), ("valence", pa.float32()), ("arousal", pa.float32())])
+
+# What is known of an item before the heads run.
+EMBEDDING_FIELDS: Final = {
+    one.name: one
+    for one in (
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("uri", pa.string()),
+        pa.field("modality", pa.string(), nullable=False),
+        pa.field("embedding", pa.list_(pa.float32()), nullable=False),  # its length differs by modality
+        # Of video: the towers whose embeddings follow one another in `embedding`. Null for other modalities.
+        pa.field("tracks", pa.list_(pa.string())),
+        pa.field("duration_s", pa.float64()),  # music and video only
+        pa.field("sha256", pa.string(), nullable=False),  # of the media's bytes, or of the caption as UTF-8
+    )
+}
+EMBEDDING_SCHEMA: Final = pa.schema(list(EMBEDDING_FIELDS.values()))
+
+ROW_SCHEMA: Final = pa.schema(
+    [
+        *(EMBEDDING_FIELDS[name] for name in ("id", "uri", "modality")),
+        pa.field("valence", pa.float32(), nullable=False),  # both axes in [0, 1], .5 is neutral
+        pa.field("arousal", pa.float32(), nullable=False),
+        pa.field("valence_low", pa.float32()),  # 90 % conformal interval, null where the bundle has none
+        pa.field("valence_high", pa.float32()),
+        pa.field("arousal_low", pa.float32()),
+        pa.field("arousal_high", pa.float32()),
+        EMBEDDING_FIELDS["embedding"],
+        pa.field("mood", pa.string(), nullable=False),
+        EMBEDDING_FIELDS["tracks"],
+        EMBEDDING_FIELDS["duration_s"],
+        pa.field("windows", pa.list_(WINDOW)),  # of items of more than one window only
+        EMBEDDING_FIELDS["sha256"],
+    ]
+)
+
+# Of items of more than one window: what their curves are computed from.
+WINDOW_SCHEMA: Final = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("track", pa.string(), nullable=False),  # the tower: "music", or "image" for the frames of a video
+        pa.field("start_s", pa.float64(), nullable=False),
+        pa.field("embedding", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+
+ERROR_SCHEMA: Final = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("uri", pa.string()),
+        pa.field("modality", pa.string()),
+        pa.field("stage", pa.string(), nullable=False),  # "catalog", "fetch", "decode" or "infer"
+        pa.field("error", pa.string(), nullable=False),  # a stable cause, the one to group by
+        pa.field("message", pa.string(), nullable=False),
+        pa.field("sha256", pa.string()),  # null where the bytes never arrived
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Items as embeddings: each item is in exactly one of `rows` and `errors`, in the items' order.
+
+    Attributes:
+        ids: Of all items, in their order.
+        rows: EMBEDDING_SCHEMA.
+        windows: WINDOW_SCHEMA; sorted by item, track and start.
+        errors: ERROR_SCHEMA.
+        same_bytes: Ids of the rows that have the embedding of another item with the same bytes.
+        seconds: Time of this process by stage: "fetch", "decode", "infer".
+    """
+
+    ids: pa.Array
+    rows: pa.Table
+    windows: pa.Table
+    errors: pa.Table
+    same_bytes: pa.Array = field(default_factory=lambda: pa.array([], pa.string()))
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Items as rows with points: each item is in exactly one of `rows` and `errors`, in the items' order.
+
+    Attributes:
+        rows: ROW_SCHEMA.
+        windows: WINDOW_SCHEMA, of the items in `rows`.
+        errors: ERROR_SCHEMA.
+    """
+
+    rows: pa.Table
+    windows: pa.Table
+    errors: pa.Table
+
+
+def table_of(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
+    """Columns (Arrow arrays, numpy arrays or lists) as a table of exactly this schema."""
+    arrays = []
+    for column in schema:
+        values = columns[column.name]
+        array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
+        arrays.append(array if array.type == column.type else array.cast(column.type))
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def constant(value: Any, kind: pa.DataType, count: int) -> pa.Array:
+    """A column of one value."""
+    return pa.repeat(pa.scalar(value, kind), count)
+
+
+def lists(parts: Sequence[NDArray[Any]]) -> pa.ListArray:
+    """Vectors of any lengths as one list array; at least one vector."""
+    return pa.ListArray.from_arrays(offsets([len(part) for part in parts]), pa.array(np.concatenate(parts)))
+
+
+def offsets(lengths: Sequence[int] | NDArray[np.integer]) -> pa.Array:
+    """Offsets of a list array whose lists have these lengths."""
+    return pa.array(np.append(0, np.cumsum(lengths)).astype(np.int32))
+
+
+def matrix(lists_N: pa.ListArray | pa.ChunkedArray) -> NDArray[np.float32]:
+    """Lists of one length D as a float32 matrix [N, D]; a copy, because torch takes no read-only memory."""
+    whole = lists_N.combine_chunks() if isinstance(lists_N, pa.ChunkedArray) else lists_N
+    return np.array(whole.flatten(), np.float32).reshape(len(whole), -1)

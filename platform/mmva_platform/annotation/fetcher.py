@@ -1,0 +1,66 @@
+"""Media by URI: only below a run's roots, with one connection a bucket."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+from mmva.errors import MediaError
+from mmva_platform.annotation.roots import AllowedRoots, local_path_of, place_of
+from mmva_platform.settings import StorageSettings
+from mmva_platform.storage import Storage, StorageTooLargeError, StorageUnavailable, open_storage
+
+
+class Fetcher:
+    """Reads media by URI."""
+
+    def __init__(self, settings: StorageSettings, roots: Iterable[str] | None = None) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            settings: How to reach storage.
+            roots: A plan's roots; a URI that is below none of them is not opened. None allows every place.
+        """
+        self._roots = None if roots is None else AllowedRoots(roots)
+        self._open = lru_cache(maxsize=64)(lambda root: open_storage(root, settings))
+
+    def __call__(self, uri: str, size: int | None, most: int) -> bytes:
+        """Bytes of a file.
+
+        Args:
+            uri: Where it is.
+            size: Its size if it is known.
+            most: Largest size to read.
+
+        Raises:
+            MediaError: "outside-roots" or, by its known size, "too-many-bytes" before anything is opened; then
+                "too-many-bytes" by its real size.
+            UsageError, StorageError: If it cannot be read.
+        """
+        if self._roots is not None:
+            self._roots.check(uri)
+        local = local_path_of(uri)
+        if local is not None and stat.S_ISFIFO(_mode(local)):  # opening a pipe would block
+            raise MediaError("unreadable", f"{uri}: a pipe, not a file", stage="fetch")
+        root, path = place_of(uri)
+        if size is not None and size > most:
+            raise MediaError("too-many-bytes", f"{uri}: {size} bytes, the limit is {most}", stage="fetch")
+        storage: Storage = self._open(root)
+        try:
+            return storage.read(path, most)  # a table may say anything about sizes
+        except StorageTooLargeError as error:
+            raise MediaError("too-many-bytes", str(error), stage="fetch") from error
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether a fetch failed because storage gives no answer."""
+    return isinstance(error, StorageUnavailable)
+
+
+def _mode(path: str) -> int:
+    try:
+        return Path(path).stat().st_mode
+    except (OSError, ValueError):  # reading it raises the right error
+        return 0

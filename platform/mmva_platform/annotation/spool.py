@@ -1,0 +1,248 @@
+"""A catalog on the local disk between the two passes of planning: normalized, by modality, repeated ids known.
+
+The first pass writes every row here, and only then is it known which modalities there are, how long the work is and
+which ids repeat. The second pass reads the rows in the order of the work. Memory holds one batch.
+"""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NamedTuple, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from mmva.errors import OperationFailed, UsageError
+from mmva_platform.annotation.catalog import Catalog
+from mmva_platform.annotation.roots import AllowedRoots
+from mmva_platform.annotation.schema import ITEM_SCHEMA
+from mmva_platform.annotation.shards import MODALITY_ORDER, units
+from mmva_platform.annotation.unique import UniqueIds
+
+_OTHER: Final = "other"  # no modality, or one that no model annotates
+_ROW: Final = pa.field("row", pa.int64(), nullable=False)
+_CHUNK_ROWS: Final = 131_072
+_DUPLICATES_SHOWN: Final = 10
+
+
+class Group(NamedTuple):
+    """Items that are read together."""
+
+    modality: str
+    stored: bool  # whether an earlier annotation holds them
+
+
+@dataclass
+class Spool:
+    """A catalog's rows in a temporary folder.
+
+    Attributes:
+        uri: The catalog's.
+        skipped: What is not media, by extension.
+        by_modality: Items of each modality without repeated ids; "unknown" where none is named.
+        rows: Items of each group, repeated ids included; an estimate of the work needs no more.
+        units: Sum of `shards.units` for each group, likewise.
+        bytes: Sum of the known sizes, and how many sizes of files are not known.
+        duplicates: Rows whose id an earlier row has; they are left out.
+        duplicate_ids: The first few such ids.
+    """
+
+    uri: str
+    skipped: dict[str, int]
+    by_modality: dict[str, int]
+    rows: Counter[Group]
+    units: dict[Group, float]
+    bytes: tuple[int, int]
+    duplicates: int
+    duplicate_ids: tuple[str, ...]
+    _folder: Path = field(repr=False)
+    _repeated: NDArray[np.int64] = field(repr=False)
+
+    @property
+    def items(self) -> int:
+        """Rows without repeated ids."""
+        return sum(self.by_modality.values())
+
+    def chunks(self, group: Group) -> Iterator[pa.Table]:
+        """Items of a group in the catalog's order (ITEM_SCHEMA), many at a time, without repeated ids."""
+        waiting: list[pa.Table] = []
+        for table in _read(self._folder, group, self._repeated):
+            waiting.append(table.select(ITEM_SCHEMA.names))
+            if sum(part.num_rows for part in waiting) >= _CHUNK_ROWS:
+                yield pa.concat_tables(waiting).combine_chunks()
+                waiting = []
+        if waiting:
+            yield pa.concat_tables(waiting).combine_chunks()
+
+    @property
+    def groups(self) -> list[Group]:
+        """The groups that have rows, in the order of the work."""
+        order = [*MODALITY_ORDER, _OTHER]
+        return sorted(self.rows, key=lambda group: (group.stored, order.index(group.modality)))
+
+
+@contextmanager
+def spooled(
+    catalog: Catalog,
+    roots: Sequence[str] | None = None,
+    stored_files: Callable[[pa.Table], pa.Array] | None = None,
+) -> Iterator[Spool]:
+    """Read a catalog once, into a temporary folder that is removed at the end.
+
+    Args:
+        catalog: What to read.
+        roots: If given, at least one item must be below one of them.
+        stored_files: Gives for a batch the files of an earlier annotation that hold its items, or nulls.
+
+    Raises:
+        UsageError: If the catalog cannot be read, or all its items are outside the roots.
+        OperationFailed: If the temporary folder is full.
+    """
+    with tempfile.TemporaryDirectory(prefix="mmva-plan-") as name, _full_disk_named(name):
+        yield _fill(Path(name), catalog, AllowedRoots(roots) if roots is not None else None, stored_files)
+
+
+def _fill(
+    folder: Path,
+    catalog: Catalog,
+    allowed: AllowedRoots | None,
+    stored_files: Callable[[pa.Table], pa.Array] | None,
+) -> Spool:
+    ids_folder = folder / "ids"
+    ids_folder.mkdir()
+    ids = UniqueIds(ids_folder)
+    rows: Counter[Group] = Counter()
+    units_of: defaultdict[Group, float] = defaultdict(float)
+    named: Counter[str] = Counter()
+    known_bytes = unknown = 0
+    first_outside: str | None = None
+    with _Writers(folder) as writers:
+        for batch in catalog.batches():
+            if allowed is not None:
+                first_outside = first_outside or _first_uri(batch)
+                allowed = None if _some_inside(batch, allowed) else allowed
+            ids.add(batch["id"])
+            named.update(_counts(batch["modality"]))
+            of_files = batch.filter(pc.and_(batch["uri"].is_valid(), batch["caption"].is_null()))
+            known_bytes += pc.sum(of_files["bytes"]).as_py() or 0
+            unknown += of_files["bytes"].null_count
+            number = pa.array(np.arange(rows.total(), rows.total() + batch.num_rows))
+            files = stored_files(batch) if stored_files else pa.nulls(batch.num_rows, pa.large_string())
+            items = batch.append_column(ITEM_SCHEMA.field("base_file"), files).append_column(_ROW, number)
+            for group, table in _grouped(items):
+                writers.write(group, table)
+                rows[group] += table.num_rows
+                units_of[group] += float(units(table).sum())
+    if allowed is not None:
+        raise UsageError(
+            f"catalog {catalog.uri}: all {rows.total()} items are outside its own folder, the first is "
+            f"{first_outside}; name where media may be read from with --root"
+        )
+    repeated = ids.repeated()
+    left_out, shown = _left_out(folder, rows, repeated)
+    return Spool(
+        uri=catalog.uri,
+        skipped=dict(sorted(catalog.skipped.items())),
+        by_modality={name: named[name] - left_out[name] for name in named if named[name] > left_out[name]},
+        rows=rows,
+        units=dict(units_of),
+        bytes=(known_bytes, unknown),
+        duplicates=len(repeated),
+        duplicate_ids=shown,
+        _folder=folder,
+        _repeated=repeated,
+    )
+
+
+class _Writers:
+    """One Arrow file for each group, opened with its first rows."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._open = folder, ExitStack()
+        self._writers: dict[Group, pa.RecordBatchFileWriter] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def write(self, group: Group, table: pa.Table) -> None:
+        if group not in self._writers:
+            options = pa.ipc.IpcWriteOptions(compression="lz4")
+            writer = pa.ipc.new_stream(_path(self._folder, group), ITEM_SCHEMA.append(_ROW), options=options)
+            self._writers[group] = self._open.enter_context(writer)
+        self._writers[group].write_table(table)
+
+    def __exit__(self, *_exception: object) -> None:
+        self._open.close()
+
+
+def _path(folder: Path, group: Group) -> str:
+    return str(folder / f"{group.modality}-{'stored' if group.stored else 'new'}.arrow")
+
+
+def _read(folder: Path, group: Group, repeated: NDArray[np.int64], *, inverse: bool = False) -> Iterator[pa.Table]:
+    """Rows of a group whose id no earlier row has; with `inverse`, the others. ITEM_SCHEMA and the row's number."""
+    with pa.OSFile(_path(folder, group)) as source, pa.ipc.open_stream(source) as reader:
+        for batch in reader:
+            row_N = batch.column(len(ITEM_SCHEMA)).to_numpy()
+            place_N = np.minimum(np.searchsorted(repeated, row_N), max(0, len(repeated) - 1))
+            again_N = repeated[place_N] == row_N if len(repeated) else np.zeros(len(row_N), dtype=bool)
+            yield pa.table(batch.filter(pa.array(again_N if inverse else ~again_N)))
+
+
+def _left_out(folder: Path, rows: Counter[Group], repeated: NDArray[np.int64]) -> tuple[Counter[str], tuple[str, ...]]:
+    """Repeated rows of each modality, and the first few ids."""
+    left_out: Counter[str] = Counter()
+    first: list[tuple[int, str]] = []
+    for group in rows if len(repeated) else ():
+        for table in _read(folder, group, repeated, inverse=True):
+            left_out.update(_counts(table["modality"]))
+            found = zip(table["row"].to_pylist(), table["id"].to_pylist(), strict=True)
+            first = sorted([*first, *found])[:_DUPLICATES_SHOWN]
+    return left_out, tuple(identity for _, identity in first)
+
+
+def _grouped(items: pa.Table) -> Iterator[tuple[Group, pa.Table]]:
+    known = pa.array(MODALITY_ORDER, pa.large_string())
+    position_N = pc.index_in(items["modality"], value_set=known).fill_null(len(known)).to_numpy()
+    stored_N = items["base_file"].is_valid().to_numpy()
+    for number in np.unique(position_N):
+        for stored in (False, True):
+            chosen_N = (position_N == number) & (stored_N == stored)
+            if chosen_N.any():
+                name = MODALITY_ORDER[number] if number < len(known) else _OTHER
+                yield Group(name, stored), items.filter(pa.array(chosen_N))
+
+
+def _counts(modalities: pa.ChunkedArray) -> dict[str, int]:
+    """Items of each modality, in the order of their first; "unknown" where none is named."""
+    return {entry["values"] or "unknown": entry["counts"] for entry in modalities.value_counts().to_pylist()}
+
+
+def _first_uri(batch: pa.Table) -> str | None:
+    found = batch["uri"].drop_null()
+    return found[0].as_py() if len(found) else None
+
+
+def _some_inside(batch: pa.Table, allowed: AllowedRoots) -> bool:
+    """Whether an item is below a root, or needs no file."""
+    return bool(batch["uri"].null_count) or any(allowed.allow(uri) for uri in batch["uri"].to_pylist())
+
+
+@contextmanager
+def _full_disk_named(folder: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            raise
+        raise OperationFailed(
+            f"{folder}: no space left for the temporary files of planning; set TMPDIR to a larger disk"
+        ) from error

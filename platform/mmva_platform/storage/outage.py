@@ -1,0 +1,52 @@
+"""Waiting while storage gives no answer."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from mmva_platform.storage.base import StorageUnavailable
+
+logger = logging.getLogger(__name__)
+
+_FIRST_WAIT_S: Final = 0.5
+_LONGEST_WAIT_S: Final = 15.0
+
+ResultT = TypeVar("ResultT")
+
+
+def retry_while_unavailable(
+    call: Callable[[], ResultT],
+    timeout_s: float,
+    what: str,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> ResultT:
+    """Call until storage answers, with growing, jittered waits.
+
+    Args:
+        call: One storage operation, safe to repeat.
+        timeout_s: How long the outage may last, from its first error.
+        what: Who waits, for the log.
+        sleep: Waits that many seconds.
+        clock: Gives the time in seconds.
+
+    Raises:
+        StorageUnavailable: As the call last raised it, once it has failed for timeout_s.
+    """
+    since: float | None = None
+    wait_s = _FIRST_WAIT_S
+    while True:
+        try:
+            return call()
+        except StorageUnavailable as error:
+            now = clock()
+            since = now if since is None else since
+            if now - since >= timeout_s:
+                raise
+            logger.warning("%s: storage is unavailable (%s); trying again", what, error)
+        sleep(random.uniform(wait_s / 2, wait_s))
+        wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
