@@ -90,7 +90,7 @@ def main() -> None:
     )  # fmt: skip
     checked = measured([*command, "check", out])
     info = json.loads((out / "dataset.json").read_text())
-    report = json.loads((out / "import_report.json").read_text())
+    report = json.loads((out / info["report_file"]).read_text())
     facts = {
         "made_media_s": making,
         "media_bytes": size_of(media),

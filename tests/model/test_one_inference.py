@@ -192,7 +192,7 @@ def test_embed_and_evaluation_agree(world: dict[str, Any]) -> None:
         spec = BackboneSpec.from_json(model.backbones[kind]["spec"])
         shard = ShardInfo(name=f"shards/{kind}", modality=kind, rows=len(names), bytes=1, sha256="0" * 64)
         texts = tuple(file.decode() for file in files) if kind == "caption" else ()
-        part = Part(spec, model.backbones[kind]["fingerprint"], "part", shard, tuple(names), texts)
+        part = Part(spec, model.backbones[kind]["fingerprint"], 0, shard, tuple(names), texts)
         emb_ND = embed_part(part, load_encoder(spec), files.__getitem__ if kind != "caption" else None, 3)
         va_N2 = model.predict_embeddings(kind, emb_ND)
         for name, emb_D, va_2 in zip(names, emb_ND, va_N2, strict=True):
