@@ -57,6 +57,7 @@ class Report:
     def __init__(self, name: str, **settings: Any) -> None:
         self.name, self.environment, self.settings = name, environment(), settings
         self.rows: list[dict[str, Any]] = []
+        self.details: dict[str, Any] = {}  # in the JSON file only
 
     def add(self, what: str, value: float | str | None, wanted: str = "", spread: Sequence[float] = ()) -> None:
         """One line; None if it was not measured."""
@@ -82,6 +83,7 @@ class Report:
         print(self.to_markdown(), flush=True)
         if file is not None:
             found = {"name": self.name, "environment": self.environment, "settings": self.settings, "rows": self.rows}
+            found["details"] = self.details
             file.write_text(json.dumps(found, indent=1, default=str))
 
 
