@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import soundfile
-from annotation import measured
+from harness import measured
 from PIL import Image
 
 IMAGES, CLIPS = 24_744, 25_944
