@@ -146,7 +146,12 @@ def watch_memory(process: subprocess.Popen[bytes], peaks: dict[str, int]) -> Non
 def planned(out: Path) -> int:
     """Shards of the plan, 0 before there is one."""
     plan = out / "plan.json"
-    return len(json.loads(plan.read_bytes())["bounds"]) - 1 if plan.exists() else 0
+    return len(shard_rows(out)) if plan.exists() else 0
+
+
+def shard_rows(out: Path) -> list[int]:
+    """Items of each shard of the plan."""
+    return [rows for part in json.loads((out / "plan.json").read_bytes())["parts"] for rows in part["rows"]]
 
 
 def committed(out: Path) -> int:
@@ -156,13 +161,13 @@ def committed(out: Path) -> int:
 
 def result(arguments: argparse.Namespace, out: Path, runs: list[dict[str, Any]], verdict: dict[str, Any]) -> Any:
     """What is printed."""
-    bounds = json.loads((out / "plan.json").read_bytes())["bounds"]
-    largest = int(np.diff(bounds).max())
+    rows = shard_rows(out)
+    largest = max(rows)
     commits = [json.loads(path.read_bytes()) for path in (out / "commits").glob("*.json")]
     needed = sum(commit["items"] for commit in commits)
     lost = KILLS * arguments.workers * largest
     return {
-        "items": arguments.items, "shards": len(bounds) - 1, "largest shard": largest, "needed": needed,
+        "items": arguments.items, "shards": len(rows), "largest shard": largest, "needed": needed,
         "executed at most": needed + lost, "executed / needed at most": round((needed + lost) / needed, 4),
         "work": {
             kind: sum(commit["work"].get(kind, 0) for commit in commits)

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from mmva_platform.annotation.shards import auto_shard_items
+from mmva.inference.config import EngineInfo
+from mmva_platform.annotation.shards import limits_for
 
 IMAGES_S = 82.0  # of one core; annotation.py in README.md, 164 of two cores, compact preset, ONNX Runtime
 FIXED_S = 13.9  # of a run, the same
@@ -48,7 +49,8 @@ class Cost:
     @property
     def shard_items(self) -> int:
         """As the run cuts them."""
-        return auto_shard_items(float(self.images))
+        engines = {"image": EngineInfo(name="onnx", items_per_s={"onnx": IMAGES_S})}
+        return round(limits_for({"image": float(self.images)}, self.images, engines, hop_s=1.5).seconds * IMAGES_S)
 
     @property
     def shards(self) -> int:

@@ -43,5 +43,5 @@ def test_a_million_by_hand(scale: ModuleType) -> None:
     assert cost.core_hours == pytest.approx(12_195 / 3600, rel=1e-4)  # 10^6 / 82 s
     assert cost.hours == pytest.approx((12_195 / 8 + 13.9) / 3600, rel=1e-4)
     assert cost.spot_usd == pytest.approx(0.1239, rel=1e-3)
-    assert (cost.shards, cost.shard_items) == (3_907, 256)
+    assert (cost.shards, cost.shard_items) == (204, 60 * 82)
     assert scale.Cost(2 * 10**6, 4).hours < cost.hours
