@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import soundfile
-from annotation import measured
+from harness import measured
 from PIL import Image
 
 IMAGES, CLIPS = 24_744, 25_944
@@ -90,7 +90,7 @@ def main() -> None:
     )  # fmt: skip
     checked = measured([*command, "check", out])
     info = json.loads((out / "dataset.json").read_text())
-    report = json.loads((out / "import_report.json").read_text())
+    report = json.loads((out / info["report_file"]).read_text())
     facts = {
         "made_media_s": making,
         "media_bytes": size_of(media),

@@ -160,7 +160,7 @@ def _embed_modality(modality: str, items: list[Any], out: Path, *, workers: int,
 
 def compare(what: str, workdir: Path, sizes: tuple[int, int], rounds: int) -> dict[str, Any]:
     """Medians over rounds of both sides' lines through two sizes."""
-    from annotation import Line, measured
+    from harness import Line, measured
 
     made = {items: make_media(workdir / f"made-{items}", items) for items in sizes}
     datasets = {items: workdir / f"dataset-{items}" for items in sizes}

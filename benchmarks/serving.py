@@ -36,7 +36,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from annotation import make_bundle
+from harness import make_bundle
 from made_media import make_pictures
 
 PORT, KEY, ITEMS, AT_ONCE, REPLICAS = 8765, "benchmark", 16, 6, 2

@@ -428,7 +428,7 @@ def made_embedded_dataset(folder: Path, items: int, part_rows: int = 20_000) -> 
         "caption": [""] * items, "media_format": ["none"] * items, "sha256": [""] * items,
     }  # fmt: skip
     labels = schema.parquet_bytes(pa.table(columns, schema=schema.LABELS_SCHEMA))
-    storage.write(schema.LABELS_FILE, labels)
+    storage.write("labels.parquet", labels)
     shards = tuple(
         schema.ShardInfo(name=m, modality=m, rows=half, bytes=0, sha256="0" * 64) for m in ("image", "music")
     )

@@ -1,6 +1,9 @@
 """Embed a dataset once per backbone: python jobs/embed.py --config jobs/recipes/embed.yaml --set dataset=s3://..."""
 
+from pydantic import Field
+
 from mmva_platform.cli.job import run_job
+from mmva_platform.datasets.embedder import Engine
 from mmva_platform.datasets.embedding import embed_dataset
 from mmva_platform.settings import Config, Settings
 
@@ -11,11 +14,14 @@ class EmbedJob(Config):
     dataset: str
     preset: str = "compact"
     out: str | None = None
+    engine: Engine = "auto"
+    batch_size: int = Field(16, ge=1)
 
 
 def embed(job: EmbedJob, settings: Settings) -> dict[str, str]:
-    """Embed as configured; where each modality's embeddings stand is the result."""
-    return dict(embed_dataset(job.dataset, job.preset, job.out, settings))
+    """Embed as configured; the result is the URI of each modality's embeddings."""
+    sets = embed_dataset(job.dataset, job.preset, job.out, settings, batch_size=job.batch_size, engine=job.engine)
+    return {str(modality): uri for modality, uri in sets.items()}
 
 
 if __name__ == "__main__":

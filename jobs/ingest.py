@@ -1,4 +1,4 @@
-"""Import labelled media into a dataset: python jobs/ingest.py --config jobs/recipes/ingest.yaml --set out=s3://..."""
+"""Import labeled media into a dataset: python jobs/ingest.py --config jobs/recipes/ingest.yaml --set out=s3://..."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ from mmva_platform.settings import Settings
 
 
 class IngestJob(ImportConfig):
-    """Import labelled media into a dataset."""
+    """Import labeled media into a dataset."""
 
     out: str
 
 
 def ingest(job: IngestJob, settings: Settings) -> dict[str, Any]:
-    """Import as configured; the report's counts are the result."""
+    """Import as configured; the result is the report."""
     config = ImportConfig.model_validate(job.model_dump(exclude={"out"}))
     return import_dataset(config, job.out, settings).to_json()
 

@@ -1,10 +1,12 @@
-"""Files that appear as a whole or not at all."""
+"""Files and folders that appear as a whole or not at all."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -21,6 +23,34 @@ def write_atomically(path: Path, data: bytes) -> None:
     with temporary_file(path, data) as temporary:
         temporary.replace(path)
         sync_folder(path.parent)
+
+
+def make_folder_once(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Create a folder unless it exists. Of any number of processes on this machine one fills it, the others wait.
+
+    Args:
+        folder: The folder; its parents are created.
+        fill: Called with an empty folder to fill, which is then renamed. If the process dies in between, the next
+            call begins again.
+
+    Raises:
+        OSError: If the folder cannot be created; also whatever `fill` raises.
+    """
+    if folder.is_dir():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    making = folder.with_name(f"{TEMPORARY}{folder.name}")
+    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel releases it when the process ends
+        if folder.is_dir():
+            return
+        shutil.rmtree(making, ignore_errors=True)  # of a process that died
+        making.mkdir()
+        try:
+            fill(making)
+            making.rename(folder)
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
 
 
 @contextmanager

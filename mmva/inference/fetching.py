@@ -102,8 +102,10 @@ class Fetching:
                 try:
                     data = self._result(future)
                 except Exception as error:  # a URI that no library foresaw raises anything
-                    if self._is_outage(error) or (is_environment_fault(error) and not items_at_fault):
-                        raise _as_fault(error, item.uri) if is_environment_fault(error) else error from error
+                    if is_environment_fault(error) and (self._is_outage(error) or not items_at_fault):
+                        raise _as_fault(error, item.uri) from error
+                    if self._is_outage(error):
+                        raise
                     item.error = fetch_error(error)
                     failed.append((item, error, item.error))
                     continue

@@ -11,7 +11,7 @@ not fit into the bound on a table's bytes is not fetched at all: the second stag
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from typing import Any, Final
 
@@ -78,7 +78,7 @@ class DecodeStage:
 
         Args:
             towers: Modalities that the model has a tower for.
-            sample_rate: Rate of music in Hz, as the bundle records it; None if there is no music.
+            sample_rate: Rate of music in Hz, see engines.sample_rate_of; None if there is no music.
             preprocessing: Windows, and the size of images.
             fetch: See Fetching.
             limits: Limits of an item; the defaults if None.
@@ -160,13 +160,6 @@ def decoded_items(decoded: pa.Table) -> tuple[list[Item], list[Iterator[Unit] | 
         else:
             states.append(media.as_py())
     return items, states
-
-
-def recorded_sample_rate(preprocessing: Mapping[str, Mapping[str, Any]]) -> int | None:
-    """Rate of music in Hz as a bundle's `preprocessing` records it; None if it has no music."""
-    music = preprocessing.get("music", {})
-    rate = music.get("sample_rate", music.get("sampling_rate"))
-    return None if rate is None else int(rate)
 
 
 def _size(unit: Unit) -> int:

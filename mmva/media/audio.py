@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,8 @@ from mmva.media.resample import resample_blocks
 # Encoders pad and trim a little: a file this close to its header's length is whole.
 _WHOLE_SHARE, _CODEC_DELAY_FRAMES = 0.98, 4096
 # Data sizes from here up are what writers to a pipe put when they do not know the length.
-_UNKNOWN_WAV_SIZE = 0x7FFF_F000
+_UNKNOWN_CHUNK_SIZE = 0x7FFF_F000
+_ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ def decode_audio(data: bytes, sample_rate: int, limits: Limits | None = None) ->
     Channels are averaged. Memory is about twice the result: see stream_audio.
 
     Args:
-        data: The encoded file: wav, flac, mp3, ogg (Vorbis, Opus), m4a/mp4 or raw AAC.
+        data: The encoded file: wav, aiff, flac, mp3, ogg (Vorbis, Opus), m4a/mp4, wma or raw AAC.
         sample_rate: Hz wanted.
         limits: Limits of an item; the defaults if None.
 
@@ -112,19 +114,28 @@ def _mono(source: AudioSource, limits: Limits) -> Iterator[NDArray[np.float32]]:
 
 
 def _refuse_truncated(data: bytes, kind: str) -> None:
-    """WAV and Ogg are cut short without a decoder noticing: compare their last chunk or page with the file's end."""
-    missing = {"wav": _missing_wav_bytes, "ogg": _missing_ogg_bytes}.get(kind, lambda _: 0)(data)
-    if missing > 0:
+    """Decoders do not notice that these formats are cut short: compare what they promise with the file's end."""
+    count = _MISSING_BYTES.get(kind)
+    if count is not None and (missing := count(data)) > 0:
         raise MediaError("truncated-audio", f"the file ends {missing:,} bytes early")
 
 
 def _missing_wav_bytes(data: bytes) -> int:
+    return _missing_chunk_bytes(data, b"data", "little") if data[:4] == b"RIFF" else 0
+
+
+def _missing_aiff_bytes(data: bytes) -> int:
+    return _missing_chunk_bytes(data, b"SSND", "big")
+
+
+def _missing_chunk_bytes(data: bytes, name: bytes, order: Literal["little", "big"]) -> int:
+    """How many bytes the chunk with the samples lacks."""
     position = 12
-    while data[:4] == b"RIFF" and position + 8 <= len(data):
-        size = int.from_bytes(data[position + 4 : position + 8], "little")
-        if data[position : position + 4] == b"data":
+    while position + 8 <= len(data):
+        size = int.from_bytes(data[position + 4 : position + 8], order)
+        if data[position : position + 4] == name:
             missing = position + 8 + size - len(data)
-            return missing if size < _UNKNOWN_WAV_SIZE and missing > (1 - _WHOLE_SHARE) * size else 0
+            return missing if size < _UNKNOWN_CHUNK_SIZE and missing > (1 - _WHOLE_SHARE) * size else 0
         position += 8 + size + size % 2
     return 0
 
@@ -133,3 +144,16 @@ def _missing_ogg_bytes(data: bytes) -> int:
     page = data.rfind(b"OggS")
     segments = data[page + 26] if page + 26 < len(data) else 0
     return page + 27 + segments + sum(data[page + 27 : page + 27 + segments]) - len(data)
+
+
+def _missing_asf_bytes(data: bytes) -> int:
+    """By the file's size in the File Properties Object, unless its flag says that the size was not known."""
+    position = data.find(_ASF_FILE_PROPERTIES, 0, 2**16)
+    size = int.from_bytes(data[position + 40 : position + 48], "little")
+    live = data[position + 88] & 1 if 0 <= position < len(data) - 88 else 1
+    return 0 if live else size - len(data)
+
+
+_MISSING_BYTES: Final[dict[str, Callable[[bytes], int]]] = {
+    "wav": _missing_wav_bytes, "aiff": _missing_aiff_bytes, "ogg": _missing_ogg_bytes, "asf": _missing_asf_bytes,
+}  # fmt: skip

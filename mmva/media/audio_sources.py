@@ -18,9 +18,11 @@ import soundfile
 from numpy.typing import NDArray
 
 from mmva.errors import MediaError
+from mmva.media.formats import id3_bytes
 from mmva.media.guards import refusals
 
 # Not MP3: without a Xing tag libsndfile guesses its length from the first frame's bit rate, and stops there.
+# Not AIFF: with damaged chunk sizes libsndfile seeks to before the start, which Python reports on stderr.
 _SOUNDFILE_FORMATS = frozenset({"wav", "flac", "ogg"})
 _DEMUXERS = {"mp4": "mov"}
 _BLOCK_VALUES = 2**18
@@ -142,9 +144,6 @@ def decoded_frames(container: av.container.InputContainer, stream: Any, code: st
 
 def _has_xing_tag(data: bytes) -> bool:
     """Whether an MP3 opens with the frame count that encoders of variable bit rate write."""
-    start = 0
-    if data.startswith(b"ID3") and len(data) >= 10:
-        size = data[6] << 21 | data[7] << 14 | data[8] << 7 | data[9]
-        start = 10 + size
+    start = id3_bytes(data)
     head = data[start : start + 64]
     return b"Xing" in head or b"Info" in head

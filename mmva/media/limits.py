@@ -1,4 +1,4 @@
-"""How much one item may ask of a worker. Checked from headers before anything is decoded, and again on the way."""
+"""How large an item may be. Checked from headers before anything is decoded, and again while it is decoded."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of one item; the defaults let a 108-megapixel photograph and a two-hour mix through.
+    """Limits of one item; the defaults accept a 108-megapixel photograph and a two-hour mix.
 
     Attributes:
         max_bytes: Size of the encoded file.
-        max_pixels: Width x height of an image. Pillow's own ceiling of 178,956,970 holds above it.
-        max_duration_s: Seconds of audio.
+        max_pixels: Width x height of an image. Pillow refuses more than 178,956,970 in any case.
+        max_duration_s: Seconds of audio or video.
         min_sample_rate: Hz, of the file.
         max_sample_rate: Hz, of the file.
         max_channels: Channels of audio.

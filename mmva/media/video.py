@@ -30,7 +30,7 @@ _DEMUXERS = {"mp4": "mov"}
 _TICKS_PER_S: Final = 1000  # windows of pictures are cut on a grid of milliseconds
 # Encoders and containers round a little: a file this close to its header's length is whole.
 _WHOLE_SHARE, _ROUNDING_S = 0.98, 0.5
-# Players skip a damaged packet; more of them than this, and it is no longer the film.
+# By the rotation that the file asks for, in degrees counterclockwise.
 _UPRIGHT = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 
 

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mmva.errors import UsageError
+from mmva.media.limits import Limits
 
 ConfigT = TypeVar("ConfigT", bound="Config")
 
@@ -71,11 +72,23 @@ class TrackingSettings(Config):
     )
 
 
+class LimitSettings(Config):
+    """The largest items that are decoded; larger ones are quarantined. A file is held in memory while it is decoded."""
+
+    max_mb: int = Field(256, ge=1, description="MiB of an encoded file; a feature film needs some 8000")
+    max_pixels: int = Field(
+        120_000_000, ge=1, le=178_956_970, description="width x height of a picture; Pillow reads no larger ones"
+    )
+    max_duration_s: float = Field(7200.0, gt=0, description="seconds of audio or video; a feature film needs 14400")
+    max_caption_characters: int = Field(20_000, ge=1, description="characters of a caption")
+
+
 class AnnotationSettings(Config):
     """Bulk annotation."""
 
     roots: tuple[str, ...] = Field((), description="folders and s3://bucket/prefix besides the catalog's own place")
     item_timeout_s: float = Field(120.0, gt=0, description="an item that takes longer is quarantined")
+    limits: LimitSettings = LimitSettings()
     workers_per_gpu: int = Field(
         4, ge=1, description="with engine cuda: actors that share a GPU, each decoding on a CPU of its own"
     )
@@ -164,6 +177,17 @@ class Settings(Config):
     def runs_dir(self) -> Path:
         """Where training runs keep checkpoints and bundles."""
         return self.home.resolve() / "runs"
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The limits of an item, for the decoders."""
+    chosen = settings.annotation.limits
+    return Limits(
+        max_bytes=chosen.max_mb * 2**20,
+        max_pixels=chosen.max_pixels,
+        max_duration_s=chosen.max_duration_s,
+        max_caption_characters=chosen.max_caption_characters,
+    )
 
 
 def load_config(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from inline_pass import InlineCluster, install
 from PIL import Image
 
-from mmva_platform.datasets import embedding, importing, writing
 from mmva_platform.datasets.importing import ImportConfig
 
 
@@ -27,9 +26,8 @@ class Published:
     media: Path
 
     def config(self, **changes: Any) -> ImportConfig:
-        return ImportConfig(
-            images_csv=str(self.images_csv), music_csv=str(self.music_csv), media=str(self.media), **changes
-        )
+        files = {"images_csv": str(self.images_csv), "music_csv": str(self.music_csv), "media": str(self.media)}
+        return ImportConfig(**{**files, **changes})
 
 
 # Image ids by what is wrong with them; the others are sound.
@@ -49,9 +47,8 @@ SONGS, CLIPS = ("2", "3", "4", "5"), (1, 2, 3)
 SONG_WITHOUT_CAPTIONS = "3"
 
 
-@pytest.fixture
-def published(tmp_path: Path) -> Published:
-    """Ten labelled images, an ambiguous id on two rows, and twelve clips of four songs."""
+def make_published_set(tmp_path: Path) -> Published:
+    """Ten labeled images, an ambiguous id on two rows, and twelve clips of four songs."""
     rng = np.random.default_rng(0)
     media = tmp_path / "media"
     (media / "images").mkdir(parents=True)
@@ -77,36 +74,24 @@ def published(tmp_path: Path) -> Published:
     return Published(tmp_path / "image_va.csv", tmp_path / "music_va.csv", media)
 
 
+@pytest.fixture
+def published(tmp_path: Path) -> Published:
+    """See make_published_set."""
+    return make_published_set(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def make_published() -> Callable[[Path], Published]:
+    """For fixtures of a module."""
+    return make_published_set
+
+
 def _write_csv(path: Path, header: str, rows: Sequence[Sequence[object]]) -> None:
     lines = [",".join(str(cell) for cell in (number, *row)) for number, row in enumerate(rows)]
     path.write_text("\n".join([header, *lines, ""]))
 
 
 @pytest.fixture
-def inline_cluster(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Runs shards in this process, last first; the list collects the stages that ran. The real one is slow to start."""
-    stages: list[str] = []
-
-    def run_shards(
-        items: Sequence[Mapping[str, Any]],
-        worker_class: Callable[..., Callable[[dict[str, Any]], Any]],
-        *,
-        stage: str,
-        on_result: Callable[[Any], None],
-        constructor_kwargs: Mapping[str, Any],
-        stall_timeout_s: float,
-    ) -> None:
-        stages.append(stage)
-        worker = worker_class(**constructor_kwargs)
-        for item in reversed(items):
-            on_result(worker(dict(item)))
-
-    @contextmanager
-    def ray_session(_settings: object) -> Iterator[None]:
-        yield
-
-    for module in (writing, embedding):
-        monkeypatch.setattr(module, "run_shards", run_shards)
-    for module in (importing, embedding):
-        monkeypatch.setattr(module, "ray_session", ray_session)
-    return stages
+def inline_cluster(monkeypatch: pytest.MonkeyPatch) -> InlineCluster:
+    """Runs the real workers in this process, last shard first, under the rules of bulk.run_pass."""
+    return install(monkeypatch)

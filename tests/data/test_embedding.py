@@ -13,8 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import torch
+from inline_pass import InlineCluster
 
 from mmva.backbones import load_encoder, preset
+from mmva.engines.cuda import CudaEncoder
 from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva.media.audio import decode_audio
 from mmva.media.images import decode_image
@@ -25,13 +28,20 @@ from mmva_platform.datasets.embedding import embed_dataset
 from mmva_platform.datasets.features import load_features
 from mmva_platform.datasets.importing import import_dataset
 from mmva_platform.datasets.schema import ShardInfo
+from mmva_platform.settings import ClusterSettings, Settings
 
 
 @pytest.fixture
-def dataset(published: Any, tmp_path: Path, inline_cluster: list[str]) -> str:
+def dataset(published: Any, tmp_path: Path, inline_cluster: InlineCluster) -> str:
     import_dataset(published.config(shard_rows=4), str(tmp_path / "dataset"))
-    inline_cluster.clear()
+    inline_cluster.stages.clear()
+    inline_cluster.resources.clear()
     return str(tmp_path / "dataset")
+
+
+def part_file(folder: Path, number: int) -> Path:
+    (path,) = folder.glob(f"part-{number:05d}-*.parquet")
+    return path
 
 
 def test_features_are_those_of_each_item_alone(dataset: str, published: Any) -> None:
@@ -65,10 +75,10 @@ def test_splits_partition_the_rows(dataset: str) -> None:
     assert all(features.split("val")[modality].split[0] == "val" for modality in ("image", "music"))
 
 
-def test_what_exists_is_not_computed_again(dataset: str, inline_cluster: list[str]) -> None:
+def test_what_exists_is_not_computed_again(dataset: str, inline_cluster: InlineCluster) -> None:
     first = embed_dataset(dataset, "tiny")
     assert embed_dataset(dataset, "tiny") == first
-    assert inline_cluster == ["embed"]
+    assert inline_cluster.stages == ["embed"]
 
 
 def test_only_what_is_missing_is_computed(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +86,9 @@ def test_only_what_is_missing_is_computed(dataset: str, monkeypatch: pytest.Monk
     folder = Path(sets["music"])
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     (folder / "embeddings.json").unlink()
-    (folder / "part-00001.parquet").unlink()
+    part_file(folder, 1).unlink()
+    damaged = part_file(folder, 2)
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
     written = []
     part_bytes = embedder.part_bytes
 
@@ -86,7 +98,7 @@ def test_only_what_is_missing_is_computed(dataset: str, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(embedder, "part_bytes", note)
     embed_dataset(dataset, "tiny")
-    assert [len(ids) for ids in written] == [4]
+    assert [len(ids) for ids in written] == [4, 4], "the missing part and the damaged one"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -111,7 +123,7 @@ def load_features_of(dataset: str) -> Any:
 
 def test_other_readers_find_plain_columns(dataset: str) -> None:
     folder = embed_dataset(dataset, "tiny")["image"]
-    table = pq.read_table(f"{folder}/part-00000.parquet")
+    table = pq.read_table(part_file(Path(folder), 0))
     info = json.loads(Path(folder, "embeddings.json").read_text())
     assert table.schema.field("embedding").type == pa.list_(pa.float32(), info["dim"])
     assert info["rows"] == sum(part["rows"] for part in info["parts"]) == 5
@@ -132,9 +144,9 @@ def test_fingerprints_choose_the_sets(dataset: str) -> None:
 
 
 def test_a_changed_part_is_refused(dataset: str) -> None:
-    path = Path(embed_dataset(dataset, "tiny")["music"]) / "part-00000.parquet"
+    path = part_file(Path(embed_dataset(dataset, "tiny")["music"]), 0)
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(CheckFailed, match=r"part-00000\.parquet"):
+    with pytest.raises(CheckFailed, match=path.name):
         load_features(dataset, "tiny")
 
 
@@ -146,7 +158,9 @@ def test_an_item_that_no_longer_decodes_is_named(dataset: str, monkeypatch: pyte
         raise MediaError("corrupt-image", "no")
 
     monkeypatch.setattr(decode, "decode_image", refuse)
-    with pytest.raises(OperationFailed, match=r"image '100\d' in shards/image-0000\d\.parquet does not decode here"):
+    with pytest.raises(
+        OperationFailed, match=r"image '100\d' in shards/image-0000\d-\w+\.parquet does not decode here"
+    ):
         embed_dataset(dataset, "tiny")
 
 
@@ -171,8 +185,83 @@ def test_long_music_is_the_mean_of_its_windows() -> None:
         soundfile.write(buffer, samples, encoder.sample_rate, format="WAV", subtype="FLOAT")
         files.append(buffer.getvalue())
     shard = ShardInfo(name="shards/music-00000.parquet", modality="music", rows=2, bytes=1, sha256="0" * 64)
-    part = Part(preset("tiny").music, encoder.fingerprint, "part-00000.parquet", shard, ("long", "short"))
+    part = Part(preset("tiny").music, encoder.fingerprint, 0, shard, ("long", "short"))
     emb_ND = embed_part(part, encoder, files.__getitem__, 16)
     both = encoder.encode([long[:window], long[hop:]])
     np.testing.assert_allclose(emb_ND[0], both.mean(axis=0), atol=1e-5)
     np.testing.assert_allclose(emb_ND[1], encoder.encode([short])[0], atol=1e-5)
+
+
+def test_two_runs_at_once_publish_one_set(
+    dataset: str, inline_cluster: InlineCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one embeds in other batches, so that its parts may have other bytes, and publishes first."""
+    waiting = [True]
+    part_bytes = embedder.part_bytes
+
+    def shifted(ids: Any, emb_ND: Any, key: Any) -> bytes:
+        return part_bytes(ids, emb_ND + np.float32(1e-6), key)
+
+    def other_run(name: str) -> None:
+        if waiting and name.endswith("part-00000"):  # the last shard of each modality is first
+            waiting.clear()
+            with monkeypatch.context() as patch:
+                patch.setattr(embedder, "part_bytes", shifted)
+                patch.setattr(embedder, "_written", lambda *_: None)
+                embed_dataset(dataset, "tiny")
+
+    inline_cluster.before_shard = other_run
+    sets = embed_dataset(dataset, "tiny")
+    assert not waiting
+    for modality, uri in sets.items():
+        published = json.loads(Path(uri, "embeddings.json").read_text())["parts"]
+        names = {path.name for path in Path(uri).glob("part-*")}
+        assert names == {part["name"] for part in published}, modality
+    assert set(load_features(dataset, "tiny")) == {"image", "music", "caption"}
+
+
+@pytest.mark.parametrize(
+    ("engine", "gpus", "share"), [("auto", 0, 0), ("auto", 1, 0.25), ("torch", 1, 0), ("cuda", 0, 0.25)]
+)
+def test_workers_hold_their_share_of_a_gpu(
+    dataset: str, inline_cluster: InlineCluster, engine: Any, gpus: int, share: float
+) -> None:
+    """Also of GPUs that an autoscaler has yet to start."""
+    inline_cluster.gpus = gpus
+    if engine == "cuda":
+        with pytest.raises(OperationFailed, match="torch sees no GPU on this worker"):
+            embed_dataset(dataset, "tiny", engine=engine)
+    else:
+        embed_dataset(dataset, "tiny", engine=engine)
+    assert [resources.gpus for resources in inline_cluster.resources if resources] == [share]
+
+
+def test_a_cluster_that_may_start_gpu_nodes_is_asked_for_them(dataset: str, inline_cluster: InlineCluster) -> None:
+    embed_dataset(dataset, "tiny", settings=Settings(cluster=ClusterSettings(max_gpus=2)))
+    assert [resources.gpus for resources in inline_cluster.resources if resources] == [0.25]
+
+
+def test_an_encoder_goes_to_the_gpu_that_torch_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = load_encoder(preset("tiny").image)
+    moved = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(type(encoder), "to", lambda self, device: moved.append(device) or self)
+    assert isinstance(embedder.on_gpu(encoder, required=False), CudaEncoder)
+    assert moved == ["cuda"]
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_embeddings_of_the_cpu(dataset: str, tmp_path: Path) -> None:
+    embed_dataset(dataset, "tiny", engine="torch")
+    embed_dataset(dataset, "tiny", str(tmp_path / "cuda"), engine="cuda", batch_size=64)
+    cpu, cuda = load_features(dataset, "tiny"), load_features(dataset, "tiny", embeddings=str(tmp_path / "cuda"))
+    for modality, rows in cpu.items():
+        np.testing.assert_allclose(cuda[modality].emb_ND, rows.emb_ND, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [({"engine": "gpu"}, "'gpu' is unknown"), ({"batch_size": 0}, "at least 1")]
+)
+def test_wrong_options_fail_before_anything_is_read(tmp_path: Path, options: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        embed_dataset(str(tmp_path / "none"), "tiny", **options)

@@ -1,15 +1,24 @@
-"""The same import and embedding where it runs in earnest: on S3, and on a real Ray."""
+"""Import and embedding as they run in earnest: on S3, and on a real Ray whose workers die."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from inline_pass import install
+from PIL import Image
+from poison_pictures import HANGS, KILLS, KILLS_ONCE, poison_path
 
 from mmva_platform.datasets.checking import check_dataset
 from mmva_platform.datasets.dataset import Dataset
 from mmva_platform.datasets.embedding import embed_dataset
+from mmva_platform.datasets.embedding_set import EmbeddingSet
 from mmva_platform.datasets.features import load_features
 from mmva_platform.datasets.importing import ImportConfig, import_dataset
 from mmva_platform.settings import Settings, StorageSettings
@@ -34,7 +43,8 @@ def test_a_round_trip_on_s3_is_the_one_on_disk(published: Any, s3: Settings, tmp
     remote = import_dataset(config, "s3://media/dataset", s3)
     local = import_dataset(published.config(), str(tmp_path / "dataset"))
     assert remote.digest == local.digest
-    assert check_dataset("s3://media/dataset", s3).ok
+    report = check_dataset("s3://media/dataset", s3)
+    assert (report.ok, report.warnings) == (True, ())
     sets = embed_dataset("s3://media/dataset", "tiny", settings=s3)
     assert sets["image"].startswith("s3://media/dataset/embeddings/image-")
     assert len(load_features("s3://media/dataset", "tiny", s3)["caption"]) == 9
@@ -42,15 +52,106 @@ def test_a_round_trip_on_s3_is_the_one_on_disk(published: Any, s3: Settings, tmp
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_order_in_which_workers_finish_leaves_no_trace(published: Any, tmp_path: Path) -> None:
+def test_workers_in_parallel_and_the_result_as_ray_datasets(published: Any, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home")
     out = str(tmp_path / "dataset")
     report = import_dataset(published.config(shard_rows=3), out, settings)
     assert (report.counts["image"].kept, report.counts["music"].kept) == (5, 12)
-    assert [shard.name for shard in Dataset.open(out).shards] == sorted(
-        shard.name for shard in Dataset.open(out).shards
-    )
+    dataset = Dataset.open(out)
+    assert [shard.name for shard in dataset.shards] == sorted(shard.name for shard in dataset.shards)
     assert check_dataset(out).ok
     embed_dataset(out, "tiny", settings=settings)
     features = load_features(out, "tiny")
     assert {modality: len(rows) for modality, rows in features.items()} == {"image": 5, "music": 12, "caption": 9}
+
+    # Files that are not part of the dataset are not read, whatever they contain.
+    (tmp_path / "dataset/shards/image-00000-0123456789abcdef.parquet").write_bytes(b"no Parquet")
+    rows = dataset.to_ray().take_all()
+    assert sorted(row["id"] for row in rows) == sorted(dataset.labels()["id"].to_pylist())
+    (row,) = [row for row in rows if row["id"] == "1001"]
+    assert row["media"] == (published.media / "images" / "1001.JPG").read_bytes()
+    found = EmbeddingSet.open(out, "tiny", "image").to_ray().take_all()
+    expected = dict(zip(features["image"].ids.tolist(), features["image"].emb_ND, strict=True))
+    assert {row["id"] for row in found} == set(expected)
+    for row in found:
+        assert np.array_equal(np.asarray(row["embedding"], np.float32), expected[row["id"]])
+
+
+_RUN = """
+import json, sys
+from concurrent.futures import ThreadPoolExecutor
+from mmva.errors import OperationFailed, UsageError
+from mmva_platform.cluster import ray_session
+from mmva_platform.datasets.embedding import embed_dataset
+from mmva_platform.datasets.importing import ImportConfig, import_dataset
+from mmva_platform.settings import Settings
+
+config, settings, folder, embedded = sys.argv[1:]
+settings = Settings.model_validate_json(settings)
+config = ImportConfig.model_validate_json(config)
+
+def imported(out, seed):
+    try:
+        return import_dataset(config.model_copy(update={"seed": seed}), f"{folder}/{out}", settings).to_json()
+    except UsageError as error:
+        return str(error)
+
+with ray_session(settings.cluster):
+    found = {"import": imported("poison", 0)}
+    try:
+        embed_dataset(embedded, "tiny", None, settings)
+    except OperationFailed as error:
+        found["embed"] = str(error)
+    with ThreadPoolExecutor(2) as pool:
+        found["twice"] = list(pool.map(imported, ["twice", "twice"], [1, 2]))
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def run(make_published: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """On one real cluster: an import of files that kill and hang, an embedding of one, and two imports at once."""
+    folder = tmp_path_factory.mktemp("poison")
+    published = make_published(folder)
+    for name, size in (("1000", KILLS_ONCE), ("1002", KILLS), ("1009", HANGS)):
+        pixels = np.random.default_rng(int(name)).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(published.media / "images" / f"{name}.jpg", format="JPEG")
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch)  # the decoder of this process is not broken
+        import_dataset(published.config(shard_rows=4, music_csv=None), str(folder / "embedded"))
+    settings = Settings.model_validate(
+        {"home": folder / "home", "cluster": {"num_cpus": 3}, "annotation": {"item_timeout_s": 5.0}}
+    )
+    config = published.config(shard_rows=4)
+    environment = os.environ | {"PYTHONPATH": poison_path(folder / "broken")}
+    arguments = [config.model_dump_json(), settings.model_dump_json(), str(folder), str(folder / "embedded")]
+    done = subprocess.run(
+        [sys.executable, "-c", _RUN, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return {"folder": folder, "log": done.stderr, **json.loads(done.stdout.splitlines()[-1])}
+
+
+@pytest.mark.slow
+class TestWorkersThatDie:
+    def test_an_import_loses_only_the_files_that_kill_or_hang(self, run: dict[str, Any]) -> None:
+        """Another file killed its worker once, as a lack of memory would: nothing of its shard is lost."""
+        counts = run["import"]["counts"]
+        assert counts["image"]["dropped"]["killed-worker"] == counts["image"]["dropped"]["timed-out"] == 1
+        assert (counts["image"]["kept"], counts["music"]["kept"]) == (3, 12)
+        assert (run["folder"] / "broken" / "killed-once").exists()
+        assert "1000" in Dataset.open(str(run["folder"] / "poison")).labels()["id"].to_pylist()
+        assert check_dataset(str(run["folder"] / "poison")).ok
+
+    def test_an_embedding_ends_and_names_the_item(self, run: dict[str, Any]) -> None:
+        assert "image '1002' in shards/image-00000-" in run["embed"]
+        assert "killed-worker" in run["embed"]
+
+    def test_of_two_imports_at_once_one_is_published(self, run: dict[str, Any]) -> None:
+        lost = [result for result in run["twice"] if isinstance(result, str)]
+        (won,) = [result for result in run["twice"] if not isinstance(result, str)]
+        assert len(lost) == 1
+        assert "another import finished there first; choose another --out" in lost[0]
+        report = check_dataset(str(run["folder"] / "twice"))
+        assert (report.ok, report.digest) == (True, won["digest"])
+        assert won["counts"]["image"]["dropped"] == run["import"]["counts"]["image"]["dropped"]

@@ -15,10 +15,10 @@ from PIL import Image
 from mmva.backbones import BackboneSpec, load_encoder
 from mmva.bundle import load_bundle, read_bundle_info
 from mmva.inference.config import default_preprocessing
-from mmva.inference.engines import load_predictor, pack_bundle
+from mmva.inference.engines import load_predictor, pack_bundle, sample_rate_of
 from mmva.inference.heads import predict
 from mmva.inference.pipeline import Pipeline
-from mmva.inference.stages import DecodeStage, recorded_sample_rate
+from mmva.inference.stages import DecodeStage
 from mmva.zeroshot.query import query_point
 from mmva_platform.annotation.annotator import Annotator
 from mmva_platform.annotation.catalog import open_catalog
@@ -192,7 +192,7 @@ def test_embed_and_evaluation_agree(world: dict[str, Any]) -> None:
         spec = BackboneSpec.from_json(model.backbones[kind]["spec"])
         shard = ShardInfo(name=f"shards/{kind}", modality=kind, rows=len(names), bytes=1, sha256="0" * 64)
         texts = tuple(file.decode() for file in files) if kind == "caption" else ()
-        part = Part(spec, model.backbones[kind]["fingerprint"], "part", shard, tuple(names), texts)
+        part = Part(spec, model.backbones[kind]["fingerprint"], 0, shard, tuple(names), texts)
         emb_ND = embed_part(part, load_encoder(spec), files.__getitem__ if kind != "caption" else None, 3)
         va_N2 = model.predict_embeddings(kind, emb_ND)
         for name, emb_D, va_2 in zip(names, emb_ND, va_N2, strict=True):
@@ -207,7 +207,7 @@ def test_two_stages_agree(world: dict[str, Any], threads: int) -> None:
     cut, fetch = default_preprocessing(info.backbones), Fetcher(settings.storage)
     names, kinds = list(world["kinds"]), list(world["kinds"].values())
     items = pa.table({"id": names, "uri": [str(world["media"] / name) for name in names], "modality": kinds})
-    decoded = DecodeStage(info.dims, recorded_sample_rate(info.preprocessing), cut, fetch, most_bytes=2**22)(items)
+    decoded = DecodeStage(info.dims, sample_rate_of(info), cut, fetch, most_bytes=2**22)(items)
     assert decoded["sha256"].null_count > 0, "the bound leaves something to the second stage"
     model = load_predictor(bundle, {}, open_storage(world["folder"]), EncoderLoader.of(settings))
     pipeline = Pipeline(model.dims, model.encoder, cut, fetch, decode_threads=threads)

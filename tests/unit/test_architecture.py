@@ -19,7 +19,6 @@ ROOMS = [
     "progress",
     "cluster",
     "draining",
-    "pool",
     "bulk",
     "submission",
     "datasets",

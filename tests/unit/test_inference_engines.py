@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import pickle
@@ -9,13 +10,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva.inference.calibration import Measured, fastest, made_up_items, measure
-from mmva.inference.config import EngineInfo, check_engine_name
-from mmva.inference.engines import calibrate_bundle, choose_engines, load_predictor, pack_bundle
+from mmva.inference.config import EngineInfo, check_engine_name, default_preprocessing
+from mmva.inference.engines import calibrate_bundle, choose_engines, load_predictor, pack_bundle, sample_rate_of
+from mmva.inference.pipeline import Pipeline
+from mmva.inference.tables import matrix
 from mmva_platform.datasets.embedder import EncoderLoader
 from mmva_platform.settings import Settings
 from mmva_platform.storage import open_storage
@@ -178,13 +182,49 @@ def test_a_calibration_may_come_from_another_machine(tiny_bundle, place, tmp_pat
     assert chosen["image"].items_per_s == {n: round(m.items_per_s, 1) for n, m in found[0].engines.items()}
 
 
+@pytest.mark.parametrize(
+    ("recorded", "rate"), [({"sample_rate": 16_000}, 16_000), ({"sampling_rate": 24_000}, 24_000), (None, None)]
+)
+def test_the_rate_of_music_is_known_without_its_encoder(recorded, rate):
+    """What the families write into a bundle."""
+    preprocessing = {} if recorded is None else {"music": recorded}
+    assert sample_rate_of(SimpleNamespace(preprocessing=preprocessing, dims=dict.fromkeys(preprocessing, 8))) == rate
+
+
+def test_a_bundle_that_records_no_rate_is_refused():
+    with pytest.raises(CheckFailed, match="does not record the sample rate"):
+        sample_rate_of(SimpleNamespace(preprocessing={"music": {}}, dims={"music": 8}))
+
+
 @pytest.mark.gpu
-def test_cuda_gives_what_torch_gives(tiny_bundle, place):
-    items = made_up_items("image", None)
-    reference = model_of(tiny_bundle, place, {}).embed("image", items)
-    chosen = choose(tiny_bundle, place, "cuda", "image")
-    model = model_of(tiny_bundle, place, chosen)
-    np.testing.assert_allclose(model.embed("image", items), reference, atol=1e-4)
+@pytest.mark.parametrize("modality", ["image", "music", "caption"])
+def test_cuda_gives_what_torch_gives(tiny_bundle, place, modality):
+    torch_model = model_of(tiny_bundle, place, {})
+    items = made_up_items(modality, torch_model.encoder(modality).sample_rate)
+    chosen = choose(tiny_bundle, place, "cuda", modality)
+    encoder = model_of(tiny_bundle, place, chosen).encoder(modality)
+    np.testing.assert_allclose(encoder.encode(items), embedded(torch_model, modality, items), atol=1e-4)
+    first, second = (encoder.launch([encoder.prepare(item) for item in items]) for _ in range(2))
+    np.testing.assert_array_equal(encoder.collect(second), encoder.collect(first))
+
+
+@pytest.mark.gpu
+def test_the_pipeline_on_a_gpu_gives_what_torch_gives(tiny_bundle, place):
+    def fetch(uri, _size, _most):
+        buffer = io.BytesIO()
+        made_up_items("image", None)[int(uri) % 8].save(buffer, "PNG")
+        return buffer.getvalue()
+
+    items = pa.table(
+        {"id": [str(n) for n in range(50)], "uri": [str(n) for n in range(50)], "modality": ["image"] * 50}
+    )
+    found = []
+    for name, threads in (("torch", 0), ("cuda", 4)):
+        model = model_of(tiny_bundle, place, choose(tiny_bundle, place, name, "image"))
+        cut = default_preprocessing(model.backbones)
+        pipeline = Pipeline(model.dims, model.encoder, cut, fetch, batch_size=3, decode_threads=threads)
+        found.append(matrix(pipeline.embed(items).rows["embedding"]))
+    np.testing.assert_allclose(found[1], found[0], atol=1e-4)
 
 
 def rewrite_cache(place, change) -> None:

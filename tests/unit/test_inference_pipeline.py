@@ -140,7 +140,7 @@ def test_what_is_wrong_with_an_item_stays_with_it(tmp_path: Path) -> None:
     assert quarantined[7]["message"] == "RuntimeError: the encoder chokes"
 
 
-@pytest.mark.parametrize("uri", ["gopher://host/a.png", "s3://", "s3://bucket/../other/a.png", "file:///", "/a\0b.png"])
+@pytest.mark.parametrize("uri", ["gopher://host/a.png", "s3://", "file:///", "/a\0b.png"])
 def test_uri_that_no_storage_serves_is_quarantined(tmp_path: Path, uri: str) -> None:
     (found,) = run(FakeModel(), [row("a", "image") | {"uri": uri}]).quarantined.to_pylist()
     assert (found["stage"], found["error"]) == ("fetch", "unreadable")

@@ -19,7 +19,7 @@ from mmva.inference import stages
 from mmva.inference.batching import Overlapped
 from mmva.inference.interleave import interleaved
 from mmva.inference.pipeline import Pipeline
-from mmva.inference.stages import DecodeStage, recorded_sample_rate
+from mmva.inference.stages import DecodeStage
 from mmva.inference.tables import Embedded
 
 from .inference_world import PLAN, RATE, FakeEncoder, FakeModel, film, png, wav
@@ -187,11 +187,3 @@ def test_streams_keep_their_order_and_their_errors(threads: int) -> None:
 
     with pytest.raises(ValueError, match="in a stream"):
         list(interleaved(iter([(1, broken())]), threads))
-
-
-@pytest.mark.parametrize(
-    ("recorded", "rate"),
-    [({}, None), ({"music": {"sample_rate": 16_000}}, 16_000), ({"music": {"sampling_rate": 24_000}}, 24_000)],
-)
-def test_the_rate_of_music_is_known_without_its_encoder(recorded: dict[str, Any], rate: int | None) -> None:
-    assert recorded_sample_rate(recorded) == rate

@@ -45,6 +45,7 @@ def write_with_pyav(
     layout = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}[samples_TC.shape[1]]
     with av.open(target, "w", format=container, options=options) as output:
         stream = output.add_stream(codec, rate=rate, layout=layout)
+        stream.bit_rate = 128_000
         if video:
             write_a_picture(output)
         frame = av.AudioFrame.from_ndarray(samples_TC.reshape(1, -1), format="flt", layout=layout)
@@ -83,6 +84,12 @@ def dominant_hz(samples_T: np.ndarray, rate: int) -> float:
     return float(np.fft.rfftfreq(len(samples_T), 1 / rate)[spectrum.argmax()])
 
 
+def tagged(data: bytes, size: int = 3000, *, footer: bool = False) -> bytes:
+    """Behind an ID3v2 tag of this many bytes, whose content looks like the start of an MP3 frame."""
+    header = b"ID3\x04\0" + bytes([0x10 if footer else 0, 0, 0, size >> 7, size & 0x7F])
+    return header + (b"\xff\xfb\x90\x64" * size)[:size] + (b"3DI" + header[3:] if footer else b"") + data
+
+
 PCM = (sine()[:, 0] * 32767).astype("<i2").tobytes()
 
 ENCODERS: dict[str, Callable[[np.ndarray], bytes]] = {
@@ -96,6 +103,16 @@ ENCODERS: dict[str, Callable[[np.ndarray], bytes]] = {
     "ogg-opus": lambda s: soundfile_bytes(s, 48_000, format="OGG", subtype="OPUS"),
     "m4a": lambda s: pyav_bytes(s, RATE, "ipod", "aac"),
     "aac": lambda s: pyav_bytes(s, RATE, "adts", "aac"),
+    "aiff": lambda s: soundfile_bytes(s, RATE, format="AIFF"),
+    "aiff-24": lambda s: soundfile_bytes(s, RATE, format="AIFF", subtype="PCM_24"),
+    "aiff-float": lambda s: soundfile_bytes(s, RATE, format="AIFF", subtype="FLOAT"),
+    "aiff-alaw": lambda s: pyav_bytes(s, RATE, "aiff", "pcm_alaw"),
+    "wma": lambda s: pyav_bytes(s, RATE, "asf", "wmav2"),
+    "wma-1": lambda s: pyav_bytes(s, RATE, "asf", "wmav1"),
+    "aac-tagged": lambda s: tagged(pyav_bytes(s, RATE, "adts", "aac")),
+    "aac-two-tags": lambda s: tagged(tagged(pyav_bytes(s, RATE, "adts", "aac")), footer=True),
+    "flac-tagged": lambda s: tagged(soundfile_bytes(s, RATE, format="FLAC")),
+    "mp3-tagged": lambda s: tagged(soundfile_bytes(s, RATE, format="MP3")),
     "mp4-video": lambda s: pyav_bytes(s, RATE, "mp4", "aac", video=True),
 }
 
@@ -115,7 +132,8 @@ def test_pitch_level_and_length_survive_every_format(name: str, channels: int) -
     info = probe_audio(data)
     assert (info.sample_rate, info.channels) == (written_rate, channels)
     assert info.duration_s == pytest.approx(1, abs=0.06)
-    assert info.format == {"m4a": "mp4"}.get(name, name.split("-", maxsplit=1)[0])
+    format_name = name.split("-", maxsplit=1)[0]
+    assert info.format == {"m4a": "mp4", "wma": "asf"}.get(format_name, format_name)
 
 
 @pytest.mark.parametrize("channels", [6, 8])
@@ -200,6 +218,10 @@ def float_wav(*values: float) -> bytes:
         (wav_bytes(b""), "no-sound"),
         (wav_bytes(PCM[: len(PCM) // 2], size=len(PCM)), "truncated-audio"),
         (ENCODERS["flac"](sine())[:9000], "corrupt-audio"),
+        (ENCODERS["aiff"](sine(seconds=3))[:90_000], "truncated-audio"),
+        (ENCODERS["aiff"](sine())[:30], "corrupt-audio"),
+        (ENCODERS["wma"](sine(seconds=3))[:30_000], "truncated-audio"),
+        (ENCODERS["wma"](sine())[:60], "corrupt-audio"),
         (ENCODERS["mp3"](sine(seconds=3))[:9000], "truncated-audio"),
         (ENCODERS["ogg-vorbis"](sine(seconds=3))[:5000], "truncated-audio"),
         (ENCODERS["ogg-opus"](sine(seconds=3))[:9001], "truncated-audio"),
@@ -270,8 +292,14 @@ def test_video_without_sound_is_refused() -> None:
     assert refusal(buffer.getvalue()) == "no-sound"
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.sampled_from(["wav", "flac", "mp3", "ogg-vorbis", "m4a", "aac"]), st.data())
+DAMAGED = {
+    name: ENCODERS[name](sine(seconds=0.3))
+    for name in ("wav", "flac", "mp3", "ogg-vorbis", "m4a", "aac", "aiff", "wma", "aac-tagged", "flac-tagged")
+}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(sorted(DAMAGED)), st.data())
 def test_damage_anywhere_gives_sound_samples_or_a_media_error(name: str, draw: st.DataObject) -> None:
     data = bytearray(DAMAGED[name])
     for _ in range(draw.draw(st.integers(1, 4))):
@@ -282,6 +310,3 @@ def test_damage_anywhere_gives_sound_samples_or_a_media_error(name: str, draw: s
     except MediaError:
         return
     assert np.isfinite(decoded_T).all()
-
-
-DAMAGED = {name: ENCODERS[name](sine(seconds=0.3)) for name in ("wav", "flac", "mp3", "ogg-vorbis", "m4a", "aac")}

@@ -48,10 +48,14 @@ def png(width: int, height: int, depth: int = 8, colour_type: int = 2, body: byt
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
 def test_every_format_gives_the_same_picture(kind: str) -> None:
-    options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
-    decoded = decode_image(encoded(quarters(), kind, **options))
+    best: dict[str, dict[str, object]] = {
+        "JPEG": {"quality": 100, "subsampling": 0},
+        "WEBP": {"lossless": True},
+        "AVIF": {"quality": 100, "subsampling": "4:4:4"},
+    }
+    decoded = decode_image(encoded(quarters(), kind, **best.get(kind, {})))
     assert (decoded.mode, decoded.size) == ("RGB", (40, 20))
     corners = [decoded.getpixel(xy) for xy in ((5, 5), (35, 5), (5, 15), (35, 15))]
     assert all(near(pixel, wanted) for pixel, wanted in zip(corners, (RED, GREEN, BLUE, WHITE), strict=True))
@@ -81,6 +85,21 @@ def test_exif_orientation_stands_the_picture_upright(orientation: int) -> None:
     assert np.array_equal(np.asarray(decoded), np.asarray(upright))
 
 
+def test_avif_of_a_phone_is_upright_and_laid_on_white() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    best: dict[str, object] = {"quality": 100, "subsampling": "4:4:4"}
+    decoded = decode_image(encoded(quarters().transpose(Image.Transpose.ROTATE_90), "AVIF", exif=exif, **best))
+    assert near(decoded.getpixel((5, 5)), RED)
+    assert near(decoded.getpixel((5, 15)), BLUE)
+    assert near(
+        decode_image(encoded(Image.new("RGBA", (16, 16), (255, 0, 0, 128)), "AVIF")).getpixel((8, 8)),
+        (255, 127, 127),
+        8,
+    )
+    assert refusal(encoded(quarters(), "AVIF"), max_pixels=799) == "too-many-pixels"
+
+
 def test_broken_exif_does_not_cost_the_picture() -> None:
     data = encoded(quarters(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + os.urandom(40))
     assert decode_image(data).size == (40, 20)
@@ -105,7 +124,7 @@ def test_half_transparent_red_is_pink() -> None:
 
 def test_first_frame_of_an_animation() -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN, BLUE)]
-    for kind in ("GIF", "WEBP", "PNG", "TIFF"):
+    for kind in ("GIF", "WEBP", "PNG", "TIFF", "AVIF"):
         decoded = decode_image(encoded(frames[0], kind, save_all=True, append_images=frames[1:]))
         assert near(decoded.getpixel((4, 4)), RED, 8)
 
@@ -192,7 +211,7 @@ def test_what_cannot_be_used_is_refused_with_its_cause(data: bytes, code: str) -
     assert refusal(data) == code
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
 def test_truncated_images_are_corrupt(kind: str) -> None:
     data = encoded(Image.fromarray(NOISE), kind)
     for share in (0.3, 0.6, 0.9):
@@ -205,7 +224,7 @@ def test_bytes_limit() -> None:
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]), st.data())
+@given(st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"]), st.data())
 def test_damage_anywhere_gives_a_picture_or_a_media_error(kind: str, draw: st.DataObject) -> None:
     data = bytearray(encoded(quarters(), kind))
     for _ in range(draw.draw(st.integers(1, 4))):

@@ -6,11 +6,14 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from mmva.errors import MediaError
+from mmva.errors import MediaError, UsageError
 from mmva.media.limits import Limits
 from mmva.media.video import probe_video, stream_frames, stream_sound
+from mmva_platform.settings import Settings, limits_of, load_config
 
 RATE = 16_000
 CONTAINERS = [
@@ -19,6 +22,11 @@ CONTAINERS = [
     ("matroska", "mpeg4", "aac"),
     ("webm", "libvpx", "libopus"),
     ("avi", "mpeg4", "mp3"),
+    ("ipod", "mpeg4", "aac"),  # m4v
+    ("mpegts", "mpeg2video", "mp2"),
+    ("mpegts", "mpeg4", "aac"),
+    ("mpeg", "mpeg1video", "mp2"),
+    ("vob", "mpeg2video", "mp2"),
 ]
 
 
@@ -69,7 +77,7 @@ def frames(data: bytes, window_s: float = 2.0, hop_s: float = 1.0) -> list[tuple
 
 @pytest.mark.parametrize(("container", "codec", "sound"), CONTAINERS)
 def test_a_picture_at_the_centre_of_each_window_and_the_sound(container: str, codec: str, sound: str) -> None:
-    data = video(4.0, container, codec, sound)
+    data = video(4.0, container, codec, sound, fps=25 if codec == "mpeg1video" else 10)
     info = probe_video(data)
     assert (info.picture_s, info.duration_s) == (pytest.approx(4.0, abs=0.05), pytest.approx(4.0, abs=0.2))
     assert (info.width, info.height, info.sound) == (64, 48, True)
@@ -148,6 +156,42 @@ def test_limits_hold_before_a_picture_is_decoded() -> None:
         with pytest.raises(MediaError) as caught:
             probe_video(data, limits)
         assert caught.value.code == code
+
+
+def test_a_feature_film_is_read_if_the_settings_allow_it() -> None:
+    data = video(9000.0, sound=None, fps=1, size=(16, 16))
+    with pytest.raises(MediaError) as caught:
+        probe_video(data, limits_of(Settings()))
+    assert caught.value.code == "too-long"
+    longer = load_config(Settings, overrides=["annotation.limits.max_duration_s=14400"])
+    assert probe_video(data, limits_of(longer)).duration_s == pytest.approx(9000, abs=1)
+
+
+def test_limits_by_settings() -> None:
+    assert limits_of(Settings()) == Limits()
+    chosen = {"max_mb": 3, "max_pixels": 5, "max_duration_s": 7, "max_caption_characters": 9}
+    limits = limits_of(load_config(Settings, base={"annotation": {"limits": chosen}}))
+    assert limits == Limits(max_bytes=3 * 2**20, max_pixels=5, max_duration_s=7, max_caption_characters=9)
+    with pytest.raises(UsageError, match=r"annotation\.limits\.max_pixels"):
+        load_config(Settings, overrides=["annotation.limits.max_pixels=200000000"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(["mpegts", "mpeg"]), st.data())
+def test_damage_anywhere_gives_pictures_or_a_media_error(container: str, draw: st.DataObject) -> None:
+    data = bytearray(STREAMS[container])
+    for _ in range(draw.draw(st.integers(1, 4))):
+        data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
+    limits = Limits(max_pixels=1_000_000, max_duration_s=60)
+    try:
+        info = probe_video(bytes(data), limits)
+        found = list(stream_frames(bytes(data), info, 2.0, 1.0, limits))
+    except MediaError:
+        return
+    assert all(image.mode == "RGB" for _, image in found)
+
+
+STREAMS = {container: video(2.0, container, "mpeg2video", "mp2", fps=25) for container in ("mpegts", "mpeg")}
 
 
 def test_damaged_pictures_are_refused_and_not_shown() -> None:

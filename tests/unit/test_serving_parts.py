@@ -216,7 +216,7 @@ def test_a_served_model_answers_uploads_uris_and_captions_alike(served: ServedMo
 
 def test_one_request_never_sees_another_ones_upload(served: ServedModel) -> None:
     served.annotate([item(modality="caption", data=b"a secret of somebody else")])
-    assert served._uploads == {}
+    assert served._items._uploads == {}
     message = served.annotate([item(modality="image", data=b"x")])[0]["error"]["message"]
     assert "upload:" not in message
 
@@ -227,7 +227,7 @@ def test_storage_that_is_away_is_the_error_of_those_items_alone(
     def away(*_arguments: object) -> bytes:
         raise StorageUnavailable("the bucket does not answer")
 
-    monkeypatch.setattr(served, "_fetcher", away)
+    monkeypatch.setattr(served._items, "_fetcher", away)
     gone, words = served.annotate([item(modality="image", uri="/x.png"), item(modality="caption", caption="calm")])
     assert (gone["error"]["code"], gone["error"]["stage"]) == ("storage-unavailable", "fetch")
     assert words["status"] == "ok"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 import pickle
 import re
+import socket
 import threading
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 import boto3
@@ -18,6 +21,7 @@ from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva_platform.settings import StorageSettings
 from mmva_platform.storage import (
     Storage,
+    StorageError,
     StorageNotFound,
     StoragePathError,
     StorageTooLargeError,
@@ -287,6 +291,48 @@ def test_a_uri_that_cannot_be_opened_says_what_to_write(uri: str) -> None:
 def test_a_uri_without_a_file(uri: str) -> None:
     with pytest.raises(UsageError, match="names no file"):
         split_uri(uri)
+
+
+def test_a_file_that_is_longer_than_its_size_says_is_read_with_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(tmp_path)
+    storage.write("grows", b"1234567890")
+    assert open_storage("/proc/self").read("status", most=100_000) == Path("/proc/self/status").read_bytes()
+    asked: list[int] = []
+    read = FileIO.read
+
+    class Watched(FileIO):
+        def read(self, size: int = -1, /) -> bytes:
+            asked.append(size)
+            return read(self, size)
+
+    monkeypatch.setattr(Path, "open", lambda path, *_mode, **_buffering: Watched(path))
+    with pytest.raises(StorageTooLargeError, match="the limit is 10"):
+        open_storage("/proc/self").read("status", most=10)
+    assert sum(asked) == 11
+    asked.clear()
+    monkeypatch.setattr("mmva_platform.storage.local._regular_size", lambda _path: 4)  # it grew since
+    with pytest.raises(StorageTooLargeError, match="the limit is 6"):
+        storage.read("grows", most=6)
+    assert storage.read("grows", most=10) == b"1234567890"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+def test_pipes_sockets_and_devices_are_refused_without_opening(tmp_path: Path, kind: str) -> None:
+    path = Path("/dev/zero") if kind == "device" else tmp_path / kind
+    if kind == "pipe":
+        os.mkfifo(path)
+    listener = socket.socket(socket.AF_UNIX)
+    if kind == "socket":
+        listener.bind(str(path))
+    storage = open_storage(path.parent)
+    for operation in (storage.read, storage.open):
+        with pytest.raises(StorageError, match=f"{path}: not a regular file"):
+            operation(path.name)
+    with pytest.raises(StorageError, match="not a regular file"):
+        storage.read(path.name, most=10)
+    listener.close()
 
 
 def test_a_file_system_without_hard_links_is_told_by_the_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

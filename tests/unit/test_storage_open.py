@@ -106,6 +106,14 @@ def test_a_small_file_costs_one_request(bucket: Storage, gets: list[str]) -> Non
     assert len(gets) == 1
 
 
+def test_a_large_read_is_one_request(bucket: Storage, gets: list[str]) -> None:
+    data = random.Random(3).randbytes(6 * BUFFER_BYTES)
+    bucket.write("weights.bin", data)
+    with bucket.open("weights.bin") as file:
+        assert file.read(4 * BUFFER_BYTES) == data[: 4 * BUFFER_BYTES]
+    assert gets == [f"bytes=-{BUFFER_BYTES}", f"bytes=0-{4 * BUFFER_BYTES - 1}"]
+
+
 def test_an_object_replaced_while_it_is_read_is_an_error(bucket: Storage) -> None:
     bucket.write("a.bin", b"1" * 3 * BUFFER_BYTES)
     with bucket.open("a.bin") as file:

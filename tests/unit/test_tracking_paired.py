@@ -23,13 +23,14 @@ from mmva_platform.datasets.embedding_set import EmbeddingsInfo, PartInfo, folde
 from mmva_platform.datasets.schema import (
     DATASET_SCHEMA,
     LABELS_SCHEMA,
+    Named,
     ShardInfo,
     SplitInfo,
+    describe,
     json_bytes,
     parquet_bytes,
     sha256_of,
 )
-from mmva_platform.datasets.sharding import describe
 from mmva_platform.settings import Settings
 from mmva_platform.tracking.paired import facts_of, predict_pair
 from mmva_platform.tracking.policy import GatePolicy, Slices
@@ -78,7 +79,8 @@ def make_dataset(folder: Path, *fingerprints: str) -> Path:
         data, name = parquet_bytes(pa.Table.from_pylist(values, schema=DATASET_SCHEMA)), f"shards/{kind}-00000.parquet"
         (folder / name).write_bytes(data)
         shards.append(ShardInfo(name=name, modality=kind, rows=len(mine), bytes=len(data), sha256=sha256_of(data)))
-    info = describe(table, sha256_of(labels), shards, SplitInfo(policy="song", seed=0), ())
+    named = Named("labels.parquet", sha256_of(labels))
+    info = describe(table, shards, labels=named, split=SplitInfo(policy="song", seed=0))
     (folder / "labels.parquet").write_bytes(labels)
     (folder / "dataset.json").write_bytes(json_bytes(info.model_dump(mode="json")))
     for fingerprint in fingerprints:

@@ -7,7 +7,8 @@ told. What is known ends with the driver: a killed driver or a lost node never c
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 HEARTBEAT_S: Final = 5.0
@@ -28,8 +29,8 @@ class _Holder:
     node: str
     pid: int
     actor: Any
-    since: float = field(default_factory=time.monotonic)
-    beat_at: float = field(default_factory=time.monotonic)
+    since: float
+    beat_at: float
     step: str = "start"
     done: int = 0
 
@@ -37,8 +38,8 @@ class _Holder:
 class Monitor:
     """State of a pass; run as an actor without CPUs."""
 
-    def __init__(self, heartbeat_timeout_s: float) -> None:
-        self._timeout_s = heartbeat_timeout_s
+    def __init__(self, heartbeat_timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._timeout_s, self._clock = heartbeat_timeout_s, clock
         self._holders: dict[tuple[str, str], _Holder] = {}
         self._deaths: dict[tuple[str, str], int] = {}
         self._stopping = False
@@ -52,14 +53,14 @@ class Monitor:
         if before is not None and (before.node, before.pid) != (node, pid) and _is_alive(before.node):
             self._deaths[key] = self._deaths.get(key, 0) + 1
         if not self._stopping:
-            self._holders[key] = _Holder(node, pid, actor)
+            self._holders[key] = _Holder(node, pid, actor, since=self._clock(), beat_at=self._clock())
         return self._deaths.get(key, 0), self._stopping
 
     def beat(self, key: tuple[str, str], pid: int, step: str, done: int) -> None:
         """A worker is alive, at this step of its shard, with so many items done."""
         holder = self._holders.get(key)
         if holder is not None and holder.pid == pid:
-            holder.beat_at, holder.step, holder.done = time.monotonic(), step, done
+            holder.beat_at, holder.step, holder.done = self._clock(), step, done
 
     def end(self, key: tuple[str, str]) -> None:
         """A worker gives a shard back, done or failed."""
@@ -71,17 +72,21 @@ class Monitor:
 
     def check(self) -> list[InFlight]:
         """Shards under way; a worker without a heartbeat for too long is killed, and its shard runs again."""
-        import ray
-
-        now = time.monotonic()
+        now = self._clock()
         for holder in self._holders.values():
             if now - holder.beat_at > self._timeout_s:
-                ray.kill(holder.actor, no_restart=False)
+                _kill(holder.actor)
                 holder.beat_at = now
         return [
             InFlight(shard, holder.node, holder.step, holder.done, now - holder.since)
             for (_, shard), holder in self._holders.items()
         ]
+
+
+def _kill(actor: Any) -> None:
+    import ray
+
+    ray.kill(actor, no_restart=False)
 
 
 def _is_alive(node: str) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from mmva_platform.cli.context import Json, emit, settings_of
 
-app = typer.Typer(help="Generate, import and check labelled media.", no_args_is_help=True)
+_Engine = Literal["auto", "torch", "cuda"]  # embedder.Engine; importing that module would load torch
+
+app = typer.Typer(help="Generate, import and check labeled media.", no_args_is_help=True)
 
 
 def add_verbs(root: typer.Typer) -> None:
@@ -44,7 +46,7 @@ def import_(
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
-    """Validate labelled media, split them and write an immutable, sharded dataset."""
+    """Validate labeled media, split them and write an immutable, sharded dataset."""
     from mmva_platform.datasets.importing import ImportConfig, import_dataset
     from mmva_platform.settings import validate
 
@@ -55,7 +57,7 @@ def import_(
 
 @app.command("check")
 def check(context: typer.Context, uri: str, *, as_json: Json = False) -> None:
-    """Recompute a dataset's digests, counts and rules from its bytes."""
+    """Compute a dataset's digests, counts and rules again from its bytes."""
     from mmva.errors import CheckFailed
     from mmva_platform.datasets.checking import check_dataset
 
@@ -70,11 +72,13 @@ def embed(
     dataset: str,
     *,
     backbones: Annotated[str, typer.Option(help="preset: compact, paper or tiny")] = "compact",
-    out: Annotated[str | None, typer.Option(help="default: beside the dataset")] = None,
+    out: Annotated[str | None, typer.Option(help="default: inside the dataset")] = None,
+    engine: Annotated[_Engine, typer.Option(help="torch (CPU), cuda, or auto: cuda if the cluster has a GPU")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="images, windows or captions embedded together")] = 16,
     as_json: Json = False,
 ) -> None:
     """Embed a dataset once per backbone; what exists is not computed again."""
     from mmva_platform.datasets.embedding import embed_dataset
 
-    made = embed_dataset(dataset, backbones, out, settings_of(context))
+    made = embed_dataset(dataset, backbones, out, settings_of(context), batch_size=batch_size, engine=engine)
     emit("\n".join(f"{modality:8} {uri}" for modality, uri in made.items()), dict(made), as_json=as_json)

@@ -1,8 +1,10 @@
-"""Label files and a listing of media -> labelled rows with their file, and findings for all the others."""
+"""Label files and a listing of media -> labeled rows with their file, cut into shards, and findings for the others."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from mmva.errors import UsageError
@@ -15,7 +17,7 @@ from mmva_platform.storage import Entry, Storage, StorageNotFound, read_uri
 
 
 class Candidate(NamedTuple):
-    """A labelled row whose media file was found; the file's path is relative to the media's root."""
+    """A labeled row whose media file was found; the file's path is relative to the root of the media."""
 
     modality: Modality
     id: str
@@ -28,11 +30,30 @@ class Candidate(NamedTuple):
     bytes: int
 
 
+@dataclass(frozen=True)
+class PlannedShard:
+    """A shard to be written: its candidates, all of one modality, and the split of each.
+
+    Attributes:
+        number: Of the shard among those of its modality, from 0.
+    """
+
+    modality: Modality
+    number: int
+    candidates: tuple[Candidate, ...]
+    splits: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Unique in an import."""
+        return f"{self.modality}-{self.number:05d}"
+
+
 def read_labels(images_csv: str | None, music_csv: str | None, settings: StorageSettings) -> list[Labels]:
     """Read the label files that are given.
 
     Raises:
-        UsageError: If none is given, or one is missing or no such file.
+        UsageError: If none is given, or one does not exist or is not such a file.
     """
     labels = []
     if images_csv is not None:
@@ -45,7 +66,11 @@ def read_labels(images_csv: str | None, music_csv: str | None, settings: Storage
 
 
 def read_table(uri: str, settings: StorageSettings) -> bytes:
-    """Content of a file that the user named; UsageError when there is none."""
+    """Content of a file that the user named.
+
+    Raises:
+        UsageError: If it does not exist.
+    """
     try:
         return read_uri(uri, settings)
     except StorageNotFound:
@@ -53,7 +78,10 @@ def read_table(uri: str, settings: StorageSettings) -> bytes:
 
 
 def find_media(labels: Sequence[Labels], media: Storage) -> tuple[list[Candidate], list[Finding]]:
-    """Rows with exactly one file, and findings for all that the label files and the listing give away.
+    """Match label rows with files.
+
+    Returns:
+        The rows with exactly one file, and findings for all others and for what the label files reported.
 
     Raises:
         UsageError: If there is no file at all.
@@ -77,3 +105,36 @@ def _with_files(table: Labels, files: Mapping[str, str], entries: Mapping[str, E
             entry = entries[files[row["id"]]]
             labels = {name: row[name] for name in ("id", "source", "group", "valence", "arousal", "caption")}
             yield Candidate(modality=table.modality, **labels, path=entry.path, bytes=entry.size)
+
+
+def plan_shards(
+    candidates: Sequence[Candidate], splits: Sequence[str], max_bytes: int, max_rows: int
+) -> list[PlannedShard]:
+    """Cut candidates, which are sorted by modality, into shards of one modality.
+
+    Args:
+        candidates: N of them.
+        splits: Split of each.
+        max_bytes: Most bytes of media in a shard, if it has more than one row.
+        max_rows: Most rows of a shard.
+    """
+    numbers: Counter[str] = Counter()
+    shards: list[PlannedShard] = []
+    for start, stop in _ranges(candidates, max_bytes, max_rows):
+        modality = candidates[start].modality
+        rows = tuple(candidates[start:stop])
+        shards.append(PlannedShard(modality, numbers[modality], rows, tuple(splits[start:stop])))
+        numbers[modality] += 1
+    return shards
+
+
+def _ranges(candidates: Sequence[Candidate], max_bytes: int, max_rows: int) -> Iterator[tuple[int, int]]:
+    start, size = 0, 0
+    for row, candidate in enumerate(candidates):
+        full = row - start >= max_rows or size + candidate.bytes > max_bytes
+        if row > start and (full or candidates[start].modality != candidate.modality):
+            yield start, row
+            start, size = row, 0
+        size += candidate.bytes
+    if candidates:
+        yield start, len(candidates)

@@ -1,23 +1,27 @@
-"""Is a dataset still what was imported? Everything dataset.json says is recomputed from the bytes."""
+"""Is a dataset still what was imported? Everything that dataset.json says is computed again from the bytes."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 
+from mmva.errors import EnvironmentFault
 from mmva.imemnet.published import LABEL_TOLERANCE
 from mmva.imemnet.splits import LEAKAGE_WARNING, SPLITS, leaking_groups
 from mmva.modalities import AXES
+from mmva_platform import bulk
+from mmva_platform.cluster import ray_session
 from mmva_platform.datasets.dataset import Dataset
 from mmva_platform.datasets.schema import (
+    DATASET_FILE,
     DATASET_SCHEMA,
-    LABELS_FILE,
     LABELS_SCHEMA,
+    SHARDS_FOLDER,
     ShardInfo,
     dataset_digest,
     read_parquet,
@@ -25,7 +29,10 @@ from mmva_platform.datasets.schema import (
 )
 from mmva_platform.progress import progress
 from mmva_platform.settings import Settings
-from mmva_platform.storage import StorageNotFound
+from mmva_platform.storage import Storage, StorageNotFound
+from mmva_platform.storage.outage import retry_while_unavailable
+
+CLUSTER_FROM: Final = 64  # shards; a smaller dataset is checked in this process, faster than a cluster starts
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong; warnings are no problems."""
+        """Whether there are no problems; there may be warnings."""
         return not self.problems
 
     def to_json(self) -> dict[str, Any]:
@@ -56,65 +63,109 @@ class CheckReport:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class CheckedShard:
+    """What a worker says of a shard: digest of its bytes, its rows without media if they can be read, and problems."""
+
+    digest: str
+    rows: pa.Table | None
+    problems: tuple[str, ...]
+
+
 def check_dataset(uri: str, settings: Settings | None = None) -> CheckReport:
-    """Recompute a dataset's digests, counts and rules from its bytes.
+    """Compute a dataset's digests, counts and rules again from its bytes; on the cluster if it has many shards.
 
     Raises:
         UsageError: If there is no dataset.
         StorageError: If the place cannot be read.
     """
+    settings = settings or Settings()
     dataset = Dataset.open(uri, settings)
-    problems: list[str] = []
-    tables: list[pa.Table] = []
-    digests: list[str] = []
-    with progress("check", sum(shard.rows for shard in dataset.shards)) as advance:
-        for shard in dataset.shards:
-            digest, table, found = _check_shard(dataset, shard)
-            problems += found
-            digests.append(digest)
-            if table is not None:
-                tables.append(table)
-            advance(shard.rows)
-    if dataset_digest(digests) != dataset.digest:
-        problems.append("digest: the shards' digests do not give the dataset's")
+    checked = _check_shards(dataset, settings)
+    problems = [problem for shard in checked for problem in shard.problems]
+    if dataset_digest(shard.digest for shard in checked) != dataset.digest:
+        problems.append("digest: the digests of the shards do not give that of the dataset")
+    tables = [shard.rows for shard in checked if shard.rows is not None]
     rows = pa.concat_tables(tables) if tables else LABELS_SCHEMA.empty_table()
     problems += _check_labels_file(dataset, rows)
     problems += _check_rows(rows, leaks=LEAKAGE_WARNING in dataset.warnings)
     problems += _check_counts(dataset, rows)
-    return CheckReport(dataset.uri, dataset.digest, len(rows), problems, dataset.warnings)
+    return CheckReport(dataset.uri, dataset.digest, len(rows), problems, (*dataset.warnings, *_unnamed_files(dataset)))
 
 
-def _check_shard(dataset: Dataset, shard: ShardInfo) -> tuple[str, pa.Table | None, list[str]]:
-    """Digest of a shard's bytes, its rows without media, and what is wrong with it."""
+def _check_shards(dataset: Dataset, settings: Settings) -> list[CheckedShard]:
+    checked: dict[str, CheckedShard] = {}
+    shards = [{"shard": shard.name, "info": shard} for shard in dataset.shards]
+    with progress("check", sum(shard.rows for shard in dataset.shards)) as advance:
+
+        def collect(result: tuple[ShardInfo, CheckedShard]) -> None:
+            shard, found = result
+            checked[shard.name] = found
+            advance(shard.rows)
+
+        if len(shards) < CLUSTER_FROM:
+            for shard in dataset.shards:
+                collect((shard, check_shard(dataset.storage, shard)))
+        else:
+            kwargs = {"dataset": dataset.storage, "settings": settings}
+            with ray_session(settings.cluster):
+                bulk.run_pass(shards, ShardChecker, stage="check", settings=settings, on_result=collect, kwargs=kwargs)
+    return [checked[shard.name] for shard in dataset.shards]
+
+
+class ShardChecker:
+    """Worker of a check: reads one shard."""
+
+    def __init__(self, dataset: Storage, settings: Settings) -> None:
+        self._dataset, self._patience_s = dataset, settings.storage.patience_s
+
+    def __call__(self, shard: dict[str, Any], attempt: bulk.Attempt) -> tuple[ShardInfo, CheckedShard]:
+        """Check the shard whose ShardInfo is under "info".
+
+        Raises:
+            EnvironmentFault: If this worker does not see the dataset at all.
+        """
+        attempt.step("fetch")
+        return shard["info"], retry_while_unavailable(lambda: self._checked(shard["info"]), self._patience_s, "check")
+
+    def _checked(self, shard: ShardInfo) -> CheckedShard:
+        if not self._dataset.exists(DATASET_FILE):
+            raise EnvironmentFault(f"check: {self._dataset.uri} is not there on this worker; every node must see it")
+        return check_shard(self._dataset, shard)
+
+
+def check_shard(dataset: Storage, shard: ShardInfo) -> CheckedShard:
+    """Compare a shard with its description, and its media with their digests."""
     try:
-        data = dataset.storage.read(shard.name)
+        data = dataset.read(shard.name)
     except StorageNotFound:
-        return "", None, [f"{shard.name}: missing"]
+        return CheckedShard("", None, (f"{shard.name}: missing",))
     digest = sha256_of(data)
     if digest != shard.sha256:
-        return digest, None, [f"{shard.name}: sha256 is {digest}, published was {shard.sha256}"]
+        return CheckedShard(digest, None, (f"{shard.name}: sha256 is {digest}, published was {shard.sha256}",))
     table = read_parquet(data)
     if not table.schema.equals(DATASET_SCHEMA):
-        return digest, None, [f"{shard.name}: its columns are not those of schema version 1"]
+        return CheckedShard(digest, None, (f"{shard.name}: its columns are not those of schema version 1",))
     problems = []
     if len(table) != shard.rows:
         problems.append(f"{shard.name}: {len(table)} rows, dataset.json says {shard.rows}")
     for item_id, media, expected in zip(table["id"], table["media"], table["sha256"], strict=True):
-        if media.is_valid and sha256_of(media.as_py()) != expected.as_py():
+        if media.is_valid and sha256_of(media.as_buffer()) != expected.as_py():
             problems.append(f"{shard.name}: the media of {item_id.as_py()!r} are not those of its sha256")
-    return digest, table.drop_columns(["media"]), problems
+    return CheckedShard(digest, table.drop_columns(["media"]), tuple(problems))
 
 
 def _check_labels_file(dataset: Dataset, rows: pa.Table) -> Iterator[str]:
+    name = dataset.info.labels_file
     try:
-        data = dataset.storage.read(LABELS_FILE)
+        data = dataset.storage.read(name)
     except StorageNotFound:
-        yield f"{LABELS_FILE}: missing"
+        yield f"{name}: missing"
         return
     if sha256_of(data) != dataset.info.labels_sha256:
-        yield f"{LABELS_FILE}: its sha256 is not the published one"
+        yield f"{name}: its sha256 is not the published one"
     elif not read_parquet(data).equals(rows):
-        yield f"{LABELS_FILE}: its rows are not those of the shards"
+        yield f"{name}: its rows are not those of the shards"
 
 
 def _check_rows(rows: pa.Table, *, leaks: bool) -> Iterator[str]:
@@ -122,17 +173,18 @@ def _check_rows(rows: pa.Table, *, leaks: bool) -> Iterator[str]:
     for modality, own in frame.groupby("modality"):
         repeated = own["id"][own["id"].duplicated()]
         if len(repeated):
-            yield f"{modality}: {len(repeated)} ids stand twice, such as {repeated.iloc[0]!r}"
+            yield f"{modality}: {len(repeated)} ids occur twice, such as {repeated.iloc[0]!r}"
         va_N2 = own[list(AXES)].to_numpy(np.float64)
-        wrong = ~((va_N2 >= -LABEL_TOLERANCE) & (va_N2 <= 1 + LABEL_TOLERANCE)).all(axis=1)  # NaN is wrong, too
-        if wrong.any():
-            yield f"{modality}: {wrong.sum()} labels are not in [0, 1], such as that of {own['id'][wrong].iloc[0]!r}"
+        wrong_N = ~((va_N2 >= -LABEL_TOLERANCE) & (va_N2 <= 1 + LABEL_TOLERANCE)).all(axis=1)  # true for NaN, too
+        if wrong_N.any():
+            example = own["id"][wrong_N].iloc[0]
+            yield f"{modality}: {wrong_N.sum()} labels are not in [0, 1], such as that of {example!r}"
         unknown = sorted(set(own["split"]) - set(SPLITS))
         if unknown:
             yield f"{modality}: split {unknown[0]!r} is not one of {', '.join(SPLITS)}"
         across = leaking_groups(list(own["group"]), list(own["split"]))
         if across and not (leaks and modality == "music"):
-            yield f"{modality}: {len(across)} groups stand in more than one split, such as {across[0]!r}"
+            yield f"{modality}: {len(across)} groups are in more than one split, such as {across[0]!r}"
 
 
 def _check_counts(dataset: Dataset, rows: pa.Table) -> Iterator[str]:
@@ -142,3 +194,10 @@ def _check_counts(dataset: Dataset, rows: pa.Table) -> Iterator[str]:
         found = dict(Counter(own["split"]))
         if found != counts:
             yield f"{modality}: rows by split are {found}, dataset.json says {counts}"
+
+
+def _unnamed_files(dataset: Dataset) -> Iterator[str]:
+    """A warning about shards of an import that did not finish: readers of the whole folder would see their rows."""
+    unnamed = [e.path for e in dataset.storage.list(f"{SHARDS_FOLDER}/") if e.path not in dataset.info.files]
+    if unnamed:
+        yield f"{len(unnamed)} files such as {unnamed[0]} are not part of the dataset; they may be deleted"

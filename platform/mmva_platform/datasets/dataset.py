@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 from pydantic import ValidationError
@@ -12,7 +13,6 @@ from mmva.errors import CheckFailed, UsageError
 from mmva.modalities import Modality
 from mmva_platform.datasets.schema import (
     DATASET_FILE,
-    LABELS_FILE,
     SCHEMA_VERSION,
     DatasetInfo,
     ShardInfo,
@@ -22,9 +22,12 @@ from mmva_platform.datasets.schema import (
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, StorageNotFound, open_storage
 
+if TYPE_CHECKING:
+    import ray.data
+
 
 class ShardItems(NamedTuple):
-    """Items of one modality in one shard, in its order; texts are those of captions, empty for media."""
+    """Items of one modality in one shard, in its order; `texts` holds the captions, and is empty for media."""
 
     shard: ShardInfo
     ids: tuple[str, ...]
@@ -32,10 +35,10 @@ class ShardItems(NamedTuple):
 
 
 class Dataset:
-    """Labelled media that `mmva data import` published.
+    """Labeled media that `mmva data import` published.
 
     Attributes:
-        storage: Where it lies; paths are those of its shards.
+        storage: The folder of the dataset.
         info: Content of dataset.json.
     """
 
@@ -45,10 +48,10 @@ class Dataset:
 
     @classmethod
     def open(cls, uri: str, settings: Settings | None = None) -> Dataset:
-        """Open the dataset at a folder's URI.
+        """Open the dataset at the URI of a folder.
 
         Raises:
-            UsageError: If there is no dataset, or another version's.
+            UsageError: If there is no dataset, or one of another schema version.
             StorageError: If the place cannot be read.
         """
         storage = open_storage(uri, (settings or Settings()).storage)
@@ -99,7 +102,7 @@ class Dataset:
     def items(self, modality: Modality) -> list[ShardItems]:
         """Shards that hold items of a modality, with those items.
 
-        The captions of a shard of clips are those of its clips that have one, under the clip's id.
+        The captions in a shard of clips are those of its clips that have one; a caption has the id of its clip.
         """
         found, start = [], 0
         for shard in self.shards:
@@ -116,7 +119,7 @@ class Dataset:
         return found
 
     def read_shard(self, name: str) -> pa.Table:
-        """One shard with its media (DATASET_SCHEMA), verified by its digest.
+        """One shard with its media (DATASET_SCHEMA), after a comparison with its digest.
 
         Raises:
             CheckFailed: If its bytes are not the published ones.
@@ -125,12 +128,24 @@ class Dataset:
         digests = {shard.name: shard.sha256 for shard in self.shards}
         return read_parquet(self._verified(name, digests[name]))
 
+    def to_ray(self) -> ray.data.Dataset:
+        """All rows with their media (DATASET_SCHEMA) as a lazy Ray dataset, in no order; connects to Ray."""
+        return read_as_ray(self.storage, (shard.name for shard in self.shards))
+
     @cached_property
     def _labels(self) -> pa.Table:
-        return read_parquet(self._verified(LABELS_FILE, self.info.labels_sha256))
+        return read_parquet(self._verified(self.info.labels_file, self.info.labels_sha256))
 
     def _verified(self, name: str, sha256: str) -> bytes:
         data = self.storage.read(name)
         if sha256_of(data) != sha256:
             raise CheckFailed(f"{self.storage.join(name)}: its bytes are not those of {DATASET_FILE}; import anew")
         return data
+
+
+def read_as_ray(storage: Storage, names: Iterable[str]) -> ray.data.Dataset:
+    """Exactly these Parquet files of a storage as a lazy Ray dataset."""
+    import ray.data
+
+    filesystem, root = storage.filesystem()
+    return ray.data.read_parquet([f"{root}/{name}" for name in names], filesystem=filesystem)

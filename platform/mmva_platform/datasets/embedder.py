@@ -1,37 +1,50 @@
-"""The worker that embeds: one part a call, every encoder loaded once."""
+"""The worker that embeds: one part a call; each encoder is loaded once."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmva.backbones import BackboneSpec
-from mmva.errors import CheckFailed, OperationFailed
+from mmva.errors import CheckFailed, MediaError, OperationFailed
 from mmva.inference.config import default_preprocessing
+from mmva.inference.isolation import Isolated, report_step
 from mmva.inference.pipeline import Pipeline
 from mmva.inference.tables import matrix
 from mmva.media.windows import HOP_S, WINDOW_S
 from mmva.modalities import Modality
 from mmva.predictor import ItemEncoder
-from mmva_platform.datasets.embedding_set import PartInfo, folder_name, part_bytes
-from mmva_platform.datasets.schema import ShardInfo, read_parquet, sha256_of
+from mmva_platform import bulk
+from mmva_platform.datasets.embedding_set import PartInfo, folder_name, part_bytes, part_key
+from mmva_platform.datasets.schema import ShardInfo, read_parquet, sha256_of, write_by_digest
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage
 from mmva_platform.storage.fetch import folder_fetcher
+from mmva_platform.storage.outage import retry_while_unavailable
 
 if TYPE_CHECKING:
     from mmva.backbones import Encoder
 
+logger = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
+Engine = Literal["auto", "torch", "cuda"]
+_LOAD_TIMEOUT_S: Final = 300.0  # of an encoder, in a process of its own on a busy machine
+_DECODE_THREADS: Final = 4  # decode and prepare while the GPU computes
+ENGINES: Final[tuple[Engine, ...]] = ("auto", "torch", "cuda")
+
 
 @dataclass(frozen=True)
 class EncoderLoader:
-    """How a process comes by an encoder; picklable, and loads nothing before it is called."""
+    """Loads encoders as the settings say; picklable, and loads nothing before it is called."""
 
     fetch: Callable[[str], Path]
     mirror: str | None
@@ -39,7 +52,7 @@ class EncoderLoader:
 
     @classmethod
     def of(cls, settings: Settings) -> EncoderLoader:
-        """Loader with the settings' cache, mirror and trusted repositories."""
+        """Loader with the cache, mirror and trusted repositories of the settings."""
         return cls(folder_fetcher(settings), settings.backbone_mirror, settings.trust_remote_code)
 
     def __call__(self, spec: BackboneSpec) -> Encoder:
@@ -55,7 +68,7 @@ class Part:
 
     spec: BackboneSpec
     fingerprint: str
-    name: str
+    number: int
     shard: ShardInfo
     ids: tuple[str, ...]
     texts: tuple[str, ...] = ()
@@ -66,58 +79,170 @@ class Part:
         return self.spec.modality
 
     @property
-    def path(self) -> str:
-        """Where it goes, inside the embeddings' root."""
-        return f"{folder_name(self.modality, self.fingerprint)}/{self.name}"
+    def stem(self) -> str:
+        """Path inside the root of the embeddings, without digest and suffix."""
+        return f"{folder_name(self.modality, self.fingerprint)}/part-{self.number:05d}"
 
     @property
     def key(self) -> dict[str, str]:
-        """What it is made from; a part with another key is not this part."""
+        """What it is made from; a file with another key is not this part."""
         return {"fingerprint": self.fingerprint, "shard_sha256": self.shard.sha256, "windows_s": f"{WINDOW_S}/{HOP_S}"}
 
 
 class Embedder:
-    """Worker: reads a shard, decodes and embeds its items, writes the part whole."""
+    """Worker: reads a shard, decodes and embeds its items, and writes the part."""
 
-    def __init__(self, load: EncoderLoader, dataset: Storage, out: Storage, batch_size: int) -> None:
-        self._load, self._dataset, self._out, self._batch_size = load, dataset, out, batch_size
-        self._encoders: dict[str, Encoder] = {}
+    def __init__(
+        self,
+        load: EncoderLoader,
+        dataset: Storage,
+        out: Storage,
+        settings: Settings,
+        *,
+        batch_size: int,
+        engine: Engine,
+    ) -> None:
+        """Load nothing yet.
 
-    def __call__(self, item: dict[str, Any]) -> tuple[str, PartInfo]:
-        """Compute the part under "part"; its path and description."""
-        part: Part = item["part"]
-        encoder = self._encoder(part)
-        read = self._media(part) if part.modality != "caption" else None
-        emb_ND = embed_part(part, encoder, read, self._batch_size)
+        Args:
+            load: Gives the encoders.
+            dataset: The dataset.
+            out: Root of the embeddings.
+            settings: Limits of an item's time, and of an outage of storage.
+            batch_size: Images, windows or captions that are embedded together.
+            engine: "torch" for the CPU, "cuda", or "auto" for CUDA if torch sees a GPU.
+        """
+        self._load, self._dataset, self._out, self._settings = load, dataset, out, settings
+        self._batch_size, self._engine = batch_size, engine
+        self._encoders: dict[str, ItemEncoder] = {}
+
+    def __call__(self, shard: dict[str, Any], attempt: bulk.Attempt) -> tuple[str, PartInfo]:
+        """Stem and description of the Part under "part", which is computed unless an earlier run has written it.
+
+        Raises:
+            OperationFailed: If an item cannot be embedded; the message names it.
+            CheckFailed: If the shard is not the published one.
+            EnvironmentFault: If the encoder fails for every item.
+        """
+        part: Part = shard["part"]
+        attempt.step("fetch")
+        found = self._waiting(lambda: _written(self._out, part))
+        if found is not None:
+            return part.stem, found
+        emb_ND = self._embed(part, attempt)
         if not np.isfinite(emb_ND).all():
             raise OperationFailed(
                 f"embed: {part.spec.source} gives embeddings that are not finite for {part.shard.name}"
             )
+        attempt.step("fetch", len(part.ids))  # storage has limits of its own
         data = part_bytes(part.ids, emb_ND, part.key)
-        self._out.write(part.path, data)
-        return part.path, PartInfo(name=part.name, rows=len(part.ids), sha256=sha256_of(data))
+        path, sha256 = self._waiting(lambda: write_by_digest(self._out, part.stem, ".parquet", data))
+        return part.stem, PartInfo(name=path.rpartition("/")[2], rows=len(part.ids), sha256=sha256)
 
-    def _encoder(self, part: Part) -> Encoder:
+    def _embed(self, part: Part, attempt: bulk.Attempt) -> NDArray[np.float32]:
+        read = None if part.modality == "caption" else self._media(part)
+        if attempt.deaths >= bulk.ISOLATE_AFTER:
+            return self._embed_isolated(part, read, attempt)
+        attempt.step("load")
         if part.fingerprint not in self._encoders:
-            encoder = self._load(part.spec)
-            if encoder.fingerprint != part.fingerprint:
-                raise OperationFailed(
-                    f"embed: {part.spec.source} is another encoder on this worker than on the driver; "
-                    "install the same versions everywhere"
-                )
-            self._encoders[part.fingerprint] = encoder
-        return self._encoders[part.fingerprint]
+            self._encoders[part.fingerprint] = _load_encoder(self._load, part, self._engine)
+        return embed_part(
+            part,
+            self._encoders[part.fingerprint],
+            read,
+            self._batch_size,
+            items_at_fault=attempt.items_at_fault,
+            on_progress=attempt.step,
+        )
+
+    def _embed_isolated(
+        self, part: Part, read: Callable[[int], bytes] | None, attempt: bulk.Attempt
+    ) -> NDArray[np.float32]:
+        """Item by item in a process that may die: the shard has cost workers before."""
+        rows_ND = []
+        make = partial(_one_by_one, self._load, part, self._engine)
+        with Isolated(make, self._settings.annotation.item_timeout_s, _LOAD_TIMEOUT_S) as embed:
+            for row, item_id in enumerate(part.ids):
+                attempt.step("load", row)  # a step without a limit: the process has its own
+                try:
+                    rows_ND.append(embed((row, read(row) if read else b"")))
+                except MediaError as error:
+                    raise OperationFailed(
+                        f"embed: {part.modality} {item_id!r} in {part.shard.name}: {error.code} ({error})"
+                    ) from error
+        return np.concatenate(rows_ND)
 
     def _media(self, part: Part) -> Callable[[int], bytes]:
-        data = self._dataset.read(part.shard.name)
+        """Row of the shard -> the bytes of its media."""
+        data = self._waiting(lambda: self._dataset.read(part.shard.name))
         if sha256_of(data) != part.shard.sha256:
             raise CheckFailed(f"{self._dataset.join(part.shard.name)}: its bytes are not those of dataset.json")
         media = read_parquet(data, ["media"])["media"]
         return lambda row: media[row].as_py()
 
+    def _waiting(self, call: Callable[[], ResultT]) -> ResultT:
+        """Call storage again while it is unavailable, so that an outage does not cost the embeddings that are done."""
+        return retry_while_unavailable(call, self._settings.storage.patience_s, "embed")
+
+
+def _written(out: Storage, part: Part) -> PartInfo | None:
+    """The part as an earlier run has written it, whole and from the same shard by the same encoder."""
+    for entry in out.list(f"{part.stem}-"):
+        data = out.read(entry.path)
+        name, sha256 = entry.path.rpartition("/")[2], sha256_of(data)
+        if name.endswith(f"-{sha256[:16]}.parquet") and part_key(data) == part.key:
+            return PartInfo(name=name, rows=len(part.ids), sha256=sha256)
+    return None
+
+
+def _load_encoder(load: EncoderLoader, part: Part, engine: Engine) -> ItemEncoder:
+    encoder = load(part.spec)
+    if encoder.fingerprint != part.fingerprint:
+        raise OperationFailed(
+            f"embed: {part.spec.source} is another encoder on this worker than on the driver; "
+            "install the same versions everywhere"
+        )
+    return encoder if engine == "torch" else on_gpu(encoder, required=engine == "cuda")
+
+
+def on_gpu(encoder: Encoder, *, required: bool) -> ItemEncoder:
+    """An encoder on this process's GPU; if torch sees none and it is not required, the encoder as it is.
+
+    Raises:
+        OperationFailed: If torch sees no GPU and `required` is True.
+    """
+    import torch
+
+    from mmva.engines.cuda import CudaEncoder
+
+    if required or torch.cuda.is_available():
+        return CudaEncoder(encoder)
+    logger.warning("embed: torch sees no GPU on this worker; it uses the CPU")
+    return encoder
+
+
+def _one_by_one(load: EncoderLoader, part: Part, engine: Engine) -> Callable[[tuple[int, bytes]], NDArray[np.float32]]:
+    """A function from the row and the media of one item of a part to its embedding, float32 [1, D]."""
+    encoder = _load_encoder(load, part, engine)
+
+    def embed(item: tuple[int, bytes]) -> NDArray[np.float32]:
+        row, media = item
+        one = slice(row, row + 1)
+        single = replace(part, ids=part.ids[one], texts=part.texts[one])
+        read = None if part.modality == "caption" else lambda _row: media
+        return embed_part(single, encoder, read, batch_size=16, items_at_fault=True, on_progress=report_step)
+
+    return embed
+
 
 def embed_part(
-    part: Part, encoder: ItemEncoder, read: Callable[[int], bytes] | None, batch_size: int
+    part: Part,
+    encoder: ItemEncoder,
+    read: Callable[[int], bytes] | None,
+    batch_size: int,
+    *,
+    items_at_fault: bool = False,
+    on_progress: Callable[[str], None] = lambda _stage: None,
 ) -> NDArray[np.float32]:
     """Embeddings of a part's items, float32 [N, D], by the same path as in annotation and serving.
 
@@ -126,6 +251,8 @@ def embed_part(
         encoder: Of its modality.
         read: Row -> the bytes of its media; None for captions.
         batch_size: Images, windows or captions embedded at once.
+        items_at_fault: The environment is known to work; see Pipeline.embed.
+        on_progress: Called when a step begins; see Pipeline.
 
     Raises:
         OperationFailed: If an item does not decode; names it.
@@ -145,8 +272,10 @@ def embed_part(
         lambda row, _size, _most: read(int(row)) if read else b"",
         batch_size=batch_size,
         fetch_threads=1,
+        decode_threads=_DECODE_THREADS if hasattr(encoder, "launch") else 0,
+        on_progress=on_progress,
     )
-    embedded = pipeline.embed(pa.table(columns))
+    embedded = pipeline.embed(pa.table(columns), items_at_fault=items_at_fault)
     for error in embedded.errors.to_pylist():
         raise OperationFailed(
             f"embed: {modality} {error['id']!r} in {part.shard.name} does not decode here though the import checked "

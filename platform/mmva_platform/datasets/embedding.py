@@ -1,7 +1,7 @@
 """A dataset through frozen backbones, once: training and evaluation read embeddings, never pixels or samples.
 
-Parts that are there already, made from the same shard by the same encoder, are not computed again: an interrupted run
-is resumed by running it again, and a second preset that shares a backbone costs nothing for it.
+An interrupted run is resumed by running it again: parts made from the same shard by the same encoder are kept. A second
+preset that shares a backbone reuses its embeddings.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from mmva.backbones import BackboneSpec, Preset, preset
 from mmva.errors import UsageError
 from mmva.modalities import MODALITIES, Modality
-from mmva_platform.cluster import ray_session
+from mmva_platform import bulk
+from mmva_platform.cluster import ClusterInfo, ray_session
 from mmva_platform.datasets.dataset import Dataset
-from mmva_platform.datasets.embedder import Embedder, EncoderLoader, Part
+from mmva_platform.datasets.embedder import ENGINES, Embedder, EncoderLoader, Engine, Part
 from mmva_platform.datasets.embedding_set import (
     EMBEDDINGS_FILE,
     EMBEDDINGS_FOLDER,
@@ -22,17 +23,13 @@ from mmva_platform.datasets.embedding_set import (
     PartInfo,
     Pointer,
     folder_name,
-    part_key,
     pointer_file,
     read_info,
 )
-from mmva_platform.datasets.schema import json_bytes, sha256_of
-from mmva_platform.pool import run_shards
+from mmva_platform.datasets.schema import json_bytes, require_files
 from mmva_platform.progress import progress
 from mmva_platform.settings import Settings
-from mmva_platform.storage import Storage, StorageNotFound, open_storage
-
-_STAGE = "embed"
+from mmva_platform.storage import Storage, open_storage
 
 
 def embed_dataset(
@@ -40,24 +37,32 @@ def embed_dataset(
     backbones: str | Preset,
     out: str | None = None,
     settings: Settings | None = None,
+    *,
     batch_size: int = 16,
+    engine: Engine = "auto",
 ) -> dict[Modality, str]:
     """Embed what is not embedded yet.
 
     Args:
         dataset_uri: Of an imported dataset.
-        backbones: A preset of mmva.backbones, by name or a made one.
+        backbones: A preset of mmva.backbones, by name or as an object.
         out: URI for the embeddings; default "<dataset>/embeddings".
         settings: Storage, cluster, mirror, trusted repositories.
-        batch_size: Items decoded and embedded at once.
+        batch_size: Images, windows or captions that are embedded together.
+        engine: "torch" (CPU), "cuda", or "auto" for CUDA if the cluster has a GPU.
 
     Returns:
         URI of the embedding set by modality, for the modalities that the dataset has.
 
     Raises:
-        UsageError: For an unknown preset, a missing dataset or backbone, or an `out` that holds another dataset's.
-        OperationFailed: If an item does not decode here, which the import had checked, or the job stalls.
+        UsageError: For an unknown preset or engine, a missing dataset or backbone, or an `out` that holds the
+            embeddings of another dataset.
+        OperationFailed: If an item does not decode on a worker although the import checked it.
     """
+    if engine not in ENGINES:
+        raise UsageError(f"embed: engine {engine!r} is unknown; choose one of {', '.join(ENGINES)}")
+    if batch_size < 1:
+        raise UsageError(f"embed: a batch of {batch_size} items; give at least 1")
     settings = settings or Settings()
     chosen = preset(backbones) if isinstance(backbones, str) else backbones
     dataset = Dataset.open(dataset_uri, settings)
@@ -65,12 +70,11 @@ def embed_dataset(
     load = EncoderLoader.of(settings)
     present = [modality for modality in MODALITIES if dataset.items(modality)]
     plans = [_plan(chosen.specs[modality], chosen.name, dataset, target, load) for modality in present]
-    parts = [part for plan in plans if plan.finished is None for part in plan.parts]
-    made = _existing(parts, target)
-    missing = [part for part in parts if part.path not in made]
+    missing = [part for plan in plans if plan.finished is None for part in plan.parts]
+    made: dict[str, PartInfo] = {}
     if missing:
         worker = {"load": load, "dataset": dataset.storage, "out": target, "batch_size": batch_size}
-        made |= _compute(missing, worker, settings)
+        made = _compute(missing, worker, engine, settings)
     infos = [plan.finished or _finish(plan, made, target) for plan in plans]
     pointer = Pointer(dataset=dataset.digest, fingerprints={info.modality: info.fingerprint for info in infos})
     target.write(pointer_file(chosen.name), json_bytes(pointer.model_dump()))
@@ -79,7 +83,7 @@ def embed_dataset(
 
 @dataclass(frozen=True)
 class _Plan:
-    """One modality's set: its description (without parts), the parts it will have, or the set that is there already."""
+    """One modality's set: its description (without parts), the parts it will have, or the set if it is finished."""
 
     info: EmbeddingsInfo
     parts: list[Part]
@@ -87,12 +91,9 @@ class _Plan:
 
 
 def _plan(spec: BackboneSpec, preset_name: str, dataset: Dataset, target: Storage, load: EncoderLoader) -> _Plan:
-    encoder = load(spec)  # its fingerprint is a fact about the loaded weights, not about the spec
-    finished = read_info(target, folder_name(spec.modality, encoder.fingerprint))
-    if finished is not None and finished.dataset != dataset.digest:
-        raise UsageError(f"{target.uri}: holds embeddings of another dataset; choose another --out")
+    encoder = load(spec)  # its fingerprint depends on the loaded weights, not only on the spec
     parts = [
-        Part(spec, encoder.fingerprint, f"part-{number:05d}.parquet", items.shard, items.ids, items.texts)
+        Part(spec, encoder.fingerprint, number, items.shard, items.ids, items.texts)
         for number, items in enumerate(dataset.items(spec.modality))
     ]
     info = EmbeddingsInfo(
@@ -105,47 +106,59 @@ def _plan(spec: BackboneSpec, preset_name: str, dataset: Dataset, target: Storag
         rows=sum(len(part.ids) for part in parts),
         parts=(),
     )
-    return _Plan(info, parts, finished)
+    return _Plan(info, parts, _finished(info, target))
 
 
-def _existing(parts: Sequence[Part], target: Storage) -> dict[str, PartInfo]:
-    """Parts that an interrupted run has left, by path; those made from something else do not count."""
-    found = {}
-    for part in parts:
-        try:
-            data = target.read(part.path)
-        except StorageNotFound:
-            continue
-        if part_key(data) == part.key:
-            found[part.path] = PartInfo(name=part.name, rows=len(part.ids), sha256=sha256_of(data))
-    return found
+def _finished(info: EmbeddingsInfo, target: Storage) -> EmbeddingsInfo | None:
+    """The published set with this encoder; UsageError if it is of another dataset."""
+    finished = read_info(target, folder_name(info.modality, info.fingerprint))
+    if finished is not None and finished.dataset != info.dataset:
+        raise UsageError(f"{target.uri}: holds embeddings of another dataset; choose another --out")
+    return finished
 
 
-def _compute(parts: Sequence[Part], worker: dict[str, object], settings: Settings) -> dict[str, PartInfo]:
-    """Compute parts on the cluster, all modalities in one pool of actors."""
+def _compute(
+    parts: Sequence[Part], worker: dict[str, object], engine: Engine, settings: Settings
+) -> dict[str, PartInfo]:
+    """Compute parts on the cluster, all modalities in one pass; their descriptions by stem."""
     made: dict[str, PartInfo] = {}
-    with ray_session(settings.cluster), progress(_STAGE, sum(len(part.ids) for part in parts)) as advance:
+    with ray_session(settings.cluster) as cluster, progress("embed", sum(len(part.ids) for part in parts)) as advance:
 
         def collect(result: tuple[str, PartInfo]) -> None:
-            path, info = result
-            made[path] = info
+            stem, info = result
+            made[stem] = info
             advance(info.rows)
 
-        run_shards(
-            [{"part": part} for part in parts],
+        resources = _resources(engine, cluster, settings)
+        kwargs = {**worker, "settings": settings, "engine": engine if resources.gpus else "torch"}
+        bulk.run_pass(
+            [{"shard": part.stem, "part": part} for part in parts],
             Embedder,
-            stage=_STAGE,
+            stage="embed",
+            settings=settings,
             on_result=collect,
-            constructor_kwargs=worker,
-            stall_timeout_s=settings.cluster.stall_timeout_s,
+            kwargs=kwargs,
+            resources=resources,
+            step_limit_s=settings.annotation.item_timeout_s,
         )
     return made
 
 
+def _resources(engine: Engine, cluster: ClusterInfo, settings: Settings) -> bulk.Resources:
+    """Of a worker: a CPU, and its share of a GPU if it is to use one."""
+    on_gpu = engine == "cuda" or (engine == "auto" and (cluster.gpus > 0 or settings.cluster.max_gpus is not None))
+    return bulk.Resources(gpus=1 / settings.annotation.workers_per_gpu if on_gpu else 0.0)
+
+
 def _finish(plan: _Plan, made: dict[str, PartInfo], target: Storage) -> EmbeddingsInfo:
-    """Write embeddings.json: from here on the set is there."""
-    info = plan.info.model_copy(update={"parts": tuple(made[part.path] for part in plan.parts)})
-    target.put_if_absent(
-        f"{folder_name(info.modality, info.fingerprint)}/{EMBEDDINGS_FILE}", json_bytes(info.model_dump())
-    )
-    return info
+    """Publish a set, unless another run has published it meanwhile; the published set."""
+    folder = folder_name(plan.info.modality, plan.info.fingerprint)
+    info = plan.info.model_copy(update={"parts": tuple(made[part.stem] for part in plan.parts)})
+    require_files(target, folder, (f"{folder}/{part.name}" for part in info.parts))
+    if target.put_if_absent(f"{folder}/{EMBEDDINGS_FILE}", json_bytes(info.model_dump())):
+        return info
+    published = _finished(plan.info, target)
+    assert published is not None  # put_if_absent found it, and nothing deletes it
+    for name in {part.name for part in info.parts} - {part.name for part in published.parts}:
+        target.delete(f"{folder}/{name}")
+    return published

@@ -1,29 +1,36 @@
-"""The files of an embedding set: one modality of one dataset through one encoder.
+"""The files of an embedding set: one modality of one dataset, embedded by one encoder.
 
-Layout under the embeddings' root: <modality>-<fingerprint[:16]>/part-00000.parquet, one part a shard (columns id and
-embedding), then embeddings.json last; <preset>.json at the root names the sets that the preset last gave.
+Layout below the embeddings' root: <modality>-<fingerprint[:16]>/part-<number>-<digest>.parquet, one part for a shard
+(columns id and embedding), then embeddings.json, written last and only if it is absent; <preset>.json at the root names
+the sets of the last run with that preset. Parts are named by their digest, like the shards of a dataset.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mmva.modalities import Modality
-from mmva_platform.datasets.schema import parquet_bytes, read_parquet
-from mmva_platform.settings import Config
-from mmva_platform.storage import Storage, StorageNotFound
+from mmva.errors import CheckFailed, UsageError
+from mmva.modalities import MODALITIES, Modality
+from mmva_platform.datasets.dataset import Dataset, read_as_ray
+from mmva_platform.datasets.schema import parquet_bytes, read_parquet, sha256_of
+from mmva_platform.settings import Config, Settings
+from mmva_platform.storage import Storage, StorageNotFound, open_storage
 
-EMBEDDINGS_FOLDER: Final = "embeddings"  # inside the dataset, unless the user says otherwise
+if TYPE_CHECKING:
+    import ray.data
+
+EMBEDDINGS_FOLDER: Final = "embeddings"  # inside the dataset, unless the user chooses another place
 EMBEDDINGS_FILE: Final = "embeddings.json"
 
 
 class PartInfo(Config):
-    """One part: its name inside the set's folder, rows and digest."""
+    """One part: its name inside the folder of the set, rows and digest."""
 
     name: str
     rows: int
@@ -44,10 +51,104 @@ class EmbeddingsInfo(Config):
 
 
 class Pointer(Config):
-    """Content of <preset>.json: fingerprint by modality of the sets that the preset last gave for a dataset."""
+    """Content of <preset>.json: fingerprint by modality of the sets of the last run with the preset on a dataset."""
 
     dataset: str
     fingerprints: dict[Modality, str]
+
+
+@dataclass(frozen=True)
+class EmbeddingSet:
+    """A finished set, opened for reading.
+
+    Attributes:
+        storage: Root of the embeddings.
+        info: Content of embeddings.json.
+    """
+
+    storage: Storage
+    info: EmbeddingsInfo
+
+    @classmethod
+    def open(
+        cls,
+        dataset_uri: str,
+        backbones: str,
+        modality: Modality,
+        settings: Settings | None = None,
+        *,
+        embeddings: str | None = None,
+    ) -> EmbeddingSet:
+        """Open one modality's embeddings of a dataset.
+
+        Args:
+            dataset_uri: Of the dataset.
+            backbones: Name of a preset.
+            modality: Which one.
+            settings: Storage.
+            embeddings: URI of the embeddings if they are not inside the dataset.
+
+        Raises:
+            UsageError: If the dataset is not embedded with the preset, or has no such modality.
+        """
+        dataset = Dataset.open(dataset_uri, settings)
+        sets = open_sets(dataset, backbones, settings, embeddings=embeddings)
+        if modality not in sets:
+            raise UsageError(f"{dataset_uri}: has no {modality} items; choose one of {', '.join(sets)}")
+        return sets[modality]
+
+    def paths(self) -> list[str]:
+        """Paths of the parts inside the storage, in order."""
+        return [f"{folder_name(self.info.modality, self.info.fingerprint)}/{part.name}" for part in self.info.parts]
+
+    def read(self, number: int) -> tuple[list[str], NDArray[np.float32]]:
+        """Ids and embeddings of a part, float32 [N, D].
+
+        Raises:
+            CheckFailed: If its bytes are not the published ones.
+        """
+        path = self.paths()[number]
+        data = self.storage.read(path)
+        if sha256_of(data) != self.info.parts[number].sha256:
+            raise CheckFailed(f"{self.storage.join(path)}: its bytes are not those of {EMBEDDINGS_FILE}; embed anew")
+        return read_part(data)
+
+    def to_ray(self) -> ray.data.Dataset:
+        """All rows (id and embedding) as a lazy Ray dataset, in no order; connects to Ray."""
+        return read_as_ray(self.storage, self.paths())
+
+
+def open_sets(
+    dataset: Dataset,
+    backbones: str | Mapping[Modality, str],
+    settings: Settings | None = None,
+    *,
+    embeddings: str | None = None,
+) -> dict[Modality, EmbeddingSet]:
+    """The sets of a preset, or of the encoders with these fingerprints, by modality.
+
+    Raises:
+        UsageError: If one does not exist; the message has the command that makes it.
+    """
+    uri = embeddings or dataset.storage.join(EMBEDDINGS_FOLDER)
+    storage = open_storage(uri, (settings or Settings()).storage)
+    name = backbones if isinstance(backbones, str) else "PRESET"
+    command = f"mmva embed {dataset.uri} --backbones {name}" + (f" --out {embeddings}" if embeddings else "")
+    if isinstance(backbones, str):
+        pointer = read_pointer(storage, backbones)
+        if pointer is None or pointer.dataset != dataset.digest:
+            raise UsageError(f"{dataset.uri}: not embedded with the preset {backbones!r}; run: {command}")
+        backbones = pointer.fingerprints
+    sets: dict[Modality, EmbeddingSet] = {}
+    for modality in MODALITIES:
+        if modality not in backbones:
+            continue
+        info = read_info(storage, folder_name(modality, backbones[modality]))
+        if info is None or info.dataset != dataset.digest or info.fingerprint != backbones[modality]:
+            fingerprint = backbones[modality][:16]
+            raise UsageError(f"{dataset.uri}: no {modality} embeddings of the encoder {fingerprint}; run: {command}")
+        sets[modality] = EmbeddingSet(storage, info)
+    return sets
 
 
 def folder_name(modality: Modality, fingerprint: str) -> str:
@@ -61,7 +162,7 @@ def pointer_file(preset: str) -> str:
 
 
 def read_info(storage: Storage, folder: str) -> EmbeddingsInfo | None:
-    """Description of a finished set; None while there is none."""
+    """Description of a finished set; None if it is not finished."""
     try:
         return EmbeddingsInfo.model_validate_json(storage.read(f"{folder}/{EMBEDDINGS_FILE}"))
     except StorageNotFound:
@@ -69,7 +170,7 @@ def read_info(storage: Storage, folder: str) -> EmbeddingsInfo | None:
 
 
 def read_pointer(storage: Storage, preset: str) -> Pointer | None:
-    """A preset's pointer; None when it has not been embedded with."""
+    """A preset's pointer; None if nothing was embedded with it."""
     try:
         return Pointer.model_validate_json(storage.read(pointer_file(preset)))
     except StorageNotFound:
@@ -77,14 +178,14 @@ def read_pointer(storage: Storage, preset: str) -> Pointer | None:
 
 
 def part_bytes(ids: Sequence[str], emb_ND: NDArray[np.float32], key: Mapping[str, str]) -> bytes:
-    """Parquet file of a part. `key` (what it was made from) stands in its metadata; see part_key."""
+    """Parquet file of a part. Its metadata hold `key`, what the part was made from; see part_key."""
     embedding = pa.FixedSizeListArray.from_arrays(pa.array(emb_ND.ravel(), pa.float32()), emb_ND.shape[1])
     table = pa.table({"id": pa.array(ids, pa.string()), "embedding": embedding})
     return parquet_bytes(table.replace_schema_metadata(dict(key)))
 
 
 def part_key(data: bytes) -> dict[str, str]:
-    """What a part was made from; empty when its bytes say nothing."""
+    """What a part was made from; empty if these are not the bytes of a part."""
     try:
         metadata = read_parquet(data, ["id"]).schema.metadata or {}
     except pa.ArrowInvalid:

@@ -1,6 +1,6 @@
-"""A dataset's embeddings and labels as aligned arrays: what training and evaluation read.
+"""A dataset's embeddings and labels as aligned arrays, which training and evaluation read.
 
-Shapes: N items of a modality, D its encoder's dimension.
+Shapes: N items of a modality, D the dimension of its encoder.
 """
 
 from __future__ import annotations
@@ -11,20 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mmva.errors import CheckFailed, UsageError
-from mmva.modalities import AXES, MODALITIES, Modality
+from mmva.errors import CheckFailed
+from mmva.modalities import AXES, Modality
 from mmva_platform.datasets.dataset import Dataset
-from mmva_platform.datasets.embedding_set import (
-    EMBEDDINGS_FOLDER,
-    EmbeddingsInfo,
-    folder_name,
-    read_info,
-    read_part,
-    read_pointer,
-)
-from mmva_platform.datasets.schema import sha256_of
+from mmva_platform.datasets.embedding_set import EmbeddingSet, EmbeddingsInfo, open_sets
 from mmva_platform.settings import Settings
-from mmva_platform.storage import Storage, open_storage
 
 
 @dataclass(frozen=True)
@@ -49,10 +40,10 @@ class ModalityFeatures:
         return len(self.ids)
 
     def where(self, mask_N: NDArray[np.bool_]) -> ModalityFeatures:
-        """The rows where the mask is True, in order; views, not copies, if they stand together."""
+        """The rows where the mask is True, in order; views, not copies, if they are adjacent."""
         first, count = int(mask_N.argmax()) if len(mask_N) else 0, int(mask_N.sum())
-        together = bool(mask_N[first : first + count].all())
-        rows: slice | NDArray[np.bool_] = slice(first, first + count) if together else mask_N
+        adjacent = bool(mask_N[first : first + count].all())
+        rows: slice | NDArray[np.bool_] = slice(first, first + count) if adjacent else mask_N
         return ModalityFeatures(self.ids[rows], self.emb_ND[rows], self.va_N2[rows], self.split[rows], self.group[rows])
 
 
@@ -62,10 +53,10 @@ class Features(Mapping[Modality, ModalityFeatures]):
 
     Attributes:
         uri: Of the dataset.
-        digest: The dataset's.
+        digest: Of the dataset.
         fingerprints: Of the encoder, by modality.
         specs: Plain values of the encoder's BackboneSpec, by modality.
-        warnings: The dataset's: what every report must repeat.
+        warnings: Of the dataset: every report must repeat them.
         modalities: The features.
     """
 
@@ -103,10 +94,10 @@ def load_features(
         dataset_uri: Of an embedded dataset.
         backbones: A preset's name, or the encoders' fingerprints by modality.
         settings: Storage.
-        embeddings: URI of the embeddings where they were not written into the dataset.
+        embeddings: URI of the embeddings if they are not inside the dataset.
 
     Raises:
-        UsageError: If the dataset is not embedded so; the message has the command that does it.
+        UsageError: If the dataset has no such embeddings; the message has the command that makes them.
         CheckFailed: If a part is not the one that was published.
     """
     sets = FeatureSets.open(dataset_uri, backbones, settings or Settings(), embeddings=embeddings)
@@ -119,13 +110,11 @@ class FeatureSets:
 
     Attributes:
         dataset: The dataset.
-        storage: Root of its embeddings.
-        infos: The chosen sets' descriptions by modality.
+        sets: The chosen embedding sets by modality.
     """
 
     dataset: Dataset
-    storage: Storage
-    infos: dict[Modality, EmbeddingsInfo]
+    sets: dict[Modality, EmbeddingSet]
 
     @classmethod
     def open(
@@ -136,21 +125,28 @@ class FeatureSets:
         *,
         embeddings: str | None = None,
     ) -> FeatureSets:
-        """Find the sets and read nothing of them; arguments and errors are those of load_features."""
+        """Find the sets and read no rows; arguments and errors are those of load_features."""
         dataset = Dataset.open(dataset_uri, settings)
-        storage = open_storage(embeddings or dataset.storage.join(EMBEDDINGS_FOLDER), settings.storage)
-        return cls(dataset, storage, _sets(dataset, dataset_uri, storage, backbones, embeddings))
+        return cls(dataset, open_sets(dataset, backbones, settings, embeddings=embeddings))
+
+    @property
+    def infos(self) -> dict[Modality, EmbeddingsInfo]:
+        """Descriptions of the sets by modality."""
+        return {modality: found.info for modality, found in self.sets.items()}
 
     def load(self, modality: Modality, most: int | None = None) -> ModalityFeatures:
-        """One modality's rows; splits stand together, each in the dataset's order.
+        """One modality's rows, sorted by split, within a split in the order of the dataset.
 
         Args:
-            modality: Of infos.
-            most: Read only evenly spaced parts, about so many rows in all; None for every row.
+            modality: One of `sets`.
+            most: Read only evenly spaced parts, with about this number of rows together; None for every row.
+
+        Raises:
+            CheckFailed: If a part is not the one that was published, or the set has other items than the dataset.
         """
-        info = self.infos[modality]
+        info = self.sets[modality].info
         step = 1 if most is None else max(1, round(info.rows / most))
-        return _load(self.dataset, self.storage, info, range(0, len(info.parts), step))
+        return _load(self.dataset, self.sets[modality], range(0, len(info.parts), step))
 
     def describe(self, modalities: dict[Modality, ModalityFeatures]) -> Features:
         """Features of these rows."""
@@ -164,58 +160,30 @@ class FeatureSets:
         )
 
 
-def _sets(
-    dataset: Dataset,
-    dataset_uri: str,
-    storage: Storage,
-    backbones: str | Mapping[Modality, str],
-    embeddings: str | None,
-) -> dict[Modality, EmbeddingsInfo]:
-    name = backbones if isinstance(backbones, str) else "PRESET"
-    command = f"mmva embed {dataset_uri} --backbones {name}" + (f" --out {embeddings}" if embeddings else "")
-    if isinstance(backbones, str):
-        pointer = read_pointer(storage, backbones)
-        if pointer is None or pointer.dataset != dataset.digest:
-            raise UsageError(f"{dataset_uri}: not embedded with the preset {backbones!r}; run: {command}")
-        backbones = pointer.fingerprints
-    sets: dict[Modality, EmbeddingsInfo] = {}
-    for modality in MODALITIES:
-        if modality in backbones:
-            info = read_info(storage, folder_name(modality, backbones[modality]))
-            if info is None or info.dataset != dataset.digest or info.fingerprint != backbones[modality]:
-                fingerprint = backbones[modality][:16]
-                raise UsageError(
-                    f"{dataset_uri}: no {modality} embeddings of the encoder {fingerprint}; run: {command}"
-                )
-            sets[modality] = info
-    return sets
-
-
-def _load(dataset: Dataset, storage: Storage, info: EmbeddingsInfo, chosen: Sequence[int]) -> ModalityFeatures:
+def _load(dataset: Dataset, embeddings: EmbeddingSet, chosen: Sequence[int]) -> ModalityFeatures:
+    info = embeddings.info
     labels = dataset.labels().to_pandas()
     captioned = (labels["modality"] == "caption") | ((labels["modality"] == "music") & (labels["caption"] != ""))
     rows = labels[captioned if info.modality == "caption" else labels["modality"] == info.modality]
-    others = f"{storage.uri}: {info.modality} embeddings are of other items than the dataset's; embed anew"
+    other_items = (
+        f"{embeddings.storage.uri}: {info.modality} embeddings are of other items than the dataset; embed anew"
+    )
     is_chosen = np.repeat(np.isin(np.arange(len(info.parts)), chosen), [part.rows for part in info.parts])
     if len(is_chosen) != len(rows):
-        raise CheckFailed(others)
+        raise CheckFailed(other_items)
     rows = rows[is_chosen]
     split = rows["split"].to_numpy(dtype=np.str_)
     order = np.argsort(split, kind="stable")
-    place = np.empty(len(order), np.int64)  # of each row of the dataset among the sorted ones
+    place = np.empty(len(order), np.int64)  # of each row of the dataset among the sorted rows
     place[order] = np.arange(len(order))
     ids: list[str] = []
     emb_ND = np.empty((len(order), info.dim), np.float32)  # filled part by part: never twice in memory
-    for part in (info.parts[number] for number in chosen):
-        path = f"{folder_name(info.modality, info.fingerprint)}/{part.name}"
-        data = storage.read(path)
-        if sha256_of(data) != part.sha256:
-            raise CheckFailed(f"{storage.join(path)}: its bytes are not those of embeddings.json; embed anew")
-        part_ids, part_emb_BD = read_part(data)
+    for number in chosen:
+        part_ids, part_emb_BD = embeddings.read(number)
         emb_ND[place[len(ids) : len(ids) + len(part_ids)]] = part_emb_BD
         ids += part_ids
     if list(rows["id"]) != ids:
-        raise CheckFailed(others)
+        raise CheckFailed(other_items)
     return ModalityFeatures(
         ids=np.array(ids, dtype=np.str_)[order],
         emb_ND=emb_ND,

@@ -1,20 +1,20 @@
 """Published label files and a folder of media -> an immutable, sharded dataset and a report of what was wrong.
 
-One pass over the media on the cluster: each worker reads, hashes and decodes the files of a shard, and writes it.
-What content comes twice is known only then: shards that lose a row by it, or whose split it moves, are written once
-more, from themselves. The same input gives the same bytes, so an import that was interrupted is resumed by running it
-again: until dataset.json stands there is no dataset.
+One pass over the media on the cluster: a worker reads, hashes and decodes the files of a shard, and writes it. Which
+content occurs twice is known only after that pass: shards that lose a row by it, or whose split changes, are written
+again. The same input gives the same bytes, so an interrupted import is resumed by running it again.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
+import pyarrow as pa
 from pydantic import Field
 
-from mmva.errors import UsageError
+from mmva.errors import OperationFailed, UsageError
 from mmva.imemnet.published import Labels
 from mmva.imemnet.splits import (
     FRACTIONS,
@@ -25,20 +25,22 @@ from mmva.imemnet.splits import (
     split_by_group,
 )
 from mmva_platform.cluster import ray_session
-from mmva_platform.datasets.candidates import Candidate, find_media, read_labels, read_table
+from mmva_platform.datasets.candidates import Candidate, find_media, plan_shards, read_labels, read_table
 from mmva_platform.datasets.inspection import Inspected, settle
 from mmva_platform.datasets.report import Finding, ImportReport, count_rows
 from mmva_platform.datasets.schema import (
     DATASET_FILE,
-    LABELS_FILE,
-    REPORT_FILE,
+    LABELS_SCHEMA,
+    SHARDS_FOLDER,
+    DatasetInfo,
     ShardInfo,
     SplitInfo,
+    describe,
     json_bytes,
-    parquet_bytes,
-    sha256_of,
+    require_files,
+    write_labels,
+    write_report,
 )
-from mmva_platform.datasets.sharding import Planned, Row, describe, labels_table, plan_shards
 from mmva_platform.datasets.writing import amend_shards, write_shards
 from mmva_platform.settings import Config, Settings
 from mmva_platform.storage import Storage, open_storage
@@ -68,10 +70,12 @@ def import_dataset(config: ImportConfig, out: str, settings: Settings | None = N
         settings: Storage and cluster.
 
     Returns:
-        The report that also stands in import_report.json.
+        The report, which is also written next to the dataset.
 
     Raises:
-        UsageError: If `out` holds a dataset, a label file is no such file, or no usable item is left.
+        UsageError: If `out` holds a dataset or another import publishes one there meanwhile, a label file does not
+            exist, or no usable item is left.
+        EnvironmentFault: If the workers do not see the files that this process listed.
         StorageError: If something cannot be read or written.
     """
     settings = settings or Settings()
@@ -80,18 +84,28 @@ def import_dataset(config: ImportConfig, out: str, settings: Settings | None = N
         raise UsageError(f"{out}: holds a dataset already, and datasets are immutable; choose another --out")
     media = open_storage(config.media, settings.storage)
     labels = read_labels(config.images_csv, config.music_csv, settings.storage)
-    split_of = _read_split_file(config, settings)
+    split_file = _read_split_file(config, settings)
     candidates, findings = find_media(labels, media)
-    planned = _plan(sorted(candidates), config, split_of)
-    with ray_session(settings.cluster):
-        written = write_shards(planned, media, target, settings.cluster)
-        kept, found = settle([entry for one in written for entry in one.inspected])
-        findings += found
-        _require_all(labels, kept, findings, target)
-        splits = _split([entry.candidate for entry in kept], config, split_of)
-        rows = [Row(entry, split) for entry, split in zip(kept, splits, strict=True)]
-        shards = amend_shards(written, rows, target, settings.cluster)
-    return _publish(config, target, labels=labels, rows=rows, shards=shards, findings=findings)
+    candidates.sort()
+    splits = _split(candidates, config, split_file)  # as if all of them decode
+    planned = plan_shards(candidates, splits, int(config.shard_mb * 1e6), config.shard_rows)
+    try:
+        with ray_session(settings.cluster):
+            written = write_shards(planned, media, target, settings)
+            kept, found = settle([entry for one in written for entry in one.inspected])
+            findings += found
+            _require_all(labels, kept, findings, target)
+            splits = _split([entry.candidate for entry in kept], config, split_file)
+            split_of = {(e.candidate.modality, e.candidate.id): split for e, split in zip(kept, splits, strict=True)}
+            shards = amend_shards(written, split_of, target, settings)
+    except OperationFailed as error:
+        if target.exists(DATASET_FILE):  # the other import has removed files that this one had in common with it
+            raise _lost(target) from error
+        raise
+    first = [one.shard.name for one in written if one.shard is not None]
+    return _publish(
+        config, target, labels=labels, kept=kept, splits=splits, shards=shards, findings=findings, own=first
+    )
 
 
 def _read_split_file(config: ImportConfig, settings: Settings) -> dict[str, str] | None:
@@ -100,32 +114,22 @@ def _read_split_file(config: ImportConfig, settings: Settings) -> dict[str, str]
     return read_split_file(read_table(config.split, settings.storage), config.split)
 
 
-def _plan(candidates: Sequence[Candidate], config: ImportConfig, split_of: Mapping[str, str] | None) -> list[Planned]:
-    """Shards of all candidates, split as if all of them decoded."""
-    split_at = dict(zip(candidates, _split(candidates, config, split_of), strict=True))
-    return [
-        Planned(name, tuple(shard), tuple(split_at[candidate] for candidate in shard))
-        for name, shard in plan_shards(candidates, int(config.shard_mb * 1e6), config.shard_rows)
-    ]
-
-
 def _require_all(
     labels: Sequence[Labels], kept: Sequence[Inspected], findings: Sequence[Finding], target: Storage
 ) -> None:
-    """Stop where a modality has nothing left; the report that says why is written all the same."""
+    """Stop if a modality has nothing left; the report that says why is written nevertheless."""
     left = {entry.candidate.modality for entry in kept}
     for table in labels:
         if table.modality in left:
             continue
-        report = _report(target, labels, kept, findings)
-        target.write(REPORT_FILE, json_bytes(report.to_json()))
+        report = write_report(target, _report(target, labels, kept, findings).to_file())
         causes = Counter(f.code for f in findings if f.modality == table.modality and f.dropped)
         why = ", ".join(f"{code} {n}" for code, n in causes.most_common()) or "the label file has no rows"
-        raise UsageError(f"import: no usable {table.modality} items are left ({why}); see {target.join(REPORT_FILE)}")
+        raise UsageError(f"import: no usable {table.modality} items are left ({why}); see {target.join(report.name)}")
 
 
 def _split(candidates: Sequence[Candidate], config: ImportConfig, split_of: Mapping[str, str] | None) -> list[str]:
-    """Split of each, sorted by modality; a split file names songs only, so images then get the seeded one by image."""
+    """Split of each candidate, sorted by modality. A split file has only songs, so images then get the seeded split."""
     found: list[str] = []
     for modality, own in groupby(candidates, key=lambda candidate: candidate.modality):
         entries = list(own)
@@ -145,23 +149,44 @@ def _publish(
     target: Storage,
     *,
     labels: Sequence[Labels],
-    rows: Sequence[Row],
+    kept: Sequence[Inspected],
+    splits: Sequence[str],
     shards: Sequence[ShardInfo],
     findings: Sequence[Finding],
+    own: Iterable[str],
 ) -> ImportReport:
-    table = labels_table(rows)
-    data = parquet_bytes(table)
-    leaks = config.split == "clip" and any(table.modality == "music" for table in labels)
+    """Write labels, report and dataset.json; `own` are the shards that this import wrote first."""
+    require_files(target, SHARDS_FOLDER, (shard.name for shard in shards))
+    rows = [entry.row(split) for entry, split in zip(kept, splits, strict=True)]
+    table = pa.Table.from_pylist(rows, schema=LABELS_SCHEMA)
+    leaks = config.split == "clip" and any(one.modality == "music" for one in labels)
     warnings = (LEAKAGE_WARNING,) if leaks else ()
     policy = config.split if config.split in {"song", "clip"} else f"file {config.split.rsplit('/', 1)[-1]}"
-    info = describe(table, sha256_of(data), shards, SplitInfo(policy=policy, seed=config.seed), warnings)
-    kept = [row.entry for row in rows]
+    info = describe(
+        table,
+        shards,
+        labels=write_labels(target, table),
+        split=SplitInfo(policy=policy, seed=config.seed),
+        warnings=warnings,
+    )
     report = _report(target, labels, kept, findings, digest=info.digest, splits=info.counts, warnings=warnings)
-    target.write(LABELS_FILE, data)
-    target.write(REPORT_FILE, json_bytes(report.to_json()))
-    if not target.put_if_absent(DATASET_FILE, json_bytes(info.model_dump())):
-        raise UsageError(f"{target.uri}: another import finished there first; choose another --out")
+    info = info.model_copy(update={"report_file": write_report(target, report.to_file()).name})
+    won = target.put_if_absent(DATASET_FILE, json_bytes(info.model_dump()))
+    _remove_superseded(target, {*own, *info.files})
+    if not won:
+        raise _lost(target)
     return report
+
+
+def _remove_superseded(target: Storage, own: set[str]) -> None:
+    """Delete files that this import wrote and that the published dataset does not name, whoever published it."""
+    published = DatasetInfo.model_validate_json(target.read(DATASET_FILE))
+    for name in sorted(own - published.files):
+        target.delete(name)
+
+
+def _lost(target: Storage) -> UsageError:
+    return UsageError(f"{target.uri}: another import finished there first; choose another --out")
 
 
 def _report(

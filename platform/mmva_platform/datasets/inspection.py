@@ -1,4 +1,4 @@
-"""What an import sees of each media file, which is read, hashed and decoded once, and of content that comes twice."""
+"""What an import sees of each media file, which is read, hashed and decoded once, and of content that occurs twice."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from mmva.errors import MediaError
 from mmva.media.formats import sniff
-from mmva.modalities import Modality
+from mmva.modalities import AXES, Modality
 from mmva_platform.datasets.candidates import Candidate
 from mmva_platform.datasets.report import Finding
 from mmva_platform.storage import StorageNotFound
 
-# The same bytes under two ids are one item if their labels agree to this, and of unknown label otherwise.
+# The same bytes under two ids are one item if their labels agree to this; otherwise their label is unknown.
 DUPLICATE_TOLERANCE: Final = 0.05
+MISSING_FILE: Final = "missing-file"
+
+CheckDecodes = Callable[[Modality, bytes], None]  # raises MediaError
 
 
 @dataclass(frozen=True)
@@ -31,27 +34,23 @@ class Inspected:
     code: str = ""
     detail: str = ""
 
-
-def inspect(candidate: Candidate, read: Callable[[], bytes]) -> tuple[Inspected, bytes]:
-    """Hash and decode a candidate's file, which `read` gives.
-
-    Returns:
-        What was seen, and the file's bytes.
-    """
-    try:
-        data = read()
-    except StorageNotFound:
-        return Inspected(candidate, "", "", "missing-file", f"{candidate.path} vanished during the import"), b""
-    sha256 = hashlib.sha256(data).hexdigest()
-    try:
-        check_decodes(candidate.modality, data)
-    except MediaError as error:
-        return Inspected(candidate, sha256, "", error.code, f"{candidate.path}: {error}"), data
-    return Inspected(candidate, sha256, sniff(data) or ""), data
+    def row(self, split: str) -> dict[str, Any]:
+        """The row of LABELS_SCHEMA, in this split."""
+        names = ("id", "source", "modality", "group", *AXES, "caption")
+        return {
+            **{name: getattr(self.candidate, name) for name in names},
+            "split": split,
+            "media_format": self.media_format,
+            "sha256": self.sha256,
+        }
 
 
 def check_decodes(modality: Modality, data: bytes) -> None:
-    """Decode media to its end and forget it; MediaError when that fails."""
+    """Decode media to the end and forget the result.
+
+    Raises:
+        MediaError: If that fails.
+    """
     if modality == "image":
         from mmva.media.images import decode_image
 
@@ -59,8 +58,36 @@ def check_decodes(modality: Modality, data: bytes) -> None:
     else:
         from mmva.media.audio import probe_audio, stream_audio
 
-        for _ in stream_audio(data, probe_audio(data).sample_rate):  # at its own rate: nothing to resample
+        for _ in stream_audio(data, probe_audio(data).sample_rate):  # at its own rate: nothing is resampled
             pass
+
+
+def inspect(
+    candidate: Candidate, read: Callable[[], bytes], check: CheckDecodes = check_decodes
+) -> tuple[Inspected, bytes]:
+    """Hash and decode the file of a candidate.
+
+    Args:
+        candidate: Of an import.
+        read: Gives the bytes of its file.
+        check: Decodes them.
+
+    Returns:
+        What was seen, and the bytes of the file.
+
+    Raises:
+        StorageError: If the file cannot be read for another reason than that it is missing.
+    """
+    try:
+        data = read()
+    except StorageNotFound:
+        return Inspected(candidate, "", "", MISSING_FILE, f"{candidate.path} vanished during the import"), b""
+    sha256 = hashlib.sha256(data).hexdigest()
+    try:
+        check(candidate.modality, data)
+    except MediaError as error:
+        return Inspected(candidate, sha256, "", error.code, f"{candidate.path}: {error}"), data
+    return Inspected(candidate, sha256, sniff(data) or ""), data
 
 
 def settle(inspected: Sequence[Inspected]) -> tuple[list[Inspected], list[Finding]]:

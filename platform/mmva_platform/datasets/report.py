@@ -1,4 +1,4 @@
-"""What an import found: every row of the label files is kept or dropped for a cause, and the counts say so."""
+"""What an import found: every row of the label files is kept, or dropped for a cause, and the counts add up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmva.modalities import Modality
 
 @dataclass(frozen=True)
 class Finding:
-    """One problem of one id; `dropped` is the number of label rows it cost."""
+    """One problem of one id; `dropped` is the number of label rows that were dropped for it."""
 
     modality: Modality
     code: str
@@ -33,15 +33,15 @@ class ModalityCounts:
 
 @dataclass(frozen=True)
 class ImportReport:
-    """Content of import_report.json.
+    """What an import kept and dropped.
 
     Attributes:
         out: URI of the dataset.
-        digest: The dataset's; "" when nothing was left to import.
+        digest: Of the dataset; "" if no usable item was left.
         counts: By modality.
         splits: Kept rows by modality and split.
         problems: Every finding, in order.
-        warnings: What every later report repeats.
+        warnings: What every later report must repeat.
     """
 
     out: str
@@ -54,6 +54,10 @@ class ImportReport:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
+
+    def to_file(self) -> dict[str, Any]:
+        """Plain values for the file next to the dataset, which may be copied to another place."""
+        return {name: value for name, value in self.to_json().items() if name != "out"}
 
     def to_text(self) -> str:
         """A few lines for a person: counts by modality, causes with an example each."""

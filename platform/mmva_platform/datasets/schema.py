@@ -1,25 +1,33 @@
-"""The dataset's files: their Arrow schema, their description `dataset.json`, and how their bytes come about.
+"""The files of a dataset: their Arrow schema, their names, and the description `dataset.json`.
 
-Layout: shards/<modality>-00000.parquet ..., labels.parquet (every row without its media, in shard order),
-import_report.json, and dataset.json last and only if absent. Without dataset.json there is no dataset.
+Layout: shards/<modality>-<number>-<digest>.parquet, labels-<digest>.parquet (every row without its media, in shard
+order), import_report-<digest>.json, and dataset.json, which names the others. It is written last and only if it is
+absent: without it there is no dataset. A name contains the first 16 digits of the file's SHA-256, so two imports into
+the same place never overwrite a file with other bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from mmva.errors import EnvironmentFault
+from mmva.modalities import AXES
 from mmva_platform.settings import Config
+from mmva_platform.storage import Storage
 
 SCHEMA_VERSION: Final = 1
 DATASET_FILE: Final = "dataset.json"
-LABELS_FILE: Final = "labels.parquet"
-REPORT_FILE: Final = "import_report.json"
+SHARDS_FOLDER: Final = "shards"
+_LABELS, _REPORT = "labels", "import_report"
 
 DATASET_SCHEMA: Final = pa.schema(
     [
@@ -27,11 +35,11 @@ DATASET_SCHEMA: Final = pa.schema(
         ("source", pa.string()),
         ("modality", pa.string()),
         ("split", pa.string()),
-        ("group", pa.string()),  # the song of a clip, the image itself: what a split may not cut through
+        ("group", pa.string()),  # the song of a clip, the id of an image; a split keeps a group together
         ("valence", pa.float64()),
         ("arousal", pa.float64()),
-        ("caption", pa.string()),  # of a clip: the caption item with the same id and label; "" where there is none
-        ("media", pa.large_binary()),  # the file's own bytes; null in rows of modality "caption"
+        ("caption", pa.string()),  # of a clip: the caption item with the same id and label; "" if it has none
+        ("media", pa.large_binary()),  # the bytes of the file; null in rows of modality "caption"
         ("media_format", pa.string()),
         ("sha256", pa.string()),
     ]
@@ -51,7 +59,7 @@ class ShardInfo(Config):
 
 
 class SplitInfo(Config):
-    """How rows came to their splits: the policy ("song", "clip" or a file's name) and the seed."""
+    """How the rows were split: the policy ("song", "clip" or the name of a file) and the seed."""
 
     policy: str
     seed: int
@@ -68,7 +76,9 @@ class DatasetInfo(Config):
         labels: Mean, std, min and max by modality and axis.
         split: Policy and seed.
         warnings: What every report about this dataset must repeat.
-        labels_sha256: Digest of labels.parquet.
+        labels_file: Name of the file with every row without its media; older datasets have labels.parquet.
+        labels_sha256: Digest of that file.
+        report_file: Name of the import's report; older datasets have import_report.json.
         shards: In order.
     """
 
@@ -79,8 +89,106 @@ class DatasetInfo(Config):
     labels: dict[str, dict[str, dict[str, float]]]
     split: SplitInfo
     warnings: tuple[str, ...]
+    labels_file: str = "labels.parquet"
     labels_sha256: str
+    report_file: str = "import_report.json"
     shards: tuple[ShardInfo, ...]
+
+    @property
+    def files(self) -> set[str]:
+        """Names of all files of the dataset but dataset.json."""
+        return {self.labels_file, self.report_file, *(shard.name for shard in self.shards)}
+
+
+class Named(NamedTuple):
+    """A file named by its digest."""
+
+    name: str
+    sha256: str
+
+
+def write_by_digest(storage: Storage, stem: str, suffix: str, data: bytes) -> Named:
+    """Write a file as <stem>-<first 16 digits of its SHA-256><suffix>: a name that only these bytes can have."""
+    sha256 = sha256_of(data)
+    name = f"{stem}-{sha256[:16]}{suffix}"
+    storage.write(name, data)
+    return Named(name, sha256)
+
+
+def require_files(storage: Storage, folder: str, names: Iterable[str]) -> None:
+    """Check that files which workers wrote into a folder are there for this process, too.
+
+    Raises:
+        EnvironmentFault: If one is not: the workers wrote to a place that this machine does not see.
+    """
+    missing = set(names) - {entry.path for entry in storage.list(f"{folder}/")}
+    if missing:
+        raise EnvironmentFault(
+            f"{storage.uri}: {len(missing)} files that workers wrote are not there, such as {min(missing)}; every node "
+            "must see the same folder"
+        )
+
+
+def write_shard(storage: Storage, modality: str, number: int, table: pa.Table) -> ShardInfo:
+    """Write rows of one modality (DATASET_SCHEMA) as a shard."""
+    data = parquet_bytes(table)
+    name, sha256 = write_by_digest(storage, f"{SHARDS_FOLDER}/{modality}-{number:05d}", ".parquet", data)
+    return ShardInfo(name=name, modality=modality, rows=len(table), bytes=len(data), sha256=sha256)
+
+
+def write_labels(storage: Storage, labels: pa.Table) -> Named:
+    """Write the rows without their media (LABELS_SCHEMA)."""
+    return write_by_digest(storage, _LABELS, ".parquet", parquet_bytes(labels))
+
+
+def write_report(storage: Storage, report: Mapping[str, Any]) -> Named:
+    """Write what an import found."""
+    return write_by_digest(storage, _REPORT, ".json", json_bytes(report))
+
+
+def describe(
+    rows: pa.Table,
+    shards: Sequence[ShardInfo],
+    *,
+    labels: Named,
+    split: SplitInfo,
+    warnings: tuple[str, ...] = (),
+) -> DatasetInfo:
+    """Content of dataset.json for these rows (LABELS_SCHEMA) and files, without the name of a report."""
+    frame = rows.to_pandas()
+    by_modality = {str(modality): own for modality, own in frame.groupby("modality")}
+    counts = {modality: _counts(own["split"]) for modality, own in by_modality.items()}
+    captioned = frame[frame["caption"] != ""]
+    if len(captioned):
+        counts["caption"] = _counts(captioned["split"])
+    return DatasetInfo(
+        schema_version=SCHEMA_VERSION,
+        digest=dataset_digest(shard.sha256 for shard in shards),
+        counts=counts,
+        sources={modality: _counts(own["source"]) for modality, own in by_modality.items()},
+        labels={
+            modality: {axis: _moments(own[axis].to_numpy(np.float64)) for axis in AXES}
+            for modality, own in by_modality.items()
+        },
+        split=split,
+        warnings=warnings,
+        labels_file=labels.name,
+        labels_sha256=labels.sha256,
+        shards=tuple(shards),
+    )
+
+
+def _counts(names: Iterable[Any]) -> dict[str, int]:
+    return dict(sorted(Counter(str(name) for name in names).items()))
+
+
+def _moments(values_N: NDArray[np.float64]) -> dict[str, float]:
+    return {
+        "mean": float(values_N.mean()),
+        "std": float(values_N.std()),
+        "min": float(values_N.min()),
+        "max": float(values_N.max()),
+    }
 
 
 def dataset_digest(shard_digests: Iterable[str], schema_version: int = SCHEMA_VERSION) -> str:

@@ -1,37 +1,57 @@
-"""Shards written on the cluster: each by the worker that inspects its files, and once more if other shards' say so."""
+"""Shards written on the cluster: each by the worker that inspects its files, and again if other shards require it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import pyarrow as pa
 
+from mmva.errors import EnvironmentFault
+from mmva.inference.isolation import Isolated
 from mmva.inference.prefetch import THREADS, Request, prefetched
-from mmva_platform.datasets.candidates import Candidate
-from mmva_platform.datasets.inspection import Inspected, inspect
-from mmva_platform.datasets.schema import DATASET_SCHEMA, ShardInfo, parquet_bytes, read_parquet, sha256_of
-from mmva_platform.datasets.sharding import Planned, Row
-from mmva_platform.pool import run_shards
+from mmva.modalities import Modality
+from mmva_platform import bulk
+from mmva_platform.datasets.candidates import Candidate, PlannedShard
+from mmva_platform.datasets.inspection import MISSING_FILE, CheckDecodes, Inspected, check_decodes, inspect
+from mmva_platform.datasets.schema import DATASET_SCHEMA, ShardInfo, read_parquet, write_shard
 from mmva_platform.progress import progress
-from mmva_platform.settings import ClusterSettings
+from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage
+from mmva_platform.storage.outage import retry_while_unavailable
+
+ResultT = TypeVar("ResultT")
+_LOAD_TIMEOUT_S: Final = 120.0  # of the decoders, in a process of their own on a busy machine
 
 
 @dataclass(frozen=True)
 class Written:
-    """A shard as it was written: the split of each of its candidates that decode, by id. No shard without any."""
+    """A shard as it was written.
 
-    name: str
+    Attributes:
+        modality, number: Of the PlannedShard.
+        inspected: All of its candidates.
+        split_of: Split by id of the candidates that decode.
+        shard: None if no candidate decodes.
+    """
+
+    modality: Modality
+    number: int
     inspected: tuple[Inspected, ...]
     split_of: dict[str, str]
     shard: ShardInfo | None
 
+    @property
+    def name(self) -> str:
+        """Of the PlannedShard."""
+        return f"{self.modality}-{self.number:05d}"
 
-def write_shards(planned: Sequence[Planned], media: Storage, out: Storage, cluster: ClusterSettings) -> list[Written]:
+
+def write_shards(planned: Sequence[PlannedShard], media: Storage, out: Storage, settings: Settings) -> list[Written]:
     """Write each shard with those of its candidates that decode; needs a Ray session."""
     written: dict[str, Written] = {}
     with progress("import", sum(len(shard.candidates) for shard in planned)) as advance:
@@ -40,104 +60,150 @@ def write_shards(planned: Sequence[Planned], media: Storage, out: Storage, clust
             written[result.name] = result
             advance(len(result.inspected))
 
-        run_shards(
-            [{"shard": shard} for shard in planned],
+        bulk.run_pass(
+            [{"shard": shard.name, "planned": shard} for shard in planned],
             ShardWriter,
             stage="import",
+            settings=settings,
             on_result=collect,
-            constructor_kwargs={"media": media, "out": out},
-            stall_timeout_s=cluster.stall_timeout_s,
+            kwargs={"media": media, "out": out, "settings": settings},
+            step_limit_s=settings.annotation.item_timeout_s,
         )
     return [written[shard.name] for shard in planned]
 
 
 def amend_shards(
-    written: Sequence[Written], rows: Sequence[Row], out: Storage, cluster: ClusterSettings
+    written: Sequence[Written], split_of: Mapping[tuple[Modality, str], str], out: Storage, settings: Settings
 ) -> list[ShardInfo]:
-    """The shards of exactly these rows: those that hold others, or another split, are written once more.
+    """The shards of exactly the rows that are left: those with other rows or other splits are written again.
 
-    They are written from themselves: no media file is read again. Needs a Ray session.
+    A shard is read back for that, so no media file is read twice. Its new file has another name, and the old one stays
+    until the dataset is published. Needs a Ray session.
+
+    Args:
+        written: The shards so far.
+        split_of: Split of each row that is left, by modality and id.
+        out: The dataset.
+        settings: Of the cluster.
     """
-    final = {(row.entry.candidate.modality, row.entry.candidate.id): row.split for row in rows}
     shards: dict[str, ShardInfo] = {}
     tasks = []
     for one in written:
         if one.shard is None:
             continue
-        split_of = {name: final[key] for name in one.split_of if (key := (one.shard.modality, name)) in final}
-        if split_of == one.split_of:
+        wanted = {name: split_of[key] for name in one.split_of if (key := (one.modality, name)) in split_of}
+        if wanted == one.split_of:
             shards[one.name] = one.shard
-        elif split_of:
-            tasks.append({"name": one.name, "split_of": split_of})
-        else:
-            out.delete(one.name)  # nothing refers to it yet
+        elif wanted:
+            tasks.append({"shard": one.name, "file": one.shard.name, "number": one.number, "split_of": wanted})
 
-    def collect(shard: ShardInfo) -> None:
-        shards[shard.name] = shard
+    def collect(result: tuple[str, ShardInfo]) -> None:
+        shards.update([result])
 
-    run_shards(
-        tasks,
-        ShardAmender,
-        stage="import: amend shards",
-        on_result=collect,
-        constructor_kwargs={"out": out},
-        stall_timeout_s=cluster.stall_timeout_s,
-    )
+    if tasks:
+        stage, kwargs = "import: amend shards", {"out": out, "settings": settings}
+        bulk.run_pass(tasks, ShardAmender, stage=stage, settings=settings, on_result=collect, kwargs=kwargs)
     return [shards[one.name] for one in written if one.name in shards]
 
 
 class ShardWriter:
-    """Worker of an import: one shard an item, inspected and written whole; doing it again gives the same bytes."""
+    """Worker of an import: inspects the files of a shard and writes it. The same files give the same bytes and name."""
 
-    def __init__(self, media: Storage, out: Storage) -> None:
-        self._media = media
-        self._out = out
+    def __init__(self, media: Storage, out: Storage, settings: Settings) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            media: Where the files are.
+            out: The dataset.
+            settings: Limits of a file's time, and of an outage of storage.
+        """
+        self._media, self._out, self._settings = media, out, settings
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="mmva-fetch")
 
-    def __call__(self, item: dict[str, Any]) -> Written:
-        """Inspect the candidates of the Planned "shard", and write those that decode."""
-        shard: Planned = item["shard"]
-        inspected, split_of, values = [], {}, []
-        reads = self._reads(shard.candidates)
-        for candidate, split, read in zip(shard.candidates, shard.splits, reads, strict=True):
-            entry, data = inspect(candidate, read)
-            inspected.append(entry)
-            if not entry.code:
-                split_of[candidate.id] = split
-                values.append({**Row(entry, split).values(), "media": data})
-        table = pa.Table.from_pylist(values, schema=DATASET_SCHEMA)
-        info = _write_shard(self._out, shard.name, table) if values else None
-        return Written(shard.name, tuple(inspected), split_of, info)
+    def __call__(self, shard: dict[str, Any], attempt: bulk.Attempt) -> Written:
+        """Inspect the candidates of the PlannedShard under "planned", and write those that decode.
+
+        Raises:
+            EnvironmentFault: If no file of the shard is there, although the driver listed them.
+            StorageError: If a file cannot be read for another reason, or the shard cannot be written.
+        """
+        planned: PlannedShard = shard["planned"]
+        inspected, split_of, rows = [], {}, []
+        with self._decoder(attempt) as check:
+            reads = zip(planned.candidates, planned.splits, self._reads(planned.candidates), strict=True)
+            for done, (candidate, split, read) in enumerate(reads):
+                attempt.step("fetch", done)
+                entry, data = inspect(candidate, read, check)
+                inspected.append(entry)
+                if not entry.code:
+                    split_of[candidate.id] = split
+                    rows.append({**entry.row(split), "media": data})
+        if all(entry.code == MISSING_FILE for entry in inspected) and not attempt.items_at_fault:
+            raise EnvironmentFault(
+                f"import: none of the {len(inspected)} files of {planned.name} is at {self._media.uri} on this worker, "
+                f"such as {inspected[0].candidate.path}; every node must see the media"
+            )
+        attempt.step("fetch", len(inspected))  # storage has limits of its own
+        info = None
+        if rows:
+            table = pa.Table.from_pylist(rows, schema=DATASET_SCHEMA)
+            info = self._waiting(lambda: write_shard(self._out, planned.modality, planned.number, table))
+        return Written(planned.modality, planned.number, tuple(inspected), split_of, info)
+
+    @contextmanager
+    def _decoder(self, attempt: bulk.Attempt) -> Iterator[CheckDecodes]:
+        """What decodes a file: in a process of its own once the shard has cost workers."""
+        if attempt.deaths < bulk.ISOLATE_AFTER:
+
+            def check(modality: Modality, data: bytes) -> None:
+                attempt.step("decode")
+                check_decodes(modality, data)
+
+            yield check
+            return
+        with Isolated(_make_check, self._settings.annotation.item_timeout_s, _LOAD_TIMEOUT_S) as isolated:
+            yield lambda modality, data: isolated((modality, data))  # in step "fetch": the child has its own limit
 
     def _reads(self, candidates: Sequence[Candidate]) -> Iterator[Callable[[], bytes]]:
-        """What gives each file: ahead of its turn over a network, where waiting is what it costs."""
+        """For each file a function that gives its bytes; over a network they are fetched ahead."""
         if self._media.local_path(candidates[0].path) is not None:
             yield from (partial(self._media.read, candidate.path) for candidate in candidates)
             return
         requests = [Request(candidate.path, candidate.bytes) for candidate in candidates]
-        for future in prefetched(lambda request: self._media.read(request.uri), requests, self._pool):
+        read = self._media.read
+        for future in prefetched(lambda one: self._waiting(lambda: read(one.uri)), requests, self._pool):
             yield future.result
+
+    def _waiting(self, call: Callable[[], ResultT]) -> ResultT:
+        """Call storage again while it is unavailable, so that an outage does not cost the files that are done."""
+        return retry_while_unavailable(call, self._settings.storage.patience_s, "import")
 
 
 class ShardAmender:
-    """Worker that writes a shard once more, from itself: what else was found leaves it only some of its rows."""
+    """Worker that writes a shard again with some of its rows, under the name of its new bytes."""
 
-    def __init__(self, out: Storage) -> None:
-        self._out = out
+    def __init__(self, out: Storage, settings: Settings) -> None:
+        self._out, self._patience_s = out, settings.storage.patience_s
 
-    def __call__(self, item: dict[str, Any]) -> ShardInfo:
-        """Leave in the shard "name" the rows of "split_of", by id, with their splits."""
-        split_of: dict[str, str] = item["split_of"]
-        table = read_parquet(self._out.read(item["name"]))
+    def __call__(self, shard: dict[str, Any], attempt: bulk.Attempt) -> tuple[str, ShardInfo]:
+        """Keep the rows of "split_of" of the shard's "file", with these splits, by id."""
+        attempt.step("fetch")
+        return retry_while_unavailable(lambda: self._amended(shard), self._patience_s, "import")
+
+    def _amended(self, shard: dict[str, Any]) -> tuple[str, ShardInfo]:
+        split_of: dict[str, str] = shard["split_of"]
+        table = read_parquet(self._out.read(shard["file"]))
         ids = table["id"].to_pylist()
         table = table.filter(pa.array([name in split_of for name in ids]))
-        splits = pa.array([split_of[name] for name in ids if name in split_of], DATASET_SCHEMA.field("split").type)
-        table = table.set_column(DATASET_SCHEMA.get_field_index("split"), DATASET_SCHEMA.field("split"), splits)
-        return _write_shard(self._out, item["name"], table.combine_chunks())
+        field = DATASET_SCHEMA.field("split")
+        splits = pa.array([split_of[name] for name in ids if name in split_of], field.type)
+        table = table.set_column(DATASET_SCHEMA.get_field_index("split"), field, splits).combine_chunks()
+        return shard["shard"], write_shard(self._out, table["modality"][0].as_py(), shard["number"], table)
 
 
-def _write_shard(out: Storage, name: str, table: pa.Table) -> ShardInfo:
-    data = parquet_bytes(table)
-    out.write(name, data)
-    modality = table["modality"][0].as_py()
-    return ShardInfo(name=name, modality=modality, rows=len(table), bytes=len(data), sha256=sha256_of(data))
+def _make_check() -> Callable[[tuple[Modality, bytes]], None]:
+    """check_decodes in a child process; the decoders are loaded here and not at the expense of the first item."""
+    import mmva.media.audio
+    import mmva.media.images  # noqa: F401
+
+    return lambda item: check_decodes(*item)

@@ -111,8 +111,10 @@ class _Items:
     def __call__(self, job: tuple[pa.Table, Mapping[str, bytes]]) -> list[Row]:
         """Rows of a table of items, in order, and the uploads among them by URI."""
         items, self._uploads = job
-        predicted = predict(self._model, self._pipeline.embed(items, items_at_fault=True))
-        self._uploads = {}
+        try:
+            predicted = predict(self._model, self._pipeline.embed(items, items_at_fault=True))
+        finally:
+            self._uploads = {}
         rows = {row["id"]: _point(row) for row in predicted.rows.to_pylist()}
         rows |= {row["id"]: _problem(row) for row in predicted.errors.to_pylist()}
         return [rows[name] for name in items["id"].to_pylist()]
@@ -131,7 +133,6 @@ class _Items:
 
     @cached_property
     def _pipeline(self) -> Pipeline:
-        self._fetcher = Fetcher(self.settings.storage, self.settings.serving.roots)
         return Pipeline(
             self._model.dims,
             self._model.encoder,
@@ -140,6 +141,10 @@ class _Items:
             batch_size=self.settings.serving.batch_size,
             on_progress=self.on_progress,
         )
+
+    @cached_property
+    def _fetcher(self) -> Fetcher:
+        return Fetcher(self.settings.storage, self.settings.serving.roots)
 
     def _fetch(self, uri: str, size: int | None, most: int) -> bytes:
         if uri in self._uploads:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from mmva.errors import UsageError
+from mmva.files import make_folder_once
 from mmva_platform.settings import Settings, StorageSettings
-from mmva_platform.storage import open_storage
+from mmva_platform.storage import Entry, Storage, open_storage
+from mmva_platform.storage.base import checked
+
+_CHUNK_BYTES: Final = 8 * 2**20
 
 
 def folder_fetcher(settings: Settings) -> Callable[[str], Path]:
@@ -20,37 +24,29 @@ def folder_fetcher(settings: Settings) -> Callable[[str], Path]:
 
 
 def fetch_folder(uri: str, cache: Path, settings: StorageSettings | None = None) -> Path:
-    """Local folder with the files at a URI; remote ones are copied once into the cache.
+    """Local folder with the files at a URI; remote ones are copied into the cache, once for all processes of a machine.
 
-    The copy is keyed by the URI and its listing, so a changed file makes a new copy. A folder appears whole or not
-    at all.
+    The copy is keyed by the URI and its listing, so a changed file makes a new copy. It appears as a whole or not at
+    all. A local folder is returned as it is.
 
     Raises:
         UsageError: If there are no files at the URI.
-        StorageError: If they cannot be read.
+        StorageError: If they cannot be read, or if a key is not a plain path.
     """
     storage = open_storage(uri, settings)
     entries = list(storage.list())
     if not entries:
         raise UsageError(f"{uri}: no files there")
-    first = storage.local_path(entries[0].path)
-    if first is not None:
+    if storage.local_path(entries[0].path) is not None:
         return Path(storage.uri)
-    key = hashlib.sha256(repr((uri, entries)).encode()).hexdigest()[:32]
-    target = cache / key
-    if target.is_dir():
-        return target
-    making = cache / f".{key}-{uuid.uuid4().hex}"
-    try:
-        for entry in entries:
-            file = making / entry.path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(storage.read(entry.path))
-        try:
-            making.rename(target)
-        except OSError:  # another process was first; its copy is as good
-            if not target.is_dir():
-                raise
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
+    target = cache / hashlib.sha256(repr((uri, entries)).encode()).hexdigest()[:32]
+    make_folder_once(target, partial(_copy, storage, entries))
     return target
+
+
+def _copy(storage: Storage, entries: list[Entry], folder: Path) -> None:
+    for entry in entries:
+        target = folder / checked(entry.path)  # a key such as "../x" would leave the folder
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with storage.open(entry.path) as source, target.open("xb") as copy:
+            shutil.copyfileobj(source, copy, _CHUNK_BYTES)

@@ -84,6 +84,10 @@ def walk_through(store: str, tmp_path: Path) -> dict[str, int]:
 
     from mmva.backbones.sources import weight_files, weights_digest
     from mmva.imemnet.generator import generate
+
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # where pytest finds it; this is the script of a process
+    from inline_pass import install
+
     from mmva_platform.annotation import annotate, read_annotations
     from mmva_platform.datasets.embedding import embed_dataset
     from mmva_platform.datasets.importing import ImportConfig, import_dataset
@@ -107,8 +111,10 @@ def walk_through(store: str, tmp_path: Path) -> dict[str, int]:
     media, dataset = tmp_path / "media", str(tmp_path / "dataset")
     generate(media, images=20, clips=20, seed=0)
     files = {"images_csv": str(media / "image_va.csv"), "music_csv": str(media / "music_va.csv")}
-    import_dataset(ImportConfig(media=str(media), fractions=(0.6, 0.2, 0.2), **files), dataset, settings)
-    embed_dataset(dataset, Preset("paper", specs["image"], specs["music"], specs["caption"]), None, settings)
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch)  # without actors, which other tests start
+        import_dataset(ImportConfig(media=str(media), fractions=(0.6, 0.2, 0.2), **files), dataset, settings)
+        embed_dataset(dataset, Preset("paper", specs["image"], specs["music"], specs["caption"]), None, settings)
     values = {"dataset": dataset, "preset": "paper", "epochs": 2, "batch_size": 8, "workers": 1}
     result = train(validate(Recipe, values, "recipe"), settings)
     assert set(result.evaluation.metrics) == {"image", "music", "caption"}
@@ -126,10 +132,8 @@ def walk_through(store: str, tmp_path: Path) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    from conftest import shards_in_this_process
-
     from mmva_platform.cluster import ray_session
 
-    with ray_session(ClusterSettings(address="local", num_cpus=4, object_store_mb=256)), shards_in_this_process():
+    with ray_session(ClusterSettings(address="local", num_cpus=4, object_store_mb=256)):
         counted = walk_through(sys.argv[1], Path(sys.argv[2]))
     sys.stdout.write(json.dumps(counted) + "\n")
