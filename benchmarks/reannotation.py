@@ -30,20 +30,22 @@ from made_media import make_pictures
 
 from mmva.backbones import load_encoder, preset
 from mmva.bundle import read_bundle_info, save_bundle
-from mmva.inference.config import Preprocessing
+from mmva.inference.config import EngineInfo, Preprocessing
 from mmva.inference.engines import choose_engines, load_predictor, pack_bundle
 from mmva.inference.pipeline import Pipeline
 from mmva.model import MMVA
 from mmva_platform.annotation.annotator import Annotator
-from mmva_platform.annotation.base import open_base
-from mmva_platform.annotation.catalog import Catalog, read_catalog
+from mmva_platform.annotation.base import Base, open_base
+from mmva_platform.annotation.catalog import Catalog, open_catalog
 from mmva_platform.annotation.commit import ShardResult, commit_shard, read_commit
 from mmva_platform.annotation.fetcher import Fetcher
-from mmva_platform.annotation.plan import ItemReader, ModelInfo, Plan, make_plan, settle_plan
+from mmva_platform.annotation.plan import ItemReader, ModelInfo, Plan
+from mmva_platform.annotation.planning import write_plan
 from mmva_platform.annotation.publish import publish
 from mmva_platform.annotation.results import annotate_items
 from mmva_platform.annotation.reuse import Reuser
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, CATALOG_SCHEMA, QUARANTINE_SCHEMA
+from mmva_platform.annotation.spool import spooled
 from mmva_platform.datasets.embedder import EncoderLoader
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, open_storage
@@ -57,7 +59,7 @@ class Bench:
     def __init__(self, workdir: Path, pictures: int, items: int) -> None:
         self.workdir, self.settings = workdir, Settings(home=workdir / "home")
         self.bundles = [make_bundle(workdir / f"bundle-{seed}", seed) for seed in (0, 1)]
-        self.pictures = read_catalog(str(make_pictures(workdir / "pictures", pictures)), self.settings.storage)
+        self.pictures = open_catalog(str(make_pictures(workdir / "pictures", pictures)), self.settings.storage)
         self.embedded = made_up_catalog(items)
         self.load = EncoderLoader.of(self.settings)
         cache, packed = self.settings.home / "cache" / "engines", pack_bundle(self.bundles[0])
@@ -71,13 +73,13 @@ class Bench:
         """A pass over the pictures; its result is items a second."""
         model_dir, engines = self.bundles[0], self.engines[engine]
         network = self.workdir / f"engine-{engine}"
-        plan, _ = make_plan(self.pictures, identity(model_dir), cut_of(model_dir), None, engines=engines)
+        plan = self._planned(self._fresh("first"), self.pictures, model_dir, engines)
         annotator = Annotator(pack_bundle(model_dir), plan, str(network), self.settings)
         annotator.model.encoder("image")
 
         def run() -> float:
             out = self._fresh("media")
-            settled = settle_plan(out, *make_plan(self.pictures, plan.model, plan.preprocessing, None, engines=engines))
+            settled = self._planned(out, self.pictures, model_dir, engines)
             begun, read = time.perf_counter(), ItemReader(out, settled)
             pipeline = fresh_pipeline(annotator)
             for shard in settled.shards:
@@ -90,16 +92,12 @@ class Bench:
     def from_base(self, bundle: Path) -> Callable[[], float]:
         """A pass over the base's embeddings with a bundle's heads; its result is items a second."""
         opened = open_base(self.base.uri, self.settings)
-        info, files = opened.plan_for(self.embedded.items, identity(bundle), cut_of(bundle))
-        plan, contents = make_plan(
-            self.embedded, identity(bundle), cut_of(bundle), None, engines=opened.engines, base=info, base_files=files
-        )
-        model = load_predictor(pack_bundle(bundle), plan.engines, self.base, self.load)
+        model = load_predictor(pack_bundle(bundle), opened.engines, self.base, self.load)
         model.predict_embeddings("image", np.zeros((1, model.dims["image"]), np.float32))  # imports scipy
 
         def run() -> float:
             out = self._fresh("heads")
-            settled = settle_plan(out, plan, contents)
+            settled = self._planned(out, self.embedded, bundle, opened.engines, opened)
             begun, read = time.perf_counter(), ItemReader(out, settled)
             reuser = Reuser(lambda: model, settled, out, self.settings)
             for shard in settled.shards:
@@ -110,9 +108,7 @@ class Bench:
 
     def _write_base(self) -> Storage:
         base, bundle = self._fresh("base"), self.bundles[0]
-        plan = settle_plan(
-            base, *make_plan(self.embedded, identity(bundle), cut_of(bundle), None, engines=self.engines["torch"])
-        )
+        plan = self._planned(base, self.embedded, bundle, self.engines["torch"])
         read, rng = ItemReader(base, plan), np.random.default_rng(0)
         dim = read_bundle_info(bundle).dims["image"]
         for shard in plan.shards:
@@ -120,6 +116,15 @@ class Bench:
             commit_shard(base, plan, shard, ShardResult(made_up_rows(items, plan, shard, dim, rng), NO_QUARANTINE))
         publish(base, plan, [read_commit(base, shard) for shard in plan.shards])
         return base
+
+    def _planned(
+        self, out: Storage, catalog: Catalog, bundle: Path, engines: dict[str, EngineInfo], base: Base | None = None
+    ) -> Plan:
+        cut, model = cut_of(bundle), identity(bundle)
+        with spooled(catalog, stored_files=base.lookup() if base else None) as spool:
+            reusable = base.reusable(cut, engines) if base else ()
+            info = base.info(model) if base else None
+            return write_plan(out, spool, model, cut, engines=engines, base=info, reusable=reusable)
 
     def _fresh(self, name: str) -> Storage:
         shutil.rmtree(self.workdir / name, ignore_errors=True)
@@ -176,7 +181,7 @@ def made_up_catalog(count: int) -> Catalog:
         [pa.array(column, field.type) for column, field in zip(columns, CATALOG_SCHEMA, strict=True)],
         schema=CATALOG_SCHEMA,
     )
-    return Catalog("/photos", items, {}, 0, ())
+    return Catalog.of_table("/photos", items)
 
 
 def made_up_rows(items: pa.Table, plan: Plan, shard: str, dim: int, rng: np.random.Generator) -> pa.Table:

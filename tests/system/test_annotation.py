@@ -112,7 +112,7 @@ def test_a_catalog_from_first_run_to_refusal(
     assert first.shards >= 3
     assert first.resumed_shards == 0
     assert verify(str(out), settings).problems == ()
-    assert status(str(out), settings).published
+    assert status(str(out), settings).generations[0].published
 
     table = read_annotations(str(out))
     rows = {row["id"]: row for row in table.to_pylist()}

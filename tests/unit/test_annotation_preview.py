@@ -166,13 +166,10 @@ def test_unknown_sizes_and_repeated_ids_are_counted(show: Show, media: Path) -> 
     assert "1 rows with an earlier row's id" in text
 
 
-def test_workers_and_gpus(show: Show, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers(show: Show, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     assert show(workers=3).workers == 3
     assert show(shard_items=1).workers == 4  # one for each CPU
     assert show(shard_items=1000, workers=9).workers == show(shard_items=1000).shards  # no more than shards
-    shared = show(engine="cuda", workers=2)
-    assert (shared.workers, shared.gpus) == (2, 0.5)
-    assert "2 on 0.5 GPUs" in check(shared)
 
     def unreachable(_settings: ClusterSettings) -> Any:  # the real one would find the Ray of another test's session
         raise UsageError("cluster.address 127.0.0.1:1: no Ray cluster answers there")

@@ -147,7 +147,7 @@ def test_long_work_comes_first_and_modalities_stay_together(storage: Storage, tm
 
 @folder_only
 def test_more_shards_than_names_sort_are_refused(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmva_platform.annotation.planning._MOST_SHARDS", 4)
+    monkeypatch.setattr("mmva_platform.annotation.planning.MOST_SHARDS", 4)
     with pytest.raises(UsageError, match=r"/m: more than 4 shards; choose a larger --shard-items"):
         planned(storage, shard_items=8)
 

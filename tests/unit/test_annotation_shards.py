@@ -110,6 +110,12 @@ def test_a_shard_is_a_minute_of_this_models_work() -> None:
     assert largest("caption", {"caption": engine("torch", 1e6)}) == 65_536 == largest("smell", {})
 
 
+def test_shards_of_a_huge_catalog_are_longer_than_a_minute_but_not_too_many() -> None:
+    count = 10**10
+    limits = limits_for({"image": float(count)}, count, {"image": engine("onnx", 82.0)}, 1.5)
+    assert 60 < limits.seconds == pytest.approx(2 * count / 82 / 1_000_000)
+
+
 def test_a_shard_that_passes_between_two_stages_fits_into_memory() -> None:
     items = uniform(10_000, "image")
     limits = limits_for({"image": 10_000.0}, 10_000, {"image": engine("cuda", 5_000.0)}, 1.5)

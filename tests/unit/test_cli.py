@@ -91,12 +91,14 @@ def test_an_unreadable_media_folder(capsys: pytest.CaptureFixture[str], tmp_path
 
 
 @pytest.mark.parametrize("content", [None, ""])
-def test_an_empty_or_missing_catalog(capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str | None) -> None:
+def test_an_empty_or_missing_catalog(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_bundle: Path, content: str | None
+) -> None:
     catalog = tmp_path / "catalog"
     if content is not None:
         catalog.mkdir()
     out = tmp_path / "out"
-    said = _one_line(capsys, ["annotate", str(catalog), "--model", "x", "--out", str(out)])
+    said = _one_line(capsys, ["annotate", str(catalog), "--model", str(tiny_bundle), "--out", str(out)])
     assert "catalog" in said
     assert not out.exists()
 

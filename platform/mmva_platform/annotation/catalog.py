@@ -9,7 +9,8 @@ stays, to be quarantined. Memory does not grow with the catalog.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -60,7 +61,7 @@ class Catalog:
         """A catalog of items that are in memory (CATALOG_SCHEMA)."""
         return cls(uri, lambda _skipped: [table])
 
-    def batches(self) -> Iterator[pa.Table]:
+    def batches(self) -> Generator[pa.Table]:
         """Rows in the order of the source (CATALOG_SCHEMA), in tables of bounded size; ids may repeat.
 
         Raises:
@@ -80,6 +81,11 @@ class Catalog:
         if not rows:
             found = ", ".join(f"{count} {kind}" for kind, count in sorted(self.skipped.items()))
             raise UsageError(f"catalog {self.uri}: no items to annotate" + (f"; skipped {found}" if found else ""))
+
+    def check(self) -> None:
+        """Read as far as the first items, to see mistakes before anything is written; raises as `batches`."""
+        with closing(self.batches()) as batches:
+            next(batches)
 
     def sample(self, count: int, seed: int) -> tuple[pa.Table, int]:
         """Random items in the order of the source, fewer if there are not as many, and the number of all rows."""
@@ -114,13 +120,6 @@ def open_catalog(uri: str, settings: StorageSettings) -> Catalog:
     return Catalog(place.uri, lambda skipped: _of_folder(place, skipped))
 
 
-def check_exists(uri: str) -> None:
-    """Raise UsageError if a local catalog does not exist; one in object storage is found missing when it is read."""
-    if "://" not in uri and not (Path(uri).exists() if is_table(uri) else Path(uri).is_dir()):
-        tables = ", ".join(TABLE_SUFFIXES)
-        raise UsageError(f"catalog {uri}: no such folder; give a folder, an S3 prefix or a table ({tables})")
-
-
 def _of_table(parent: Storage, name: str, settings: StorageSettings, skipped: Counter[str]) -> Iterator[pa.Table]:
     """One table file, or the table files of a folder that is named like a table."""
     place = open_storage(f"{parent.uri}/{name}", settings)
@@ -137,7 +136,9 @@ def _of_table(parent: Storage, name: str, settings: StorageSettings, skipped: Co
 
 def _of_folder(place: Storage, skipped: Counter[str]) -> Iterator[pa.Table]:
     """The media of a folder; of a folder without media, the rows of its table files."""
-    check_exists(place.uri)
+    if "://" not in place.uri and not Path(place.uri).is_dir():
+        tables = ", ".join(TABLE_SUFFIXES)
+        raise UsageError(f"catalog {place.uri}: no such folder; give a folder, an S3 prefix or a table ({tables})")
     files: list[str] = []
     found = False
     entries = place.walk(on_skip=lambda _path, reason: skipped.update([reason]))

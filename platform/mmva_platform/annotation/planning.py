@@ -16,11 +16,18 @@ from mmva.errors import UsageError
 from mmva.inference.config import EngineInfo, Preprocessing
 from mmva_platform.annotation.plan import PLAN_FILE, BaseInfo, CatalogInfo, ModelInfo, Plan, PlanPart, read_plan
 from mmva_platform.annotation.schema import ANNOTATION_VERSION, ITEM_SCHEMA, sha256_hex
-from mmva_platform.annotation.shards import Limits, cut, equals_together, first_seen, limits_for, limits_for_stored
+from mmva_platform.annotation.shards import (
+    MOST_SHARDS,
+    Limits,
+    cut,
+    equals_together,
+    first_seen,
+    limits_for,
+    limits_for_stored,
+)
 from mmva_platform.annotation.spool import Group, Spool
 from mmva_platform.storage import Storage
 
-_MOST_SHARDS: Final = 1_000_000  # names have six digits, and sort as numbers do
 _SHARDS_A_PART: Final = 64
 _PART_BYTES: Final = 64 * 2**20  # a part is closed early at this size: it is in memory until it is written
 _DICTIONARIES: Final = ["modality", "base_file"]
@@ -145,9 +152,9 @@ def _write_parts(storage: Storage, shards: Iterable[pa.Table], catalog: str) -> 
     """Write shards into files of some row groups each, named by their digest."""
     part = _Part(0)
     for number, shard in enumerate(shards):
-        if number == _MOST_SHARDS:
+        if number == MOST_SHARDS:
             raise UsageError(
-                f"{catalog}: more than {_MOST_SHARDS} shards; choose a larger --shard-items, or leave it to the run"
+                f"{catalog}: more than {MOST_SHARDS} shards; choose a larger --shard-items, or leave it to the run"
             )
         part.add(shard)
         if part.is_full:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mmva.inference.config import EngineInfo, Preprocessing
 from mmva.modalities import towers_of
 from mmva_platform.annotation.base import Base, find_base_beside, open_base
-from mmva_platform.annotation.catalog import Catalog, check_exists, open_catalog
+from mmva_platform.annotation.catalog import Catalog, open_catalog
 from mmva_platform.annotation.options import AnnotateOptions
 from mmva_platform.annotation.plan import PLAN_FILE, BaseInfo, ModelInfo, Plan, read_plan
 from mmva_platform.annotation.planning import write_plan
@@ -134,8 +134,8 @@ def make_plan(request: Request, settings: Settings) -> Plan:
         OperationFailed: If the local temporary folder is full.
     """
     storage, options = request.storage, request.options
-    check_exists(request.catalog.uri)
     base = find_base(request, settings)
+    request.catalog.check()
     probe_put_if_absent(storage)
     with spooled(request.catalog, request.roots, base.lookup() if base else None) as spool:
         tell(spool)

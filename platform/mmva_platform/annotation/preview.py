@@ -24,14 +24,14 @@ from mmva_platform.annotation.status import status
 from mmva_platform.cluster import own_cpus, ray_session
 from mmva_platform.settings import Settings, validate
 
-START_S: Final = 15.0  # Ray and the workers' torch on an idle machine
+_START_S: Final = 15.0  # Ray and the workers' torch on an idle machine
 _ROOTS_CHECKED: Final = 20_000
 _SHOWN: Final = 3
 
 
 @dataclass(frozen=True)
 class PlanPreview:
-    """What a call of annotate would do.
+    """What a call of annotate would do. What needs a listing is None for a run that is there.
 
     Attributes:
         out: The output.
@@ -39,20 +39,18 @@ class PlanPreview:
         refused: Why the call would be refused: what differs from the run that is there.
         catalog: Its URI.
         model: Name, version and digest.
-        items: Of the catalog, by modality.
-        items_left: Items that are not committed.
-        skipped, duplicates: See Spool; of a run that is there, as it was planned.
+        items: Of the catalog, by modality; items_left: those that are not committed.
+        skipped: Files that are left out, and why.
+        duplicates: Rows that are left out because an earlier row has their id.
         roots: Where media may be read from.
-        outside: Items outside them, estimated from a part of a large catalog; None for a run that is there.
-        base: URI of the earlier annotation, and stored: the items that are taken from it.
-        shards, shards_left: Of the run, and those that are not committed.
-        bytes: Sum of the known sizes of files; None for a run that is there.
-        sizes_unknown: Files whose size is not known.
+        base: URI of the earlier annotation; stored: the items that are taken from it.
+        shards: Of the run; shards_left: those that are not committed.
         engines: Tower -> engine, and its items a second of one worker; "" and None where they are not known yet.
         workers: Actors that the run would get.
-        gpus: GPUs that they would share.
         problem: Why the cluster cannot be asked.
         seconds: Estimate without the start; None if the speed of an engine was never measured.
+        outside: Items outside the roots, estimated from a part of a large catalog.
+        bytes: Sum of the known sizes of files; sizes_unknown: files of unknown size.
     """
 
     out: str
@@ -65,19 +63,17 @@ class PlanPreview:
     skipped: dict[str, int]
     duplicates: int
     roots: tuple[str, ...]
-    outside: int | None
     base: str | None
     stored: int
     shards: int
     shards_left: int
-    bytes: int | None
-    sizes_unknown: int
     engines: dict[str, tuple[str, float | None]]
     workers: int
-    gpus: float
     problem: str | None
     seconds: float | None
-    start_s: float = START_S
+    outside: int | None = None
+    bytes: int | None = None
+    sizes_unknown: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for --json."""
@@ -85,18 +81,21 @@ class PlanPreview:
 
     def to_text(self) -> str:
         """One line for each thing a person asks before starting."""
+        kinds = ", ".join(f"{count:,} {name}" for name, count in self.items.items())
+        skipped = [f"{count:,} {kind}" for kind, count in sorted(self.skipped.items(), key=lambda entry: -entry[1])]
+        left_out = [f"{self.duplicates:,} rows with an earlier row's id"] if self.duplicates else []
+        unknown = f" and {self.sizes_unknown:,} files of unknown size" if self.sizes_unknown else ""
         lines = {
-            "catalog": f"{self.catalog}: {_counted(self.items)}",
-            "left out": self._left_out(),
+            "catalog": f"{self.catalog}: {sum(self.items.values()):,} items ({kinds})",
+            "left out": "; ".join(left_out + [f"skipped {_some(skipped)}"] * bool(skipped)),
             "roots": _some(self.roots) + (f"; about {self.outside:,} items are outside" if self.outside else ""),
             "output": f"{self.out}: {self._progress()}",
             "refused": "; ".join(self.refused),
             "base": f"{self.base}: {self.stored:,} items are taken from it" if self.base else "",
-            "to fetch": self._bytes(),
+            "to fetch": "" if self.bytes is None else f"{as_size(self.bytes)}{unknown}",
             "model": self.model,
             "engines": "; ".join(f"{tower}: {_engine(*engine)}" for tower, engine in self.engines.items()),
-            "workers": f"{self.workers}{f' on {self.gpus:g} GPUs' if self.gpus else ''}"
-            + (f"; {self.problem}" if self.problem else ""),
+            "workers": f"{self.workers}" + (f"; {self.problem}" if self.problem else ""),
             "time": self._time(),
         }
         return "\n".join(f"{name:<9} {text}" for name, text in lines.items() if text)
@@ -109,24 +108,12 @@ class PlanPreview:
         done = self.shards - self.shards_left
         return f"{done:,} of {self.shards:,} shards done, {self.items_left:,} items left"
 
-    def _left_out(self) -> str:
-        parts = [f"{self.duplicates:,} rows with an earlier row's id"] if self.duplicates else []
-        most = sorted(self.skipped.items(), key=lambda entry: -entry[1])
-        kinds = _some([f"{count:,} {kind}" for kind, count in most])
-        return "; ".join([*parts, *([f"skipped {kinds}"] if kinds else [])])
-
-    def _bytes(self) -> str:
-        if self.bytes is None:
-            return ""
-        unknown = f" and {self.sizes_unknown:,} files of unknown size" if self.sizes_unknown else ""
-        return f"{as_size(self.bytes)}{unknown}"
-
     def _time(self) -> str:
         if self.state == "published":
             return ""
         if self.seconds is None:
             return "no estimate: an engine has not been measured yet"
-        return f"about {as_duration(self.seconds)}, and {as_duration(self.start_s)} to start"
+        return f"about {as_duration(self.seconds)}, and {as_duration(_START_S)} to start"
 
 
 def preview_run(catalog: str, model: str, out: str, settings: Settings, **options: Any) -> PlanPreview:
@@ -137,18 +124,14 @@ def preview_run(catalog: str, model: str, out: str, settings: Settings, **option
 
 def _of_new(request: Request, settings: Settings) -> PlanPreview:
     base = find_base(request, settings)
-    options, hop_s = request.options, request.preprocessing.hop_s
+    options, cut = request.options, request.preprocessing
     with spooled(request.catalog, request.roots, base.lookup() if base else None) as spool:
         engines = _known_engines(request, spool.by_modality, settings)
-        reusable = base.reusable(request.preprocessing, engines) if base else set()
-        shards = stored = 0
-        for shard in shards_of(spool, engines, hop_s, options.shard_items, reusable):
-            shards, stored = (
-                shards + 1,
-                stored + shard.num_rows - (shard["base_file"].null_count if reusable else shard.num_rows),
-            )
-        workers, gpus, problem = _workers(options, settings, shards, on_gpus=any(e.on_gpu for e in engines.values()))
+        reusable = base.reusable(cut, engines) if base else set()
+        shards = sum(1 for _ in shards_of(spool, engines, cut.hop_s, options.shard_items, reusable))
+        workers, problem = _workers(options, settings, shards)
         return PlanPreview(
+            **_names(request),
             state="new",
             refused=(),
             items=spool.by_modality,
@@ -156,29 +139,28 @@ def _of_new(request: Request, settings: Settings) -> PlanPreview:
             skipped=spool.skipped,
             duplicates=spool.duplicates,
             roots=request.roots,
-            outside=_outside(spool, request.roots),
             base=base.storage.uri if base else None,
-            stored=stored,
+            stored=sum(spool.rows[group] for group in spool.groups if group.stored and group.modality in reusable),
             shards=shards,
             shards_left=shards,
-            bytes=spool.bytes[0],
-            sizes_unknown=spool.bytes[1],
-            engines=_shown(engines, towers_needed(spool.by_modality, request.preprocessing)),
+            engines=_shown(engines, towers_needed(spool.by_modality, cut)),
             workers=workers,
-            gpus=gpus,
             problem=problem,
             seconds=_seconds(spool, engines, reusable, request, workers),
-            **_names(request),
+            outside=_outside(spool, request.roots),
+            bytes=spool.bytes[0],
+            sizes_unknown=spool.bytes[1],
         )
 
 
 def _of_settled(request: Request, plan: Plan, settings: Settings) -> PlanPreview:
     """From the run's directory alone, as a resume."""
     run = status(request.storage.uri, settings).generations[0]
-    left = run.items - run.totals.items
-    shards_left = run.shards - run.shards_done
-    workers, gpus, problem = _workers(request.options, settings, shards_left, on_gpus=plan.on_gpus)
+    left, shards_left = run.items - run.totals.items, run.shards - run.shards_done
+    workers, problem = _workers(request.options, settings, shards_left)
+    rate = run.items_per_worker_s
     return PlanPreview(
+        **_names(request),
         state="published" if run.published else "resume",
         refused=tuple(request.differences()),
         items=plan.catalog.by_modality,
@@ -186,30 +168,20 @@ def _of_settled(request: Request, plan: Plan, settings: Settings) -> PlanPreview
         skipped=plan.catalog.skipped,
         duplicates=plan.catalog.duplicates,
         roots=plan.roots,
-        outside=None,
         base=plan.base.uri if plan.base else None,
         stored=plan.base.items if plan.base else 0,
         shards=run.shards,
         shards_left=shards_left,
-        bytes=None,
-        sizes_unknown=0,
         engines=_shown(plan.engines, plan.engines),
         workers=workers,
-        gpus=gpus,
         problem=problem,
-        seconds=left / run.items_per_worker_s / workers if run.items_per_worker_s else (None if left else 0.0),
-        **_names(request),
+        seconds=left / rate / workers if rate else None,
     )
 
 
 def _names(request: Request) -> dict[str, Any]:
-    model = request.model
-    version = f" {model.version}" if model.version else ""
-    return {
-        "out": request.storage.uri,
-        "catalog": request.catalog.uri,
-        "model": f"{model.name}{version} ({model.digest[:12]})",
-    }
+    model, uris = request.model, {"out": request.storage.uri, "catalog": request.catalog.uri}
+    return uris | {"model": f"{model.name} {model.version or ''} ({model.digest[:12]})".replace("  ", " ")}
 
 
 def _known_engines(request: Request, modalities: Iterable[str], settings: Settings) -> dict[str, EngineInfo]:
@@ -248,20 +220,17 @@ def _seconds(
     return sum(unit_s.get(group.modality, 0.0) * spool.units[group] for group in new) / workers
 
 
-def _workers(
-    options: AnnotateOptions, settings: Settings, shards: int, *, on_gpus: bool
-) -> tuple[int, float, str | None]:
-    """Actors, GPUs that they share, and why the cluster could not be asked."""
+def _workers(options: AnnotateOptions, settings: Settings, shards: int) -> tuple[int, str | None]:
+    """Actors that the cluster has room for, and why it could not be asked."""
     cluster, problem = settings.cluster, None
     there = cluster.num_cpus or own_cpus()
     if (cluster.address or os.environ.get("RAY_ADDRESS") or "local") != "local":
         try:
             with ray_session(cluster) as session:
-                there = int(session.cpus)
+                there = max(int(session.cpus), cluster.max_cpus or 0)
         except UsageError as error:
             problem = str(error)
-    workers = max(1, min(options.workers or there, shards))
-    return workers, workers / settings.annotation.workers_per_gpu if on_gpus else 0.0, problem
+    return max(1, min(options.workers or there, shards)), problem
 
 
 def _outside(spool: Spool, roots: tuple[str, ...]) -> int:
@@ -274,11 +243,6 @@ def _outside(spool: Spool, roots: tuple[str, ...]) -> int:
         for chunk in spool.chunks(group)
         for uri in chunk["uri"].filter(chunk["caption"].is_null()).drop_null().to_pylist()[::step]
     )
-
-
-def _counted(counts: Mapping[str, int]) -> str:
-    kinds = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-    return f"{sum(counts.values()):,} items ({kinds})"
 
 
 def _engine(name: str, items_per_s: float | None) -> str:

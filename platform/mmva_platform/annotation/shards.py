@@ -20,6 +20,7 @@ from mmva.modalities import MODALITIES, towers_of
 
 # The longest work first, so that no worker is left with it alone at the end.
 MODALITY_ORDER: Final = ("video", "music", "image", "caption")
+MOST_SHARDS: Final = 1_000_000  # names have six digits, and sort as numbers do
 _SHARD_S: Final = 60.0
 _MOST_ROWS: Final = 65_536
 _MOST_STORED_ROWS: Final = 32_768  # rows with stored embeddings are in memory together, some 5 kB each
@@ -86,7 +87,7 @@ def limits_for(
         return Limits(max(1, min(shard_items, round(share * rows))), decoded_bytes=most_bytes)
     unit_s = seconds_per_unit(engines, hop_s)
     total_s = sum(unit_s.get(name, 0.0) * count for name, count in units_of.items())
-    seconds = min(_SHARD_S, share * total_s) or np.inf
+    seconds = min(max(_SHARD_S, 2 * total_s / MOST_SHARDS), share * total_s) or np.inf
     return Limits(_MOST_ROWS, seconds, most_bytes, unit_s)
 
 

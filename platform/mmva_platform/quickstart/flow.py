@@ -72,7 +72,7 @@ def run_quickstart(options: QuickstartOptions, settings: Settings) -> Quickstart
 
     preset(options.preset)
     if options.catalog is not None:
-        next(open_catalog(options.catalog, settings.storage).batches())
+        open_catalog(options.catalog, settings.storage).check()
     place = fresh_workspace(options.workdir)
     settings = settings.model_copy(update={"home": place.root})
     logger.info("quickstart: everything goes to %s", place.root)
