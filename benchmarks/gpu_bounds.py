@@ -45,13 +45,13 @@ def _make_image(folder: Path, number: int) -> None:
 
 def vit_preset(folder: Path) -> Preset:
     """CLIP's ViT-B/32 with random weights in a folder, and the tiny encoders for music and captions."""
-    import torch
-    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
-
     from mmva.backbones import BackboneSpec, preset
     from mmva.backbones.presets import Preset
 
     if not folder.exists():
+        import torch
+        from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
+
         torch.manual_seed(0)
         CLIPVisionModelWithProjection(CLIPVisionConfig()).save_pretrained(folder)
         CLIPImageProcessorPil().save_pretrained(folder)
