@@ -157,9 +157,7 @@ def main() -> int:
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--shard-items", type=int, default=5000)
     arguments = parser.parse_args()
-    with workspace(arguments.workdir) as workdir:
-        if any(workdir.iterdir()):
-            raise SystemExit(f"{workdir}: not empty; name another --workdir, or empty it")
+    with workspace(arguments.workdir, empty=True) as workdir:
         report = Report("kill_a_million", items=arguments.items, **{"shard items": arguments.shard_items})
         run = Run(workdir, arguments.items, arguments.shard_items)
         runs = [
