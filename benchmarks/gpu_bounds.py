@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SIDE: Final = 512
 BATCHES: Final = (64, 256, 1024)
-START_S: Final = 60.0  # until all processes are ready
+START_S: Final = 120.0  # until all processes are ready
 SAMPLE_MS: Final = 200
 
 

@@ -119,9 +119,9 @@ def test_only_one_usable_column_is_enough(tmp_path: Path) -> None:
 
 
 def test_rows_that_cannot_be_annotated_stay_to_be_quarantined(tmp_path: Path) -> None:
-    (tmp_path / "c.csv").write_text("uri,modality\nmovie.mpg,\nx.png,smell\n,image\n")
+    (tmp_path / "c.csv").write_text("uri,modality\nmovie.xyz,\nx.png,smell\n,image\n")
     assert [(row["id"], row["modality"]) for row in rows(tmp_path / "c.csv")] == [
-        ("movie.mpg", None),
+        ("movie.xyz", None),
         ("x.png", "smell"),
         ("row-2", "image"),
     ]
