@@ -81,6 +81,8 @@ class Run:
                 if not done and self.share() >= share:
                     done = act(process)
                 time.sleep(LOOK_S)
+        if process.returncode and not done:
+            raise SystemExit(f"exit {process.returncode} before the kill at {share:.2f}; its last line is above")
         return {
             "exit code": process.returncode,
             "killed": done,
