@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import psutil
 
@@ -71,20 +71,25 @@ def measured(command: Command | Sequence[str | Path], timeout_s: float | None = 
     """
     if not isinstance(command, Command):
         command = Command(tuple(map(str, command)))
-    with tempfile.TemporaryFile("w+") as errors:
-        begun = time.monotonic()
-        process = subprocess.Popen(command.arguments, env=command.environment, stdout=subprocess.DEVNULL, stderr=errors)
-        with watched(process.pid) as watch:
-            try:
-                code = process.wait(timeout_s)
-            except BaseException:
-                end_tree(process)
-                raise
+    begun = time.monotonic()
+    with tempfile.TemporaryFile("w+") as errors, started(command, errors) as process, watched(process.pid) as watch:
+        code = process.wait(timeout_s)
         seconds = time.monotonic() - begun
         if code:
             errors.seek(0)
             raise SystemExit(f"{' '.join(command.arguments)}: exit {code}\n{errors.read()[-2000:]}")
     return Measured(seconds, sum(watch.cpu_s.values()), watch.peak_mb)
+
+
+@contextmanager
+def started(command: Command, errors: IO[str] | None = None) -> Iterator[subprocess.Popen[Any]]:
+    """A process that does not outlive the block, nor does anything that it started; its output is dropped."""
+    process = subprocess.Popen(command.arguments, env=command.environment, stdout=subprocess.DEVNULL, stderr=errors)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            end_tree(process)
 
 
 def end_tree(process: subprocess.Popen[Any], number: int = signal.SIGTERM) -> None:
