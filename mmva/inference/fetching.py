@@ -102,7 +102,7 @@ class Fetching:
                 future = next(futures)
                 try:
                     data = self._result(future)
-                except Exception as error:  # a URI that no library foresaw raises anything
+                except Exception as error:  # an odd URI may raise anything
                     if is_environment_fault(error) and (self._is_outage(error) or not items_at_fault):
                         raise _as_fault(error, item.uri) from error
                     if self._is_outage(error):
