@@ -237,7 +237,7 @@ class Fetcher:
         if self._roots is not None:
             self._roots.check(uri)
         local = local_path_of(uri)
-        if local is not None and stat.S_ISFIFO(_mode(local)):  # opening a pipe would block
+        if local is not None and stat.S_ISFIFO(_mode(local)):  # to open a pipe would wait for ever
             raise MediaError("unreadable", f"{uri}: a pipe, not a file", stage="fetch")
         root, path = place_of(uri)
         if size is not None and size > most:

@@ -16,7 +16,6 @@ from mmva.errors import CheckFailed, OperationFailed
 from mmva.inference.config import default_preprocessing
 from mmva.inference.pipeline import Pipeline
 from mmva.inference.tables import matrix
-from mmva.media.limits import Limits
 from mmva.media.windows import HOP_S, WINDOW_S
 from mmva.modalities import Modality
 from mmva.predictor import ItemEncoder
@@ -118,11 +117,7 @@ class Embedder:
 
 
 def embed_part(
-    part: Part,
-    encoder: ItemEncoder,
-    read: Callable[[int], bytes] | None,
-    batch_size: int,
-    limits: Limits | None = None,
+    part: Part, encoder: ItemEncoder, read: Callable[[int], bytes] | None, batch_size: int
 ) -> NDArray[np.float32]:
     """Embeddings of a part's items, float32 [N, D], by the same path as in annotation and serving.
 
@@ -131,7 +126,6 @@ def embed_part(
         encoder: Of its modality.
         read: Row -> the bytes of its media; None for captions.
         batch_size: Images, windows or captions embedded at once.
-        limits: Those of the import; the defaults if None.
 
     Raises:
         OperationFailed: If an item does not decode; names it.
@@ -150,7 +144,6 @@ def embed_part(
         default_preprocessing({modality: {"fingerprint": part.fingerprint}}),
         lambda row, _size, _most: read(int(row)) if read else b"",
         batch_size=batch_size,
-        limits=limits,
         fetch_threads=1,
     )
     embedded = pipeline.embed(pa.table(columns))
