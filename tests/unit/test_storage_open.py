@@ -173,3 +173,12 @@ def test_a_file_system_without_credentials(bucket: Any, monkeypatch: pytest.Monk
     with pytest.raises(StorageDenied, match="no S3 credentials") as error:
         open_storage("s3://media/x", bucket.settings).filesystem()
     assert error.value.environment
+
+
+def test_a_bucket_whose_region_is_not_known(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_bucket: str) -> str:
+        raise OSError("no answer")
+
+    monkeypatch.setattr(fs, "resolve_s3_region", unknown)
+    with pytest.raises(StorageError, match=r"set storage\.s3_region"):
+        open_storage("s3://media/x", bucket.settings.model_copy(update={"s3_endpoint": None})).filesystem()
