@@ -118,7 +118,7 @@ def test_shards_of_a_huge_catalog_are_longer_than_a_minute_but_not_too_many() ->
 
 def test_a_shard_that_passes_between_two_stages_fits_into_memory() -> None:
     items = uniform(10_000, "image")
-    limits = limits_for({"image": 10_000.0}, 10_000, {"image": engine("cuda", 5_000.0)}, 1.5)
+    limits = limits_for({"image": 1e9}, 10**9, {"image": engine("cuda", 5_000.0)}, 1.5)
     assert sizes(items, limits)[0] * 400 * 300 * 3 <= 256e6
     assert sizes(items, limits)[0] > 500
     on_cpus = limits_for({"image": 10_000.0}, 10_000, {"image": engine("onnx", 5_000.0)}, 1.5)
