@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import platform
 import statistics
 import time
@@ -25,6 +24,7 @@ from pydantic import Field, ValidationError
 
 from mmva.config import MethodConfig
 from mmva.errors import OperationFailed
+from mmva.files import write_atomically
 
 if TYPE_CHECKING:
     from mmva.predictor import Predictor
@@ -159,7 +159,7 @@ class CalibrationCache:
 
     def write(self, calibration: Calibration) -> None:
         """Store a measurement."""
-        _write_atomically(self._file, calibration.model_dump_json(indent=1).encode())
+        write_atomically(self._file, calibration.model_dump_json(indent=1).encode())
 
     def read_network(self, sha256: str | None = None) -> bytes | None:
         """The exported network if it is here undamaged, and has this digest if one is given."""
@@ -172,8 +172,8 @@ class CalibrationCache:
 
     def write_network(self, data: bytes) -> None:
         """Store an exported network with its digest beside it."""
-        _write_atomically(self.network, data)
-        _write_atomically(self.network.with_suffix(".sha256"), sha256_hex(data).encode())
+        write_atomically(self.network, data)
+        write_atomically(self.network.with_suffix(".sha256"), sha256_hex(data).encode())
 
 
 def made_up_items(modality: str, sample_rate: int | None) -> list[Any]:
@@ -227,14 +227,6 @@ def _processor() -> str:
     wanted = ("vendor_id", "cpu family", "model", "model name", "flags")
     found = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
     return "|".join(value.strip() for name, value in sorted(found.items()) if name.strip() in wanted)
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    """Write to a temporary file, then rename it: readers see all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    temporary.replace(path)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from mmva_platform.annotation.fetcher import Fetcher, is_outage
 from mmva_platform.annotation.plan import Plan
 from mmva_platform.cluster import own_cpus
 from mmva_platform.datasets.embedder import EncoderLoader
-from mmva_platform.settings import Settings
+from mmva_platform.settings import Settings, limits_of
 from mmva_platform.storage import open_storage
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class Annotator:
             self.plan.preprocessing,
             Fetcher(self.settings.storage, self.plan.roots),
             batch_size=self.batch_size,
+            limits=limits_of(self.settings),
             is_outage=is_outage,
             patience_s=self.settings.storage.patience_s,
             decode_threads=own_cpus() if self.plan.on_gpus else 0,

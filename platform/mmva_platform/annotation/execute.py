@@ -84,10 +84,11 @@ def _execute(
 
     plan: Plan = run["plan"]
     settings: Settings = run["settings"]
-    resources, before = Resources(max_workers=workers), None
+    resources, before, limit_s = Resources(max_workers=workers), None, settings.annotation.item_timeout_s
     if plan.on_gpus:
         resources = Resources(gpus=1 / settings.annotation.workers_per_gpu, max_workers=workers)
         before = Stage(ShardDecoder, run)
+        limit_s = max(limit_s, settings.cluster.stall_timeout_s)  # threads decode while another loads the model
     model = {"name": plan.model.name, "version": plan.model.version or "", "digest": plan.model.digest}
     records: list[CommitRecord] = []
     with ray_session(settings.cluster), drain_on_sigterm() as stopping, progress("annotate", items) as advance:
@@ -108,7 +109,7 @@ def _execute(
             kwargs=run | {"batch_size": batch_size},
             resources=resources,
             before=before,
-            step_limit_s=settings.annotation.item_timeout_s,
+            step_limit_s=limit_s,
             stopping=stopping,
             on_heartbeat=HeartbeatFile(storage),
         )

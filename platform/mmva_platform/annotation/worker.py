@@ -15,7 +15,7 @@ from mmva_platform.annotation.fetcher import Fetcher, is_outage
 from mmva_platform.annotation.plan import ItemReader, Plan
 from mmva_platform.bulk import ISOLATE_AFTER, Attempt
 from mmva_platform.monitoring.logs import bound, write_json_logs
-from mmva_platform.settings import Settings
+from mmva_platform.settings import Settings, limits_of
 from mmva_platform.storage import open_storage
 from mmva_platform.storage.outage import retry_while_unavailable
 
@@ -156,6 +156,7 @@ class ShardDecoder:
             sample_rate_of(info),
             self._run.plan.preprocessing,
             Fetcher(storage, self._run.plan.roots),
+            limits=limits_of(self._run.settings),
             fetching=partial(
                 Fetching,
                 is_outage=is_outage,

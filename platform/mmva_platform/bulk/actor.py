@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from mmva.errors import CheckFailed, MediaError, OperationFailed, UsageError
+from mmva.errors import CheckFailed, EnvironmentFault, MediaError, OperationFailed, UsageError
 from mmva_platform.bulk.attempt import Attempt, ShardWorker
 from mmva_platform.bulk.monitor import HEARTBEAT_S
 
@@ -55,12 +55,15 @@ class ShardActor:
         self._stage, self._monitor, self._step_limit_s = stage, monitor, step_limit_s
         context = ray.get_runtime_context()
         self._node, self._handle = context.get_node_id(), context.current_actor
+        self._has_gpu, self._gpu_lost = bool(ray.get_gpu_ids()), False
         self._failures = 0
         self._now: tuple[tuple[str, str], Attempt] | None = None
         threading.Thread(target=self._send_heartbeats, daemon=True).start()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Run the one shard of the batch (ROW); a row that failed in an earlier stage passes through."""
+        if self._gpu_lost:
+            os._exit(1)  # a CUDA context never recovers: Ray starts another process, which runs this shard
         (row,) = batch.to_pylist()
         if row["error"] is None and not row["skipped"]:
             row |= self._outcome(row) | {"node": self._node}
@@ -85,6 +88,7 @@ class ShardActor:
             return {"value": ray.cloudpickle.dumps(value)}
         except Exception as error:  # noqa: BLE001 - one shard's error is not the pipeline's
             self._failures += 1
+            self._gpu_lost = self._has_gpu and isinstance(error, EnvironmentFault)
             # A node that fails at once would otherwise take all shards before a good one has finished its first.
             time.sleep(min(_LONGEST_PAUSE_S, 2.0 ** (self._failures - 2)))
             return {"value": None, "error": _pickled(error)}

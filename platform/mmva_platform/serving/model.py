@@ -26,7 +26,7 @@ from mmva_platform.annotation.fetcher import Fetcher
 from mmva_platform.annotation.plan import ModelInfo
 from mmva_platform.datasets.embedder import EncoderLoader
 from mmva_platform.serving.services import ItemRequest, Row
-from mmva_platform.settings import Settings
+from mmva_platform.settings import Settings, limits_of
 from mmva_platform.storage import StorageUnavailable, open_storage
 from mmva_platform.tracking.resolve import ResolvedModel
 
@@ -139,6 +139,7 @@ class _Items:
             default_preprocessing(self._model.backbones),
             self._fetch,
             batch_size=self.settings.serving.batch_size,
+            limits=limits_of(self.settings),
             on_progress=self.on_progress,
         )
 
