@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Iterable
 from functools import lru_cache
-from pathlib import Path
 
 from mmva.errors import MediaError
-from mmva_platform.annotation.roots import AllowedRoots, local_path_of, place_of
+from mmva_platform.annotation.roots import AllowedRoots
 from mmva_platform.settings import StorageSettings
-from mmva_platform.storage import Storage, StorageTooLargeError, StorageUnavailable, open_storage
+from mmva_platform.storage import Storage, StorageTooLargeError, StorageUnavailable, open_storage, place_of
 
 
 class Fetcher:
@@ -41,9 +39,6 @@ class Fetcher:
         """
         if self._roots is not None:
             self._roots.check(uri)
-        local = local_path_of(uri)
-        if local is not None and stat.S_ISFIFO(_mode(local)):  # opening a pipe would block
-            raise MediaError("unreadable", f"{uri}: a pipe, not a file", stage="fetch")
         root, path = place_of(uri)
         if size is not None and size > most:
             raise MediaError("too-many-bytes", f"{uri}: {size} bytes, the limit is {most}", stage="fetch")
@@ -57,10 +52,3 @@ class Fetcher:
 def is_outage(error: Exception) -> bool:
     """Whether a fetch failed because storage gives no answer."""
     return isinstance(error, StorageUnavailable)
-
-
-def _mode(path: str) -> int:
-    try:
-        return Path(path).stat().st_mode
-    except (OSError, ValueError):  # reading it raises the right error
-        return 0

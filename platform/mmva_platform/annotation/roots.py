@@ -78,15 +78,3 @@ def local_path_of(uri: str) -> str | None:
     if uri.startswith("file://"):
         uri = unquote(uri.removeprefix("file://"))
     return uri if uri.startswith("/") else None
-
-
-def place_of(uri: str) -> tuple[str, str]:
-    """The storage to open for a media file and its path there: the bucket on S3, the folder elsewhere.
-
-    Raises:
-        UsageError: If the URI names no file.
-    """
-    if uri.startswith("s3://"):
-        bucket, _, key = uri.removeprefix("s3://").partition("/")
-        return f"s3://{bucket}", key
-    return split_uri(uri)

@@ -77,7 +77,7 @@ def find_media(labels: Sequence[Labels], media: Storage) -> tuple[list[Candidate
     Raises:
         UsageError: If there is no file at all.
     """
-    entries = {entry.path: entry for entry in media.list()}
+    entries = {entry.path: entry for entry in media.walk()}
     if not entries:
         raise UsageError(f"{media.uri}: no files there; give the folder or prefix that holds the media")
     candidates: list[Candidate] = []
