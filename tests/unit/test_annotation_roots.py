@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from mmva.errors import MediaError, UsageError
-from mmva_platform.annotation.roots import AllowedRoots, catalog_root, normalised_root, place_of
+from mmva_platform.annotation.roots import AllowedRoots, catalog_root, normalised_root
+from mmva_platform.storage import place_of
 
 
 @pytest.fixture
