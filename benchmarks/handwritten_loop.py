@@ -1,6 +1,6 @@
-"""The peer of annotation.py: what a good engineer writes by hand, a DataLoader that decodes and a loop that infers.
+"""The peer of annotate_images.py and annotation.py, as a good engineer writes it: a DataLoader and a loop.
 
-    python benchmarks/handwritten_loop.py --bundle DIR --media DIR --engine torch|onnx [--onnx FILE] --items N
+    python benchmarks/handwritten_loop.py --bundle DIR --media DIR [--onnx FILE] --items N --out FILE
 
 No bookkeeping: one Parquet file at the end, a bad file ends it. Prints one JSON line.
 """

@@ -13,9 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 import psutil
+
+if TYPE_CHECKING:
+    from mmva.backbones.presets import Preset
 
 ROOT = Path(__file__).resolve().parents[1]
 WATCH_S = 0.5
@@ -68,20 +71,25 @@ def measured(command: Command | Sequence[str | Path], timeout_s: float | None = 
     """
     if not isinstance(command, Command):
         command = Command(tuple(map(str, command)))
-    with tempfile.TemporaryFile("w+") as errors:
-        begun = time.monotonic()
-        process = subprocess.Popen(command.arguments, env=command.environment, stdout=subprocess.DEVNULL, stderr=errors)
-        with watched(process.pid) as watch:
-            try:
-                code = process.wait(timeout_s)
-            except BaseException:
-                end_tree(process)
-                raise
+    begun = time.monotonic()
+    with tempfile.TemporaryFile("w+") as errors, started(command, errors) as process, watched(process.pid) as watch:
+        code = process.wait(timeout_s)
         seconds = time.monotonic() - begun
         if code:
             errors.seek(0)
             raise SystemExit(f"{' '.join(command.arguments)}: exit {code}\n{errors.read()[-2000:]}")
     return Measured(seconds, sum(watch.cpu_s.values()), watch.peak_mb)
+
+
+@contextmanager
+def started(command: Command, errors: IO[str] | None = None) -> Iterator[subprocess.Popen[Any]]:
+    """A process that does not outlive the block, nor does anything that it started; its output is dropped."""
+    process = subprocess.Popen(command.arguments, env=command.environment, stdout=subprocess.DEVNULL, stderr=errors)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            end_tree(process)
 
 
 def end_tree(process: subprocess.Popen[Any], number: int = signal.SIGTERM) -> None:
@@ -183,14 +191,15 @@ def git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def make_bundle(folder: Path, preset_name: str = "compact") -> Path:
+def make_bundle(folder: Path, backbones: str | Preset = "compact") -> Path:
     """An untrained model over a preset's encoders: speed does not depend on what the towers have learnt."""
     if not folder.exists():
         from mmva.backbones import load_encoder, preset
         from mmva.bundle import save_bundle
         from mmva.model import MMVA
 
-        encoders = {modality: load_encoder(spec) for modality, spec in preset(preset_name).specs.items()}
+        chosen = preset(backbones) if isinstance(backbones, str) else backbones
+        encoders = {modality: load_encoder(spec) for modality, spec in chosen.specs.items()}
         model = MMVA({modality: encoder.dim for modality, encoder in encoders.items()})
         model.attach_encoders(encoders)
         save_bundle(folder, model, intervals={}, card="untrained", provenance={})
@@ -198,10 +207,20 @@ def make_bundle(folder: Path, preset_name: str = "compact") -> Path:
 
 
 @contextmanager
-def workspace(folder: Path | None) -> Iterator[Path]:
-    """The given folder, which is kept, or a temporary one. SIGTERM then ends the benchmark as Ctrl-C does."""
+def workspace(folder: Path | None, *, empty: bool = False) -> Iterator[Path]:
+    """The given folder, which is kept, or a temporary one. SIGTERM then ends the benchmark as Ctrl-C does.
+
+    Args:
+        folder: The folder; None for a temporary one.
+        empty: Whether to refuse a folder that holds something.
+
+    Raises:
+        SystemExit: If it does.
+    """
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="mmva-benchmark-") as name:
         path = (folder or Path(name)).resolve()
         path.mkdir(parents=True, exist_ok=True)
+        if empty and any(path.iterdir()):
+            raise SystemExit(f"{path}: not empty; name another --workdir, or empty it")
         yield path

@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from harness import Command, end_tree, is_ray_worker, make_bundle, mmva, watched, workspace
+from harness import Command, end_tree, is_ray_worker, make_bundle, mmva, started, watched, workspace
 from report import Report
 
 PART_ROWS = 100_000
@@ -72,15 +72,16 @@ class Run:
             raise SystemExit(f"{' '.join(command.arguments)}: exit {done.returncode}")
         return json.loads(done.stdout)
 
-    def until(self, command: Command, share: float, act: Callable[[subprocess.Popen[bytes]], str]) -> dict[str, Any]:
+    def until(self, command: Command, share: float, act: Callable[[subprocess.Popen[Any]], str]) -> dict[str, Any]:
         """Run a command; act once this share is committed; what happened."""
         begun, before, done = time.monotonic(), self.committed(), ""
-        process = subprocess.Popen(command.arguments, env=command.environment, stdout=subprocess.DEVNULL)
-        with watched(process.pid) as watch:
+        with started(command) as process, watched(process.pid) as watch:
             while process.poll() is None:
                 if not done and self.share() >= share:
                     done = act(process)
                 time.sleep(LOOK_S)
+        if process.returncode and not done:
+            raise SystemExit(f"exit {process.returncode} before the kill at {share:.2f}; its last line is above")
         return {
             "exit code": process.returncode,
             "killed": done,
@@ -105,13 +106,13 @@ def make_catalog(folder: Path, items: int) -> Path:
     return folder
 
 
-def kill_driver(process: subprocess.Popen[bytes]) -> str:
+def kill_driver(process: subprocess.Popen[Any]) -> str:
     """SIGKILL the driver; return when its Ray is gone, too."""
     end_tree(process, signal.SIGKILL)
     return "driver"
 
 
-def kill_worker(process: subprocess.Popen[bytes]) -> str:
+def kill_worker(process: subprocess.Popen[Any]) -> str:
     """SIGKILL the busiest Ray worker of this driver."""
     workers = list(ray_workers(process.pid))
     if not workers:
@@ -157,9 +158,7 @@ def main() -> int:
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--shard-items", type=int, default=5000)
     arguments = parser.parse_args()
-    with workspace(arguments.workdir) as workdir:
-        if any(workdir.iterdir()):
-            raise SystemExit(f"{workdir}: not empty; name another --workdir, or empty it")
+    with workspace(arguments.workdir, empty=True) as workdir:
         report = Report("kill_a_million", items=arguments.items, **{"shard items": arguments.shard_items})
         run = Run(workdir, arguments.items, arguments.shard_items)
         runs = [

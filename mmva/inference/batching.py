@@ -122,7 +122,7 @@ class Batches:
                 launched = _Launched(track, encoder, batch, encoder.launch(contents))
             else:
                 emb_BD = encoder.encode(contents, batch_size=self._batch_size)
-        except Exception as error:  # noqa: BLE001 - an encoder meets contents that nobody foresaw
+        except Exception as error:  # noqa: BLE001 - an encoder may raise anything
             self._collect()
             self._embed_one_by_one(track, encoder, batch, error)
             return

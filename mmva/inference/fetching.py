@@ -7,7 +7,8 @@ import random
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from mmva.errors import EnvironmentFault, MediaError
@@ -101,7 +102,7 @@ class Fetching:
                 future = next(futures)
                 try:
                     data = self._result(future)
-                except Exception as error:  # a URI that no library foresaw raises anything
+                except Exception as error:  # an odd URI may raise anything
                     if is_environment_fault(error) and (self._is_outage(error) or not items_at_fault):
                         raise _as_fault(error, item.uri) from error
                     if self._is_outage(error):
@@ -121,7 +122,8 @@ class Fetching:
     def _result(self, future: Future[bytes]) -> bytes:
         while not future.done():
             self._on_progress("fetch")
-            wait([future], _REPORT_S)
+            with suppress(TimeoutError):
+                future.exception(_REPORT_S)
         return future.result()
 
     def _read(self, request: Request, stop: threading.Event) -> bytes:

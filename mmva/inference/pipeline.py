@@ -203,7 +203,7 @@ class Pipeline:
                     unit = self._prepared(unit)
             except NOT_AN_ITEM:
                 raise
-            except Exception as error:  # noqa: BLE001 - decoders meet bytes that nobody foresaw
+            except Exception as error:  # noqa: BLE001 - hostile bytes raise anything
                 media.error = as_media_error(error, "decode")
                 return
             finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 THREADS: Final = 32  # requests in flight: a GET takes 15 to 100 ms, and one core infers some 80 images a second
@@ -29,51 +30,62 @@ def prefetched(
     """Yield the results of the requests in order, each as a future.
 
     At most `in_flight` files and `held_bytes` bytes are fetched or waiting at a time, but always at least one file.
-    A finished fetch counts with its real size, one under way with its known size. Without a known size it counts as
-    twice the mean of the sizes seen so far, and until the first size is seen as the whole bound.
+    A finished fetch counts with its real size, one under way with its known size. Without a known size it counts with
+    twice the mean of the sizes seen so far, and with the whole bound until the first size is seen.
     """
-    waiting: deque[tuple[Future[bytes], Request]] = deque()
-    seen = _Sizes()
+    waiting: deque[_Fetch] = deque()
+    sizes = _Sizes(held_bytes)
     try:
         for request in requests:
-            while waiting and (
-                len(waiting) >= in_flight
-                or seen.held(waiting, held_bytes) + seen.expected(request, held_bytes) > held_bytes
-            ):
-                future, _ = waiting.popleft()
-                yield future
-                seen.add(future)
-                del future
-            waiting.append((pool.submit(fetch, request), request))
+            while waiting and (len(waiting) >= in_flight or sizes.held(waiting) + sizes.reserved(request) > held_bytes):
+                first = waiting.popleft()
+                yield first.future
+                sizes.add(first)
+                del first
+            waiting.append(_Fetch(pool.submit(fetch, request), request))
         while waiting:
-            yield waiting.popleft()[0]
+            yield waiting.popleft().future
     finally:  # the caller stopped early: do not fetch what nobody reads
-        for future, _ in waiting:
-            future.cancel()
+        for one in waiting:
+            one.future.cancel()
+
+
+@dataclass(slots=True)
+class _Fetch:
+    """A request under way or finished; then with its real size."""
+
+    future: Future[bytes]
+    request: Request
+    size: int | None = None
+
+    def real_size(self) -> int | None:
+        """Bytes that it holds; None while it is under way."""
+        if self.size is None and self.future.done():
+            failed = self.future.cancelled() or self.future.exception() is not None
+            self.size = 0 if failed else len(self.future.result())
+        return self.size
 
 
 class _Sizes:
-    """Sizes of the files fetched so far."""
+    """Bytes to reserve for a request, learned from the files fetched so far."""
 
-    def __init__(self) -> None:
-        self._count = self._total = 0
+    def __init__(self, most: int) -> None:
+        self._most, self._count, self._total = most, 0, 0
 
-    def add(self, future: Future[bytes]) -> None:
+    def add(self, fetch: _Fetch) -> None:
         """Note the size of a fetch that worked."""
-        if future.done() and not future.cancelled() and future.exception() is None:
+        size = fetch.real_size()
+        if size:
             self._count += 1
-            self._total += len(future.result())
+            self._total += size
 
-    def expected(self, request: Request, most: int) -> int:
-        """Bytes to reserve for a request that is not finished."""
+    def reserved(self, request: Request) -> int:
+        """Bytes of a request that is not finished."""
         if request.size is not None:
             return request.size
-        return 2 * self._total // self._count if self._count else most
+        return 2 * self._total // self._count if self._count else self._most
 
-    def held(self, waiting: Iterable[tuple[Future[bytes], Request]], most: int) -> int:
+    def held(self, waiting: Iterable[_Fetch]) -> int:
         """Bytes that the waiting requests hold or will hold."""
-        return sum(_size(future) if future.done() else self.expected(request, most) for future, request in waiting)
-
-
-def _size(future: Future[bytes]) -> int:
-    return 0 if future.exception() is not None else len(future.result())
+        real = ((one, one.real_size()) for one in waiting)
+        return sum(self.reserved(one.request) if size is None else size for one, size in real)

@@ -139,7 +139,7 @@ class _Row:
                 units.append(_packed(unit))
         except NOT_AN_ITEM:
             raise
-        except Exception as error:  # noqa: BLE001 - decoders meet bytes that nobody foresaw
+        except Exception as error:  # noqa: BLE001 - hostile bytes raise anything
             self.item.error = as_media_error(error, "decode")
             return 0
         self.units = units

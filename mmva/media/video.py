@@ -1,7 +1,7 @@
-"""Video bytes to a row of RGB pictures, one for each window of time; the sound track goes the way of all audio.
+"""Video bytes to a row of RGB pictures, one for each window of time; the sound track is decoded as all audio.
 
-Two passes over the bytes: the first reads packets without decoding, and knows the true duration and so the windows;
-the second decodes, and keeps one picture at a time. As with audio, the demuxer is named after the sniffed format.
+Two passes over the bytes: the first reads packets without decoding and gives the true duration, and so the windows; the
+second decodes and holds one picture at a time. As with audio, the demuxer is named after the sniffed format.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def _opened(data: bytes, kind: str) -> Iterator[Any]:
 
 
 def _picture_stream(container: Any) -> Any:
-    """The first stream of moving pictures: a cover is none."""
+    """The first stream of moving pictures, not a cover image."""
     return next((one for one in container.streams.video if not one.disposition & Disposition.attached_pic), None)
 
 

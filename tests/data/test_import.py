@@ -18,6 +18,7 @@ from mmva_platform.datasets.dataset import Dataset
 from mmva_platform.datasets.importing import import_dataset
 from mmva_platform.datasets.report import ImportReport
 from mmva_platform.datasets.schema import DATASET_SCHEMA
+from mmva_platform.storage import StorageUnavailable
 from mmva_platform.storage.local import LocalStorage
 
 pytestmark = pytest.mark.usefixtures("inline_cluster")
@@ -185,6 +186,25 @@ def test_files_behind_a_network_are_read_ahead(published: Any, out: Path, monkey
     monkeypatch.setattr(LocalStorage, "read", remote)
     monkeypatch.setattr(LocalStorage, "local_path", lambda *_: None)
     assert import_dataset(published.config(), str(out)).counts["music"].kept == 12
+
+
+def test_an_outage_of_storage_repeats_one_file_and_not_the_shard(
+    published: Any, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: Counter[str] = Counter()
+    real = LocalStorage.read
+
+    def remote(self: LocalStorage, path: str, most: int | None = None) -> bytes:
+        read[path] += 1
+        if path == "audio/4-2.wav" and read[path] == 1:
+            raise StorageUnavailable("no answer")
+        return real(self, path, most)
+
+    monkeypatch.setattr(LocalStorage, "read", remote)
+    monkeypatch.setattr(LocalStorage, "local_path", lambda *_: None)
+    assert import_dataset(published.config(), str(out)).counts["music"].kept == 12
+    audio = {path: count for path, count in read.items() if path.startswith("audio/")}
+    assert audio == dict.fromkeys(audio, 1) | {"audio/4-2.wav": 2}
 
 
 def test_a_split_that_dropped_items_move_is_the_one_of_the_rows_that_are_left(published: Any, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""Single items in a process that dies, hangs or raises: exactly the guilty items are given up."""
+"""Single items in a process that dies, hangs or raises: exactly those items are given up."""
 
 import os
 import signal

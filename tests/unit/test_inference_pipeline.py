@@ -17,7 +17,12 @@ from mmva.inference.pipeline import Pipeline
 from mmva_platform.annotation.commit import ShardResult
 from mmva_platform.annotation.fetcher import Fetcher, is_outage
 from mmva_platform.annotation.results import annotate_items
-from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, QUARANTINE_SCHEMA, table_to_parquet
+from mmva_platform.annotation.schema import (
+    ANNOTATION_SCHEMA,
+    QUARANTINE_SCHEMA,
+    WINDOW_EMBEDDING_SCHEMA,
+    table_to_parquet,
+)
 from mmva_platform.settings import StorageSettings
 from mmva_platform.storage import StorageUnavailable
 
@@ -191,12 +196,14 @@ def test_the_point_is_the_head_of_the_mean_and_not_the_mean_of_the_heads(tmp_pat
     assert [window["valence"] for window in found["windows"]] == pytest.approx([0.04, 0.16, 0.36], abs=1e-3)
 
 
-def test_windows_embeddings_stand_in_a_table_of_their_own(tmp_path: Path) -> None:
-    files = {"long.wav": wav(4, 0.5), "short.wav": wav(1, 0.5)}
-    result = shard(tmp_path, files, [row(name, "music") for name in files])
+def test_windows_embeddings_are_a_table_of_their_own(tmp_path: Path) -> None:
+    samples = np.concatenate([np.full(2 * RATE, 0.25), np.full(2 * RATE, 0.75)]).astype(np.float32)
+    soundfile.write(tmp_path / "long.wav", samples, RATE, subtype="FLOAT")
+    result = shard(tmp_path, {"short.wav": wav(1, 0.5)}, [row(name, "music") for name in ("short.wav", "long.wav")])
+    assert result.windows.schema == WINDOW_EMBEDDING_SCHEMA
     assert result.windows["id"].to_pylist() == ["long.wav"] * 3
     assert result.windows["start_s"].to_pylist() == [0.0, 1.0, 2.0]
-    assert result.windows["embedding"].to_pylist() == [[0.5, 0.5]] * 3
+    assert result.windows["embedding"].to_pylist() == [[level] * 2 for level in (0.25, 0.5, 0.75)]
 
 
 def test_heads_run_once_for_the_items_and_once_for_the_windows(tmp_path: Path) -> None:

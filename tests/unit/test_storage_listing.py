@@ -109,18 +109,19 @@ def test_large_prefixes_are_listed_by_many_requests_at_once(shape: str, order: C
     assert len(server.running_at_start) < 2.2 * len(server.keys) / server.page + 60
 
 
-def test_memory_is_bounded_however_slow_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shape", ["one flat folder of hex names", "a folder for each file"])
+def test_memory_is_bounded_however_large_the_prefix(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[int] = []
-    request = s3_listing._request
+    collected = s3_listing._collected
 
-    def watched(line: list[Any], *arguments: Any) -> None:
+    def watched(line: list[Any]) -> list[Any]:
         held.append(sum(item.found is not None for item in line))
-        request(line, *arguments)
+        return collected(line)
 
-    monkeypatch.setattr(s3_listing, "_request", watched)
-    server = Server(SHAPES["one flat folder of hex names"], by_bytes, page=10, latency_s=0.001)
-    assert server.walk("m") == server.keys  # 2,000 pages
-    assert max(held) < 2 * s3_listing._PAGES
+    monkeypatch.setattr(s3_listing, "_collected", watched)
+    server = Server(SHAPES[shape], by_bytes, page=5, latency_s=0.0005)
+    assert server.walk("m") == server.keys
+    assert max(held) < 350  # of 4,000 pages
 
 
 def test_a_reader_that_stops_ends_the_requests() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from botocore.exceptions import ClientError
 from pyarrow import dataset, fs
 
 from mmva_platform.settings import StorageSettings
@@ -82,6 +83,14 @@ def test_an_empty_file(storage: Storage) -> None:
     with storage.open("a.bin") as file:
         assert file.read() == b""
         assert file.seek(0, 2) == 0
+
+
+def test_an_empty_object_of_aws_has_no_range(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_request: object) -> object:
+        raise ClientError({"Error": {"Code": "InvalidRange"}, "ResponseMetadata": {"HTTPStatusCode": 416}}, "GetObject")
+
+    monkeypatch.setattr(bucket._client, "get_object", refuse)
+    assert bucket.open("a.bin").read() == b""
 
 
 def test_opening_what_is_missing(storage: Storage) -> None:
@@ -164,3 +173,12 @@ def test_a_file_system_without_credentials(bucket: Any, monkeypatch: pytest.Monk
     with pytest.raises(StorageDenied, match="no S3 credentials") as error:
         open_storage("s3://media/x", bucket.settings).filesystem()
     assert error.value.environment
+
+
+def test_a_bucket_whose_region_is_not_known(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_bucket: str) -> str:
+        raise OSError("no answer")
+
+    monkeypatch.setattr(fs, "resolve_s3_region", unknown)
+    with pytest.raises(StorageError, match=r"set storage\.s3_region"):
+        open_storage("s3://media/x", bucket.settings.model_copy(update={"s3_endpoint": None})).filesystem()

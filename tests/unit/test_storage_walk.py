@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from moto.s3.models import s3_backends
 
 from mmva_platform.settings import StorageSettings
-from mmva_platform.storage import Storage, StorageDenied, StoragePathError, open_storage, read_uri
+from mmva_platform.storage import Storage, StorageDenied, StorageError, StoragePathError, open_storage, read_uri
 
 ODD_KEYS = [
     "2024//x.jpg", "./x.jpg", "../x.jpg", "/x.jpg", "a/../../x.jpg", "https%3A%2F%2Fexample.com%2Fa.jpg",
@@ -146,6 +146,17 @@ def test_an_unreadable_folder_costs_only_itself(tmp_path: Path, monkeypatch: pyt
     walk = Walk(open_storage(tmp_path))
     assert walk.paths == ["a/x.jpg", "c/x.jpg"]
     assert walk.skipped == {"b": "permission denied"}
+    with pytest.raises(StorageError, match=f"{tmp_path}/b: cannot be listed"):  # our own files are never left out
+        list(open_storage(tmp_path).list())
+
+
+def test_a_file_deleted_during_the_walk_is_no_error(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_bytes(b"1")
+    listing = open_storage(tmp_path).list()
+    assert next(listing).path == "a"
+    (tmp_path / "b").unlink()
+    assert [entry.path for entry in listing] == ["c"]
 
 
 def test_an_unreadable_root_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

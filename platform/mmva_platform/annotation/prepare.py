@@ -24,6 +24,7 @@ from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, open_storage, probe_put_if_absent
 
 if TYPE_CHECKING:
+    from mmva_platform.annotation.on_workers import Workers
     from mmva_platform.tracking.registry import ResolvedModel
 
 logger = logging.getLogger(__name__)
@@ -125,8 +126,13 @@ def look_up(catalog: str, model: str, out: str, settings: Settings, options: Ann
     )
 
 
-def make_plan(request: Request, settings: Settings) -> Plan:
+def make_plan(request: Request, settings: Settings, workers: Workers | None = None) -> Plan:
     """Read the catalog, choose the engines, and write the run's plan.
+
+    Args:
+        request: What to plan.
+        settings: Storage, and where backbones come from.
+        workers: Where engines are measured; this process if None.
 
     Raises:
         UsageError: If the catalog cannot be read or all of it is outside the roots, or an engine does not exist here.
@@ -139,7 +145,7 @@ def make_plan(request: Request, settings: Settings) -> Plan:
     probe_put_if_absent(storage)
     with spooled(request.catalog, request.roots, base.lookup() if base else None) as spool:
         tell(spool)
-        engines = _engines(request, spool, base, settings)
+        engines = _engines(request, spool, base, settings, workers)
         store_bundle(storage, request.resolved.bundle_dir, request.model)
         return write_plan(
             storage,
@@ -184,9 +190,11 @@ def tell(spool: Spool) -> None:
         )
 
 
-def _engines(request: Request, spool: Spool, base: Base | None, settings: Settings) -> dict[str, EngineInfo]:
+def _engines(
+    request: Request, spool: Spool, base: Base | None, settings: Settings, workers: Workers | None
+) -> dict[str, EngineInfo]:
     """Engines of the towers that the catalog needs; those of a base's embeddings, so that they can be used."""
-    from mmva.inference.engines import choose_engines, pack_bundle
+    from mmva.inference.engines import calibrate_bundle, choose_engines, pack_bundle
     from mmva_platform.datasets.embedder import EncoderLoader
 
     storage, wanted = request.storage, request.options.engine
@@ -204,7 +212,18 @@ def _engines(request: Request, spool: Spool, base: Base | None, settings: Settin
         return adopted
     cache = settings.home / "cache" / "engines"
     bundle, load = pack_bundle(request.resolved.bundle_dir), EncoderLoader.of(settings)
-    return adopted | choose_engines(bundle, wanted, missing, storage, cache=cache, load=load)
+    gpu = workers is not None and wanted == "auto" and workers.have_gpus()
+    calibrate = calibrate_bundle if workers is None else workers.calibrate
+    return adopted | choose_engines(
+        bundle,
+        wanted,
+        missing,
+        storage,
+        cache=cache,
+        load=load,
+        gpu=gpu,
+        measure=lambda modality: calibrate(bundle, modality, cache, load),
+    )
 
 
 def _preprocessing(resolved: ResolvedModel, options: AnnotateOptions) -> Preprocessing:

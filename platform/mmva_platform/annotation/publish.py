@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
 from pydantic import Field, ValidationError
@@ -13,8 +13,12 @@ from mmva.errors import CheckFailed, UsageError
 from mmva_platform.annotation.commit import CommitRecord, FileRecord
 from mmva_platform.annotation.plan import ModelInfo, Plan
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, QUARANTINE_SCHEMA, parquet_to_table, sha256_hex
+from mmva_platform.datasets.dataset import read_as_ray
 from mmva_platform.settings import Config, StorageSettings
 from mmva_platform.storage import Storage, StorageNotFound, open_storage
+
+if TYPE_CHECKING:
+    import ray.data
 
 MANIFEST_FILE: Final = "MANIFEST.json"
 RETRIES: Final = "retries"
@@ -171,7 +175,7 @@ def read_quarantine(out: str, settings: StorageSettings | None = None) -> pa.Tab
     return pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *iter_quarantine(out, settings)])
 
 
-def to_ray(out: str, settings: StorageSettings | None = None, columns: Sequence[str] | None = None) -> Any:
+def to_ray(out: str, settings: StorageSettings | None = None, columns: Sequence[str] | None = None) -> ray.data.Dataset:
     """A published annotation as a ray.data.Dataset over exactly the published files; needs a Ray session.
 
     Args:
@@ -182,19 +186,16 @@ def to_ray(out: str, settings: StorageSettings | None = None, columns: Sequence[
     Raises:
         UsageError: If the run is not published, or holds no annotated item.
     """
-    import ray.data
-
     places = generations(open_storage(out, settings), settings)
-    filesystem, _ = places[0].filesystem()
-    paths = [
-        f"{place.filesystem()[1]}/{commit.data.path}"
+    names = [
+        f"{place.uri.removeprefix(places[0].uri)}/{commit.data.path}".lstrip("/")
         for place in places
         for commit in read_manifest(place).shards
         if commit.data is not None
     ]
-    if not paths:
+    if not names:
         raise UsageError(f"{places[0].uri}: no item is annotated; see the quarantine")
-    return ray.data.read_parquet(paths, filesystem=filesystem, columns=columns and list(columns))
+    return read_as_ray(places[0], names, columns)
 
 
 def read_file(storage: Storage, record: FileRecord, columns: Sequence[str] | None = None) -> pa.Table:

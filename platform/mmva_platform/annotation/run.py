@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmva_platform.annotation.execute import carry_out
+from mmva_platform.annotation.on_workers import Workers
 from mmva_platform.annotation.options import AnnotateOptions
 from mmva_platform.annotation.plan import Plan, read_plan
 from mmva_platform.annotation.prepare import look_up, make_plan
@@ -45,8 +46,9 @@ def annotate(catalog: str, model: str, out: str, settings: Settings, **options: 
     begun = time.monotonic()
     chosen = validate(AnnotateOptions, options, "annotate")
     request = look_up(catalog, model, out, settings, chosen)
-    plan = request.continued() or make_plan(request, settings)
-    return _finished(request.storage, plan, request.resolved.bundle_dir, settings, options=chosen, begun=begun)
+    with Workers(settings.cluster) as workers:
+        plan = request.continued() or make_plan(request, settings, workers)
+        return _finished(request.storage, plan, request.resolved.bundle_dir, settings, options=chosen, begun=begun)
 
 
 def resume(out: str, settings: Settings, **options: Any) -> AnnotationSummary:

@@ -1,1 +1,1 @@
-"""Labelled media: import -> check -> shards -> embeddings, once per backbone."""
+"""Labeled media: import -> check -> shards -> embeddings, once per backbone."""

@@ -32,21 +32,12 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """A shard to be written: its candidates, all of one modality, and the split of each.
+    """A shard to be written: its name, such as image-00000, its candidates of one modality, and the split of each."""
 
-    Attributes:
-        number: Of the shard among those of its modality, from 0.
-    """
-
+    name: str
     modality: Modality
-    number: int
     candidates: tuple[Candidate, ...]
     splits: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """Unique in an import."""
-        return f"{self.modality}-{self.number:05d}"
 
 
 def read_labels(images_csv: str | None, music_csv: str | None, settings: StorageSettings) -> list[Labels]:
@@ -122,8 +113,8 @@ def plan_shards(
     shards: list[PlannedShard] = []
     for start, stop in _ranges(candidates, max_bytes, max_rows):
         modality = candidates[start].modality
-        rows = tuple(candidates[start:stop])
-        shards.append(PlannedShard(modality, numbers[modality], rows, tuple(splits[start:stop])))
+        name = f"{modality}-{numbers[modality]:05d}"
+        shards.append(PlannedShard(name, modality, tuple(candidates[start:stop]), tuple(splits[start:stop])))
         numbers[modality] += 1
     return shards
 

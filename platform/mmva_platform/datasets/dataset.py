@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -143,9 +143,11 @@ class Dataset:
         return data
 
 
-def read_as_ray(storage: Storage, names: Iterable[str]) -> ray.data.Dataset:
-    """Exactly these Parquet files of a storage as a lazy Ray dataset."""
+def read_as_ray(storage: Storage, names: Iterable[str], columns: Sequence[str] | None = None) -> ray.data.Dataset:
+    """Exactly these Parquet files of a storage, or some of their columns, as a lazy Ray dataset."""
     import ray.data
 
     filesystem, root = storage.filesystem()
-    return ray.data.read_parquet([f"{root}/{name}" for name in names], filesystem=filesystem)
+    return ray.data.read_parquet(
+        [f"{root}/{name}" for name in names], filesystem=filesystem, columns=columns and list(columns)
+    )

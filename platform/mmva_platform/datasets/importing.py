@@ -96,7 +96,8 @@ def import_dataset(config: ImportConfig, out: str, settings: Settings | None = N
             findings += found
             _require_all(labels, kept, findings, target)
             splits = _split([entry.candidate for entry in kept], config, split_file)
-            split_of = {(e.candidate.modality, e.candidate.id): split for e, split in zip(kept, splits, strict=True)}
+            keys = [(str(entry.candidate.modality), entry.candidate.id) for entry in kept]
+            split_of = dict(zip(keys, splits, strict=True))
             shards = amend_shards(written, split_of, target, settings)
     except OperationFailed as error:
         if target.exists(DATASET_FILE):  # the other import has removed files that this one had in common with it

@@ -21,8 +21,6 @@ from mmva_platform.storage import StorageNotFound
 DUPLICATE_TOLERANCE: Final = 0.05
 MISSING_FILE: Final = "missing-file"
 
-CheckDecodes = Callable[[Modality, bytes], None]  # raises MediaError
-
 
 @dataclass(frozen=True)
 class Inspected:
@@ -63,14 +61,14 @@ def check_decodes(modality: Modality, data: bytes) -> None:
 
 
 def inspect(
-    candidate: Candidate, read: Callable[[], bytes], check: CheckDecodes = check_decodes
+    candidate: Candidate, read: Callable[[], bytes], check: Callable[[bytes], object]
 ) -> tuple[Inspected, bytes]:
     """Hash and decode the file of a candidate.
 
     Args:
         candidate: Of an import.
         read: Gives the bytes of its file.
-        check: Decodes them.
+        check: Decodes them; raises MediaError if that fails.
 
     Returns:
         What was seen, and the bytes of the file.
@@ -80,11 +78,13 @@ def inspect(
     """
     try:
         data = read()
-    except StorageNotFound:
+    except StorageNotFound as error:
+        if error.environment:
+            raise
         return Inspected(candidate, "", "", MISSING_FILE, f"{candidate.path} vanished during the import"), b""
     sha256 = hashlib.sha256(data).hexdigest()
     try:
-        check(candidate.modality, data)
+        check(data)
     except MediaError as error:
         return Inspected(candidate, sha256, "", error.code, f"{candidate.path}: {error}"), data
     return Inspected(candidate, sha256, sniff(data) or ""), data

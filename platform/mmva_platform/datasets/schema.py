@@ -129,10 +129,11 @@ def require_files(storage: Storage, folder: str, names: Iterable[str]) -> None:
         )
 
 
-def write_shard(storage: Storage, modality: str, number: int, table: pa.Table) -> ShardInfo:
-    """Write rows of one modality (DATASET_SCHEMA) as a shard."""
+def write_shard(storage: Storage, stem: str, table: pa.Table) -> ShardInfo:
+    """Write rows of one modality (DATASET_SCHEMA) as a shard; its name begins with `stem`."""
     data = parquet_bytes(table)
-    name, sha256 = write_by_digest(storage, f"{SHARDS_FOLDER}/{modality}-{number:05d}", ".parquet", data)
+    name, sha256 = write_by_digest(storage, f"{SHARDS_FOLDER}/{stem}", ".parquet", data)
+    modality = table["modality"][0].as_py()
     return ShardInfo(name=name, modality=modality, rows=len(table), bytes=len(data), sha256=sha256)
 
 

@@ -1,6 +1,6 @@
-"""How bright an image is and how loud a clip: measured from a dataset's own media, to cut rows into slices by.
+"""How bright an image is and how loud a clip: measured from a dataset's own media, to divide rows into slices.
 
-N rows of a modality. Media are read once for a set of rows; the numbers then stay under home.
+N rows of a modality. The media are read once for a set of rows; the numbers are then cached under settings.home.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def brightness(data: bytes) -> float:
 
 
 def loudness(data: bytes) -> float:
-    """Root mean square of a piece of music, mono, in dB of full scale; SILENCE_DBFS for what is more quiet still."""
+    """Root mean square of a piece of music, mono, in dB of full scale; at least SILENCE_DBFS."""
     from mmva.media.audio import decode_audio
 
     rms = float(np.sqrt(np.mean(np.square(decode_audio(data, _SAMPLE_RATE), dtype=np.float64))))
@@ -48,11 +48,11 @@ def loudness(data: bytes) -> float:
 
 
 def measure(dataset: Dataset, modality: Modality, ids: Sequence[str], settings: Settings) -> NDArray[np.float64]:
-    """The trait of some of a modality's rows [N], in the order of the ids; NaN for an id whose media are not there.
+    """The trait of some of a modality's rows [N], in the order of the ids; NaN for an id without media.
 
     Raises:
         CheckFailed: If a shard is not the one that was published.
-        OperationFailed: If media do not decode here, which the import had checked.
+        OperationFailed: If media do not decode here although the import checked them.
     """
     key = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
     name = f"{dataset.digest[:16]}-{modality}-{key}-{_VERSION}.parquet"
@@ -92,7 +92,7 @@ def _value(modality: Modality, shard: str, data: bytes) -> float:
 
 
 def sources_of(dataset: Dataset, modality: Modality, ids: NDArray[np.str_]) -> NDArray[np.str_]:
-    """Where each row came from; a caption without a row of its own has its clip's."""
+    """Source of each row; a caption without a row of its own has the source of its clip."""
     labels = dataset.labels().select(["id", "source", "modality"]).to_pydict()
     kinds = {"caption": ("music", "caption")}.get(modality, (modality,))
     source_of = {
@@ -104,7 +104,7 @@ def sources_of(dataset: Dataset, modality: Modality, ids: NDArray[np.str_]) -> N
 
 
 def thirds(values_N: NDArray[np.float64], names: tuple[str, str, str]) -> NDArray[np.str_]:
-    """A name for each row by which third of these rows its value lies in; equal values have the same name."""
+    """One of three names for each row, by the third of these rows its value is in; equal values have the same name."""
     return np.asarray(names)[np.searchsorted(np.quantile(values_N, (1 / 3, 2 / 3)), values_N)]
 
 
@@ -115,20 +115,20 @@ def part_names(
     source_N: NDArray[np.str_],
     trait_N: NDArray[np.float64] | None,
 ) -> NDArray[np.str_] | None:
-    """The part that each row belongs to.
+    """The slice that each row belongs to.
 
     Args:
         kind: "source", "quadrant" (of the labels), "loudness" or "brightness".
         modality: Of the rows.
         label_N2: Their labels.
-        source_N: Where they came from.
-        trait_N: As measured; may be None.
+        source_N: Their sources.
+        trait_N: Their brightness or loudness; may be None.
 
     Returns:
-        Names; None if rows of this modality are not cut by this kind.
+        Names; None if rows of this modality are not divided by this kind.
 
     Raises:
-        ValueError: If they are, and what it takes was not measured on every row.
+        ValueError: If `kind` is the trait of this modality and it is unknown for a row.
     """
     if kind == "source":
         return source_N
@@ -137,5 +137,5 @@ def part_names(
     if TRAITS.get(modality) != kind:
         return None
     if trait_N is None or not np.isfinite(trait_N).all():
-        raise ValueError(f"{kind} is not known of every row")
+        raise ValueError(f"{kind} is unknown for some rows")
     return thirds(trait_N, LEVELS[kind])

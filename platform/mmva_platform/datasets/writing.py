@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from typing import Any, Final, TypeVar
 
 import pyarrow as pa
@@ -17,7 +18,7 @@ from mmva.inference.prefetch import THREADS, Request, prefetched
 from mmva.modalities import Modality
 from mmva_platform import bulk
 from mmva_platform.datasets.candidates import Candidate, PlannedShard
-from mmva_platform.datasets.inspection import MISSING_FILE, CheckDecodes, Inspected, check_decodes, inspect
+from mmva_platform.datasets.inspection import MISSING_FILE, Inspected, check_decodes, inspect
 from mmva_platform.datasets.schema import DATASET_SCHEMA, ShardInfo, read_parquet, write_shard
 from mmva_platform.progress import progress
 from mmva_platform.settings import Settings
@@ -33,22 +34,16 @@ class Written:
     """A shard as it was written.
 
     Attributes:
-        modality, number: Of the PlannedShard.
+        name: Of the PlannedShard.
         inspected: All of its candidates.
         split_of: Split by id of the candidates that decode.
         shard: None if no candidate decodes.
     """
 
-    modality: Modality
-    number: int
+    name: str
     inspected: tuple[Inspected, ...]
     split_of: dict[str, str]
     shard: ShardInfo | None
-
-    @property
-    def name(self) -> str:
-        """Of the PlannedShard."""
-        return f"{self.modality}-{self.number:05d}"
 
 
 def write_shards(planned: Sequence[PlannedShard], media: Storage, out: Storage, settings: Settings) -> list[Written]:
@@ -73,7 +68,7 @@ def write_shards(planned: Sequence[PlannedShard], media: Storage, out: Storage, 
 
 
 def amend_shards(
-    written: Sequence[Written], split_of: Mapping[tuple[Modality, str], str], out: Storage, settings: Settings
+    written: Sequence[Written], split_of: Mapping[tuple[str, str], str], out: Storage, settings: Settings
 ) -> list[ShardInfo]:
     """The shards of exactly the rows that are left: those with other rows or other splits are written again.
 
@@ -91,11 +86,11 @@ def amend_shards(
     for one in written:
         if one.shard is None:
             continue
-        wanted = {name: split_of[key] for name in one.split_of if (key := (one.modality, name)) in split_of}
+        wanted = {name: split_of[key] for name in one.split_of if (key := (one.shard.modality, name)) in split_of}
         if wanted == one.split_of:
             shards[one.name] = one.shard
         elif wanted:
-            tasks.append({"shard": one.name, "file": one.shard.name, "number": one.number, "split_of": wanted})
+            tasks.append({"shard": one.name, "file": one.shard.name, "split_of": wanted})
 
     def collect(result: tuple[str, ShardInfo]) -> None:
         shards.update([result])
@@ -129,7 +124,7 @@ class ShardWriter:
         """
         planned: PlannedShard = shard["planned"]
         inspected, split_of, rows = [], {}, []
-        with self._decoder(attempt) as check:
+        with self._decoder(planned.modality, attempt) as check:
             reads = zip(planned.candidates, planned.splits, self._reads(planned.candidates), strict=True)
             for done, (candidate, split, read) in enumerate(reads):
                 attempt.step("fetch", done)
@@ -147,22 +142,23 @@ class ShardWriter:
         info = None
         if rows:
             table = pa.Table.from_pylist(rows, schema=DATASET_SCHEMA)
-            info = self._waiting(lambda: write_shard(self._out, planned.modality, planned.number, table))
-        return Written(planned.modality, planned.number, tuple(inspected), split_of, info)
+            info = self._waiting(lambda: write_shard(self._out, planned.name, table))
+        return Written(planned.name, tuple(inspected), split_of, info)
 
     @contextmanager
-    def _decoder(self, attempt: bulk.Attempt) -> Iterator[CheckDecodes]:
+    def _decoder(self, modality: Modality, attempt: bulk.Attempt) -> Iterator[Callable[[bytes], object]]:
         """What decodes a file: in a process of its own once the shard has cost workers."""
         if attempt.deaths < bulk.ISOLATE_AFTER:
 
-            def check(modality: Modality, data: bytes) -> None:
+            def check(data: bytes) -> None:
                 attempt.step("decode")
                 check_decodes(modality, data)
 
             yield check
             return
-        with Isolated(_make_check, self._settings.annotation.item_timeout_s, _LOAD_TIMEOUT_S) as isolated:
-            yield lambda modality, data: isolated((modality, data))  # in step "fetch": the child has its own limit
+        make = partial(_make_check, modality)
+        with Isolated(make, self._settings.annotation.item_timeout_s, _LOAD_TIMEOUT_S) as isolated:
+            yield isolated  # the attempt stays in its step "fetch", without a limit: the child has its own
 
     def _reads(self, candidates: Sequence[Candidate]) -> Iterator[Callable[[], bytes]]:
         """For each file a function that gives its bytes; over a network they are fetched ahead."""
@@ -198,12 +194,10 @@ class ShardAmender:
         field = DATASET_SCHEMA.field("split")
         splits = pa.array([split_of[name] for name in ids if name in split_of], field.type)
         table = table.set_column(DATASET_SCHEMA.get_field_index("split"), field, splits).combine_chunks()
-        return shard["shard"], write_shard(self._out, table["modality"][0].as_py(), shard["number"], table)
+        return shard["shard"], write_shard(self._out, shard["shard"], table)
 
 
-def _make_check() -> Callable[[tuple[Modality, bytes]], None]:
-    """check_decodes in a child process; the decoders are loaded here and not at the expense of the first item."""
-    import mmva.media.audio
-    import mmva.media.images  # noqa: F401
-
-    return lambda item: check_decodes(*item)
+def _make_check(modality: Modality) -> Callable[[bytes], None]:
+    """check_decodes in a child process; the decoder is loaded here and not at the expense of the first item."""
+    import_module("mmva.media.images" if modality == "image" else "mmva.media.audio")
+    return partial(check_decodes, modality)

@@ -99,7 +99,7 @@ class Storage(ABC):
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """Our own files whose path starts with `prefix`, recursively, sorted by path; empty for a missing folder."""
+        """As `walk`, for our own files: one request after the other, and nothing is left out silently."""
 
     @abstractmethod
     def walk(self, prefix: str = "", on_skip: OnSkip | None = None) -> Iterator[Entry]:

@@ -11,7 +11,7 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from mmva.files import TEMPORARY, sync_folder, temporary_file, write_atomically
+from mmva.files import sync_folder, temporary_file, write_atomically
 from mmva_platform.storage.base import (
     Entry,
     OnSkip,
@@ -93,20 +93,8 @@ class LocalStorage(Storage):
         return self._at(path).is_file()
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """Files under the folder part of the prefix, filtered and sorted; links to folders are not followed."""
-        start = self.root / checked_prefix(prefix).rpartition("/")[0]
-        if not start.is_dir():
-            return
-        found = []
-        with _typed_errors(start):
-            for folder, _, names in os.walk(start, onerror=_raise):
-                for name in names:
-                    file = Path(folder, name)
-                    path = file.relative_to(self.root).as_posix()
-                    if path.startswith(prefix) and not name.startswith(TEMPORARY) and file.is_file():
-                        state = file.stat()
-                        found.append(Entry(path, state.st_size, str(state.st_mtime_ns)))
-        yield from sorted(found)
+        """Every file by path. Raises StorageError for what `walk` would leave out."""
+        return self.walk(prefix, self._refuse)
 
     def walk(self, prefix: str = "", on_skip: OnSkip | None = None) -> Iterator[Entry]:
         """Every regular file by path; links to places below the root are followed."""
@@ -129,6 +117,9 @@ class LocalStorage(Storage):
     def local_path(self, path: str) -> Path:
         """The file's path."""
         return self._at(path)
+
+    def _refuse(self, path: str, reason: str) -> None:
+        raise StorageError(f"{self.uri_of(path)}: cannot be listed ({reason})")
 
     def _at(self, path: str) -> Path:
         return self.root / checked(path)
@@ -164,7 +155,3 @@ def _typed_errors(place: Path) -> Iterator[None]:
         raise StorageDenied(f"{place}: permission denied") from error
     except OSError as error:
         raise StorageError(f"{place}: {error.strerror or error}") from error
-
-
-def _raise(error: OSError) -> None:
-    raise error

@@ -50,7 +50,9 @@ def walk_folder(root: Path, prefix: str, on_skip: OnSkip) -> Iterator[Entry]:
                 folders.append(_opened(root, path, state, folder.identities))
                 continue
         except OSError as error:
-            reason = _explained(entry, error)
+            if isinstance(error, FileNotFoundError) and not entry.is_symlink():
+                continue  # deleted in the meantime
+            reason = _explained(error)
         if reason is None:
             yield Entry(path, state.st_size, str(state.st_mtime_ns))
         else:
@@ -81,10 +83,8 @@ def _reason_to_skip(entry: os.DirEntry[str], state: os.stat_result, real_root: P
     return None if stat.S_ISREG(state.st_mode) else "not a regular file"
 
 
-def _explained(entry: os.DirEntry[str], error: OSError) -> str:
-    if entry.is_symlink() and isinstance(error, FileNotFoundError):
-        return "a dangling link"
-    return (error.strerror or str(error)).lower()
+def _explained(error: OSError) -> str:
+    return "a dangling link" if isinstance(error, FileNotFoundError) else (error.strerror or str(error)).lower()
 
 
 def _identity(state: os.stat_result) -> tuple[int, int]:

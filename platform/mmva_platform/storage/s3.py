@@ -185,11 +185,15 @@ class S3Storage(Storage):
         if credentials is None:
             raise NoCredentialsError
         frozen = credentials.get_frozen_credentials()
+        try:
+            region = self._session.region_name or resolve_s3_region(self.bucket)
+        except OSError as error:
+            raise StorageError(f"{self.uri}: set storage.s3_region, its region cannot be found ({error})") from error
         return S3FileSystem(
             access_key=frozen.access_key,
             secret_key=frozen.secret_key,
             session_token=frozen.token,
-            region=self._session.region_name or resolve_s3_region(self.bucket),
+            region=region,
             endpoint_override=settings.s3_endpoint,
             connect_timeout=settings.connect_timeout_s,
             request_timeout=settings.read_timeout_s,

@@ -5,8 +5,8 @@ request of a range returns a page; what lies behind that page is divided in two 
 halves are listed at the same time. A range divides until a page reaches its end.
 
 Servers differ in their order. AWS and MinIO sort keys by their bytes. SeaweedFS sorts folder by folder, so that "a/b"
-comes before "a-b". A range is only divided where both orders agree (see `_agrees`), and whole folders are listed with
-Prefix, which does not depend on the order. The entries come in the server's order.
+comes before "a-b". Both orders agree on what lies between the last key of a page and a name with the same start (see
+`between`), and a whole folder is listed by its prefix. The entries come in the server's order.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from typing import Any, Final, NamedTuple
 from mmva_platform.storage.base import Entry
 
 THREADS: Final = 16
-_AHEAD: Final = 64  # ranges from the reader's position on that may be requested
-_PAGES: Final = 128  # in memory, some 40 MB; up to twice as many while a large prefix is divided for the first time
+_AHEAD: Final = 64  # ranges that are requested or in memory from the reader's position on; a page takes some .3 MB
 _LAST: Final = "\U0010ffff"  # comes after every character that names use
 _ENDS: Final = (ord("9") + 1, ord("Z") + 1, ord("z") + 1, 0x7F, 0x10FFFE)  # of kinds of characters that names use
 
@@ -36,7 +35,7 @@ class _Found(NamedTuple):
 
 @dataclass(slots=True)
 class _Range:
-    """Keys with a prefix, after `after`, up to and including `until` (None: to the end).
+    """Keys with a prefix, after `after` and before `until` (None: to the end).
 
     `token` continues an earlier request and replaces `after`. `future` is the request for the first page, `found` its
     answer once the ranges behind it stand in line.
@@ -54,19 +53,18 @@ def walk_keys(list_page: ListPage, prefix: str, *, divide: bool = True) -> Itera
     """Every key with a prefix as an Entry with its full key, in the server's order; folder markers are left out.
 
     Args:
-        list_page: Makes one request from the arguments Prefix, StartAfter, ContinuationToken and MaxKeys.
+        list_page: Makes one request from the arguments Prefix, StartAfter and ContinuationToken.
         prefix: Start of the keys.
         divide: False for servers that list in no order; then the requests follow one another.
 
     Raises:
         StorageError: As `list_page`.
     """
-    lister = _Lister(list_page, divide=divide)
     line = [_Range(prefix)]  # in order; the ranges behind a page follow it
     with ThreadPoolExecutor(THREADS, thread_name_prefix="list") as pool:
         try:
             while line:
-                _request(line, pool, lister)
+                _request(line, pool, list_page, divide)
                 if line[0].found is None:
                     line = _collected(line)
                 else:
@@ -76,19 +74,11 @@ def walk_keys(list_page: ListPage, prefix: str, *, divide: bool = True) -> Itera
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _request(line: list[_Range], pool: ThreadPoolExecutor, lister: _Lister) -> None:
-    """Request the nearest ranges: one for each thread in any case, more only while there are few pages in memory.
-
-    Without the first rule, pages far ahead could fill the memory, and the reader would wait for one request at a time.
-    """
-    held = sum(item.found is not None for item in line)
-    running = sum(item.future is not None for item in line) - held
+def _request(line: list[_Range], pool: ThreadPoolExecutor, list_page: ListPage, divide: bool) -> None:  # noqa: FBT001
+    """Request the ranges next to the reader. Those farther on must wait, or their pages would fill the memory."""
     for item in line[:_AHEAD]:
-        if running >= THREADS and held + running >= _PAGES:
-            return
         if item.future is None:
-            item.future = pool.submit(lister.list_start, item)
-            running += 1
+            item.future = pool.submit(_list_start, item, list_page, divide)
 
 
 def _collected(line: list[_Range]) -> list[_Range]:
@@ -103,56 +93,36 @@ def _collected(line: list[_Range]) -> list[_Range]:
     return renewed
 
 
-class _Lister:
-    """Lists the start of a range and divides the rest; called from many threads."""
+def _list_start(part: _Range, list_page: ListPage, divide: bool) -> _Found:  # noqa: FBT001 - submitted to a pool
+    """The first page of a range, and the ranges behind it."""
+    start = {"ContinuationToken": part.token} if part.token else {"StartAfter": part.after} if part.after else {}
+    page = list_page({"Prefix": part.prefix, **start})
+    items = page.get("Contents", [])
+    inside = [item for item in items if part.until is None or item["Key"] < part.until]
+    entries = [
+        Entry(item["Key"], item["Size"], item.get("ETag", "").strip('"') or None)
+        for item in inside
+        if not item["Key"].endswith("/")
+    ]
+    if not page.get("IsTruncated") or len(inside) < len(items):
+        return _Found(entries, [])
+    rest = _divided(part, inside[0]["Key"], inside[-1]["Key"]) if divide and inside else []
+    return _Found(entries, rest or [_Range(part.prefix, part.after, part.until, page["NextContinuationToken"])])
 
-    def __init__(self, list_page: ListPage, *, divide: bool) -> None:
-        self._list_page, self._divide = list_page, divide
-        self._folders: dict[str, bool] = {}  # whether there are keys below a prefix
 
-    def list_start(self, part: _Range) -> _Found:
-        """The first page of a range."""
-        start = {"ContinuationToken": part.token} if part.token else {"StartAfter": part.after} if part.after else {}
-        page = self._list_page({"Prefix": part.prefix, **start})
-        items = page.get("Contents", [])
-        inside = [item for item in items if part.until is None or item["Key"] <= part.until]
-        entries = [
-            Entry(item["Key"], item["Size"], item.get("ETag", "").strip('"') or None)
-            for item in inside
-            if not item["Key"].endswith("/")
-        ]
-        if not page.get("IsTruncated") or len(inside) < len(items):
-            return _Found(entries, [])
-        return _Found(entries, self._rest(part, [item["Key"] for item in inside], page["NextContinuationToken"]))
-
-    def _rest(self, part: _Range, keys: list[str], token: str) -> list[_Range]:
-        """The ranges behind a page with these keys: two of them, or one that continues it."""
-        if self._divide and keys:
-            folder = part.prefix[: part.prefix.rfind("/") + 1]
-            name, slash, _ = keys[-1].removeprefix(folder).partition("/")
-            below = f"{folder}{name}/"
-            if not (slash and keys[0].startswith(below)):  # the page has more than one folder: divide among its names
-                middle = between(name, part.until and part.until.removeprefix(folder))
-                if middle is not None and self._agrees(folder, middle):
-                    middle = folder + middle + _LAST  # SeaweedFS leaves out a folder whose name is StartAfter
-                    return [_Range(part.prefix, keys[-1], middle), _Range(part.prefix, middle, part.until)]
-            if slash:
-                return [_Range(below, keys[-1]), _Range(part.prefix, below + _LAST, part.until)]
-        return [_Range(part.prefix, part.after, part.until, token)]
-
-    def _agrees(self, folder: str, name: str) -> bool:
-        """Whether all servers agree on which keys of a folder come before `name`.
-
-        They differ for the keys of a folder whose name is a start of `name` and is followed there by a character that
-        sorts before the slash: with "IMG-5", keys in "IMG/" come before it on some servers and after it on others.
-        """
-        risky = [folder + name[:i] + "/" for i in range(1, len(name)) if name[i] < "/"]
-        return not any(self._has_keys(prefix) for prefix in risky)
-
-    def _has_keys(self, prefix: str) -> bool:
-        if prefix not in self._folders:
-            self._folders[prefix] = bool(self._list_page({"Prefix": prefix, "MaxKeys": 1}).get("Contents"))
-        return self._folders[prefix]
+def _divided(part: _Range, first: str, last: str) -> list[_Range]:
+    """Two ranges for what lies behind a page with these first and last keys; empty if it cannot be divided."""
+    folder = part.prefix[: part.prefix.rfind("/") + 1]
+    name, slash, _ = last.removeprefix(folder).partition("/")
+    below = f"{folder}{name}/"
+    if not (slash and first.startswith(below)):  # the page has more than one folder: divide among its names
+        middle = between(name, part.until and part.until.removeprefix(folder))
+        if middle is not None:
+            middle = folder + middle + _LAST  # SeaweedFS leaves out a folder whose name is StartAfter
+            return [_Range(part.prefix, last, middle), _Range(part.prefix, middle, part.until)]
+    if slash:
+        return [_Range(below, last), _Range(part.prefix, below + _LAST, part.until)]
+    return []
 
 
 def between(low: str, high: str | None) -> str | None:
