@@ -17,6 +17,7 @@ from mmva_platform.annotation.shards import (
     equals_together,
     limits_for,
     limits_for_stored,
+    seconds_per_unit,
     shard_bounds,
     units,
 )
@@ -95,7 +96,8 @@ def test_no_shard_is_over_a_limit_unless_it_is_one_item(loads: list[tuple[float,
 
 def test_a_shard_is_a_minute_of_this_models_work() -> None:
     def largest(modality: str, of_tower: dict[str, EngineInfo], size: int | None = None) -> int:
-        of_large_catalog = limits_for({modality: 1e9}, 10**8, of_tower, 1.5)
+        units_of = {modality: 1e6 / seconds_per_unit(of_tower, 1.5).get(modality, 1.0)}  # of 12 days of work
+        of_large_catalog = limits_for(units_of, 10**8, of_tower, 1.5)
         return sizes(uniform(100_000, modality, size), of_large_catalog)[0]
 
     assert largest("image", {"image": engine("onnx", 82.0)}) == 60 * 82
