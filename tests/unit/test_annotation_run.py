@@ -174,11 +174,7 @@ def test_a_part_is_closed_early_when_it_is_large(storage: Storage, monkeypatch: 
 
 
 def silently_changed(data: bytes, group: int) -> bytes:
-<<<<<<< HEAD
-    """A Parquet file with one other byte: other values, which a reader without checksums takes as they are."""
-=======
     """A Parquet file with one byte changed, so that a row group has other values and reads without an error."""
->>>>>>> w-catalog
     before = pq.ParquetFile(pa.BufferReader(data)).read_row_group(group)
     column = pq.ParquetFile(pa.BufferReader(data)).metadata.row_group(group).column(0)
     for offset in range(column.data_page_offset, column.data_page_offset + column.total_compressed_size):
