@@ -23,8 +23,10 @@ from mmva.media.audio import decode_audio
 from mmva.media.images import decode_image
 from mmva.media.windows import HOP_S, WINDOW_S
 from mmva_platform.datasets import embedder
+from mmva_platform.datasets.dataset import Dataset
 from mmva_platform.datasets.embedder import Part, embed_part
 from mmva_platform.datasets.embedding import embed_dataset
+from mmva_platform.datasets.embedding_set import part_key
 from mmva_platform.datasets.features import load_features
 from mmva_platform.datasets.importing import import_dataset
 from mmva_platform.datasets.schema import ShardInfo
@@ -88,7 +90,9 @@ def test_only_what_is_missing_is_computed(dataset: str, monkeypatch: pytest.Monk
     (folder / "embeddings.json").unlink()
     part_file(folder, 1).unlink()
     damaged = part_file(folder, 2)
-    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1  # within the embeddings
+    damaged.write_bytes(data)
     written = []
     part_bytes = embedder.part_bytes
 
@@ -111,7 +115,10 @@ def test_parts_of_another_dataset_do_not_count(dataset: str, published: Any, tmp
         embed_dataset(other, "tiny", out)
     for folder in sets.values():
         (Path(folder) / "embeddings.json").unlink()
-    embed_dataset(other, "tiny", out)
+    folder = Path(embed_dataset(other, "tiny", out)["music"])
+    names = [part["name"] for part in json.loads((folder / "embeddings.json").read_text())["parts"]]
+    made_from = [part_key((folder / name).read_bytes())["shard_sha256"] for name in names]
+    assert made_from == [shard.sha256 for shard in Dataset.open(other).shards if shard.modality == "music"]
     features = load_features(other, "tiny", embeddings=out)
     assert list(features.split("train")["image"].ids) != list(load_features_of(dataset).split("train")["image"].ids)
 
