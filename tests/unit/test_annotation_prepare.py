@@ -178,7 +178,7 @@ def test_resume_of_a_published_run_says_so(
 ) -> None:
     planned()
     first = resume(out.uri, settings)
-    assert [call["max_errors"] for call in executed] == ["20%"]
+    assert [call["max_errors"] for call in executed] == [None]
     caplog.set_level(logging.INFO)
     again = resume(out.uri, settings)
     assert len(executed) == 1
@@ -326,9 +326,12 @@ def test_memory_of_planning_does_not_grow_with_the_catalog(tmp_path: Path) -> No
         ("5%", 1000, 100, 6, True),
         ("5%", 20, 20, 2, True),  # all there are
         ("0.5%", 1000, 1000, 6, True),
+        (None, 1000, 100, 20, False),
+        (None, 1000, 100, 21, True),
+        (None, 20, 20, 20, False),  # a few files of one person
     ],
 )
-def test_when_a_run_is_given_up(text: str, items: int, done: int, quarantined: int, exceeded: bool) -> None:
+def test_when_a_run_is_given_up(text: str | None, items: int, done: int, quarantined: int, exceeded: bool) -> None:
     assert ErrorLimit(text, items).exceeded(done, quarantined) is exceeded
 
 

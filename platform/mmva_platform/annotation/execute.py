@@ -38,7 +38,7 @@ def carry_out(
         settings: Storage and cluster.
         workers: Most actors.
         batch_size: See Pipeline.
-        max_errors: End the run when more items are quarantined: a number, or a share such as "20%".
+        max_errors: End the run when more items are quarantined; see ErrorLimit.
 
     Returns:
         The manifest, and how many shards were committed before.
@@ -120,7 +120,7 @@ class _Errors:
     """Counts quarantined items, and ends a run that has too many of them."""
 
     def __init__(self, storage: Storage, plan: Plan, max_errors: str | None) -> None:
-        self._uri, self._max_errors = storage.uri, max_errors
+        self._uri = storage.uri
         self._limit = ErrorLimit(max_errors, plan.catalog.items)
         self._done = self._quarantined = 0
         self._causes: Counter[str] = Counter()
@@ -134,5 +134,5 @@ class _Errors:
             (cause, count), *_ = self._causes.most_common(1)
             raise CheckFailed(
                 f"{self._uri}: {self._quarantined} of {self._done} items are quarantined ({count} {cause}), over the "
-                f"limit of {self._max_errors}; what is committed stays, a higher --max-errors continues from there"
+                f"limit of {self._limit.text}; what is committed stays, a higher --max-errors continues from there"
             )

@@ -14,8 +14,10 @@ from mmva_platform.settings import Config
 ENGINES: Final = ("auto", *get_args(EngineInfo.model_fields["name"].annotation))
 
 
-def _error_limit(text: str) -> str:
+def _error_limit(text: str | None) -> str | None:
     """A whole number, or a percentage."""
+    if text is None:
+        return None
     share = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)%", text)
     valid = float(share[1]) <= 100 if share else re.fullmatch(r"[0-9]+", text)
     if not valid:
@@ -38,8 +40,8 @@ class AnnotateOptions(Config):
     )
     base: str | None = Field(None, description="an earlier annotation, from which what has not changed is taken")
     incremental: bool = Field(default=False, description="take the newest annotation beside the output as the base")
-    max_errors: Annotated[str, AfterValidator(_error_limit)] = Field(
-        "20%", description="stop when more items than this are quarantined: 100, or 5%; a share counts from 100 items"
+    max_errors: Annotated[str | None, AfterValidator(_error_limit)] = Field(
+        None, description="stop above so many quarantined items: 100, or 5%; default 20% of 100 items or more"
     )
     roots: tuple[str, ...] = Field((), description="media may be read from here, besides the catalog's own place")
     keep_windows: bool = Field(default=True, description="keep windows' embeddings, for curves without media later")
@@ -57,18 +59,23 @@ class AnnotateOptions(Config):
 
 
 class ErrorLimit:
-    """Whether a run has quarantined more than its caller allows; a share counts from a hundred items on."""
+    """Whether a run has quarantined more than its caller allows; a share counts from a hundred items on.
+
+    Attributes:
+        text: The limit, such as "100" or "5%".
+    """
 
     _SMALLEST_SAMPLE = 100
+    _DEFAULT = "20%"
 
     def __init__(self, text: str | None, items: int) -> None:
-        self._text, self._items = text, items
+        """Bind to a catalog of so many items. Without a text a small catalog has no limit, others have the default."""
+        unlimited = text is None and items < self._SMALLEST_SAMPLE
+        self.text, self._items = ("100%" if unlimited else text or self._DEFAULT), items
 
     def exceeded(self, done: int, quarantined: int) -> bool:
         """With so many items done, so many of them quarantined."""
-        if self._text is None:
-            return False
-        if not self._text.endswith("%"):
-            return quarantined > int(self._text)
+        if not self.text.endswith("%"):
+            return quarantined > int(self.text)
         enough = done >= min(self._SMALLEST_SAMPLE, self._items)
-        return enough and quarantined > float(self._text[:-1]) / 100 * done
+        return enough and quarantined > float(self.text[:-1]) / 100 * done

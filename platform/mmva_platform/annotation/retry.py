@@ -63,7 +63,7 @@ def retry(
         if engine.file is not None and not place.exists(engine.file):
             place.put_if_absent(engine.file, places[-1].read(engine.file))
     with stored_bundle(storage, plan.model) as bundle_dir:
-        manifest, resumed = carry_out(place, plan, bundle_dir, settings, workers=workers)
+        manifest, resumed = carry_out(place, plan, bundle_dir, settings, workers=workers, max_errors="100%")
     return summarize(storage.uri, plan, manifest.totals, resumed=resumed, seconds=time.monotonic() - begun)
 
 

@@ -34,7 +34,9 @@ def annotate(
     incremental: Annotated[
         bool, typer.Option("--incremental", help="take the newest annotation beside --out as the base")
     ] = False,
-    max_errors: Annotated[str, typer.Option(help="stop above so many quarantined items: 100, or 5%")] = "20%",
+    max_errors: Annotated[
+        str | None, typer.Option(help="stop above so many quarantined items: 100, or 5%; default: 20% of 100 or more")
+    ] = None,
     root: Annotated[list[str] | None, typer.Option(help="media may be read from here, too; repeatable")] = None,
     windows: Annotated[bool, typer.Option(help="keep windows' embeddings, for curves without media later")] = True,
     workers: Annotated[int | None, typer.Option(min=1, help="actors; default: one a CPU")] = None,
@@ -74,7 +76,9 @@ def resume(
     *,
     workers: Annotated[int | None, typer.Option(min=1, help="actors; default: one a CPU")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="images, windows or captions embedded at once")] = 16,
-    max_errors: Annotated[str, typer.Option(help="stop above so many quarantined items: 100, or 5%")] = "20%",
+    max_errors: Annotated[
+        str | None, typer.Option(help="stop above so many quarantined items: 100, or 5%; default: 20% of 100 or more")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Finish a run that was cut short, from its directory alone; what was added to the catalog since is not listed."""

@@ -118,7 +118,7 @@ def carry_out(spec: JobSpec, settings: Settings) -> str | None:
             _settled_model(spec, settings),
             spec.out,
             settings,
-            **({"max_errors": spec.max_errors} if spec.max_errors else {}),
+            max_errors=spec.max_errors,
             engine=settings.serving.engine,
         )
     except _EXPECTED as error:
