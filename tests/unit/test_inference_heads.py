@@ -112,7 +112,7 @@ def test_an_annotation_keeps_its_curve_when_only_the_heads_run_again(tmp_path: P
     commit_shard(base, plan, "000000", first)
     publish(base, plan, [read_commit(base, "000000")])
     opened = open_base(base.uri, SETTINGS)
-    with spooled(Catalog.of_table("/m", items), (), opened.lookup()) as spool:
+    with spooled(Catalog.of_table("/m", items), ("/m",), opened.lookup()) as spool:
         plan = write_plan(
             out, spool, NEW, CUT,
             shard_items=8, base=opened.info(NEW), reusable=opened.reusable(CUT, opened.engines), keep_windows=True,
