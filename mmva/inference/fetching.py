@@ -39,16 +39,18 @@ class Outage:
 
     def lasts_too_long(self, error: Exception) -> bool:
         """Note a request without an answer; True once this outage has lasted for patience_s."""
+        now = self._clock()
         with self._lock:
-            now = self._clock()
-            if self._since is None:
-                self._since = now
-                logger.warning("storage is unavailable (%s); trying again", error)
-            return now - self._since >= self._patience_s
+            begins = self._since is None
+            since = self._since = now if self._since is None else self._since
+        if begins:
+            logger.warning("storage is unavailable (%s); trying again", error)
+        return now - since >= self._patience_s
 
     def end(self) -> None:
         """Note that storage answered."""
-        self._since = None
+        with self._lock:
+            self._since = None
 
 
 class Fetching:

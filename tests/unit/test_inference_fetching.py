@@ -149,6 +149,13 @@ def test_an_outage_begins_with_its_own_first_failure() -> None:
     assert outage.lasts_too_long(AwayError("no answer"))
 
 
+def test_an_outage_may_end_while_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread gets its answer while this one logs that there is none."""
+    outage = Outage(patience_s=120)
+    monkeypatch.setattr("mmva.inference.fetching.logger.warning", lambda *_text: outage.end())
+    assert not outage.lasts_too_long(AwayError("no answer"))
+
+
 def test_an_outage_that_lasts_too_long_is_raised() -> None:
     def fetch(uri: str) -> bytes:
         raise AwayError("no answer")
