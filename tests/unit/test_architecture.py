@@ -92,6 +92,13 @@ def test_rooms_import_in_one_direction(repository: Path) -> None:
                 assert order[parts[1]] <= order[room], f"{path} imports {name}"
 
 
+def test_no_package_makes_ray_slow_to_import() -> None:
+    """With rfc3987-syntax installed, jsonschema builds a grammar for 4 s of CPU time in every process of Ray."""
+    code = "import sys, ray; print('rfc3987_syntax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_jobs_are_thin(repository: Path) -> None:
     for path in _sources(repository / "jobs"):
         assert len(path.read_text().splitlines()) <= 40, path
