@@ -7,11 +7,13 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import chain
 from math import ceil
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torchaudio.transforms import Resample
+
+if TYPE_CHECKING:
+    from torchaudio.transforms import Resample
 
 # The filter bank grows with the reduced ratio's terms: an odd rate such as 44,101 Hz would need gigabytes. A ratio
 # with a denominator up to this is exact for every usual rate and else off by less than 3e-6 (.02 s in two hours).
@@ -56,10 +58,14 @@ def resample_blocks(
 
 @lru_cache(maxsize=8)
 def _resampler(orig: int, new: int) -> Resample:
+    from torchaudio.transforms import Resample
+
     return Resample(orig, new)
 
 
 def _apply(resample: Resample, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    import torch
+
     with torch.inference_mode():
         return resample(torch.from_numpy(samples)).numpy()
 
