@@ -127,7 +127,8 @@ def test_a_modality_without_tower_is_named(bundle):
 def test_inference_needs_no_torch(bundle):
     code = (
         "import sys, numpy as np; from mmva.bundle import read_bundle; from mmva.predictor import Predictor\n"
-        "import mmva.inference.pipeline, mmva.inference.heads, mmva.engines.onnx_encoder, mmva_platform.annotation.worker\n"
+        "import mmva.inference.pipeline, mmva.inference.heads, mmva.engines.onnx_encoder\n"
+        "import mmva_platform.annotation.worker\n"
         f"info, files = read_bundle({str(bundle)!r}); model = Predictor(info, files['model.safetensors'], None)\n"
         "model.predict_embeddings('image', np.zeros((2, 5), np.float32))\n"
         "print([m for m in ('torch', 'transformers', 'torchaudio', 'ray') if m in sys.modules])"
