@@ -94,13 +94,15 @@ class _Pass:
         self, shards: Mapping[str, dict[str, Any]], on_result: Callable[[Any], None], stopping: Callable[[], bool]
     ) -> None:
         """Rounds until no failed shard deserves another try."""
+        import ray
+
         todo = dict.fromkeys(shards, 1)
         try:
             while todo:
                 self._round(self._rows(shards, todo), on_result, stopping)
                 todo = self._failures.to_retry(self._usable_nodes())
         finally:
-            self._monitor.stop.remote()  # or shards of a pipeline that nobody reads would still be begun
+            ray.kill(self._monitor)  # an actor that cannot ask it begins no shard, so an abandoned pipeline drains
         self._failures.raise_if_any()
 
     def _round(
