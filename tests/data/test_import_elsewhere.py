@@ -146,8 +146,12 @@ class TestWorkersThatDie:
         assert check_dataset(str(run["folder"] / "imported")).ok
 
     def test_an_embedding_ends_and_names_the_item(self, run: dict[str, Any]) -> None:
-        assert "image '1002' in shards/image-00000-" in run["embed"]
-        assert "killed-worker" in run["embed"]
+        """Whichever of the two comes first."""
+        named = [
+            ("image '1002' in shards/image-0000", "killed-worker"),
+            ("image '1009' in shards/image-0000", "timed-out"),
+        ]
+        assert any(item in run["embed"] and cause in run["embed"] for item, cause in named)
 
     def test_of_two_imports_at_once_one_is_published(self, run: dict[str, Any]) -> None:
         lost = [result for result in run["twice"] if isinstance(result, str)]

@@ -37,6 +37,13 @@ class Worker:
         return {"shard": shard["shard"], "node": self._node} | facts
 
 
+class Before(Worker):
+    """The stage before: adds its own facts to the shard."""
+
+    def __call__(self, shard: dict[str, Any], attempt: Attempt) -> dict[str, Any]:
+        return shard | {"before": super().__call__(shard, attempt)}
+
+
 def run(worker: Any, shards: int, cluster: dict[str, Any] | None = None, **options: Any) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
     run_pass(
@@ -68,7 +75,7 @@ def lost_node(cluster: Cluster, folder: Path) -> dict[str, Any]:
 def gpu_node_later(cluster: Cluster) -> tuple[list[dict[str, Any]], str]:
     """A pass for a GPU begins while there is none. Ray starts nodes in the main thread only."""
     results: list[dict[str, Any]] = []
-    gpu, cpu = Resources(gpus=1.0), Stage(Worker, resources=Resources())
+    gpu, cpu = Resources(gpus=1.0), Stage(Before, resources=Resources())
     thread = threading.Thread(target=lambda: results.extend(run(Worker, 4, {"max_gpus": 1}, resources=gpu, before=cpu)))
     thread.start()
     time.sleep(3)

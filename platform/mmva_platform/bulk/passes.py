@@ -47,8 +47,8 @@ def run_pass(
         on_result: Called with each result; what it raises ends the pass.
         kwargs: For `worker`.
         resources: Of an actor of `worker`; one CPU by default.
-        before: A stage before, with actors of its own: `worker` gets its result under "before". For decoding on CPUs
-            what GPUs infer.
+        before: A stage before, with actors of its own, whose result `worker` gets instead of the shard: a mapping. For
+            decoding on CPUs what GPUs infer.
         step_limit_s: Longest step of a worker; see Attempt.step. settings.cluster.stall_timeout_s by default.
         stopping: Asked every second; once it returns True, shards under way are finished and no other begins.
         on_heartbeat: Called every few seconds with the shards under way.
