@@ -1,4 +1,4 @@
-"""Passes on several nodes of one machine; prints what happened as JSON. Run by test_bulk_nodes.py."""
+"""Passes on several nodes of one machine; writes what happened to found.json. Run by test_bulk_nodes.py."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def main(folder: Path) -> None:
         lost = lost_node(cluster, folder)
         gpu, gpu_node = gpu_node_later(cluster)
         found = {"bad": bad, "first": first.node_id, "lost": lost, "gpu": gpu, "gpu_node": gpu_node}
-        sys.stdout.write(json.dumps(found) + "\n")
+        (folder / "found.json").write_text(json.dumps(found))  # Ray writes to stdout, too
     finally:
         ray.shutdown()
         cluster.shutdown()
