@@ -75,11 +75,11 @@ def lost_node(cluster: Cluster, folder: Path) -> dict[str, Any]:
 def gpu_node_later(cluster: Cluster) -> tuple[list[dict[str, Any]], str]:
     """A pass for a GPU begins while there is none. Ray starts nodes in the main thread only."""
     results: list[dict[str, Any]] = []
-    gpu, cpu = Resources(gpus=1.0), Stage(Before, resources=Resources())
+    gpu, cpu = Resources(cpus=0.0, gpus=1.0), Stage(Before, resources=Resources())
     thread = threading.Thread(target=lambda: results.extend(run(Worker, 4, {"max_gpus": 1}, resources=gpu, before=cpu)))
     thread.start()
     time.sleep(3)
-    node = cluster.add_node(num_cpus=1, num_gpus=1)
+    node = cluster.add_node(num_cpus=0, num_gpus=1)
     thread.join()
     return results, node.node_id
 

@@ -17,6 +17,7 @@ from seaweed import free_ports
 
 _START_S = 90.0
 _STOP_S = 30.0
+_ACTOR = "ray::MapWorker(MapBatches(ShardActor))"  # a pass's actors, as Ray Data names their processes
 
 
 class RayHead:
@@ -55,7 +56,7 @@ class RayHead:
 
     def workers(self) -> list[psutil.Process]:
         """Processes that run a pool's actor now."""
-        return [process for process in self._processes() if _title(process).startswith("ray::_ShardActor")]
+        return [process for process in self._processes() if _title(process).startswith(_ACTOR)]
 
     def stop(self) -> None:
         """End the head, then what is left of its processes."""

@@ -17,7 +17,7 @@ from topology import Topology, ended
 from world import differences
 
 pytestmark = [pytest.mark.whole, pytest.mark.timeout(1200)]  # the first one waits for all of it to start
-ACTOR = "ray::_ShardActor"
+ACTOR = "ray::MapWorker(MapBatches(ShardActor))"
 BEGUN = 4  # commits after which things happen: of some 26 shards
 
 
