@@ -273,12 +273,13 @@ def _read(dataset: Any, arrived: queue.Queue[Any]) -> None:
 
 
 def _start_monitor(heartbeat_timeout_s: float) -> Any:
-    """The monitor, on this process's own node: it ends when the driver lets go of it."""
+    """The monitor, if possible on this process's own node; if its node is lost, it starts elsewhere and knows nothing."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(Monitor).remote(heartbeat_timeout_s)
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+    return ray.remote(**options)(Monitor).remote(heartbeat_timeout_s)
 
 
 def _node_resources() -> list[Mapping[str, float]]:
