@@ -62,6 +62,8 @@ def lost_node(cluster: Cluster, folder: Path) -> dict[str, Any]:
         while not list((folder / "lost").glob(f"*-{node.node_id}")):
             time.sleep(0.1)
         cluster.remove_node(node, allow_graceful=False)
+        while any(each["NodeID"] == node.node_id and each["Alive"] for each in ray.nodes()):
+            time.sleep(0.2)
         (folder / "lost" / "go").touch()
 
     thread = threading.Thread(target=lose)

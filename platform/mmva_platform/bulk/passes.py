@@ -273,7 +273,7 @@ def _read(dataset: Any, arrived: queue.Queue[Any]) -> None:
 
 
 def _start_monitor(heartbeat_timeout_s: float) -> Any:
-    """The monitor, if possible on this process's own node; if its node is lost, it starts elsewhere and knows nothing."""
+    """The monitor, on this process's node if possible; if its node is lost, it starts elsewhere and knows nothing."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
