@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -64,7 +65,8 @@ class RayHead:
         os.kill(self.process.pid, signal.SIGTERM)
         _, alive = psutil.wait_procs([psutil.Process(self.process.pid), *processes], timeout=_STOP_S)
         for process in alive:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may end by itself meanwhile
+                process.kill()
         self.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
