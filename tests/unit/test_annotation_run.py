@@ -24,7 +24,7 @@ from mmva_platform.annotation.commit import (
 )
 from mmva_platform.annotation.fetcher import Fetcher
 from mmva_platform.annotation.plan import ItemReader, ModelInfo, Plan, iter_items, read_plan
-from mmva_platform.annotation.publish import MANIFEST_FILE, publish, read_annotations, read_quarantine
+from mmva_platform.annotation.publish import MANIFEST_FILE, publish, read_annotations, read_quarantine, to_ray
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, QUARANTINE_SCHEMA, parquet_to_table
 from mmva_platform.annotation.status import status
 from mmva_platform.annotation.verify import verify
@@ -434,3 +434,15 @@ def test_verify_of_an_unfinished_run_says_what_is_missing(storage: Storage, sett
     problems = verify(storage.uri, settings).problems
     assert "shard 000001: not committed" in problems
     assert any("no published annotations" in problem for problem in problems)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("settings", ["folder"], indirect=True)
+def test_a_ray_dataset_reads_exactly_the_published_files(storage: Storage, settings: Settings) -> None:
+    plan, _ = finish(storage)
+    (first, *_), table = storage.list("data/"), read_annotations(storage.uri, settings.storage)
+    storage.write(f"data/{plan.shards[0]}-{'0' * 16}.parquet", storage.read(first.path))  # of an attempt that lost
+    rows = to_ray(storage.uri, settings.storage, ["id", "valence"]).take_all()
+    assert sorted(row["id"] for row in rows) == sorted(table["id"].to_pylist())
+    assert set(rows[0]) == {"id", "valence"}

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from mmva.errors import CheckFailed, UsageError
 from mmva.modalities import Modality
+from mmva_platform.cluster import quiet_ray_data
 from mmva_platform.datasets.schema import (
     DATASET_FILE,
     SCHEMA_VERSION,
@@ -147,7 +148,7 @@ def read_as_ray(storage: Storage, names: Iterable[str], columns: Sequence[str] |
     """Exactly these Parquet files of a storage, or some of their columns, as a lazy Ray dataset."""
     import ray.data
 
+    quiet_ray_data()
     filesystem, root = storage.filesystem()
-    return ray.data.read_parquet(
-        [f"{root}/{name}" for name in names], filesystem=filesystem, columns=columns and list(columns)
-    )
+    dataset = ray.data.read_parquet([f"{root}/{name}" for name in names], filesystem=filesystem)
+    return dataset if columns is None else dataset.select_columns(list(columns))
