@@ -27,13 +27,12 @@ $(STAMP): pyproject.toml constraints.txt requirements-wheels.txt
 quickstart: $(STAMP)  ## generate, import, embed, train, evaluate, promote, annotate, report
 	$(BIN)/mmva quickstart $(if $(WORKDIR),--workdir '$(WORKDIR)') $(if $(CATALOG),--catalog '$(CATALOG)')
 
-# Tests that start Ray run one after another: Ray uses all cores, and gives up a start that takes longer than 30 s.
 test: $(STAMP) lint  ## everything CI runs
-	$(BIN)/pytest -n $(JOBS) --dist loadfile -m 'not slow and not system and not whole'
-	$(BIN)/pytest -m '(slow or system) and not whole'
+	$(BIN)/pytest -n $(JOBS) --dist loadgroup -m 'not slow and not system and not whole'
+	$(BIN)/pytest -n $(JOBS) --dist loadgroup -m '(slow or system) and not whole'
 
 test-fast: $(STAMP)  ## the part to run while working
-	$(BIN)/pytest -n $(JOBS) --dist loadfile -m 'not slow and not system and not gpu and not whole'
+	$(BIN)/pytest -n $(JOBS) --dist loadgroup -m 'not slow and not system and not gpu and not whole'
 
 test-system: $(STAMP)  ## real clusters and failures, minutes each; nothing else should run beside it
 	$(BIN)/pytest -m whole

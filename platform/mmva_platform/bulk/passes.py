@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 _TICK_S: Final = 1.0
 _IN_FLIGHT: Final = 2  # shards an actor holds: the one it runs, and the next, so that it never waits for the driver
 _END: Final = object()
+_END_LIMIT_S: Final = 30.0
 
 
 def run_pass(
@@ -86,6 +87,8 @@ class _Pass:
         self._step_limit_s, self._on_heartbeat = step_limit_s, on_heartbeat
         self._failures = Failures(name, shards, settings.max_attempts)
         self._done = 0
+        self._over: list[bool] = []  # holds something once the pass is over
+        self._reader: threading.Thread | None = None
         for stage in stages:
             check_feasible(stage.resources, settings, _node_resources())
         self._monitor = _start_monitor(settings.stall_timeout_s)
@@ -102,7 +105,10 @@ class _Pass:
                 self._round(self._rows(shards, todo), on_result, stopping)
                 todo = self._failures.to_retry(self._usable_nodes())
         finally:
-            ray.kill(self._monitor)  # an actor that cannot ask it begins no shard, so an abandoned pipeline drains
+            self._over.append(True)
+            ray.kill(self._monitor)  # an actor that cannot ask it begins no further shard
+            if self._reader is not None:
+                self._reader.join(_END_LIMIT_S)
         self._failures.raise_if_any()
 
     def _round(
@@ -164,8 +170,9 @@ class _Pass:
     ) -> Iterator[dict[str, Any]]:
         """Rows of the pipeline as they arrive, with an eye on stops and stalls between them."""
         arrived: queue.Queue[Any] = queue.Queue()
-        dataset = _pipeline(rows, [self._operator(stage, len(rows), avoid) for stage in self._stages])
-        threading.Thread(target=_read, args=(dataset, arrived), daemon=True).start()
+        dataset = _pipeline(rows, [self._operator(stage, len(rows), avoid) for stage in self._stages], self._over)
+        self._reader = threading.Thread(target=_read, args=(dataset, arrived), daemon=True)
+        self._reader.start()
         moved, checked = time.monotonic(), 0.0
         stopped = False
         while True:
@@ -240,8 +247,8 @@ class _Pass:
         }
 
 
-def _pipeline(rows: list[dict[str, Any]], operators: Sequence[dict[str, Any]]) -> Any:
-    """One row = one block = one shard, through one actor pool a stage."""
+def _pipeline(rows: list[dict[str, Any]], operators: Sequence[dict[str, Any]], over: list[bool]) -> Any:
+    """One row = one block = one shard, through one actor pool a stage; ends early once `over` holds something."""
     import ray.data
 
     from mmva_platform.cluster import quiet_ray_data
@@ -250,12 +257,29 @@ def _pipeline(rows: list[dict[str, Any]], operators: Sequence[dict[str, Any]]) -
     context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = None  # a row is never split
     context.enable_progress_bars = False
+    context.custom_execution_callback_classes = [_ender(over)]
     with ray.data.DataContext.current(context):
         tables = [ROW.empty_table().from_pylist([row], schema=ROW) for row in rows]
         dataset = ray.data.from_arrow(tables)
         for operator in operators:
             dataset = dataset.map_batches(**operator)
     return dataset
+
+
+def _ender(over: list[bool]) -> Any:
+    """A callback of Ray Data that ends the pipeline of an abandoned pass: nothing public stops one that waits.
+
+    Args:
+        over: A list, because Ray pickles the context, with this class, for its workers, and an Event cannot be pickled.
+    """
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+    class Ender(ExecutionCallback):
+        def on_execution_step(self, executor: Any) -> None:
+            if over:
+                raise RuntimeError("the pass is over")
+
+    return Ender
 
 
 def _read(dataset: Any, arrived: queue.Queue[Any]) -> None:
