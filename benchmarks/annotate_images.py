@@ -75,10 +75,10 @@ def settings_to_try() -> list[Setting]:
     return [(workers, threads, batch) for workers in counts for threads in counts for batch in (8, 32)]
 
 
-def exported_network(out: Path, copy: Path) -> Path:
-    """The image network that a run exported, copied to where it stays."""
-    plan = json.loads((out / "plan.json").read_text())
-    shutil.copyfile(out / plan["engines"]["image"]["file"], copy)
+def exported_network(out: Path, tower: str, copy: Path) -> Path:
+    """The network that a run exported for a tower, copied to where it stays."""
+    plan = json.loads((out / "_mmva" / "000000" / "plan.json").read_text())
+    shutil.copyfile(out / "_mmva" / plan["engines"][tower]["file"], copy)
     return copy
 
 
@@ -88,7 +88,7 @@ def compare(bench: Bench, sizes: Sequence[int], rounds: int) -> tuple[list[dict[
     warm_up = make_pictures(bench.workdir / f"images-{TRIED}", TRIED)
     for variant in ("before", "ours"):
         bench.annotate(variant, warm_up)
-    network = exported_network(bench.out("ours"), bench.workdir / "network.onnx")
+    network = exported_network(bench.out("ours"), "image", bench.workdir / "network.onnx")
     setting = min(settings_to_try(), key=lambda tried: bench.by_hand(warm_up, TRIED, network, tried).seconds)
     rows = []
     variants = ["ours", "by hand", "before"]

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from annotate_images import Setting, settings_to_try
+from annotate_images import Setting, exported_network, settings_to_try
 from harness import Line, Measured, make_bundle, measured, mmva, workspace
 from made_media import make_pictures, make_tracks, spoil
 from report import Report, Row
@@ -63,8 +63,7 @@ def music(bench: Bench, sizes: tuple[int, int], rounds: int) -> Rounds:
     """Tracks of three minutes: seconds of audio a second."""
     media = {count: make_tracks(bench.workdir / f"tracks-{count}", count) for count in sizes}
     bench.ours(media[sizes[0]], "warm-up")
-    plan = json.loads((bench.out("warm-up") / "plan.json").read_text())
-    network = bench.out("warm-up") / plan["engines"]["music"]["file"]
+    network = exported_network(bench.out("warm-up"), "music", bench.workdir / "network.onnx")
 
     def by_hand(count: int, setting: Setting) -> Measured:
         return bench.by_hand(media[count], count, network, setting)
@@ -99,8 +98,8 @@ def corrupt(bench: Bench, sizes: tuple[int, int], rounds: int) -> Rounds:
 
 
 def share_of_commits(out: Path) -> float:
-    """Worker seconds of all stages over those without writing, from the manifest."""
-    seconds = json.loads((out / "MANIFEST.json").read_text())["totals"]["seconds"]
+    """Worker seconds of all stages over those without writing, from the version's record."""
+    seconds = json.loads((out / "_mmva" / "000000" / "version.json").read_text())["totals"]["seconds"]
     return sum(seconds.values()) / (sum(seconds.values()) - seconds["write"])
 
 

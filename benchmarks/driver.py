@@ -79,7 +79,7 @@ class Call:
         request = look_up(*self.words, self.settings, AnnotateOptions(**self.options))
         if request.continued() is None:
             raise SystemExit(f"{self.words[2]}: holds no plan; the step `plan` comes first")
-        read_commits(request.storage, sorted(committed_shards(request.storage)))
+        read_commits(request.storage, 0, sorted(committed_shards(request.storage, 0)))
 
     def publish(self) -> None:
         """The same call once more."""
@@ -109,7 +109,8 @@ class Call:
             read = ItemReader(storage, plan)
             for shard in shards:
                 rows = made_up_rows(read(shard), plan.run_id, shard)
-                result = ShardResult(rows, QUARANTINE_SCHEMA.empty_table(), work={"media": rows.num_rows})
+                work = {"media": rows.num_rows}
+                result = ShardResult(rows, QUARANTINE_SCHEMA.empty_table(), made_up_embeddings(rows), work)
                 commit_shard(storage, plan, shard, result)
 
         step = -(-len(plan.shards) // WRITERS)
@@ -124,7 +125,7 @@ def made_up_rows(items: pa.Table, run_id: str, shard: str) -> pa.Table:
     constants = {"modality": "image", "mood": "calm", "run_id": run_id, "shard": shard}
     columns = []
     for field in ANNOTATION_SCHEMA:
-        if field.name in {"id", "uri"}:
+        if field.name in {"id", "uri", "item_digest"}:
             column = items[field.name].cast(field.type)
         elif field.name in constants:
             column = pa.repeat(pa.scalar(constants[field.name], field.type), items.num_rows)
@@ -134,6 +135,16 @@ def made_up_rows(items: pa.Table, run_id: str, shard: str) -> pa.Table:
             column = pa.repeat(_any_value(field.type), items.num_rows)
         columns.append(column)
     return pa.table(columns, ANNOTATION_SCHEMA)
+
+
+def made_up_embeddings(rows: pa.Table) -> pa.Table:
+    """An embedding of one value for each row."""
+    from mmva_platform.annotation.schema import EMBEDDING_FILE_SCHEMA
+
+    kinds = EMBEDDING_FILE_SCHEMA
+    embedding = pa.repeat(pa.scalar([0.0], kinds.field("embedding").type), rows.num_rows)
+    columns = [rows["id"], embedding, pa.nulls(rows.num_rows, kinds.field("windows").type)]
+    return pa.table(columns, EMBEDDING_FILE_SCHEMA)
 
 
 def _any_value(kind: pa.DataType) -> pa.Scalar:
@@ -175,7 +186,7 @@ def measure(workdir: Path, items: int, steps: list[str], shard_items: int | None
         command += [] if shard_items is None else ["--shard-items", str(shard_items)]
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
         found[step] = json.loads(done.stdout.splitlines()[-1])
-    found["plan"]["shards"] = sum(1 for _ in folder.glob("out/commits/*.json"))
+    found["plan"]["shards"] = sum(1 for _ in folder.glob("out/_mmva/000000/commits/*.json"))
     return found
 
 

@@ -29,6 +29,7 @@ from report import Report
 
 PART_ROWS = 100_000
 LOOK_S = 0.2
+COMMITS = "_mmva/000000/commits/*.json"
 WORDS = ("calm", "bright", "slow", "loud", "warm", "tense", "sad")
 
 
@@ -56,11 +57,11 @@ class Run:
 
     def committed(self) -> int:
         """Number of commit records."""
-        return sum(1 for _ in self.out.glob("commits/*.json"))
+        return sum(1 for _ in self.out.glob(COMMITS))
 
     def share(self) -> float:
         """Committed share of the shards; 0 before there is a plan."""
-        if not self.shards and (self.out / "plan.json").exists():
+        if not self.shards and (self.out / "_mmva" / "000000" / "plan.json").exists():
             self.shards = self.json("annotations", "status", self.out)["shards"]
         return self.committed() / self.shards if self.shards else 0.0
 
@@ -136,11 +137,11 @@ def executed_items(out: Path, kills: int, workers: int) -> dict[str, int]:
     At least: the rows of commits, and those of files that no commit names. At most: the rows of commits, and for each
     kill one shard of every worker that died.
     """
-    commits = [json.loads(path.read_bytes()) for path in out.glob("commits/*.json")]
+    commits = [json.loads(path.read_bytes()) for path in out.glob(COMMITS)]
     needed = sum(commit["items"] for commit in commits)
-    named = {commit[kind]["path"] for commit in commits for kind in ("data", "quarantine") if commit[kind]}
-    left = [path for kind in ("data", "quarantine") for path in out.glob(f"{kind}/*.parquet")]
-    left = [path for path in left if path.relative_to(out).as_posix() not in named]
+    named = {file["path"] for commit in commits for file in commit["files"]}
+    files = out.glob("status=*/modality=*/*.parquet")
+    left = [path for path in files if path.relative_to(out).as_posix() not in named]
     largest = max(commit["items"] for commit in commits)
     return {
         "needed": needed,

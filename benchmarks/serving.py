@@ -181,7 +181,7 @@ def bulk(workdir: Path, settings: Any, number: int) -> float:
 
     out = str(workdir / f"bulk-{os.getpid()}-{number}")
     annotate(str(workdir / "pictures"), settings.serving.model, out, settings, workers=REPLICAS, shard_items=32)
-    speed = status(out, settings).generations[0].items_per_worker_s
+    speed = status(out, settings).items_per_worker_s
     assert speed is not None
     return REPLICAS * speed
 

@@ -15,15 +15,19 @@ from mmva_platform.settings import Settings
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from mmva_platform.annotation.plan import ModelInfo, Plan
+    from mmva_platform.annotation.plan import ModelInfo
     from mmva_platform.reporting.shadow import Shadow
-    from mmva_platform.storage import Storage
     from mmva_platform.training.evaluation import Evaluation
     from mmva_platform.training.recipe import Recipe
     from mmva_platform.training.sweep import SweepOptions, SweepResult
     from mmva_platform.training.trainer import TrainResult
 
 logger = logging.getLogger(__name__)
+
+_REPORTED = [
+    "id", "uri", "caption", "modality", "valence", "arousal", "valence_low", "valence_high", "arousal_low",
+    "arousal_high", "mood", "duration_s",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -139,30 +143,30 @@ def evaluate_model(
     return evaluate(bundle, dataset, settings, split=split, clip_split=clip_split)
 
 
-def report_annotation(out: str, file: Path, settings: Settings) -> None:
-    """Write a published annotation's report, HTML and beside it JSON, with what the registry knows of its model.
+def report_annotation(out: str, file: Path, settings: Settings, version: int | None = None) -> None:
+    """Write a version's report, HTML and beside it JSON, with what the registry knows of its model.
 
     Raises:
-        UsageError: If the annotation is not published, or the file is named .json.
-        CheckFailed: If a file of it is not the one that was published.
+        UsageError: If there is no such version, or the file is named .json.
+        CheckFailed: If a file of it is damaged.
     """
     from mmva_platform.annotation.plan import read_plan
-    from mmva_platform.annotation.publish import generations, read_manifest, read_quarantine
+    from mmva_platform.annotation.reader import open_annotation
     from mmva_platform.reporting.data import ReportData
     from mmva_platform.reporting.html import write_report
     from mmva_platform.reporting.runcard import run_facts
-    from mmva_platform.storage import open_storage, read_uri
+    from mmva_platform.storage import read_uri
 
-    storage = open_storage(out, settings.storage)
-    manifest, *retries = [read_manifest(place) for place in generations(storage, settings.storage)]
-    model, plan = manifest.model, read_plan(storage)
+    annotation = open_annotation(out, settings.storage, version)
+    record, plan = annotation.record, read_plan(annotation.storage, annotation.version)
+    model = record.model
     evaluation, history, origin = _training_of(model, settings)
-    annotations = _shown_annotations(out, settings)
+    annotations, quarantine = annotation.table(_REPORTED), annotation.table(status="quarantined")
     data = ReportData(
         annotations=annotations,
-        quarantine=read_quarantine(out, settings.storage),
+        quarantine=quarantine,
         read=lambda uri: read_uri(uri, settings.storage),
-        captions=_captions(storage, plan),
+        captions=_captions(annotations),
         evaluation=evaluation,
         history=history,
         lineage={
@@ -170,39 +174,18 @@ def report_annotation(out: str, file: Path, settings: Settings) -> None:
             "Model": f"{model.name} version {model.version}" if model.version else model.name,
             "Model digest": model.digest,
             **origin,
-            "Annotation": storage.uri,
+            "Annotation": f"{annotation.uri} version {annotation.version}",
             "Annotation run": plan.run_id,
         },
-        facts=run_facts(plan, manifest, annotations, _provenance_of(model, settings), retries=retries),
+        facts=run_facts(plan, record, annotations, quarantine, _provenance_of(model, settings)),
     )
     write_report(file, data)
 
 
-def _shown_annotations(out: str, settings: Settings) -> pa.Table:
-    """What a report reads of the annotations; a file's embeddings and curves are let go with the file."""
-    import pyarrow as pa
-
-    from mmva.modalities import AXES
-    from mmva_platform.annotation.publish import iter_annotations
-    from mmva_platform.annotation.schema import ANNOTATION_SCHEMA
-
-    bounds = [f"{axis}_{side}" for axis in AXES for side in ("low", "high")]
-    columns = ["id", "uri", "modality", *AXES, *bounds, "mood", "duration_s"]
-    empty = ANNOTATION_SCHEMA.empty_table().select(columns)
-    return pa.concat_tables([empty, *(table.select(columns) for table in iter_annotations(out, settings.storage))])
-
-
-def _captions(storage: Storage, plan: Plan) -> dict[str, str]:
+def _captions(annotations: pa.Table) -> dict[str, str]:
     """Texts of captions that stand in the catalog, by id."""
-    import pyarrow.compute as pc
-
-    from mmva_platform.annotation.plan import iter_items
-
-    found: dict[str, str] = {}
-    for items in iter_items(storage, plan):
-        texts = items.filter(pc.is_valid(items["caption"]))
-        found |= dict(zip(texts["id"].to_pylist(), texts["caption"].to_pylist(), strict=True))
-    return found
+    texts = annotations.filter(annotations["caption"].is_valid())
+    return dict(zip(texts["id"].to_pylist(), texts["caption"].to_pylist(), strict=True))
 
 
 def _provenance_of(model: ModelInfo, settings: Settings) -> dict[str, Any] | None:
@@ -266,7 +249,7 @@ def compare_on_catalog(
     """
     from mmva.errors import UsageError
     from mmva_platform.annotation.catalog import open_catalog
-    from mmva_platform.annotation.publish import read_annotations
+    from mmva_platform.annotation.reader import open_annotation
     from mmva_platform.annotation.roots import catalog_root
     from mmva_platform.annotation.run import annotate
     from mmva_platform.cluster import ray_session
@@ -286,7 +269,7 @@ def compare_on_catalog(
         for each in (mine, theirs):
             out = str(place / each.model_digest[:16])
             annotate(str(table), f"models:/{each.name}/{each.version}", out, settings, roots=(catalog_root(catalog),))
-            tables.append(read_annotations(out, settings.storage))
+            tables.append(open_annotation(out, settings.storage).table())
     agreements, furthest, only_first, only_second = compared(*tables)
     shadow = Shadow(
         first=f"version {mine.version}",

@@ -112,7 +112,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     annotator, read = Annotator(pack_bundle(bundle), plan, out.uri, settings, batch_size=5), ItemReader(out, plan)
     results = [annotator(shard, read(shard)) for shard in plan.shards]
     assert sum(result.quarantined.num_rows for result in results) == 0
-    rows = {row["id"]: row for result in results for row in result.ok.to_pylist()}
+    rows = {
+        row["id"]: row | {"embedding": stored["embedding"]}
+        for result in results
+        for row, stored in zip(result.ok.to_pylist(), result.embeddings.to_pylist(), strict=True)
+    }
+    assert [stored for result in results for stored in result.embeddings["id"].to_pylist()] == list(rows)
     assert sorted(rows) == sorted(kinds)
     assert len({tuple(row[axis] for axis in AXES) for row in rows.values()}) == 20, "points must differ to compare them"
     return {"media": media, "bundle": bundle, "kinds": kinds, "settings": settings, "rows": rows, "folder": folder}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -50,9 +51,15 @@ class InlineCluster:
         on_result: Callable[[Any], None],
         kwargs: Mapping[str, Any] | None = None,
         resources: bulk.Resources | None = None,
+        before: bulk.Stage | None = None,
         step_limit_s: float | None = None,
+        stopping: Callable[[], bool] = lambda: False,
+        on_heartbeat: Callable[[Sequence[bulk.InFlight]], None] = lambda _in_flight: None,
     ) -> None:
-        """See bulk.run_pass; failures are counted by its own rules."""
+        """See bulk.run_pass; failures are counted by its own rules. Nothing is decoded ahead, nothing drained."""
+        assert before is None
+        assert not stopping()
+        on_heartbeat(())
         self.stages.append(stage)
         self.resources.append(resources)
         by_name = {shard["shard"]: shard for shard in reversed(shards)}
@@ -89,6 +96,21 @@ def install(patch: pytest.MonkeyPatch) -> InlineCluster:
     patch.setattr(bulk, "run_pass", cluster.run_pass)
     for module in (checking, embedding, importing):
         patch.setattr(module, "ray_session", cluster.ray_session)
+    return cluster
+
+
+def install_annotation(patch: pytest.MonkeyPatch) -> InlineCluster:
+    """Run annotate, update, retry, resume and verify of this process inline."""
+    from mmva.inference.engines import calibrate_bundle  # with torch
+
+    cluster = InlineCluster()
+    patch.setattr("mmva_platform.annotation.execute.run_pass", cluster.run_pass)
+    patch.setattr("mmva_platform.bulk.run_pass", cluster.run_pass)
+    for name in ("cluster", "annotation.on_workers", "annotation.verify"):
+        module = import_module(f"mmva_platform.{name}")  # its package has a function of the same name
+        patch.setattr(module, "ray_session", cluster.ray_session)
+    patch.setattr("mmva_platform.annotation.on_workers.Workers.have_gpus", lambda _workers: False)
+    patch.setattr("mmva_platform.annotation.on_workers.Workers.calibrate", staticmethod(calibrate_bundle))
     return cluster
 
 

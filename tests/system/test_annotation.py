@@ -1,13 +1,13 @@
 """`annotate` on a Ray cluster with the tiny preset: real media, a corrupt file, a copy, resume, refusal."""
 
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import soundfile
 from PIL import Image
@@ -16,8 +16,7 @@ from mmva.bundle import load_bundle
 from mmva.errors import CheckFailed, UsageError
 from mmva.media.images import decode_image
 from mmva.model import MMVA
-from mmva_platform.annotation import annotate, read_annotations, read_quarantine, status, verify
-from mmva_platform.annotation.publish import MANIFEST_FILE
+from mmva_platform.annotation import ANNOTATION_SCHEMA, annotate, open_annotation, status, verify
 from mmva_platform.settings import Settings
 
 pytestmark = pytest.mark.slow
@@ -75,13 +74,11 @@ def sound(samples: np.ndarray) -> av.AudioFrame:
     return frame
 
 
-def kept_windows(out: Path, name: str) -> dict[str, list[tuple[float, list[float]]]]:
-    """Track -> starts and embeddings of an item's windows, as they stand in windows/."""
+def kept_windows(row: dict[str, Any]) -> dict[str, list[tuple[float, list[float]]]]:
+    """Track -> starts and embeddings of an item's windows."""
     found: dict[str, list[tuple[float, list[float]]]] = {}
-    for file in sorted((out / "windows").iterdir()):
-        for row in pq.read_table(file).to_pylist():
-            if row["id"] == name:
-                found.setdefault(row["track"], []).append((row["start_s"], row["embedding"]))
+    for window in row["window_embeddings"]:
+        found.setdefault(window["track"], []).append((window["start_s"], window["embedding"]))
     return found
 
 
@@ -112,11 +109,14 @@ def test_a_catalog_from_first_run_to_refusal(
     assert first.shards >= 3
     assert first.resumed_shards == 0
     assert verify(str(out), settings).problems == ()
-    assert status(str(out), settings).generations[0].published
+    told = status(str(out), settings)
+    assert (told.version, told.published, told.annotated, told.quarantined) == (0, True, 17, 2)
 
-    table = read_annotations(str(out))
+    everything = (*ANNOTATION_SCHEMA.names, "embedding", "window_embeddings")
+    table = open_annotation(str(out)).table(everything)
     rows = {row["id"]: row for row in table.to_pylist()}
-    assert {row["id"] for row in read_quarantine(str(out)).to_pylist()} == {"picture-05.jpg", "empty.txt"}
+    quarantine = open_annotation(str(out)).table(["id"], status="quarantined")
+    assert set(quarantine["id"].to_pylist()) == {"picture-05.jpg", "empty.txt"}
     assert rows["long.wav"]["duration_s"] == pytest.approx(10.0)
     assert [window["start_s"] for window in rows["long.wav"]["windows"]] == [0.0, 1.5, 3.0, 4.5, 6.0, 7.5]
     assert rows["phone.m4a"]["duration_s"] == pytest.approx(5.0, abs=0.2)
@@ -135,7 +135,7 @@ def test_a_catalog_from_first_run_to_refusal(
 
     # Music: the head of its windows' mean embedding; its curve: the heads of its windows' embeddings.
     long = rows["long.wav"]
-    kept = kept_windows(out, "long.wav")["music"]
+    kept = kept_windows(long)["music"]
     assert [start_s for start_s, _ in kept] == [window["start_s"] for window in long["windows"]]
     emb_WD = np.array([emb_D for _, emb_D in kept], np.float32)
     np.testing.assert_allclose(emb_WD.mean(axis=0), long["embedding"], atol=2e-3)
@@ -151,7 +151,7 @@ def test_a_catalog_from_first_run_to_refusal(
     np.testing.assert_allclose(np.mean(tracks, axis=0), va_of(video), atol=1e-5)
     assert [window["start_s"] for window in video["windows"]][:3] == [0.0, 1.5, 3.0]
     assert video["duration_s"] == pytest.approx(6.0, abs=0.3)
-    assert set(kept_windows(out, "film.mp4")) == {"image", "music"}
+    assert set(kept_windows(video)) == {"image", "music"}
     assert video["valence_low"] is None
 
     # A finished run is left as it is.
@@ -159,17 +159,19 @@ def test_a_catalog_from_first_run_to_refusal(
     assert (again.ok, again.resumed_shards, again.run_id) == (first.ok, first.shards, first.run_id)
 
     # A shard whose commit is gone is run again, alone, and gives the same bytes.
-    before = {path: path.stat().st_mtime_ns for path in (out / "commits").iterdir()}
-    contents = {path.name: path.read_bytes() for path in (out / "data").iterdir()}
+    commits = out / "_mmva" / "000000" / "commits"
+    before = {path: path.stat().st_mtime_ns for path in commits.iterdir()}
+    contents = parquet_files(out)
     lost = max(before)
     lost.unlink()
-    (out / MANIFEST_FILE).unlink()
+    (out / "_mmva" / "000000" / "version.json").unlink()
+    shutil.rmtree(out / "_delta_log")
     resumed = run()
     assert (resumed.ok, resumed.quarantined, resumed.resumed_shards) == (17, 2, first.shards - 1)
-    after = {path: path.stat().st_mtime_ns for path in (out / "commits").iterdir()}
+    after = {path: path.stat().st_mtime_ns for path in commits.iterdir()}
     assert [path for path in after if after[path] != before[path]] == [lost]
-    assert {path.name: path.read_bytes() for path in (out / "data").iterdir()} == contents
-    assert read_annotations(str(out)).equals(table)
+    assert parquet_files(out) == contents
+    assert open_annotation(str(out)).table(everything).equals(table)
 
     # Another model, another catalog: refused, and nothing of the run is touched.
     with pytest.raises(CheckFailed, match="model digest"):
@@ -178,7 +180,12 @@ def test_a_catalog_from_first_run_to_refusal(
         run(window_s=4.0)
     with pytest.raises(UsageError, match="hop_s must be"):
         run(window_s=1.0)
-    assert read_annotations(str(out)).equals(table)
+    assert open_annotation(str(out)).table(everything).equals(table)
+
+
+def parquet_files(out: Path) -> dict[Path, bytes]:
+    """Data, embeddings and plan."""
+    return {path: path.read_bytes() for path in out.rglob("*.parquet")}
 
 
 def test_mistakes_are_told_before_ray_is_started(tiny_bundle: Path, catalog: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmva_platform.annotation import read_annotations, read_quarantine, verify
+from mmva_platform.annotation import open_annotation, verify
 from mmva_platform.settings import AnnotationSettings, ClusterSettings, Settings
 
 pytestmark = pytest.mark.slow
@@ -101,7 +101,8 @@ def test_a_run_finds_them_by_itself(
     assert done.returncode == 0, done.stderr[-2000:]
     summary = json.loads(done.stdout.splitlines()[-1])
     assert (summary["items"], summary["ok"], summary["quarantined"]) == (10, 7, 3)
-    assert causes(read_quarantine(str(out)).to_pylist()) == EXPECTED
-    annotated = read_annotations(str(out))["id"].to_pylist()
+    made = open_annotation(str(out))
+    assert causes(made.table(status="quarantined").to_pylist()) == EXPECTED
+    annotated = made.table(["id"])["id"].to_pylist()
     assert sorted(annotated) == ["0.png", "1.png", "4.png", "5.png", "6.png", "7.png", "words.txt"]
     assert verify(str(out), settings).problems == ()

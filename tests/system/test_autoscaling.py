@@ -15,6 +15,8 @@ from fake_cloud import FakeCloud
 from PIL import Image
 from world import MAIN, environment
 
+from mmva_platform.annotation import open_annotation
+
 pytestmark = [pytest.mark.system, pytest.mark.whole]
 
 PICTURES, WORKERS = 24, 3
@@ -69,12 +71,12 @@ def test_nodes_come_for_a_run_and_go_after_it(cloud: FakeCloud, tiny_bundle: Pat
         env=environment(), capture_output=True, text=True, check=False, timeout=480,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    totals = json.loads((tmp_path / "out" / "MANIFEST.json").read_text())["totals"]
-    assert (totals["ok"], totals["quarantined"]) == (PICTURES, 0)
+    made = open_annotation(str(tmp_path / "out"))
+    assert (made.count("ok"), made.count("quarantined")) == (PICTURES, 0)
     # A worker has a CPU of its own, so a node came for each; no worker asked for a GPU.
     assert max(nodes.get("cpu-worker", 0) for nodes in cloud.history()) == WORKERS
     assert {kind for nodes in cloud.history() for kind in nodes} == {"cpu-worker"}
-    records = [json.loads(file.read_text()) for file in (tmp_path / "out" / "commits").iterdir()]
+    records = [json.loads(file.read_text()) for file in (tmp_path / "out" / "_mmva" / "000000" / "commits").iterdir()]
     assert len({record["worker"] for record in records}) == WORKERS  # the nodes that came have worked
     assert [record["attempt"] for record in records] == [1] * (PICTURES // 2)  # and no shard was begun twice
     until(lambda: cloud.history()[-1] == {"cpu-worker": 1})

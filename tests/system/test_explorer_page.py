@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
-from mmva_platform.annotation.publish import read_annotations
+from mmva_platform.annotation import open_annotation
 from mmva_platform.settings import Settings
 
 from ..unit.explored import HOSTILE, KEY, explorer_app  # noqa: TID252 - helpers of the unit tests
@@ -65,7 +65,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     ]
     publish_points(home / "crowd", crowd, shard_items=2000)
     app = explorer_app({"mine": str(home / "va"), "crowd": str(home / "crowd")}, [media], bundle, settings)
-    rows = {row["id"]: row for row in read_annotations(str(home / "va")).to_pylist()}
+    rows = {row["id"]: row for row in open_annotation(str(home / "va")).table().to_pylist()}
     with served(app) as url:
         yield Site(url, media, rows)
 

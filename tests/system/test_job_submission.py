@@ -22,6 +22,8 @@ from PIL import Image
 from registry_cases import make_result
 from slow_pictures import SIZE, slow_path
 
+from mmva_platform.annotation import open_annotation
+from mmva_platform.annotation.table import latest_version
 from mmva_platform.settings import Settings, StorageSettings, TrackingSettings
 from mmva_platform.storage import Storage, open_storage
 from mmva_platform.tracking.registry import register
@@ -31,6 +33,7 @@ pytestmark = pytest.mark.system
 
 PICTURES = 100
 DECODING_S = 0.3  # a shard of four is under way for over a second: a stop comes into the middle of the run
+COMMITS = "_mmva/000000/commits/"
 SECRET = "a-password-that-nobody-may-read"
 
 
@@ -118,16 +121,16 @@ def test_stop_drains_the_shards_under_way_and_the_same_job_goes_on(
     logs = stack.mmva("jobs", "logs", "drained")
     assert state["status"] == "STOPPED"
     assert "stopped on request after" in logs
-    assert 0 < count("commits/") < PICTURES // 4
-    assert not place.exists("MANIFEST.json")
+    assert 0 < count(COMMITS) < PICTURES // 4
+    assert latest_version(place) is None
     for metric in ("items_total", "commit_seconds_bucket", "shards_left", "last_commit_time_seconds", "model_info"):
         assert f"ray_mmva_annotate_{metric}{{" in told
 
     said = stack.mmva(*submit, *secret, *verb, "--workers", "3")
     assert f"{PICTURES} annotated" in said
-    totals = json.loads(place.read("MANIFEST.json"))["totals"]
-    assert (totals["ok"], totals["quarantined"]) == (PICTURES, 1)
-    commits = [json.loads(place.read(entry.path)) for entry in place.list("commits/")]
+    made = open_annotation(place)
+    assert (made.count("ok"), made.count("quarantined")) == (PICTURES, 1)
+    commits = [json.loads(place.read(entry.path)) for entry in place.list(COMMITS)]
     assert {commit["attempt"] for commit in commits} == {1}  # no shard was begun twice
     jobs = json.loads(stack.mmva("jobs", "list", "--json"))
     assert {job["id"]: job["status"] for job in jobs}["drained"] == "STOPPED"
@@ -140,7 +143,7 @@ def test_the_plain_way_is_as_good(plain_job: tuple[subprocess.Popen[str], Path])
     process, out = plain_job
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 0, said
-    assert json.loads((out / "MANIFEST.json").read_text())["totals"]["ok"] == 1
+    assert open_annotation(str(out)).count("ok") == 1
 
 
 def test_without_the_token_nothing_is_told(stack: LocalStack, monkeypatch: pytest.MonkeyPatch) -> None:

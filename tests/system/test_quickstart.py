@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mmva.errors import UsageError
+from mmva_platform.annotation import open_annotation
 from mmva_platform.quickstart.flow import QuickstartOptions, quickstart_recipe
 from mmva_platform.quickstart.workspace import fresh_workspace
 from mmva_platform.settings import load_config
@@ -29,9 +29,9 @@ def test_quickstart_makes_a_champion_an_annotation_and_a_report(tmp_path: Path) 
     for number in range(1, 10):
         assert f"[{number}/9]" in done.stderr
     made = tmp_path / "mmva-quickstart"
-    manifest = json.loads((made / "annotation" / "MANIFEST.json").read_text())["totals"]
-    assert manifest["items"] == manifest["ok"] + manifest["quarantined"]
-    assert manifest["causes"] == {"corrupt-image": 1, "not-audio": 1}
+    record = open_annotation(str(made / "annotation")).record
+    assert record.totals.items == record.items == record.totals.ok + record.totals.quarantined
+    assert record.totals.causes == {"corrupt-image": 1, "not-audio": 1}
     page = (made / "report.html").read_text()
     assert "corrupt-image" in page
     assert not re.search(r"""(src|href)=["']?https?:""", page)

@@ -15,18 +15,20 @@ from PIL import Image
 
 from mmva.inference.config import Preprocessing
 from mmva_platform.annotation.plan import CatalogInfo, ModelInfo, Plan
-from mmva_platform.annotation.schema import ITEM_SCHEMA
+from mmva_platform.annotation.schema import ANNOTATION_VERSION, CATALOG_SCHEMA
+from mmva_platform.annotation.spool import as_new
 
 RATE = 8000
 PLAN = Plan(
-    annotation_version=2,
+    annotation_version=ANNOTATION_VERSION,
     run_id="run",
     created_at=datetime(2026, 1, 2, tzinfo=UTC),
     model=ModelInfo(name="mmva", version="3", digest="d" * 64),
     preprocessing=Preprocessing(fingerprints={}, window_s=2.0, hop_s=1.0, short_side=224),
     catalog=CatalogInfo(uri="/c", items=1, by_modality={}, skipped={}, duplicates=0, duplicate_ids=()),
     engines={},
-    base=None,
+    version=0,
+    kind="annotate",
     command=(),
     keep_windows=True,
     parts=(),
@@ -93,7 +95,7 @@ def row(name: str, modality: str | None, caption: str | None = None, uri: str | 
 
 
 def table(rows: list[dict[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist(rows, schema=ITEM_SCHEMA)
+    return as_new(pa.Table.from_pylist(rows, schema=CATALOG_SCHEMA))
 
 
 def film(seconds: int, *, sound: bool) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from mmva.inference.config import Preprocessing
 from mmva.inference.items import Item, error_table
 from mmva.inference.tables import ROW_SCHEMA, WINDOW_SCHEMA, Predicted
 from mmva_platform.annotation.catalog import Catalog, open_catalog
-from mmva_platform.annotation.commit import ShardResult, commit_shard
+from mmva_platform.annotation.commit import commit_shard
 from mmva_platform.annotation.plan import ItemReader, ModelInfo, Plan
 from mmva_platform.annotation.planning import write_plan
 from mmva_platform.annotation.results import stamped
@@ -34,11 +35,12 @@ def read_all(uri: str | Path, settings: StorageSettings | None = None) -> pa.Tab
 
 def quarantine_all(storage: Storage, plan: Plan, shard: str) -> None:
     """Commit a shard of which no item could be annotated."""
-    ids = ItemReader(storage, plan)(shard)["id"].to_pylist()
+    items = ItemReader(storage, plan)(shard)
     error = MediaError("too-many-bytes", "x: 9 bytes, the limit is 8", stage="fetch")
-    errors = error_table([Item(name, None, "image", error=error) for name in ids])
-    result = stamped(Predicted(ROW_SCHEMA.empty_table(), WINDOW_SCHEMA.empty_table(), errors), plan, shard)
-    commit_shard(storage, plan, shard, ShardResult(result.ok, result.quarantined, seconds={"fetch": 0.5}))
+    errors = error_table([Item(name, None, "image", error=error) for name in items["id"].to_pylist()])
+    result = stamped(Predicted(ROW_SCHEMA.empty_table(), WINDOW_SCHEMA.empty_table(), errors), plan, shard, items)
+    work = {"quarantined": items.num_rows}
+    commit_shard(storage, plan, shard, replace(result, work=work, seconds={"fetch": 0.5}))
 
 
 def plan_of(

@@ -1,23 +1,24 @@
-"""What a crash or an outage leaves behind: a record whose files are there, or none."""
+"""What a crash or an outage leaves behind: a record whose files are there, or none; a published version, or none."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
-from mmva.inference.config import Preprocessing
+from mmva.errors import UsageError
+from mmva_platform.annotation import table
 from mmva_platform.annotation.commit import ShardResult, commit_shard, committed_shards, read_commit
-from mmva_platform.annotation.plan import ModelInfo, Plan
-from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, QUARANTINE_SCHEMA, sha256_hex
+from mmva_platform.annotation.plan import Plan
+from mmva_platform.annotation.publish import read_record
+from mmva_platform.annotation.reader import open_annotation
+from mmva_platform.annotation.schema import parquet_to_table, sha256_hex
+from mmva_platform.annotation.table import digest_in, latest_version
+from mmva_platform.storage import StorageUnavailable
 from mmva_platform.storage.local import LocalStorage
 
-from .planned import plan_of, table_of
-
-MODEL = ModelInfo(name="mmva", version="3", digest="d" * 64)
-PREPROCESSING = Preprocessing(fingerprints={"image": "f" * 64}, window_s=3.0, hop_s=1.5, short_side=224)
+from .committed import annotation, planned, publish_committed, quarantine, result_of
 
 
 class Crash(BaseException):
@@ -49,29 +50,69 @@ class CrashingStorage(LocalStorage):
 
 def one_shard(folder: Path) -> tuple[Plan, ShardResult]:
     """A plan of two items in one shard; the first annotated, the second not."""
-    rows = [{"id": name, "uri": f"/m/{name}.png", "modality": "image", "bytes": 9} for name in ("a", "b")]
-    plan = plan_of(LocalStorage(folder), table_of(rows), MODEL, PREPROCESSING, 16)
-    ok = dict.fromkeys(ANNOTATION_SCHEMA.names) | {"id": "a", "modality": "image", "run_id": plan.run_id}
-    bad = dict.fromkeys(QUARANTINE_SCHEMA.names) | {"id": "b", "error": "corrupt-image", "run_id": plan.run_id}
-    tables = (_table(ok, ANNOTATION_SCHEMA), _table(bad, QUARANTINE_SCHEMA))
-    return plan, ShardResult(*tables)
-
-
-def _table(row: dict[str, Any], schema: pa.Schema) -> pa.Table:
-    nullable = pa.schema([field.with_nullable(True) for field in schema])
-    return pa.Table.from_pylist([row], nullable)
+    plan, items = planned(LocalStorage(folder), count=2)
+    first, second = items.to_pylist()
+    return plan, result_of([annotation(first, plan, "000000")], [quarantine(second, plan, "000000")])
 
 
 @pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("nth", [1, 2, 3])
-def test_a_record_never_stands_before_its_files(tmp_path: Path, nth: int, after: bool) -> None:
+@pytest.mark.parametrize("nth", [1, 2, 3, 4])
+def test_a_record_is_never_there_before_its_files(tmp_path: Path, nth: int, after: bool) -> None:
     plan, result = one_shard(tmp_path)
     with pytest.raises(Crash):
         commit_shard(CrashingStorage(tmp_path, nth, after=after), plan, "000000", result)
     storage = LocalStorage(tmp_path)
-    assert committed_shards(storage) == ({"000000"} if (nth, after) == (3, True) else set())
+    assert committed_shards(storage, 0) == ({"000000"} if (nth, after) == (4, True) else set())
+    for entry in storage.list("status=ok/"):  # embeddings are there before what refers to them
+        (name,) = parquet_to_table(storage.read(entry.path), ["embedding_file"])["embedding_file"].to_pylist()
+        assert storage.exists(name)
     commit_shard(storage, plan, "000000", result)
-    record = read_commit(storage, "000000")
-    for file in (record.data, record.quarantine):
-        assert file is not None
-        assert sha256_hex(storage.read(file.path)) == file.sha256
+    record = read_commit(storage, 0, "000000")
+    assert sorted(file.status for file in record.files) == ["ok", "quarantined"]
+    for path in [*(file.path for file in record.files), *record.embeddings]:
+        assert sha256_hex(storage.read(path)) == digest_in(path)
+    assert len(list(storage.list("status="))) == 2  # the second try wrote the same files
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_crash_while_publishing_leaves_nothing_readable_and_publishing_again_finishes_it(
+    tmp_path: Path, after: bool
+) -> None:
+    plan, result = one_shard(tmp_path)
+    storage = LocalStorage(tmp_path)
+    commit_shard(storage, plan, "000000", result)
+    with pytest.raises(Crash):
+        publish_committed(CrashingStorage(tmp_path, 1, after=after), plan)
+    assert latest_version(storage) is None
+    with pytest.raises(UsageError, match="version 0 is not published"):
+        read_record(storage, 0)
+    record = publish_committed(storage, plan)
+    assert (record.version, record.items, record.run_id) == (0, 2, plan.run_id)
+    assert latest_version(storage) == 0
+    assert open_annotation(storage).table()["id"].to_pylist() == ["i00"]
+
+
+@pytest.mark.parametrize("lost_answer", [False, True])
+def test_a_table_commit_that_fails_is_finished_by_the_next_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost_answer: bool
+) -> None:
+    plan, result = one_shard(tmp_path)
+    storage = LocalStorage(tmp_path)
+    commit_shard(storage, plan, "000000", result)
+    commit = table._commit
+
+    def failing(*arguments: Any) -> None:
+        if lost_answer:
+            commit(*arguments)
+        raise OSError("connection reset by peer")
+
+    monkeypatch.setattr(table, "_commit", failing)
+    if lost_answer:  # it is there: the version is published
+        publish_committed(storage, plan)
+    else:
+        with pytest.raises(StorageUnavailable, match="_delta_log: connection reset by peer"):
+            publish_committed(storage, plan)
+        assert latest_version(storage) is None
+    monkeypatch.undo()
+    assert publish_committed(storage, plan).items == 2
+    assert latest_version(storage) == 0

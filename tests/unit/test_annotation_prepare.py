@@ -16,12 +16,12 @@ from pydantic import ValidationError
 
 from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva_platform.annotation import run as run_module
-from mmva_platform.annotation.commit import read_commit
+from mmva_platform.annotation.commit import committed_shards, read_commits
 from mmva_platform.annotation.execute import carry_out
 from mmva_platform.annotation.options import AnnotateOptions, ErrorLimit
-from mmva_platform.annotation.plan import PLAN_FILE, Plan, iter_items, read_plan
+from mmva_platform.annotation.plan import Plan, iter_items, plan_file, read_plan
 from mmva_platform.annotation.prepare import look_up, make_plan
-from mmva_platform.annotation.publish import Manifest, publish
+from mmva_platform.annotation.publish import VersionRecord, publish
 from mmva_platform.annotation.run import annotate, resume
 from mmva_platform.annotation.stored_model import stored_bundle
 from mmva_platform.settings import Settings, validate
@@ -81,12 +81,12 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def fake(
         storage: Storage, plan: Plan, bundle_dir: Path, _settings: Settings, **options: Any
-    ) -> tuple[Manifest, int]:
+    ) -> tuple[VersionRecord, int]:
         files = sorted(file.name for file in bundle_dir.iterdir())
         calls.append({"run": plan.run_id, "files": files, **options})
         for shard in plan.shards:
             quarantine_all(storage, plan, shard)
-        return publish(storage, plan, [read_commit(storage, shard) for shard in plan.shards]), 0
+        return publish(storage, plan, read_commits(storage, plan.version, plan.shards)), 0
 
     monkeypatch.setattr(run_module, "carry_out", fake)
     return calls
@@ -103,7 +103,7 @@ def test_the_same_call_again_continues_the_plan_and_lists_nothing(
     Image.new("RGB", (8, 8)).save(catalog / "uploaded-meanwhile.png")
     os.utime(catalog / "00.png", ns=(1, 1))
     not_listed()
-    for options in ({"engine": "auto"}, {"shard_items": 3, "workers": 2, "max_errors": "7"}, {"incremental": True}):
+    for options in ({"engine": "auto"}, {"shard_items": 3, "workers": 2, "max_errors": "7"}):
         assert planned(f"{catalog}/", roots=("/b", "/a"), **options) == first
 
 
@@ -131,7 +131,6 @@ def test_a_prefix_that_grew_does_not_refuse_the_same_call(
         ({"hop_s": 3.0}, "hop_s: 1.5 there, 3.0 now"),
         ({"keep_windows": False}, "window embeddings kept: True there, False now"),
         ({"roots": ("/elsewhere",)}, "roots: .*/catalog there, .*/elsewhere"),
-        ({"base": "/va/1"}, "base: None there, /va/1 now"),
     ],
 )
 def test_another_call_is_refused_with_every_difference(
@@ -182,25 +181,36 @@ def test_resume_of_a_published_run_says_so(
     caplog.set_level(logging.INFO)
     again = resume(out.uri, settings)
     assert len(executed) == 1
-    assert "already published" in caplog.text
+    assert "version 0 is published, nothing is under way" in caplog.text
     assert (again.items, again.causes, again.resumed_shards) == (first.items, first.causes, 4)
 
 
 def test_resume_refuses_a_model_that_was_changed(planned: Planner, out: Storage, settings: Settings) -> None:
     plan = planned()
-    (card,) = [entry.path for entry in out.list("model/") if entry.path.endswith("card.md")]
+    (card,) = [entry.path for entry in out.list("_mmva/model/") if entry.path.endswith("card.md")]
     out.write(card, b"another model")
-    with pytest.raises(CheckFailed, match=r"out/model/.*: not the run's model \(.*card\.md"):
+    with pytest.raises(CheckFailed, match=r"out/_mmva/model/.*: not the run's model \(.*card\.md"):
         resume(out.uri, settings)
-    for entry in list(out.list("model/")):
+    for entry in list(out.list("_mmva/model/")):
         out.delete(entry.path)
     with pytest.raises(CheckFailed, match="not the run's model"), stored_bundle(out, plan.model):
         pass
 
 
 def test_resume_without_a_run_names_what_is_missing(out: Storage, settings: Settings) -> None:
-    with pytest.raises(UsageError, match=r"no annotation run here \(plan\.json is missing\)"):
+    with pytest.raises(UsageError, match=r"no annotation here \(_mmva/000000/plan\.json is missing\)"):
         resume(out.uri, settings)
+
+
+def test_an_output_of_the_earlier_format_is_not_mixed_with(
+    planned: Planner, out: Storage, not_listed: Callable[[], None], settings: Settings
+) -> None:
+    out.write("plan.json", b"{}")
+    not_listed()
+    for call in (planned, lambda: resume(out.uri, settings)):
+        with pytest.raises(UsageError, match="of an earlier format; `mmva annotations convert` makes a table of them"):
+            call()
+    assert [entry.path for entry in out.list()] == ["plan.json"]
 
 
 # --- names first
@@ -214,7 +224,6 @@ def test_resume_without_a_run_names_what_is_missing(out: Storage, settings: Sett
         ({"hop_s": 4.0}, "hop_s must be at most window_s, got 4 and 3"),
         ({"model": "no-such-folder"}, "no such folder"),
         ({"roots": ("http://host/x",)}, "unknown scheme 'http'"),
-        ({"base": "/no/such/run"}, "/no/such/run: no annotation run here"),
     ],
 )
 def test_names_are_checked_before_anything_is_listed(
@@ -244,15 +253,6 @@ def test_a_catalog_outside_its_own_folder_names_the_way_out(catalog: Path, plann
     assert planned(table, roots=(str(catalog),)).catalog.items == 20
 
 
-def test_the_same_call_of_an_incremental_run_keeps_what_it_was_planned_with(
-    planned: Planner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = planned(incremental=True)
-    monkeypatch.setattr("mmva_platform.annotation.prepare.find_base_beside", lambda *_: pytest.fail("asked again"))
-    assert planned(incremental=True) == first
-    assert first.base is None
-
-
 def test_temporary_files_are_removed_and_a_full_disk_is_named(
     tmp_path: Path, planned: Planner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,7 +265,7 @@ def test_temporary_files_are_removed_and_a_full_disk_is_named(
     with pytest.raises(OperationFailed, match=rf"^{temporary}/mmva-plan-.*: no space left .*set TMPDIR"):
         planned(out="full")
     assert list(temporary.iterdir()) == []
-    assert not open_storage(tmp_path / "full").exists(PLAN_FILE)
+    assert not open_storage(tmp_path / "full").exists(plan_file(0))
 
 
 _PLANNED = """
@@ -348,4 +348,4 @@ def test_a_run_over_its_limit_ends_with_the_commonest_cause_and_keeps_what_is_co
     quarantine_all(out, plan, "000000")
     with pytest.raises(CheckFailed, match=r"5 of 5 items are quarantined \(5 too-many-bytes\), over the limit of 4"):
         carry_out(out, plan, tiny_bundle, settings, max_errors="4")
-    assert [entry.path for entry in out.list("commits/")] == ["commits/000000.json"]
+    assert committed_shards(out, 0) == {"000000"}

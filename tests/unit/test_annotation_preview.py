@@ -12,11 +12,13 @@ from mmva.errors import UsageError
 from mmva.inference.calibration import Calibration, Measured
 from mmva.inference.engines import cache_of
 from mmva_platform.annotation import preview as preview_module
+from mmva_platform.annotation.commit import read_commits
 from mmva_platform.annotation.options import AnnotateOptions
-from mmva_platform.annotation.plan import Plan, iter_items
+from mmva_platform.annotation.plan import Base, Plan, iter_items
+from mmva_platform.annotation.planning import settled
 from mmva_platform.annotation.prepare import look_up, make_plan
 from mmva_platform.annotation.preview import PlanPreview, as_duration, as_size, preview_run
-from mmva_platform.annotation.publish import MANIFEST_FILE
+from mmva_platform.annotation.publish import publish
 from mmva_platform.annotation.status import status
 from mmva_platform.settings import ClusterSettings, Settings
 from mmva_platform.storage import Storage, open_storage
@@ -121,15 +123,27 @@ def test_a_run_that_is_there_is_told_from_its_directory(
     found = show(workers=2)
     assert (found.state, found.shards, found.shards_left, found.items_left) == ("resume", 6, 4, 14)
     assert (found.items["image"], found.refused, found.bytes, found.outside) == (20, (), None, None)
-    recorded = status(storage.uri, Settings()).generations[0].items_per_worker_s
+    recorded = status(storage.uri, Settings()).items_per_worker_s
     assert recorded is not None
     assert found.seconds == pytest.approx(14 / recorded / 2)
     assert "2 of 6 shards done, 14 items left" in check(found)
     assert sorted(storage.list()) == before
-    storage.put_if_absent(MANIFEST_FILE, b"{}")
+    for shard in planned.shards:
+        quarantine_all(storage, planned, shard)
+    publish(storage, planned, read_commits(storage, 0, planned.shards))
     found = show(workers=2)
-    assert found.state == "published"
+    assert (found.state, found.shards_left, found.items_left) == ("published", 0, 0)
     assert "published, nothing left to do" in check(found)
+
+
+def test_an_update_under_way_is_not_what_the_call_would_do(show: Show, storage: Storage, planned: Plan) -> None:
+    for shard in planned.shards:
+        quarantine_all(storage, planned, shard)
+    publish(storage, planned, read_commits(storage, 0, planned.shards))
+    base = Base(replaced=(), same_model=True, kept=22, unchanged=22, new=0, changed=0, removed=0)
+    settled(storage, planned.model_copy(update={"version": 1, "kind": "update", "base": base}))
+    found = show()
+    assert (found.state, found.shards, found.shards_left, found.items_left) == ("published", 6, 0, 0)
 
 
 @pytest.mark.usefixtures("planned")

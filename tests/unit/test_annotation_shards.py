@@ -40,8 +40,9 @@ def table(rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def uniform(count: int, modality: str, size: int | None = None) -> pa.Table:
-    columns = {"id": [str(n) for n in range(count)], "uri": ["/m/x"] * count, "modality": [modality] * count}
-    columns |= {"caption": [None] * count, "bytes": [size] * count, "etag": [None] * count, "base_file": [None] * count}
+    known = {"uri": "/m/x", "modality": modality, "bytes": size, "item_digest": 0, "attempts": 1}
+    columns = {field.name: pa.repeat(pa.scalar(known.get(field.name), field.type), count) for field in ITEM_SCHEMA}
+    columns["id"] = pa.array([str(n) for n in range(count)], pa.large_string())
     return pa.table(columns, schema=ITEM_SCHEMA)
 
 

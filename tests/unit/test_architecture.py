@@ -78,6 +78,12 @@ def test_only_tracking_knows_mlflow(repository: Path) -> None:
             assert path.relative_to(repository / "platform" / "mmva_platform").parts[0] == "tracking", path
 
 
+def test_only_the_table_of_an_annotation_knows_deltalake(repository: Path) -> None:
+    package = repository / "platform" / "mmva_platform"
+    known = {path for path in _sources(package) if "deltalake" in {name.partition(".")[0] for name in _imports(path)}}
+    assert known == {package / "annotation" / "table.py"}
+
+
 def test_rooms_import_in_one_direction(repository: Path) -> None:
     order = {room: rank for rank, room in enumerate([*ROOMS, *FLOWS])}
     package = repository / "platform" / "mmva_platform"
@@ -112,6 +118,7 @@ def test_no_file_is_over_500_lines(repository: Path) -> None:
 
 @pytest.mark.parametrize("module", ["mmva", "mmva_platform.cli.main", "mmva_platform.settings"])
 def test_importing_starts_nothing_heavy(module: str) -> None:
-    code = f"import sys, {module}; print([m for m in ('torch', 'ray', 'mlflow', 'transformers') if m in sys.modules])"
+    heavy = ("torch", "ray", "mlflow", "transformers", "deltalake")
+    code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

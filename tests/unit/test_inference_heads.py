@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,17 +13,22 @@ from mmva.inference.heads import predict
 from mmva.inference.pipeline import Pipeline
 from mmva.inference.tables import EMBEDDING_SCHEMA, ERROR_SCHEMA, WINDOW_SCHEMA, Embedded
 from mmva_platform.annotation.catalog import Catalog
-from mmva_platform.annotation.commit import ShardResult, commit_shard, read_commit
-from mmva_platform.annotation.planning import write_plan
-from mmva_platform.annotation.publish import publish, read_annotations
-from mmva_platform.annotation.results import stamped
-from mmva_platform.annotation.reuse import Reuser
-from mmva_platform.annotation.schema import WINDOW_EMBEDDING_SCHEMA
+from mmva_platform.annotation.commit import commit_shard, read_commits
+from mmva_platform.annotation.lookup import Lookup
+from mmva_platform.annotation.plan import Base, ItemReader, ModelInfo
+from mmva_platform.annotation.planning import Stored, write_plan
+from mmva_platform.annotation.publish import publish
+from mmva_platform.annotation.reader import open_annotation
+from mmva_platform.annotation.results import flat_windows, nested_windows, stamped
+from mmva_platform.annotation.schema import EMBEDDING_FILE_SCHEMA
 from mmva_platform.annotation.spool import spooled
+from mmva_platform.annotation.stored import StoredRows
 from mmva_platform.storage import open_storage
 
 from .inference_world import FakeModel, film
-from .planned import plan_of
+from .planned import plan_of, table_of
+
+CUT = Preprocessing(fingerprints={}, window_s=2.0, hop_s=1.0, short_side=224)
 
 
 def embedded_video(hop_s: float) -> Embedded:
@@ -51,11 +55,9 @@ def test_a_curve_has_a_point_for_each_start_time(hop_s: float) -> None:
 @pytest.mark.parametrize("hop_s", [1.0, 0.3337])
 def test_stored_embeddings_give_the_curve_of_fresh_ones(hop_s: float) -> None:
     embedded = embedded_video(hop_s)
-    windows = embedded.windows.set_column(
-        3, WINDOW_EMBEDDING_SCHEMA.field("embedding"), pa.chunked_array([
-            pa.array([np.float16(v) for v in embedded.windows["embedding"].to_pylist()], pa.list_(pa.float16()))
-        ]),
-    )  # fmt: skip
+    nested = nested_windows(embedded.windows, embedded.rows["id"])  # in float16, as a file of embeddings holds them
+    columns = {"id": embedded.rows["id"], "embedding": embedded.rows["embedding"], "windows": nested}
+    windows = flat_windows(pa.table(columns, schema=EMBEDDING_FILE_SCHEMA))
     stored = Embedded(embedded.ids, embedded.rows, windows, ERROR_SCHEMA.empty_table())
     (fresh,), (again,) = (predict(FakeModel(), one).rows.to_pylist() for one in (embedded, stored))  # type: ignore[arg-type]
     assert [point["start_s"] for point in fresh["windows"]] == [point["start_s"] for point in again["windows"]]
@@ -98,28 +100,33 @@ def test_what_is_not_finite_is_an_error_in_its_items_place(value: float) -> None
 
 
 def test_an_annotation_keeps_its_curve_when_only_the_heads_run_again(tmp_path: Path) -> None:
-    """Through the stored files: a run, then new heads upon it."""
-    from .test_annotation_reuse import CUT, NEW, OLD, SETTINGS, ItemReader, catalog, open_base
+    """Through the stored files: a version, then new heads upon it."""
 
     class Model(FakeModel):
         dims = {"image": 2, "music": 2}  # noqa: RUF012 - a stand-in
 
-    embedded = embedded_video(0.3337)
-    base, out = open_storage(tmp_path / "base"), open_storage(tmp_path / "out")
-    items = catalog(["v"])
-    plan = plan_of(base, items, OLD, CUT, 8, keep_windows=True)
-    first: ShardResult = stamped(predict(Model(), embedded), plan, "000000")  # type: ignore[arg-type]
-    commit_shard(base, plan, "000000", first)
-    publish(base, plan, [read_commit(base, "000000")])
-    opened = open_base(base.uri, SETTINGS)
-    with spooled(Catalog.of_table("/m", items), ("/m",), opened.lookup()) as spool:
+    out, old = open_storage(tmp_path / "out"), ModelInfo(name="mmva", version="1", digest="1" * 64)
+    catalog = table_of([{"id": "v", "uri": "/m/v", "modality": "video", "bytes": 9}])
+    plan = plan_of(out, catalog, old, CUT, 8, keep_windows=True)
+    first = stamped(predict(Model(), embedded_video(0.3337)), plan, "000000", ItemReader(out, plan)("000000"))  # type: ignore[arg-type]
+    commit_shard(out, plan, "000000", first)
+    publish(out, plan, read_commits(out, 0, ["000000"]))
+    before = open_annotation(out)
+    (file,) = before.files()
+    base = Base(replaced=(file.path,), same_model=False, kept=0, unchanged=1, new=0, changed=0, removed=0)
+    new = old.model_copy(update={"version": "2", "digest": "2" * 64})
+    with spooled(Catalog.of_table("/m", catalog), None, Lookup(before)) as spool:
         plan = write_plan(
-            out, spool, NEW, CUT,
-            shard_items=8, base=opened.info(NEW), reusable=opened.reusable(CUT, opened.engines), keep_windows=True,
+            out, spool, new, CUT,
+            shard_items=8, version=1, kind="update", base=base, stored=Stored((), ("video",)), keep_windows=True,
         )  # fmt: skip
-    again = Reuser(Model, plan, out, SETTINGS)("000000", ItemReader(out, plan)("000000"))  # type: ignore[arg-type]
-    (old,) = read_annotations(base.uri).to_pylist()
-    (new,) = again.ok.to_pylist()
-    starts: list[list[Any]] = [[point["start_s"] for point in row["windows"]] for row in (old, new)]
-    assert starts[0] == starts[1]
-    assert len(starts[0]) > 19
+    again = StoredRows(Model, plan, before)("000000", ItemReader(out, plan)("000000"))  # type: ignore[arg-type]
+    assert again.work == {"heads": 1}
+    (then,), (now,) = before.table().to_pylist(), again.ok.to_pylist()
+    assert (then["model_digest"], now["model_digest"]) == (old.digest, new.digest)
+    assert [point["start_s"] for point in now["windows"]] == [point["start_s"] for point in then["windows"]]
+    assert len(now["windows"]) > 19
+    for axis in ("valence", "arousal"):
+        expected = [point[axis] for point in then["windows"]]
+        assert [point[axis] for point in now["windows"]] == pytest.approx(expected, abs=1e-3)
+    assert (now["embedding_file"], now["embedding_row"]) == (then["embedding_file"], then["embedding_row"])

@@ -16,11 +16,11 @@ from mmva.inference import pipeline as pipeline_module
 from mmva.inference.pipeline import Pipeline
 from mmva_platform.annotation.commit import ShardResult
 from mmva_platform.annotation.fetcher import Fetcher, is_outage
-from mmva_platform.annotation.results import annotate_items
+from mmva_platform.annotation.results import annotate_items, flat_windows
 from mmva_platform.annotation.schema import (
     ANNOTATION_SCHEMA,
+    EMBEDDING_FILE_SCHEMA,
     QUARANTINE_SCHEMA,
-    WINDOW_EMBEDDING_SCHEMA,
     table_to_parquet,
 )
 from mmva_platform.settings import StorageSettings
@@ -51,13 +51,21 @@ def shard(
         one["uri"] = one["uri"] and str(tmp_path / one["uri"])
     result = run(model or FakeModel(), rows, "000007", **options)
     assert (result.ok.schema, result.quarantined.schema) == (ANNOTATION_SCHEMA, QUARANTINE_SCHEMA)
+    assert result.embeddings.schema == EMBEDDING_FILE_SCHEMA
+    assert result.embeddings["id"].equals(result.ok["id"])
     assert sum(result.work.values()) == len(rows)
     return result
 
 
 def annotate(*arguments: Any, **options: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Annotated rows, each with its embedding, and quarantined rows."""
     result = shard(*arguments, **options)
-    return result.ok.to_pylist(), result.quarantined.to_pylist()
+    return rows_of(result), result.quarantined.to_pylist()
+
+
+def rows_of(result: ShardResult) -> list[dict[str, Any]]:
+    both = zip(result.ok.to_pylist(), result.embeddings.to_pylist(), strict=True)
+    return [annotated | {"embedding": stored["embedding"]} for annotated, stored in both]
 
 
 def test_image_row(tmp_path: Path) -> None:
@@ -171,7 +179,7 @@ def test_the_same_shard_gives_the_same_bytes(tmp_path: Path) -> None:
     files = {"a.png": png(7), "b.wav": wav(5, 0.1)}
     first, second = (shard(tmp_path, files, [dict(one) for one in rows], batch_size=size) for size in (1, 16))
     assert table_to_parquet(first.ok) == table_to_parquet(second.ok)
-    assert table_to_parquet(first.windows) == table_to_parquet(second.windows)
+    assert table_to_parquet(first.embeddings) == table_to_parquet(second.embeddings)
 
 
 def test_size_is_checked_before_reading(tmp_path: Path) -> None:
@@ -196,14 +204,16 @@ def test_the_point_is_the_head_of_the_mean_and_not_the_mean_of_the_heads(tmp_pat
     assert [window["valence"] for window in found["windows"]] == pytest.approx([0.04, 0.16, 0.36], abs=1e-3)
 
 
-def test_windows_embeddings_are_a_table_of_their_own(tmp_path: Path) -> None:
+def test_windows_embeddings_stand_beside_their_items(tmp_path: Path) -> None:
     samples = np.concatenate([np.full(2 * RATE, 0.25), np.full(2 * RATE, 0.75)]).astype(np.float32)
     soundfile.write(tmp_path / "long.wav", samples, RATE, subtype="FLOAT")
     result = shard(tmp_path, {"short.wav": wav(1, 0.5)}, [row(name, "music") for name in ("short.wav", "long.wav")])
-    assert result.windows.schema == WINDOW_EMBEDDING_SCHEMA
-    assert result.windows["id"].to_pylist() == ["long.wav"] * 3
-    assert result.windows["start_s"].to_pylist() == [0.0, 1.0, 2.0]
-    assert result.windows["embedding"].to_pylist() == [[level] * 2 for level in (0.25, 0.5, 0.75)]
+    short, long = result.embeddings.to_pylist()
+    assert (short["id"], short["windows"]) == ("short.wav", None)
+    assert [window["start_s"] for window in long["windows"]] == [0.0, 1.0, 2.0]
+    assert [window["embedding"] for window in long["windows"]] == [[level] * 2 for level in (0.25, 0.5, 0.75)]
+    windows = flat_windows(result.embeddings)
+    assert windows["id"].to_pylist() == ["long.wav"] * 3
 
 
 def test_heads_run_once_for_the_items_and_once_for_the_windows(tmp_path: Path) -> None:
@@ -221,7 +231,7 @@ def test_the_same_bytes_are_inferred_once(tmp_path: Path) -> None:
     result = shard(tmp_path, {"a.png": png(3), "b.png": png(3), "c.png": png(4)}, rows, model)
     assert model.batches == [("image", 2)]
     assert result.work == {"media": 2, "same bytes": 1, "quarantined": 0}
-    first, second, third = result.ok.to_pylist()
+    first, second, third = rows_of(result)
     assert first["embedding"] == second["embedding"] != third["embedding"]
 
 
@@ -233,6 +243,7 @@ def test_the_same_bytes_are_remembered_from_shard_to_shard(tmp_path: Path) -> No
     first, second = (annotate_items(pipeline, model, PLAN, "0", items) for _ in range(2))  # type: ignore[arg-type]
     assert model.batches == [("image", 1)]
     assert first.ok.equals(second.ok)
+    assert first.embeddings.equals(second.embeddings)
     assert second.work["same bytes"] == 1
 
 
@@ -331,7 +342,7 @@ def test_what_is_outside_the_roots_is_quarantined_unopened(tmp_path: Path) -> No
 
 def test_video_is_the_mean_of_its_tracks(tmp_path: Path) -> None:
     result = shard(tmp_path, {"v.mp4": film(4, sound=True)}, [row("v.mp4", "video")])
-    (found,) = result.ok.to_pylist()
+    (found,) = rows_of(result)
     assert found["tracks"] == ["image", "music"]
     assert found["embedding"] == pytest.approx([0.4, 0.4, 0, 0], abs=0.02)  # grey pictures, then silence
     assert found["valence"] == pytest.approx(0.2, abs=0.02)
@@ -339,7 +350,7 @@ def test_video_is_the_mean_of_its_tracks(tmp_path: Path) -> None:
     # AAC pads the sound a little: it has a tail of its own, where no picture is.
     assert [window["start_s"] for window in found["windows"]] == [0.0, 1.0, 2.0, 3.0]
     assert [window["valence"] for window in found["windows"]] == pytest.approx([0.2, 0.2, 0.2, 0.0], abs=0.02)
-    assert result.windows["track"].to_pylist() == ["image"] * 3 + ["music"] * 4
+    assert flat_windows(result.embeddings)["track"].to_pylist() == ["image"] * 3 + ["music"] * 4
     assert found["duration_s"] == pytest.approx(4.0, abs=0.3)
 
 

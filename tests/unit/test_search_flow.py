@@ -26,7 +26,7 @@ from mmva_platform.settings import Settings
 from mmva_platform.tracking import registry
 
 from .made_video import write_video
-from .published import lively_bundle, publish_points
+from .published import lively_bundle, publish_points, update_points
 from .tiny_musicgen import save_tiny_musicgen
 
 
@@ -105,6 +105,11 @@ def test_summarize(film: Path, bundle: Path, music: Path, tmp_path: Path, capsys
     assert run([*command, "--music-from", str(music)]) == 0
     nearest = round(10 * segment["valence"])
     assert f"/media/{nearest}.ogg (" in capsys.readouterr().out
+    updated = shutil.copytree(music, tmp_path / "updated")
+    update_points(updated, [("only.ogg", "music", 0.5, 0.5)])
+    for version, name in (([], "only"), (["--version", "0"], nearest)):
+        assert run([*command, "--music-from", str(updated), *version]) == 0
+        assert f"/media/{name}.ogg (" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +174,12 @@ def test_mistakes_are_one_line(
         (["summarize", str(film), "--model", str(bundle), "--seconds", "0"], 2, "more than 0 seconds"),
         (["summarize", str(film), "--model", str(bundle), "--out", "clip.gif"], 2, "end the name so"),
         (["summarize", str(film), "--model", str(bundle), "--prompts", "--music-from", "x"], 2, "not both"),
+        (["summarize", str(film), "--model", str(bundle), "--version", "0"], 2, "give both"),
+        (
+            ["summarize", str(film), "--model", str(bundle), "--music-from", str(music), "--version", "1"],
+            2,
+            "version 1",
+        ),
         (["summarize", str(film), "--model", other, "--music-from", str(music)], 3, "cannot be compared"),
     ]
     for command, code, named in cases:

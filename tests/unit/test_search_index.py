@@ -5,21 +5,28 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile
 from PIL import Image
 
 from mmva.errors import CheckFailed, UsageError
 from mmva.zeroshot.query import query_point
-from mmva_platform.annotation.publish import MANIFEST_FILE, read_annotations
+from mmva_platform.annotation import reader
+from mmva_platform.annotation.reader import open_annotation, read_columns
+from mmva_platform.annotation.schema import ANNOTATION_SCHEMA
 from mmva_platform.cli.main import run
 from mmva_platform.search import AnnotationIndex, Hit, Region, load_predictor, open_query_model
 from mmva_platform.settings import Settings
+from mmva_platform.storage import Storage
 
-from .published import lively_bundle, publish_media, publish_points
+from .damaged import damage
+from .published import lively_bundle, publish_media, publish_points, update_points
 
 CAPTIONS = ("a calm piano in the evening", "aggressive metal drums", "cheerful ukulele on a sunny day")
 
@@ -59,8 +66,16 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return publish_points(tmp_path_factory.mktemp("made-up") / "va", rows)
 
 
+def rows_of(annotation: Path) -> list[dict[str, Any]]:
+    """All rows of the newest version, with embeddings."""
+    rows: list[dict[str, Any]] = (
+        open_annotation(str(annotation)).table([*ANNOTATION_SCHEMA.names, "embedding"]).to_pylist()
+    )
+    return rows
+
+
 def test_what_is_found_is_what_a_sort_of_the_annotations_finds(made_up: Path, settings: Settings) -> None:
-    index, table = AnnotationIndex.open(str(made_up), settings), read_annotations(str(made_up)).to_pylist()
+    index, table = AnnotationIndex.open(str(made_up), settings), rows_of(made_up)
     assert len(index) == len(table) == 200
     assert (index.uri, index.model.digest) == (str(made_up), "d" * 64)
     for modality, region in ((None, None), ("music", Region((0.5, 1), (0, 0.7))), ("video", Region())):
@@ -110,7 +125,7 @@ def test_likeness_by_embedding_is_that_of_a_sort(
     embedded: Path, settings: Settings, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mmva_platform.search.embeddings._BLOCK", 2)
-    index, table = AnnotationIndex.open(str(embedded), settings), read_annotations(str(embedded)).to_pylist()
+    index, table = AnnotationIndex.open(str(embedded), settings), rows_of(embedded)
     (own,) = (row for row in table if row["id"] == name)
     for region in (None, Region((0.2, 0.9), (0, 0.7))):
         cosines = {}
@@ -125,6 +140,49 @@ def test_likeness_by_embedding_is_that_of_a_sort(
         for hit in hits:
             assert hit.score == pytest.approx(cosines[hit.id])
             assert hit.distance == pytest.approx(np.hypot(hit.valence - own["valence"], hit.arousal - own["arousal"]))
+
+
+def test_likeness_by_embedding_goes_over_the_embeddings_of_several_versions(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In version 2 a data file holds rows that refer to embeddings of versions 0 and 1."""
+    rng = np.random.default_rng(5)
+    rows = {f"i{n:02d}": (f"i{n:02d}", "image", *map(float, rng.random(2).astype(np.float32))) for n in range(40)}
+    vectors = {name: {"embedding": rng.normal(size=5).astype(np.float32).tolist()} for name in [*rows, "new"]}
+    out = publish_points(tmp_path / "va", [*rows.values()], embeddings=vectors)
+    first = dict(vectors)
+    for name in ("i03", "i20", "i21"):
+        rows[name] = (name, "image", 0.5, 0.5)
+        vectors[name] = {"embedding": rng.normal(size=5).astype(np.float32).tolist()}
+    rows["new"] = ("new", "image", 0.4, 0.4)
+    update_points(out, [*rows.values()], embeddings=vectors)
+    for name in ("i05", "i20", "i30"):
+        del rows[name]
+    update_points(out, [*rows.values()], embeddings={})
+
+    annotation = open_annotation(str(out))
+    versions = [
+        {path.split("/")[1] for path in table["embedding_file"].to_pylist()}
+        for table in annotation.tables(["embedding_file"])
+    ]
+    assert {"000000", "000001"} in versions
+    assert set().union(*versions) == {"000000", "000001"}
+    monkeypatch.setattr("mmva_platform.search.embeddings._BLOCK", 3)
+    index = AnnotationIndex.open(str(out), settings)
+    for own in ("i02", "i21", "new"):
+        assert found_by_embedding(index, own) == pytest.approx(cosines_of(vectors, own, rows))
+    earlier = AnnotationIndex.open(str(out), settings, version=0)
+    assert len(earlier) == 40
+    assert found_by_embedding(earlier, "i20") == pytest.approx(cosines_of(first, "i20", set(first) - {"new"}))
+
+
+def found_by_embedding(index: AnnotationIndex, own: str) -> dict[str, float]:
+    return {hit.id: hit.score for hit in index.like(own, by="embedding", top=100)}
+
+
+def cosines_of(vectors: Mapping[str, dict[str, Any]], own: str, names: Collection[str]) -> dict[str, float]:
+    unit = {name: np.array(vectors[name]["embedding"]) / np.linalg.norm(vectors[name]["embedding"]) for name in names}
+    return {name: float(unit[own] @ vector) for name, vector in unit.items() if name != own}
 
 
 def test_likeness_in_the_plane_goes_over_all_modalities_and_leaves_the_item_out(
@@ -150,9 +208,9 @@ def test_embeddings_of_other_spaces_ids_of_nobody_and_changed_files_are_refused(
         index.like("nobody", by="embedding")
     copy = shutil.copytree(embedded, tmp_path / "copy")
     index = AnnotationIndex.open(str(copy), settings)
-    for file in (copy / "data").iterdir():
-        file.write_bytes(file.read_bytes()[:-1] + b"?")
-    with pytest.raises(CheckFailed, match="changed since it was written"):
+    for file in (copy / "_mmva" / "000000" / "embeddings").iterdir():
+        damage(file, "embedding")
+    with pytest.raises(CheckFailed, match=r"_mmva/000000/embeddings/.*parquet: damaged"):
         index.like("item-030", by="embedding")
 
 
@@ -172,16 +230,45 @@ def test_wrong_questions_are_named(made_up: Path, settings: Settings, options, n
         index.search(**({"va_2": (0.5, 0.5)} | options))
 
 
-def test_a_run_without_manifest_and_a_changed_file_are_refused(tmp_path: Path, settings: Settings) -> None:
-    out = publish_points(tmp_path / "va", [("a", "image", 0.1, 0.2), ("b", "music", 0.3, 0.4)])
-    (file,) = (out / "data").iterdir()
-    content = file.read_bytes()
-    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(CheckFailed, match="changed since it was written"):
+@pytest.mark.parametrize("column", ["id", "uri", "valence", "mood"])
+def test_a_damaged_and_a_missing_file_are_refused(tmp_path: Path, settings: Settings, column: str) -> None:
+    out = publish_points(tmp_path / "va", [("a", "image", 0.1, 0.2), ("b", "image", 0.3, 0.4)])
+    (file,) = (out / "status=ok" / "modality=image").iterdir()
+    damage(file, column)
+    with pytest.raises(CheckFailed, match=f"{file.name}: damaged"):
         AnnotationIndex.open(str(out), settings)
-    (out / MANIFEST_FILE).unlink()
+    file.unlink()
+    with pytest.raises(CheckFailed, match=f"{file.name}: is missing"):
+        AnnotationIndex.open(str(out), settings)
+
+
+def test_what_is_not_published_is_refused(tmp_path: Path, settings: Settings) -> None:
+    out = publish_points(tmp_path / "va", [("a", "image", 0.1, 0.2)])
+    with pytest.raises(UsageError, match="there is no version 1; versions are 0 to 0"):
+        AnnotationIndex.open(str(out), settings, 1)
+    shutil.rmtree(out / "_delta_log")
     with pytest.raises(UsageError, match="no published annotations"):
         AnnotationIndex.open(str(out), settings)
+
+
+def test_opening_and_searching_the_plane_read_six_columns_and_no_embeddings(
+    embedded: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[str, set[str]]] = []
+
+    def spy(storage: Storage, path: str, columns: Sequence[str]) -> pa.Table:
+        read.append((path, set(columns)))
+        return read_columns(storage, path, columns)
+
+    monkeypatch.setattr(reader, "read_columns", spy)
+    index = AnnotationIndex.open(str(embedded), settings)
+    index.like("item-030")
+    assert {path.partition("/")[0] for path, _ in read} == {"status=ok"}
+    assert set().union(*(columns for _, columns in read)) == {"id", "uri", "valence", "arousal", "mood"}
+    index.like("item-030", by="embedding")
+    stored = [columns for path, columns in read if path.startswith("_mmva/")]
+    assert stored
+    assert all(columns == {"embedding"} for columns in stored)
 
 
 def test_a_query_by_an_items_own_bytes_finds_that_item(
@@ -233,6 +320,22 @@ def test_command_line(
     found = json.loads(capsys.readouterr().out)
     assert {hit["modality"] for hit in found["hits"]} == {"image"}
     assert len(found["hits"]) == 5
+
+
+def test_command_line_searches_the_version_that_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(publish_points(tmp_path / "va", [("a", "image", 0.1, 0.1), ("b", "image", 0.2, 0.1)]))
+    update_points(Path(out), [("a", "image", 0.1, 0.1), ("c", "image", 0.9, 0.9)])
+
+    def found(*options: str) -> list[str]:
+        assert run(["search", out, "--like", "a", "--json", *options]) == 0
+        return [hit["id"] for hit in json.loads(capsys.readouterr().out)["hits"]]
+
+    assert found() == found("--version", "1") == ["c"]
+    assert found("--version", "0") == ["b"]
+    assert run(["search", out, "--like", "a", "--version", "2"]) == 2
+    complaint = capsys.readouterr().err
+    assert "there is no version 2; versions are 0 to 1" in complaint
+    assert complaint.count("\n") == 1
 
 
 def test_command_line_mistakes_are_one_line(

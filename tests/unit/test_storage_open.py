@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -165,6 +166,34 @@ def test_the_file_system_has_the_same_session(bucket: Any, monkeypatch: pytest.M
     assert given["force_virtual_addressing"] is False
 
 
+def test_polars_reads_a_file_by_the_same_credentials(storage: Storage) -> None:
+    frame, target = pl.DataFrame({"n": [1, 2, 3]}), io.BytesIO()
+    frame.write_parquet(target)
+    storage.write("n.parquet", target.getvalue())
+    options = storage.object_store_options()
+    assert (options == {}) == (storage.local_path("n.parquet") is not None)
+    assert pl.read_parquet(storage.join("n.parquet"), storage_options=options).equals(frame)
+
+
+def test_options_of_rust_libraries_have_the_same_session(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = bucket.object_store_options()
+    assert "aws_session_token" not in options
+    keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "aws_region": "us-east-1"}
+    assert options.items() >= {**keys, "aws_endpoint": bucket.settings.s3_endpoint, "allow_http": "true"}.items()
+    assert options["aws_virtual_hosted_style_request"] == "false"
+    encrypted = bucket.settings.model_copy(update={"s3_endpoint": "https://s3.example.org"})
+    assert open_storage("s3://media/x", encrypted).object_store_options()["allow_http"] == "false"
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "a-token")
+    on_aws = open_storage("s3://media/x", StorageSettings(s3_region="eu-west-3")).object_store_options()
+    assert "aws_endpoint" not in on_aws
+    assert (on_aws["aws_session_token"], on_aws["aws_region"], on_aws["allow_http"]) == (
+        "a-token",
+        "eu-west-3",
+        "false",
+    )
+    assert on_aws["aws_virtual_hosted_style_request"] == "true"
+
+
 def test_a_file_system_without_credentials(bucket: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
@@ -173,6 +202,8 @@ def test_a_file_system_without_credentials(bucket: Any, monkeypatch: pytest.Monk
     with pytest.raises(StorageDenied, match="no S3 credentials") as error:
         open_storage("s3://media/x", bucket.settings).filesystem()
     assert error.value.environment
+    with pytest.raises(StorageDenied, match="no S3 credentials"):
+        open_storage("s3://media/x", bucket.settings).object_store_options()
 
 
 def test_a_bucket_whose_region_is_not_known(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:

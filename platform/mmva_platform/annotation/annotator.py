@@ -14,7 +14,7 @@ from mmva.inference.engines import load_predictor
 from mmva.inference.isolation import Isolated, report_step
 from mmva_platform.annotation.commit import ShardResult
 from mmva_platform.annotation.fetcher import Fetcher, is_outage
-from mmva_platform.annotation.plan import Plan
+from mmva_platform.annotation.plan import INTERNAL, Plan
 from mmva_platform.cluster import own_cpus
 from mmva_platform.datasets.embedder import EncoderLoader
 from mmva_platform.settings import Settings, limits_of
@@ -34,7 +34,7 @@ class Annotator:
     Attributes:
         bundle: The bundle's files by name.
         plan: The run's plan.
-        out: URI of the run's output, where exported networks are.
+        out: URI of the annotation, which holds exported networks, too.
         settings: Storage, and where backbones come from.
         batch_size: See Pipeline.
         on_progress: Called when a step begins; see Pipeline.
@@ -60,7 +60,7 @@ class Annotator:
     @cached_property
     def model(self) -> Predictor:
         """Towers, and encoders by the plan's engines."""
-        storage = open_storage(self.out, self.settings.storage)
+        storage = open_storage(f"{self.out}/{INTERNAL}", self.settings.storage)
         return load_predictor(self.bundle, self.plan.engines, storage, EncoderLoader.of(self.settings))
 
     @cached_property
@@ -111,7 +111,7 @@ def annotate_isolated(
                 (item,) = items_of(row)
                 item.error = error
                 given_up = Predicted(ROW_SCHEMA.empty_table(), WINDOW_SCHEMA.empty_table(), error_table([item]))
-                tables = stamped(given_up, annotator.plan, shard)
+                tables = stamped(given_up, annotator.plan, shard, row)
                 results.append(ShardResult(tables.ok, tables.quarantined, work={"quarantined": 1}))
             on_item(number)
     return _joined(results)
@@ -127,9 +127,9 @@ def _single_items(annotator: Annotator, shard: str) -> Callable[[pa.Table], Shar
 def _joined(results: Iterable[ShardResult]) -> ShardResult:
     """Results of a shard's parts as one."""
     parts = list(results)
-    ok, quarantined, windows = (
+    ok, quarantined, embeddings = (
         pa.concat_tables([getattr(part, name) for part in parts]).combine_chunks()
-        for name in ("ok", "quarantined", "windows")
+        for name in ("ok", "quarantined", "embeddings")
     )
     work: dict[str, int] = {}
     seconds: dict[str, float] = {}
@@ -138,4 +138,4 @@ def _joined(results: Iterable[ShardResult]) -> ShardResult:
             work[name] = work.get(name, 0) + count
         for name, spent_s in part.seconds.items():
             seconds[name] = seconds.get(name, 0.0) + spent_s
-    return ShardResult(ok, quarantined, windows, work, seconds)
+    return ShardResult(ok, quarantined, embeddings, work, seconds)

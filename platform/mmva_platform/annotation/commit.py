@@ -9,49 +9,63 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field, ValidationError
 
 from mmva.errors import CheckFailed
-from mmva_platform.annotation.plan import Plan
-from mmva_platform.annotation.schema import WINDOW_EMBEDDING_SCHEMA, sha256_hex, table_to_parquet
+from mmva_platform.annotation.plan import Plan, version_folder
+from mmva_platform.annotation.schema import (
+    ANNOTATION_SCHEMA,
+    EMBEDDING_FILE_SCHEMA,
+    REFERENCE_SCHEMA,
+    sha256_hex,
+    table_to_parquet,
+)
+from mmva_platform.annotation.table import TableFile, data_path
 from mmva_platform.settings import Config
 from mmva_platform.storage import Storage
 
-COMMITS: Final = "commits/"
 _READERS: Final = 16  # at once; one after another, a million records would take hours
 
 
-class FileRecord(Config):
-    """One Parquet file of a shard."""
+class DataFile(Config):
+    """A data file of a shard: rows of one status and modality. Named by its digest."""
 
     path: str
     rows: int = Field(ge=1)
     size: int
-    sha256: str
+    status: str
+    modality: str | None
+
+    @property
+    def in_table(self) -> TableFile:
+        """The file as the table has it."""
+        return TableFile(self.path, self.rows, self.size, self.status, self.modality)
 
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What a worker made of a shard's items: every item in exactly one of the two tables.
+    """What a worker made of a shard's items: every item in exactly one of the first two tables.
 
     Attributes:
-        ok: ANNOTATION_SCHEMA.
+        ok: ANNOTATION_SCHEMA; the rows' references are null if their embeddings are given here.
         quarantined: QUARANTINE_SCHEMA.
-        windows: WINDOW_EMBEDDING_SCHEMA; without rows where none are kept.
-        work: How many items came about how: "media" (from their bytes), "same bytes" (as another item of the shard),
-            "heads" (from stored embeddings), "carried" (as they stood), "quarantined".
+        embeddings: EMBEDDING_FILE_SCHEMA, a row for each row of `ok`; empty if those refer to files that exist.
+        work: Number of items by how they were annotated: "media" (from their bytes), "same bytes" (as another item of
+            the shard), "heads" (from stored embeddings), "carried" (copied), "quarantined".
         seconds: Of this process by stage: "fetch", "decode", "infer", "heads".
     """
 
     ok: pa.Table
     quarantined: pa.Table
-    windows: pa.Table = field(default_factory=WINDOW_EMBEDDING_SCHEMA.empty_table)
+    embeddings: pa.Table = field(default_factory=EMBEDDING_FILE_SCHEMA.empty_table)
     work: Mapping[str, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -66,21 +80,20 @@ class CommitRecord(Config):
     quarantined: int
     by_modality: dict[str, int] = Field(description="annotated items of each modality")
     causes: dict[str, int] = Field(description="quarantined items of each cause")
-    work: dict[str, int] = Field(description="items by how they came about; see ShardResult")
+    work: dict[str, int] = Field(description="items by how they were annotated; see ShardResult")
     seconds: dict[str, float] = Field(description="of the worker, by stage; see ShardResult")
     worker: str = Field("", description="host and process that committed it")
     attempt: int = Field(1, ge=1, description="above 1 if earlier tries failed, or their workers died")
-    data: FileRecord | None
-    quarantine: FileRecord | None
-    windows: FileRecord | None
+    files: tuple[DataFile, ...]
+    embeddings: tuple[str, ...] = Field(description="files of embeddings that were written with it")
 
 
 def commit_shard(storage: Storage, plan: Plan, shard: str, result: ShardResult, *, attempt: int = 1) -> CommitRecord:
     """Write a shard's rows and make them count.
 
     Args:
-        storage: The run's output.
-        plan: The run's plan.
+        storage: The annotation.
+        plan: Of the version that is made.
         shard: Its name.
         result: Its rows.
         attempt: Number of this try.
@@ -89,11 +102,7 @@ def commit_shard(storage: Storage, plan: Plan, shard: str, result: ShardResult, 
         The shard's record: this one, or the one another writer put first.
     """
     begun = time.monotonic()
-    files = {
-        "data": _write(storage, "data", shard, result.ok),
-        "quarantine": _write(storage, "quarantine", shard, result.quarantined),
-        "windows": _write(storage, "windows", shard, result.windows),
-    }
+    files, embeddings = _write_files(storage, plan, shard, result)
     record = CommitRecord(
         shard=shard,
         run_id=plan.run_id,
@@ -106,32 +115,34 @@ def commit_shard(storage: Storage, plan: Plan, shard: str, result: ShardResult, 
         seconds={**result.seconds, "write": time.monotonic() - begun},
         worker=f"{socket.gethostname()}:{os.getpid()}",
         attempt=attempt,
-        **files,
+        files=tuple(files),
+        embeddings=tuple(embeddings),
     )
-    path = commit_path(shard)
+    path = commit_path(plan.version, shard)
     if storage.put_if_absent(path, record.model_dump_json(indent=1).encode()):
         return record
     return parse_commit(storage, path)
 
 
-def committed_shards(storage: Storage) -> set[str]:
-    """Names of the shards that have a record; reads no record."""
+def committed_shards(storage: Storage, version: int) -> set[str]:
+    """Names of the shards of a version that have a record; reads no record."""
+    folder = _commits(version)
     return {
-        entry.path.removeprefix(COMMITS).removesuffix(".json")
-        for entry in storage.list(COMMITS)
+        entry.path.removeprefix(folder).removesuffix(".json")
+        for entry in storage.list(folder)
         if entry.path.endswith(".json")
     }
 
 
-def read_commit(storage: Storage, shard: str) -> CommitRecord:
+def read_commit(storage: Storage, version: int, shard: str) -> CommitRecord:
     """The record of a committed shard."""
-    return parse_commit(storage, commit_path(shard))
+    return parse_commit(storage, commit_path(version, shard))
 
 
-def read_commits(storage: Storage, shards: Iterable[str]) -> list[CommitRecord]:
+def read_commits(storage: Storage, version: int, shards: Iterable[str]) -> list[CommitRecord]:
     """Records of committed shards, in the order given; some at a time, because each is a request of its own."""
     with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(lambda shard: read_commit(storage, shard), shards))
+        return list(pool.map(lambda shard: read_commit(storage, version, shard), shards))
 
 
 def parse_commit(storage: Storage, path: str) -> CommitRecord:
@@ -149,9 +160,13 @@ def parse_commit(storage: Storage, path: str) -> CommitRecord:
         ) from None
 
 
-def commit_path(shard: str) -> str:
-    """Where a shard's record stands."""
-    return f"{COMMITS}{shard}.json"
+def commit_path(version: int, shard: str) -> str:
+    """Where a shard's record is."""
+    return f"{_commits(version)}{shard}.json"
+
+
+def _commits(version: int) -> str:
+    return f"{version_folder(version)}/commits/"
 
 
 def _counts(values: pa.ChunkedArray) -> dict[str, int]:
@@ -159,11 +174,49 @@ def _counts(values: pa.ChunkedArray) -> dict[str, int]:
     return {entry["values"]: entry["counts"] for entry in sorted(counted, key=lambda entry: entry["values"])}
 
 
-def _write(storage: Storage, folder: str, shard: str, table: pa.Table) -> FileRecord | None:
-    if not table.num_rows:
-        return None
+def _write_files(storage: Storage, plan: Plan, shard: str, result: ShardResult) -> tuple[list[DataFile], list[str]]:
+    """Write a file for each status and modality, and one of embeddings for each modality; embeddings first."""
+    files: list[tuple[DataFile, bytes]] = []
+    written: list[str] = []
+    for modality, rows, at_N in _by_modality(result.ok):
+        if result.embeddings.num_rows:
+            path, data = _named(f"{plan.folder}/embeddings/{shard}", result.embeddings.take(at_N).combine_chunks())
+            storage.write(path, data)
+            written.append(path)
+            rows = _referring(rows, path)  # noqa: PLW2901 - the rows of this file from here on
+        files.append(_data_file(plan.version, shard, "ok", modality, rows))
+    for modality, rows, _ in _by_modality(result.quarantined):
+        files.append(_data_file(plan.version, shard, "quarantined", modality, rows))
+    for file, data in files:
+        storage.write(file.path, data)
+    return [file for file, _ in files], written
+
+
+def _data_file(version: int, shard: str, status: str, modality: str | None, rows: pa.Table) -> tuple[DataFile, bytes]:
+    data = table_to_parquet(rows.drop_columns("modality"))
+    path = data_path(version, shard, status, modality, sha256_hex(data))
+    return DataFile(path=path, rows=rows.num_rows, size=len(data), status=status, modality=modality), data
+
+
+def _named(stem: str, table: pa.Table) -> tuple[str, bytes]:
     data = table_to_parquet(table)
-    digest = sha256_hex(data)
-    path = f"{folder}/{shard}-{digest[:16]}.parquet"
-    storage.write(path, data)
-    return FileRecord(path=path, rows=table.num_rows, size=len(data), sha256=digest)
+    return f"{stem}-{sha256_hex(data)}.parquet", data
+
+
+def _by_modality(table: pa.Table) -> Iterator[tuple[str | None, pa.Table, pa.Array]]:
+    """Modality, rows, and their positions, in the order of the first item of each modality."""
+    for modality in pc.unique(table["modality"]).to_pylist():
+        of_it = pc.is_null(table["modality"]) if modality is None else pc.equal(table["modality"], modality)
+        at_N = pa.array(np.flatnonzero(np.asarray(of_it.fill_null(False))))  # noqa: FBT003 - Arrow's own signature
+        yield modality, table.take(at_N).combine_chunks(), at_N
+
+
+def _referring(rows: pa.Table, path: str) -> pa.Table:
+    """Rows that refer to the rows of a file of embeddings, one by one."""
+    columns = (
+        pa.repeat(pa.scalar(path, pa.string()), rows.num_rows),
+        pa.array(np.arange(rows.num_rows, dtype=np.int32)),
+    )
+    for column, values in zip(REFERENCE_SCHEMA, columns, strict=True):
+        rows = rows.set_column(ANNOTATION_SCHEMA.get_field_index(column.name), column, values)
+    return rows

@@ -12,7 +12,8 @@ from mmva_platform.annotation.commit import CommitRecord, committed_shards, read
 from mmva_platform.annotation.heartbeats import HeartbeatFile
 from mmva_platform.annotation.options import ErrorLimit
 from mmva_platform.annotation.plan import Plan
-from mmva_platform.annotation.publish import MANIFEST_FILE, Manifest, publish, read_manifest
+from mmva_platform.annotation.publish import VersionRecord, publish, read_record
+from mmva_platform.annotation.table import is_published
 from mmva_platform.bulk import Resources, Stage, run_pass
 from mmva_platform.monitoring import RunMetrics, bound
 from mmva_platform.settings import Settings
@@ -28,12 +29,12 @@ def carry_out(
     workers: int | None = None,
     batch_size: int = 16,
     max_errors: str | None = None,
-) -> tuple[Manifest, int]:
-    """Run the shards of a settled plan that are not committed, and publish the run.
+) -> tuple[VersionRecord, int]:
+    """Run the shards of a settled plan that are not committed, and publish the version.
 
     Args:
-        storage: The run's output.
-        plan: Its plan.
+        storage: The annotation.
+        plan: Of the version.
         bundle_dir: The model's files.
         settings: Storage and cluster.
         workers: Most actors.
@@ -41,17 +42,17 @@ def carry_out(
         max_errors: End the run when more items are quarantined; see ErrorLimit.
 
     Returns:
-        The manifest, and how many shards were committed before.
+        The version's record, and how many shards were committed before.
 
     Raises:
         CheckFailed: If more items than `max_errors` are quarantined; what is committed stays.
         ShardsFailedError, StorageUnavailable, StalledError: When the run cannot continue; what is committed stays.
         StoppedError: After SIGTERM, with the shards that were under way committed.
     """
-    if storage.exists(MANIFEST_FILE):
-        return read_manifest(storage), len(plan.shards)
-    before = committed_shards(storage) & set(plan.shards)
-    commits = read_commits(storage, sorted(before))
+    if is_published(storage, plan.version):
+        return read_record(storage, plan.version), len(plan.shards)
+    before = committed_shards(storage, plan.version) & set(plan.shards)
+    commits = read_commits(storage, plan.version, sorted(before))
     watch = _Errors(storage, plan, max_errors)
     for commit in commits:
         watch(commit)
@@ -60,7 +61,7 @@ def carry_out(
         from mmva.inference.engines import pack_bundle
 
         run = {"bundle": pack_bundle(bundle_dir), "plan": plan, "out": storage.uri, "settings": settings}
-        left = plan.catalog.items - sum(commit.items for commit in commits)
+        left = sum(plan.rows) - sum(commit.items for commit in commits)
         with bound(run=plan.run_id):
             commits += _execute(storage, todo, left, run, batch_size=batch_size, watch=watch, workers=workers)
     return publish(storage, plan, commits), len(before)
@@ -111,7 +112,7 @@ def _execute(
             before=before,
             step_limit_s=limit_s,
             stopping=stopping,
-            on_heartbeat=HeartbeatFile(storage),
+            on_heartbeat=HeartbeatFile(storage, plan.version),
         )
     return records
 
@@ -121,17 +122,19 @@ class _Errors:
 
     def __init__(self, storage: Storage, plan: Plan, max_errors: str | None) -> None:
         self._uri = storage.uri
-        self._limit = ErrorLimit(max_errors, plan.catalog.items)
+        self._limit = ErrorLimit(max_errors, sum(plan.rows))
         self._done = self._quarantined = 0
         self._causes: Counter[str] = Counter()
 
     def __call__(self, record: CommitRecord) -> None:
         """Count a shard; CheckFailed if it is one too many."""
-        self._done += record.items
-        self._quarantined += record.quarantined
-        self._causes.update(record.causes)
+        carried = record.work.get("carried", 0)  # copied from the version before: they say nothing of this run
+        self._done += record.items - carried
+        self._quarantined += record.work.get("quarantined", 0)
+        if not carried:
+            self._causes.update(record.causes)
         if self._limit.exceeded(self._done, self._quarantined):
-            (cause, count), *_ = self._causes.most_common(1)
+            (cause, count), *_ = self._causes.most_common(1) or [("of no cause", 0)]
             raise CheckFailed(
                 f"{self._uri}: {self._quarantined} of {self._done} items are quarantined ({count} {cause}), over the "
                 f"limit of {self._limit.text}; what is committed stays, a higher --max-errors continues from there"

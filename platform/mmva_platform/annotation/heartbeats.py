@@ -9,13 +9,13 @@ from typing import Final
 
 from pydantic import Field, ValidationError
 
+from mmva_platform.annotation.plan import version_folder
 from mmva_platform.bulk import InFlight
 from mmva_platform.settings import Config
 from mmva_platform.storage import Storage, StorageError, StorageNotFound
 
 logger = logging.getLogger(__name__)
 
-HEARTBEATS_FILE: Final = "heartbeats.json"
 _EVERY_S: Final = 30.0
 _SHOWN: Final = 5
 
@@ -48,8 +48,8 @@ class Heartbeats(Config):
 class HeartbeatFile:
     """Writes heartbeats.json now and then; a run does not fail for it."""
 
-    def __init__(self, storage: Storage) -> None:
-        self._storage, self._written = storage, 0.0
+    def __init__(self, storage: Storage, version: int) -> None:
+        self._storage, self._path, self._written = storage, _path(version), 0.0
 
     def __call__(self, in_flight: Sequence[InFlight]) -> None:
         """Note the shards under way."""
@@ -59,14 +59,18 @@ class HeartbeatFile:
         self._written = now
         found = Heartbeats(at=now, in_flight=tuple(ShardUnderWay(**shard._asdict()) for shard in in_flight))
         try:
-            self._storage.write(HEARTBEATS_FILE, found.model_dump_json().encode())
+            self._storage.write(self._path, found.model_dump_json().encode())
         except StorageError as error:
             logger.warning("%s", error)
 
 
-def read_heartbeats(storage: Storage) -> Heartbeats | None:
+def read_heartbeats(storage: Storage, version: int) -> Heartbeats | None:
     """The last heartbeats; None if no driver wrote any."""
     try:
-        return Heartbeats.model_validate_json(storage.read(HEARTBEATS_FILE))
+        return Heartbeats.model_validate_json(storage.read(_path(version)))
     except (StorageNotFound, ValidationError):
         return None
+
+
+def _path(version: int) -> str:
+    return f"{version_folder(version)}/heartbeats.json"

@@ -31,25 +31,37 @@ def _engine_name(name: str) -> str:
     return name
 
 
-class AnnotateOptions(Config):
-    """Options of a run. Those that decide the output are in its plan, and the same call again must agree with them."""
+class RetryOptions(Config):
+    """Options of a retry, and of every other way to make a version."""
 
     workers: int | None = Field(None, ge=1, description="actors; one a CPU by default")
-    engine: Annotated[str, AfterValidator(_engine_name)] = Field(
-        "auto", description="auto, torch, torch-bf16, onnx, cuda or cuda-bf16; auto on a resume adopts the plan's"
-    )
-    base: str | None = Field(None, description="an earlier annotation, from which what has not changed is taken")
-    incremental: bool = Field(default=False, description="take the newest annotation beside the output as the base")
     max_errors: Annotated[str | None, AfterValidator(_error_limit)] = Field(
         None, description="stop above so many quarantined items: 100, or 5%; default 20% of 100 items or more"
     )
-    roots: tuple[str, ...] = Field((), description="media may be read from here, besides the catalog's own place")
-    keep_windows: bool = Field(default=True, description="keep windows' embeddings, for curves without media later")
     shard_items: int | None = Field(None, ge=1, description="most items of a shard; by default a minute of work")
     batch_size: int = Field(16, ge=1, description="images, windows or captions embedded at once")
+    command: tuple[str, ...] = Field((), description="as it was typed, for the run card")
+
+
+class UpdateOptions(RetryOptions):
+    """Options of an update."""
+
+    catalog: str | None = Field(None, description="what the new version is of; by default the same catalog, read again")
+    model: str | None = Field(None, description="what annotates; by default the model of the version before")
+    reread: bool = Field(default=False, description="read media again where the model has another backbone")
+    roots: tuple[str, ...] = Field((), description="media may be read from here, too")
+
+
+class AnnotateOptions(RetryOptions):
+    """Options of a run. Those that decide the output are in its plan, and the same call again must agree with them."""
+
+    engine: Annotated[str, AfterValidator(_engine_name)] = Field(
+        "auto", description="auto, torch, torch-bf16, onnx, cuda or cuda-bf16; auto on a resume adopts the plan's"
+    )
+    roots: tuple[str, ...] = Field((), description="media may be read from here, besides the catalog's own place")
+    keep_windows: bool = Field(default=True, description="keep windows' embeddings, for curves without media later")
     window_s: float = Field(WINDOW_S, gt=0, description="length of a window of audio")
     hop_s: float = Field(HOP_S, gt=0, description="seconds between the starts of two windows")
-    command: tuple[str, ...] = Field((), description="as it was typed, for the run card")
 
     @model_validator(mode="after")
     def _windows_meet(self) -> Self:

@@ -1,8 +1,8 @@
-"""The plan of an annotation run: fixed before any work, written once, followed by every resume.
+"""The plan of a version of an annotation: fixed before any work, written once, followed by every resume.
 
-`plan/items-<first shard>-<digest>.parquet` hold the items in the order of the work, and `plan.json` everything that
-decides what the output will be. plan.json is put if absent, so the first driver's plan is the run's plan. The catalog
-is not read again: what is added to it later is for a later run.
+In `_mmva/<version>/`, `plan/items-<first shard>-<digest>.parquet` hold the items in the order of the work, and
+`plan.json` everything that decides what the version will be. plan.json is put if absent, so of two drivers that plan
+the same version one wins. The catalog is not read again: what is added to it later is for a later version.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +23,23 @@ from mmva_platform.annotation.schema import ITEM_SCHEMA, sha256_hex
 from mmva_platform.settings import Config
 from mmva_platform.storage import Storage, StorageError, StorageNotFound
 
-PLAN_FILE: Final = "plan.json"
+INTERNAL: Final = "_mmva"
+Kind = Literal["annotate", "update", "retry", "convert"]
+
+
+def version_folder(version: int) -> str:
+    """Where everything of a version is but its data files, relative to the annotation."""
+    return f"{INTERNAL}/{version:06d}"
+
+
+def plan_file(version: int) -> str:
+    """Where the plan of a version is."""
+    return f"{version_folder(version)}/plan.json"
+
+
+def cleaned_mark(version: int) -> str:
+    """The file that says that a version can no longer be read."""
+    return f"{version_folder(version)}/cleaned"
 
 
 class ModelInfo(Config):
@@ -34,14 +50,16 @@ class ModelInfo(Config):
     digest: str
 
 
-class BaseInfo(Config):
-    """The earlier annotation that a run builds upon."""
+class Base(Config):
+    """What a version takes from the one before it."""
 
-    uri: str
-    run_id: str
-    manifest_sha256: str = Field(description="over all its published manifests: its identity")
-    same_model: bool = Field(description="rows are carried over as they are; otherwise heads run over its embeddings")
-    items: int = Field(ge=0, description="items taken from it")
+    replaced: tuple[str, ...] = Field(description="data files of that version that this one does not have")
+    same_model: bool = Field(description="stored rows are copied as they are; otherwise heads run over embeddings")
+    kept: int = Field(ge=0, description="items in the files that both versions have")
+    unchanged: int = Field(ge=0, description="items with the same row of the catalog, those of `kept` among them")
+    new: int = Field(ge=0, description="items that it does not have")
+    changed: int = Field(ge=0, description="items of which it has another row of the catalog")
+    removed: int = Field(ge=0, description="items that the catalog no longer has")
 
 
 class PlanPart(Config):
@@ -74,12 +92,18 @@ class Plan(Config):
     preprocessing: Preprocessing
     engines: dict[str, EngineInfo] = Field(description="tower -> engine")
     catalog: CatalogInfo
-    base: BaseInfo | None
+    version: int = Field(ge=0, description="of the table, once this plan is carried out")
+    kind: Kind
+    base: Base | None = Field(None, description="None for version 0")
     roots: tuple[str, ...] = Field((), description="media are read from below these only; the catalog's own first")
     command: tuple[str, ...] = Field(description="as it was typed, for the run card")
-    generation: int = Field(1, ge=1, description="1 for a run, one more for each retry of its quarantine")
     keep_windows: bool = Field(description="whether the windows' embeddings are written beside the items'")
     parts: tuple[PlanPart, ...]
+
+    @property
+    def folder(self) -> str:
+        """Where everything of this version is but its data files."""
+        return version_folder(self.version)
 
     @property
     def shards(self) -> list[str]:
@@ -113,7 +137,8 @@ class Plan(Config):
             "short_side": self.preprocessing.short_side,
             "window embeddings kept": self.keep_windows,
             "roots": ", ".join(sorted(set(self.roots))),
-            "base": self.base.uri if self.base else None,
+            "version": self.version,
+            "made by": self.kind,
         }
         for name, value in sorted(self.preprocessing.fingerprints.items()):
             flat[f"{name} preprocessing"] = value
@@ -132,28 +157,38 @@ class Plan(Config):
 
     def check_same(self, other: Plan, out: str) -> None:
         """Raise CheckFailed, naming every difference, if another plan cannot share this one's output."""
-        differences = self.differences(other)
+        differences = "; ".join(self.differences(other))
+        if differences and self.version:
+            raise CheckFailed(
+                f"{out}: version {self.version} is under way with other options ({differences}); `mmva annotations "
+                "resume` finishes it"
+            )
         if differences:
             raise CheckFailed(
-                f"{out} holds annotations made otherwise ({'; '.join(differences)}); choose another output, or call "
-                "with the same options; `mmva annotations resume` needs none"
+                f"{out} holds annotations made otherwise ({differences}); choose another output, or call with the same "
+                "options; `mmva annotations resume` needs none"
             )
 
 
-def read_plan(storage: Storage) -> Plan:
-    """The run's plan.
+def read_plan(storage: Storage, version: int = 0) -> Plan:
+    """The plan of a version.
 
     Raises:
         UsageError: If there is none, or it is not readable as one.
     """
+    path = plan_file(version)
     try:
-        return Plan.model_validate_json(storage.read(PLAN_FILE))
+        return Plan.model_validate_json(storage.read(path))
     except StorageNotFound:
-        raise UsageError(f"{storage.uri}: no annotation run here ({PLAN_FILE} is missing)") from None
+        if storage.exists("plan.json"):
+            raise UsageError(
+                f"{storage.uri}: annotations of an earlier format; `mmva annotations convert` makes a table of them"
+            ) from None
+        raise UsageError(f"{storage.uri}: no annotation here ({path} is missing)") from None
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "content"
-        raise UsageError(f"{storage.join(PLAN_FILE)}: not a plan of this version ({field}: {first['msg']})") from None
+        raise UsageError(f"{storage.join(path)}: not a plan of this mmva ({field}: {first['msg']})") from None
 
 
 class ItemReader:

@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 import uuid
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmva.errors import UsageError
 from mmva.inference.config import EngineInfo, Preprocessing
-from mmva_platform.annotation.plan import PLAN_FILE, BaseInfo, CatalogInfo, ModelInfo, Plan, PlanPart, read_plan
-from mmva_platform.annotation.schema import ANNOTATION_VERSION, ITEM_SCHEMA, sha256_hex
-from mmva_platform.annotation.shards import (
-    MOST_SHARDS,
-    Limits,
-    cut,
-    equals_together,
-    first_seen,
-    limits_for,
-    limits_for_stored,
+from mmva_platform.annotation.plan import (
+    Base,
+    CatalogInfo,
+    Kind,
+    ModelInfo,
+    Plan,
+    PlanPart,
+    plan_file,
+    read_plan,
+    version_folder,
 )
+from mmva_platform.annotation.schema import ANNOTATION_VERSION, ITEM_SCHEMA, sha256_hex
+from mmva_platform.annotation.shards import MOST_SHARDS, cut, equals_together, limits_for, limits_for_stored
 from mmva_platform.annotation.spool import Group, Spool
 from mmva_platform.storage import Storage
 
 _SHARDS_A_PART: Final = 64
 _PART_BYTES: Final = 64 * 2**20  # a part is closed early at this size: it is in memory until it is written
-_DICTIONARIES: Final = ["modality", "base_file"]
+_DICTIONARIES: Final = ["modality", "attempts", "base_file"]
 
 
 def write_plan(
@@ -41,12 +44,14 @@ def write_plan(
     *,
     engines: Mapping[str, EngineInfo] | None = None,
     shard_items: int | None = None,
-    base: BaseInfo | None = None,
-    reusable: Collection[str] = (),
+    version: int = 0,
+    kind: Kind = "annotate",
+    base: Base | None = None,
+    stored: Stored | None = None,
+    catalog: CatalogInfo | None = None,
     roots: Sequence[str] = (),
     command: Sequence[str] = (),
     keep_windows: bool = True,
-    generation: int = 1,
 ) -> Plan:
     """Cut the items into shards and make this plan the run's, or adopt the one that another driver put first.
 
@@ -57,21 +62,22 @@ def write_plan(
         preprocessing: How.
         engines: Tower -> what computes the embeddings; their speeds decide the size of shards.
         shard_items: Most items of a shard; None for about a minute of work.
-        base: The earlier annotation to build upon; its `items` are filled in.
-        reusable: Modalities whose stored embeddings in the base are what this run would compute.
+        version: Of the table, once the plan is carried out.
+        kind: What makes it.
+        base: What it takes from the version before.
+        stored: Which items of the spool are taken from that version.
+        catalog: What the version is of; the spool by default.
         roots: Where media may be read from, the catalog's own place first; see normalised_root.
         command: As typed.
         keep_windows: Whether windows' embeddings are kept.
-        generation: 1, or more for a retry.
 
     Raises:
         UsageError: If there would be too many shards.
         CheckFailed: If another plan is there that differs in what decides the output.
     """
     engines = dict(engines or {})
-    shards = shards_of(spool, engines, preprocessing.hop_s, shard_items, reusable)
-    stored: Counter[str] = Counter()
-    parts = tuple(_write_parts(storage, _counted(shards, stored), spool.uri))
+    shards = shards_of(spool, engines, preprocessing.hop_s, shard_items, stored)
+    parts = tuple(write_parts(storage, version_folder(version), shards, spool.uri))
     plan = Plan(
         annotation_version=ANNOTATION_VERSION,
         run_id=uuid.uuid4().hex,
@@ -79,26 +85,38 @@ def write_plan(
         model=model,
         preprocessing=preprocessing,
         engines=engines,
-        catalog=CatalogInfo(
-            uri=spool.uri,
-            items=spool.items,
-            by_modality=spool.by_modality,
-            skipped=spool.skipped,
-            duplicates=spool.duplicates,
-            duplicate_ids=spool.duplicate_ids,
-        ),
-        base=base and base.model_copy(update={"items": stored["items"]}),
+        catalog=catalog or spool.info,
+        version=version,
+        kind=kind,
+        base=base,
         roots=tuple(roots),
         command=tuple(command),
-        generation=generation,
         keep_windows=keep_windows,
         parts=parts,
     )
-    if storage.put_if_absent(PLAN_FILE, plan.model_dump_json(indent=1).encode()):
+    return settled(storage, plan)
+
+
+def settled(storage: Storage, plan: Plan) -> Plan:
+    """Put a plan, or adopt the one that another driver put first; CheckFailed if that one is for something else."""
+    if storage.put_if_absent(plan_file(plan.version), plan.model_dump_json(indent=1).encode()):
         return plan
-    settled = read_plan(storage)
-    settled.check_same(plan, storage.uri)
-    return settled
+    other = read_plan(storage, plan.version)
+    other.check_same(plan, storage.uri)
+    return other
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What an update does with the items that the version before holds unchanged.
+
+    Attributes:
+        kept: Data files that stay as they are; their items are in no shard.
+        reusable: Modalities whose stored embeddings are what this run would compute; others are annotated anew.
+    """
+
+    kept: Collection[str]
+    reusable: Collection[str]
 
 
 def shards_of(
@@ -106,51 +124,56 @@ def shards_of(
     engines: Mapping[str, EngineInfo],
     hop_s: float,
     shard_items: int | None = None,
-    reusable: Collection[str] = (),
+    stored: Stored | None = None,
 ) -> Iterator[pa.Table]:
     """The items of each shard (ITEM_SCHEMA) in the order of the work; arguments as for write_plan.
 
-    First what is annotated anew, the longest work first. Then what an earlier annotation holds, by its files there.
+    First what is annotated anew, the longest work first. Then what the version before holds, by its files.
     """
-    stored = [group for group in spool.groups if group.stored and group.modality in reusable]
-    new = [group for group in spool.groups if group not in stored]
+    taken = [group for group in spool.groups if stored and group.stored and group.modality in stored.reusable]
+    new = [group for group in spool.groups if group not in taken]
     units_of: defaultdict[str, float] = defaultdict(float)
     for group in new:
         units_of[group.modality] += spool.units[group]
     limits = limits_for(units_of, sum(spool.rows[group] for group in new), engines, hop_s, shard_items)
     yield from cut(_new_items(spool, new), limits)
     if stored:
-        yield from _stored_shards(spool, stored)
+        yield from _stored_shards(spool, taken, pa.array(sorted(stored.kept), pa.large_string()))
 
 
 def _new_items(spool: Spool, groups: Iterable[Group]) -> Iterator[pa.Table]:
     for group in groups:
         for chunk in spool.chunks(group):
             items = equals_together(chunk)
-            if group.stored:  # held by the base, but of another backbone or engine
-                items = items.set_column(
-                    len(ITEM_SCHEMA) - 1, ITEM_SCHEMA.field("base_file"), pa.nulls(items.num_rows, pa.large_string())
-                )
+            if group.stored:  # held by the version before, but of another backbone or engine
+                for name in ("base_file", "base_row"):
+                    field = ITEM_SCHEMA.field(name)
+                    position = ITEM_SCHEMA.get_field_index(name)
+                    items = items.set_column(position, field, pa.nulls(items.num_rows, field.type))
             yield items
 
 
-def _stored_shards(spool: Spool, groups: Iterable[Group]) -> Iterator[pa.Table]:
-    """All of these items are in memory together, as the base is that they were found in."""
-    items = pa.concat_tables([chunk for group in groups for chunk in spool.chunks(group)])
-    by_file = items.take(pa.array(np.argsort(first_seen(items["base_file"]), kind="stable")))
-    limits: Limits = limits_for_stored(items.num_rows)
-    return cut([by_file], limits)
+def _stored_shards(spool: Spool, groups: Iterable[Group], kept: pa.Array) -> Iterator[pa.Table]:
+    """All of these items are in memory together, without what their rows in the table say already."""
+    parts = [_located(chunk, kept) for group in groups for chunk in spool.chunks(group)]
+    items = pa.concat_tables([ITEM_SCHEMA.empty_table(), *parts])
+    if items.num_rows:
+        by_place = [("base_file", "ascending"), ("base_row", "ascending")]
+        yield from cut([items.sort_by(by_place).combine_chunks()], limits_for_stored(items.num_rows))
 
 
-def _counted(shards: Iterable[pa.Table], stored: Counter[str]) -> Iterator[pa.Table]:
-    for shard in shards:
-        stored["items"] += shard.num_rows - shard["base_file"].null_count
-        yield shard
+def _located(chunk: pa.Table, kept: pa.Array) -> pa.Table:
+    """Items of the files that are not kept: ids and places."""
+    items = chunk.filter(pc.invert(pc.is_in(chunk["base_file"], value_set=kept)))
+    for name in ("uri", "caption", "bytes", "etag"):
+        field = ITEM_SCHEMA.field(name)
+        items = items.set_column(ITEM_SCHEMA.get_field_index(name), field, pa.nulls(items.num_rows, field.type))
+    return items
 
 
-def _write_parts(storage: Storage, shards: Iterable[pa.Table], catalog: str) -> Iterator[PlanPart]:
+def write_parts(storage: Storage, folder: str, shards: Iterable[pa.Table], catalog: str) -> Iterator[PlanPart]:
     """Write shards into files of some row groups each, named by their digest."""
-    part = _Part(0)
+    part = _Part(folder, 0)
     for number, shard in enumerate(shards):
         if number == MOST_SHARDS:
             raise UsageError(
@@ -159,7 +182,7 @@ def _write_parts(storage: Storage, shards: Iterable[pa.Table], catalog: str) -> 
         part.add(shard)
         if part.is_full:
             yield part.put(storage)
-            part = _Part(number + 1)
+            part = _Part(folder, number + 1)
     if part.rows:
         yield part.put(storage)
 
@@ -167,8 +190,9 @@ def _write_parts(storage: Storage, shards: Iterable[pa.Table], catalog: str) -> 
 class _Part:
     """A file of the plan while it is made."""
 
-    def __init__(self, first_shard: int) -> None:
-        self._first, self.rows, self._sink = first_shard, list[int](), pa.BufferOutputStream()
+    def __init__(self, folder: str, first_shard: int) -> None:
+        self._folder, self._first = folder, first_shard
+        self.rows, self._sink = list[int](), pa.BufferOutputStream()
         self._writer = pq.ParquetWriter(
             self._sink,
             ITEM_SCHEMA,
@@ -190,6 +214,6 @@ class _Part:
         self._writer.close()
         data = self._sink.getvalue().to_pybytes()
         digest = sha256_hex(data)
-        path = f"plan/items-{self._first:06d}-{digest[:16]}.parquet"
+        path = f"{self._folder}/plan/items-{self._first:06d}-{digest[:16]}.parquet"
         storage.put_if_absent(path, data)
         return PlanPart(path=path, sha256=digest, first_shard=self._first, rows=tuple(self.rows))

@@ -6,16 +6,16 @@ Nothing of the run is done here; only the model's files and exported networks ar
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmva.inference.config import EngineInfo, Preprocessing
 from mmva.modalities import towers_of
-from mmva_platform.annotation.base import Base, find_base_beside, open_base
 from mmva_platform.annotation.catalog import Catalog, open_catalog
 from mmva_platform.annotation.options import AnnotateOptions
-from mmva_platform.annotation.plan import PLAN_FILE, BaseInfo, ModelInfo, Plan, read_plan
+from mmva_platform.annotation.plan import INTERNAL, ModelInfo, Plan, plan_file, read_plan
 from mmva_platform.annotation.planning import write_plan
 from mmva_platform.annotation.roots import catalog_root, normalised_root
 from mmva_platform.annotation.spool import Spool, spooled
@@ -74,12 +74,7 @@ class Request:
 
     def _asked(self, settled: Plan) -> Plan:
         """The settled plan, changed to what this call says."""
-        options, base = self.options, settled.base
-        if options.base is not None:  # only the URI is compared
-            uri = open_storage(options.base).uri
-            base = BaseInfo(uri=uri, run_id="", manifest_sha256="", same_model=False, items=0)
-        elif not options.incremental:
-            base = None
+        options = self.options
         engines = settled.engines
         if options.engine != "auto":
             engines = {tower: engine.model_copy(update={"name": options.engine}) for tower, engine in engines.items()}
@@ -89,7 +84,6 @@ class Request:
             "preprocessing": self.preprocessing,
             "roots": self.roots,
             "keep_windows": options.keep_windows,
-            "base": base,
             "engines": engines,
         }
         return settled.model_copy(update=changes)
@@ -106,23 +100,23 @@ def look_up(catalog: str, model: str, out: str, settings: Settings, options: Ann
         options: See AnnotateOptions.
 
     Raises:
-        UsageError: If there is no such model, a URI is malformed, or the output holds a plan of another version.
+        UsageError: If there is no such model, a URI is malformed, or the output holds a plan of another format.
         CheckFailed: If the model is not the one that was registered.
     """
     from mmva_platform.tracking.registry import resolve_model
 
     resolved = resolve_model(model, settings)
     found = open_catalog(catalog, settings.storage)
-    roots = [catalog_root(found.uri), *map(normalised_root, (*settings.annotation.roots, *options.roots))]
     storage = open_storage(out, settings.storage)
     return Request(
         catalog=found,
         resolved=resolved,
         storage=storage,
         preprocessing=_preprocessing(resolved, options),
-        roots=tuple(dict.fromkeys(roots)),
+        roots=roots_for([catalog_root(found.uri)], settings, options.roots),
         options=options,
-        settled=read_plan(storage) if storage.exists(PLAN_FILE) else None,
+        # An annotation of the earlier format is not to be mixed with this one: read_plan says so.
+        settled=read_plan(storage) if storage.exists(plan_file(0)) or storage.exists("plan.json") else None,
     )
 
 
@@ -140,12 +134,13 @@ def make_plan(request: Request, settings: Settings, workers: Workers | None = No
         OperationFailed: If the local temporary folder is full.
     """
     storage, options = request.storage, request.options
-    base = find_base(request, settings)
     request.catalog.check()
     probe_put_if_absent(storage)
-    with spooled(request.catalog, request.roots, base.lookup() if base else None) as spool:
+    with spooled(request.catalog, request.roots) as spool:
         tell(spool)
-        engines = _engines(request, spool, base, settings, workers)
+        needed = towers_needed(spool.by_modality, request.preprocessing)
+        bundle_dir = request.resolved.bundle_dir
+        engines = choose_towers(bundle_dir, needed, storage, settings, wanted=options.engine, workers=workers)
         store_bundle(storage, request.resolved.bundle_dir, request.model)
         return write_plan(
             storage,
@@ -154,22 +149,15 @@ def make_plan(request: Request, settings: Settings, workers: Workers | None = No
             request.preprocessing,
             engines=engines,
             shard_items=options.shard_items,
-            base=base.info(request.model) if base else None,
-            reusable=base.reusable(request.preprocessing, engines) if base else (),
             roots=request.roots,
             command=options.command,
             keep_windows=options.keep_windows,
         )
 
 
-def find_base(request: Request, settings: Settings) -> Base | None:
-    """The earlier annotation that was named, or the newest one beside the output."""
-    uri, out = request.options.base, request.storage.uri
-    if uri is None and request.options.incremental:
-        uri = find_base_beside(out, settings, request.preprocessing)
-        if uri is None:
-            logger.warning("%s: no published annotation of this kind is beside it; everything is annotated", out)
-    return None if uri is None else open_base(uri, settings)
+def roots_for(places: Iterable[str], settings: Settings, named: Iterable[str]) -> tuple[str, ...]:
+    """Where media may be read from: these places first, then what settings and options name."""
+    return tuple(dict.fromkeys([*places, *map(normalised_root, (*settings.annotation.roots, *named))]))
 
 
 def towers_needed(modalities: Iterable[str], preprocessing: Preprocessing) -> list[str]:
@@ -190,35 +178,43 @@ def tell(spool: Spool) -> None:
         )
 
 
-def _engines(
-    request: Request, spool: Spool, base: Base | None, settings: Settings, workers: Workers | None
+def choose_towers(
+    bundle_dir: Path,
+    needed: Iterable[str],
+    storage: Storage,
+    settings: Settings,
+    *,
+    wanted: str = "auto",
+    workers: Workers | None = None,
+    adopted: Mapping[str, EngineInfo] | None = None,
 ) -> dict[str, EngineInfo]:
-    """Engines of the towers that the catalog needs; those of a base's embeddings, so that they can be used."""
+    """The engine of each tower; exported networks are put into the annotation.
+
+    Args:
+        bundle_dir: The model's files.
+        needed: Towers.
+        storage: The annotation.
+        settings: Where backbones come from, and what was measured before.
+        wanted: An engine's name, or "auto" for the fastest.
+        workers: Where engines are measured; this process if None.
+        adopted: Engines that are settled already.
+    """
     from mmva.inference.engines import calibrate_bundle, choose_engines, pack_bundle
     from mmva_platform.datasets.embedder import EncoderLoader
 
-    storage, wanted = request.storage, request.options.engine
-    needed = towers_needed(spool.by_modality, request.preprocessing)
-    adopted: dict[str, EngineInfo] = {}
-    if base is not None and wanted == "auto":
-        fingerprints = base.plan.preprocessing.fingerprints
-        for tower in needed:
-            if tower in base.engines and fingerprints.get(tower) == request.preprocessing.fingerprints[tower]:
-                engine = adopted[tower] = base.engines[tower]
-                if engine.file is not None:
-                    storage.put_if_absent(engine.file, base.storage.read(engine.file))
-    missing = [tower for tower in needed if tower not in adopted]
+    found = {tower: adopted[tower] for tower in needed if adopted and tower in adopted}
+    missing = [tower for tower in needed if tower not in found]
     if not missing:
-        return adopted
+        return found
     cache = settings.home / "cache" / "engines"
-    bundle, load = pack_bundle(request.resolved.bundle_dir), EncoderLoader.of(settings)
+    bundle, load = pack_bundle(bundle_dir), EncoderLoader.of(settings)
     gpu = workers is not None and wanted == "auto" and workers.have_gpus()
     calibrate = calibrate_bundle if workers is None else workers.calibrate
-    return adopted | choose_engines(
+    return found | choose_engines(
         bundle,
         wanted,
         missing,
-        storage,
+        open_storage(storage.join(INTERNAL), settings.storage),
         cache=cache,
         load=load,
         gpu=gpu,

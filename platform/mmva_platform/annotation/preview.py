@@ -16,9 +16,9 @@ from mmva.inference.engines import cache_of
 from mmva_platform.annotation.options import AnnotateOptions
 from mmva_platform.annotation.plan import Plan
 from mmva_platform.annotation.planning import shards_of
-from mmva_platform.annotation.prepare import Request, find_base, look_up, towers_needed
+from mmva_platform.annotation.prepare import Request, look_up, towers_needed
 from mmva_platform.annotation.roots import AllowedRoots
-from mmva_platform.annotation.shards import seconds_per_unit
+from mmva_platform.annotation.shards import as_duration, seconds_per_unit
 from mmva_platform.annotation.spool import Spool, spooled
 from mmva_platform.annotation.status import status
 from mmva_platform.cluster import own_cpus, ray_session
@@ -43,7 +43,6 @@ class PlanPreview:
         skipped: Files that are left out, and why.
         duplicates: Rows that are left out because an earlier row has their id.
         roots: Where media may be read from.
-        base: URI of the earlier annotation; stored: the items that are taken from it.
         shards: Of the run; shards_left: those that are not committed.
         engines: Tower -> engine, and its items a second of one worker; "" and None where they are not known yet.
         workers: Actors that the run would get.
@@ -63,8 +62,6 @@ class PlanPreview:
     skipped: dict[str, int]
     duplicates: int
     roots: tuple[str, ...]
-    base: str | None
-    stored: int
     shards: int
     shards_left: int
     engines: dict[str, tuple[str, float | None]]
@@ -91,7 +88,6 @@ class PlanPreview:
             "roots": _some(self.roots) + (f"; about {self.outside:,} items are outside" if self.outside else ""),
             "output": f"{self.out}: {self._progress()}",
             "refused": "; ".join(self.refused),
-            "base": f"{self.base}: {self.stored:,} items are taken from it" if self.base else "",
             "to fetch": "" if self.bytes is None else f"{as_size(self.bytes)}{unknown}",
             "model": self.model,
             "engines": "; ".join(f"{tower}: {_engine(*engine)}" for tower, engine in self.engines.items()),
@@ -123,12 +119,10 @@ def preview_run(catalog: str, model: str, out: str, settings: Settings, **option
 
 
 def _of_new(request: Request, settings: Settings) -> PlanPreview:
-    base = find_base(request, settings)
     options, cut = request.options, request.preprocessing
-    with spooled(request.catalog, request.roots, base.lookup() if base else None) as spool:
+    with spooled(request.catalog, request.roots) as spool:
         engines = _known_engines(request, spool.by_modality, settings)
-        reusable = base.reusable(cut, engines) if base else set()
-        shards = sum(1 for _ in shards_of(spool, engines, cut.hop_s, options.shard_items, reusable))
+        shards = sum(1 for _ in shards_of(spool, engines, cut.hop_s, options.shard_items))
         workers, problem = _workers(options, settings, shards)
         return PlanPreview(
             **_names(request),
@@ -139,14 +133,12 @@ def _of_new(request: Request, settings: Settings) -> PlanPreview:
             skipped=spool.skipped,
             duplicates=spool.duplicates,
             roots=request.roots,
-            base=base.storage.uri if base else None,
-            stored=sum(spool.rows[group] for group in spool.groups if group.stored and group.modality in reusable),
             shards=shards,
             shards_left=shards,
             engines=_shown(engines, towers_needed(spool.by_modality, cut)),
             workers=workers,
             problem=problem,
-            seconds=_seconds(spool, engines, reusable, request, workers),
+            seconds=_seconds(spool, engines, request, workers),
             outside=_outside(spool, request.roots),
             bytes=spool.bytes[0],
             sizes_unknown=spool.bytes[1],
@@ -155,22 +147,22 @@ def _of_new(request: Request, settings: Settings) -> PlanPreview:
 
 def _of_settled(request: Request, plan: Plan, settings: Settings) -> PlanPreview:
     """From the run's directory alone, as a resume."""
-    run = status(request.storage.uri, settings).generations[0]
-    left, shards_left = run.items - run.totals.items, run.shards - run.shards_done
+    run = status(request.storage.uri, settings)
+    # Later versions are not this call's: it does nothing once its own, the first, is published.
+    published = run.published or run.version > plan.version
+    left, shards_left = (0, 0) if published else (run.items - run.totals.items, run.shards - run.shards_done)
     workers, problem = _workers(request.options, settings, shards_left)
     rate = run.items_per_worker_s
     return PlanPreview(
         **_names(request),
-        state="published" if run.published else "resume",
+        state="published" if published else "resume",
         refused=tuple(request.differences()),
         items=plan.catalog.by_modality,
         items_left=left,
         skipped=plan.catalog.skipped,
         duplicates=plan.catalog.duplicates,
         roots=plan.roots,
-        base=plan.base.uri if plan.base else None,
-        stored=plan.base.items if plan.base else 0,
-        shards=run.shards,
+        shards=len(plan.shards),
         shards_left=shards_left,
         engines=_shown(plan.engines, plan.engines),
         workers=workers,
@@ -208,16 +200,13 @@ def _shown(engines: Mapping[str, EngineInfo], towers: Iterable[str]) -> dict[str
     }
 
 
-def _seconds(
-    spool: Spool, engines: Mapping[str, EngineInfo], reusable: Iterable[str], request: Request, workers: int
-) -> float | None:
-    """Work of the items that are annotated anew, shared by the workers."""
+def _seconds(spool: Spool, engines: Mapping[str, EngineInfo], request: Request, workers: int) -> float | None:
+    """Work of all items, shared by the workers."""
     needed = towers_needed(spool.by_modality, request.preprocessing)
     if any(engines[tower].name not in engines[tower].items_per_s if tower in engines else True for tower in needed):
         return None
     unit_s = seconds_per_unit(engines, request.preprocessing.hop_s)
-    new = [group for group in spool.groups if not (group.stored and group.modality in reusable)]
-    return sum(unit_s.get(group.modality, 0.0) * spool.units[group] for group in new) / workers
+    return sum(unit_s.get(group.modality, 0.0) * spool.units[group] for group in spool.groups) / workers
 
 
 def _workers(options: AnnotateOptions, settings: Settings, shards: int) -> tuple[int, str | None]:
@@ -264,11 +253,3 @@ def as_size(count: int) -> str:
             return f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:,.1f} TB"
-
-
-def as_duration(seconds: float) -> str:
-    """Seconds, minutes, hours or days."""
-    for limit, divisor, unit in ((99.5, 1, "s"), (5970, 60, "min"), (172_000, 3600, "h")):
-        if seconds < limit:
-            return f"{max(1, round(seconds / divisor))} {unit}"
-    return f"{seconds / 86400:.1f} days"

@@ -10,14 +10,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmva.inference.heads import predict
-from mmva.inference.tables import Predicted, constant, offsets, table_of
+from mmva.inference.tables import WINDOW_SCHEMA, Predicted, constant, offsets, table_of
 from mmva_platform.annotation.commit import ShardResult
 from mmva_platform.annotation.plan import Plan
 from mmva_platform.annotation.schema import (
     ANNOTATION_SCHEMA,
+    EMBEDDING_FILE_SCHEMA,
     QUARANTINE_SCHEMA,
+    REFERENCE_SCHEMA,
     STAMP_SCHEMA,
-    WINDOW_EMBEDDING_SCHEMA,
 )
 
 if TYPE_CHECKING:
@@ -53,21 +54,28 @@ def annotate_items(
         "same bytes": same_bytes,
         "quarantined": predicted.errors.num_rows,
     }
-    result = stamped(predicted, plan, shard)
+    result = stamped(predicted, plan, shard, items)
     seconds = {**embedded.seconds, "heads": time.monotonic() - begun}
-    return ShardResult(result.ok, result.quarantined, result.windows, work, seconds)
+    return ShardResult(result.ok, result.quarantined, result.embeddings, work, seconds)
 
 
-def stamped(predicted: Predicted, plan: Plan, shard: str) -> ShardResult:
-    """Tables of inference with the columns of the run; without windows if the plan does not keep them."""
-    rows, errors, windows = predicted.rows, predicted.errors, predicted.windows
-    run = {"run_id": plan.run_id, "shard": shard, "attempts": plan.generation}
-    named = {name: constant(value, QUARANTINE_SCHEMA.field(name).type, errors.num_rows) for name, value in run.items()}
-    ok = table_of(_columns(rows) | stamps(plan, shard, rows.num_rows), ANNOTATION_SCHEMA)
-    kept = WINDOW_EMBEDDING_SCHEMA.empty_table()
-    if plan.keep_windows and windows.num_rows:
-        kept = table_of(_columns(windows) | {"embedding": _float16(windows["embedding"])}, WINDOW_EMBEDDING_SCHEMA)
-    return ShardResult(ok, table_of(_columns(errors) | named, QUARANTINE_SCHEMA), kept)
+def stamped(predicted: Predicted, plan: Plan, shard: str, items: pa.Table) -> ShardResult:
+    """Tables of inference with the columns of the run and of the items (ITEM_SCHEMA); no windows if none are kept."""
+    rows, errors = predicted.rows, predicted.errors
+    columns = _columns(rows) | _of_items(items, rows["id"]) | stamps(plan, shard, rows.num_rows)
+    columns |= {column.name: pa.nulls(rows.num_rows, column.type) for column in REFERENCE_SCHEMA}
+    run = {"run_id": plan.run_id, "shard": shard}
+    named = {name: constant(value, pa.string(), errors.num_rows) for name, value in run.items()}
+    embeddings = {
+        "id": rows["id"],
+        "embedding": rows["embedding"],
+        "windows": nested_windows(predicted.windows if plan.keep_windows else WINDOW_SCHEMA.empty_table(), rows["id"]),
+    }
+    return ShardResult(
+        table_of(columns, ANNOTATION_SCHEMA),
+        table_of(_columns(errors) | _of_items(items, errors["id"]) | named, QUARANTINE_SCHEMA),
+        table_of(embeddings, EMBEDDING_FILE_SCHEMA),
+    )
 
 
 def stamps(plan: Plan, shard: str, count: int) -> dict[str, pa.Array]:
@@ -77,11 +85,41 @@ def stamps(plan: Plan, shard: str, count: int) -> dict[str, pa.Array]:
     return {field.name: constant(value, field.type, count) for field, value in zip(STAMP_SCHEMA, values, strict=True)}
 
 
+def nested_windows(windows: pa.Table, ids: pa.ChunkedArray) -> pa.Array:
+    """Windows (WINDOW_SCHEMA, sorted by item) as a list for each of N ids, in float16; null for an id without any."""
+    kind = EMBEDDING_FILE_SCHEMA.field("windows").type
+    item_W = np.asarray(pc.index_in(windows["id"], value_set=ids.combine_chunks()))
+    order_W = np.argsort(item_W, kind="stable")
+    count_N = np.bincount(item_W, minlength=len(ids)) if len(item_W) else np.zeros(len(ids), np.int64)
+    taken = windows.take(pa.array(order_W)).combine_chunks()
+    columns = [_single(taken["track"]), _single(taken["start_s"]), _float16(_single(taken["embedding"]))]
+    structs = pa.StructArray.from_arrays(columns, fields=list(kind.value_type))
+    return pa.ListArray.from_arrays(offsets(count_N), structs, kind, mask=pa.array(count_N == 0))
+
+
+def flat_windows(embeddings: pa.Table) -> pa.Table:
+    """Inverse of nested_windows over rows of EMBEDDING_FILE_SCHEMA: WINDOW_SCHEMA."""
+    nested = _single(embeddings["windows"])
+    parents = pc.list_parent_indices(nested)
+    inner = nested.flatten()
+    columns = {name: pc.struct_field(inner, name) for name in ("track", "start_s", "embedding")}
+    return table_of({"id": embeddings["id"].take(parents), **columns}, WINDOW_SCHEMA)
+
+
+def _of_items(items: pa.Table, ids: pa.ChunkedArray) -> dict[str, pa.ChunkedArray]:
+    """What rows take over from the items of these ids."""
+    at = pc.index_in(ids.cast(pa.large_string()), value_set=items["id"].combine_chunks())
+    return {name: items[name].take(at) for name in ("caption", "item_digest", "attempts")}
+
+
 def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
     return dict(zip(table.column_names, table.columns, strict=True))
 
 
-def _float16(embeddings: pa.ChunkedArray) -> pa.ListArray:
-    whole = embeddings.combine_chunks()
-    values = pa.array(np.asarray(whole.flatten()).astype(np.float16))
-    return pa.ListArray.from_arrays(offsets(np.asarray(whole.value_lengths())), values)
+def _single(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _float16(embeddings: pa.ListArray) -> pa.ListArray:
+    values = pa.array(np.asarray(embeddings.flatten()).astype(np.float16))
+    return pa.ListArray.from_arrays(offsets(np.asarray(embeddings.value_lengths())), values)

@@ -9,12 +9,13 @@ from typing import Any
 
 from mmva_platform.annotation.execute import carry_out
 from mmva_platform.annotation.on_workers import Workers
-from mmva_platform.annotation.options import AnnotateOptions
-from mmva_platform.annotation.plan import Plan, read_plan
+from mmva_platform.annotation.options import AnnotateOptions, RetryOptions
+from mmva_platform.annotation.plan import Plan, plan_file, read_plan
 from mmva_platform.annotation.prepare import look_up, make_plan
-from mmva_platform.annotation.publish import MANIFEST_FILE, read_manifest
+from mmva_platform.annotation.publish import read_record
 from mmva_platform.annotation.stored_model import stored_bundle
 from mmva_platform.annotation.summary import AnnotationSummary, summarize
+from mmva_platform.annotation.table import latest_version
 from mmva_platform.settings import Settings, validate
 from mmva_platform.storage import Storage, open_storage
 
@@ -48,16 +49,16 @@ def annotate(catalog: str, model: str, out: str, settings: Settings, **options: 
     request = look_up(catalog, model, out, settings, chosen)
     with Workers(settings.cluster) as workers:
         plan = request.continued() or make_plan(request, settings, workers)
-        return _finished(request.storage, plan, request.resolved.bundle_dir, settings, options=chosen, begun=begun)
+        return finished(request.storage, plan, request.resolved.bundle_dir, settings, options=chosen, begun=begun)
 
 
 def resume(out: str, settings: Settings, **options: Any) -> AnnotationSummary:
-    """Finish a run from its directory alone: neither the catalog nor the registry is asked.
+    """Finish a version that is under way, from its directory alone: neither the catalog nor the registry is asked.
 
     Args:
-        out: URI of the annotation run. One that is published is left as it is.
+        out: URI of the annotation. If no version is under way, nothing happens.
         settings: Storage, cluster.
-        options: workers, batch_size and max_errors of AnnotateOptions.
+        options: workers, batch_size and max_errors of RetryOptions.
 
     Raises:
         UsageError: If there is no run, or for an unknown option.
@@ -65,27 +66,31 @@ def resume(out: str, settings: Settings, **options: Any) -> AnnotationSummary:
         StorageUnavailable, StalledError, StoppedError: As annotate.
     """
     begun = time.monotonic()
-    chosen = validate(AnnotateOptions, options, "resume")
+    chosen = validate(RetryOptions, options, "resume")
     storage = open_storage(out, settings.storage)
-    plan = read_plan(storage)
-    if storage.exists(MANIFEST_FILE):
-        logger.info("%s: already published, nothing left to do", storage.uri)
-        totals, shards = read_manifest(storage).totals, len(plan.shards)
-        return summarize(storage.uri, plan, totals, resumed=shards, seconds=time.monotonic() - begun)
+    published = latest_version(storage)
+    coming = 0 if published is None else published + 1
+    if published is not None and not storage.exists(plan_file(coming)):
+        logger.info("%s: version %d is published, nothing is under way", storage.uri, published)
+        record = read_record(storage, published)
+        plan = read_plan(storage, published)
+        return summarize(storage.uri, record, plan, resumed=len(plan.shards), seconds=time.monotonic() - begun)
+    plan = read_plan(storage, coming)
     with stored_bundle(storage, plan.model) as bundle_dir:
-        return _finished(storage, plan, bundle_dir, settings, options=chosen, begun=begun)
+        return finished(storage, plan, bundle_dir, settings, options=chosen, begun=begun)
 
 
-def _finished(
-    storage: Storage, plan: Plan, bundle_dir: Path, settings: Settings, *, options: AnnotateOptions, begun: float
+def finished(
+    storage: Storage, plan: Plan, bundle_dir: Path, settings: Settings, *, options: RetryOptions, begun: float
 ) -> AnnotationSummary:
-    manifest, resumed = carry_out(
+    """Carry out a settled plan; what became of it."""
+    record, resumed = carry_out(
         storage,
         plan,
         bundle_dir,
         settings,
         workers=options.workers,
         batch_size=options.batch_size,
-        max_errors=options.max_errors,
+        max_errors=options.max_errors or ("100%" if plan.kind == "retry" else None),
     )
-    return summarize(storage.uri, plan, manifest.totals, resumed=resumed, seconds=time.monotonic() - begun)
+    return summarize(storage.uri, record, plan, resumed=resumed, seconds=time.monotonic() - begun)

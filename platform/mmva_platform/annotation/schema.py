@@ -1,4 +1,4 @@
-"""The Arrow schemas of an annotation run, with a version, and the bytes they are stored as.
+"""The Arrow schemas of an annotation, with a version, and the bytes they are stored as.
 
 Bump ANNOTATION_VERSION with any change of a column: a run of another version is never resumed or mixed.
 """
@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from mmva.inference.tables import ERROR_SCHEMA, ROW_SCHEMA, WINDOW_SCHEMA
+from mmva.inference.tables import ERROR_SCHEMA, ROW_SCHEMA
 
-ANNOTATION_VERSION: Final = 2
+ANNOTATION_VERSION: Final = 3
 
 # large_string: the URIs of 50 million items are more than the 2 GiB that a string column can address.
 CATALOG_SCHEMA: Final = pa.schema(
@@ -30,9 +34,16 @@ CATALOG_SCHEMA: Final = pa.schema(
 )
 
 # The items of a plan: the catalog's, in the order of the work.
-ITEM_SCHEMA: Final = CATALOG_SCHEMA.append(
-    # File of an earlier annotation that holds this item unchanged, relative to it; null for what is annotated anew.
-    pa.field("base_file", pa.large_string())
+ITEM_SCHEMA: Final = pa.schema(
+    [
+        *CATALOG_SCHEMA,
+        pa.field("item_digest", pa.int64(), nullable=False),  # see item_digests
+        pa.field("attempts", pa.int32(), nullable=False),  # with this one: 1, and one more for each retry
+        # Where the version that is updated holds this item unchanged: a file of the table and a row in it. Null for an
+        # item that is annotated from its media; if that version holds it otherwise, its row is -1.
+        pa.field("base_file", pa.large_string()),
+        pa.field("base_row", pa.int64()),
+    ]
 )
 
 # What a run adds to the rows of inference.
@@ -47,26 +58,61 @@ STAMP_SCHEMA: Final = pa.schema(
         pa.field("annotated_at", pa.timestamp("us", tz="UTC"), nullable=False),
     ]
 )
-ANNOTATION_SCHEMA: Final = pa.schema([*ROW_SCHEMA, *STAMP_SCHEMA])
+_FROM_CATALOG: Final = [
+    pa.field("caption", pa.string()),  # the text, if it is in the catalog
+    pa.field("item_digest", pa.int64(), nullable=False),
+]
+# Where an item's embedding is: a file below the table's root, and a row in it.
+REFERENCE_SCHEMA: Final = pa.schema([pa.field("embedding_file", pa.string()), pa.field("embedding_row", pa.int32())])
 
-# Of items of more than one window: what their curves are computed from when only the heads have changed.
-WINDOW_EMBEDDING_SCHEMA: Final = WINDOW_SCHEMA.set(
-    WINDOW_SCHEMA.get_field_index("embedding"), pa.field("embedding", pa.list_(pa.float16()), nullable=False)
+# Rows of annotated items. `modality` is a partition of the table: it is in no data file.
+ANNOTATION_SCHEMA: Final = pa.schema(
+    [
+        *(column for column in ROW_SCHEMA if column.name != "embedding"),
+        *_FROM_CATALOG,
+        *REFERENCE_SCHEMA,
+        *STAMP_SCHEMA,
+    ]
 )
-
 QUARANTINE_SCHEMA: Final = pa.schema(
     [
         *ERROR_SCHEMA,
-        pa.field("attempts", pa.int32(), nullable=False),  # runs so far: 1, and one more for each retry
+        *_FROM_CATALOG,
+        pa.field("attempts", pa.int32(), nullable=False),
         pa.field("run_id", pa.string(), nullable=False),
         pa.field("shard", pa.string(), nullable=False),
     ]
 )
 
+# Of items of more than one window: what their curves are computed from when only the heads have changed.
+_WINDOW: Final = pa.struct([("track", pa.string()), ("start_s", pa.float64()), ("embedding", pa.list_(pa.float16()))])
+# A file of embeddings: a row for each annotated item of a shard and modality, in the order of their data file.
+EMBEDDING_FILE_SCHEMA: Final = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("embedding", pa.list_(pa.float32()), nullable=False),  # its length differs by modality
+        pa.field("windows", pa.list_(_WINDOW)),
+    ]
+)
+
+PARTITIONS: Final = ("status", "modality")
+STATUSES: Final = ("ok", "quarantined")
+
+
+def _table_schema() -> pa.Schema:
+    """Columns of the Delta table: both kinds of rows. A column that a row's kind lacks is null."""
+    fields = {"id": pa.field("id", pa.string()), "status": pa.field("status", pa.string())}
+    for column in [*ANNOTATION_SCHEMA, *QUARANTINE_SCHEMA]:
+        fields.setdefault(column.name, column.with_nullable(True))  # noqa: FBT003 - Arrow's own signature
+    return pa.schema(list(fields.values()))
+
+
+TABLE_SCHEMA: Final = _table_schema()
+
 # Columns of few different values; a dictionary of the others would be built only to be given up.
 _REPEATED: Final = frozenset({
     "modality", "mood", "tracks", "track", "model_name", "model_version", "model_digest", "run_id", "shard",
-    "annotated_at", "stage", "error", "attempts", "base_file",
+    "annotated_at", "stage", "error", "attempts", "embedding_file",
 })  # fmt: skip
 
 
@@ -74,10 +120,10 @@ def table_to_parquet(table: pa.Table) -> bytes:
     """A table as the bytes of one Parquet file; equal tables give equal bytes.
 
     Embeddings are noise to a compressor, so they are stored plain: reading and writing them is most of what a run over
-    stored embeddings does. The rest is zstd.
+    stored embeddings does. The rest is zstd. Pages have checksums.
     """
     leaves = [path for field in table.schema for path in _leaves(field)]
-    plain = {path for path in leaves if path.partition(".")[0] == "embedding"}
+    plain = {path for path in leaves if "embedding" in path.split(".")}
     sink = pa.BufferOutputStream()
     pq.write_table(
         table,
@@ -85,6 +131,7 @@ def table_to_parquet(table: pa.Table) -> bytes:
         compression={path: "NONE" if path in plain else "zstd" for path in leaves},
         use_dictionary=[path for path in leaves if path.partition(".")[0] in _REPEATED],
         write_statistics=[path for path in leaves if path not in plain],
+        write_page_checksum=True,
     )
     return bytes(sink.getvalue())
 
@@ -102,6 +149,23 @@ def _leaves(field: pa.Field, prefix: str = "", name: str | None = None) -> list[
     if pa.types.is_struct(field.type):
         return [leaf for inner in field.type for leaf in _leaves(inner, f"{path}.")]
     return [path]
+
+
+def item_digests(items: pa.Table) -> NDArray[np.int64]:
+    """64-bit digests of rows of a catalog (CATALOG_SCHEMA), shape [N]: an item with the same digest has not changed.
+
+    Of a table without sizes and etags, a file that was replaced under the same URI is not noticed.
+    """
+    text = pa.large_string()
+    columns = [items[name].cast(text) for name in CATALOG_SCHEMA.names]
+    # With its length before it, a value cannot run into the next one; null is none of them.
+    lengths = [pc.binary_length(column).cast(text) for column in columns]
+    colon, nothing = pa.scalar(":", text), pa.scalar("-", text)
+    pairs = zip(lengths, columns, strict=True)
+    parts = [pc.binary_join_element_wise(*pair, colon).fill_null(nothing) for pair in pairs]
+    joined = pc.binary_join_element_wise(*parts, pa.scalar("", text))
+    digests = (blake2b(row.encode(), digest_size=8).digest() for row in joined.to_pylist())
+    return np.frombuffer(b"".join(digests), "<i8").astype(np.int64)
 
 
 def sha256_hex(data: bytes) -> str:

@@ -103,6 +103,14 @@ def seconds_per_unit(engines: Mapping[str, EngineInfo], hop_s: float) -> dict[st
     return {name: sum(tower_s[tower] for tower in towers_of(name)) * windows.get(name, 1.0) for name in MODALITY_ORDER}
 
 
+def as_duration(seconds: float) -> str:
+    """Seconds, minutes, hours or days."""
+    for limit, divisor, unit in ((99.5, 1, "s"), (5970, 60, "min"), (172_000, 3600, "h")):
+        if seconds < limit:
+            return f"{max(1, round(seconds / divisor))} {unit}"
+    return f"{seconds / 86400:.1f} days"
+
+
 def _speed(engine: EngineInfo | None) -> float:
     """Images, windows or captions in a second of one worker."""
     if engine is None:

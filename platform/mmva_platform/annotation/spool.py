@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 
 from mmva.errors import OperationFailed, UsageError
 from mmva_platform.annotation.catalog import Catalog
+from mmva_platform.annotation.plan import CatalogInfo
 from mmva_platform.annotation.roots import AllowedRoots
-from mmva_platform.annotation.schema import ITEM_SCHEMA
+from mmva_platform.annotation.schema import CATALOG_SCHEMA, ITEM_SCHEMA, item_digests
 from mmva_platform.annotation.shards import MODALITY_ORDER, units
 from mmva_platform.annotation.unique import UniqueIds
 
-_OTHER: Final = "other"  # no modality, or one that no model annotates
+OTHER: Final = "other"  # no modality, or one that no model annotates
 _ROW: Final = pa.field("row", pa.int64(), nullable=False)
 _CHUNK_ROWS: Final = 131_072
 _DUPLICATES_SHOWN: Final = 10
@@ -71,6 +72,18 @@ class Spool:
         """Rows without repeated ids."""
         return sum(self.by_modality.values())
 
+    @property
+    def info(self) -> CatalogInfo:
+        """What a plan records of the catalog."""
+        return CatalogInfo(
+            uri=self.uri,
+            items=self.items,
+            by_modality=self.by_modality,
+            skipped=self.skipped,
+            duplicates=self.duplicates,
+            duplicate_ids=self.duplicate_ids,
+        )
+
     def chunks(self, group: Group) -> Iterator[pa.Table]:
         """Items of a group in the catalog's order (ITEM_SCHEMA), many at a time, without repeated ids."""
         waiting: list[pa.Table] = []
@@ -85,36 +98,48 @@ class Spool:
     @property
     def groups(self) -> list[Group]:
         """The groups that have rows, in the order of the work."""
-        order = [*MODALITY_ORDER, _OTHER]
+        order = [*MODALITY_ORDER, OTHER]
         return sorted(self.rows, key=lambda group: (group.stored, order.index(group.modality)))
+
+
+def as_new(batch: pa.Table) -> pa.Table:
+    """Items (ITEM_SCHEMA) of a batch of a catalog (CATALOG_SCHEMA) of which no earlier version is known."""
+    count = batch.num_rows
+    columns = [
+        *batch.select(CATALOG_SCHEMA.names).columns,
+        pa.array(item_digests(batch)),
+        pa.array(np.ones(count, np.int32)),
+        *(pa.nulls(count, ITEM_SCHEMA.field(name).type) for name in ("base_file", "base_row")),
+    ]
+    return pa.Table.from_arrays(columns, schema=ITEM_SCHEMA)
 
 
 @contextmanager
 def spooled(
     catalog: Catalog,
     roots: Sequence[str] | None = None,
-    stored_files: Callable[[pa.Table], pa.Array] | None = None,
+    lookup: Callable[[pa.Table], pa.Table] = as_new,
 ) -> Iterator[Spool]:
     """Read a catalog once, into a temporary folder that is removed at the end.
 
     Args:
         catalog: What to read.
         roots: If given, at least one item must be below one of them.
-        stored_files: Gives for a batch the files of an earlier annotation that hold its items, or nulls.
+        lookup: Gives the items (ITEM_SCHEMA) of a batch of the catalog (CATALOG_SCHEMA).
 
     Raises:
         UsageError: If the catalog cannot be read, or all its items are outside the roots.
         OperationFailed: If the temporary folder is full.
     """
     with tempfile.TemporaryDirectory(prefix="mmva-plan-") as name, _full_disk_named(name):
-        yield _fill(Path(name), catalog, AllowedRoots(roots) if roots is not None else None, stored_files)
+        yield _fill(Path(name), catalog, AllowedRoots(roots) if roots is not None else None, lookup)
 
 
 def _fill(
     folder: Path,
     catalog: Catalog,
     allowed: AllowedRoots | None,
-    stored_files: Callable[[pa.Table], pa.Array] | None,
+    lookup: Callable[[pa.Table], pa.Table],
 ) -> Spool:
     ids_folder = folder / "ids"
     ids_folder.mkdir()
@@ -135,8 +160,7 @@ def _fill(
             known_bytes += pc.sum(of_files["bytes"]).as_py() or 0
             unknown += of_files["bytes"].null_count
             number = pa.array(np.arange(rows.total(), rows.total() + batch.num_rows))
-            files = stored_files(batch) if stored_files else pa.nulls(batch.num_rows, pa.large_string())
-            items = batch.append_column(ITEM_SCHEMA.field("base_file"), files).append_column(_ROW, number)
+            items = lookup(batch).append_column(_ROW, number)
             for group, table in _grouped(items):
                 writers.write(group, table)
                 rows[group] += table.num_rows
@@ -217,7 +241,7 @@ def _grouped(items: pa.Table) -> Iterator[tuple[Group, pa.Table]]:
         for stored in (False, True):
             chosen_N = (position_N == number) & (stored_N == stored)
             if chosen_N.any():
-                name = MODALITY_ORDER[number] if number < len(known) else _OTHER
+                name = MODALITY_ORDER[number] if number < len(known) else OTHER
                 yield Group(name, stored), items.filter(pa.array(chosen_N))
 
 

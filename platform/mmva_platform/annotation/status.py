@@ -1,4 +1,4 @@
-"""How far a run is, from its directory alone: while it runs, after a crash and when it is done."""
+"""How far an annotation is, and its history: from its directory alone, while a run works, after a crash, when done."""
 
 from __future__ import annotations
 
@@ -6,35 +6,51 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from mmva.errors import CheckFailed, UsageError
 from mmva_platform.annotation.commit import committed_shards, read_commits
 from mmva_platform.annotation.heartbeats import Heartbeats, read_heartbeats
-from mmva_platform.annotation.plan import PLAN_FILE, ModelInfo, read_plan
-from mmva_platform.annotation.publish import MANIFEST_FILE, Totals, add_up, retry_folder
+from mmva_platform.annotation.plan import Kind, ModelInfo, plan_file, read_plan
+from mmva_platform.annotation.publish import Totals, VersionRecord, add_up, read_record
+from mmva_platform.annotation.reader import open_annotation
+from mmva_platform.annotation.summary import changes_of
+from mmva_platform.annotation.table import is_published, latest_version
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, open_storage
 
 
 @dataclass(frozen=True)
-class GenerationStatus:
-    """How far a run or one of its retries is.
+class RunStatus:
+    """How far a version is: the one that is under way, or the newest that is published.
 
     Attributes:
-        folder: Relative to the run; empty for the run itself.
+        out: The annotation.
+        version: Of the table.
+        kind: What makes it.
+        run_id: Its run.
+        model: What it annotates with.
         published: Whether readers see it.
         shards: Planned shards.
         shards_done: Committed ones.
-        items: Planned items.
+        items: Planned items; those that are kept by reference are not among them.
         totals: Of the committed shards.
         heartbeats: The shards that workers had under way when a driver last looked; None once it is published.
+        annotated: Items that readers see now.
+        quarantined: Items that readers see in quarantine.
     """
 
-    folder: str
+    out: str
+    version: int
+    kind: Kind
+    run_id: str
+    model: ModelInfo
     published: bool
     shards: int
     shards_done: int
     items: int
     totals: Totals
     heartbeats: Heartbeats | None
+    annotated: int
+    quarantined: int
 
     @property
     def items_per_worker_s(self) -> float | None:
@@ -46,13 +62,16 @@ class GenerationStatus:
         """Plain values for --json."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         heartbeats = self.heartbeats and self.heartbeats.model_dump()
-        figures = {"totals": self.totals.model_dump(), "items_per_worker_s": self.items_per_worker_s}
-        return values | figures | {"heartbeats": heartbeats}
+        plain = {"totals": self.totals.model_dump(), "model": self.model.model_dump(), "heartbeats": heartbeats}
+        return values | plain | {"items_per_worker_s": self.items_per_worker_s}
 
-    def to_lines(self) -> list[str]:
+    def to_text(self) -> str:
         """A few lines for a person."""
-        totals = self.totals
+        totals, model = self.totals, self.model
+        state = "published" if self.published else "not published yet; `mmva annotations resume` finishes it"
         lines = [
+            f"{self.out}: version {self.version} ({self.kind}), {state}",
+            f"model {model.name} {model.version or ''} ({model.digest[:12]})".replace("  ", " "),
             f"{self.shards_done} of {self.shards} shards, {totals.items} of {self.items} items",
             f"{totals.ok} annotated, {totals.quarantined} quarantined",
             *(f"  {count} {cause}" for cause, count in totals.causes.items()),
@@ -64,93 +83,91 @@ class GenerationStatus:
             lines.append(f"{self.items_per_worker_s:.1f} items/s a worker ({stages})")
         if self.heartbeats is not None:
             lines += self.heartbeats.to_lines()
-        return lines
-
-
-@dataclass(frozen=True)
-class RunStatus:
-    """How far a run and its retries are.
-
-    Attributes:
-        out: The run.
-        run_id: Its name.
-        model: What it annotates with.
-        generations: The run itself, then its retries; the last may be under way.
-    """
-
-    out: str
-    run_id: str
-    model: ModelInfo
-    generations: tuple[GenerationStatus, ...]
-
-    @property
-    def annotated(self) -> int:
-        """Items annotated so far, in all generations."""
-        return sum(generation.totals.ok for generation in self.generations)
-
-    @property
-    def quarantined(self) -> int:
-        """Items in quarantine now: a retry counts once it is published."""
-        counted = [generation for generation in self.generations if generation.published or not generation.folder]
-        return counted[-1].totals.quarantined
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for --json; the run's own figures are at the top, too."""
-        own = self.generations[0].to_json()
-        del own["folder"]
-        return own | {
-            "out": self.out,
-            "run_id": self.run_id,
-            "model": self.model.model_dump(),
-            "annotated": self.annotated,
-            "quarantined": self.quarantined,
-            "generations": [generation.to_json() for generation in self.generations],
-        }
-
-    def to_text(self) -> str:
-        """A few lines for a person."""
-        first, *retries = self.generations
-        state = "published" if first.published else "not published yet; `mmva annotations resume` finishes it"
-        lines = [
-            f"{self.out}: {state}",
-            f"model {self.model.name} {self.model.version or ''} ({self.model.digest[:12]})".replace("  ", " "),
-            *first.to_lines(),
-        ]
-        for retry in retries:
-            unfinished = "not published yet; `mmva annotations retry` again finishes it"
-            lines.append(f"{retry.folder}: {'published' if retry.published else unfinished}")
-            lines += [f"  {line}" for line in retry.to_lines()]
-        if retries:
-            lines.append(f"together {self.annotated} annotated, {self.quarantined} in quarantine")
+        lines.append(f"readers see {self.annotated} annotated items, {self.quarantined} in quarantine")
         return "\n".join(lines)
 
 
 def status(out: str, settings: Settings) -> RunStatus:
-    """How far a run is, from its directory alone: its plan, the commits' records, the last heartbeats.
+    """How far the version is that is under way; the newest published one if none is.
 
     Raises:
-        UsageError: If there is no run.
-        CheckFailed: If a commit record is damaged.
+        UsageError: If there is no annotation.
+        CheckFailed: If a commit record is damaged, or another program wrote the newest version.
     """
     storage = open_storage(out, settings.storage)
-    plan = read_plan(storage)
-    found = [_generation(storage, "")]
-    while storage.exists(f"{retry_folder(len(found))}/{PLAN_FILE}"):
-        folder = retry_folder(len(found))
-        found.append(_generation(open_storage(storage.join(folder), settings.storage), folder))
-    return RunStatus(storage.uri, plan.run_id, plan.model, tuple(found))
-
-
-def _generation(storage: Storage, folder: str) -> GenerationStatus:
-    plan = read_plan(storage)
-    done = sorted(committed_shards(storage) & set(plan.shards))
-    published = storage.exists(MANIFEST_FILE)
-    return GenerationStatus(
-        folder=folder,
+    latest = latest_version(storage)
+    coming = 0 if latest is None else latest + 1
+    version = coming if latest is None or storage.exists(plan_file(coming)) else latest
+    seen = None if latest is None else open_annotation(storage)
+    plan = read_plan(storage, version)
+    done = sorted(committed_shards(storage, version) & set(plan.shards))
+    published = is_published(storage, version)
+    return RunStatus(
+        out=storage.uri,
+        version=version,
+        kind=plan.kind,
+        run_id=plan.run_id,
+        model=plan.model,
         published=published,
         shards=len(plan.shards),
         shards_done=len(done),
-        items=plan.catalog.items,
-        totals=add_up(read_commits(storage, done)),
-        heartbeats=None if published else read_heartbeats(storage),
+        items=sum(plan.rows),
+        totals=add_up(read_commits(storage, version, done)),
+        heartbeats=None if published else read_heartbeats(storage, version),
+        annotated=seen.count("ok") if seen else 0,
+        quarantined=seen.count("quarantined") if seen else 0,
     )
+
+
+@dataclass(frozen=True)
+class History:
+    """All versions of an annotation.
+
+    Attributes:
+        out: The annotation.
+        versions: From the first to the newest; the text says why a version has no record.
+    """
+
+    out: str
+    versions: tuple[VersionRecord | str, ...]
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Plain values for --json."""
+        return [
+            {"version": number, "problem": each} if isinstance(each, str) else each.model_dump(mode="json")
+            for number, each in enumerate(self.versions)
+        ]
+
+    def to_text(self) -> str:
+        """A line for each version."""
+        return "\n".join(_line(number, each) for number, each in enumerate(self.versions))
+
+
+def history(out: str, settings: Settings) -> History:
+    """What each version was made from, with which model, and what changed.
+
+    Raises:
+        UsageError: If nothing is published.
+    """
+    storage = open_storage(out, settings.storage)
+    latest = latest_version(storage)
+    if latest is None:
+        raise UsageError(f"{storage.uri}: no version is published")
+    return History(storage.uri, tuple(_entry(storage, number) for number in range(latest + 1)))
+
+
+def _entry(storage: Storage, version: int) -> VersionRecord | str:
+    try:
+        return read_record(storage, version)
+    except (UsageError, CheckFailed):
+        return "made by another program"
+
+
+def _line(number: int, version: VersionRecord | str) -> str:
+    if isinstance(version, str):
+        return f"{number}  {version}"
+    model = f"{version.model.name} {version.model.version or version.model.digest[:12]}"
+    changes = changes_of(version.base) if version.base else {"annotated": version.totals.ok}
+    counts = ", ".join(f"{count} {kind}" for kind, count in changes.items())
+    when = version.created_at.strftime("%Y-%m-%d %H:%M")
+    return f"{number}  {when}  {version.kind:<8}  {model}  {version.items} items ({counts})  {version.catalog}"

@@ -1,4 +1,4 @@
-"""The model's files in the run directory, so that a resume needs neither the registry nor the model's folder."""
+"""The models' files beside the table, so that a resume needs neither the registry nor the model's folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mmva.bundle import read_bundle_info
 from mmva.errors import CheckFailed, UsageError
-from mmva_platform.annotation.plan import ModelInfo
+from mmva_platform.annotation.plan import INTERNAL, ModelInfo
 from mmva_platform.storage import Storage
 
 
@@ -42,4 +42,4 @@ def stored_bundle(storage: Storage, model: ModelInfo) -> Iterator[Path]:
 
 
 def _folder(model: ModelInfo) -> str:
-    return f"model/{model.digest[:16]}/"
+    return f"{INTERNAL}/model/{model.digest[:16]}/"

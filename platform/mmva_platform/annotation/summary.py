@@ -6,11 +6,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mmva_platform.annotation.plan import Plan
-from mmva_platform.annotation.publish import Totals
+from mmva_platform.annotation.plan import Base, Plan
+from mmva_platform.annotation.publish import VersionRecord, add_up
 
 _HOW: Final = {
-    "carried": "carried over unchanged",
+    "carried": "copied from the version before",
     "heads": "from stored embeddings",
     "same bytes": "with the same bytes as another item",
 }
@@ -18,12 +18,13 @@ _HOW: Final = {
 
 @dataclass(frozen=True)
 class AnnotationSummary:
-    """What became of a catalog: items = ok + quarantined.
+    """What became of the items of a version's plan: items = ok + quarantined.
 
     Attributes:
         out: Where the annotations are.
+        version: Of the table.
         run_id: The run's name.
-        items: Catalog rows with an id of their own.
+        items: Planned items: rows of the catalog with an id of their own, without those that are kept by reference.
         ok: Annotated items.
         quarantined: Items that could not be annotated.
         by_modality: Annotated items of each modality.
@@ -34,9 +35,11 @@ class AnnotationSummary:
         resumed_shards: Shards that were committed before this call.
         seconds: Of this call.
         work: Items by how they were annotated; see ShardResult.
+        changes: Items that are unchanged, new, changed and removed; None for version 0.
     """
 
     out: str
+    version: int
     run_id: str
     items: int
     ok: int
@@ -49,6 +52,7 @@ class AnnotationSummary:
     resumed_shards: int
     seconds: float
     work: dict[str, int]
+    changes: dict[str, int] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for --json."""
@@ -58,7 +62,8 @@ class AnnotationSummary:
         """A few lines for a person."""
         kinds = ", ".join(f"{count} {name}" for name, count in self.by_modality.items())
         resumed = f", {self.resumed_shards} of them from before" if self.resumed_shards else ""
-        lines = [
+        lines = [] if self.changes is None else [", ".join(f"{n} {kind}" for kind, n in self.changes.items())]
+        lines += [
             f"{self.items} items: {self.ok} annotated ({kinds}), {self.quarantined} quarantined",
             *(f"  {count} {cause}" for cause, count in self.causes.items()),
             *(f"  {self.work[how]} {words}" for how, words in _HOW.items() if self.work.get(how)),
@@ -68,32 +73,42 @@ class AnnotationSummary:
             lines.append(f"{self.duplicates} rows left out: an earlier row has their id")
         if self.skipped:
             lines.append("skipped: " + ", ".join(f"{n} {kind}" for kind, n in self.skipped.items()))
-        return "\n".join([*lines, self.out])
+        return "\n".join([*lines, f"{self.out} version {self.version}"])
 
 
-def summarize(out: str, plan: Plan, totals: Totals | None, *, resumed: int, seconds: float) -> AnnotationSummary:
+def summarize(
+    out: str, record: VersionRecord, plan: Plan | None, *, resumed: int = 0, seconds: float
+) -> AnnotationSummary:
     """The summary of a call.
 
     Args:
-        out: The run.
-        plan: Of the run, or of its retry.
-        totals: Of the published manifest; None if there was nothing to do.
+        out: The annotation.
+        record: Of its newest version.
+        plan: Of that version; None if there was nothing to do.
         resumed: Shards that were committed before this call.
         seconds: Of this call.
     """
-    retried = plan.generation > 1 or totals is None
+    totals = record.totals if plan else add_up([])
+    first_look = plan is not None and plan.kind != "retry"
     return AnnotationSummary(
         out=out,
-        run_id=plan.run_id,
-        items=totals.items if totals else 0,
-        ok=totals.ok if totals else 0,
-        quarantined=totals.quarantined if totals else 0,
-        by_modality=totals.by_modality if totals else {},
-        causes=totals.causes if totals else {},
-        duplicates=0 if retried else plan.catalog.duplicates,
-        skipped={} if retried else plan.catalog.skipped,
-        shards=len(plan.shards) if totals else 0,
+        version=record.version,
+        run_id=record.run_id,
+        items=totals.items,
+        ok=totals.ok,
+        quarantined=totals.quarantined,
+        by_modality=totals.by_modality,
+        causes=totals.causes,
+        duplicates=plan.catalog.duplicates if plan and first_look else 0,
+        skipped=plan.catalog.skipped if plan and first_look else {},
+        shards=len(plan.shards) if plan else 0,
         resumed_shards=resumed,
         seconds=round(seconds, 2),
-        work=totals.work if totals else {},
+        work=totals.work,
+        changes=changes_of(plan.base) if plan and plan.base else None,
     )
+
+
+def changes_of(base: Base) -> dict[str, int]:
+    """How many items of a version are as before, new, changed or removed."""
+    return {name: getattr(base, name) for name in ("unchanged", "new", "changed", "removed")}

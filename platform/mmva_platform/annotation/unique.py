@@ -35,11 +35,15 @@ class UniqueIds:
 
     def add(self, ids: pa.Array | pa.ChunkedArray) -> None:
         """Add the next rows' ids; no null among them."""
-        records_N = np.empty(len(ids), _RECORD)
-        digests_N2 = digests_of(ids)
+        self.add_digests(digests_of(ids))
+
+    def add_digests(self, digests_N2: NDArray[np.uint64]) -> None:
+        """Add the next rows' ids by their digests; see digests_of."""
+        count = len(digests_N2)
+        records_N = np.empty(count, _RECORD)
         records_N["high"], records_N["low"] = digests_N2[:, 0], digests_N2[:, 1]
-        records_N["row"] = np.arange(self._rows, self._rows + len(ids))
-        self._rows += len(ids)
+        records_N["row"] = np.arange(self._rows, self._rows + count)
+        self._rows += count
         records_N, repeated_R = _split(records_N)
         self._found.append(repeated_R)  # an id that fills a whole catalog must not fill one bucket
         bounds = np.searchsorted(records_N["high"] >> np.uint64(56), np.arange(_BUCKETS + 1))

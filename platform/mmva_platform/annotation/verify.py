@@ -1,30 +1,36 @@
-"""Whether every byte of an annotation is right: digests, schemas, counts, and every planned item exactly once.
+"""Whether every byte of a version is right: digests, schemas, counts, embeddings, and every item exactly once.
 
-All generations are checked, a shard at a time, on the cluster if there are many shards. The driver keeps counts, eight
-bytes an item, and the ids of quarantined items.
+Data files are checked a shard at a time, on the cluster if there are many. Digests of ids are compared on disk, so the
+driver's memory does not grow with the annotation.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
 
 from mmva.errors import CheckFailed, UsageError
 from mmva_platform import bulk
 from mmva_platform.annotation.commit import CommitRecord, committed_shards, read_commit
-from mmva_platform.annotation.plan import PLAN_FILE, Plan, changed_parts, read_plan
-from mmva_platform.annotation.publish import MANIFEST_FILE, add_up, read_manifest, retry_folder
-from mmva_platform.annotation.verify_shard import FOLDERS, ShardFindings, ShardVerifier, some
+from mmva_platform.annotation.plan import Plan, changed_parts, plan_file, read_plan
+from mmva_platform.annotation.publish import VersionRecord, add_up, read_record
+from mmva_platform.annotation.reader import Annotation, open_annotation
+from mmva_platform.annotation.table import TableFile, latest_version
+from mmva_platform.annotation.unique import UniqueIds
+from mmva_platform.annotation.verify_shard import FileVerifier, Findings
 from mmva_platform.cluster import ray_session
 from mmva_platform.progress import progress
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, open_storage
 
-_CLUSTER_FROM = 64  # shards; fewer are read sooner than Ray starts
+_CLUSTER_FROM: Final = 64  # units of work; fewer are read sooner than Ray starts
+_READERS: Final = 16
 
 
 @dataclass(frozen=True)
@@ -32,21 +38,21 @@ class VerifyReport:
     """Every problem found, one line each. Without problems every item of the catalog is there exactly once.
 
     Attributes:
-        out: The run.
+        out: The annotation.
+        version: Of the table; None if nothing is published.
         problems: What is wrong.
-        items: The catalog's.
-        annotated: Rows found in all generations.
-        quarantined: Rows found in the last.
-        generations: The run and its published retries.
-        notes: Worth knowing and no fault: files that a crash left behind, a retry under way.
+        items: That the version should have.
+        annotated: Rows found.
+        quarantined: Rows found in quarantine.
+        notes: Worth knowing and no fault: files that a crash left behind, an update under way.
     """
 
     out: str
+    version: int | None
     problems: tuple[str, ...]
     items: int
-    annotated: int
-    quarantined: int
-    generations: int = 1
+    annotated: int = 0
+    quarantined: int = 0
     notes: tuple[str, ...] = ()
 
     @property
@@ -61,164 +67,144 @@ class VerifyReport:
     def to_text(self) -> str:
         """The verdict, then every problem."""
         balance = f"{self.items} items = {self.annotated} annotated + {self.quarantined} quarantined"
-        if self.generations > 1:
-            balance += f", {self.generations} generations"
         verdict = f"verified, {balance}" if self.ok else f"{len(self.problems)} problems ({balance} found)"
-        return "\n".join([f"{self.out}: {verdict}", *self.problems, *self.notes])
+        return "\n".join([f"{self.out} version {self.version}: {verdict}", *self.problems, *self.notes])
 
 
-@dataclass
-class _Generation:
-    """What was found in one generation."""
-
-    problems: list[str] = field(default_factory=list)
-    hashes: list[np.ndarray[Any, np.dtype[np.uint64]]] = field(default_factory=list)
-    annotated: int = 0
-    quarantined: list[str] = field(default_factory=list)
-    planned: set[str] = field(default_factory=set)  # of a retry only, which holds the quarantine of the one before
-
-
-def verify(out: str, settings: Settings) -> VerifyReport:
-    """Compute everything again from the bytes: digests, schemas, counts, and every planned id exactly once.
+def verify(out: str, settings: Settings, version: int | None = None) -> VerifyReport:
+    """Check a version from its bytes; the newest by default.
 
     Raises:
-        UsageError: If there is no run at all; faults of a run are problems in the report.
+        UsageError: If there is no annotation, or no such version.
         ShardsFailedError, StorageError: If its files cannot be read.
     """
     storage = open_storage(out, settings.storage)
-    catalog = read_plan(storage).catalog
-    problems: list[str] = []
-    notes: list[str] = []
-    done: list[_Generation] = []
-    place: Storage = storage
-    while not done or place.exists(MANIFEST_FILE):
-        prefix = f"{retry_folder(len(done))}: " if done else ""
-        found = _checked(place, settings, prefix, done[-1].quarantined if done else None, notes)
-        problems += [prefix + problem for problem in found.problems]
-        done.append(found)
-        place = open_storage(storage.join(retry_folder(len(done))), settings.storage)
-    if place.exists(PLAN_FILE):
-        notes.append(f"{retry_folder(len(done))}: not published; `mmva annotations retry` again finishes it")
-    annotated, quarantined = sum(each.annotated for each in done), len(done[-1].quarantined)
-    if not problems and annotated + quarantined != catalog.items:
-        problems.append(f"{catalog.items} items planned, {annotated} annotated and {quarantined} quarantined")
+    if version is None and latest_version(storage) is None:
+        plan = read_plan(storage)
+        done = len(committed_shards(storage, 0) & set(plan.shards))
+        problem = f"not published: {done} of {len(plan.shards)} shards are committed; `mmva annotations resume`"
+        return VerifyReport(storage.uri, None, (problem,), plan.catalog.items)
+    annotation = open_annotation(storage, version=version)
+    plan = read_plan(storage, annotation.version)
+    problems = changed_parts(storage, plan)
+    commits = _commits(storage, plan, problems)
+    record = _record(annotation, plan, commits, problems)
+    findings = _run(_units(annotation, plan), storage, plan, settings)
+    problems += [problem for found in findings for problem in found.problems]
+    annotated, quarantined = (sum(getattr(found, name) for found in findings) for name in ("annotated", "quarantined"))
+    if repeated := _repeated(findings):
+        problems.append(f"{repeated} items are there more than once")
+    items = record.items if record else plan.catalog.items
+    if not problems and annotated + quarantined != items:
+        problems.append(f"{items} items recorded, {annotated} annotated and {quarantined} quarantined")
     return VerifyReport(
-        storage.uri, tuple(dict.fromkeys(problems)), catalog.items, annotated, quarantined, len(done), tuple(notes)
+        out=storage.uri,
+        version=annotation.version,
+        problems=tuple(dict.fromkeys(problems)),
+        items=items,
+        annotated=annotated,
+        quarantined=quarantined,
+        notes=tuple(_notes(annotation, commits)),
     )
 
 
-def _checked(
-    place: Storage, settings: Settings, prefix: str, retried: list[str] | None, notes: list[str]
-) -> _Generation:
-    """Check one generation; `retried` are the ids that the one before quarantined, None for the run itself."""
-    plan = read_plan(place)
-    this = _Generation(problems=changed_parts(place, plan))
-    commits = _published(place, plan, this.problems)
-    planned = set(plan.shards)
-    shards = [
-        {"shard": commit.shard, "commit": commit, "planned": commit.shard in planned, "with_ids": retried is not None}
-        for commit in commits
+def _units(annotation: Annotation, plan: Plan) -> list[dict[str, Any]]:
+    """Files by the shard that made them; those that this version kept from earlier ones are held against no plan."""
+    made_by: defaultdict[tuple[int, str], list[TableFile]] = defaultdict(list)
+    for file in annotation.all_files:
+        version, shard, _ = file.path.rpartition("/")[2].split("-", 2)
+        made_by[int(version), shard].append(file)
+    for shard in plan.shards:
+        made_by.setdefault((plan.version, shard), [])  # a shard of which the table has no file at all
+    return [
+        {
+            "shard": f"{version:06d}-{shard}",
+            "files": [tuple(file) for file in files],
+            "planned": shard if version == plan.version else None,
+        }
+        for (version, shard), files in sorted(made_by.items())
     ]
-    findings = _run(shards, place, plan, settings)
-    for commit in commits:
-        found = findings[commit.shard]
-        this.problems += found.problems
-        this.annotated += found.annotated
-        this.quarantined += found.quarantined
-        this.hashes.append(found.hash_N)
-        this.planned |= found.planned
-    _across_shards(this, retried)
-    left = _leftovers(place, commits)
-    if left:
-        notes.append(f"{prefix}{left} files of attempts that did not count; harmless")
-    return this
 
 
-def _run(shards: list[dict[str, Any]], place: Storage, plan: Plan, settings: Settings) -> dict[str, ShardFindings]:
-    findings: dict[str, ShardFindings] = {}
-    with progress("verify", len(shards)) as advance:
+def _run(units: list[dict[str, Any]], storage: Storage, plan: Plan, settings: Settings) -> list[Findings]:
+    findings: list[Findings] = []
+    with progress("verify", len(units)) as advance:
 
-        def collect(found: ShardFindings) -> None:
-            findings[found.shard] = found
+        def collect(found: Findings) -> None:
+            findings.append(found)
             advance()
 
-        if len(shards) < _CLUSTER_FROM:
-            verifier, attempt = ShardVerifier(place, plan), bulk.Attempt()
-            for shard in shards:
-                collect(verifier(shard, attempt))
+        if len(units) < _CLUSTER_FROM:
+            verifier, attempt = FileVerifier(storage, plan), bulk.Attempt()
+            for unit in units:
+                collect(verifier(unit, attempt))
         else:
-            kwargs = {"place": place, "plan": plan}
+            kwargs = {"storage": storage, "plan": plan}
             with ray_session(settings.cluster):
-                bulk.run_pass(
-                    shards, ShardVerifier, stage="verify", settings=settings, on_result=collect, kwargs=kwargs
-                )
-    return findings
+                bulk.run_pass(units, FileVerifier, stage="verify", settings=settings, on_result=collect, kwargs=kwargs)
+    return sorted(findings, key=lambda found: found.name)
 
 
-def _across_shards(this: _Generation, retried: Sequence[str] | None) -> None:
-    """Problems that no shard shows alone: ids planned twice, and a retry of other items than the quarantined ones."""
-    hash_N = np.concatenate(this.hashes) if this.hashes else np.empty(0, np.uint64)
-    repeated = len(hash_N) - len(np.unique(hash_N))
-    if repeated:
-        this.problems.append(f"{repeated} items are planned in more than one shard")
-    if retried is None:
-        return
-    if dropped := set(retried) - this.planned:
-        this.problems.append(f"{len(dropped)} quarantined items are not retried: {some(dropped)}")
-    if foreign := this.planned - set(retried):
-        this.problems.append(f"{len(foreign)} items were not quarantined before: {some(foreign)}")
+def _repeated(findings: Sequence[Findings]) -> int:
+    with tempfile.TemporaryDirectory(prefix="mmva-verify-") as folder:
+        ids = UniqueIds(Path(folder))
+        for found in findings:
+            ids.add_digests(found.digest_N2)
+        return len(ids.repeated())
 
 
-def _published(storage: Storage, plan: Plan, problems: list[str]) -> list[CommitRecord]:
-    """The shards to check: the manifest's, or those committed so far; with the problems among them."""
-    recorded = _recorded(storage, problems)
-    problems += [f"shard {shard}: not committed" for shard in plan.shards if shard not in recorded]
-    problems += [f"shard {shard}: not in the plan" for shard in sorted(recorded.keys() - set(plan.shards))]
+def _record(
+    annotation: Annotation, plan: Plan, commits: dict[str, CommitRecord], problems: list[str]
+) -> VersionRecord | None:
+    """The version's record; what in plan, commit records and table disagrees with it is a problem."""
     try:
-        manifest = read_manifest(storage)
-    except UsageError as error:
+        record = read_record(annotation.storage, annotation.version)
+    except (UsageError, CheckFailed) as error:
         problems.append(str(error))
-        return list(recorded.values())
-    if (manifest.run_id, manifest.plan_fingerprint) != (plan.run_id, plan.fingerprint):
-        problems.append(f"{MANIFEST_FILE}: belongs to another plan than plan.json")
-    listed = [commit.shard for commit in manifest.shards]
-    if listed != plan.shards:
-        problems.append(f"{MANIFEST_FILE}: lists {len(listed)} shards, not the plan's {len(plan.shards)}")
-    if manifest.totals != add_up(manifest.shards):
-        problems.append(f"{MANIFEST_FILE}: its totals are not the sum of its shards")
-    if manifest.totals.items != plan.catalog.items:
-        problems.append(f"{MANIFEST_FILE}: counts {manifest.totals.items} items, the plan {plan.catalog.items}")
-    for commit in manifest.shards:
-        if recorded.get(commit.shard, commit) != commit:
-            problems.append(f"shard {commit.shard}: its commit record and {MANIFEST_FILE} differ")
-    return list(manifest.shards)
+        return None
+    name = f"version {annotation.version}"
+    if (record.run_id, record.plan_fingerprint) != (plan.run_id, plan.fingerprint):
+        problems.append(f"{name}: its record belongs to another plan")
+    if len(commits) == len(plan.shards) and record.totals != add_up(commits[shard] for shard in sorted(commits)):
+        problems.append(f"{name}: its totals are not the sum of its commit records")
+    made = {file.in_table for commit in commits.values() for file in commit.files}
+    there = set(annotation.all_files)
+    if lost := made - there:
+        problems.append(f"{name}: {len(lost)} committed files are not in the table, such as {min(lost).path}")
+    own = {file for file in there if file.path.rpartition("/")[2].startswith(f"{annotation.version:06d}-")}
+    if foreign := own - made:
+        problems.append(f"{name}: {len(foreign)} files that no commit names are in the table: {min(foreign).path}")
+    return record
 
 
-def _recorded(storage: Storage, problems: list[str]) -> dict[str, CommitRecord]:
-    """Commit records by shard, many read at a time; one that is damaged is a problem."""
-    found: dict[str, CommitRecord] = {}
-    for shard, record in zip(names := sorted(committed_shards(storage)), _records(storage, names), strict=True):
-        if isinstance(record, CheckFailed):
-            problems.append(str(record))
-        else:
-            found[shard] = record
-    return found
-
-
-def _records(storage: Storage, shards: Sequence[str]) -> list[CommitRecord | CheckFailed]:
-    from concurrent.futures import ThreadPoolExecutor
+def _commits(storage: Storage, plan: Plan, problems: list[str]) -> dict[str, CommitRecord]:
+    """The version's commit records by shard; one that is missing, damaged or not of the plan is a problem."""
 
     def read(shard: str) -> CommitRecord | CheckFailed:
         try:
-            return read_commit(storage, shard)
+            return read_commit(storage, plan.version, shard)
         except CheckFailed as error:
             return error
 
-    with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(read, shards))
+    names = sorted(committed_shards(storage, plan.version))
+    with ThreadPoolExecutor(_READERS) as pool:
+        records = dict(zip(names, pool.map(read, names), strict=True))
+    problems += [str(record) for record in records.values() if isinstance(record, CheckFailed)]
+    planned = set(plan.shards)
+    problems += [f"shard {shard}: not committed" for shard in plan.shards if shard not in records]
+    problems += [f"shard {shard}: not in the plan" for shard in names if shard not in planned]
+    return {name: record for name, record in records.items() if isinstance(record, CommitRecord) and name in planned}
 
 
-def _leftovers(storage: Storage, commits: Sequence[CommitRecord]) -> int:
-    """Files of rows that no commit names: of a crash before the record, or of the second of two writers."""
-    named = {record.path for commit in commits for record in (commit.data, commit.quarantine, commit.windows) if record}
-    return sum(entry.path not in named for folder in FOLDERS for entry in storage.list(f"{folder}/"))
+def _notes(annotation: Annotation, commits: dict[str, CommitRecord]) -> list[str]:
+    """Files of this version that do not count, and a version under way."""
+    storage, notes = annotation.storage, []
+    named = {file.path for commit in commits.values() for file in commit.files}
+    mark = f"/{annotation.version:06d}-"
+    left = sum(mark in entry.path and entry.path not in named for entry in storage.list("status="))
+    if left:
+        notes.append(f"{left} files of attempts that did not count; harmless, `mmva annotations clean` removes them")
+    latest = latest_version(storage)
+    if latest is not None and storage.exists(plan_file(latest + 1)):
+        notes.append(f"version {latest + 1} is under way; `mmva annotations resume` finishes it")
+    return notes

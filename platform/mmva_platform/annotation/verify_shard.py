@@ -1,126 +1,148 @@
-"""The worker of `verify`: one shard's files against its commit record and the plan."""
+"""The worker of `verify`: data files against their digests, the plan, and the embeddings that they refer to."""
 
 from __future__ import annotations
 
-from collections import Counter
+import io
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mmva.errors import CheckFailed
-from mmva_platform.annotation.commit import CommitRecord, FileRecord
 from mmva_platform.annotation.plan import ItemReader, Plan
-from mmva_platform.annotation.publish import read_file
-from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, QUARANTINE_SCHEMA, WINDOW_EMBEDDING_SCHEMA
+from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, EMBEDDING_FILE_SCHEMA, QUARANTINE_SCHEMA, sha256_hex
+from mmva_platform.annotation.table import TableFile, digest_in
+from mmva_platform.annotation.unique import digests_of
 from mmva_platform.bulk import Attempt
 from mmva_platform.storage import Storage, StorageNotFound
 
-FOLDERS: Final = {"data": ANNOTATION_SCHEMA, "quarantine": QUARANTINE_SCHEMA, "windows": WINDOW_EMBEDDING_SCHEMA}
+_SCHEMAS: Final = {
+    status: pa.schema([column for column in schema if column.name != "modality"])
+    for status, schema in (("ok", ANNOTATION_SCHEMA), ("quarantined", QUARANTINE_SCHEMA))
+}
+_READ: Final = ("id", "embedding_file", "embedding_row")
 _IDS_SHOWN: Final = 5
 
 
 @dataclass
-class ShardFindings:
-    """What was found in a shard.
+class Findings:
+    """What was found in some files.
 
     Attributes:
-        shard: Its name.
+        name: Of the unit of work.
         problems: One line each.
-        annotated: Rows of annotations.
-        quarantined: Ids of the quarantine's rows.
-        hash_N: 64-bit hashes of the planned ids.
-        planned: The planned ids, if they were asked for.
+        annotated: Rows of annotated items.
+        quarantined: Rows in quarantine.
+        digest_N2: 128-bit digests of all ids, shape [N, 2].
     """
 
-    shard: str
+    name: str
     problems: list[str] = field(default_factory=list)
     annotated: int = 0
-    quarantined: list[str] = field(default_factory=list)
-    hash_N: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
-    planned: set[str] = field(default_factory=set)
+    quarantined: int = 0
+    digest_N2: NDArray[np.uint64] = field(default_factory=lambda: np.empty((0, 2), np.uint64))
 
 
-class ShardVerifier:
-    """Verifies shards of one generation."""
+class FileVerifier:
+    """Verifies data files of a version, those of a shard together."""
 
-    def __init__(self, place: Storage, plan: Plan) -> None:
-        self._place, self._run_id, self._items = place, plan.run_id, ItemReader(place, plan)
+    def __init__(self, storage: Storage, plan: Plan) -> None:
+        self._storage, self._items = storage, ItemReader(storage, plan)
 
-    def __call__(self, shard: dict[str, Any], attempt: Attempt) -> ShardFindings:
-        """Check the shard of a commit record.
+    def __call__(self, shard: dict[str, Any], attempt: Attempt) -> Findings:
+        """Check files from their bytes.
 
         Args:
-            shard: "commit", its record; "planned", whether the plan has it; "with_ids", whether to return planned ids.
+            shard: "shard", its name; "files", each a TableFile; "planned", the version's shard that made them, or None.
             attempt: Told of each step.
         """
         attempt.step("fetch")
-        commit: CommitRecord = shard["commit"]
-        found = ShardFindings(commit.shard)
-        ids = self._row_ids(commit, found)
-        if not shard["planned"]:
-            return found
-        try:
-            planned = self._items(commit.shard)["id"].to_pylist()
-        except (CheckFailed, StorageNotFound, pa.ArrowInvalid) as error:
-            found.problems.append(str(error))
-            return found
-        found.hash_N = pd.util.hash_array(np.array(planned, object), categorize=False)
-        found.problems += _differences(commit.shard, planned, ids)
-        if shard["with_ids"]:
-            found.planned = set(planned)
+        found = Findings(shard["shard"])
+        parts = [self._file_ids(file, found) for file in map(TableFile._make, shard["files"])]
+        ids = pa.chunked_array(parts, pa.string()).cast(pa.large_string()).combine_chunks()
+        if len(ids):
+            found.digest_N2 = digests_of(ids)
+        if shard["planned"] is not None:
+            found.problems += self._against_plan(shard["planned"], ids)
         return found
 
-    def _row_ids(self, commit: CommitRecord, found: ShardFindings) -> list[str]:
-        """Ids of a shard's rows, with the problems of its files."""
-        ok = self._ids(commit, "data", commit.data, commit.ok, found)
-        bad = self._ids(commit, "quarantine", commit.quarantine, commit.quarantined, found)
-        of_windows = self._ids(commit, "windows", commit.windows, None, found)
-        orphans = set(of_windows) - set(ok)
-        if orphans:
-            found.problems.append(
-                f"shard {commit.shard}: windows of {len(orphans)} items without a row: {some(orphans)}"
-            )
-        found.annotated, found.quarantined = len(ok), bad
-        return ok + bad
+    def _file_ids(self, file: TableFile, found: Findings) -> pa.Array:
+        """Ids in a data file; notes its problems and those of its embeddings."""
+        table = self._checked(file.path, _SCHEMAS[file.status], found)
+        if table is None:
+            return pa.array([], pa.string())
+        if table.num_rows != file.rows:
+            found.problems.append(f"{file.path}: {table.num_rows} rows, the table says {file.rows}")
+        if file.status == "ok":
+            found.annotated += table.num_rows
+            found.problems += self._embedding_problems(file.path, table)
+        else:
+            found.quarantined += table.num_rows
+        return table["id"].combine_chunks()
 
-    def _ids(
-        self, commit: CommitRecord, kind: str, record: FileRecord | None, count: int | None, found: ShardFindings
-    ) -> list[str]:
-        """Ids in one of a shard's files; `count` is the record's count of them, None if it has none."""
-        if record is None:
-            if count:
-                found.problems.append(f"shard {commit.shard}: counts {count} rows of {kind} but names no file")
-            return []
+    def _embedding_problems(self, path: str, rows: pa.Table) -> list[str]:
+        """Problems of the files that rows refer to: each row's embedding must be there, under its id."""
+        found = Findings("")
+        for name in rows["embedding_file"].unique().to_pylist():
+            if name is None:
+                found.problems.append(f"{path}: has rows without an embedding")
+                continue
+            stored = self._checked(name, EMBEDDING_FILE_SCHEMA, found)
+            if stored is None:
+                continue
+            here = rows.filter(pc.equal(rows["embedding_file"], name))
+            at_N = np.asarray(here["embedding_row"])
+            if len(at_N) and not 0 <= at_N.min() <= at_N.max() < stored.num_rows:
+                found.problems.append(f"{path}: refers to rows that {name} does not have")
+                continue
+            theirs = stored["id"].take(here["embedding_row"])
+            wrong = here["id"].filter(pc.not_equal(here["id"], theirs))
+            if len(wrong):
+                ids = some(wrong.to_pylist())
+                found.problems.append(f"{path}: {len(wrong)} items refer to another's embedding: {ids}")
+        return found.problems
+
+    def _checked(self, path: str, schema: pa.Schema, found: Findings) -> pa.Table | None:
+        """A file's table, if its bytes are those that its name says; else None, and a problem."""
         try:
-            table = read_file(self._place, record)
+            data = self._storage.read(path)
+        except StorageNotFound as error:
+            found.problems.append(f"{path}: cannot be read ({error})")
+            return None
+        if sha256_hex(data) != digest_in(path):
+            found.problems.append(f"{path}: changed since it was written (SHA-256 differs)")
+            return None
+        try:
+            file = pq.ParquetFile(io.BytesIO(data))
+            if file.schema_arrow.equals(schema):
+                return file.read(columns=[name for name in _READ if name in schema.names])
+        except (pa.ArrowException, OSError) as error:
+            found.problems.append(f"{path}: cannot be read ({' '.join(str(error).split())})")
+            return None
+        found.problems.append(f"{path}: its columns are not those of this format")
+        return None
+
+    def _against_plan(self, shard: str, found: pa.Array) -> list[str]:
+        try:
+            planned = self._items(shard)["id"].combine_chunks()
         except (CheckFailed, StorageNotFound, pa.ArrowInvalid) as error:
-            found.problems.append(str(error))
-            return []
-        if not table.schema.equals(FOLDERS[kind]):
-            found.problems.append(f"{record.path}: its columns are not those of this schema version")
-            return []
-        if table.num_rows != record.rows or count not in {None, table.num_rows}:
-            found.problems.append(f"{record.path}: {table.num_rows} rows, recorded {record.rows}, counted {count}")
-        if table.num_rows and "shard" in table.column_names:
-            stamps = set(zip(table["run_id"].to_pylist(), table["shard"].to_pylist(), strict=True))
-            if stamps != {(self._run_id, commit.shard)}:
-                found.problems.append(f"{record.path}: holds rows of another run or shard")
-        ids: list[str] = table.column("id").to_pylist()
-        return ids
+            return [str(error)]
+        counted = pc.value_counts(found)
+        twice = counted.field("values").filter(pc.greater(counted.field("counts"), 1))
+        lost, extra = _not_in(planned, found), _not_in(found, planned)
+        kinds = (("missing", lost), ("not in the plan", extra), ("more than once", twice))
+        return [f"shard {shard}: {len(ids)} items {kind}: {some(ids.to_pylist())}" for kind, ids in kinds if len(ids)]
+
+
+def _not_in(ids: pa.Array, others: pa.Array) -> pa.Array:
+    return ids.filter(pc.invert(pc.is_in(ids, value_set=others)))
 
 
 def some(ids: Collection[str]) -> str:
     """The first few ids, for a message."""
     return ", ".join(sorted(ids)[:_IDS_SHOWN])
-
-
-def _differences(shard: str, planned: list[str], found: list[str]) -> list[str]:
-    lost, extra = set(planned) - set(found), set(found) - set(planned)
-    twice = {identity for identity, count in Counter(found).items() if count > 1}
-    kinds = (("missing", lost), ("not in the plan", extra), ("more than once", twice))
-    return [f"shard {shard}: {len(ids)} items {kind}: {some(ids)}" for kind, ids in kinds if ids]

@@ -21,7 +21,7 @@ from mmva_platform.storage.outage import retry_while_unavailable
 
 if TYPE_CHECKING:
     from mmva.inference.stages import DecodeStage
-    from mmva_platform.annotation.reuse import Reuser
+    from mmva_platform.annotation.stored import StoredRows
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class _Run:
 
     def is_committed(self, shard: str) -> bool:
         """Whether another driver's worker has committed the shard."""
-        return self.waiting(lambda: self.storage.exists(commit_path(shard)), shard)
+        return self.waiting(lambda: self.storage.exists(commit_path(self.plan.version, shard)), shard)
 
 
 class ShardWorker:
@@ -85,7 +85,7 @@ class ShardWorker:
         with bound(run=self._run.plan.run_id, shard=name, attempt=attempt.number):
             attempt.step("fetch")
             if self._run.is_committed(name):
-                return self._run.waiting(lambda: read_commit(self._run.storage, name), name)
+                return self._run.waiting(lambda: read_commit(self._run.storage, self._run.plan.version, name), name)
             result = self._annotated(name, shard.get("before"), attempt)
             attempt.step("fetch")  # storage has limits of its own
             number = attempt.number + attempt.deaths
@@ -98,7 +98,7 @@ class ShardWorker:
     def _annotated(self, name: str, decoded: pa.Table | None, attempt: Attempt) -> ShardResult:
         items = self._run.items(name)
         if items["base_file"][0].is_valid:
-            return self._run.waiting(lambda: self._reuser(name, items), name)
+            return self._run.waiting(lambda: self._stored_rows(name, items), name)
         if attempt.deaths >= ISOLATE_AFTER:
             logger.warning("shard %s: %d workers died at it; its items run apart", name, attempt.deaths)
             # The child has its own limit for each item.
@@ -109,11 +109,12 @@ class ShardWorker:
         self._attempt.step(step)
 
     @cached_property
-    def _reuser(self) -> Reuser:
-        from mmva_platform.annotation.reuse import Reuser
+    def _stored_rows(self) -> StoredRows:
+        from mmva_platform.annotation.reader import open_annotation
+        from mmva_platform.annotation.stored import StoredRows
 
-        run = self._run
-        return Reuser(lambda: self._annotator.model, run.plan, run.storage, run.settings)
+        before = open_annotation(self._run.storage, version=self._run.plan.version - 1)
+        return StoredRows(lambda: self._annotator.model, self._run.plan, before)
 
 
 class ShardDecoder:

@@ -275,7 +275,7 @@ def _ender(over: list[bool]) -> Any:
     from ray.data._internal.execution.execution_callback import ExecutionCallback
 
     class Ender(ExecutionCallback):
-        def on_execution_step(self, executor: Any) -> None:
+        def on_execution_step(self, executor: Any) -> None:  # noqa: ARG002 - Ray's signature
             if over:
                 raise RuntimeError("the pass is over")
 

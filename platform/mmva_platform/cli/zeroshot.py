@@ -35,6 +35,7 @@ def search(
     offset: Annotated[int, typer.Option(min=0, help="how many of the nearest to leave out before")] = 0,
     valence: Annotated[tuple[float, float], typer.Option(help="find only items between these")] = (0.0, 1.0),
     arousal: Annotated[tuple[float, float], typer.Option(help="find only items between these")] = (0.0, 1.0),
+    version: Annotated[int | None, typer.Option(min=0, help="of the annotation; default: the newest")] = None,
     model: Annotated[str | None, typer.Option(help="where the annotation's model is, if not in the registry")] = None,
     as_json: Json = False,
 ) -> None:
@@ -45,6 +46,7 @@ def search(
         annotations,
         {"caption": text, "image": image, "music": music, "like": like},
         settings_of(context),
+        version=version,
         by=by,
         modality=modality,
         top=top,
@@ -86,12 +88,20 @@ def summarize(
     music_from: Annotated[
         str | None, typer.Option(help="suggest the nearest music of this annotation for each segment")
     ] = None,
+    version: Annotated[int | None, typer.Option(min=0, help="of that annotation; default: the newest")] = None,
     as_json: Json = False,
 ) -> None:
     """Find the moments of a video in which its mood changes, and cut them into a clip."""
     from mmva_platform.search.flow import summarize_video
 
     summary = summarize_video(
-        video, model, settings_of(context), seconds=seconds, out=out, prompts=prompts, music_from=music_from
+        video,
+        model,
+        settings_of(context),
+        seconds=seconds,
+        out=out,
+        prompts=prompts,
+        music_from=music_from,
+        version=version,
     )
     emit(summary.to_text(), summary.to_json(), as_json=as_json)

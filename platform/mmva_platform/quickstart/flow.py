@@ -179,7 +179,7 @@ def _closing(place: Workspace, outcome: TrainOutcome, summary: AnnotationSummary
     return f"""
 Done in {seconds:.0f} s. What there is now, in {root}/:
   report.html    open this: the catalog in the VA plane, the model's test metrics, the quarantine
-  annotation/    {summary.ok} items annotated, {summary.quarantined} in quarantine, published by MANIFEST.json
+  annotation/    {summary.ok} items annotated, {summary.quarantined} in quarantine: a Delta table
   dataset/       the imported dataset, immutable, with its embeddings
   runs/{outcome.run_name}/  checkpoints and the model bundle; in MLflow {model}
   mlflow.db      runs and registry:  mlflow ui --backend-store-uri sqlite:///{root}/mlflow.db --host 127.0.0.1

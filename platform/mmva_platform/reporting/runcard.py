@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -16,47 +16,46 @@ from mmva.drift import drift_by_modality
 from mmva.errors import CheckFailed
 from mmva.modalities import AXES, MEDIA_KINDS
 from mmva_platform.annotation.plan import Plan
-from mmva_platform.annotation.publish import Manifest
+from mmva_platform.annotation.publish import Totals, VersionRecord
+from mmva_platform.annotation.summary import changes_of
 from mmva_platform.reporting.plane import va_of
 
 HISTOGRAM_BINS: Final = 20
 NO_REFERENCE: Final = "this bundle carries no reference"
 NO_BUNDLE: Final = "the model's bundle was not found, so there is no reference to compare with"
-_QUARANTINED: Final = "quarantined"
 
 
 def run_facts(
     plan: Plan,
-    manifest: Manifest,
+    record: VersionRecord,
     annotations: pa.Table,
+    quarantine: pa.Table,
     provenance: Mapping[str, Any] | None,
-    *,
-    retries: Sequence[Manifest] = (),
 ) -> dict[str, Any]:
-    """Everything countable about a published run, JSON-able.
+    """Everything countable about a version, JSON-able.
 
     Args:
-        plan: The run's plan.
-        manifest: Its manifest.
-        annotations: Of all generations; modality, valence and arousal are read.
+        plan: Its plan.
+        record: Its record.
+        annotations: Its annotated items; modality, valence and arousal are read.
+        quarantine: Its quarantined items; error is read.
         provenance: The bundle's, None if the bundle was not found.
-        retries: Manifests of the published retries, in order.
 
     Raises:
-        CheckFailed: If the generations do not add up to the plan's items.
+        CheckFailed: If these do not add up to the version's items.
     """
     va = va_by_modality(annotations)
-    generations = (manifest, *retries)
+    causes = Counter(quarantine["error"].to_pylist())
     return {
-        "counts": _counts(plan, generations, {name: len(va_N2) for name, va_N2 in va.items()}),
-        "quarantine": dict(generations[-1].totals.causes),
+        "counts": _counts(plan, record, {name: len(va_N2) for name, va_N2 in va.items()}, quarantine.num_rows),
+        "quarantine": dict(causes.most_common()),
         "histograms": {name: histograms(va_N2) for name, va_N2 in va.items()},
         "drift": drift_facts(va, provenance),
-        "throughput": throughput(generations),
+        "throughput": throughput(record.totals),
         "engines": {name: engine.model_dump(mode="json") for name, engine in plan.engines.items()},
-        "model": manifest.model.model_dump(mode="json"),
-        "base": plan.base.model_dump(mode="json") if plan.base else None,
-        "retries": [{"run_id": each.run_id, **each.totals.model_dump(mode="json")} for each in retries],
+        "model": record.model.model_dump(mode="json"),
+        "version": {"number": record.version, "kind": record.kind},
+        "changes": changes_of(record.base) if record.base else None,
         "run": {"run_id": plan.run_id, "created_at": plan.created_at.isoformat(), "command": list(plan.command)},
         "catalog": plan.catalog.model_dump(mode="json"),
     }
@@ -96,25 +95,21 @@ def drift_facts(va: Mapping[str, NDArray[np.float64]], provenance: Mapping[str, 
     }
 
 
-def throughput(generations: Sequence[Manifest]) -> dict[str, Any]:
-    """Seconds of all workers together by stage; items count once for each generation that tried them.
+def throughput(totals: Totals) -> dict[str, Any]:
+    """Seconds of all workers together by stage, for the items of the version's own shards.
 
     Returns:
         `stages`: {stage: {"seconds", "share" (of all stages, 0 to 1), "items_per_second" or None}};
         `worker_seconds`; `items`; `items_per_worker_second` or None.
     """
-    items = sum(each.totals.items for each in generations)
-    seconds: Counter[str] = Counter()
-    for each in generations:
-        seconds.update(each.totals.seconds)
-    total = sum(seconds.values())
+    items, total = totals.items, sum(totals.seconds.values())
     stages = {
         stage: {
             "seconds": round(value, 4),
             "share": round(value / total, 4) if total else 0.0,
             "items_per_second": round(items / value, 3) if value else None,
         }
-        for stage, value in seconds.items()
+        for stage, value in totals.seconds.items()
     }
     return {
         "stages": stages,
@@ -124,27 +119,21 @@ def throughput(generations: Sequence[Manifest]) -> dict[str, Any]:
     }
 
 
-def _counts(plan: Plan, generations: Sequence[Manifest], by_modality: dict[str, int]) -> dict[str, Any]:
-    """Catalog rows = duplicates + items; items = annotated + quarantined = those that came about somehow."""
-    items, annotated = generations[0].totals.items, sum(by_modality.values())
-    quarantined = generations[-1].totals.quarantined
-    if annotated + quarantined != items:
+def _counts(plan: Plan, record: VersionRecord, by_modality: dict[str, int], quarantined: int) -> dict[str, Any]:
+    """Catalog rows = duplicates + items; items = annotated + quarantined."""
+    annotated = sum(by_modality.values())
+    if annotated + quarantined != record.items:
         raise CheckFailed(
-            f"{plan.run_id}: {annotated} annotated and {quarantined} quarantined are not {items} items; run "
+            f"{plan.run_id}: {annotated} annotated and {quarantined} quarantined are not {record.items} items; run "
             "`mmva annotations verify` on it"
         )
-    work: Counter[str] = Counter()
-    for each in generations:
-        work.update({kind: count for kind, count in each.totals.work.items() if kind != _QUARANTINED and count})
-    if work and quarantined:  # only the last generation's quarantine still stands
-        work[_QUARANTINED] = quarantined
     return {
-        "catalog_rows": items + plan.catalog.duplicates,
+        "catalog_rows": record.items + plan.catalog.duplicates,
         "duplicates": plan.catalog.duplicates,
         "skipped_files": dict(plan.catalog.skipped),
-        "items": items,
+        "items": record.items,
         "annotated": annotated,
         "quarantined": quarantined,
         "by_modality": by_modality,
-        "came_about": dict(work),
+        "work": {kind: count for kind, count in record.totals.work.items() if count},
     }

@@ -73,6 +73,7 @@ def search_by_item(
     query: Mapping[str, str | Path | None],
     settings: Settings,
     *,
+    version: int | None = None,
     model: str | None = None,
     by: By = "va",
     valence: tuple[float, float] = (0, 1),
@@ -87,6 +88,7 @@ def search_by_item(
         annotations: Its URI.
         query: One of "caption" (a text), "image" and "music" (local files), and "like" (an annotated item's id).
         settings: Storage, MLflow, backbones.
+        version: Of the annotation; the newest if None.
         model: Where the annotation's model is; see open_query_model. A query by id needs none.
         by: What makes items near; see AnnotationIndex.like. Only an annotated item has an embedding to search by.
         valence: Bounds of what is found.
@@ -105,7 +107,7 @@ def search_by_item(
     ((kind, item),) = given.items()
     region = Region(valence, arousal)
     if kind == "like":
-        index = AnnotationIndex.open(annotations, settings)
+        index = AnnotationIndex.open(annotations, settings, version)
         hits = index.like(str(item), by=by, top=top, offset=offset, modality=modality, region=region)
         own = index.item(str(item))
         assert own is not None
@@ -113,7 +115,7 @@ def search_by_item(
     if by != "va":
         raise UsageError(f"--by {by}: only an annotated item, named with --like ID, is searched so")
     data = read_item(item) if isinstance(item, Path) else item
-    index = AnnotationIndex.open(annotations, settings)
+    index = AnnotationIndex.open(annotations, settings, version)
     va_2 = usable_point(open_query_model(index, settings, model), kind, data, str(item))
     hits = index.search(va_2, top=top, offset=offset, modality=modality, region=region)
     return Found(kind, (float(va_2[0]), float(va_2[1])), hits, len(index), index.model)
@@ -167,6 +169,7 @@ def summarize_video(
     out: Path | None,
     prompts: bool = False,
     music_from: str | None = None,
+    version: int | None = None,
 ) -> VideoSummary:
     """Summarise a local video; see mmva.zeroshot.video.summarize.
 
@@ -178,6 +181,7 @@ def summarize_video(
         out: The clip to write, and beside it the picture.
         prompts: Suggest a musical prompt for each segment.
         music_from: URI of an annotation made with this model; suggest the nearest music of it for each segment.
+        version: Of that annotation; the newest if None.
 
     Raises:
         UsageError: For a video that is none, or a wrong option.
@@ -187,12 +191,14 @@ def summarize_video(
 
     if prompts and music_from is not None:
         raise UsageError("suggest either prompts or music from an annotation, not both")
+    if version is not None and music_from is None:
+        raise UsageError("--version is of the annotation that --music-from names: give both")
     predictor = load_predictor(model, settings)
     suggest: Suggest | None = None
     if prompts:
         suggest = partial(_prompt_text, PromptBank.place(predictor))
     elif music_from is not None:
-        suggest = _nearest_music(music_from, predictor, model, settings)
+        suggest = _nearest_music(AnnotationIndex.open(music_from, settings, version), predictor, model)
     try:
         return summarize(video, predictor, seconds=seconds, out=out, suggest=suggest)
     except MediaError as error:
@@ -203,8 +209,7 @@ def _prompt_text(bank: PromptBank, va_2: ArrayLike) -> str:
     return bank.prompt(va_2).text
 
 
-def _nearest_music(annotations: str, predictor: Predictor, model: str, settings: Settings) -> Suggest:
-    index = AnnotationIndex.open(annotations, settings)
+def _nearest_music(index: AnnotationIndex, predictor: Predictor, model: str) -> Suggest:
     check_same_model(index, predictor, model)
 
     def suggest(va_2: ArrayLike) -> str | None:

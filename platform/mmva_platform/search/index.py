@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Self
 
@@ -19,16 +17,13 @@ from mmva.modalities import AXES, MEDIA_KINDS
 from mmva.zeroshot.likeness import most_alike
 from mmva.zeroshot.search import PlaneIndex, Region
 from mmva_platform.annotation.plan import ModelInfo
-from mmva_platform.annotation.publish import generations, read_file, read_manifest
-from mmva_platform.annotation.schema import ANNOTATION_SCHEMA
-from mmva_platform.search.embeddings import EmbeddingFile, embeddings
+from mmva_platform.annotation.reader import Annotation, open_annotation
+from mmva_platform.search.embeddings import embeddings
 from mmva_platform.settings import Settings
-from mmva_platform.storage import open_storage
 
 By = Literal["va", "embedding"]
 
 _COLUMNS: Final = ("id", "uri", "modality", *AXES, "mood")
-_READERS: Final = 4  # whole files are read for their digests; a few at a time
 
 
 @dataclass(frozen=True)
@@ -67,10 +62,11 @@ class AnnotationIndex:
         uri: The annotation's place.
         run_id: Its run.
         model: What it was annotated with.
+        annotation: Where the items are.
     """
 
     def __init__(
-        self, uri: str, run_id: str, model: ModelInfo, items: pa.Table, files: Sequence[EmbeddingFile] = ()
+        self, uri: str, run_id: str, model: ModelInfo, items: pa.Table, annotation: Annotation | None = None
     ) -> None:
         """Index items.
 
@@ -79,9 +75,9 @@ class AnnotationIndex:
             run_id: Its run.
             model: What it was annotated with.
             items: The columns id, uri, modality, valence, arousal and mood of ANNOTATION_SCHEMA.
-            files: Where their embeddings stand, in the items' order; without them there is no search by embedding.
+            annotation: Whose rows they are, in its order; without it there is no search by embedding.
         """
-        self.uri, self.run_id, self.model, self._files = uri, run_id, model, files
+        self.uri, self.run_id, self.model, self.annotation = uri, run_id, model, annotation
         # One piece a column, with offsets that ten million URIs do not overflow.
         large = pa.schema([(name, _large(items.schema.field(name).type)) for name in _COLUMNS])
         self._items = items.select(_COLUMNS).cast(large).combine_chunks()
@@ -90,31 +86,16 @@ class AnnotationIndex:
         self._plane = PlaneIndex(va_N2, np.asarray(kind_N))
 
     @classmethod
-    def open(cls, uri: str, settings: Settings) -> Self:
-        """Read a published annotation with its published retries, every file checked against its digest.
+    def open(cls, uri: str, settings: Settings, version: int | None = None) -> Self:
+        """Read the points of a version, the newest by default; no embeddings.
 
         Raises:
-            UsageError: If it is not published.
-            CheckFailed: If a file is not the one that was published.
+            UsageError: If there is none.
+            CheckFailed: If a file is damaged.
         """
-        places = generations(open_storage(uri, settings.storage), settings.storage)
-        manifests = [read_manifest(place) for place in places]
-        files = [
-            (place, commit.data)
-            for place, manifest in zip(places, manifests, strict=True)
-            for commit in manifest.shards
-            if commit.data is not None
-        ]
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="annotation") as pool:
-            tables = list(pool.map(lambda file: read_file(file[0], file[1], _COLUMNS), files))
-        empty = ANNOTATION_SCHEMA.empty_table().select(_COLUMNS)
-        starts = np.cumsum([0, *(table.num_rows for table in tables)])
-        embeddings = [
-            EmbeddingFile(place, record, int(start), table.num_rows)
-            for (place, record), table, start in zip(files, tables, starts[:-1], strict=True)
-        ]
-        items = pa.concat_tables([empty, *tables])
-        return cls(places[0].uri, manifests[0].run_id, manifests[0].model, items, embeddings)
+        annotation = open_annotation(uri, settings.storage, version)
+        record = annotation.record
+        return cls(annotation.uri, record.run_id, record.model, annotation.table(_COLUMNS), annotation)
 
     def __len__(self) -> int:
         """How many items are annotated."""
@@ -177,7 +158,7 @@ class AnnotationIndex:
 
         Raises:
             UsageError: For an id that was not annotated, and as search; for another modality by embedding.
-            CheckFailed: If a file is not the one that was published.
+            CheckFailed: If a file is damaged.
         """
         _check_page(top, offset, modality)
         own = self._row(id)
@@ -193,7 +174,8 @@ class AnnotationIndex:
                 )
             may_N = _inside(self._items, region or Region(), kind)
             may_N[own] = False
-            row_K, cosine_K = most_alike(*embeddings(self._files, own, may_N), offset + top)
+            assert self.annotation is not None
+            row_K, cosine_K = most_alike(*embeddings(self.annotation, own, may_N), offset + top)
             va_K2 = np.column_stack([np.asarray(self._items[axis].take(pa.array(row_K))) for axis in AXES])
             distance_K = np.hypot(*(va_K2 - va_2).T.astype(np.float64))
             return self._hits(row_K, distance_K, cosine_K)[offset:]

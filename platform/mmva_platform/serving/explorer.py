@@ -123,7 +123,7 @@ class _Catalogs:
     def __init__(self, sources: ExplorerSources) -> None:
         self._sources = sources
         # A new index, such as one that shows a retry, is another key.
-        self._explored = lru_cache(_CATALOGS_KEPT)(lambda index: ExploredCatalog(index, sources.storage))
+        self._explored = lru_cache(_CATALOGS_KEPT)(ExploredCatalog)
 
     def names(self) -> list[str]:
         return list(self._sources.annotations())

@@ -17,16 +17,11 @@ from numpy.typing import ArrayLike
 from mmva.affect import mood
 from mmva.modalities import AXES, MEDIA_KINDS
 from mmva.zeroshot.search import Region
-from mmva_platform.annotation.commit import CommitRecord
-from mmva_platform.annotation.plan import ItemReader, read_plan
-from mmva_platform.annotation.publish import generations, read_file, read_manifest
 from mmva_platform.search.index import AnnotationIndex, Hit
 from mmva_platform.serving.explorer_view import CELLS, PlanePoints
-from mmva_platform.settings import StorageSettings
-from mmva_platform.storage import Storage, open_storage
 
 _BOUNDS: Final = tuple(f"{axis}_{side}" for axis in AXES for side in ("low", "high"))
-_DETAILS: Final = ("id", "uri", "modality", *AXES, *_BOUNDS, "mood", "duration_s", "windows", "sha256", "shard")
+_DETAILS: Final = ("id", "uri", "modality", *AXES, *_BOUNDS, "mood", "duration_s", "windows", "sha256", "caption")
 _FILES_KEPT: Final = 64  # without embeddings, a file is some hundred bytes an item
 _DIGITS: Final = 6  # of coordinates that are only drawn: a pixel at the deepest zoom
 _CURVE_POINTS: Final = 600
@@ -36,9 +31,9 @@ NEIGHBOURS: Final = 4
 class ExploredCatalog:
     """Reads the index in memory for points and neighbours, the annotation's files for the details of one item."""
 
-    def __init__(self, index: AnnotationIndex, settings: StorageSettings | None = None) -> None:
+    def __init__(self, index: AnnotationIndex) -> None:
         """Sort the index's points for windows; files are opened when the first item is asked for."""
-        self.index, self._settings = index, settings
+        self.index = index
         items = index.items
         va_N2 = np.column_stack([np.asarray(items[axis], np.float32) for axis in AXES])
         self._points = PlanePoints(
@@ -50,19 +45,10 @@ class ExploredCatalog:
         self._rows_of_file = lru_cache(_FILES_KEPT)(self._read_rows)
 
     @cached_property
-    def _files(self) -> list[tuple[Storage, CommitRecord]]:
-        """The files of the index's rows, in their order."""
-        return [
-            (place, commit)
-            for place in generations(open_storage(self.index.uri, self._settings), self._settings)
-            for commit in read_manifest(place).shards
-            if commit.data is not None
-        ]
-
-    @cached_property
     def _ends(self) -> list[int]:
         """First row after each file."""
-        return list(accumulate(commit.ok for _, commit in self._files))
+        assert self.index.annotation is not None
+        return list(accumulate(file.rows for file in self.index.annotation.files()))
 
     def summary(self) -> dict[str, Any]:
         """How many items of each modality, and by which model."""
@@ -84,7 +70,7 @@ class ExploredCatalog:
         """Everything the page shows of an item but its media; None if there is no such item.
 
         Raises:
-            CheckFailed: If its file is not the one that was published.
+            CheckFailed: If its file is damaged.
         """
         row = pc.index(self.index.items["id"], pa.scalar(id, pa.large_string())).as_py()
         if row < 0:
@@ -94,24 +80,16 @@ class ExploredCatalog:
         details: dict[str, Any] = self._rows_of_file(file).slice(row - first, 1).to_pylist()[0]
         assert details["id"] == id
         details["windows"] = _thinned(details["windows"] or [])
-        inline = details["modality"] == "caption" and details["uri"] is None
-        return details | {"text": self._inline_caption(file, details) if inline else None}
+        return details | {"text": details.pop("caption")}
 
     def around(self, va_2: ArrayLike, *, without: str | None = None, top: int = NEIGHBOURS) -> dict[str, list[Hit]]:
         """The nearest items of each modality but one; see AnnotationIndex.search."""
         return {kind: self.index.search(va_2, top=top, modality=kind) for kind in self.by_modality if kind != without}
 
-    def _inline_caption(self, file: int, details: dict[str, Any]) -> str:
-        """Text of a caption that stands in the catalog and not in a file of its own."""
-        place, _ = self._files[file]
-        items = ItemReader(place, read_plan(place))(details["shard"])
-        text: str = items.filter(pc.equal(items["id"], details["id"]))["caption"][0].as_py()
-        return text
-
-    def _read_rows(self, file: int) -> pa.Table:
-        place, commit = self._files[file]
-        assert commit.data is not None
-        return read_file(place, commit.data, columns=_DETAILS)
+    def _read_rows(self, number: int) -> pa.Table:
+        annotation = self.index.annotation
+        assert annotation is not None
+        return annotation.read(annotation.files()[number], _DETAILS)
 
 
 def mood_of(va_2: Sequence[float]) -> str:

@@ -17,8 +17,8 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from mmva_platform.annotation.publish import MANIFEST_FILE
 from mmva_platform.annotation.roots import normalised_root
+from mmva_platform.annotation.table import is_published
 from mmva_platform.serving.services import ApiError
 from mmva_platform.settings import Config, ServingSettings, StorageSettings
 from mmva_platform.storage import Storage, open_storage
@@ -168,7 +168,7 @@ class JobQueue:
 
     def is_published(self, job: Job) -> bool:
         """Whether a job's run directory holds a published annotation."""
-        return open_storage(job.spec.out, self._settings).exists(MANIFEST_FILE)
+        return is_published(open_storage(job.spec.out, self._settings), 0)
 
     def _check_room(self, jobs: Iterable[Job], by: str) -> None:
         waiting = [job for job in jobs if job.state == "queued"]

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Final
 
-from mmva_platform.annotation.publish import generations
+from mmva_platform.annotation.table import latest_version
 from mmva_platform.settings import Settings
 from mmva_platform.storage import open_storage
 
@@ -15,17 +15,17 @@ _KEPT: Final = 4
 
 
 class Kept:
-    """Remembers what was made of the last few published annotations, until another generation of one is published."""
+    """Remembers what was made of the last few published annotations, until another version of one is published."""
 
     def __init__(self, make: Callable[[str], Any], settings: Settings) -> None:
         self._make, self._settings = make, settings
-        self._kept: OrderedDict[tuple[str, int], Any] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int | None], Any] = OrderedDict()
         self._lock = threading.Lock()
 
     def __call__(self, uri: str) -> Any:
         """What is made of a published annotation. UsageError if it is not published."""
         storage = open_storage(uri, self._settings.storage)
-        key = (storage.uri, len(generations(storage, self._settings.storage)))
+        key = (storage.uri, latest_version(storage))
         with self._lock:  # two that ask at once wait for one
             if key not in self._kept:
                 self._kept[key] = self._make(uri)

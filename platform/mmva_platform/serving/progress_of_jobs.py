@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from mmva_platform.annotation.commit import CommitRecord, committed_shards, read_commit
-from mmva_platform.annotation.plan import PLAN_FILE, Plan, read_plan
-from mmva_platform.annotation.publish import MANIFEST_FILE, add_up
+from mmva_platform.annotation.plan import Plan, plan_file, read_plan
+from mmva_platform.annotation.publish import add_up
+from mmva_platform.annotation.table import is_published
 from mmva_platform.serving.jobs import Event, Job
 from mmva_platform.settings import StorageSettings
 from mmva_platform.storage import open_storage
@@ -30,15 +31,15 @@ class ProgressReader:
         storage = open_storage(job.spec.out, self._settings)
         with self._lock:
             if storage.uri not in self._known:
-                if not storage.exists(PLAN_FILE):
+                if not storage.exists(plan_file(0)):
                     return None
                 self._known[storage.uri] = (read_plan(storage), {})
             self._known.move_to_end(storage.uri)
             plan, commits = self._known[storage.uri]
             while len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
-            for shard in committed_shards(storage) & set(plan.shards) - commits.keys():
-                commits[shard] = read_commit(storage, shard)
+            for shard in committed_shards(storage, 0) & set(plan.shards) - commits.keys():
+                commits[shard] = read_commit(storage, 0, shard)
             totals = add_up(commits.values())
         left = len(plan.shards) - len(commits)
         start = job.started if job.state == "running" else None
@@ -50,7 +51,7 @@ class ProgressReader:
             "annotated": totals.ok,
             "quarantined": totals.quarantined,
             "causes": totals.causes,
-            "published": storage.exists(MANIFEST_FILE),
+            "published": is_published(storage, 0),
             "eta_s": eta_s(start, len(commits), left, datetime.now(UTC)) if start else None,
             "model_version": plan.model.version,
             "model_digest": plan.model.digest,
@@ -59,7 +60,7 @@ class ProgressReader:
 
 def shards_done(job: Job, settings: StorageSettings) -> int:
     """Committed shards of a job's run directory."""
-    return len(committed_shards(open_storage(job.spec.out, settings)))
+    return len(committed_shards(open_storage(job.spec.out, settings), 0))
 
 
 def eta_s(start: Event, done: int, left: int, now: datetime) -> float | None:

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 from mmva.errors import CheckFailed, MediaError, OperationFailed, UsageError
 from mmva_platform.annotation import annotate
-from mmva_platform.annotation.plan import PLAN_FILE, read_plan
+from mmva_platform.annotation.plan import plan_file, read_plan
 from mmva_platform.serving.jobs import Job, JobQueue, JobSpec, ended, next_job, started
 from mmva_platform.settings import Settings
 from mmva_platform.storage import open_storage
@@ -129,7 +129,7 @@ def carry_out(spec: JobSpec, settings: Settings) -> str | None:
 def _settled_model(spec: JobSpec, settings: Settings) -> str:
     """The model to go on with: that of the run directory, if it is begun, whatever its alias means by now."""
     storage = open_storage(spec.out, settings.storage)
-    if "@" in spec.model and storage.exists(PLAN_FILE):
+    if "@" in spec.model and storage.exists(plan_file(0)):
         begun = read_plan(storage).model
         return f"models:/{begun.name}/{begun.version}"
     return spec.model

@@ -125,6 +125,13 @@ class Storage(ABC):
         Credentials are resolved in this call and do not refresh later.
         """
 
+    def object_store_options(self) -> dict[str, str]:
+        """The same endpoint, region and credentials for libraries on Rust's object_store, such as deltalake, polars.
+
+        Credentials are resolved in this call and do not refresh later.
+        """
+        return {}
+
     @abstractmethod
     def size(self, path: str) -> int:
         """Size in bytes. Raises StorageNotFound if the file is missing."""

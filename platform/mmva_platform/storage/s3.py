@@ -33,6 +33,7 @@ from mmva_platform.storage.s3_errors import FAILURES, back_off_s, is_throttled, 
 from mmva_platform.storage.s3_listing import walk_keys
 
 if TYPE_CHECKING:
+    from botocore.credentials import ReadOnlyCredentials
     from mypy_boto3_s3.client import S3Client
     from pyarrow.fs import FileSystem
 
@@ -178,17 +179,41 @@ class S3Storage(Storage):
         """The S3 file system of pyarrow, with the same endpoint, region and credentials, and bucket/prefix."""
         return self._tried("", self._arrow_filesystem), f"{self.bucket}/{self.prefix}".rstrip("/")
 
-    def _arrow_filesystem(self) -> FileSystem:
-        from pyarrow.fs import S3FileSystem, resolve_s3_region
+    def object_store_options(self) -> dict[str, str]:
+        """Keys, region and endpoint, by the names that object_store gives them."""
+        settings = self.settings
+        frozen, region = self._tried("", self._credentials)
+        options = {
+            "aws_access_key_id": frozen.access_key,
+            "aws_secret_access_key": frozen.secret_key,
+            "aws_session_token": frozen.token,
+            "aws_region": region,
+            "aws_endpoint": settings.s3_endpoint,
+            "aws_virtual_hosted_style_request": str(settings.s3_endpoint is None).lower(),
+            "allow_http": str(bool(settings.s3_endpoint and settings.s3_endpoint.startswith("http:"))).lower(),
+            "connect_timeout": f"{settings.connect_timeout_s}s",
+            "timeout": f"{settings.read_timeout_s}s",
+            "conditional_put": "etag",  # of any number of racing writers of a file exactly one may win
+        }
+        return {name: value for name, value in options.items() if value is not None}
 
-        settings, credentials = self.settings, self._session.get_credentials()
+    def _credentials(self) -> tuple[ReadOnlyCredentials, str]:
+        from pyarrow.fs import resolve_s3_region
+
+        credentials = self._session.get_credentials()
         if credentials is None:
             raise NoCredentialsError
-        frozen = credentials.get_frozen_credentials()
         try:
             region = self._session.region_name or resolve_s3_region(self.bucket)
         except OSError as error:
             raise StorageError(f"{self.uri}: set storage.s3_region, its region cannot be found ({error})") from error
+        return credentials.get_frozen_credentials(), region
+
+    def _arrow_filesystem(self) -> FileSystem:
+        from pyarrow.fs import S3FileSystem
+
+        settings = self.settings
+        frozen, region = self._credentials()
         return S3FileSystem(
             access_key=frozen.access_key,
             secret_key=frozen.secret_key,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from faulty_store import FaultyStore
+from made import Made
 from PIL import Image
+from places import FolderPlace, S3Place
 from ray_head import RayHead
 from seaweed import Seaweed
 from world import BROKEN, BUCKET, CAPTIONS, PICTURES, World, environment, finished
@@ -72,5 +75,14 @@ def whole(
     """A world whose output was annotated without any fault, for comparison; who uses it leaves it whole."""
     store.forget()
     world = World(weed, store, head, tiny_bundle, tmp_path_factory.mktemp("whole"))
-    finished(world.annotation())
+    world.summary = json.loads(finished(world.annotation()))
     return world
+
+
+@pytest.fixture(scope="session", params=["folder", "seaweed"])
+def made(request: pytest.FixtureRequest, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("made")
+    if request.param == "folder":
+        return Made(FolderPlace(folder / "out" / "base"), folder, tiny_bundle)
+    weed: Seaweed = request.getfixturevalue("weed")
+    return Made(S3Place(weed, BUCKET, f"{folder.name}/base"), folder, tiny_bundle)

@@ -18,6 +18,7 @@ from seaweed import free_ports
 
 _START_S = 90.0
 _STOP_S = 30.0
+_END_S = 5.0  # some of Ray's processes outlive the head until they are killed
 _ACTOR = "ray::MapWorker(MapBatches(ShardActor))"  # a pass's actors, as Ray Data names their processes
 
 
@@ -63,7 +64,7 @@ class RayHead:
         """End the head, then what is left of its processes."""
         processes = self._processes()
         os.kill(self.process.pid, signal.SIGTERM)
-        _, alive = psutil.wait_procs([psutil.Process(self.process.pid), *processes], timeout=_STOP_S)
+        _, alive = psutil.wait_procs([psutil.Process(self.process.pid), *processes], timeout=_END_S)
         for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):  # it may end by itself meanwhile
                 process.kill()

@@ -36,7 +36,7 @@ def test_what_lies_outside_the_roots_is_never_asked_for(world: World) -> None:
     strangers = {seen.path for seen in world.store.seen if not seen.path.startswith(own) and seen.path != BUCKET}
     assert not strangers
     world.verify()
-    assert {row["id"]: row["error"] for row in world.rows("quarantine")} == {
+    assert {row["id"]: row["error"] for row in world.rows("quarantined")} == {
         **dict.fromkeys(outside, "outside-roots"), "encoded": "not-found",
     }  # fmt: skip
     assert [row["id"] for row in world.rows()] == ["own", "words"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -11,14 +10,21 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import pytest
 from faulty_store import FaultyStore
+from one_process import Call, Running
+from places import S3Place
 from ray_head import RayHead
 from seaweed import ACCESS, SECRET, Seaweed
+
+from mmva_platform.annotation import VerifyReport, verify
+from mmva_platform.settings import Settings, StorageSettings
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 BUCKET = "bucket"
 PICTURES, CAPTIONS = 40, 20
 BROKEN = ["picture-000.jpg", "picture-001.jpg", "words-000.txt"]  # 5 % of the catalog
+NAMES = {f"picture-{n:03d}.jpg" for n in range(PICTURES)} | {f"words-{n:03d}.txt" for n in range(CAPTIONS)}
 MAIN = "from mmva_platform.cli.main import main; main()"
 
 
@@ -39,6 +45,8 @@ class World:
         store: The proxy that everything goes through.
         head: The Ray that commands run on.
         out: Where this test's annotation stands.
+        place: The same, asked of the server itself, past the proxy.
+        summary: What the command said when it was annotated; of the fixture `whole` only.
     """
 
     def __init__(self, weed: Seaweed, store: FaultyStore, head: RayHead, bundle: Path, folder: Path) -> None:
@@ -47,6 +55,8 @@ class World:
         self.catalog = f"s3://{BUCKET}/catalog"
         self.prefix = f"out-{uuid.uuid4().hex[:8]}"
         self.out = f"s3://{BUCKET}/{self.prefix}"
+        self.place = S3Place(weed, BUCKET, self.prefix)
+        self.summary: dict[str, Any] = {}
         self.storage: dict[str, Any] = {
             "max_attempts": 6,
             "connect_timeout_s": 2,
@@ -79,39 +89,49 @@ class World:
             "--workers", "2", "--engine", "torch", "--shard-items", "8", "--json", *options,
         )  # fmt: skip
 
-    def verify(self) -> dict[str, Any]:
-        """What `mmva annotations verify` finds; it must be nothing."""
-        report = json.loads(finished(self.start("annotations", "verify", self.out, "--json")))
-        assert report["ok"], report["problems"]
+    def update(self, *options: str) -> subprocess.Popen[str]:
+        """Begin an `mmva annotations update` of the same prefix."""
+        return self.start("annotations", "update", self.out, "--workers", "2", "--json", *options)
+
+    def resume(self) -> None:
+        """Finish what is under way, in a process without Ray."""
+        settings = Settings(storage=StorageSettings(s3_endpoint=self.store.endpoint), home=self.folder / "home")
+        said = Running(Call("resume", (self.out,), self.out), settings, self.folder / "said").end()
+        assert "error" not in said, said
+
+    def verify(self) -> VerifyReport:
+        """What `verify` finds, in this process; it must be nothing."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_EC2_METADATA_DISABLED"):
+                patch.setenv(name, environment()[name])
+            report = verify(self.out, Settings(storage=StorageSettings(s3_endpoint=self.weed.endpoint)))
+        assert not report.problems
         return report
 
     def verify_whole(self) -> None:
-        """Every item of the standard catalog once, the broken ones in quarantine."""
+        """Every item of the standard catalog once, the broken ones in quarantine; by `verify`, and by polars."""
         report = self.verify()
-        found = (report["items"], report["annotated"], report["quarantined"])
+        found = (report.items, report.annotated, report.quarantined)
         assert found == (PICTURES + CAPTIONS, PICTURES + CAPTIONS - len(BROKEN), len(BROKEN))
-        assert [row["id"] for row in self.rows("quarantine")] == BROKEN
+        rows = self.place.rows()
+        assert [row["id"] for row in rows["quarantined"]] == BROKEN
+        assert {row["id"] for row in rows["ok"]} == NAMES - set(BROKEN)
 
     def objects(self, folder: str = "") -> list[str]:
         """Objects of the output, asked of the server itself."""
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{self.prefix}/{folder}")
-        return [item["Key"].removeprefix(f"{self.prefix}/") for page in pages for item in page.get("Contents", [])]
+        return self.place.objects(folder)
 
-    def read(self, path: str) -> bytes:
-        """An object of the output."""
-        data: bytes = self.client.get_object(Bucket=BUCKET, Key=f"{self.prefix}/{path}")["Body"].read()
-        return data
+    def rows(self, status: str = "ok") -> list[dict[str, Any]]:
+        """What is published, by id, without what differs from run to run; as polars reads it."""
+        return self.place.rows()[status]
 
-    def rows(self, kind: str = "data") -> list[dict[str, Any]]:
-        """What is published ("data" or "quarantine") by id, without what differs from run to run."""
-        import pyarrow.parquet as pq
-
-        rows: list[dict[str, Any]] = []
-        for shard in json.loads(self.read("MANIFEST.json"))["shards"]:
-            if shard[kind]:
-                rows += pq.read_table(io.BytesIO(self.read(shard[kind]["path"]))).to_pylist()
-        changing = {"run_id", "annotated_at", "failed_at", "quarantined_at", "attempts"}
-        return sorted(({k: v for k, v in row.items() if k not in changing} for row in rows), key=lambda row: row["id"])
+    def own_catalog(self) -> str:
+        """A copy of the catalog that a test may change."""
+        place = f"{self.prefix}-catalog"
+        for name in sorted(NAMES):
+            body = self.client.get_object(Bucket=BUCKET, Key=f"catalog/{name}")["Body"].read()
+            self.client.put_object(Bucket=BUCKET, Key=f"{place}/{name}", Body=body)
+        return place
 
 
 def differences(mine: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> list[str]:

@@ -88,7 +88,7 @@ def walk_through(store: str, tmp_path: Path) -> dict[str, int]:
     sys.path.insert(0, str(Path(__file__).parents[1]))  # where pytest finds it; this is the script of a process
     from inline_pass import install
 
-    from mmva_platform.annotation import annotate, read_annotations
+    from mmva_platform.annotation import annotate, open_annotation
     from mmva_platform.datasets.embedding import embed_dataset
     from mmva_platform.datasets.importing import ImportConfig, import_dataset
     from mmva_platform.training.recipe import Recipe
@@ -126,7 +126,7 @@ def walk_through(store: str, tmp_path: Path) -> dict[str, int]:
     (catalog / "words.txt").write_text("A calm tune\n")
     summary = annotate(str(catalog), str(result.bundle_dir), str(tmp_path / "annotated"), settings)
     assert (summary.ok, summary.quarantined) == (5, 0)
-    table = read_annotations(str(tmp_path / "annotated"), settings)
+    table = open_annotation(str(tmp_path / "annotated"), settings.storage).table(["modality", "valence"])
     assert np.isfinite(table["valence"].to_numpy()).all()
     return dict(Counter(table["modality"].to_pylist()))
 

@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from delta_rows import read_table, s3_options
 from hosts import until
 from PIL import Image
+from services import S3
 from topology import Topology
 
 DATASET: Final = "s3://work/dataset"
 CATALOG: Final = "s3://media/catalog"
 PICTURES, CLIPS, CAPTIONS = 90, 6, 6
 BROKEN: Final = ("broken.jpg", "empty.txt")
+COMMITS: Final = "_mmva/000000/commits/"
 ITEMS: Final = PICTURES + CLIPS + CAPTIONS + len(BROKEN)
 EPOCHS: Final = 60
 RECIPE: Final = (
@@ -91,30 +94,24 @@ class Annotation:
 
     def await_commits(self, count: int) -> None:
         """Wait until it is so far, and no further than half way."""
-        until(lambda: len(self.objects("commits/")) >= count, f"{count} commits of {self.name}", 120.0)
-        assert "MANIFEST.json" not in [key.rpartition("/")[2] for key in self.objects("MANIFEST")], "too late"
+        until(lambda: len(self.objects(COMMITS)) >= count, f"{count} commits of {self.name}", 120.0)
+        assert not self.objects("_delta_log/"), "too late"
 
     def committed_by(self, host: str) -> list[str]:
         """Shards that workers on this host have committed."""
-        records = [json.loads(self.read(key)) for key in self.objects("commits/")]
+        records = [json.loads(self.read(key)) for key in self.objects(COMMITS)]
         return sorted(record["shard"] for record in records if record["worker"].partition(":")[0] == host)
 
-    def rows(self, kind: str = "data") -> list[dict[str, Any]]:
-        """What is published ("data" or "quarantine") by id, without what differs from run to run."""
-        import pyarrow.parquet as pq
-
-        rows: list[dict[str, Any]] = []
-        for shard in json.loads(self.read(f"{self.name}/MANIFEST.json"))["shards"]:
-            if shard[kind]:
-                rows += pq.read_table(io.BytesIO(self.read(f"{self.name}/{shard[kind]['path']}"))).to_pylist()
-        changing = {"run_id", "annotated_at", "failed_at", "quarantined_at", "attempts"}
-        return sorted(({k: v for k, v in row.items() if k not in changing} for row in rows), key=lambda row: row["id"])
+    def rows(self, status: str = "ok") -> list[dict[str, Any]]:
+        """What is published, by id, without what differs from run to run; as polars reads it."""
+        options = s3_options(f"http://{self.topology.hosts['storage'].address}:{S3}")
+        return read_table(self.uri, lambda path: self.read(f"{self.name}/{path}"), options)[status]
 
     def assert_whole(self) -> None:
         """Every item of the catalog exactly once, to the last byte, as `mmva annotations verify` finds it."""
         report = json.loads(self.topology.mmva("annotations", "verify", self.uri, "--json"))
         assert report["ok"], report["problems"]
         assert (report["items"], report["quarantined"]) == (ITEMS, len(BROKEN))
-        assert [row["id"] for row in self.rows("quarantine")] == list(BROKEN)
+        assert [row["id"] for row in self.rows("quarantined")] == list(BROKEN)
         ids = [row["id"] for row in self.rows()]
         assert len(ids) == len(set(ids)) == ITEMS - len(BROKEN)

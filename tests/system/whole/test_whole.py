@@ -32,7 +32,7 @@ def test_the_main_job_ends_in_an_api_that_says_what_the_annotation_says(calm: An
     items = [{"id": row["id"], "uri": row["uri"]} for row in calm.rows()[::20]]
     broken = {"id": BROKEN[0], "uri": f"s3://media/catalog/{BROKEN[0]}"}
     *said, refused = annotated(calm.topology, api_key, *items, broken)
-    assert refused["error"]["code"] == calm.rows("quarantine")[0]["error"]
+    assert refused["error"]["code"] == calm.rows("quarantined")[0]["error"]
     for mine, theirs in zip(calm.rows()[::20], said, strict=True):
         assert mine["id"] == theirs["id"]
         assert (mine["valence"], mine["arousal"]) == pytest.approx((theirs["valence"], theirs["arousal"]), abs=1e-5)

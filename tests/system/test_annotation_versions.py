@@ -1,7 +1,6 @@
-"""Annotations upon earlier ones and retries, on a Ray cluster with the tiny preset."""
+"""Versions of an annotation on a Ray cluster, tiny preset: a changed folder, another model, retries cut short."""
 
 import hashlib
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,17 @@ import soundfile
 from PIL import Image
 
 from mmva_platform.annotation import (
+    ANNOTATION_SCHEMA,
     AnnotationSummary,
     annotate,
-    generations,
-    read_annotations,
-    read_manifest,
-    read_quarantine,
+    history,
+    open_annotation,
     retry,
     status,
+    update,
     verify,
 )
 from mmva_platform.annotation.plan import read_plan
-from mmva_platform.annotation.publish import MANIFEST_FILE
 from mmva_platform.settings import Settings
 from mmva_platform.storage import open_storage
 
@@ -31,7 +29,7 @@ from ..unit.published import lively_bundle  # noqa: TID252 - helpers of the unit
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 RATE = 16_000
-STAMPS = ("model_name", "model_version", "model_digest", "run_id", "shard", "annotated_at")
+EVERYTHING = (*ANNOTATION_SCHEMA.names, "embedding")
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +80,21 @@ def annotated(folder: Path, tmp_path: Path) -> Callable[..., AnnotationSummary]:
     return run
 
 
-def rows_of(out: Path) -> dict[str, dict[str, Any]]:
-    return {row["id"]: row for row in read_annotations(str(out)).to_pylist()}
+def rows_of(out: Path, version: int | None = None) -> dict[str, dict[str, Any]]:
+    return {row["id"]: row for row in open_annotation(str(out), version=version).table(EVERYTHING).to_pylist()}
+
+
+def quarantined(out: Path) -> list[dict[str, Any]]:
+    return open_annotation(str(out)).table(status="quarantined").to_pylist()
 
 
 def work_of(out: Path) -> dict[str, int]:
-    return {name: count for name, count in read_manifest(open_storage(out)).totals.work.items() if count}
+    return {name: count for name, count in open_annotation(str(out)).record.totals.work.items() if count}
+
+
+def data_files(out: Path) -> dict[str, int]:
+    """Name -> time of modification."""
+    return {path.name: path.stat().st_mtime_ns for path in out.glob("status=*/**/*.parquet")}
 
 
 def points(rows: dict[str, dict[str, Any]], names: Sequence[str] = ("valence", "arousal")) -> np.ndarray:
@@ -97,8 +104,9 @@ def points(rows: dict[str, dict[str, Any]], names: Sequence[str] = ("valence", "
 def test_a_changed_folder_and_then_another_model(
     folder: Path, tmp_path: Path, bundles: list[Path], annotated: Callable[..., AnnotationSummary]
 ) -> None:
-    first, second, third, fresh = (tmp_path / "runs" / name for name in ("first", "second", "third", "fresh"))
-    annotated("first", bundles[0])
+    settings, out, fresh = Settings(home=tmp_path / "home"), tmp_path / "runs" / "out", tmp_path / "runs" / "fresh"
+    annotated("out", bundles[0])
+    first = data_files(out)
     size = (folder / "short.wav").stat().st_size
     tone(folder / "short.wav", 440, 2)  # other bytes, as many as before
     assert (folder / "short.wav").stat().st_size == size
@@ -107,35 +115,37 @@ def test_a_changed_folder_and_then_another_model(
     (folder / "picture-2.png").rename(folder / "renamed.png")
     picture(folder / "new.png", 51)
 
-    # The same model: what is unchanged is carried over, everything else comes from its media.
-    annotated("second", bundles[0], incremental=True)
-    old, new = rows_of(first), rows_of(second)
+    # The same model. Files whose items are all unchanged stay; rows beside changed ones are copied; the rest is read.
+    summary = update(str(out), settings, workers=1)
+    assert (summary.version, summary.changes) == (1, {"unchanged": 5, "new": 2, "changed": 2, "removed": 2})
+    old, new = rows_of(out, 0), rows_of(out)
     unchanged = {"picture-3.png", "picture-4.png", "long.wav", "words.txt"}
     assert set(new) == unchanged | {"short.wav", "picture-0.png", "renamed.png", "new.png"}
-    assert work_of(second) == {"carried": 4, "media": 4, "quarantined": 1}
-    assert read_quarantine(str(second))["id"].to_pylist() == ["bad.png"]
-    for name in unchanged:
-        stamps = {stamp: new[name][stamp] for stamp in STAMPS}
-        assert new[name] == old[name] | stamps
-        assert new[name]["run_id"] != old[name]["run_id"]
+    assert work_of(out) == {"carried": 3, "media": 4}  # not words.txt, which is alone in its file
+    assert [row["id"] for row in quarantined(out)] == ["bad.png"]
+    assert {name: new[name] for name in unchanged} == {name: old[name] for name in unchanged}
     for name in set(new) - {"words.txt"}:
         assert new[name]["sha256"] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    assert first.items() <= data_files(out).items()
+    then, now = (open_annotation(str(out), version=version).all_files for version in (0, 1))
+    kept = {(file.status, file.modality) for file in set(then) & set(now)}
+    assert kept == {("ok", "caption"), ("quarantined", "image")}
 
-    # Another model upon that: its heads alone give what it gives from the media.
-    annotated("third", bundles[1], base=str(second))
+    # Another model: its heads alone give what it gives from the media.
+    summary = update(str(out), settings, model=str(bundles[1]), workers=1)
     annotated("fresh", bundles[1])
-    assert work_of(third) == {"heads": 8, "quarantined": 1}
+    assert (summary.version, work_of(out)) == (2, {"heads": 8})
     assert work_of(fresh) == {"media": 8, "quarantined": 1}
-    heads, full = rows_of(third), rows_of(fresh)
+    heads, full = rows_of(out), rows_of(fresh)
     assert set(heads) == set(full)
+    assert [row["id"] for row in quarantined(out)] == ["bad.png"]
     assert np.abs(points(heads) - points(new)).max() > 0.01
     np.testing.assert_allclose(points(heads), points(full), atol=1e-5)
     for name, row in full.items():
         for bound in ("valence_low", "valence_high", "arousal_low", "arousal_high"):
             assert heads[name][bound] == pytest.approx(row[bound], abs=1e-5)
-        assert {field: heads[name][field] for field in ("uri", "modality", "sha256", "duration_s", "mood")} == {
-            field: row[field] for field in ("uri", "modality", "sha256", "duration_s", "mood")
-        }
+        same = ("uri", "modality", "sha256", "duration_s", "mood", "model_digest")
+        assert [heads[name][field] for field in same] == [row[field] for field in same]
         np.testing.assert_allclose(heads[name]["embedding"], row["embedding"], atol=1e-5)
         assert [window["start_s"] for window in heads[name]["windows"] or ()] == [
             window["start_s"] for window in row["windows"] or ()
@@ -143,8 +153,9 @@ def test_a_changed_folder_and_then_another_model(
     curve, wanted = ({str(w["start_s"]): w for w in rows["long.wav"]["windows"]} for rows in (heads, full))
     assert len(curve) == 5
     np.testing.assert_allclose(points(curve), points(wanted), atol=2e-3)
-    for out in (first, second, third, fresh):
-        assert verify(str(out), Settings()).problems == ()
+    assert rows_of(out, 0) == old
+    for version in range(3):
+        assert verify(str(out), settings, version).problems == ()
 
 
 def test_retries_until_nothing_is_quarantined(
@@ -169,42 +180,47 @@ def test_retries_until_nothing_is_quarantined(
     rows = rows_of(out)
     assert {name: row for name, row in rows.items() if name != "bad.png"} == before
     assert rows["bad.png"]["sha256"] == hashlib.sha256((folder / "bad.png").read_bytes()).hexdigest()
-    (left,) = read_quarantine(str(out)).to_pylist()
+    (left,) = quarantined(out)
     assert (left["id"], left["attempts"]) == ("worse.png", 2)
     report = verify(str(out), settings)
-    assert (report.problems, report.generations, report.annotated, report.quarantined) == ((), 2, 9, 1)
+    assert (report.problems, report.version, report.annotated, report.quarantined) == ((), 1, 9, 1)
 
     # A second one is cut short before its first shard, and once more before it is published.
     picture(folder / "worse.png", 8)
-    with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["mmva_platform.annotation.retry"], "carry_out", crash)  # a function has its name
-        with pytest.raises(KeyboardInterrupt):
-            again()
-    place = open_storage(out / "retries" / "0002")
-    planned = read_plan(place).run_id
-    assert len(generations(open_storage(out))) == 2
+    cut_short(again, "mmva_platform.annotation.run.carry_out", monkeypatch)
+    planned = read_plan(open_storage(out), 2).run_id
     assert rows_of(out) == rows
-    assert verify(str(out), settings).notes[-1].startswith("retries/0002: not published")
+    assert verify(str(out), settings).notes[-1].startswith("version 2 is under way")
     told = status(str(out), settings)
-    assert [generation.published for generation in told.generations] == [True, True, False]
+    assert (told.version, told.published, told.shards_done) == (2, False, 0)
     assert (told.annotated, told.quarantined) == (9, 1)
-    assert again().run_id == planned
-    place.delete(MANIFEST_FILE)
+    cut_short(again, "mmva_platform.annotation.execute.publish", monkeypatch)
+    assert status(str(out), settings).shards_done == 1
     summary = again()
     assert (summary.run_id, summary.resumed_shards, summary.shards, summary.ok) == (planned, 1, 1, 1)
     report = verify(str(out), settings)
-    assert (report.problems, report.generations, report.annotated, report.quarantined) == ((), 3, 10, 0)
+    assert (report.problems, report.version, report.annotated, report.quarantined) == ((), 2, 10, 0)
     assert (status(str(out), settings).annotated, status(str(out), settings).quarantined) == (10, 0)
 
     # Nothing is left to do, and nothing is written.
+    files = sorted(out.rglob("*"))
     summary = again()
-    assert (summary.items, summary.shards) == (0, 0)
-    assert not (out / "retries" / "0003").exists()
+    assert (summary.version, summary.items, summary.shards) == (2, 0, 0)
+    assert sorted(out.rglob("*")) == files
 
-    # A run upon it: retried items were planned without their sizes and come from their media again.
-    annotated("upon", bundles[0], base=str(out))
-    assert work_of(tmp_path / "runs" / "upon") == {"carried": 8, "media": 2}
+    # An update: retried items were planned without their sizes and come from their media again.
+    update(str(out), settings, workers=1)
+    assert work_of(out) == {"media": 2}
+    assert [each.kind for each in history(str(out), settings).versions] == ["annotate", "retry", "retry", "update"]
 
 
-def crash(*_arguments: Any, **_options: Any) -> None:
-    raise KeyboardInterrupt
+def cut_short(call: Callable[[], object], step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a call that is interrupted before a step."""
+
+    def interrupt(*_arguments: Any, **_options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            call()

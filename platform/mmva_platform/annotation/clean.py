@@ -1,0 +1,110 @@
+"""`clean`: what no kept version needs, first shown and then deleted. Nothing else ever deletes from an annotation."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mmva.errors import UsageError
+from mmva_platform.annotation.plan import INTERNAL, cleaned_mark
+from mmva_platform.annotation.reader import open_annotation
+from mmva_platform.annotation.table import latest_version
+from mmva_platform.settings import Settings
+from mmva_platform.storage import Entry, Storage, open_storage
+
+_DATA_FILE: Final = re.compile(r"status=.*/([0-9]{6})-[0-9]+-[0-9a-f]{64}\.parquet")
+_DELETERS: Final = 16
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """Files that no kept version needs.
+
+    Attributes:
+        out: The annotation.
+        kept: Versions that stay readable.
+        lost: Versions that will no longer be.
+        files: Number of files.
+        size: Their bytes.
+        deleted: Whether they are gone.
+    """
+
+    out: str
+    kept: tuple[int, ...]
+    lost: tuple[int, ...]
+    files: int
+    size: int
+    deleted: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for --json."""
+        return dataclasses.asdict(self)
+
+    def to_text(self) -> str:
+        """What is kept and what is not."""
+        verb = "deleted" if self.deleted else "--delete removes"
+        kept, lost = (", ".join(map(str, versions)) or "none" for versions in (self.kept, self.lost))
+        return (
+            f"{self.out}: {verb} {self.files} files, {self.size / 1e6:.1f} MB; "
+            f"versions that stay readable: {kept}; that do not: {lost}"
+        )
+
+
+def clean(out: str, settings: Settings, *, keep: int = 1, delete: bool = False) -> Cleaning:
+    """Find, and delete on request, what none of the newest versions needs: data files and embeddings.
+
+    Plans, commit records, models and the table's log stay, so the history does, too. Nobody else should read an older
+    version, or update the annotation, meanwhile.
+
+    Args:
+        out: A published annotation.
+        settings: Storage.
+        keep: Number of newest versions that stay readable.
+        delete: Delete; otherwise nothing is changed.
+
+    Raises:
+        UsageError: If nothing is published, or keep is below 1.
+        CheckFailed: If a kept version cannot be read; nothing is deleted then.
+    """
+    if keep < 1:
+        raise UsageError(f"keep must be at least 1, got {keep}")
+    storage = open_storage(out, settings.storage)
+    latest = latest_version(storage)
+    if latest is None:
+        raise UsageError(f"{storage.uri}: no version is published; there is nothing to clean")
+    versions = [number for number in range(latest + 1) if not storage.exists(cleaned_mark(number))]
+    kept, lost = versions[-keep:], versions[:-keep]
+    needed = _needed(storage, kept)
+    found = [entry for entry in _candidates(storage, latest) if entry.path not in needed]
+    if delete:
+        for number in lost:  # first: a reader of this version is told the reason, not that files are missing
+            storage.put_if_absent(cleaned_mark(number), b"")
+        with ThreadPoolExecutor(_DELETERS) as pool:
+            list(pool.map(storage.delete, [entry.path for entry in found]))
+    size = sum(entry.size for entry in found)
+    return Cleaning(storage.uri, tuple(kept), tuple(lost), len(found), size, delete)
+
+
+def _needed(storage: Storage, versions: Iterable[int]) -> set[str]:
+    """Data files of these versions, and the files of embeddings that their rows refer to."""
+    needed: set[str] = set()
+    for version in versions:
+        annotation = open_annotation(storage, version=version)
+        needed |= {file.path for file in annotation.all_files}
+        for table in annotation.tables(["embedding_file"]):
+            needed.update(table["embedding_file"].unique().to_pylist())
+    return needed
+
+
+def _candidates(storage: Storage, latest: int) -> Iterable[Entry]:
+    """Data files and embeddings of all published versions; one under way, and what others wrote, is left alone."""
+    for entry in storage.walk("status="):
+        ours = _DATA_FILE.fullmatch(entry.path)
+        if ours and int(ours[1]) <= latest:
+            yield entry
+    for version in range(latest + 1):
+        yield from storage.walk(f"{INTERNAL}/{version:06d}/embeddings/")

@@ -1,0 +1,235 @@
+"""The Delta table over an annotation's data files (deltalake): which files a version has, and committing the next one.
+
+The table is at the root of the annotation. `_mmva/` beside it holds the rest: plans, commit records, embeddings and
+models. Delta's own tools (VACUUM) do not touch folders that begin with an underscore.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice, takewhile
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import pyarrow as pa
+
+from mmva.errors import CheckFailed, UsageError
+from mmva.modalities import MEDIA_KINDS
+from mmva_platform.annotation.schema import PARTITIONS, TABLE_SCHEMA
+from mmva_platform.storage import Storage, StorageError, StorageUnavailable
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+    from deltalake.transaction import AddAction, RemoveAction
+
+LOG: Final = "_delta_log/"
+_RUN: Final = "mmvaRunId"  # in the commit's own information
+_DECORATION: Final = re.compile(r"\x1b\[[0-9]*m|↳")  # of deltalake's messages
+
+
+class TableFile(NamedTuple):
+    """A data file of the table.
+
+    Attributes:
+        path: Relative to the annotation.
+        rows: Its rows, as many as items.
+        size: In bytes.
+        status: "ok" or "quarantined".
+        modality: Of all its items; None if it is not known, in quarantine only.
+    """
+
+    path: str
+    rows: int
+    size: int
+    status: str
+    modality: str | None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its bytes, which its name ends with."""
+        return digest_in(self.path)
+
+
+def digest_in(path: str) -> str:
+    """The digest in the name of a file that is named by it: "a/000000-000012-<digest>.parquet"."""
+    return path.rpartition("-")[2].partition(".")[0]
+
+
+def data_path(version: int, shard: str, status: str, modality: str | None, digest: str) -> str:
+    """Where a data file is; the folders are named as those of other partitioned tables.
+
+    A catalog may name any text as a modality, and not every text can be part of a path.
+    """
+    folder = modality if modality in MEDIA_KINDS else "__HIVE_DEFAULT_PARTITION__"
+    return f"status={status}/modality={folder}/{version:06d}-{shard}-{digest}.parquet"
+
+
+def latest_version(storage: Storage) -> int | None:
+    """The newest version that is published; None before the first."""
+    return max(_versions(storage), default=None)
+
+
+def is_published(storage: Storage, version: int) -> bool:
+    """Whether there is such a version."""
+    return storage.exists(f"{LOG}{version:020d}.json")
+
+
+def open_table(storage: Storage, version: int | None = None) -> DeltaTable:
+    """The table at a version, the newest by default.
+
+    Raises:
+        UsageError: If nothing is published here, or there is no such version.
+        CheckFailed: If another program wrote the version, or its log is damaged.
+        StorageUnavailable: If storage does not answer.
+    """
+    from deltalake import DeltaTable
+
+    versions = _versions(storage)
+    if not versions:
+        verb = "convert` reads the earlier format" if storage.exists("MANIFEST.json") else "resume` finishes a run"
+        raise UsageError(f"{storage.uri}: no published annotations; `mmva annotations {verb}")
+    wanted = max(versions) if version is None else version
+    if wanted not in versions:
+        raise UsageError(f"{storage.uri}: there is no version {wanted}; versions are 0 to {max(versions)}")
+    if run_of(storage, wanted) is None:
+        raise CheckFailed(
+            f"{storage.uri}: another program wrote version {wanted} of the table; read an earlier one with --version"
+        )
+    try:
+        return DeltaTable(storage.uri, version=wanted, storage_options=storage.object_store_options())
+    except Exception as error:
+        raise _failure(storage, error) from error
+
+
+def files_of(table: DeltaTable) -> list[TableFile]:
+    """The data files of a version, by path."""
+    actions = pa.table(table.get_add_actions(flatten=True)).to_pylist()
+    found = [
+        TableFile(
+            path=action["path"],
+            rows=action["num_records"],
+            size=action["size_bytes"],
+            status=action["partition.status"],
+            modality=action["partition.modality"],
+        )
+        for action in actions
+    ]
+    return sorted(found)
+
+
+def run_of(storage: Storage, version: int) -> str | None:
+    """The run that made a version; None if another program did."""
+    lines = storage.read(f"{LOG}{version:020d}.json").splitlines()
+    for line in {*lines[:1], *lines[-1:]}:  # the commit's information is one of the two
+        with suppress(ValueError, KeyError, TypeError):
+            run: str = json.loads(line)["commitInfo"][_RUN]
+            return run
+    return None
+
+
+@dataclass(frozen=True)
+class TableChange:
+    """What a version of the table adds to and removes from the one before.
+
+    Attributes:
+        version: The next one.
+        run_id: The run that makes it.
+        added: New data files.
+        removed: Files of the version before that this one no longer has.
+        created_at: For the table's log.
+        notes: For people who look at the table's history.
+    """
+
+    version: int
+    run_id: str
+    added: Sequence[TableFile]
+    removed: Iterable[TableFile]
+    created_at: datetime
+    notes: Mapping[str, str]
+
+
+def commit_version(storage: Storage, change: TableChange) -> None:
+    """Add a version to the table, unless the same run has already done so.
+
+    A change is a function of the run's plan and commit records, so it does not matter which process commits it, or how
+    often.
+
+    Raises:
+        CheckFailed: If another run or program has committed this version.
+        StorageError: If it cannot be written.
+    """
+    version = change.version
+    if not is_published(storage, version):
+        try:
+            _commit(storage, change)
+        except Exception as error:
+            if not is_published(storage, version):
+                raise _failure(storage, error) from error
+    if run_of(storage, version) != change.run_id:
+        raise CheckFailed(
+            f"{storage.uri}: version {version} was committed by another run or program; nothing of it is changed"
+        )
+
+
+def _commit(storage: Storage, change: TableChange) -> None:
+    from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Schema
+    from deltalake.transaction import create_table_with_add_actions
+
+    options = storage.object_store_options()
+    common: dict[str, Any] = {
+        "schema": Schema.from_arrow(TABLE_SCHEMA),
+        "partition_by": list(PARTITIONS),
+        # Without retries: a commit that lost would otherwise become the version after.
+        "commit_properties": CommitProperties({_RUN: change.run_id, **change.notes}, max_commit_retries=0),
+        # Old versions stay readable until `clean`.
+        "post_commithook_properties": PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False),
+    }
+    adds = [_add_action(file, change.created_at) for file in change.added]
+    if change.version == 0:
+        create_table_with_add_actions(
+            storage.uri, add_actions=adds, mode="error", name="annotations", storage_options=options, **common
+        )
+        return
+    table = DeltaTable(storage.uri, version=change.version - 1, storage_options=options)
+    removes = [_remove_action(file, change.created_at) for file in change.removed]
+    table.create_write_transaction([*adds, *removes], mode="append", **common)
+
+
+def _add_action(file: TableFile, at: datetime) -> AddAction:
+    from deltalake.transaction import AddAction
+
+    return AddAction(
+        path=file.path,
+        size=file.size,
+        partition_values=_partition(file),
+        modification_time=int(at.timestamp() * 1000),
+        data_change=True,
+        stats=json.dumps({"numRecords": file.rows}),
+    )
+
+
+def _remove_action(file: TableFile, at: datetime) -> RemoveAction:
+    from deltalake.transaction import RemoveAction
+
+    return RemoveAction(file.path, True, int(at.timestamp() * 1000), file.size, _partition(file))  # noqa: FBT003
+
+
+def _partition(file: TableFile) -> dict[str, str | None]:
+    return dict(zip(PARTITIONS, (file.status, file.modality), strict=True))
+
+
+def _failure(storage: Storage, error: Exception) -> StorageError | CheckFailed:
+    """An error of deltalake as one of ours. Its first lines name the request that failed; a backtrace may follow."""
+    lines = (_DECORATION.sub("", line).strip() for line in str(error).splitlines())
+    reason = ": ".join(islice(takewhile(lambda line: not line.startswith("0: "), lines), 3)) or type(error).__name__
+    kind = StorageUnavailable if isinstance(error, OSError) else CheckFailed
+    return kind(f"{storage.join(LOG.rstrip('/'))}: {reason}")
+
+
+def _versions(storage: Storage) -> list[int]:
+    names = (entry.path.removeprefix(LOG) for entry in storage.list(LOG))
+    return sorted(int(name[:20]) for name in names if name[20:] == ".json" and name[:20].isdigit())
