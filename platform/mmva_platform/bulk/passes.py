@@ -87,7 +87,7 @@ class _Pass:
         self._step_limit_s, self._on_heartbeat = step_limit_s, on_heartbeat
         self._failures = Failures(name, shards, settings.max_attempts)
         self._done = 0
-        self._over: list[bool] = []  # holds something once the pass is over
+        self._executors = _Executors()
         self._reader: threading.Thread | None = None
         for stage in stages:
             check_feasible(stage.resources, settings, _node_resources())
@@ -105,7 +105,7 @@ class _Pass:
                 self._round(self._rows(shards, todo), on_result, stopping)
                 todo = self._failures.to_retry(self._usable_nodes())
         finally:
-            self._over.append(True)
+            self._executors.shut_down()  # nothing else ends a pipeline that waits for actors
             ray.kill(self._monitor)  # an actor that cannot ask it begins no further shard
             if self._reader is not None:
                 self._reader.join(_END_LIMIT_S)
@@ -170,7 +170,7 @@ class _Pass:
     ) -> Iterator[dict[str, Any]]:
         """Rows of the pipeline as they arrive, with an eye on stops and stalls between them."""
         arrived: queue.Queue[Any] = queue.Queue()
-        dataset = _pipeline(rows, [self._operator(stage, len(rows), avoid) for stage in self._stages], self._over)
+        dataset = _pipeline(rows, [self._operator(stage, len(rows), avoid) for stage in self._stages], self._executors)
         self._reader = threading.Thread(target=_read, args=(dataset, arrived), daemon=True)
         self._reader.start()
         moved, checked = time.monotonic(), 0.0
@@ -247,8 +247,8 @@ class _Pass:
         }
 
 
-def _pipeline(rows: list[dict[str, Any]], operators: Sequence[dict[str, Any]], over: list[bool]) -> Any:
-    """One row = one block = one shard, through one actor pool a stage; ends early once `over` holds something."""
+def _pipeline(rows: list[dict[str, Any]], operators: Sequence[dict[str, Any]], executors: _Executors) -> Any:
+    """One row = one block = one shard, through one actor pool a stage."""
     import ray.data
 
     from mmva_platform.cluster import quiet_ray_data
@@ -257,29 +257,42 @@ def _pipeline(rows: list[dict[str, Any]], operators: Sequence[dict[str, Any]], o
     context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = None  # a row is never split
     context.enable_progress_bars = False
-    context.custom_execution_callback_classes = [_ender(over)]
     with ray.data.DataContext.current(context):
         tables = [ROW.empty_table().from_pylist([row], schema=ROW) for row in rows]
         dataset = ray.data.from_arrow(tables)
         for operator in operators:
             dataset = dataset.map_batches(**operator)
+    # Its own context: the current one is the process's, and another thread may run a pass, too.
+    dataset._context = dataset.context.copy()  # noqa: SLF001 - nothing public sets it
+    dataset.context.custom_execution_callback_classes = [executors.callback()]
     return dataset
 
 
-def _ender(over: list[bool]) -> Any:
-    """A callback of Ray Data that ends the pipeline of an abandoned pass: nothing public stops one that waits.
+class _Executors:
+    """Executors of a pass's pipelines. Ray pickles the context that refers to them, for its workers: as nothing."""
 
-    Args:
-        over: A list, because Ray pickles the context, with this class, for its workers, and an Event cannot be pickled.
-    """
-    from ray.data._internal.execution.execution_callback import ExecutionCallback
+    def __init__(self) -> None:
+        self._running: list[Any] = []
 
-    class Ender(ExecutionCallback):
-        def on_execution_step(self, executor: Any) -> None:  # noqa: ARG002 - Ray's signature
-            if over:
-                raise RuntimeError("the pass is over")
+    def __reduce__(self) -> tuple[Any, tuple[()]]:
+        return _Executors, ()
 
-    return Ender
+    def callback(self) -> Any:
+        """A callback class of Ray Data that notes the executor of a pipeline when it starts."""
+        from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+        running = self
+
+        class Noted(ExecutionCallback):
+            def before_execution_starts(self, executor: Any) -> None:
+                running._running.append(executor)
+
+        return Noted
+
+    def shut_down(self) -> None:
+        """End the pipelines that still run; those that have ended are left alone."""
+        for executor in self._running:
+            executor.shutdown(force=False)
 
 
 def _read(dataset: Any, arrived: queue.Queue[Any]) -> None:
