@@ -22,6 +22,7 @@ _TICK_S: Final = 1.0
 _IN_FLIGHT: Final = 2  # shards an actor holds: the one it runs, and the next, so that it never waits for the driver
 _END: Final = object()
 _END_LIMIT_S: Final = 30.0
+_BUILDING = threading.Lock()
 
 
 def run_pass(
@@ -257,14 +258,13 @@ def _pipeline(rows: list[dict[str, Any]], operators: Sequence[dict[str, Any]], e
     context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = None  # a row is never split
     context.enable_progress_bars = False
-    with ray.data.DataContext.current(context):
+    context.custom_execution_callback_classes = [executors.callback()]
+    # The current context is the process's, and another thread may begin a pass, too.
+    with _BUILDING, ray.data.DataContext.current(context):
         tables = [ROW.empty_table().from_pylist([row], schema=ROW) for row in rows]
         dataset = ray.data.from_arrow(tables)
         for operator in operators:
             dataset = dataset.map_batches(**operator)
-    # Its own context: the current one is the process's, and another thread may run a pass, too.
-    dataset._context = dataset.context.copy()  # noqa: SLF001 - nothing public sets it
-    dataset.context.custom_execution_callback_classes = [executors.callback()]
     return dataset
 
 
