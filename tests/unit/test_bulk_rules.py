@@ -91,26 +91,42 @@ class TestMonitor:
 
     def test_a_worker_that_never_gave_its_shard_back_has_died(self, alive: set[str]) -> None:
         monitor = Monitor(60)
-        assert monitor.begin(self.KEY, "a", 1, None) == (0, False)
-        assert monitor.begin(self.KEY, "a", 2, None) == (1, False)
-        assert monitor.begin(self.KEY, "b", 1, None) == (2, False)
+        assert monitor.begin(self.KEY, "a", 1, "one") == (0, False)
+        assert monitor.begin(self.KEY, "a", 2, "one") == (1, False)
+        assert monitor.begin(self.KEY, "b", 1, "two") == (2, False)
 
     def test_a_lost_node_does_not_count(self, alive: set[str]) -> None:
         monitor = Monitor(60)
-        monitor.begin(self.KEY, "a", 1, None)
+        monitor.begin(self.KEY, "a", 1, "one")
         alive.remove("a")
-        assert monitor.begin(self.KEY, "b", 1, None) == (0, False)
+        assert monitor.begin(self.KEY, "b", 1, "two") == (0, False)
 
     def test_an_attempt_that_ended_in_an_error_is_no_death(self, alive: set[str]) -> None:
         monitor = Monitor(60)
-        monitor.begin(self.KEY, "a", 1, None)
+        monitor.begin(self.KEY, "a", 1, "one")
         monitor.end(self.KEY)
-        assert monitor.begin(self.KEY, "a", 2, None) == (0, False)
+        assert monitor.begin(self.KEY, "a", 2, "one") == (0, False)
+
+    def test_a_restarted_actor_is_not_killed_for_the_shard_that_its_process_before_died_of(
+        self, alive: set[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        killed: list[Any] = []
+        now = [0.0]
+        monkeypatch.setattr(monitor_module, "_kill", killed.append)
+        monitor = Monitor(60, lambda: now[0])
+        monitor.begin(self.KEY, "a", 1, "actor")
+        monitor.begin(("annotate", "001"), "a", 2, "actor")  # its queue's next shard came before the retry
+        for now[0] in (50.0, 100.0):
+            monitor.beat(("annotate", "001"), 2, "infer", 7)
+        assert [each.shard for each in monitor.check()] == ["001"]
+        assert killed == []
+        monitor.end(("annotate", "001"))
+        assert monitor.begin(self.KEY, "a", 2, "actor") == (1, False)
 
     def test_after_a_stop_no_shard_begins(self, alive: set[str]) -> None:
         monitor = Monitor(60)
         monitor.stop()
-        assert monitor.begin(self.KEY, "a", 1, None) == (0, True)
+        assert monitor.begin(self.KEY, "a", 1, "one") == (0, True)
         assert monitor.check() == []
 
     def test_a_worker_without_heartbeats_is_killed_and_one_with_them_is_not(

@@ -47,11 +47,18 @@ class Monitor:
     def begin(self, key: tuple[str, str], node: str, pid: int, actor: Any) -> tuple[int, bool]:
         """A worker takes a shard of a stage: (deaths of earlier workers at it, whether to leave it because of a stop).
 
-        The earlier worker of a shard died if it never gave the shard back and its node is alive.
+        An earlier process died if it never gave its shard back and its node is alive: another process has the shard
+        now, or Ray has started the actor anew and it has another shard first.
         """
-        before = self._holders.pop(key, None)
-        if before is not None and (before.node, before.pid) != (node, pid) and _is_alive(before.node):
-            self._deaths[key] = self._deaths.get(key, 0) + 1
+        dead = {
+            other: holder
+            for other, holder in self._holders.items()
+            if (other == key or holder.actor == actor) and (holder.node, holder.pid) != (node, pid)
+        }
+        for other, holder in dead.items():
+            del self._holders[other]
+            if _is_alive(holder.node):
+                self._deaths[other] = self._deaths.get(other, 0) + 1
         if not self._stopping:
             self._holders[key] = _Holder(node, pid, actor, since=self._clock(), beat_at=self._clock())
         return self._deaths.get(key, 0), self._stopping
