@@ -9,6 +9,7 @@ rows in = rows kept + rows dropped, and every dropped row belongs to a reported 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -144,7 +145,7 @@ def match_files(
     """Find the file of each id: the name whose last part without its extension is the id.
 
     Args:
-        ids: Ids without extension, matched exactly.
+        ids: Ids without extension, matched exactly; else as the same text in Unicode (macOS writes names in NFD).
         names: Names or relative paths of the files there are.
         extensions: Accepted extensions without the dot, matched in any case (.jpg and .JPG both occur).
 
@@ -153,13 +154,15 @@ def match_files(
     """
     accepted = {extension.lower() for extension in extensions}
     by_stem: dict[str, list[str]] = {}
+    by_text: dict[str, list[str]] = {}
     for name in names:
         stem, _, extension = name.rsplit("/", 1)[-1].rpartition(".")
         if extension.lower() in accepted:
             by_stem.setdefault(stem, []).append(name)
+            by_text.setdefault(unicodedata.normalize("NFC", stem), []).append(name)
     files, problems = {}, []
     for wanted in ids:
-        candidates = sorted(by_stem.get(wanted, ()))
+        candidates = sorted(by_stem.get(wanted) or by_text.get(unicodedata.normalize("NFC", wanted), ()))
         if len(candidates) == 1:
             files[wanted] = candidates[0]
         elif candidates:
@@ -177,13 +180,16 @@ def _checked(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
     problems += [Problem("missing-id", "", f"row {row}", dropped=1) for row in np.flatnonzero(nameless)]
     table, found = _without_repeated_ids(table[~nameless])
     problems += found
+    written = table
     table = table.assign(**{axis: [_number(text) for text in table[axis]] for axis in AXES})
     va_N2 = table[list(AXES)].to_numpy(np.float64)
     excess_N = np.maximum(np.maximum(va_N2 - 1, -va_N2), 0).max(axis=1, initial=0)
     unusable_N = ~(excess_N <= LABEL_TOLERANCE)  # written so that NaN is unusable
     for row in np.flatnonzero(unusable_N | (excess_N > 0)):
         code, dropped = ("label-out-of-range", 1) if unusable_N[row] else ("label-over-by-a-hair", 0)
-        detail = f"valence {va_N2[row, 0]:g}, arousal {va_N2[row, 1]:g}"
+        texts = {axis: written[axis].iloc[row] for axis, label in zip(AXES, va_N2[row], strict=True) if np.isnan(label)}
+        detail = ", ".join(f"{axis} {text!r} is not a number" for axis, text in texts.items())
+        detail = detail or f"valence {va_N2[row, 0]:g}, arousal {va_N2[row, 1]:g}"
         problems.append(Problem(code, table["id"].iloc[row], detail, dropped))
     return table[~unusable_N].reset_index(drop=True), problems
 

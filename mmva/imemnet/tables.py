@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from mmva.csv_rows import Malformed, csv_rows
 from mmva.errors import UsageError
 
 
@@ -23,24 +24,34 @@ def read_strings(
         optional: Columns of the file that become "" when they are missing.
 
     Raises:
-        UsageError: If the file is missing, is no CSV in UTF-8, or lacks a column.
+        UsageError: If the file is missing, is no CSV in UTF-8, has a malformed row, lacks a column or has it twice.
     """
     if not isinstance(source, bytes):
         name = str(source)
+
+    def refuse(row: Malformed) -> None:
+        raise UsageError(f"{name}: is not a CSV table in UTF-8: line {row.line}: {row.detail}")
+
     try:
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
-        table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except OSError as error:
         raise UsageError(f"{name}: cannot be read: {error.strerror}") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UsageError(f"{name}: is not a CSV table in UTF-8: {' '.join(str(error).split())}") from error
-    found = {_normal(column): column for column in table.columns}
-    missing = [column for column in columns if _normal(column) not in found and column not in optional]
-    if missing:
-        seen = ", ".join(repr(column) for column in table.columns)
-        raise UsageError(f"{name}: has no column {missing[0]!r}; its columns are {seen}")
-    present = {theirs: ours for theirs, ours in columns.items() if _normal(theirs) in found}
-    chosen = {ours: table[found[_normal(theirs)]].fillna("") for theirs, ours in present.items()}
+    header, *rows = list(csv_rows(io.BytesIO(content), refuse, pad=True)) or [[]]
+    if not header:
+        raise UsageError(f"{name}: is not a CSV table in UTF-8: it is empty")
+    found: dict[str, list[int]] = {}
+    for place, column in enumerate(header):
+        found.setdefault(_normal(column), []).append(place)
+    seen = ", ".join(map(repr, header))
+    for theirs in columns:
+        places = found.get(_normal(theirs), [])
+        if len(places) > 1:
+            raise UsageError(f"{name}: has the column {theirs!r} {len(places)} times; its columns are {seen}")
+        if not places and theirs not in optional:
+            raise UsageError(f"{name}: has no column {theirs!r}; its columns are {seen}")
+    place_of = {ours: found[_normal(theirs)][0] for theirs, ours in columns.items() if _normal(theirs) in found}
+    table = pd.DataFrame(rows, columns=range(len(header)), dtype=str)
+    chosen = {ours: table[place] for ours, place in place_of.items()}
     return pd.DataFrame(chosen, index=table.index).reindex(columns=list(columns.values()), fill_value="")
 
 

@@ -29,7 +29,7 @@ def _one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], code: in
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(UsageError("x"), 2), (CheckFailed("x"), 3), (OperationFailed("x"), 1), (KeyboardInterrupt(), 1)],
+    [(UsageError("x"), 2), (CheckFailed("x"), 3), (OperationFailed("x"), 1), (KeyboardInterrupt(), 130)],
 )
 def test_exit_codes(capsys: pytest.CaptureFixture[str], error: BaseException, code: int) -> None:
     def fail() -> None:

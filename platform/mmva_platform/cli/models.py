@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmva_platform.cli.context import Json, emit, settings_of
+from mmva_platform.settings import without_password
 
 if TYPE_CHECKING:
     from mmva_platform.tracking.registry import GatePolicy, Verdict
@@ -26,9 +27,12 @@ def list_(context: typer.Context, *, as_json: Json = False) -> None:
     from mmva_platform.tracking.moves import reconcile
     from mmva_platform.tracking.registry import list_versions
 
-    reconcile(settings_of(context))
-    versions = list_versions(settings_of(context))
-    text = "\n".join(version.to_text() for version in versions) or "no versions yet; mmva train registers one"
+    settings = settings_of(context)
+    reconcile(settings)
+    versions = list_versions(settings)
+    # A wrong --home has a registry of its own, an empty one.
+    none = f"no versions yet in {without_password(settings.tracking_uri)}; mmva train registers one"
+    text = "\n".join(version.to_text() for version in versions) or none
     emit(text, [version.to_json() for version in versions], as_json=as_json)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mmva.errors import CheckFailed, UsageError
 from mmva.modalities import MODALITIES
-from mmva_platform.settings import Settings
+from mmva_platform.settings import Settings, without_password
 from mmva_platform.tracking.gate import mean_mse
 from mmva_platform.tracking.model import MODEL_NAME, logged_model
 from mmva_platform.tracking.patience import patiently
@@ -221,9 +221,8 @@ def find_version(client: MlflowClient, name: str, reference: str | int) -> Regis
         if str(each.version) == str(reference) or reference in each.aliases:
             return each
     have = ", ".join(str(each.version) + "".join(f" ({alias})" for alias in each.aliases) for each in known)
-    raise UsageError(
-        f"model {name!r} has no version or alias {str(reference)!r}; it has {have or 'no versions at all'}"
-    )
+    have = have or f"no versions at all in {without_password(client.tracking_uri)}"  # perhaps of a wrong --home
+    raise UsageError(f"model {name!r} has no version or alias {str(reference)!r}; it has {have}")
 
 
 def evaluation_of(client: MlflowClient, version: RegisteredVersion) -> dict[str, Any]:
