@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+# To be raised whenever some file's pixels, samples or text come out otherwise than before: annotations record it.
+# 2: colour profiles, downmix by channel, TIFF's kinds of pixels, streams of unknown length.
+DECODERS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)

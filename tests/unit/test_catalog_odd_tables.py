@@ -18,9 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from mmva.errors import UsageError
 from mmva_platform.annotation.catalog import open_catalog
+from mmva_platform.annotation.options import TableOptions
 from mmva_platform.settings import StorageSettings
 
 S = StorageSettings()
@@ -29,7 +31,7 @@ Row = tuple[str, str | None, str | None]
 
 def read(uri: Path | str, **options: Any) -> tuple[list[Row], dict[str, int]]:
     """Id, URI and caption of the rows, and what was left out."""
-    catalog = open_catalog(str(uri), S, **options)
+    catalog = open_catalog(str(uri), S, TableOptions(**options))
     rows = [row for table in catalog.batches() for row in table.to_pylist()]
     return [(row["id"], row["uri"], row["caption"]) for row in rows], dict(catalog.skipped)
 
@@ -164,8 +166,8 @@ def test_a_wrong_delimiter_is_guessed_for_the_message_only(tmp_path: Path) -> No
     file = written(tmp_path, "c.csv", "id;uri\n1;a.png\n")
     assert refused(file).endswith("found id;uri; its delimiter seems to be ';' (--delimiter)")
     for delimiter in ("", ";;", '"', "\n"):
-        with pytest.raises(UsageError, match="must be one character"):
-            open_catalog(str(file), S, delimiter=delimiter)
+        with pytest.raises(ValidationError, match="must be one character"):
+            TableOptions(delimiter=delimiter)
 
 
 # --- names of columns

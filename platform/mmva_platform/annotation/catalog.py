@@ -21,6 +21,7 @@ import pyarrow as pa
 from mmva.errors import UsageError
 from mmva_platform.annotation.catalog_rows import inventory_rows, listed_rows, table_rows
 from mmva_platform.annotation.catalog_tables import TABLE_SUFFIXES, TableReader, is_inventory
+from mmva_platform.annotation.options import PLAIN_TABLES, TableOptions
 from mmva_platform.annotation.roots import is_table
 from mmva_platform.annotation.schema import CATALOG_SCHEMA
 from mmva_platform.settings import StorageSettings
@@ -44,16 +45,20 @@ class Catalog:
         uri: Where it is, in full; the same catalog has the same URI however it was written.
         skipped: Files of the last reading that are not media, counted by extension ("hidden" for dot files), and those
             that cannot be listed and malformed rows, by reason.
+        tables: How its table files are read.
     """
 
-    def __init__(self, uri: str, read: Callable[[Counter[str]], Iterable[pa.Table]]) -> None:
+    def __init__(
+        self, uri: str, read: Callable[[Counter[str]], Iterable[pa.Table]], tables: TableOptions = PLAIN_TABLES
+    ) -> None:
         """Read nothing yet.
 
         Args:
             uri: See Attributes.
             read: Gives tables of CATALOG_SCHEMA, and counts in its argument what it skips.
+            tables: See Attributes.
         """
-        self.uri, self._read = uri, read
+        self.uri, self.tables, self._read = uri, tables, read
         self.skipped: Counter[str] = Counter()
 
     @classmethod
@@ -99,37 +104,30 @@ class Catalog:
         return kept, rows
 
 
-def open_catalog(
-    uri: str, settings: StorageSettings, *, lenient: bool = False, delimiter: str | None = None
-) -> Catalog:
+def open_catalog(uri: str, settings: StorageSettings, tables: TableOptions = PLAIN_TABLES) -> Catalog:
     """A catalog by its URI; nothing is read yet.
 
     Args:
         uri: A folder, an S3 prefix, or a table or folder of table files (see TABLE_SUFFIXES); a local path, file:// or
             s3://.
         settings: How to reach object storage.
-        lenient: Leave malformed rows out and count them in `Catalog.skipped`, instead of ending at the first one.
-        delimiter: Of CSV files, one character or a backslash and t; None for a tab in .tsv and a comma in .csv.
+        tables: How table files are read. Lenient reading counts malformed rows in `Catalog.skipped`.
 
     Raises:
-        UsageError: If the URI is of another kind, or the delimiter cannot be one.
+        UsageError: If the URI is of another kind.
     """
     uri = uri.rstrip("/") or "/"
-    if delimiter is not None:
-        delimiter = "\t" if delimiter == "\\t" else delimiter
-        if len(delimiter) != 1 or delimiter in '"\r\n':
-            raise UsageError(f"delimiter {delimiter!r}: must be one character, such as ; or \\t, and no quote")
 
     def reader(skipped: Counter[str]) -> TableReader:
-        return TableReader(delimiter, skipped if lenient else None)
+        return TableReader(tables.delimiter, skipped if tables.lenient else None)
 
     if is_table(uri):
         folder, name = split_uri(uri)
         parent = open_storage(folder, settings)
         whole = f"{parent.uri}/{name}"
-        return Catalog(whole, lambda skipped: _of_table(parent, name, settings, skipped, reader(skipped)))
+        return Catalog(whole, lambda skipped: _of_table(parent, name, settings, skipped, reader(skipped)), tables)
     place = open_storage(uri, settings)
-    return Catalog(place.uri, lambda skipped: _of_folder(place, skipped, reader(skipped)))
+    return Catalog(place.uri, lambda skipped: _of_folder(place, skipped, reader(skipped)), tables)
 
 
 def _of_table(
