@@ -162,7 +162,7 @@ def match_files(
             by_text.setdefault(unicodedata.normalize("NFC", stem), []).append(name)
     files, problems = {}, []
     for wanted in ids:
-        candidates = sorted(by_stem.get(wanted) or by_text.get(unicodedata.normalize("NFC", wanted), ()))
+        candidates = sorted(by_stem.get(wanted) or by_text.get(unicodedata.normalize("NFC", wanted), []))
         if len(candidates) == 1:
             files[wanted] = candidates[0]
         elif candidates:

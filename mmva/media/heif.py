@@ -99,7 +99,8 @@ def _tile(file: HeifFile, item: int, limits: Limits) -> Image.Image:
         raise MediaError("unsupported-image", f"heif data with a picture of type {kind.decode('latin-1')!r}; HEVC only")
     _refuse_what_would_be_wrong(file.properties(item))
     if b"ispe" in properties:
-        _check_size(*struct.unpack_from(">II", properties[b"ispe"], 4), limits)
+        width, height = struct.unpack_from(">II", properties[b"ispe"], 4)
+        _check_size(width, height, limits)
     frame = next(_frames(properties[b"hvcC"], file.content(item), limits), None)
     if frame is None:
         raise MediaError("corrupt-image", "heif data without a picture")
