@@ -177,6 +177,7 @@ def test_counts_balance_in_every_version(run: tuple[str, Plan], tmp_path: Path) 
     assert facts["throughput"]["items"] == 3
     assert "13 catalog rows = 5 duplicates left out + 8 items" in text_of(page)
     assert "7 annotated + 1 in quarantine" in text_of(page)
+    assert "Work of this version: 2 from their media, 1 quarantined." in text_of(page)
     assert "Version 1 (retry)" in text_of(page)
 
     facts, page = reported(out, tmp_path, version=0)
@@ -333,8 +334,11 @@ def test_facts_are_json_or_an_error() -> None:
         to_json({"share": float("nan")})
 
 
-def test_a_report_named_json_is_refused(tmp_path: Path) -> None:
+def test_a_report_named_json_or_like_a_folder_is_refused(tmp_path: Path) -> None:
     data = ReportData(ANNOTATION_SCHEMA.empty_table(), QUARANTINE_SCHEMA.empty_table(), read=lambda _: b"")
     with pytest.raises(UsageError, match="name an HTML file"):
         write_report(tmp_path / "report.json", data)
-    assert not list(tmp_path.iterdir())
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UsageError, match="is a folder"):
+        write_report(tmp_path / "folder", data)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
