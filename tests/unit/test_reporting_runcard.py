@@ -293,7 +293,8 @@ def test_the_page_shows_what_the_json_holds(tmp_path: Path) -> None:
     assert json.loads(to_json(facts)) == facts
     for part in (
         "Version 7 (update): 2 unchanged, 1 new, 0 changed, 1,234 removed", "onnx", "3.2e-04", "0.999950",
-        "--out 's3://va/my 11'", "2 from stored embeddings, 1 with the same bytes as another item", "3 videos", "valence of videos; highest bar 3",
+        "--out 's3://va/my 11'", "2 from stored embeddings, 1 with the same bytes as another item", "3 videos",
+        "valence of videos; highest bar 3",
         ".pdf 2", "75%", "0.75 items per worker-second", plan.created_at.isoformat(),
     ):  # fmt: skip
         assert part in shown, part
