@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from mmva.errors import EnvironmentFault
 from mmva.imemnet.published import LABEL_TOLERANCE
-from mmva.imemnet.splits import LEAKAGE_WARNING, SPLITS, leaking_groups
+from mmva.imemnet.splits import LEAKAGE_WARNING
 from mmva.modalities import AXES
+from mmva.splits import SPLITS, leaking_groups
 from mmva_platform import bulk
 from mmva_platform.cluster import ray_session
 from mmva_platform.datasets.dataset import Dataset
