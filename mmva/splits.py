@@ -28,8 +28,8 @@ def split_groups(
 ) -> NDArray[np.str_]:
     """Split of each row: "train", "val" or "test", the same for all rows of a group.
 
-    Each split has its share of the rows within the size of the largest group; where a share is smaller than a group, the
-    split has one group nevertheless. The order of the rows does not matter.
+    Each split has its share of the rows within the size of the largest group; where a share is smaller than a group,
+    the split has one group nevertheless. The order of the rows does not matter.
 
     Args:
         groups: Group of each row.

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmva.errors import UsageError
-from mmva.imemnet.tables import read_strings
 from mmva.splits import SPLITS
+from mmva.tables import read_strings
 
 FRACTIONS: Final = (0.8, 0.05, 0.15)
 LEAKAGE_WARNING: Final = (
