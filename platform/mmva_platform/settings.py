@@ -266,15 +266,20 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _explain(kind: type[BaseModel], error: ValidationError) -> str:
-    """First problem of a validation error in words, with the nearest known key for a typo."""
-    problem = error.errors()[0]
+    """First problem of a validation error in words, with the nearest known key for a typo.
+
+    An unknown key comes before a missing one: it may be the missing one, misspelled.
+    """
+    problems = error.errors()
+    problem = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
     location = [str(part) for part in problem["loc"]]
     field = ".".join(location)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if problem["type"] == "extra_forbidden":
         known = _known_keys(kind, location[:-1])
         return f"unknown key {field!r}; {did_you_mean(location[-1], known)}{more}"
-    return f"{field}: {problem['msg']}, got {problem['input']!r}{more}"
+    got = "" if problem["type"] == "missing" else f", got {problem['input']!r}"
+    return f"{field}: {problem['msg']}{got}{more}"
 
 
 def did_you_mean(name: str, known: Iterable[str], kind: str = "keys") -> str:

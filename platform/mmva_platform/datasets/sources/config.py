@@ -132,6 +132,7 @@ class DeamSource(_Source):
         "annotations for research; music under the Creative Commons licences of its artists, some non-commercial"
     )
     annotations: Literal["static", "dynamic"] = "static"
+    split: str | None = Field(None, description="CSV of song_id,split, such as IMEMNet's; other songs are dropped")
 
 
 class ImemnetSource(_Source):

@@ -6,7 +6,7 @@ A table has the columns CELLS. Where a collection has several tables, they are j
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -67,7 +67,7 @@ def oasis_cells(folder: Folder) -> pd.DataFrame:
     }
     table = folder.cells("OASIS.csv").choose(columns)
     table["id"] = table["id"].str.strip()
-    return _filled(table.assign(file=table["id"], group=table["id"].str.replace(r"\s*\d+$", "", regex=True)))
+    return filled(table.assign(file=table["id"], group=table["id"].str.replace(r"\s*\d+$", "", regex=True)))
 
 
 def emobank_cells(folder: Folder) -> pd.DataFrame:
@@ -77,7 +77,7 @@ def emobank_cells(folder: Folder) -> pd.DataFrame:
     if folder.find("meta.tsv"):
         meta = folder.cells("meta.tsv").choose({"id": "id", "document": "document"})
         document_of = dict(zip(meta["id"], meta["document"], strict=True))
-    return _filled(table.assign(group=[document_of.get(item) or _document(item) for item in table["id"]]))
+    return filled(table.assign(group=[document_of.get(item) or _document(item) for item in table["id"]]))
 
 
 def pmemo_cells(folder: Folder) -> pd.DataFrame:
@@ -90,7 +90,7 @@ def pmemo_cells(folder: Folder) -> pd.DataFrame:
     if folder.find("metadata.csv"):
         artists = _once(folder.cells("metadata.csv").choose({"musicId": "id", "artist": "group"}))
         table = table.merge(artists, on="id", how="left")
-    return _filled(table.assign(file=table["id"]))
+    return filled(table.assign(file=table["id"]))
 
 
 def deam_songs(folder: Folder) -> pd.DataFrame:
@@ -105,7 +105,7 @@ def deam_songs(folder: Folder) -> pd.DataFrame:
     ]
     table = pd.concat(tables, ignore_index=True)
     table["id"] = table["id"].str.strip()
-    return _filled(table.assign(file=table["id"], group=table["id"]))
+    return filled(table.assign(file=table["id"], group=table["id"]))
 
 
 def deam_clips(folder: Folder) -> pd.DataFrame:
@@ -122,7 +122,7 @@ def deam_clips(folder: Folder) -> pd.DataFrame:
             rows.append(
                 (f"{song}-{k}", song, repr(valence), repr(arousal), song, str(_CLIP_S * (k - 1)), str(_CLIP_S * k))
             )
-    return _filled(pd.DataFrame(rows, columns=["id", "file", *AXES, "group", "start_s", "end_s"], dtype=object))
+    return filled(pd.DataFrame(rows, columns=["id", "file", *AXES, "group", "start_s", "end_s"], dtype=object))
 
 
 def _window_means(cells: Cells) -> dict[tuple[str, int], float]:
@@ -155,5 +155,7 @@ def _once(table: pd.DataFrame) -> pd.DataFrame:
     return table.drop_duplicates("id")
 
 
-def _filled(table: pd.DataFrame, columns: Sequence[str] = CELLS) -> pd.DataFrame:
-    return table.reindex(columns=list(columns)).fillna("")
+def filled(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with all of CELLS."""
+    cells = {name: table[name].fillna("") if name in table else "" for name in CELLS}
+    return pd.DataFrame(cells, index=table.index)

@@ -28,11 +28,11 @@ from mmva.splits import SPLITS
 from mmva.tables import read_cells
 from mmva_platform.datasets.sources.config import DeamSource, ImemnetSource, Range, Source, TableSource
 from mmva_platform.datasets.sources.published import (
-    CELLS,
     Folder,
     deam_clips,
     deam_songs,
     emobank_cells,
+    filled,
     oasis_cells,
     pmemo_cells,
 )
@@ -101,7 +101,11 @@ def read_source(source: Source, settings: StorageSettings) -> Collection:
     modality, scale, read = _LAYOUTS[source.layout]
     if isinstance(source, DeamSource) and source.annotations == "dynamic":
         scale, read = dict.fromkeys(AXES, DEAM_RANGE), deam_clips
-    return Collection(source, (_labels(source.name, modality, read(Folder(root)), scale, ()),), root)
+    cells = read(Folder(root))
+    if isinstance(source, DeamSource) and source.split is not None:
+        split_of = _read_splits(_inside(source.root, source.split), settings)
+        cells["split"] = [split_of.get(song, "") for song in cells["group"]]
+    return Collection(source, (_labels(source.name, modality, cells, scale, ()),), root)
 
 
 _LAYOUTS: Final[Mapping[str, tuple[Modality, _Scales, Callable[[Folder], pd.DataFrame]]]] = {
@@ -124,7 +128,7 @@ def _table_cells(source: TableSource, settings: StorageSettings) -> tuple[pd.Dat
         table["id"] = [f"{row + 1:06d}" for row in range(len(table))] if files is None else _without_extension(files)
     if "file" not in table:
         table["file"] = table["id"].str.strip()
-    return table.reindex(columns=list(CELLS)).fillna(""), cells.ragged
+    return filled(table), cells.ragged
 
 
 def _labels(name: str, modality: Modality, cells: pd.DataFrame, scale: _Scales, ragged: tuple[str, ...]) -> Labels:
@@ -218,10 +222,8 @@ def _read_imemnet(source: ImemnetSource, settings: StorageSettings) -> Collectio
         raise UsageError(f"{source.root}: no image_va.csv or music_va.csv there; give images_csv, music_csv or both")
     if "name" in source.model_fields_set:
         labels = [replace(one, rows=one.rows.assign(source=source.name)) for one in labels]
-    split_of = None
-    if source.split not in {"song", "clip"}:
-        uri = _inside(source.root, source.split)
-        split_of = read_split_file(_read_file(uri, settings), uri)
+    own_split = source.split in {"song", "clip"}
+    split_of = None if own_split else _read_splits(_inside(source.root, source.split), settings)
     return Collection(source, tuple(labels), open_storage(_inside(source.root, source.media), settings), split_of)
 
 
@@ -230,6 +232,10 @@ def _read_file(uri: str, settings: StorageSettings) -> bytes:
         return read_uri(uri, settings)
     except StorageNotFound:
         raise UsageError(f"{uri}: no such file") from None
+
+
+def _read_splits(uri: str, settings: StorageSettings) -> dict[str, str]:
+    return read_split_file(_read_file(uri, settings), uri)
 
 
 def _inside(root: str, path: str) -> str:
