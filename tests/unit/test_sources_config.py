@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -28,8 +30,9 @@ def write(folder: Path, values: object) -> Path:
     [
         ({"modalitty": "image"}, "unknown key 'modalitty'; did you mean 'modality'?"),
         ({"columns": {"file": "f", "valance": "v"}}, "unknown key 'columns.valance'; did you mean 'valence'?"),
-        ({"scale": {"valence": [1, 9], "arousl": [1, 9]}}, "scale.arousal: Field required"),
+        ({"scale": {"valence": [1, 9], "arousl": [1, 9]}}, "unknown key 'scale.arousl'; did you mean 'arousal'?"),
         ({"scale": None}, "scale: "),
+        ({"scale": {"valence": [1, 9]}}, "scale.arousal: Field required$"),
         ({"scale": [9, 1]}, "scale.valence: .*give the lowest rating, then the highest"),
         ({"scale": [1, 5, 9]}, "scale.valence: "),
         ({"layout": "oassis"}, "layout: 'oassis' is unknown; did you mean 'oasis'?"),
@@ -90,6 +93,17 @@ def test_a_job_gives_sources_inline_and_they_survive_json() -> None:
     assert ImportConfig.model_validate_json(config.model_dump_json()) == config
     with pytest.raises(UsageError, match="two sources are called 'DEAM'"):
         validate(ImportConfig, {"sources": [{"layout": "deam"}, {"layout": "deam"}]}, "job.yaml")
+
+
+def test_the_examples_of_the_documentation_load(repository: Path, tmp_path: Path) -> None:
+    page = (repository / "docs" / "data.md").read_text(encoding="utf-8")
+    blocks = [
+        textwrap.dedent(block) for block in re.findall(r"^ *```yaml\n(.*?)^ *```$", page, re.MULTILINE | re.DOTALL)
+    ]
+    assert len(blocks) == 2
+    for block in blocks:
+        (tmp_path / "source.yaml").write_text(block, encoding="utf-8")
+        assert load_source(tmp_path / "source.yaml").license
 
 
 @pytest.mark.parametrize("name", ["oasis", "vgmidi", "emobank"])
