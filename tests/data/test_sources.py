@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from mmva.errors import UsageError
+from mmva.labels import PROBLEM_CODES
 from mmva.media.audio import decode_audio
 from mmva.splits import leaking_groups
 from mmva_platform.datasets.checking import check_dataset
@@ -17,6 +22,8 @@ from mmva_platform.datasets.dataset import Dataset
 from mmva_platform.datasets.embedding import embed_dataset
 from mmva_platform.datasets.features import load_features
 from mmva_platform.datasets.importing import import_dataset
+from mmva_platform.datasets.sources.reading import read_source
+from mmva_platform.settings import StorageSettings
 
 from .source_world import config_of, imported, picture, sound, table
 
@@ -179,6 +186,32 @@ def test_too_few_groups_say_whose(pictures: dict[str, Any], tmp_path: Path) -> N
     pictures["columns"]["group"] = "sd"
     with pytest.raises(UsageError, match="Ours: 1 groups are too few for 3 splits; add data"):
         imported(tmp_path / "out", pictures)
+
+
+cell = st.sampled_from(["", "1", "5", "2,5", "0.9", "nan", "inf", "-1", "x"])
+row = st.tuples(st.sampled_from(["", "a", "b ", "c"]), cell, cell, st.sampled_from(["", "g", "h"]), cell, st.booleans())
+
+
+@hypothesis_settings(max_examples=40)
+@given(st.lists(row, max_size=12), st.booleans())
+def test_rows_in_are_rows_kept_and_rows_reported(rows: list[tuple[Any, ...]], with_splits: bool) -> None:
+    """Whatever the table holds."""
+    splits = ("train", "dev", "?")
+    lines = ["name,v,a,g,sd,split"]
+    lines += [
+        f'{n},"{v}","{a}",{g},"{sd}",{splits[k % 3]}{",x" * long}' for k, (n, v, a, g, sd, long) in enumerate(rows)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "t.csv").write_text("\n".join(lines) + "\n")
+        columns = {"id": "name", "valence": "v", "arousal": "a", "group": "g", "valence_sd": "sd"}
+        columns |= {"split": "split"} if with_splits else {}
+        source = {"name": "S", "root": folder, "modality": "image", "table": "t.csv", "scale": [1, 5]}
+        (labels,) = read_source(config_of({**source, "columns": columns}).sources[0], StorageSettings()).labels
+    assert labels.rows_in == len(rows) == len(labels.rows) + sum(problem.dropped for problem in labels.problems)
+    assert labels.rows["id"].is_unique
+    assert {problem.code for problem in labels.problems} <= set(PROBLEM_CODES)
+    assert np.isfinite(labels.rows[["valence", "arousal"]].to_numpy(float)).all()
+    assert leaking_groups(labels.rows["group"].tolist(), labels.rows["split"].tolist()) == []
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from inline_pass import InlineCluster
 
 from mmva.affect import from_deam
 from mmva.errors import UsageError
 from mmva.media.audio import decode_audio
+from mmva_platform import bulk
 from mmva_platform.datasets.dataset import Dataset
 from mmva_platform.datasets.importing import import_dataset
 
@@ -180,6 +182,16 @@ class TestDeamClips:
             "MEMD_audio/3.mp3",
             "MEMD_audio/7.mp3",
         ]
+
+    @pytest.mark.slow
+    def test_a_shard_that_cost_workers_gives_the_same_clips(
+        self, source: dict[str, Any], tmp_path: Path, inline_cluster: InlineCluster
+    ) -> None:
+        """In a process of its own, as any other file."""
+        first, _ = imported(tmp_path / "out", source)
+        inline_cluster.deaths = bulk.ISOLATE_AFTER
+        again, _ = imported(tmp_path / "again", source)
+        assert again.digest == first.digest
 
     def test_imemnets_own_split_of_the_songs_can_be_given(self, source: dict[str, Any], tmp_path: Path) -> None:
         table(tmp_path / "song_split.csv", "song_id,split", [(2, "test"), (3, "train")])

@@ -84,8 +84,9 @@ def test_a_missing_column_is_named(capsys: pytest.CaptureFixture[str], tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "give --source, or --images-csv and --music-csv"),
-        (["--source", "SOURCE", "--images-csv", "i.csv"], "give --source, or --images-csv and --music-csv"),
+        ([], "give --source; or --images-csv, --music-csv or both, and --media"),
+        (["--images-csv", "i.csv"], "give --source; or --images-csv, --music-csv or both, and --media"),
+        (["--source", "SOURCE", "--media", "m"], "give --source; or --images-csv, --music-csv or both, and --media"),
         (["--source", "SOURCE", "--root", "a", "--root", "b"], "2 --root for 1 --source; give one for each"),
         (["--source", "SOURCE", "--sizes", "0.5,half,0.1"], "fractions.1: "),
         (["--source", "SOURCE"], "unknown key 'scales'; did you mean 'scale'?"),

@@ -46,7 +46,7 @@ def import_(
     ] = None,
     images_csv: Annotated[str | None, typer.Option(help="IMEMNet-C without a source file: image_va.csv")] = None,
     music_csv: Annotated[str | None, typer.Option(help="likewise: music_va.csv")] = None,
-    media: Annotated[str, typer.Option(help="likewise: folder or URI that holds the files")] = ".",
+    media: Annotated[str | None, typer.Option(help="likewise: folder or URI that holds the files")] = None,
     split: Annotated[
         str, typer.Option(help="likewise: song, clip (leaks; say why), or a CSV of song_id,split")
     ] = "song",
@@ -60,12 +60,12 @@ def import_(
     from mmva_platform.datasets.sources.config import ImemnetSource, load_source
     from mmva_platform.settings import validate
 
-    if bool(source) == bool(images_csv or music_csv):
-        raise UsageError("mmva data import: give --source, or --images-csv and --music-csv")
+    if bool(source) == bool(images_csv or music_csv) or bool(source) == (media is not None):
+        raise UsageError("mmva data import: give --source; or --images-csv, --music-csv or both, and --media")
     if root and len(root) != len(source or ()):
         raise UsageError(f"mmva data import: {len(root)} --root for {len(source or ())} --source; give one for each")
     sources = [load_source(path, place) for path, place in zip(source or (), root or repeat(None), strict=False)]
-    if not sources:
+    if media is not None:
         sources = [ImemnetSource(images_csv=images_csv, music_csv=music_csv, media=media, split=split)]
     values = {"sources": sources, "seed": seed, "fractions": sizes.split(",") if sizes else None}
     report = import_dataset(validate(ImportConfig, values, "mmva data import"), out, settings_of(context))
