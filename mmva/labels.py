@@ -113,7 +113,7 @@ def with_labels(table: pd.DataFrame, scale: Mapping[str, tuple[float, float]]) -
     raw_N2 = np.array([[number(text) for text in table[axis]] for axis in AXES], np.float64).reshape(2, -1).T
     low_2, high_2 = (np.array([scale[axis][end] for axis in AXES], np.float64) for end in range(2))
     va_N2 = (raw_N2 - low_2) / (high_2 - low_2)
-    no_number_N = np.isnan(va_N2).any(axis=1)
+    no_number_N = np.asarray(np.isnan(va_N2).any(axis=1))
     excess_N = np.maximum(np.maximum(va_N2 - 1, -va_N2), 0).max(axis=1, initial=0)
     for row in np.flatnonzero(no_number_N | (excess_N > 0)):
         name = table["id"].iloc[row]

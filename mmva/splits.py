@@ -9,6 +9,7 @@ Shapes: N rows, G groups, K parts.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -99,9 +100,8 @@ def fold_splits(
 
 def leaking_groups(groups: Sequence[str], splits: Sequence[str]) -> list[str]:
     """Groups that have rows in more than one split, sorted; empty for a split that does not leak."""
-    seen: set[str] = set()
-    leaking = {group for group, _ in set(zip(groups, splits, strict=True)) if group in seen or seen.add(group)}
-    return sorted(leaking)
+    splits_of = Counter(group for group, _ in set(zip(groups, splits, strict=True)))
+    return sorted(group for group, count in splits_of.items() if count > 1)
 
 
 def _dealt(
@@ -118,8 +118,12 @@ def _dealt(
         raise UsageError(f"{len(names_G)} groups are too few for {np.count_nonzero(share_K)} {parts}; add data")
     order_N = np.lexsort((va_N2[:, 1], va_N2[:, 0], group_N))  # so that sums do not depend on the order of the rows
     rows_G = np.bincount(group_N)
-    sum_G2 = np.stack([np.bincount(group_N[order_N], va_N2[order_N, axis]) for axis in range(2)], axis=1)
-    square_G2 = np.stack([np.bincount(group_N[order_N], va_N2[order_N, axis] ** 2) for axis in range(2)], axis=1)
+    sum_G2, square_G2 = (
+        np.stack([np.bincount(group_N[order_N], va_N2[order_N, axis] ** power) for axis in range(2)], axis=1).astype(
+            float
+        )
+        for power in (1, 2)
+    )
     tries = int(np.clip(_STEPS // len(names_G), 1, _MOST_TRIES))
     best_G, best = np.zeros(0, np.int64), np.inf
     for rng in np.random.default_rng(seed).spawn(tries):

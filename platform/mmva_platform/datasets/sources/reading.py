@@ -182,7 +182,8 @@ def _with_splits(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
         for row in np.flatnonzero(unknown_N)
     ]
     table = table.assign(split=split)[~unknown_N].reset_index(drop=True)
-    group = table["group"].str.strip().where(lambda text: text != "", table["id"])
+    group = table["group"].str.strip()
+    group = group.where(group != "", table["id"])
     torn = table.groupby(group, sort=True)["split"].agg(["nunique", "size", lambda own: ", ".join(sorted(set(own)))])
     torn = torn[torn["nunique"] > 1]
     problems += [
