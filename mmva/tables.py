@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -141,8 +142,13 @@ def _json_lines(data: bytes, name: str) -> Cells:
 
 
 def _of_values(name: str, columns: Mapping[str, list[Any]]) -> Cells:
-    texts = {column: ["" if value is None else str(value) for value in values] for column, values in columns.items()}
+    texts = {column: [_text(value) for value in values] for column, values in columns.items()}
     return Cells(name, pd.DataFrame(texts, dtype=object))
+
+
+def _text(value: Any) -> str:
+    """A missing value is None, or NaN in a column of numbers."""
+    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
 
 
 def _instead(wanted: str, columns: list[str]) -> str:

@@ -287,7 +287,16 @@ class TestMusic:
         rows = []
         for n, suffix in enumerate(("wav", "flac", "ogg", "mp3")):
             sound(tmp_path / "songs" / f"s{n}.{suffix}", seconds=7.0, channels=1 + n % 2, rate=16_000)
-            rows.append((f"s{n}", n / 3, 1 - n / 3, "" if n == 0 else f"tune {n}", 2 * n % 5, 2 * n % 5 + 2))
+            rows.append(
+                (
+                    f"s{n}" if n else "./s0.wav",
+                    n / 3,
+                    1 - n / 3,
+                    "" if n == 0 else f"tune {n}",
+                    2 * n % 5,
+                    2 * n % 5 + 2,
+                )
+            )
         table(tmp_path / "t.csv", "song,valence,arousal,words,begin,end", rows)
         return {
             "name": "Songs", "root": str(tmp_path), "modality": "music", "table": "t.csv", "media": "songs",
@@ -298,6 +307,7 @@ class TestMusic:
         report, rows = imported(tmp_path / "out", songs)
         assert report.counts["music"].kept == 4
         assert report.counts["music"].captions_missing == 0, "this source has no captions at all"
+        assert [row["id"] for row in rows] == [f"Songs/s{n}" for n in range(4)]
         assert [row["media_format"] for row in rows] == ["wav", "flac", "ogg", "mp3"]
         assert set(embed_dataset(str(tmp_path / "out"), "tiny")) == {"music"}
         assert len(load_features(str(tmp_path / "out"), "tiny")["music"]) == 4

@@ -45,6 +45,12 @@ def test_what_is_missing_is_empty_in_every_format() -> None:
     }
 
 
+def test_a_number_that_is_missing_from_a_parquet_file_is_empty() -> None:
+    buffer = io.BytesIO()
+    pd.DataFrame({"sd": [0.5, float("nan"), None]}).to_parquet(buffer)
+    assert read_cells(buffer.getvalue(), "t.parquet").rows["sd"].tolist() == ["0.5", "", ""]
+
+
 def test_a_decimal_comma_without_quotes_makes_a_row_too_long_and_is_reported() -> None:
     cells = read_cells(b"file,valence,arousal\na,0.5,0.5\nb,0,5,0,5\n", "t.csv")
     assert cells.rows["file"].tolist() == ["a"]

@@ -123,8 +123,10 @@ def _table_cells(source: TableSource, settings: StorageSettings) -> tuple[pd.Dat
     by_column = {theirs: cells.choose({theirs: "cell"})["cell"] for theirs in chosen.values()}
     table = pd.DataFrame({ours: by_column[theirs] for ours, theirs in chosen.items()}, index=cells.rows.index)
     table = table.rename(columns={"text": "caption"})
+    if "file" in table:
+        table["file"] = table["file"].str.strip().str.removeprefix("./")
     if "id" not in table:
-        files = table["file"].str.strip() if "file" in table else None
+        files = table["file"] if "file" in table else None
         table["id"] = [f"{row + 1:06d}" for row in range(len(table))] if files is None else _without_extension(files)
     if "file" not in table:
         table["file"] = table["id"].str.strip()
