@@ -287,16 +287,8 @@ class TestMusic:
         rows = []
         for n, suffix in enumerate(("wav", "flac", "ogg", "mp3")):
             sound(tmp_path / "songs" / f"s{n}.{suffix}", seconds=7.0, channels=1 + n % 2, rate=16_000)
-            rows.append(
-                (
-                    f"s{n}" if n else "./s0.wav",
-                    n / 3,
-                    1 - n / 3,
-                    "" if n == 0 else f"tune {n}",
-                    2 * n % 5,
-                    2 * n % 5 + 2,
-                )
-            )
+            name, words = (f"s{n}", f"tune {n}") if n else ("./s0.wav", "")
+            rows.append((name, n / 3, 1 - n / 3, words, 2 * n % 5, 2 * n % 5 + 2))
         table(tmp_path / "t.csv", "song,valence,arousal,words,begin,end", rows)
         return {
             "name": "Songs", "root": str(tmp_path), "modality": "music", "table": "t.csv", "media": "songs",

@@ -125,11 +125,10 @@ def _table_cells(source: TableSource, settings: StorageSettings) -> tuple[pd.Dat
     table = table.rename(columns={"text": "caption"})
     if "file" in table:
         table["file"] = table["file"].str.strip().str.removeprefix("./")
-    if "id" not in table:
-        files = table["file"] if "file" in table else None
-        table["id"] = [f"{row + 1:06d}" for row in range(len(table))] if files is None else _without_extension(files)
-    if "file" not in table:
-        table["file"] = table["id"].str.strip()
+        table["id"] = table.get("id", pd.Series(_without_extension(table["file"]), table.index, dtype=object))
+    elif "id" not in table:
+        table["id"] = [f"{row + 1:06d}" for row in range(len(table))]
+    table["file"] = table.get("file", table["id"].str.strip())
     return filled(table), cells.ragged
 
 
