@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, Final, NamedTuple
 
 LONGEST_LINE: Final = 16 * 2**20  # characters or bytes; also of a field, so that an unclosed quote ends somewhere
+NOT_UTF8: Final = "bytes that are not UTF-8"  # the reason of such a row
 _BLANK_BEFORE_QUOTE: Final = re.compile(r'[ \t]+"')
 
 
@@ -101,7 +102,7 @@ def _fault(row: list[str], raw: str, number: int, width: int) -> tuple[str, str]
         try:
             raw.encode()
         except UnicodeEncodeError:
-            return "bytes that are not UTF-8", "bytes that are not UTF-8"
+            return NOT_UTF8, NOT_UTF8
     if ' "' in raw or '\t"' in raw:
         for field in row:
             if _BLANK_BEFORE_QUOTE.match(field) and '"' + field.replace('"', '""') + '"' not in raw:

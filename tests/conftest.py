@@ -63,6 +63,15 @@ def imemnet_dir() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def real_dir() -> Path:
+    """Folder of media with human ratings; the test is skipped by name where it does not exist."""
+    folder = Path(os.environ.get("REAL_DIR", ""))
+    if not os.environ.get("REAL_DIR") or not (folder / "oasis" / "labels.csv").exists():
+        pytest.skip("REAL_DIR does not name a folder with rated media")
+    return folder
+
+
 @pytest.fixture
 def s3_endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An S3 server of this test's own with an empty bucket "media", and credentials for it in the environment."""

@@ -81,6 +81,27 @@ def test_a_missing_column_is_named(capsys: pytest.CaptureFixture[str], tmp_path:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give --source; or --images-csv, --music-csv or both, and --media"),
+        (["--images-csv", "i.csv"], "give --source; or --images-csv, --music-csv or both, and --media"),
+        (["--source", "SOURCE", "--media", "m"], "give --source; or --images-csv, --music-csv or both, and --media"),
+        (["--source", "SOURCE", "--root", "a", "--root", "b"], "2 --root for 1 --source; give one for each"),
+        (["--source", "SOURCE", "--sizes", "0.5,half,0.1"], "fractions.1: "),
+        (["--source", "SOURCE"], "unknown key 'scales'; did you mean 'scale'?"),
+    ],
+)
+def test_a_mistake_with_sources(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    source = tmp_path / "source.yaml"
+    source.write_text("layout: oasis\n" if "--sizes" in arguments else "scales: [1, 9]\n")
+    arguments = [str(source) if argument == "SOURCE" else argument for argument in arguments]
+    assert said in _one_line(capsys, ["data", "import", *arguments, "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_unreadable_media_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     images, music = tmp_path / "image_va.csv", tmp_path / "music_va.csv"
     images.write_text(",img,valence,arousal\n0,1000,0.5,0.5\n")

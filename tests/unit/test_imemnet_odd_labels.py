@@ -7,16 +7,22 @@ import unicodedata
 import pytest
 
 from mmva.errors import UsageError
-from mmva.imemnet.published import match_files, read_image_labels
+from mmva.imemnet.published import read_image_labels
+from mmva.labels import match_files
 
 
 @pytest.mark.parametrize(("label", "shown"), [('"0,5"', "'0,5'"), ("", "''"), ("high", "'high'"), ("NaN", "'NaN'")])
 def test_a_label_that_is_not_a_number_is_shown_as_it_is_written(label: str, shown: str) -> None:
     labels = read_image_labels(f"img,valence,arousal\na,{label},0.5\nb,0.5,0.5\nc,7,0.5\n".encode())
     assert labels.rows["id"].tolist() == ["b"]
+    hint = "; write a decimal point" if "," in shown else ""
     assert [(problem.id, problem.code, problem.detail) for problem in labels.problems] == [
-        ("a", "label-out-of-range", f"valence {shown} is not a number"),
-        ("c", "label-out-of-range", "valence 7, arousal 0.5"),
+        (
+            "a",
+            "label-not-a-number",
+            f"valence {shown} is not a number" + ("; write a decimal point" if "," in shown else ""),
+        ),
+        ("c", "label-out-of-range", "valence 7 of 0 to 1, arousal 0.5 of 0 to 1"),
     ]
 
 
@@ -24,11 +30,11 @@ def test_an_id_finds_the_file_of_the_same_text() -> None:
     composed, split = (unicodedata.normalize(form, "café_ü") for form in ("NFC", "NFD"))
     assert composed != split
     for wanted, name in ((composed, split), (split, composed)):
-        assert match_files([wanted], [f"m/{name}.jpg", "x.jpg"], ["jpg"]) == ({wanted: f"m/{name}.jpg"}, [])
+        assert match_files({wanted: wanted}, [f"m/{name}.jpg", "x.jpg"], ["jpg"]) == ({wanted: f"m/{name}.jpg"}, [])
     both = [f"{composed}.jpg", f"{split}.jpg"]
-    assert match_files([composed, split], both, ["jpg"])[0] == {composed: both[0], split: both[1]}
+    assert match_files({composed: composed, split: split}, both, ["jpg"])[0] == {composed: both[0], split: both[1]}
     twice = [f"a/{split}.jpg", f"b/{split}.jpg"]
-    [problem] = match_files([composed], twice, ["jpg"])[1]
+    [problem] = match_files({composed: composed}, twice, ["jpg"])[1]
     assert (problem.code, problem.detail) == ("ambiguous-file", ", ".join(twice))
 
 

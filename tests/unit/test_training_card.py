@@ -57,6 +57,7 @@ def card() -> str:
             SliceFigure("music", "source", "ours", 12, 3, FIGURE),
             SliceFigure("music", "loudness", "quiet", 80, 31, FIGURE),
         ],
+        terms={"DEAM": "for research", "EmoBank": "CC-BY-SA 4.0"},
     )
 
 
@@ -76,8 +77,9 @@ def test_it_says_what_it_was_measured_on_with_intervals_and_slices(card: str) ->
 
 def test_licences_of_data_and_backbones_are_named_or_said_to_be_unknown(card: str) -> None:
     data, _, _ = card.partition("## Licences")[2].partition("\n## ")
-    assert "| DEAM | annotations for research; music under the Creative Commons" in data
-    assert "| ours | as whoever imported it knows |" in data
+    assert "| DEAM | for research |" in data
+    assert "| EmoBank | CC-BY-SA 4.0 |" in data, "its rows may all be in the training split"
+    assert "| ours | not stated |" in data
     assert "Apache-2.0" in card.partition("## Backbones")[2].partition("\n## ")[0]
 
 

@@ -6,13 +6,14 @@ Shapes: N items of a modality, D the dimension of its encoder.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmva.errors import CheckFailed
 from mmva.modalities import AXES, Modality
+from mmva.splits import fold_splits
 from mmva_platform.datasets.dataset import Dataset
 from mmva_platform.datasets.embedding_set import EmbeddingSet, EmbeddingsInfo, open_sets
 from mmva_platform.settings import Settings
@@ -23,11 +24,11 @@ class ModalityFeatures:
     """Items of one modality, row by row.
 
     Attributes:
-        ids: Item ids, str [N]; a caption has the id of its clip.
+        ids: Item ids, str [N]; a caption that belongs to a clip has the id of the clip.
         emb_ND: Embeddings, float32 [N, D].
         va_N2: Labels, float64 [N, 2], about [0, 1].
         split: "train", "val" or "test", str [N].
-        group: Song or image, str [N].
+        group: What a split keeps together, such as the song or the theme, str [N].
     """
 
     ids: NDArray[np.str_]
@@ -58,6 +59,7 @@ class Features(Mapping[Modality, ModalityFeatures]):
         specs: Plain values of the encoder's BackboneSpec, by modality.
         warnings: Of the dataset: every report must repeat them.
         modalities: The features.
+        terms: License or terms of the dataset's sources, by name.
     """
 
     uri: str
@@ -66,6 +68,7 @@ class Features(Mapping[Modality, ModalityFeatures]):
     specs: dict[Modality, dict[str, object]]
     warnings: tuple[str, ...]
     modalities: dict[Modality, ModalityFeatures]
+    terms: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, modality: Modality) -> ModalityFeatures:
         return self.modalities[modality]
@@ -75,6 +78,26 @@ class Features(Mapping[Modality, ModalityFeatures]):
 
     def __len__(self) -> int:
         return len(self.modalities)
+
+    def folds(self, k: int, seed: int = 0) -> Iterator[Features]:
+        """These features with other splits: once for each of k folds by group, in which the fold is "test".
+
+        Every row is in "test" once. Clips and captions are dealt together, so that a caption follows its clip.
+
+        Raises:
+            UsageError: If there are too few groups.
+        """
+        kinds = [[m for m in own if m in self.modalities] for own in (("image",), ("music", "caption"))]
+        splits: list[dict[Modality, NDArray[np.str_]]] = [{} for _ in range(k)]
+        for own in filter(None, kinds):
+            rows = [self.modalities[modality] for modality in own]
+            group_N = np.concatenate([one.group for one in rows])
+            va_N2 = np.concatenate([one.va_N2 for one in rows])
+            ends = np.cumsum([len(one) for one in rows])[:-1]
+            for split, names_N in zip(splits, fold_splits(group_N.tolist(), va_N2, k, seed), strict=True):
+                split.update(zip(own, np.split(names_N, ends), strict=True))
+        for split in splits:
+            yield replace(self, modalities={m: replace(rows, split=split[m]) for m, rows in self.modalities.items()})
 
     def split(self, name: str) -> dict[Modality, ModalityFeatures]:
         """Rows of one split, by modality; a modality without rows there has features of length 0."""
@@ -157,6 +180,7 @@ class FeatureSets:
             specs={modality: info.spec for modality, info in self.infos.items()},
             warnings=self.dataset.warnings,
             modalities=modalities,
+            terms=self.dataset.info.terms,
         )
 
 

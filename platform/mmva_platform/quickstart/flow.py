@@ -90,15 +90,14 @@ def run_quickstart(options: QuickstartOptions, settings: Settings) -> Quickstart
 def _make_dataset(options: QuickstartOptions, place: Workspace, settings: Settings, steps: _Steps) -> None:
     from mmva_platform.datasets.embedding import embed_dataset
     from mmva_platform.datasets.importing import ImportConfig, import_dataset
+    from mmva_platform.datasets.sources.config import ImemnetSource
     from mmva_platform.workflows import generate_lookalike
 
     steps.next(f"generate a look-alike of IMEMNet-C: {options.images} images, {options.clips} clips with captions")
     generate_lookalike(place.published, images=options.images, clips=options.clips, seed=options.seed)
     steps.next("import: validate, split by song and image, write shards")
     config = ImportConfig(
-        images_csv=str(place.published / "image_va.csv"),
-        music_csv=str(place.published / "music_va.csv"),
-        media=str(place.published),
+        sources=(ImemnetSource(root=str(place.published), name="generated", license="ours"),),
         seed=options.seed,
         # Of a hundred songs, IMEMNet's 5 % would leave five to validate and calibrate on.
         fractions=(0.7, 0.15, 0.15),

@@ -23,13 +23,6 @@ LICENCES: Mapping[str, str] = {
     "musicnn": "ISC",
     "minilm": "Apache-2.0",
 }
-# Of the media and labels, by the source that a dataset's rows name; likewise.
-DATA_LICENCES: Mapping[str, str] = {
-    "IAPS": "on request from its authors, for research; the pictures may not be passed on or shown",
-    "NAPS": "on request from its authors, for non-commercial research",
-    "EMOTIC": "annotations for non-commercial research; pictures of COCO and ADE20K under their own terms",
-    "DEAM": "annotations for research; music under the Creative Commons licences of its artists, some non-commercial",
-}
 PACKAGES = ("mmva-platform", "torch", "transformers", "numpy", "ray", "pyarrow")
 _SHOWN = ("mse", "mae", "r2", "pearson", "ccc")
 
@@ -97,6 +90,7 @@ def model_card(
     provenance: Mapping[str, Any],
     *,
     slices: Sequence[SliceFigure],
+    terms: Mapping[str, str],
 ) -> str:
     """The model's card: what it is, what it was trained and measured on, where it fails, what may be done with it.
 
@@ -107,6 +101,7 @@ def model_card(
         intervals: Half widths of the 90 % intervals by modality and axis.
         provenance: Run, dataset, versions, commit.
         slices: Error on the parts of the test split.
+        terms: License or terms by source of the dataset.
     """
     half_widths = [[modality, *(f"± {width:.3f}" for width in axes.values())] for modality, axes in intervals.items()]
     sections = {
@@ -119,7 +114,7 @@ def model_card(
         "Slices": _SLICES + table(["modality", "by", "part", "rows", "songs or images", "MSE"], _slice_rows(slices)),
         "90 % intervals": _INTERVALS + table(["modality", "valence", "arousal"], half_widths),
         "Limits": _LIMITS,
-        "Licences": _LICENCES + table(["source", "licence"], _licence_rows(slices)),
+        "Licences": _LICENCES + table(["source", "licence"], _licence_rows(slices, terms)),
         "Recipe": "```yaml\n" + _yaml(recipe) + "```",
         "Environment": table(
             ["what", "version"], [*provenance["versions"].items(), ["commit", provenance["commit"] or "unknown"]]
@@ -148,10 +143,10 @@ def _slice_rows(slices: Sequence[SliceFigure]) -> list[list[object]]:
     return [[each.modality, each.kind, each.name, each.rows, each.groups, each.mse] for each in slices]
 
 
-def _licence_rows(slices: Sequence[SliceFigure]) -> list[list[object]]:
-    """By source of the test rows; what is generated here or brought by the user has its own."""
-    sources = dict.fromkeys(each.name for each in slices if each.kind == "source")
-    return [[source, DATA_LICENCES.get(source, "as whoever imported it knows")] for source in sources]
+def _licence_rows(slices: Sequence[SliceFigure], terms: Mapping[str, str]) -> list[list[object]]:
+    """By source of the dataset, whether or not it has test rows."""
+    sources = [*terms, *(each.name for each in slices if each.kind == "source")]
+    return [[source, terms.get(source, "not stated")] for source in dict.fromkeys(sources)]
 
 
 def _yaml(recipe: Recipe) -> str:

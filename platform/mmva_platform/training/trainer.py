@@ -259,7 +259,7 @@ def finish(
     }
     intervals = intervals_from(model, features, "val")
     slices = slice_figures(model, features, settings)
-    card = model_card(evaluation, recipe, model.backbones, intervals, provenance, slices=slices)
+    card = model_card(evaluation, recipe, model.backbones, intervals, provenance, slices=slices, terms=features.terms)
     digest = save_bundle(run.bundle, model, intervals=intervals, card=card, provenance=provenance)
     return TrainResult(
         run.name, run.path, run.bundle, digest, list(last["history"]), evaluation, recipe, features.digest
