@@ -136,7 +136,7 @@ def evaluate_model(
     model: str, dataset: str, settings: Settings, *, split: str = "test", clip_split: bool = True
 ) -> Evaluation:
     """Evaluate a bundle or a registered model on a dataset's split, with what a split by clip would show beside it."""
-    from mmva_platform.tracking.registry import resolve_model
+    from mmva_platform.tracking.resolve import resolve_model
     from mmva_platform.training.evaluation import evaluate
 
     bundle = resolve_model(model, settings).bundle_dir
@@ -192,7 +192,7 @@ def _provenance_of(model: ModelInfo, settings: Settings) -> dict[str, Any] | Non
     """What the model's bundle says of its origin; None if the registry does not hold just this bundle."""
     from mmva.bundle import read_bundle_info
     from mmva.errors import CheckFailed, OperationFailed, UsageError
-    from mmva_platform.tracking.registry import resolve_model
+    from mmva_platform.tracking.resolve import resolve_model
 
     if model.version is None:
         return None

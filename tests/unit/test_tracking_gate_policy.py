@@ -9,7 +9,7 @@ import pytest
 from mmva.errors import UsageError
 from mmva.modalities import AXES, MODALITIES
 from mmva_platform.settings import load_config
-from mmva_platform.tracking.policy import GatePolicy
+from mmva_platform.tracking.gate.policy import GatePolicy
 
 
 def test_the_recipe_spells_out_the_defaults(repository: Path) -> None:

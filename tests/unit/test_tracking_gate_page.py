@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from mmva_platform.tracking.verdict_page import verdict_page
 
 from mmva_platform.tracking.gate import Evidence, Verdict, judge
-from mmva_platform.tracking.verdict_page import verdict_page
 
 from .test_tracking_gate import evidence, with_rows
 
