@@ -150,7 +150,7 @@ def song_dataset(folder: Path, first: int, *, by_clip: bool) -> Path:
         row_of("music", i, va[s], source="deam", split=str(split[i]), group=f"song {first + s}")
         for i, s in enumerate(song)
     ]
-    publish(folder, rows, [tone((first + i + 1) / 500) for i in range(len(rows))])
+    publish(folder, rows, [tone((CLIPS * first + i + 1) / 500) for i in range(len(rows))])
     hint = np.log(va[song] / (1 - va[song])) + rng.normal(0, 0.5, (SONGS, 2))[song]
     embed(folder, "music", np.concatenate([np.eye(2 * SONGS)[first + song], hint], axis=1), OURS)
     return folder
@@ -184,7 +184,7 @@ def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def judged(folder: Path, data: str) -> dict[tuple[str, str], bool]:
-    """Whether each finding passed when the leaking model is held against the champion on a dataset."""
+    """Whether each finding passed when the leaking model is compared with the champion on a dataset."""
     given = examined(folder, folder / data, folder / "leaking", folder / "champion")
     exam = Exam(dataset=data, digest=given.digest)
     findings = judge(Evidence(1, 2, GatePolicy(), exam, given))
