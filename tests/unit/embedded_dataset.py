@@ -66,15 +66,23 @@ def tone(amplitude: float) -> bytes:
     return buffer.getvalue()
 
 
-def make_dataset(folder: Path, *fingerprints: str, embeddings: Path | None = None) -> Path:
-    """A dataset of grey pictures and square waves, and random embeddings by encoders of these fingerprints."""
+def make_dataset(folder: Path, *fingerprints: str, embeddings: Path | None = None, swapped: bool = False) -> Path:
+    """A dataset of grey pictures and square waves, and embeddings by encoders of these fingerprints.
+
+    The first two numbers of an embedding are the logits of its label, with noise of the fingerprint's own.
+    """
     rows = label_rows()
+    if swapped:  # train on what was for testing
+        rows = [row | {"split": "train" if row["split"] == "test" else "test"} for row in rows]
     media = [picture(8 * i) for i in range(30)] + [tone((i + 1) / 50) for i in range(40)]
     publish(folder, rows, media)
     for fingerprint in fingerprints:
         for modality in MODALITIES:
-            count = len(rows_of(rows, modality))
-            embed(folder, modality, np.random.default_rng(count).normal(size=(count, DIM)), fingerprint, embeddings)
+            own = rows_of(rows, modality)
+            va_N2 = np.array([[row[axis] for axis in AXES] for row in own])
+            emb_ND = np.random.default_rng([len(own), ord(fingerprint[0])]).normal(0, 0.5, (len(own), DIM))
+            emb_ND[:, :2] += np.log(va_N2 / (1 - va_N2))
+            embed(folder, modality, emb_ND, fingerprint, embeddings)
     return folder
 
 
