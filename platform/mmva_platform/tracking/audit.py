@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mmva.errors import CheckFailed
 from mmva_platform.settings import Settings
@@ -24,7 +22,9 @@ from mmva_platform.tracking.registry import (
     PREVIOUS,
     TAG_FORCED,
     TAG_VERDICT,
+    RegisteredVersion,
     aliases_of,
+    read_artifact,
     versions_of,
 )
 from mmva_platform.tracking.store import open_client, quiet
@@ -71,9 +71,7 @@ class AuditLog:
             try:
                 record = dict(json.loads(data))
             except (ValueError, TypeError):
-                raise CheckFailed(
-                    f"{self._storage.join(entry.path)}: is not a JSON object; the log was damaged"
-                ) from None
+                raise CheckFailed(f"{place}: is not a JSON object; the log was damaged") from None
             if (record.get("number"), record.get("prior")) != (number, prior):
                 raise CheckFailed(f"{place}: does not follow from the record before; one of them was changed")
             records.append(record)
@@ -131,8 +129,7 @@ def is_settled(client: MlflowClient, record: Mapping[str, Any]) -> bool:
     return str(tags.get(TAG_SETTLED)) == str(record["number"])
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """One thing that is not as the log says."""
 
     where: str
@@ -167,7 +164,8 @@ class AuditReport:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return asdict(self) | {"agrees": self.agrees}
+        plain = asdict(self) | {"differences": [each._asdict() for each in self.differences]}
+        return plain | {"agrees": self.agrees}
 
     def to_text(self) -> str:
         """A line a record, then what differs."""
@@ -191,11 +189,11 @@ def audit(settings: Settings) -> AuditReport:
     records = log.read()
     client = open_client(settings)
     with quiet():
+        versions = {each.version: each for each in versions_of(client, name)}
         differences = (
             *_aliases(client, name, records),
-            *_unfinished(client, records),
-            *_versions(client, name, records),
-            *_artifacts(client, name, records),
+            *_versions(client, versions, records),
+            *_artifacts(client, versions, records),
         )
     return AuditReport(log.uri, name, tuple(records), differences)
 
@@ -215,49 +213,44 @@ def _aliases(client: MlflowClient, name: str, records: list[Record]) -> Iterator
             yield Difference(f"alias {alias}", str(recorded[alias] or "none"), str(now.get(alias) or "none"))
 
 
-def _unfinished(client: MlflowClient, records: list[Record]) -> Iterator[Difference]:
-    known = {each.version for each in versions_of(client, records[-1]["model"])} if records else set()
-    if records and records[-1]["candidate"] in known and not is_settled(client, records[-1]):
-        where = f"record {records[-1]['number']}"
-        yield Difference(where, "it was carried out", "not all of it; the next command finishes it")
-
-
-def _versions(client: MlflowClient, name: str, records: list[Record]) -> Iterator[Difference]:
-    """Tags and digests of every version."""
-    versions = {each.version: each for each in versions_of(client, name)}
+def _versions(
+    client: MlflowClient, versions: Mapping[int, RegisteredVersion], records: list[Record]
+) -> Iterator[Difference]:
+    """Tags and digests of every version, and whether the last record was carried out."""
     wanted: dict[int, dict[str, str]] = {version: {} for version in versions}
     for record in records:
         version = int(record["candidate"])
+        where = f"record {record['number']}"
         if version not in versions:
-            yield Difference(f"version {version}", f"record {record['number']} is about it", "no such version")
+            yield Difference(f"version {version}", f"{where} is about it", "no such version")
             continue
         wanted[version] |= tags_of(record)
         registered = versions[version].model_digest
         if record["candidate_digest"] != registered:
-            where = f"version {version}'s digest in record {record['number']}"
-            yield Difference(where, record["candidate_digest"][:16], registered[:16])
+            yield Difference(f"version {version}'s digest in {where}", record["candidate_digest"][:16], registered[:16])
+        if record is records[-1] and not is_settled(client, record):
+            yield Difference(where, "it was carried out", "not all of it; the next command finishes it")
     for version, tags in wanted.items():
-        found = client.get_model_version(name, str(version)).tags
+        found = client.get_model_version(versions[version].name, str(version)).tags
         for key in sorted({*tags, *(key for key in (TAG_VERDICT, TAG_FORCED) if key in found)}):
             if found.get(key) != tags.get(key):
                 where = f"version {version}'s tag {key}"
                 yield Difference(where, repr(tags.get(key, "nothing")), repr(found.get(key, "nothing")))
 
 
-def _artifacts(client: MlflowClient, name: str, records: list[Record]) -> Iterator[Difference]:
+def _artifacts(
+    client: MlflowClient, versions: Mapping[int, RegisteredVersion], records: list[Record]
+) -> Iterator[Difference]:
     """Verdicts beside the runs, byte by byte."""
     from mlflow.exceptions import MlflowException
 
-    runs = {each.version: each.run_id for each in versions_of(client, name)}
     for record in records:
-        if record["candidate"] in runs:
-            file = artifact_of(record)
-            with tempfile.TemporaryDirectory() as temporary:
-                try:
-                    data = Path(client.download_artifacts(runs[record["candidate"]], file, temporary)).read_bytes()
-                except (MlflowException, OSError):
-                    yield Difference(f"artifact {file}", digest(record)[:16], "nothing")
-                    continue
-            found = hashlib.sha256(data).hexdigest()
+        if record["candidate"] in versions:
+            file, run_id = artifact_of(record), versions[record["candidate"]].run_id
+            try:
+                data = read_artifact(client, run_id, file)
+            except MlflowException:  # the run is gone
+                data = b""
+            found = hashlib.sha256(data).hexdigest() if data else "nothing"
             if found != digest(record):
                 yield Difference(f"artifact {file}", digest(record)[:16], found[:16])

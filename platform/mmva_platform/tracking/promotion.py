@@ -122,10 +122,7 @@ def challenge(version: int | str, settings: Settings, reason: str = "") -> Verdi
         if CHAMPION in target.aliases or CHALLENGER in target.aliases:
             raise UsageError(f"version {target.version} of {name!r} is {' and '.join(target.aliases)} already")
         holder = aliases_of(client, name).get(CHAMPION)
-        verdict = settle(client, settings, _verdict("challenge", target, holder, reason))
-        if not verdict.carried_out:
-            raise CheckFailed(f"version {target.version} of {name!r} was not named: {verdict.failures[0]}")
-    return verdict
+        return _move(client, settings, _verdict("challenge", target, holder, reason))
 
 
 def rollback(settings: Settings, reason: str = "") -> Verdict:
@@ -144,10 +141,14 @@ def rollback(settings: Settings, reason: str = "") -> Verdict:
         if champion is None or previous is None or champion == previous:
             raise UsageError(f"model {name!r} has no previous champion to go back to")
         target = find_version(client, name, previous)
-        verdict = settle(client, settings, _verdict("rollback", target, champion, reason))
-        if not verdict.carried_out:
-            raise CheckFailed(f"model {name!r} was not rolled back: {verdict.failures[0]}")
-    return verdict
+        return _move(client, settings, _verdict("rollback", target, champion, reason))
+
+
+def _move(client: MlflowClient, settings: Settings, verdict: Verdict) -> Verdict:
+    settled = settle(client, settings, verdict)
+    if not settled.carried_out:
+        raise CheckFailed(f"{verdict.action} of {settings.tracking.model_name!r} was not done: {settled.failures[0]}")
+    return settled
 
 
 def _judged(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mmva.errors import CheckFailed, UsageError
-from mmva.modalities import AXES, MODALITIES
+from mmva.modalities import AXES
 from mmva_platform.settings import Settings
 from mmva_platform.tracking.model import MODEL_NAME, logged_model
 from mmva_platform.tracking.runs import EVALUATION_FILE, HISTORY_FILE, TAG_DATASET_DIGEST, TAG_MODEL_DIGEST, TAG_PRESET
@@ -105,9 +105,8 @@ class VersionDetails:
             f"  run         {known.run_id}",
             f"  backbones   {known.preset}",
         ]
-        metrics = self.evaluation.get("metrics", {})
-        for modality in (modality for modality in MODALITIES if modality in metrics):
-            for axis, figures in metrics[modality].items():
+        for modality, axes in self.evaluation.get("metrics", {}).items():
+            for axis, figures in axes.items():
                 floor = self.evaluation.get("floors", {}).get(modality, {}).get(axis)
                 numbers = "  ".join(f"{name} {_figure(figures[name])}" for name in _FIGURES if name in figures)
                 lines.append(f"  {modality} {axis}: {numbers}  (best constant: MSE {_short(floor)})")
@@ -131,12 +130,12 @@ def register(run_id: str, settings: Settings) -> int:
     with quiet():
         model = logged_model(client, run_id, MODEL_NAME)
         tags = client.get_run(run_id).data.tags
-        data = read_evaluation(client, run_id)
+        data = read_artifact(client, run_id, EVALUATION_FILE)
         version_tags = {
             TAG_MODEL_DIGEST: tags.get(TAG_MODEL_DIGEST, ""),
             TAG_DATASET_DIGEST: tags.get(TAG_DATASET_DIGEST, ""),
             TAG_PRESET: tags.get(TAG_PRESET, ""),
-            TAG_EVALUATION: json.dumps(_mean_mse(_parse(data))),
+            TAG_EVALUATION: json.dumps(_mean_mse(json.loads(data or b"{}"))),
             TAG_EVALUATION_SHA256: hashlib.sha256(data).hexdigest(),
         }
         _ensure_registered_model(client, settings.tracking.model_name)
@@ -158,8 +157,8 @@ def training_history(version: int | str, settings: Settings) -> list[dict[str, A
     client = open_client(settings)
     with quiet():
         found = find_version(client, settings.tracking.model_name, version)
-        data = _read_artifact(client, found.run_id, HISTORY_FILE)
-    return [dict(row) for row in json.loads(data)] if data else []
+        data = read_artifact(client, found.run_id, HISTORY_FILE)
+    return list(json.loads(data or b"[]"))
 
 
 def list_versions(settings: Settings) -> list[RegisteredVersion]:
@@ -228,28 +227,20 @@ def evaluation_of(client: MlflowClient, version: RegisteredVersion) -> dict[str,
     Raises:
         CheckFailed: If the file is not the one that was registered.
     """
-    data = read_evaluation(client, version.run_id)
+    data = read_artifact(client, version.run_id, EVALUATION_FILE)
     if version.evaluation_sha256 and hashlib.sha256(data).hexdigest() != version.evaluation_sha256:
         raise CheckFailed(
             f"version {version.version}: {EVALUATION_FILE} of its run was changed after it was registered"
         )
-    return _parse(data)
+    return dict(json.loads(data or b"{}"))
 
 
-def read_evaluation(client: MlflowClient, run_id: str) -> bytes:
-    """The bytes of a run's evaluation, empty if it has none."""
-    return _read_artifact(client, run_id, EVALUATION_FILE)
-
-
-def _read_artifact(client: MlflowClient, run_id: str, name: str) -> bytes:
-    if not any(entry.path == name for entry in client.list_artifacts(run_id)):
+def read_artifact(client: MlflowClient, run_id: str, name: str) -> bytes:
+    """The bytes of a run's artifact, empty if it has none of this name."""
+    if not any(entry.path == name for entry in client.list_artifacts(run_id, name.rpartition("/")[0] or None)):
         return b""
     with tempfile.TemporaryDirectory() as temporary:
         return Path(client.download_artifacts(run_id, name, temporary)).read_bytes()
-
-
-def _parse(data: bytes) -> dict[str, Any]:
-    return dict(json.loads(data)) if data else {}
 
 
 def _mean_mse(evaluation: Mapping[str, Any]) -> dict[str, float]:

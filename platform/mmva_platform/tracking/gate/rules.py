@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mmva.bootstrap import PairedDifference, bootstrap_mean, bootstrap_paired_mse
 from mmva.metrics import sample_rows
@@ -85,9 +84,8 @@ def rows_counted(evidence: Evidence) -> Iterator[Finding]:
 def below_constant(evidence: Evidence) -> Iterator[Finding]:
     """On each axis the MSE is below the policy's share of the best constant prediction's on the same rows."""
     for modality, rows in _rows(evidence):
-        for i, axis in enumerate(AXES):
-            mse = _mse(rows, evidence.candidate, i)
-            limit = float(rows.label_N2[:, i].var()) * evidence.policy.constant_share
+        for axis, mse, variance in zip(AXES, _mse(rows, evidence.candidate), rows.label_N2.var(axis=0), strict=True):
+            limit = float(variance) * evidence.policy.constant_share
             passed = mse is not None and mse < limit
             yield Finding("below-constant", f"{modality}/{axis}", mse, limit, passed, needs="<")
 
@@ -95,10 +93,8 @@ def below_constant(evidence: Evidence) -> Iterator[Finding]:
 def below_ceiling(evidence: Evidence) -> Iterator[Finding]:
     """The MSE is at most the policy's absolute ceiling, where it has one."""
     for modality, rows in _rows(evidence):
-        for i, axis in enumerate(AXES):
-            limit = evidence.policy.ceilings.of(modality, axis)
-            if limit is not None:
-                mse = _mse(rows, evidence.candidate, i)
+        for axis, mse in zip(AXES, _mse(rows, evidence.candidate), strict=True):
+            if (limit := evidence.policy.ceilings.of(modality, axis)) is not None:
                 passed = mse is not None and mse <= limit
                 yield Finding("below-ceiling", f"{modality}/{axis}", mse, limit, passed, needs="<=")
 
@@ -170,15 +166,15 @@ def intervals_cover(evidence: Evidence) -> Iterator[Finding]:
 
 def retrieves_as_well(evidence: Evidence) -> Iterator[Finding]:
     """Mean nDCG@10 between any two modalities is at most the margin below the champion's; large exams by a sample."""
-    rows = {m: each for m, each in _rows(evidence) if _has(evidence, evidence.champion, m)}
-    for pair in itertools.permutations(rows, 2):
-        query, gallery = (_sampled(rows[modality]) for modality in pair)
-        subject, value, limit, note = "->".join(pair), None, None, ""
-        if all(rows[modality].known(evidence.candidate, *_one(evidence.champion)) for modality in pair):
-            value, other = (_ndcg(query, gallery, each) for each in (evidence.candidate, *_one(evidence.champion)))
+    versions = [version for version in (evidence.candidate, evidence.champion) if version is not None]
+    rows = {m: _sampled(each) for m, each in _rows(evidence) if _has(evidence, evidence.champion, m)}
+    for query, gallery in itertools.permutations(rows, 2):
+        value, limit, note = None, None, ""
+        if rows[query].known(*versions) and rows[gallery].known(*versions):
+            value, other = (_ndcg(rows[query], rows[gallery], version) for version in versions)
             limit, note = other - evidence.policy.retrieval_margin, f"champion {other:.4f}"
         passed = value is not None and limit is not None and value >= limit
-        yield Finding("retrieval", subject, value, limit, passed, note, needs=">=")
+        yield Finding("retrieval", f"{query}->{gallery}", value, limit, passed, note, needs=">=")
 
 
 ABSOLUTE: Final[tuple[Rule, ...]] = (
@@ -203,14 +199,12 @@ def _has(evidence: Evidence, version: int | None, modality: Modality) -> bool:
     return version is not None and modality in _facts(evidence.examined, version).modalities
 
 
-def _one(version: int | None) -> Sequence[int]:
-    return () if version is None else (version,)
-
-
-def _mse(rows: ExamRows, version: int, axis: int) -> float | None:
+def _mse(rows: ExamRows, version: int) -> tuple[float | None, float | None]:
+    """By axis; None where a point is missing or not finite."""
     if not rows.known(version):
-        return None
-    return float(np.square(rows.points[version][:, axis] - rows.label_N2[:, axis]).mean())
+        return None, None
+    valence, arousal = np.square(rows.points[version] - rows.label_N2).mean(axis=0)
+    return float(valence), float(arousal)
 
 
 def _compared(
@@ -256,11 +250,9 @@ def _within(rule: str, subject: str, found: PairedDifference | None, share: floa
 
 
 def _sampled(rows: ExamRows) -> ExamRows:
-    mask_N = np.zeros(len(rows.label_N2), bool)
-    mask_N[sample_rows(len(mask_N))] = True
-    return rows.where(mask_N)
+    return rows.where(np.isin(np.arange(len(rows.label_N2)), sample_rows(len(rows.label_N2))))
 
 
 def _ndcg(query: ExamRows, gallery: ExamRows, version: int) -> float:
-    points: tuple[NDArray[np.float64], NDArray[np.float64]] = (query.points[version], gallery.points[version])
-    return float(retrieval_per_query(*points, query.label_N2, gallery.label_N2)["ndcg@10"].mean())
+    points_Q2, points_M2 = query.points[version], gallery.points[version]
+    return float(retrieval_per_query(points_Q2, points_M2, query.label_N2, gallery.label_N2)["ndcg@10"].mean())
