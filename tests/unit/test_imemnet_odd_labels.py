@@ -17,11 +17,7 @@ def test_a_label_that_is_not_a_number_is_shown_as_it_is_written(label: str, show
     assert labels.rows["id"].tolist() == ["b"]
     hint = "; write a decimal point" if "," in shown else ""
     assert [(problem.id, problem.code, problem.detail) for problem in labels.problems] == [
-        (
-            "a",
-            "label-not-a-number",
-            f"valence {shown} is not a number" + ("; write a decimal point" if "," in shown else ""),
-        ),
+        ("a", "label-not-a-number", f"valence {shown} is not a number{hint}"),
         ("c", "label-out-of-range", "valence 7 of 0 to 1, arousal 0.5 of 0 to 1"),
     ]
 

@@ -236,7 +236,7 @@ def test_drift_is_told_from_the_bundle_of_the_same_digest(
     def info(_folder: Path) -> Any:
         return SimpleNamespace(digest=digest, provenance={"reference": reference})
 
-    monkeypatch.setattr("mmva_platform.tracking.registry.resolve_model", resolve)
+    monkeypatch.setattr("mmva_platform.tracking.resolve.resolve_model", resolve)
     monkeypatch.setattr("mmva.bundle.read_bundle_info", info)
 
     def drift() -> dict[str, Any]:

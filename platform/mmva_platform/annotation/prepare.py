@@ -25,7 +25,7 @@ from mmva_platform.storage import Storage, open_storage, probe_put_if_absent
 
 if TYPE_CHECKING:
     from mmva_platform.annotation.on_workers import Workers
-    from mmva_platform.tracking.registry import ResolvedModel
+    from mmva_platform.tracking.resolve import ResolvedModel
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def look_up(catalog: str, model: str, out: str, settings: Settings, options: Ann
         UsageError: If there is no such model, a URI is malformed, or the output holds a plan of another format.
         CheckFailed: If the model is not the one that was registered.
     """
-    from mmva_platform.tracking.registry import resolve_model
+    from mmva_platform.tracking.resolve import resolve_model
 
     resolved = resolve_model(model, settings)
     found = open_catalog(catalog, settings.storage, options.tables)

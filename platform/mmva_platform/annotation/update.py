@@ -146,7 +146,7 @@ def _looked_up(before: Annotation, options: UpdateOptions, settings: Settings) -
         with stored_bundle(before.storage, plan.model) as bundle_dir:
             yield _Update(before, plan, catalog, plan.model, bundle_dir, options)
         return
-    from mmva_platform.tracking.registry import resolve_model
+    from mmva_platform.tracking.resolve import resolve_model
 
     resolved = resolve_model(options.model, settings)
     version = None if resolved.version is None else str(resolved.version)

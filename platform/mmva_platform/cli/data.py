@@ -88,7 +88,12 @@ def embed(
     context: typer.Context,
     dataset: str,
     *,
-    backbones: Annotated[str, typer.Option(help="preset: compact, paper or tiny")] = "compact",
+    backbones: Annotated[
+        str,
+        typer.Option(
+            help="preset (compact, paper, tiny), or a model whose own backbones to use: models:/mmva@champion"
+        ),
+    ] = "compact",
     out: Annotated[str | None, typer.Option(help="default: inside the dataset")] = None,
     engine: Annotated[_Engine, typer.Option(help="torch (CPU), cuda, or auto: cuda if the cluster has a GPU")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="images, windows or captions embedded together")] = 16,
@@ -96,6 +101,9 @@ def embed(
 ) -> None:
     """Embed a dataset once per backbone; what exists is not computed again."""
     from mmva_platform.datasets.embedding import embed_dataset
+    from mmva_platform.workflows import backbones_of
 
-    made = embed_dataset(dataset, backbones, out, settings_of(context), batch_size=batch_size, engine=engine)
+    settings = settings_of(context)
+    chosen = backbones_of(backbones, settings)
+    made = embed_dataset(dataset, chosen, out, settings, batch_size=batch_size, engine=engine)
     emit("\n".join(f"{modality:8} {uri}" for modality, uri in made.items()), dict(made), as_json=as_json)

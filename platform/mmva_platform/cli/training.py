@@ -50,10 +50,15 @@ def evaluate(
     *,
     split: str = "test",
     clip_split: Annotated[bool, typer.Option(help="train the recipe again on a split by clip, which leaks")] = True,
+    embeddings: Annotated[
+        str | None, typer.Option(help="where they are; default: inside the dataset, or where the training read them")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Metrics with intervals beside the floors, over every row of a split; a split by clip beside them."""
     from mmva_platform.workflows import evaluate_model
 
-    evaluation = evaluate_model(model, dataset, settings_of(context), split=split, clip_split=clip_split)
+    evaluation = evaluate_model(
+        model, dataset, settings_of(context), split=split, clip_split=clip_split, embeddings=embeddings
+    )
     emit(evaluation.to_markdown(), evaluation.to_json(), as_json=as_json)

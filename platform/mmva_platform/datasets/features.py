@@ -109,7 +109,7 @@ def load_features(
     backbones: str | Mapping[Modality, str],
     settings: Settings | None = None,
     *,
-    embeddings: str | None = None,
+    embeddings: str | Sequence[str] | None = None,
 ) -> Features:
     """Load embeddings with their labels.
 
@@ -117,7 +117,7 @@ def load_features(
         dataset_uri: Of an embedded dataset.
         backbones: A preset's name, or the encoders' fingerprints by modality.
         settings: Storage.
-        embeddings: URI of the embeddings if they are not inside the dataset.
+        embeddings: URI of the embeddings if they are not inside the dataset; see open_sets for several.
 
     Raises:
         UsageError: If the dataset has no such embeddings; the message has the command that makes them.
@@ -146,7 +146,7 @@ class FeatureSets:
         backbones: str | Mapping[Modality, str],
         settings: Settings,
         *,
-        embeddings: str | None = None,
+        embeddings: str | Sequence[str] | None = None,
     ) -> FeatureSets:
         """Find the sets and read no rows; arguments and errors are those of load_features."""
         dataset = Dataset.open(dataset_uri, settings)
@@ -157,19 +157,20 @@ class FeatureSets:
         """Descriptions of the sets by modality."""
         return {modality: found.info for modality, found in self.sets.items()}
 
-    def load(self, modality: Modality, most: int | None = None) -> ModalityFeatures:
+    def load(self, modality: Modality, most: int | None = None, split: str | None = None) -> ModalityFeatures:
         """One modality's rows, sorted by split, within a split in the order of the dataset.
 
         Args:
             modality: One of `sets`.
             most: Read only evenly spaced parts, with about this number of rows together; None for every row.
+            split: Keep only this split's rows; memory is then that of these rows and one part.
 
         Raises:
             CheckFailed: If a part is not the one that was published, or the set has other items than the dataset.
         """
         info = self.sets[modality].info
         step = 1 if most is None else max(1, round(info.rows / most))
-        return _load(self.dataset, self.sets[modality], range(0, len(info.parts), step))
+        return _load(self.dataset, self.sets[modality], range(0, len(info.parts), step), split)
 
     def describe(self, modalities: dict[Modality, ModalityFeatures]) -> Features:
         """Features of these rows."""
@@ -184,7 +185,9 @@ class FeatureSets:
         )
 
 
-def _load(dataset: Dataset, embeddings: EmbeddingSet, chosen: Sequence[int]) -> ModalityFeatures:
+def _load(
+    dataset: Dataset, embeddings: EmbeddingSet, chosen: Sequence[int], only: str | None = None
+) -> ModalityFeatures:
     info = embeddings.info
     labels = dataset.labels().to_pandas()
     captioned = (labels["modality"] == "caption") | ((labels["modality"] == "music") & (labels["caption"] != ""))
@@ -197,14 +200,16 @@ def _load(dataset: Dataset, embeddings: EmbeddingSet, chosen: Sequence[int]) -> 
         raise CheckFailed(other_items)
     rows = rows[is_chosen]
     split = rows["split"].to_numpy(dtype=np.str_)
-    order = np.argsort(split, kind="stable")
-    place = np.empty(len(order), np.int64)  # of each row of the dataset among the sorted rows
+    kept = np.arange(len(split)) if only is None else np.flatnonzero(split == only)
+    order = kept[np.argsort(split[kept], kind="stable")]
+    place = np.full(len(split), -1, np.int64)  # of each row of the dataset among the sorted rows; -1 for none
     place[order] = np.arange(len(order))
     ids: list[str] = []
     emb_ND = np.empty((len(order), info.dim), np.float32)  # filled part by part: never twice in memory
     for number in chosen:
         part_ids, part_emb_BD = embeddings.read(number)
-        emb_ND[place[len(ids) : len(ids) + len(part_ids)]] = part_emb_BD
+        place_B = place[len(ids) : len(ids) + len(part_ids)]
+        emb_ND[place_B[place_B >= 0]] = part_emb_BD[place_B >= 0]
         ids += part_ids
     if list(rows["id"]) != ids:
         raise CheckFailed(other_items)

@@ -134,7 +134,7 @@ def _train(options: QuickstartOptions, place: Workspace, settings: Settings, ste
 
 def _make_champion(result: TrainResult, settings: Settings, steps: _Steps) -> tuple[TrainOutcome, str | None]:
     from mmva.errors import CheckFailed
-    from mmva_platform.tracking.registry import promote
+    from mmva_platform.tracking.promotion import promote
     from mmva_platform.workflows import track_and_register
 
     steps.next("log the run to MLflow, register the model, make it champion: there is none yet, so only floors count")

@@ -43,7 +43,7 @@ def evaluation_markdown(evaluation: Evaluation) -> str:
         "Intervals are 95 %, bootstrap by song or image. The floor is the training split's mean on the same rows.",
         _va_table(evaluation),
         f"On IMEMNet-C's own labels the best constants have an MSE of: {floors}.",
-        f"Matching score (sigma {evaluation.sigma:g}), MSE over all pairs:",
+        f"Matching score (sigma {evaluation.sigma:g}), MSE over all pairs{_sampled(evaluation)}:",
         table(["pair", "MSE"], [[pair, figure] for pair, figure in evaluation.matching.items()]),
         "Retrieval by distance of predicted points, judged by the labels' scores; in brackets, what chance gives:",
         _retrieval_table(evaluation),
@@ -51,6 +51,11 @@ def evaluation_markdown(evaluation: Evaluation) -> str:
         table(["system", "data", "figure"], [[r.system, r.data, r.figure] for r in RELATED]),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _sampled(evaluation: Evaluation) -> str:
+    rows = ", ".join(f"{rows} {modality} rows" for modality, rows in evaluation.sampled.items())
+    return f" of a random sample ({rows}; retrieval likewise)" if rows else ""
 
 
 def _va_table(evaluation: Evaluation) -> str:
@@ -164,8 +169,8 @@ Ordering, searching and matching catalogs of media by the mood that most people 
 particular person feels, nor for decisions about people."""
 _INTERVALS = """\
 Half widths from the validation split, for media like its own. They are calibrated by song and by image (hierarchical
-conformal prediction): nine in ten of a new song's clips on average, not of clips of songs that were there. ± 1.000 says
-that validation has fewer than nine songs, and nothing can be promised.
+conformal prediction): about nine in ten of a new song's clips, somewhat fewer where validation has few songs, because
+it also chose the penalties and the epoch. ± 1.000 says that validation has fewer than nine songs: nothing is promised.
 
 """
 _SLICES = """\

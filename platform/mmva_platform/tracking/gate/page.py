@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mmva_platform.pages import page_environment
-from mmva_platform.tracking.evidence import Finding
+from mmva_platform.tracking.gate.verdict import Finding
 
 WIDTH: Final = 420.0
 _TITLES: Final = {
@@ -20,6 +20,10 @@ _TITLES: Final = {
         """Change of the mean squared error against the champion's on the same rows, in per cent of the champion's: the
         dot, with its 90 % interval from a paired bootstrap by song or image. The right end is the one-sided 95 % bound
         and has to stay left of the dashed line, the margin. Left of zero the candidate is better.""",
+    ),
+    "best-so-far": (
+        "And than the best champion so far?",
+        "The same against the best champion that the gate passed on this exam, where that is another version.",
     ),
     "slice": (
         "And on each part of the rows?",

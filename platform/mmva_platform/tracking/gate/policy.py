@@ -1,4 +1,4 @@
-"""What the gate tolerates: a file of numbers, each with a default, each named when it is wrong."""
+"""What the gate judges on and what it tolerates: a file of numbers with defaults; a wrong field is named."""
 
 from __future__ import annotations
 
@@ -55,9 +55,24 @@ class Slices(Config):
     )
 
 
-class GatePolicy(Config):
-    """What the gate tolerates."""
+class Exam(Config):
+    """The fixed rows that versions are judged on: a split of a dataset that nobody trains on."""
 
+    dataset: str = Field(description="URI of the dataset")
+    digest: str = Field(pattern="^[0-9a-f]{64}$", description="its digest; other data at the URI are refused")
+    split: str = "test"
+    embeddings: str | None = Field(None, description="where its embeddings are, if not inside the dataset")
+
+
+class GatePolicy(Config):
+    """What the gate judges on and what it tolerates."""
+
+    exam: Exam | None = Field(
+        None, description="null: what the champion was judged on; for a first champion, the split it was evaluated on"
+    )
+    text_overlap: float = Field(
+        0.02, ge=0, lt=1, description="share of the exam's sentences that may stand in the training data word for word"
+    )
     margins: Margins = Margins()
     resamples: int = Field(1000, ge=100, le=100_000, description="of the paired bootstrap")
     smallest_groups: int = Field(30, ge=2, description="songs or images that a modality's comparison needs at least")
@@ -70,11 +85,3 @@ class GatePolicy(Config):
     retrieval_margin: float = Field(
         0.02, ge=0, lt=1, description="by how much mean nDCG@10 may be below the champion's"
     )
-    largest_slowdown: float = Field(
-        3.0, ge=1, description="how many times as long as the champion's the heads may take for an item"
-    )
-    largest_bundle_mb: float = Field(256.0, gt=0, description="MB of a bundle's files")
-    card_sections: tuple[str, ...] = (
-        "Intended use", "Backbones", "Data", "Figures", "Slices", "90 % intervals", "Limits", "Licences", "Recipe",
-        "Environment",
-    )  # fmt: skip

@@ -1,32 +1,55 @@
-"""The gate: rules over evidence. No alias moves without a verdict of this module, recorded."""
+"""Findings of rules, and the verdict made of them: plain values that are recorded and shown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from mmva.errors import CheckFailed
-from mmva_platform.tracking.evidence import Contender, Evidence, Finding, mean_mse, mse_of
-from mmva_platform.tracking.policy import GatePolicy
-from mmva_platform.tracking.rules import ABSOLUTE, COMPARING, Rule
 
-__all__ = [
-    "Contender", "Evidence", "Finding", "GatePolicy", "GateRefused", "Verdict", "judge", "mean_mse", "mse_of",
-]  # fmt: skip
 _NAMED = 3  # findings in a refusal's one line
+RECORDED = "-"  # the limit of a value that is recorded and compared with nothing
 
 
-def judge(evidence: Evidence, rules: Sequence[Rule] | None = None) -> list[Finding]:
-    """All findings of all rules, in order; the candidate passes when there are findings and each of them passed.
+@dataclass(frozen=True)
+class Finding:
+    """One rule applied to one thing.
 
-    Args:
-        evidence: Without a champion, nothing but the absolute rules applies.
-        rules: Instead of those that apply.
+    Attributes:
+        rule: Its name.
+        subject: What it was applied to.
+        value: What was found; None if it is missing.
+        limit: What the value is compared with, or RECORDED.
+        passed: Whether the rule is met.
+        note: In words, what else to know.
+        needs: The comparison of value and limit.
+        detail: Numbers behind the value, for a page: first, second, low, high, groups of a paired difference.
     """
-    if rules is None:
-        rules = ABSOLUTE if evidence.champion is None else (*ABSOLUTE, *COMPARING)
-    return [finding for rule in rules for finding in rule(evidence)]
+
+    rule: str
+    subject: str
+    value: float | str | None
+    limit: float | str | None
+    passed: bool
+    note: str = ""
+    needs: Literal["<", "<=", ">=", "="] = "="
+    detail: Mapping[str, float] | None = None
+
+    def __str__(self) -> str:
+        """Such as "below-constant image/valence: 0.0310, needs < 0.0240"."""
+        note = f" ({self.note})" if self.note else ""
+        return f"{self.rule} {self.subject}: {self.shown}, needs {self.needed}{note}"
+
+    @property
+    def shown(self) -> str:
+        """The value for a table."""
+        return _as_text(self.value)
+
+    @property
+    def needed(self) -> str:
+        """Such as "< 0.0240"; "-" where nothing is."""
+        return RECORDED if self.limit == RECORDED else f"{self.needs} {_as_text(self.limit)}"
 
 
 @dataclass(frozen=True)
@@ -38,14 +61,16 @@ class Verdict:
         candidate: The version that is to be champion.
         champion: The champion it was judged against.
         candidate_digest: The candidate's bundle.
-        dataset_digest: The candidate's dataset.
+        dataset_digest: The dataset that the candidate was registered with.
         findings: Of every rule that applied.
         passed: Whether all of them passed.
         who: The user.
         when: UTC, ISO 8601.
         why: The reason given.
-        forced: Whether it was done although the gate said no.
+        forced: Whether it was done although the gate refused it.
         policy: What was tolerated, plain values.
+        exam: The rows it was judged on: dataset, digest, split, embeddings.
+        figures: Mean MSE on the exam by version and modality.
     """
 
     action: str
@@ -60,6 +85,8 @@ class Verdict:
     why: str
     forced: bool = False
     policy: Mapping[str, Any] | None = None
+    exam: Mapping[str, Any] | None = None
+    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def carried_out(self) -> bool:
@@ -71,9 +98,14 @@ class Verdict:
         """In one word: passed, forced or refused."""
         return "passed" if self.passed else "forced" if self.forced else "refused"
 
+    @property
+    def failures(self) -> list[Finding]:
+        """The findings that refuse."""
+        return [finding for finding in self.findings if not finding.passed]
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; numbers in it are finite, missing ones are None."""
-        return asdict(self) | {"findings": [asdict(finding) for finding in self.findings], "outcome": self.outcome}
+        return asdict(self) | {"outcome": self.outcome}
 
     def to_text(self) -> str:
         """What was decided and by which numbers: a table for a person."""
@@ -81,23 +113,17 @@ class Verdict:
         said = {"passed": "done", "forced": "FORCED against the gate", "refused": "refused"}[self.outcome]
         if self.action == "compare":
             against, said = f"against version {self.champion}", "would pass" if self.passed else "would be refused"
-        lines = [f"{self.action} version {self.candidate} ({against}): {said}", *_table(self.findings)]
+        lines = [f"{self.action} version {self.candidate} ({against}): {said}"]
+        if self.exam:
+            lines.append(f"exam: split {self.exam['split']} of {self.exam['dataset']} ({self.exam['digest'][:16]})")
+        lines += _table(self.findings)
         if self.findings:
             lines.append(f"{len(self.findings) - len(self.failures)} of {len(self.findings)} findings passed")
         return "\n".join([*lines, f"by {self.who} at {self.when}: {self.why}"])
 
-    @property
-    def failures(self) -> list[Finding]:
-        """The findings that said no."""
-        return [finding for finding in self.findings if not finding.passed]
-
 
 class GateRefused(CheckFailed):
-    """The gate said no; the message is one line, the verdict has all of it.
-
-    Attributes:
-        verdict: As recorded.
-    """
+    """The gate refused a version; the message is one line, `verdict` has all of it, as recorded."""
 
     def __init__(self, name: str, verdict: Verdict) -> None:
         failures = verdict.failures
@@ -116,3 +142,12 @@ def _table(findings: Sequence[Finding]) -> list[str]:
         ("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True))).rstrip()
         for row in ((header, *cells) if cells else ())
     ]
+
+
+def _as_text(value: float | str | None) -> str:
+    """A value for a table: whole numbers as such, "missing" for what is."""
+    if value is None:
+        return "missing"
+    if isinstance(value, str):
+        return value
+    return f"{value:.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.4f}"

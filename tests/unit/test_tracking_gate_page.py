@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from mmva_platform.tracking.gate import Evidence, Verdict, judge
-from mmva_platform.tracking.verdict_page import verdict_page
+from mmva_platform.tracking.gate.evidence import Evidence
+from mmva_platform.tracking.gate.page import verdict_page
+from mmva_platform.tracking.gate.rules import judge
+from mmva_platform.tracking.gate.verdict import Verdict
 
-from .test_tracking_gate import evidence, with_rows
+from .gate_case import BEST, CANDIDATE, CHAMPION, EXAM, FACTS, evidence, rows_with, scaled
 
 HOSTILE = """<script>alert('x')</script><img src=x onerror="alert(1)">{{ 7*7 }}"""
 
@@ -40,7 +42,7 @@ def record(given: Evidence, **changed: Any) -> dict[str, Any]:
     verdict = Verdict(
         "promote", 2, None if given.champion is None else 1, "a" * 64, "d" * 64, findings,
         all(finding.passed for finding in findings), "ann@host", "2026-01-01T00:00:00+00:00", "better",
-        policy=given.policy.model_dump(mode="json"),
+        policy=given.policy.model_dump(mode="json"), exam=EXAM.model_dump(mode="json"),
     )  # fmt: skip
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.replace(verdict, **changed).to_json()))
     return plain
@@ -48,11 +50,9 @@ def record(given: Evidence, **changed: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def refused() -> dict[str, Any]:
-    rows = evidence().pairing
-    assert rows is not None
-    worse = rows.rows["image"]
-    points = worse.label_N2 + 1.2 * (worse.candidate_N2 - worse.label_N2)
-    return record(evidence(pairing=with_rows("image", candidate_N2=points)), why=HOSTILE)
+    rows = rows_with("image", candidate=scaled("image", 1.2), best=scaled("image", 1.0))
+    models = {CANDIDATE: FACTS, CHAMPION: FACTS, BEST: FACTS}
+    return record(evidence(**rows, best={"image": BEST}, models=models), why=HOSTILE)
 
 
 def test_every_finding_and_every_plot_is_there(refused: dict[str, Any]) -> None:
@@ -60,12 +60,14 @@ def test_every_finding_and_every_plot_is_there(refused: dict[str, Any]) -> None:
     assert "Promote version 2: refused" in " ".join(page.text.split())
     for finding in refused["findings"]:
         assert finding["subject"] in page.text
-    drawn = [f for f in refused["findings"] if f["rule"] in {"non-inferior", "slice"} and f["detail"]]
+    drawn = [f for f in refused["findings"] if f["rule"] in {"non-inferior", "best-so-far", "slice"} and f["detail"]]
     bars = [f for f in refused["findings"] if f["rule"] in {"coverage", "retrieval"}]
     assert len(drawn) > 20
     assert page.tags.count("circle") == len(drawn)
     assert verdict_page(refused).count('class="bar"') == len(bars)
-    assert "largest_slowdown: 3.0" in page.text
+    assert "largest_shortfall: 0.05" in page.text
+    assert "split test of exam" in " ".join(page.text.split())
+    assert "best champion so far" in page.text
 
 
 def test_it_fetches_nothing_runs_nothing_and_escapes_what_people_write(refused: dict[str, Any]) -> None:
@@ -78,7 +80,7 @@ def test_it_fetches_nothing_runs_nothing_and_escapes_what_people_write(refused: 
 
 def test_a_whisker_beyond_its_limit_is_marked(refused: dict[str, Any]) -> None:
     page = verdict_page(refused)
-    (row,) = [part for part in page.split("<tr") if "✗ image/valence" in part and "<circle" in part]
+    row, _ = (part for part in page.split("<tr") if "✗ image/valence" in part and "<circle" in part)
     assert row.startswith(' class="bad"')
     x = {name: float(row.split(f'class="{name}" x1="')[1].split('"')[0]) for name in ("limit", "zero")}
     high = float(row.split('class="whisker"')[1].split('x2="')[1].split('"')[0])

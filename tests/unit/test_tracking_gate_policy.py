@@ -9,7 +9,7 @@ import pytest
 from mmva.errors import UsageError
 from mmva.modalities import AXES, MODALITIES
 from mmva_platform.settings import load_config
-from mmva_platform.tracking.policy import GatePolicy
+from mmva_platform.tracking.gate.policy import GatePolicy
 
 
 def test_the_recipe_spells_out_the_defaults(repository: Path) -> None:
@@ -37,6 +37,8 @@ def test_a_margin_may_differ_for_one_axis(tmp_path: Path) -> None:
         ("slices: {smallest_groups: 1}", r"slices\.smallest_groups"),
         ("slices: {by: [colour]}", r"slices\.by"),
         ("largest_shortfall: .nan", "largest_shortfall"),
+        ("exam: {dataset: s3://exam, digest: abc}", r"exam\.digest"),
+        ("exam: {dataset: s3://exam}", r"exam\.digest"),
         ("marginss: {}", "did you mean 'margins'"),
     ],
 )
