@@ -185,7 +185,7 @@ def _with_splits(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
     table = table.assign(split=split)[~unknown_N].reset_index(drop=True)
     group = table["group"].str.strip()
     group = group.where(group != "", table["id"])
-    torn = table.groupby(group, sort=True)["split"].agg(["nunique", "size", lambda own: ", ".join(sorted(set(own)))])
+    torn = table.groupby(group, sort=True)["split"].agg(["nunique", "size", _names])
     torn = torn[torn["nunique"] > 1]
     problems += [
         Problem("group-in-two-splits", str(name), f"{size} rows in {names}", dropped=int(size))
@@ -249,3 +249,7 @@ def _inside(root: str, path: str) -> str:
 
 def _without_extension(files: pd.Series) -> list[str]:
     return [name.rpartition(".")[0] if "." in name.rpartition("/")[2] else name for name in files]
+
+
+def _names(splits: pd.Series[str]) -> str:
+    return ", ".join(sorted(set(splits)))
