@@ -137,7 +137,9 @@ def _make_champion(result: TrainResult, settings: Settings, steps: _Steps) -> tu
     from mmva_platform.tracking.promotion import promote
     from mmva_platform.workflows import track_and_register
 
-    steps.next("log the run to MLflow, register the model, make it champion: there is none yet, so only floors count")
+    steps.next(
+        "log the run to MLflow, register the model, make it champion: the first one needs the absolute rules only"
+    )
     outcome = track_and_register(result, settings)
     try:
         verdict = promote(outcome.version, settings, "quickstart")

@@ -57,17 +57,6 @@ class Plot:
     left_out: tuple[Finding, ...]
 
 
-@dataclass(frozen=True)
-class Bar:
-    """A share from 0 to 1 beside the one that is needed."""
-
-    label: str
-    passed: bool
-    value: float
-    limit: float
-    text: str
-
-
 def verdict_page(record: Mapping[str, Any]) -> str:
     """The page of a verdict's JSON, with or without what the audit log adds to it."""
     import yaml
@@ -134,11 +123,6 @@ def _step(span: float) -> float:
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
 
 
-def _bars(rule: str, findings: Sequence[Finding]) -> list[Bar]:
-    return [
-        Bar(
-            each.subject, each.passed, float(each.value), float(each.limit), f"{each.value:.3f}, needs {each.limit:.3f}"
-        )
-        for each in findings
-        if each.rule == rule and isinstance(each.value, float) and isinstance(each.limit, float)
-    ]
+def _bars(rule: str, findings: Sequence[Finding]) -> list[Finding]:
+    """A rule's findings that have a share and one that is needed, each from 0 to 1."""
+    return [f for f in findings if f.rule == rule and isinstance(f.value, float) and isinstance(f.limit, float)]
