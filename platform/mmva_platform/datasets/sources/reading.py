@@ -185,13 +185,15 @@ def _with_splits(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
     table = table.assign(split=split)[~unknown_N].reset_index(drop=True)
     group = table["group"].str.strip()
     group = group.where(group != "", table["id"])
-    torn = table.groupby(group, sort=True)["split"].agg(["nunique", "size", lambda own: ", ".join(sorted(set(own)))])
-    torn = torn[torn["nunique"] > 1]
+    splits_of: dict[str, list[str]] = {}
+    for name, own in zip(group, table["split"], strict=True):
+        splits_of.setdefault(name, []).append(own)
+    torn = {name: own for name, own in sorted(splits_of.items()) if len(set(own)) > 1}
     problems += [
-        Problem("group-in-two-splits", str(name), f"{size} rows in {names}", dropped=int(size))
-        for name, _, size, names in torn.itertuples()
+        Problem("group-in-two-splits", name, f"{len(own)} rows in {', '.join(sorted(set(own)))}", dropped=len(own))
+        for name, own in torn.items()
     ]
-    return table[~group.isin(torn.index)].reset_index(drop=True), problems
+    return table[~group.isin(list(torn))].reset_index(drop=True), problems
 
 
 def _with_deviations(table: pd.DataFrame, scale: _Scales) -> tuple[pd.DataFrame, list[Problem]]:
