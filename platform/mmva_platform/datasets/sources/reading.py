@@ -26,7 +26,7 @@ from mmva.labels import (
 from mmva.modalities import AXES, Modality
 from mmva.splits import SPLITS
 from mmva.tables import read_cells
-from mmva_platform.datasets.sources.config import DeamSource, ImemnetSource, Range, Source, TableSource
+from mmva_platform.datasets.sources.config import IMEMNET_NAME, DeamSource, ImemnetSource, Range, Source, TableSource
 from mmva_platform.datasets.sources.published import (
     Folder,
     deam_clips,
@@ -212,7 +212,7 @@ def _with_deviations(table: pd.DataFrame, scale: _Scales) -> tuple[pd.DataFrame,
 
 
 def _read_imemnet(source: ImemnetSource, settings: StorageSettings) -> Collection:
-    """IMEMNet-C by its own reader; the name of the source replaces those of the collections if it was given."""
+    """IMEMNet-C by its own reader; a name other than the default replaces those of the collections."""
     images_csv, music_csv = source.images_csv, source.music_csv
     if images_csv is None and music_csv is None:
         root = open_storage(source.root, settings)
@@ -224,7 +224,7 @@ def _read_imemnet(source: ImemnetSource, settings: StorageSettings) -> Collectio
             labels.append(read(_read_file(uri, settings), uri))
     if not labels:
         raise UsageError(f"{source.root}: no image_va.csv or music_va.csv there; give images_csv, music_csv or both")
-    if "name" in source.model_fields_set:
+    if source.name != IMEMNET_NAME:
         labels = [replace(one, rows=one.rows.assign(source=source.name)) for one in labels]
     own_split = source.split in {"song", "clip"}
     split_of = None if own_split else _read_splits(_inside(source.root, source.split), settings)
