@@ -321,17 +321,24 @@ class TestMusic:
         report, _ = imported(tmp_path / "out", songs)
         assert report.counts["music"].dropped == {"missing-id": 1, "too-short": 1}
 
-    def test_captions_follow_their_clips_over_the_folds(self, songs: dict[str, Any], tmp_path: Path) -> None:
+    def test_captions_follow_their_clips_over_the_folds_and_sentences_have_their_own(
+        self, songs: dict[str, Any], tmp_path: Path
+    ) -> None:
         songs["columns"]["text"] = "words"
-        imported(tmp_path / "out", songs)
+        table(tmp_path / "w" / "t.csv", "text,valence,arousal", [(f"line {n}", n / 19, 1 - n / 19) for n in range(20)])
+        imported(tmp_path / "out", songs, sentences(tmp_path / "w"))
         embed_dataset(str(tmp_path / "out"), "tiny")
         features = load_features(str(tmp_path / "out"), "tiny")
         tested: list[str] = []
         for fold in features.folds(2):
             split_of = dict(zip(fold["music"].ids.tolist(), fold["music"].split.tolist(), strict=True))
-            assert [split_of[item] for item in fold["caption"].ids.tolist()] == fold["caption"].split.tolist()
-            tested += [item for item, split in split_of.items() if split == "test"]
-        assert sorted(tested) == sorted(features["music"].ids.tolist())
+            caption_split_of = dict(zip(fold["caption"].ids.tolist(), fold["caption"].split.tolist(), strict=True))
+            assert all(caption_split_of.get(item, split) == split for item, split in split_of.items())
+            assert list(split_of.values()).count("test") == 2, "as many songs, whatever the number of sentences"
+            of_words = [split for item, split in caption_split_of.items() if item.startswith("Words/")]
+            assert of_words.count("test") == 10
+            tested += [item for item, split in (*split_of.items(), *caption_split_of.items()) if split == "test"]
+        assert sorted(tested) == sorted([*features["music"].ids.tolist(), *features["caption"].ids.tolist()])
 
 
 def test_a_dataset_of_an_older_version_says_to_import_again(pictures: dict[str, Any], tmp_path: Path) -> None:
