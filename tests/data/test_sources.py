@@ -310,16 +310,17 @@ class TestMusic:
         assert (report.counts["music"].kept, report.counts["music"].captions_missing) == (4, 1)
         dataset = Dataset.open(str(tmp_path / "out"))
         clip = dataset.read_shard(dataset.shards[0].name).to_pylist()[2]
-        assert (clip["id"], clip["media_format"], clip["caption"]) == ("Songs/s2", "wav", "tune 2")
+        assert (clip["id"], clip["media_format"], clip["caption"]) == ("Songs/s2@4", "wav", "tune 2")
         samples_T = decode_audio(clip["media"], 16_000)
         song_T = decode_audio((tmp_path / "songs" / "s2.ogg").read_bytes(), 16_000)
         np.testing.assert_allclose(samples_T, song_T[4 * 16_000 : 6 * 16_000], atol=2 / 32_767)
 
     def test_a_part_behind_the_end_of_its_song_is_dropped(self, songs: dict[str, Any], tmp_path: Path) -> None:
-        add(songs, "s1,0.5,0.5,late,6,8")
-        songs["columns"] |= {"start_s": "begin", "end_s": "end", "id": "words"}
-        report, _ = imported(tmp_path / "out", songs)
-        assert report.counts["music"].dropped == {"missing-id": 1, "too-short": 1}
+        add(songs, "s1,0.5,0.5,late,6,8", "s1,0.5,0.5,back,3,1", "s1,0.5,0.5,word,x,4", "s1,0.5,0.5,all,,")
+        songs["columns"] |= {"start_s": "begin", "end_s": "end"}
+        report, rows = imported(tmp_path / "out", songs)
+        assert report.counts["music"].dropped == {"too-short": 1, "unusable-part": 2}
+        assert [row["id"] for row in rows if "s1" in row["id"]] == ["Songs/s1", "Songs/s1@2"]
 
     def test_captions_follow_their_clips_over_the_folds_and_sentences_have_their_own(
         self, songs: dict[str, Any], tmp_path: Path

@@ -50,7 +50,9 @@ class Scale(Config):
 class Columns(Config):
     """Which column of the table holds what; a column that is not named is not read."""
 
-    id: str | None = Field(None, description="default: the file without its extension, or the number of the row")
+    id: str | None = Field(
+        None, description="default: the file without its extension (and @start_s), or the number of the row"
+    )
     file: str | None = Field(None, description="path below `media`, or the file's name without folder and extension")
     text: str | None = Field(None, description="the sentence; beside a music file, the clip's caption")
     valence: str = "valence"

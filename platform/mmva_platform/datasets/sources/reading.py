@@ -125,7 +125,11 @@ def _table_cells(source: TableSource, settings: StorageSettings) -> tuple[pd.Dat
     table = table.rename(columns={"text": "caption"})
     if "file" in table:
         table["file"] = table["file"].str.strip().str.removeprefix("./")
-        table["id"] = table.get("id", pd.Series(_without_extension(table["file"]), table.index, dtype=object))
+        starts = table["start_s"] if "start_s" in table else [""] * len(table)
+        default = [
+            f"{name}@{start}" if start else name for name, start in zip(_stems(table["file"]), starts, strict=True)
+        ]
+        table["id"] = table.get("id", pd.Series(default, table.index, dtype=object))
     elif "id" not in table:
         table["id"] = [f"{row + 1:06d}" for row in range(len(table))]
     table["file"] = table.get("file", table["id"].str.strip())
@@ -142,20 +146,19 @@ def _labels(name: str, modality: Modality, cells: pd.DataFrame, scale: _Scales, 
         lambda table: with_labels(table, scale),
         lambda table: (table, unreached_scales(table, scale)),
         lambda table: _with_texts(table, modality),
+        _with_parts,
         _with_splits,
         lambda table: _with_deviations(table, scale),
     )
     for step in steps:
         cells, found = step(cells)
         problems += found
-    spans = {column: [number(text) if text else 0.0 for text in cells[column]] for column in ("start_s", "end_s")}
     group = cells["group"].str.strip()
     rows = cells.assign(
         id=name + "/" + cells["id"],
         group=name + "/" + group.where(group != "", cells["id"]),
         file=cells["file"].str.strip(),
         source=name,
-        **spans,
     )
     named = [replace(problem, id=f"{name}/{problem.id}") if problem.id else problem for problem in problems]
     return Labels(modality, rows, named, rows_in)
@@ -169,6 +172,19 @@ def _with_texts(table: pd.DataFrame, modality: Modality) -> tuple[pd.DataFrame, 
     if modality == "caption":
         table = table[table["caption"] != ""].reset_index(drop=True)
     return table, problems
+
+
+def _with_parts(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
+    """Start and end in seconds, 0 and 0 for the whole file; rows with a part that is none are dropped."""
+    whole_N = ((table["start_s"] == "") & (table["end_s"] == "")).to_numpy()
+    start_N, end_N = (np.array([number(text) for text in table[name]], np.float64) for name in ("start_s", "end_s"))
+    wrong_N = ~whole_N & ~((start_N >= 0) & (start_N < end_N) & (end_N < np.inf))
+    problems = [
+        Problem("unusable-part", table["id"].iloc[row], " to ".join(table[["start_s", "end_s"]].iloc[row]), dropped=1)
+        for row in np.flatnonzero(wrong_N)
+    ]
+    table = table.assign(start_s=np.where(whole_N, 0.0, start_N), end_s=np.where(whole_N, 0.0, end_N))
+    return table[~wrong_N].reset_index(drop=True), problems
 
 
 def _with_splits(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
@@ -249,5 +265,5 @@ def _inside(root: str, path: str) -> str:
     return root if path == "." else f"{root.rstrip('/')}/{path}"
 
 
-def _without_extension(files: pd.Series) -> list[str]:
+def _stems(files: pd.Series) -> list[str]:
     return [name.rpartition(".")[0] if "." in name.rpartition("/")[2] else name for name in files]
