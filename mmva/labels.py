@@ -29,6 +29,7 @@ PROBLEM_CODES: Final[dict[str, str]] = {
     "label-out-of-range": f"dropped: a label is outside its scale by more than {LABEL_TOLERANCE:.0%} of it",
     "label-over-by-a-hair": f"kept: a label is outside its scale by at most {LABEL_TOLERANCE:.0%} of it",
     "scale-not-reached": "kept: the labels lie in less than half of their scale; it may be the wrong one",
+    "unusable-part": "dropped: its start and end are no numbers, or the end is not behind the start",
     "unusable-sd": "kept without it: a standard deviation is no number, or below 0",
     "unknown-split": "dropped: its split is not train, val or test",
     "group-in-two-splits": "dropped, all of its rows: the group has rows in more than one of the given splits",

@@ -277,7 +277,8 @@ def _explain(kind: type[BaseModel], error: ValidationError) -> str:
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if problem["type"] == "extra_forbidden":
         known = _known_keys(kind, location[:-1])
-        return f"unknown key {field!r}; {did_you_mean(location[-1], known)}{more}"
+        hint = f"; {did_you_mean(location[-1], known)}" if known else ""  # in lists of several kinds they are not known
+        return f"unknown key {field!r}{hint}{more}"
     got = "" if problem["type"] == "missing" else f", got {problem['input']!r}"
     return f"{field}: {problem['msg']}{got}{more}"
 

@@ -39,9 +39,10 @@ def table(path: Path, header: str, rows: Sequence[Sequence[object]], separator: 
 
 
 def config_of(*sources: Mapping[str, Any], **options: Any) -> ImportConfig:
-    """An import of sources, given as in their files."""
+    """An import of sources, given as in their files; it comes back from JSON as it does in a job."""
     made = [validate(LAYOUTS[source.get("layout", "table")], source, "source") for source in sources]
-    return validate(ImportConfig, {"sources": made, **options}, "import")
+    config = validate(ImportConfig, {"sources": made, **options}, "import")
+    return ImportConfig.model_validate_json(config.model_dump_json())
 
 
 def imported(out: Path, *sources: Mapping[str, Any], **options: Any) -> tuple[ImportReport, list[dict[str, Any]]]:

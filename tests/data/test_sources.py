@@ -310,28 +310,36 @@ class TestMusic:
         assert (report.counts["music"].kept, report.counts["music"].captions_missing) == (4, 1)
         dataset = Dataset.open(str(tmp_path / "out"))
         clip = dataset.read_shard(dataset.shards[0].name).to_pylist()[2]
-        assert (clip["id"], clip["media_format"], clip["caption"]) == ("Songs/s2", "wav", "tune 2")
+        assert (clip["id"], clip["media_format"], clip["caption"]) == ("Songs/s2@4", "wav", "tune 2")
         samples_T = decode_audio(clip["media"], 16_000)
         song_T = decode_audio((tmp_path / "songs" / "s2.ogg").read_bytes(), 16_000)
         np.testing.assert_allclose(samples_T, song_T[4 * 16_000 : 6 * 16_000], atol=2 / 32_767)
 
     def test_a_part_behind_the_end_of_its_song_is_dropped(self, songs: dict[str, Any], tmp_path: Path) -> None:
-        add(songs, "s1,0.5,0.5,late,6,8")
-        songs["columns"] |= {"start_s": "begin", "end_s": "end", "id": "words"}
-        report, _ = imported(tmp_path / "out", songs)
-        assert report.counts["music"].dropped == {"missing-id": 1, "too-short": 1}
+        add(songs, "s1,0.5,0.5,late,6,8", "s1,0.5,0.5,back,3,1", "s1,0.5,0.5,word,x,4", "s1,0.5,0.5,all,,")
+        songs["columns"] |= {"start_s": "begin", "end_s": "end"}
+        report, rows = imported(tmp_path / "out", songs)
+        assert report.counts["music"].dropped == {"too-short": 1, "unusable-part": 2}
+        assert [row["id"] for row in rows if "s1" in row["id"]] == ["Songs/s1", "Songs/s1@2"]
 
-    def test_captions_follow_their_clips_over_the_folds(self, songs: dict[str, Any], tmp_path: Path) -> None:
+    def test_captions_follow_their_clips_over_the_folds_and_sentences_have_their_own(
+        self, songs: dict[str, Any], tmp_path: Path
+    ) -> None:
         songs["columns"]["text"] = "words"
-        imported(tmp_path / "out", songs)
+        table(tmp_path / "w" / "t.csv", "text,valence,arousal", [(f"line {n}", n / 19, 1 - n / 19) for n in range(20)])
+        imported(tmp_path / "out", songs, sentences(tmp_path / "w"))
         embed_dataset(str(tmp_path / "out"), "tiny")
         features = load_features(str(tmp_path / "out"), "tiny")
         tested: list[str] = []
         for fold in features.folds(2):
             split_of = dict(zip(fold["music"].ids.tolist(), fold["music"].split.tolist(), strict=True))
-            assert [split_of[item] for item in fold["caption"].ids.tolist()] == fold["caption"].split.tolist()
-            tested += [item for item, split in split_of.items() if split == "test"]
-        assert sorted(tested) == sorted(features["music"].ids.tolist())
+            caption_split_of = dict(zip(fold["caption"].ids.tolist(), fold["caption"].split.tolist(), strict=True))
+            assert all(caption_split_of.get(item, split) == split for item, split in split_of.items())
+            assert list(split_of.values()).count("test") == 2, "as many songs, whatever the number of sentences"
+            of_words = [split for item, split in caption_split_of.items() if item.startswith("Words/")]
+            assert of_words.count("test") == 10
+            tested += [item for item, split in (*split_of.items(), *caption_split_of.items()) if split == "test"]
+        assert sorted(tested) == sorted([*features["music"].ids.tolist(), *features["caption"].ids.tolist()])
 
 
 def test_a_dataset_of_an_older_version_says_to_import_again(pictures: dict[str, Any], tmp_path: Path) -> None:

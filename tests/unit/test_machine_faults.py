@@ -219,7 +219,7 @@ def test_output_that_shows_ascii_only_is_a_warning(monkeypatch: pytest.MonkeyPat
     [
         ("annotate c --model m --out o", "annotation.run.annotate", "the same command goes on"),
         ("train --set dataset=d", "workflows.train_and_register", "train --resume RUN goes on"),
-        ("models list", "tracking.moves.reconcile", "stopped by Ctrl-C"),
+        ("models list", "tracking.promotion.reconcile", "stopped by Ctrl-C"),
     ],
 )
 def test_ctrl_c_says_how_to_go_on(

@@ -91,6 +91,8 @@ def test_a_job_gives_sources_inline_and_they_survive_json() -> None:
     config = validate(ImportConfig, {"sources": inline}, "job.yaml")
     assert [source.name for source in config.sources] == ["Ours", "DEAM", "IMEMNet-C"]
     assert ImportConfig.model_validate_json(config.model_dump_json()) == config
+    with pytest.raises(UsageError, match=r"job\.yaml: unknown key 'sources\.0\.deam\.anotations' \(and"):
+        validate(ImportConfig, {"sources": [{"layout": "deam", "anotations": "static"}]}, "job.yaml")
     with pytest.raises(UsageError, match="two sources are called 'DEAM'"):
         validate(ImportConfig, {"sources": [{"layout": "deam"}, {"layout": "deam"}]}, "job.yaml")
 

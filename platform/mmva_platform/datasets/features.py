@@ -82,22 +82,21 @@ class Features(Mapping[Modality, ModalityFeatures]):
     def folds(self, k: int, seed: int = 0) -> Iterator[Features]:
         """These features with other splits: once for each of k folds by group, in which the fold is "test".
 
-        Every row is in "test" once. Clips and captions are dealt together, so that a caption follows its clip.
+        Every row is in "test" once. A caption follows its clip; images, clips and other captions are dealt each by
+        themselves, so that the folds of each have the same size.
 
         Raises:
             UsageError: If there are too few groups.
         """
-        kinds = [[m for m in own if m in self.modalities] for own in (("image",), ("music", "caption"))]
-        splits: list[dict[Modality, NDArray[np.str_]]] = [{} for _ in range(k)]
-        for own in filter(None, kinds):
-            rows = [self.modalities[modality] for modality in own]
-            group_N = np.concatenate([one.group for one in rows])
-            va_N2 = np.concatenate([one.va_N2 for one in rows])
-            ends = np.cumsum([len(one) for one in rows])[:-1]
-            for split, names_N in zip(splits, fold_splits(group_N.tolist(), va_N2, k, seed), strict=True):
-                split.update(zip(own, np.split(names_N, ends), strict=True))
-        for split in splits:
-            yield replace(self, modalities={m: replace(rows, split=split[m]) for m, rows in self.modalities.items()})
+        music = self.modalities.get("music")
+        dealt = {
+            # The group of a picture may happen to be called like a song.
+            modality: _splits_of(rows, k, seed, None if modality == "image" else music)
+            for modality, rows in self.modalities.items()
+        }
+        for fold in range(k):
+            chosen = {m: replace(rows, split=dealt[m][fold]) for m, rows in self.modalities.items()}
+            yield replace(self, modalities=chosen)
 
     def split(self, name: str) -> dict[Modality, ModalityFeatures]:
         """Rows of one split, by modality; a modality without rows there has features of length 0."""
@@ -220,3 +219,18 @@ def _load(
         split=split[order],
         group=rows["group"].to_numpy(dtype=np.str_)[order],
     )
+
+
+def _splits_of(rows: ModalityFeatures, k: int, seed: int, music: ModalityFeatures | None) -> list[NDArray[np.str_]]:
+    """Names [N] for each fold; rows with the group of a clip are dealt like that clip."""
+    by_clip_N = np.zeros(len(rows), np.bool_) if music is None else np.isin(rows.group, music.group)
+    found = [np.empty(len(rows), "<U5") for _ in range(k)]
+    alone = fold_splits(rows.group[~by_clip_N].tolist(), rows.va_N2[~by_clip_N], k, seed)
+    for names_N, alone_N in zip(found, alone, strict=True):
+        names_N[~by_clip_N] = alone_N
+    if music is not None and by_clip_N.any():
+        clips = fold_splits(music.group.tolist(), music.va_N2, k, seed)
+        for names_N, clip_N in zip(found, clips, strict=True):
+            split_of = dict(zip(music.group.tolist(), clip_N.tolist(), strict=True))
+            names_N[by_clip_N] = [split_of[group] for group in rows.group[by_clip_N].tolist()]
+    return found

@@ -23,6 +23,7 @@ from mmva.modalities import Modality
 from mmva_platform.settings import Config, did_you_mean, read_yaml, validate
 
 _NAME: Final = r"^[^/\\|]{1,64}$"
+IMEMNET_NAME: Final = "IMEMNet-C"
 _VARIABLE: Final = re.compile(r"\$\{?(\w+)\}?")
 Range = tuple[float, float]
 
@@ -49,7 +50,9 @@ class Scale(Config):
 class Columns(Config):
     """Which column of the table holds what; a column that is not named is not read."""
 
-    id: str | None = Field(None, description="default: the file without its extension, or the number of the row")
+    id: str | None = Field(
+        None, description="default: the file without its extension (and @start_s), or the number of the row"
+    )
     file: str | None = Field(None, description="path below `media`, or the file's name without folder and extension")
     text: str | None = Field(None, description="the sentence; beside a music file, the clip's caption")
     valence: str = "valence"
@@ -142,7 +145,7 @@ class ImemnetSource(_Source):
     """
 
     layout: Literal["imemnet-c"] = "imemnet-c"
-    name: str = Field("IMEMNet-C", pattern=_NAME)
+    name: str = Field(IMEMNET_NAME, pattern=_NAME)
     images_csv: str | None = Field(None, description="as image_va.csv: img, valence, arousal")
     music_csv: str | None = Field(None, description="as music_va.csv: Clip ID, Valence, Arousal, Caption")
     media: str = Field(".", description="folder or URI that holds the media files, at any depth")

@@ -26,7 +26,7 @@ from mmva.labels import (
 from mmva.modalities import AXES, Modality
 from mmva.splits import SPLITS
 from mmva.tables import read_cells
-from mmva_platform.datasets.sources.config import DeamSource, ImemnetSource, Range, Source, TableSource
+from mmva_platform.datasets.sources.config import IMEMNET_NAME, DeamSource, ImemnetSource, Range, Source, TableSource
 from mmva_platform.datasets.sources.published import (
     Folder,
     deam_clips,
@@ -125,7 +125,11 @@ def _table_cells(source: TableSource, settings: StorageSettings) -> tuple[pd.Dat
     table = table.rename(columns={"text": "caption"})
     if "file" in table:
         table["file"] = table["file"].str.strip().str.removeprefix("./")
-        table["id"] = table.get("id", pd.Series(_without_extension(table["file"]), table.index, dtype=object))
+        starts = table["start_s"] if "start_s" in table else [""] * len(table)
+        default = [
+            f"{name}@{start}" if start else name for name, start in zip(_stems(table["file"]), starts, strict=True)
+        ]
+        table["id"] = table.get("id", pd.Series(default, table.index, dtype=object))
     elif "id" not in table:
         table["id"] = [f"{row + 1:06d}" for row in range(len(table))]
     table["file"] = table.get("file", table["id"].str.strip())
@@ -142,20 +146,19 @@ def _labels(name: str, modality: Modality, cells: pd.DataFrame, scale: _Scales, 
         lambda table: with_labels(table, scale),
         lambda table: (table, unreached_scales(table, scale)),
         lambda table: _with_texts(table, modality),
+        _with_parts,
         _with_splits,
         lambda table: _with_deviations(table, scale),
     )
     for step in steps:
         cells, found = step(cells)
         problems += found
-    spans = {column: [number(text) if text else 0.0 for text in cells[column]] for column in ("start_s", "end_s")}
     group = cells["group"].str.strip()
     rows = cells.assign(
         id=name + "/" + cells["id"],
         group=name + "/" + group.where(group != "", cells["id"]),
         file=cells["file"].str.strip(),
         source=name,
-        **spans,
     )
     named = [replace(problem, id=f"{name}/{problem.id}") if problem.id else problem for problem in problems]
     return Labels(modality, rows, named, rows_in)
@@ -169,6 +172,19 @@ def _with_texts(table: pd.DataFrame, modality: Modality) -> tuple[pd.DataFrame, 
     if modality == "caption":
         table = table[table["caption"] != ""].reset_index(drop=True)
     return table, problems
+
+
+def _with_parts(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
+    """Start and end in seconds, 0 and 0 for the whole file; rows with a part that is none are dropped."""
+    whole_N = ((table["start_s"] == "") & (table["end_s"] == "")).to_numpy()
+    start_N, end_N = (np.array([number(text) for text in table[name]], np.float64) for name in ("start_s", "end_s"))
+    wrong_N = ~whole_N & ~((start_N >= 0) & (start_N < end_N) & (end_N < np.inf))
+    problems = [
+        Problem("unusable-part", table["id"].iloc[row], " to ".join(table[["start_s", "end_s"]].iloc[row]), dropped=1)
+        for row in np.flatnonzero(wrong_N)
+    ]
+    table = table.assign(start_s=np.where(whole_N, 0.0, start_N), end_s=np.where(whole_N, 0.0, end_N))
+    return table[~wrong_N].reset_index(drop=True), problems
 
 
 def _with_splits(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
@@ -185,13 +201,15 @@ def _with_splits(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
     table = table.assign(split=split)[~unknown_N].reset_index(drop=True)
     group = table["group"].str.strip()
     group = group.where(group != "", table["id"])
-    torn = table.groupby(group, sort=True)["split"].agg(["nunique", "size", _names])
-    torn = torn[torn["nunique"] > 1]
+    splits_of: dict[str, list[str]] = {}
+    for name, own in zip(group, table["split"], strict=True):
+        splits_of.setdefault(name, []).append(own)
+    torn = {name: own for name, own in sorted(splits_of.items()) if len(set(own)) > 1}
     problems += [
-        Problem("group-in-two-splits", str(name), f"{size} rows in {names}", dropped=int(size))
-        for name, _, size, names in torn.itertuples()
+        Problem("group-in-two-splits", name, f"{len(own)} rows in {', '.join(sorted(set(own)))}", dropped=len(own))
+        for name, own in torn.items()
     ]
-    return table[~group.isin(torn.index)].reset_index(drop=True), problems
+    return table[~group.isin(list(torn))].reset_index(drop=True), problems
 
 
 def _with_deviations(table: pd.DataFrame, scale: _Scales) -> tuple[pd.DataFrame, list[Problem]]:
@@ -210,7 +228,7 @@ def _with_deviations(table: pd.DataFrame, scale: _Scales) -> tuple[pd.DataFrame,
 
 
 def _read_imemnet(source: ImemnetSource, settings: StorageSettings) -> Collection:
-    """IMEMNet-C by its own reader; the name of the source replaces those of the collections if it was given."""
+    """IMEMNet-C by its own reader; a name other than the default replaces those of the collections."""
     images_csv, music_csv = source.images_csv, source.music_csv
     if images_csv is None and music_csv is None:
         root = open_storage(source.root, settings)
@@ -222,7 +240,7 @@ def _read_imemnet(source: ImemnetSource, settings: StorageSettings) -> Collectio
             labels.append(read(_read_file(uri, settings), uri))
     if not labels:
         raise UsageError(f"{source.root}: no image_va.csv or music_va.csv there; give images_csv, music_csv or both")
-    if "name" in source.model_fields_set:
+    if source.name != IMEMNET_NAME:
         labels = [replace(one, rows=one.rows.assign(source=source.name)) for one in labels]
     own_split = source.split in {"song", "clip"}
     split_of = None if own_split else _read_splits(_inside(source.root, source.split), settings)
@@ -247,9 +265,5 @@ def _inside(root: str, path: str) -> str:
     return root if path == "." else f"{root.rstrip('/')}/{path}"
 
 
-def _without_extension(files: pd.Series) -> list[str]:
+def _stems(files: pd.Series) -> list[str]:
     return [name.rpartition(".")[0] if "." in name.rpartition("/")[2] else name for name in files]
-
-
-def _names(splits: pd.Series[str]) -> str:
-    return ", ".join(sorted(set(splits)))
