@@ -24,6 +24,7 @@ hypothesis_settings.register_profile("mmva", deadline=None)
 hypothesis_settings.load_profile("mmva")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Group tests for pytest-xdist, and leave out what needs a GPU where there is none: pytest counts it as deselected.
 
