@@ -34,7 +34,7 @@ def csv_rows(
 
     Args:
         file: UTF-8, with or without a byte order mark; lines end with LF, CRLF or CR.
-        on_malformed: Raises, or returns to leave the row out. Reading goes on with the next line, so that an unclosed
+        on_malformed: Raises, or returns to leave the row out. Reading continues at the next line, so that an unclosed
             quote does not cost the rows that it swallowed.
         delimiter: Between the fields.
         pad: Give rows that end too soon empty fields, for callers that report those.

@@ -58,7 +58,7 @@ class Labels:
         modality: "image", "music" or "caption".
         rows: One row an id, in the file's order: id, source, group (str), valence, arousal (float64), caption (str, ""
             where there is none). Readers of other tables than IMEMNet-C's add valence_sd, arousal_sd (float64, NaN
-            where there is none), split ("" where none is given), file, start_s and end_s (0, 0 for the whole file).
+            if missing), split ("" if not given), file, start_s and end_s (0, 0 for the whole file).
         problems: What was wrong, in the order of the checks.
         rows_in: Rows of the file.
     """

@@ -64,7 +64,7 @@ class Cells:
 
 
 def read_cells(data: bytes, name: str) -> Cells:
-    """Open a table; its format is that of its name's extension, and CSV for every other name.
+    """Open a table; the extension decides the format; a name with an unknown extension is read as CSV.
 
     Raises:
         UsageError: If it is not a table of that format.

@@ -41,7 +41,7 @@ def zero_bytes(data: bytes, start: int) -> int:
 
 
 def first_frame(data: bytes, start: int) -> int | None:
-    """Where a row of whole MP3 or ADTS frames begins, within the first 64 KiB from `start`; None if there is none."""
+    """Where a row of whole MP3 or ADTS frames begins, within 64 KiB from `start`; None if not found."""
     for match in _SYNC.finditer(data, start, min(len(data), start + _MOST_JUNK)):
         if _is_chain(data, match.start()):
             return match.start()

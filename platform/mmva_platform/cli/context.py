@@ -49,12 +49,12 @@ def set_up_logging(*, verbose: bool) -> None:
         logger.warning("%s", fault)
 
 
-def exit_code_of(command: Callable[[], object], again: str | None = "the same command goes on from there") -> int:
+def exit_code_of(command: Callable[[], object], again: str | None = "the same command resumes") -> int:
     """Run a command; expected failures become one line on stderr and their exit code, bugs keep their traceback.
 
     Args:
         command: What to run.
-        again: How it goes on after Ctrl-C; None if there is nothing to go on with.
+        again: How to resume after Ctrl-C; None if nothing can be resumed.
     """
     try:
         command()

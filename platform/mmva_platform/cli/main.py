@@ -23,11 +23,13 @@ app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
 app.add_typer(annotation.app, name="annotations")
 app.add_typer(jobs.app, name="jobs")
-# How what Ctrl-C ended goes on. The other verbs have nothing to go on with.
+# How to resume what Ctrl-C stopped. The other verbs have nothing to resume.
 _AGAIN = {
-    **dict.fromkeys(("annotate", "retry", "import", "embed", "quickstart"), "the same command goes on from there"),
-    "resume": "the same command goes on from there",
-    "train": "train --resume RUN goes on from the last checkpoint (RUN is the newest folder in HOME/runs)",
+    **dict.fromkeys(
+        ("annotate", "resume", "update", "retry", "convert", "import", "embed", "quickstart"),
+        "the same command resumes",
+    ),
+    "train": "the same command with --resume RUN starts at the last checkpoint (RUN is the newest folder in HOME/runs)",
 }
 for module in (quickstart, data, training, annotation, zeroshot, serving, doctor):
     module.add_verbs(app)

@@ -21,7 +21,7 @@ def train(
     *,
     config: Annotated[Path | None, typer.Option(help="recipe (YAML)")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value on top of the recipe")] = None,
-    resume: Annotated[str | None, typer.Option(help="name of a run to go on with")] = None,
+    resume: Annotated[str | None, typer.Option(help="name of the run to resume")] = None,
     sweep: Annotated[Path | None, typer.Option(help="grid (YAML) to search instead; trains the best")] = None,
     as_json: Json = False,
 ) -> None:
