@@ -38,6 +38,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.xdist_group(_group(item)))
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """The name of the argument, for contents of files.
+
+    Encoders write random serial numbers, so the bytes differ between processes; pytest-xdist refuses names that differ.
+    """
+    return argname if isinstance(val, bytes) and len(val) > 32 else None
+
+
 def _group(item: pytest.Item) -> str:
     """The servers that a test shares, or its file."""
     if "ray_cluster" in getattr(item, "fixturenames", ()):
