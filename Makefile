@@ -11,6 +11,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 export HF_HUB_OFFLINE ?= 1
+unexport PYTHONDONTWRITEBYTECODE  # a few hundred processes import the same modules
 
 .PHONY: help install quickstart test test-fast test-system lint format lock sbom audit clean
 help:  ## this list
