@@ -23,7 +23,6 @@ from mmva_platform.settings import ClusterSettings
 logger = logging.getLogger(__name__)
 
 FREE_CPUS: Final = 1.0  # training workers may not take every CPU: other tasks of the cluster would starve, silently
-LARGE_MESSAGES: Final = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"  # in bytes; Serve's own limit is below an upload's
 _START_ATTEMPTS: Final = 3  # a busy machine misses the limits that are built into Ray
 _CONNECT_TIMEOUT_S = 10.0
 _GROWS_TO: ContextVar[float] = ContextVar("mmva_cluster_grows_to", default=0.0)
@@ -32,10 +31,6 @@ _RAY_ENVIRONMENT = {
     "RAY_ENABLE_AUTO_CONNECT": "0",  # or a thread left behind by a stalled job would start a second Ray
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # Ray Train takes reports when it polls: every 2 s, an epoch takes less
-    # Serve calls a deployment on the loop that asks: each thread between two loops costs a request a millisecond.
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    LARGE_MESSAGES: str(2**31 - 1),
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a FutureWarning about GPUs that nobody asked for
 }
 
@@ -52,11 +47,15 @@ class ClusterInfo:
 
 
 @contextmanager
-def ray_session(settings: ClusterSettings | None = None) -> Iterator[ClusterInfo]:
+def ray_session(settings: ClusterSettings | None = None, *, dashboard: bool = False) -> Iterator[ClusterInfo]:
     """Ray for the length of a block: the running session, the configured cluster, or a private one on this machine.
 
     Only what was started or connected here is shut down at the end. Inside a submitted job RAY_ADDRESS names the
     cluster.
+
+    Args:
+        settings: Where Ray runs.
+        dashboard: A Ray that is started here takes jobs, too.
 
     Raises:
         UsageError: If the configured cluster does not answer.
@@ -70,7 +69,7 @@ def ray_session(settings: ClusterSettings | None = None) -> Iterator[ClusterInfo
     started = not ray.is_initialized()
     try:
         if started:
-            _init(settings)
+            _init(settings, dashboard=dashboard)
         yield _info(started=started)
     finally:
         _GROWS_TO.reset(grows)
@@ -108,12 +107,12 @@ def quiet_ray_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def _init(settings: ClusterSettings) -> None:
+def _init(settings: ClusterSettings, *, dashboard: bool) -> None:
     address = settings.address or os.environ.get("RAY_ADDRESS")
     if address and address != "local":
         _connect(address)
     else:
-        _start(settings)
+        _start(settings, dashboard=dashboard)
 
 
 def _connect(address: str) -> None:
@@ -128,7 +127,7 @@ def _connect(address: str) -> None:
         raise UsageError(f"cluster.address {address}: no Ray cluster answers there ({reason})") from error
 
 
-def _start(settings: ClusterSettings) -> None:
+def _start(settings: ClusterSettings, *, dashboard: bool) -> None:
     import ray
 
     for attempt in range(1, _START_ATTEMPTS + 1):
@@ -138,7 +137,7 @@ def _start(settings: ClusterSettings) -> None:
                     address="local",
                     # On a single CPU a worker and Ray Data's own tasks would never fit; logical CPUs cost nothing.
                     num_cpus=settings.num_cpus or (None if own_cpus() > 1 else 2),
-                    include_dashboard=False,
+                    include_dashboard=dashboard,
                     object_store_memory=settings.object_store_mb * 2**20,
                     logging_level=logging.ERROR,
                     log_to_driver=False,

@@ -28,9 +28,7 @@ def serve(
     scope: Annotated[list[str] | None, typer.Option(help="of the new key: read, annotate, admin; repeatable")] = None,
 ) -> None:
     """Serve annotation, jobs and search over HTTP; Ctrl-C ends it."""
-    from mmva_platform.serving.keys import add_key, first_key, keys_file, scopes_of
-    from mmva_platform.serving.server import serve_until_stopped
-    from mmva_platform.workflows import report_annotation
+    from mmva_platform.serving.auth import add_key, first_key, keys_file, scopes_of
 
     settings = settings_of(context)
     serving = load_config(ServingSettings, config, change or (), settings.serving.model_dump(mode="json"))
@@ -38,13 +36,18 @@ def serve(
     if new_key is not None:
         emit(add_key(keys_file(settings), new_key, scopes_of(scope or ["read"])), None, as_json=False)
         return
-    first_key(settings)
+    key = first_key(settings)
+    if key is not None:
+        emit(f"a first API key, shown this once: {key}", None, as_json=False)
+    from mmva_platform.serving.deploy import serve_until_stopped
+    from mmva_platform.workflows import report_annotation
+
     serve_until_stopped(settings, report_annotation)
 
 
 def application(arguments: dict[str, Any]) -> ray_serve.Application:
     """The application for `serve deploy` and KubeRay; `args` of the YAML are the platform's settings."""
-    from mmva_platform.serving.deployments import build
+    from mmva_platform.serving.deploy import build
     from mmva_platform.workflows import report_annotation
 
     return build(validate(Settings, arguments, "serve.yaml: args"), report_annotation)

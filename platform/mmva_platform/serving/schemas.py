@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from mmva.modalities import MediaKind
 
-Text = Annotated[str, Field(max_length=20_000)]
-Uri = Annotated[str, Field(min_length=1, max_length=2_000)]
-Name = Annotated[str, Field(max_length=500)]
+
+
+def _unicode(text: str) -> str:
+    """JSON can hold halves of surrogate pairs, which no answer could repeat."""
+    if not text.isascii() and text.encode(errors="replace").decode() != text:
+        raise ValueError("not valid Unicode")
+    return text
+
+
+Text = Annotated[str, Field(max_length=20_000), AfterValidator(_unicode)]
+Uri = Annotated[str, Field(min_length=1, max_length=2_000), AfterValidator(_unicode)]
+Name = Annotated[str, Field(max_length=500), AfterValidator(_unicode)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 Range = tuple[Unit, Unit]
 
@@ -22,12 +31,15 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+BodyT = TypeVar("BodyT", bound=Body)
+
+
 class ItemIn(Body):
     """An item by URI or as caption text."""
 
     id: Name | None = Field(None, description="comes back in the answer; the item's number by default")
     uri: Uri | None = Field(None, description="below a root that the server allows")
-    caption: str | None = Field(None, description="the text itself")
+    caption: Text | None = Field(None, description="the text itself")
     modality: MediaKind | None = Field(None, description="by the URI's extension if it is missing")
 
 
@@ -134,9 +146,10 @@ class JobOut(BaseModel):
 
 
 class JobsOut(BaseModel):
-    """Jobs, the last submitted first."""
+    """A page of jobs, the last submitted first."""
 
     jobs: list[JobOut]
+    total: int
 
 
 class ModelsOut(BaseModel):
@@ -144,7 +157,6 @@ class ModelsOut(BaseModel):
 
     serving: Model | None
     following: str
-    challenger: str | None
     versions: list[dict[str, Any]]
 
 
@@ -152,11 +164,10 @@ class Health(BaseModel):
     """Whether it is alive, or ready."""
 
     status: Literal["ok", "loading"]
-    model: Model | None = None
 
 
 class QueryIn(Body):
-    """What stands for a point of the plane: one of text, URI and the point itself (or an upload)."""
+    """What stands for a point of the plane: one of text, URI and the point itself ."""
 
     text: Text | None = None
     uri: Uri | None = None
@@ -239,7 +250,7 @@ class PromptOut(BaseModel):
 
 
 class SummaryIn(Body):
-    """A video to summarise; instead of `uri` an upload."""
+    """A video to summarise; `uri` is left out beside an upload."""
 
     uri: Uri | None = None
     seconds: float = Field(15.0, gt=0, le=3600, description="how long the summary may be")

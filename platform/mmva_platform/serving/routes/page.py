@@ -7,9 +7,11 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi import APIRouter, Request, Response
 
-STATIC: Final = Path(__file__).parent / "static"
+from mmva_platform.serving.errors import ApiError
+
+STATIC: Final = Path(__file__).parents[1] / "page"
 # d3 places SVG through attributes and CSSOM, which a policy without 'unsafe-inline' allows.
 PAGE_HEADERS: Final = {
     "Content-Security-Policy": (
@@ -33,25 +35,25 @@ _TYPES: Final = {
 }
 
 
-def page_router() -> APIRouter:
-    """`/` and `/static/NAME`: the only routes of the explorer that answer without a key."""
-    router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False)
 
-    @router.get("/")
-    def page(request: Request) -> Response:
-        return _answer(request, "explorer.html")
 
-    @router.get("/static/{name}")
-    def asset(request: Request, name: str) -> Response:
-        return _answer(request, name)
+@router.get("/")
+async def page(request: Request) -> Response:
+    """The page."""
+    return _answer(request, "explorer.html")
 
-    return router
+
+@router.get("/static/{name}")
+async def asset(request: Request, name: str) -> Response:
+    """One of its files."""
+    return _answer(request, name)
 
 
 def _answer(request: Request, name: str) -> Response:
     known = _files()
     if name not in known:
-        raise HTTPException(404, "no such file")
+        raise ApiError(404, "not-found", "no such file")
     content, etag = known[name]
     headers = PAGE_HEADERS | {"ETag": etag}
     if request.headers.get("if-none-match") == etag:

@@ -18,7 +18,7 @@ from mmva.affect import mood
 from mmva.modalities import AXES, MEDIA_KINDS
 from mmva.zeroshot.search import Region
 from mmva_platform.search.index import AnnotationIndex, Hit
-from mmva_platform.serving.explorer_view import CELLS, PlanePoints
+from mmva_platform.search.view import CELLS, PlanePoints
 
 _BOUNDS: Final = tuple(f"{axis}_{side}" for axis in AXES for side in ("low", "high"))
 _DETAILS: Final = ("id", "uri", "modality", *AXES, *_BOUNDS, "mood", "duration_s", "windows", "sha256", "caption")
@@ -55,7 +55,7 @@ class ExploredCatalog:
         return {"items": len(self.index), "by_modality": self.by_modality, "run_id": self.index.run_id}
 
     def view(self, region: Region, modalities: Collection[str], cells: int = CELLS) -> dict[str, Any]:
-        """Points, or counts of a grid's cells, in a window; see explorer_view."""
+        """Points, or counts of a grid's cells, in a window; see search.view."""
         kinds = [MEDIA_KINDS.index(name) for name in MEDIA_KINDS if name in modalities]
         found = self._points.view(region, kinds, cells=cells)
         window = {"valence": region.valence, "arousal": region.arousal, "total": found.total}

@@ -1,4 +1,8 @@
-"""API keys: known by their SHA-256 alone, each with scopes; found in constant time."""
+"""Who may call a route: API keys with scopes, known by their SHA-256 alone and compared in constant time.
+
+The middleware finds the caller before anything of a body is read; each route names its scope with `Needs`, and one that
+does not stops the start of the application.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +14,30 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Final, get_args
 
 import yaml
+from fastapi import APIRouter, Request
+from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as ASGIScope
 
 from mmva.errors import UsageError
+from mmva_platform.serving.errors import ApiError, send_error
 from mmva_platform.settings import Config, KeySettings, Scope, Settings, load_config
 
 logger = logging.getLogger(__name__)
 
 _LOOK_AGAIN_S: Final = 2.0
 _BASIC_METHODS: Final = frozenset({"GET", "HEAD"})
+# What answers without a key: health, and the page, which is an empty shell that asks for one.
+PUBLIC: Final = frozenset({"/healthz", "/readyz", "/", "/static/{name}"})
+_FOR_BROWSERS: Final = ("/docs", "/openapi.json")
 
 
 @dataclass(frozen=True)
@@ -122,16 +135,74 @@ def scopes_of(names: Sequence[str]) -> tuple[Scope, ...]:
     return tuple(scope for scope in known if scope in names)
 
 
-def first_key(settings: Settings) -> None:
-    """Where there is no key at all, make one that may do everything, in a file that only its owner reads."""
+def first_key(settings: Settings) -> str | None:
+    """Where there is no key at all, make one that may do everything. It is returned once and stored nowhere."""
     file = keys_file(settings)
     if settings.serving.keys or file.exists():
-        return
-    place = file.with_name("first-key")
-    secret = add_key(file, "first", get_args(Scope))
-    with open(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:  # noqa: PTH123
-        out.write(secret + "\n")
-    logger.info("made a first API key; it is in %s, and only its digest in %s", place, file)
+        return None
+    return add_key(file, "first", get_args(Scope))
+
+
+class Needs:
+    """A dependency: the caller's key has a scope; `admin` has all of them."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope: Final = scope
+
+    def __call__(self, request: Request) -> Caller:
+        """The caller. ApiError 403 if the key may not."""
+        caller: Caller = request.state.caller  # set by the middleware, without which no request comes this far
+        if not caller.scopes & {self.scope, "admin"}:
+            raise ApiError(403, "forbidden", f"this key does not have the scope {self.scope!r}")
+        return caller
+
+
+READ: Final = Needs("read")
+ANNOTATE: Final = Needs("annotate")
+
+
+class Authentication:
+    """Middleware: 401 for every path but the public ones, unless the request has a key."""
+
+    def __init__(self, app: ASGIApp, keyring: Keyring) -> None:
+        self._app, self._keyring = app, keyring
+
+    async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
+        """Find the caller, or refuse; nothing of the body is read here."""
+        path = route_path(scope)
+        if scope["type"] == "http" and not _is_public(path):
+            caller = self._keyring.find(Headers(scope=scope).get("authorization", ""), scope["method"])
+            if caller is None:
+                await send_error(_unauthorized(path), send)
+                return
+            scope.setdefault("state", {})["caller"] = caller
+        await self._app(scope, receive, send)
+
+
+def route_path(scope: ASGIScope) -> str:
+    """A request's path below the application's route_prefix."""
+    path, root = str(scope.get("path", "")), str(scope.get("root_path", "")).rstrip("/")
+    inside = path == root or path.startswith(f"{root}/")
+    return (path[len(root) :] or "/") if root and inside else path
+
+
+def refuse_open_routes(routers: Iterable[APIRouter]) -> None:
+    """AssertionError if a route neither names a scope nor is public by name: that would be our mistake."""
+    for route in (route for router in routers for route in router.routes):
+        assert isinstance(route, APIRoute), f"{route} is not a route that could name a scope"
+        scoped = any(isinstance(dependency.call, Needs) for dependency in route.dependant.dependencies)
+        assert scoped or route.path in PUBLIC, f"{route.path} names no scope"
+
+
+def _is_public(path: str) -> bool:
+    return path in PUBLIC or path.startswith("/static/")
+
+
+def _unauthorized(path: str) -> ApiError:
+    error = ApiError(401, "unauthorized", "send a valid key as 'Authorization: Bearer KEY'")
+    browser = path.startswith(_FOR_BROWSERS)  # elsewhere a browser's own dialog would cover the page's
+    error.headers = {"WWW-Authenticate": 'Basic realm="mmva"' if browser else "Bearer"}
+    return error
 
 
 def _secret(authorization: str, method: str) -> str | None:

@@ -1,0 +1,8 @@
+"""The API's routes by subject; each names the scope that its callers need."""
+
+from mmva_platform.serving.routes import annotate, explore, jobs, media, operations, page, search, zeroshot
+
+ROUTERS = (
+    annotate.router, jobs.router, search.router, zeroshot.router, explore.router, media.router, operations.router,
+    page.router,
+)  # fmt: skip

@@ -1,0 +1,78 @@
+"""What operators and their tools ask: health, models, and the API's own documentation."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse, JSONResponse
+
+from mmva_platform.serving.auth import READ
+from mmva_platform.serving.context import ContextDep
+from mmva_platform.serving.errors import ApiError
+from mmva_platform.serving.schemas import Health, ModelsOut
+
+router = APIRouter()
+
+_ASSETS: Final = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon.png": "image/png"}
+
+
+@router.get("/healthz", response_model=Health)
+async def healthz() -> dict[str, Any]:
+    """Whether this process answers; public."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", response_model=Health, responses={503: {"model": Health}})
+async def readyz(context: ContextDep) -> Any:
+    """Whether a model answers, as far as is known here: it asks no replica. Public, and says nothing else."""
+    if context.models.known is None:
+        return JSONResponse({"status": "loading"}, 503, {"Retry-After": "5"})
+    return {"status": "ok"}
+
+
+@router.get("/v1/models", response_model=ModelsOut, dependencies=[Depends(READ)])
+async def models(context: ContextDep) -> dict[str, Any]:
+    """Which model answers, and what is registered."""
+    serving, settings = context.models.known, context.settings.serving
+    return {
+        "serving": serving.model_dump() if serving else None,
+        "following": settings.model,
+        "versions": await context.models.versions(),
+    }
+
+
+@router.get("/openapi.json", dependencies=[Depends(READ)], include_in_schema=False)
+async def openapi(request: Request) -> JSONResponse:
+    """The API's description."""
+    return JSONResponse(request.app.openapi() | {"servers": [{"url": request.scope.get("root_path") or "/"}]})
+
+
+@router.get("/docs", dependencies=[Depends(READ)], include_in_schema=False)
+async def docs() -> HTMLResponse:
+    """Swagger UI, from the wheel: a browser without a network shows it. Links are relative: any prefix will do."""
+    return get_swagger_ui_html(
+        openapi_url="openapi.json",
+        title="mmva",
+        swagger_js_url="docs/swagger-ui-bundle.js",
+        swagger_css_url="docs/swagger-ui.css",
+        swagger_favicon_url="docs/favicon.png",
+    )
+
+
+@router.get("/docs/{name}", dependencies=[Depends(READ)], include_in_schema=False)
+async def asset(name: str) -> Response:
+    """Swagger UI's files."""
+    if name not in _ASSETS:
+        raise ApiError(404, "not-found", "no such file")
+    return Response(_asset(name), media_type=_ASSETS[name])
+
+
+@cache
+def _asset(name: str) -> bytes:
+    import fastapi_offline
+
+    return (Path(fastapi_offline.__file__).parent / "static" / name).read_bytes()
