@@ -189,14 +189,14 @@ def bulk(workdir: Path, settings: Any, number: int) -> float:
 def search_million(workdir: Path) -> tuple[float, float]:
     """p50 and p95 of searches in a million points, in ms."""
     import pyarrow as pa
+    from mmva_platform.serving.keys import Keyring
+    from mmva_platform.serving.services import Services
     from starlette.testclient import TestClient
 
     from mmva_platform.annotation.plan import ModelInfo
     from mmva_platform.search import AnnotationIndex
     from mmva_platform.serving.app import create_app
-    from mmva_platform.serving.keys import Keyring
     from mmva_platform.serving.metrics import Metrics
-    from mmva_platform.serving.services import Services
 
     count, rng = 1_000_000, np.random.default_rng(0)
     names = pa.array([f"{number:07d}" for number in range(count)])
@@ -224,6 +224,7 @@ def search_million(workdir: Path) -> tuple[float, float]:
 def served(workdir: Path) -> Iterator[Any]:
     """The server; gives its settings."""
     from mmva_platform.serving.server import running
+
     from mmva_platform.workflows import report_annotation
 
     settings = settings_of(workdir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from mmva_platform.annotation.spool import spooled
 from mmva_platform.datasets.embedder import EncoderLoader, Part, embed_part
 from mmva_platform.datasets.schema import ShardInfo
 from mmva_platform.serving.model import ServedModel
+from mmva_platform.serving.prepare import Preparing
 from mmva_platform.settings import ServingSettings, Settings
 from mmva_platform.storage import open_storage
 from mmva_platform.tracking.model import save_model
@@ -152,14 +154,21 @@ def test_the_service_agrees(world: dict[str, Any]) -> None:
         upload = number % 2 == 0
         request = {"id": name, "modality": kind, "caption": None, "uri": None, "data": None}
         requests.append(request | ({"data": path.read_bytes()} if upload else {"uri": str(path)}))
-    for row in served.annotate(requests):
+
+    async def answered() -> list[Any]:
+        preparing, rows = Preparing(world["settings"]), []
+        for request in requests:
+            async with preparing(served.spec, request) as prepared:
+                rows.append(served.row_of_long(prepared) if prepared.long else served.rows([prepared])[0])
+        preparing.close()
+        return rows
+
+    for row in asyncio.run(answered()):
         expected = world["rows"][row["id"]]
         agree(row, expected, "windows", "embedding")
         assert row["sha256"] == expected["sha256"]
         if row["modality"] != "video":
             assert row["interval"]["valence"] == pytest.approx((expected["valence_low"], expected["valence_high"]))
-    (apart,) = served.annotate_carefully([requests[list(world["kinds"]).index("long.wav")]])
-    agree(apart, world["rows"]["long.wav"], "windows", "embedding")
 
 
 def test_the_registered_model_agrees(world: dict[str, Any]) -> None:

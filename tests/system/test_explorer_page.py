@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 import soundfile
 import uvicorn
-from fastapi import FastAPI
 from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from starlette.types import ASGIApp
 
 from mmva_platform.annotation import open_annotation
 from mmva_platform.settings import Settings
 
-from ..unit.explored import HOSTILE, KEY, explorer_app  # noqa: TID252 - helpers of the unit tests
+from ..unit.explored import HOSTILE, KEY, explorer_world  # noqa: TID252 - helpers of the unit tests
 from ..unit.published import lively_bundle, publish_media, publish_points  # noqa: TID252
 
 pytestmark = [pytest.mark.slow, pytest.mark.system]
@@ -64,14 +64,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         (f"crowd-{n}", "image" if n % 3 else "music", *rng.normal(0.5, 0.1, 2).clip(0, 1).tolist()) for n in range(3400)
     ]
     publish_points(home / "crowd", crowd, shard_items=2000)
-    app = explorer_app({"mine": str(home / "va"), "crowd": str(home / "crowd")}, [media], bundle, settings)
+    catalogs = {"mine": str(home / "va"), "crowd": str(home / "crowd")}
+    app = explorer_world(catalogs, [media], bundle, settings, home).client.app
     rows = {row["id"]: row for row in open_annotation(str(home / "va")).table().to_pylist()}
     with served(app) as url:
         yield Site(url, media, rows)
 
 
 @contextmanager
-def served(app: FastAPI) -> Iterator[str]:
+def served(app: ASGIApp) -> Iterator[str]:
     """The app on a free port of loopback, while the block lasts."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
@@ -251,7 +252,7 @@ def test_what_is_not_there_is_said(page: Page, site: Site) -> None:
     panel = page.locator("#panel")
     page.get_by_role("button", name="Cancel").click()
     expect(panel.get_by_role("alert")).to_have_text("A key is needed to look at this.")
-    page.route("**/v1/explore", lambda route: route.fulfill(json={"catalogs": [], "place": True, "jobs": False}))
+    page.route("**/v1/explore", lambda route: route.fulfill(json={"catalogs": []}))
     panel.get_by_role("button", name="Try again").click()
     expect(panel.get_by_role("heading", name="No catalog yet")).to_be_visible()
     expect(page.locator("#place")).to_be_hidden()

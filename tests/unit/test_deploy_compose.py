@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mmva_platform.serving.keys import Caller, Keyring
+from mmva_platform.serving.auth import Caller, Keyring
 from mmva_platform.settings import ServingSettings, load_config
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,18 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from PIL import Image
 
 from mmva.modalities import MEDIA_KINDS
-from mmva_platform.serving.explorer_media import piece_of
-from mmva_platform.serving.explorer_page import STATIC
+from mmva_platform.annotation.media import piece_of
+from mmva_platform.serving.routes import explore, page
+from mmva_platform.serving.routes import media as media_routes
+from mmva_platform.serving.routes.page import STATIC
 from mmva_platform.settings import Settings
 
-from .explored import HOSTILE, JOBS, KEY, explorer_app
+from .explored import HOSTILE, KEY, add_job, explorer_world
 from .published import lively_bundle, publish_media, publish_points
+from .serving_world import World
 
 DATA = "/v1/explore/catalogs/media"
 
@@ -41,7 +43,7 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def app(media: Path, tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
+def world(media: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
     home = tmp_path_factory.mktemp("explorer")
     settings, bundle = Settings(home=home), lively_bundle(home / "bundle", 0)
     publish_media(home / "va", media, bundle, settings)
@@ -49,26 +51,27 @@ def app(media: Path, tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
     rows = [(f"{n}/é {n}", MEDIA_KINDS[n % 4], *rng.random(2).astype(np.float32).tolist()) for n in range(3100)]
     publish_points(home / "points", rows, shard_items=400)
     names = {"media": str(home / "va"), "points": str(home / "points"), "gone": str(home / "gone")}
-    return explorer_app(names, [media], bundle, settings)
+    return explorer_world(names, [media], bundle, settings, home)
 
 
 @pytest.fixture(scope="module")
-def client(app: FastAPI) -> Iterator[TestClient]:
-    with TestClient(app, headers={"Authorization": f"Bearer {KEY}"}) as client:
+def client(world: World) -> Iterator[TestClient]:
+    with TestClient(world.client.app, headers={"Authorization": f"Bearer {KEY}"}) as client:
         yield client
 
 
-def test_the_page_is_open_and_everything_else_asks_for_a_key(app: FastAPI) -> None:
-    stranger, found = TestClient(app), set()
-    for route in app.state.router.routes:
+def test_the_page_is_open_and_everything_else_asks_for_a_key(world: World) -> None:
+    stranger, found = world.client, set()
+    for route in (*explore.router.routes, *media_routes.router.routes, *page.router.routes):
         assert isinstance(route, APIRoute)
         path = route.path.format(name="media")
         for method in route.methods:
-            status = stranger.request(method, path, params={"id": "0.png", "v": 0, "a": 0}).status_code
+            headers = {"Content-Type": "application/json"}
+            status = stranger.request(method, path, params={"id": "0.png", "v": 0, "a": 0}, headers=headers).status_code
             if path.startswith("/v1/explore"):
                 assert status == 401, path
                 found.add(path.removeprefix("/v1/explore").removeprefix("/catalogs/media"))
-    assert found >= {"", "/jobs", "/view", "/item", "/around", "/thumbnail", "/media", "/text", "/place"}
+    assert found >= {"", "/view", "/item", "/around", "/thumbnail", "/media", "/text", "/place"}
     assert stranger.get("/").status_code == 200
 
 
@@ -95,7 +98,7 @@ def test_assets_are_the_known_files_with_their_types(client: TestClient) -> None
         again = client.get(f"/static/{path.name}", headers={"If-None-Match": answer.headers["etag"]})
         assert (again.status_code, again.content) == (304, b"")
     assert client.get("/static/main.js").headers["content-type"].startswith("text/javascript")
-    for name in ("explorer.py", "..%2fexplorer.py", "%2e%2e/explorer.py", "nothing.js"):
+    for name in ("app.py", "..%2fapp.py", "%2e%2e/app.py", "nothing.js"):
         assert client.get(f"/static/{name}").status_code == 404, name
 
 
@@ -109,14 +112,33 @@ def test_what_is_vendored_is_what_was_released() -> None:
         assert known["version"] in name
 
 
-def test_overview_summary_and_jobs(client: TestClient) -> None:
-    assert client.get("/v1/explore").json() == {"catalogs": ["media", "points", "gone"], "place": True, "jobs": True}
+def test_overview_and_summary(client: TestClient) -> None:
+    names = ["media", "points", "gone"]
+    assert client.get("/v1/explore").json() == {"catalogs": [{"name": name, "title": name} for name in names]}
     summary = client.get(DATA).json()
     assert summary["by_modality"] == {"image": 5, "music": 5, "caption": 3}
     assert (summary["items"], summary["model"]["name"]) == (13, "mmva")
-    assert client.get("/v1/explore/jobs").json()["jobs"] == list(JOBS)
     assert client.get("/v1/explore/catalogs/gone").status_code == 404
     assert client.get("/v1/explore/catalogs/other").status_code == 404
+
+
+def test_the_result_of_a_finished_job_is_there_without_a_restart(
+    world: World, client: TestClient, tmp_path: Path
+) -> None:
+    publish_points(tmp_path / "songs", [("a", "music", 0.1, 0.2)])
+    job = add_job(world, "s3://songs", str(tmp_path / "songs"), "done")
+    assert client.get("/v1/explore").json()["catalogs"][3:] == [{"name": job.id, "title": "songs"}]
+    assert client.get(f"/v1/explore/catalogs/{job.id}").json()["items"] == 1
+    assert client.get(f"/v1/explore/catalogs/{'0' * 16}").status_code == 404
+
+
+def test_what_the_page_places_counts_for_the_key_that_asks(world: World, client: TestClient) -> None:
+    seen: list[str] = []
+    enter = world.context.admission.enter
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world.context.admission, "enter", lambda key, items: seen.append(key) or enter(key, items))
+        assert client.post(f"{DATA}/place", json={"text": "calm"}).status_code == 200
+    assert seen == ["reader"]
 
 
 def test_a_window_is_points_or_counts(client: TestClient) -> None:
@@ -211,7 +233,7 @@ def test_ranges(asked: str | None, piece: tuple[int, int] | None) -> None:
     assert (found and (found.start, found.data, found.size)) == (piece and (piece[0], data[slice(*piece)], 10))
 
 
-def test_only_the_annotated_bytes_under_the_roots_leave(client: TestClient, media: Path, app: FastAPI) -> None:
+def test_only_the_annotated_bytes_under_the_roots_leave(client: TestClient, media: Path) -> None:
     path, original = media / "1.png", (media / "1.png").read_bytes()
     try:
         path.write_bytes((media / "2.png").read_bytes())
@@ -265,4 +287,4 @@ def test_placing_a_sentence_a_picture_and_music(client: TestClient, media: Path)
 def test_what_cannot_be_placed_says_why(client: TestClient, asked: dict[str, str], status: int) -> None:
     answer = client.post(f"{DATA}/place", json=asked)
     assert answer.status_code == status
-    assert answer.json()["detail"]
+    assert answer.json()["error"]["message"]

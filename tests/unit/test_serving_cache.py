@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from mmva.errors import UsageError
 from mmva_platform.annotation.plan import plan_file
 from mmva_platform.search import AnnotationIndex
-from mmva_platform.serving.kept import Kept
+from mmva_platform.serving.cache import AnnotationCache
 from mmva_platform.settings import Settings
 
 from .published import publish_points, update_points
@@ -27,7 +29,7 @@ def test_it_is_made_once_a_version(tmp_path: Path) -> None:
         made.append(uri)
         return len(AnnotationIndex.open(uri, Settings()))
 
-    kept, out = Kept(make, Settings()), tmp_path / "va"
+    kept, out = AnnotationCache(make, Settings()), tmp_path / "va"
     with pytest.raises(UsageError, match="no published annotations"):
         kept(str(out))
     publish_points(out, FIRST)
@@ -41,13 +43,53 @@ def test_it_is_made_once_a_version(tmp_path: Path) -> None:
     update_points(out, FIRST[:2])
     assert [kept(str(out)), kept(str(out))] == [2, 2]
     assert len(made) == 2
+    assert len(kept._kept) == 1, "an earlier version does not keep its memory"
+
+
+def test_opening_one_annotation_delays_no_other(tmp_path: Path) -> None:
+    for name in ("quick", "slow"):
+        publish_points(tmp_path / name, FIRST)
+    begun, end, made = threading.Event(), threading.Event(), []
+
+    def make(uri: str) -> str:
+        made.append(uri)
+        if uri.endswith("slow"):
+            begun.set()
+            assert end.wait(20)
+        return uri
+
+    cache = AnnotationCache(make, Settings())
+    cache(str(tmp_path / "quick"))
+    with ThreadPoolExecutor(3) as pool:
+        slow = [pool.submit(cache, str(tmp_path / "slow")) for _ in range(2)]
+        assert begun.wait(20)
+        assert cache(str(tmp_path / "quick")).endswith("quick")
+        end.set()
+        assert [one.result() for one in slow] == [str(tmp_path / "slow")] * 2
+    assert len(made) == 2
+
+
+def test_what_could_not_be_made_is_tried_again(tmp_path: Path) -> None:
+    publish_points(tmp_path / "va", FIRST)
+    answers: list[Any] = [OSError("away"), "index"]
+
+    def make(_uri: str) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    cache = AnnotationCache(make, Settings())
+    with pytest.raises(OSError, match="away"):
+        cache(str(tmp_path / "va"))
+    assert cache(str(tmp_path / "va")) == "index"
 
 
 def test_search_and_explorer_show_a_new_version_as_soon_as_it_is_published(tmp_path: Path) -> None:
     out, settings = publish_points(tmp_path / "va", FIRST), Settings()
     world = make_world(
         tmp_path / "home",
-        open_index=Kept(lambda uri: AnnotationIndex.open(uri, settings), settings),
+        open_index=AnnotationCache(lambda uri: AnnotationIndex.open(uri, settings), settings),
         annotations={"photos": str(out)},
     )
 

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 

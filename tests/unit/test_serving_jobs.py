@@ -1,4 +1,4 @@
-"""The queue of jobs, its lease and its runner: fair between keys, found again by whoever comes next, never run twice."""
+"""The queue of jobs, its lease and its runner: fair between keys, found again, never run twice."""
 
 from __future__ import annotations
 

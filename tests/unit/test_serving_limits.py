@@ -195,8 +195,10 @@ def test_bytes_in_flight_are_bounded_and_not_requests_alone(tmp_path: Path) -> N
 
             head = [(b"authorization", b"Bearer worker-key"), (b"content-type", b"application/json"),
                     (b"content-length", str(2**20).encode())]  # fmt: skip
-            scope = {"type": "http", "method": "POST", "path": "/v1/annotate", "query_string": b"", "headers": head,
-                     "root_path": "", "scheme": "http", "http_version": "1.1", "server": ("x", 1), "client": None}  # fmt: skip
+            scope = {
+                "type": "http", "method": "POST", "path": "/v1/annotate", "query_string": b"", "headers": head,
+                "root_path": "", "scheme": "http", "http_version": "1.1", "server": ("x", 1), "client": None,
+            }  # fmt: skip
             await world.client.app(scope, receive, keep)
 
         waiting = [asyncio.create_task(one(never)) for _ in range(2)]

@@ -64,6 +64,13 @@ class Preparing:
         self._decode_threads = ThreadPoolExecutor(serving.decoders, thread_name_prefix="mmva-decode")
         self._room = ByteBudget(_HELD_BYTES)
 
+    def close(self) -> None:
+        """End the decoders and threads; no item may be under way."""
+        self._decoders.close()
+        self._long_decoder.close()
+        self._fetch_threads.shutdown()
+        self._decode_threads.shutdown()
+
     @asynccontextmanager
     async def __call__(self, spec: DecodeSpec, request: ItemRequest) -> AsyncIterator[Prepared]:
         """Prepare an item for the length of a block; what is wrong with it is in the result.

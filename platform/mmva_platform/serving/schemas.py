@@ -10,7 +10,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from mmva.modalities import MediaKind
 
 
-
 def _unicode(text: str) -> str:
     """JSON can hold halves of surrogate pairs, which no answer could repeat."""
     if not text.isascii() and text.encode(errors="replace").decode() != text:
@@ -18,9 +17,10 @@ def _unicode(text: str) -> str:
     return text
 
 
-Text = Annotated[str, Field(max_length=20_000), AfterValidator(_unicode)]
-Uri = Annotated[str, Field(min_length=1, max_length=2_000), AfterValidator(_unicode)]
-Name = Annotated[str, Field(max_length=500), AfterValidator(_unicode)]
+Unicode = Annotated[str, AfterValidator(_unicode)]
+Text = Annotated[Unicode, Field(max_length=20_000)]
+Uri = Annotated[Unicode, Field(min_length=1, max_length=2_000)]
+Name = Annotated[Unicode, Field(max_length=500)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 Range = tuple[Unit, Unit]
 
@@ -39,7 +39,7 @@ class ItemIn(Body):
 
     id: Name | None = Field(None, description="comes back in the answer; the item's number by default")
     uri: Uri | None = Field(None, description="below a root that the server allows")
-    caption: Text | None = Field(None, description="the text itself")
+    caption: Unicode | None = Field(None, description="the text itself")
     modality: MediaKind | None = Field(None, description="by the URI's extension if it is missing")
 
 

@@ -60,9 +60,7 @@ async function reason(response) {
   if (response.status === 401) return "A key is needed to look at this.";
   if (response.status === 403) return "This key may not read here.";
   try {
-    const body = await response.json();
-    const said = body.detail ?? body.message ?? body.error?.message ?? body.error;
-    if (typeof said === "string") return said;
+    return (await response.json()).error.message;
   } catch {
     // not JSON: the status has to do
   }

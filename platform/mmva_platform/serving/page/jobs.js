@@ -1,5 +1,5 @@
 // The annotation jobs of this server, looked at again every few seconds while they are shown.
-import { getJson } from "./api.js";
+import { request } from "./api.js";
 import { byId, count, duration, el } from "./dom.js";
 import { failed, loading, show } from "./panel.js";
 
@@ -30,7 +30,7 @@ export class Jobs {
   async #look() {
     clearTimeout(this.timer);
     try {
-      const { jobs } = await getJson("/jobs");
+      const { jobs } = await (await request("v1/annotation-jobs?limit=20&progress=true")).json();
       if (!this.shown) return;
       this.#draw(jobs);
     } catch (error) {
@@ -52,12 +52,13 @@ export class Jobs {
 }
 
 function row(job) {
-  const words = [job.items === null ? `${count(job.done)} items` : `${count(job.done)} of ${count(job.items)} items`];
-  if (job.eta_s !== null) words.push(`about ${duration(job.eta_s)} left`);
+  const { items_done: done = 0, items = null, eta_s: left = null } = job.progress ?? {};
+  const words = [items === null ? `${count(done)} items` : `${count(done)} of ${count(items)} items`];
+  if (left !== null) words.push(`about ${duration(left)} left`);
   if (job.message) words.push(job.message);
-  const bar = job.items === null && job.state === "running"
+  const bar = items === null && job.state === "running"
     ? el("progress", { "aria-label": `Progress of ${job.id}` })
-    : el("progress", { max: job.items || 1, value: job.done, "aria-label": `Progress of ${job.id}` });
+    : el("progress", { max: items || 1, value: done, "aria-label": `Progress of ${job.id}` });
   return el("li", {},
     el("div", { class: "row" }, el("b", {}, job.catalog), el("span", { class: `state ${job.state === "failed" ? "failed" : ""}` }, job.state)),
     bar, el("p", { class: "soft" }, words.join(" · ")));

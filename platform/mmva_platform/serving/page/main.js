@@ -193,14 +193,14 @@ async function start() {
   const wanted = turn();
   panel.loading("Opening the catalog…");
   await attempt(wanted, async () => {
-    const { catalogs, place, jobs: listsJobs } = await getJson("");
-    byId("show-jobs").hidden = !listsJobs;
-    byId("place").hidden = !place || !catalogs.length;
+    const { catalogs } = await getJson("");
+    byId("show-jobs").hidden = false;
+    byId("place").hidden = !catalogs.length;
     const select = byId("catalog");
-    select.replaceChildren(...catalogs.map((name) => el("option", { value: name }, name)));
+    select.replaceChildren(...catalogs.map(({ name, title }) => el("option", { value: name }, title)));
     select.hidden = catalogs.length < 1;
     if (!catalogs.length) return panel.noCatalog();
-    await openCatalog(catalogs.includes(state.catalog) ? state.catalog : catalogs[0]);
+    await openCatalog(catalogs.some(({ name }) => name === state.catalog) ? state.catalog : catalogs[0].name);
     select.value = state.catalog;
     await openAddress();
   }, start);

@@ -48,7 +48,7 @@ async def models(context: ContextDep) -> dict[str, Any]:
 @router.get("/openapi.json", dependencies=[Depends(READ)], include_in_schema=False)
 async def openapi(request: Request) -> JSONResponse:
     """The API's description."""
-    return JSONResponse(request.app.openapi() | {"servers": [{"url": request.scope.get("root_path") or "/"}]})
+    return JSONResponse(request.app.openapi_schema | {"servers": [{"url": request.scope.get("root_path") or "/"}]})
 
 
 @router.get("/docs", dependencies=[Depends(READ)], include_in_schema=False)
