@@ -22,7 +22,7 @@ CHECKED = {
     "prometheus/prometheus.yaml": MONITORING,
     "prometheus/alerts.yaml": MONITORING,
     "prometheus/alerts.test.yaml": MONITORING,
-    **{f"prometheus/targets/{name}.json": COMPOSE for name in ("api", "ray", "storage")},
+    **{f"prometheus/targets/{name}.json": COMPOSE for name in ("ray", "storage")},
     **{f"dashboards/{name}.json": MONITORING for name in ("annotation", "api", "cluster")},
     **{
         f"iam/{name}.json": SECURITY

@@ -22,6 +22,7 @@ from mmva_platform.serving.routes import explore, page
 from mmva_platform.serving.routes import media as media_routes
 from mmva_platform.serving.routes.page import STATIC
 from mmva_platform.settings import Settings
+from mmva_platform.workflows import report_annotation
 
 from .explored import HOSTILE, KEY, add_job, explorer_world
 from .published import lively_bundle, publish_media, publish_points
@@ -288,3 +289,24 @@ def test_what_cannot_be_placed_says_why(client: TestClient, asked: dict[str, str
     answer = client.post(f"{DATA}/place", json=asked)
     assert answer.status_code == status
     assert answer.json()["error"]["message"]
+
+
+def test_the_report_of_a_job_shows_media_below_the_roots_and_only_the_annotated_bytes(
+    media: Path, world: World, tmp_path: Path
+) -> None:
+    out, settings = world.context.settings.serving.annotations["media"], world.context.settings
+    words = "an evening by the sea"
+    original = (media / "1.txt").read_text()
+    assert original == words
+
+    def page_of(roots: list[str]) -> str:
+        report_annotation(out, tmp_path / "report.html", settings, roots=roots)
+        return (tmp_path / "report.html").read_text()
+
+    assert words in page_of([str(media)])
+    assert words not in page_of([str(tmp_path)])
+    try:
+        (media / "1.txt").write_text("something else")
+        assert "something else" not in page_of([str(media)])
+    finally:
+        (media / "1.txt").write_text(original)
