@@ -168,7 +168,7 @@ class ServeProcess:
             headers.setdefault("Content-Type", "application/json")
         begun = time.monotonic()
         try:
-            connection.request(method, PREFIX + path, body, headers)
+            connection.request(method, path if path.startswith(PREFIX) else PREFIX + path, body, headers)
             answer = connection.getresponse()
             data = answer.read()
         finally:

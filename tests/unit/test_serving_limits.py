@@ -114,11 +114,14 @@ def test_head_is_get_without_a_body(world: World, path: str) -> None:
 
 
 def test_a_prefix_changes_nothing_but_the_paths(tmp_path: Path) -> None:
-    client = make_world(tmp_path, root_path="/shared/mmva").client
+    client = make_world(tmp_path, root_path="/shared/mmva", roots=(str(tmp_path),), out_roots=(str(tmp_path),)).client
     for path in ("/healthz", "/readyz", "/", "/static/main.js"):
         assert client.get(f"/shared/mmva{path}").status_code == 200, path
     assert client.get("/shared/mmva/v1/models").status_code == 401
     assert client.post("/shared/mmva/v1/annotate", headers=bearer("worker"), json=ITEMS).status_code == 200
+    job = {"catalog": str(tmp_path), "out": str(tmp_path / "out")}
+    made = client.post("/shared/mmva/v1/annotation-jobs", headers=bearer("worker"), json=job)
+    assert made.headers["Location"] == f"/shared/mmva/v1/annotation-jobs/{made.json()['id']}"
     files = {"file": ("a.jpg", b"x", "image/jpeg")}
     assert client.post("/shared/mmva/v1/annotate/upload", headers=bearer("worker"), files=files).status_code == 200
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import HTMLResponse
 
 from mmva_platform.annotation.roots import AllowedRoots, normalised_root
@@ -23,7 +23,9 @@ CallerDep = Annotated[Caller, Depends(ANNOTATE)]
 
 
 @router.post("", response_model=JobOut, status_code=202)
-async def submit(body: JobIn, response: Response, context: ContextDep, caller: CallerDep) -> Any:
+async def submit(
+    body: JobIn, request: Request, response: Response, context: ContextDep, caller: CallerDep
+) -> dict[str, Any]:
     """Put a catalog into the queue. The same again is the same job; a cancelled or failed one goes on where it was."""
     settings = context.settings.serving
     catalog = _below(body.catalog, settings.roots, "catalog", "serving.roots")
@@ -31,7 +33,7 @@ async def submit(body: JobIn, response: Response, context: ContextDep, caller: C
     spec = JobSpec(catalog=catalog, out=out, model=body.model or settings.model, max_errors=body.max_errors)
     job, is_new = await context.job_threads(context.jobs.submit, spec, caller.name)
     response.status_code = 202 if is_new else 200
-    response.headers["Location"] = f"{PREFIX}/{job.id}"
+    response.headers["Location"] = f"{request.scope.get('root_path', '')}{PREFIX}/{job.id}"
     return await _with_progress(context, job)
 
 
