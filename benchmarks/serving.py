@@ -219,7 +219,6 @@ def bulk(workdir: Path, settings: Any, number: int) -> float:
 def search_million(workdir: Path) -> tuple[float, float]:
     """p50 and p95 of searches in a million points, in ms."""
     import pyarrow as pa
-    from mmva_platform.serving.keys import Keyring
     from starlette.testclient import TestClient
 
     from mmva_platform.annotation.plan import ModelInfo
