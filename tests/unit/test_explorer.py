@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import io
 import json
@@ -17,6 +18,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from mmva.modalities import MEDIA_KINDS
+from mmva_platform.annotation import open_annotation
 from mmva_platform.annotation.media import piece_of
 from mmva_platform.serving.routes import explore, page
 from mmva_platform.serving.routes import media as media_routes
@@ -72,7 +74,7 @@ def test_the_page_is_open_and_everything_else_asks_for_a_key(world: World) -> No
             if path.startswith("/v1/explore"):
                 assert status == 401, path
                 found.add(path.removeprefix("/v1/explore").removeprefix("/catalogs/media"))
-    assert found >= {"", "/view", "/item", "/around", "/thumbnail", "/media", "/text", "/place"}
+    assert found >= {"", "/view", "/view.csv", "/item", "/around", "/thumbnail", "/media", "/text", "/place"}
     assert stranger.get("/").status_code == 200
 
 
@@ -156,6 +158,37 @@ def test_a_window_is_points_or_counts(client: TestClient) -> None:
     assert max(shown["arousal"]) <= 0.5
     for wrong in ({"v0": 2}, {"v0": "nan"}, {"modality": "smell"}, {"cells": 100_000}, {"else": 1}):
         assert client.get(points, params=wrong).status_code == 422, wrong
+
+
+def test_filters_by_mood_and_width_of_the_interval(client: TestClient, world: World) -> None:
+    points, whole = "/v1/explore/catalogs/points/view", {"cells": 16}
+    everything = client.get(points, params=whole).json()
+    calm = client.get(points, params=whole | {"mood": "calm"}).json()
+    assert 0 < calm["total"] < everything["total"]
+    assert client.get(points, params=whole | {"width": 1.0}).json()["total"] == 0  # these have no interval
+    media = {"width": 1.0}
+    rows = open_annotation(world.context.settings.serving.annotations["media"]).table().to_pylist()
+    widths = [row["valence_high"] - row["valence_low"] for row in rows if row["valence_low"] is not None]
+    assert client.get(f"{DATA}/view", params=media).json()["total"] == len(widths)
+
+
+def test_a_window_as_csv_holds_every_item_and_no_formula(client: TestClient) -> None:
+    window = {"v0": 0.5, "modality": ["music", "image"]}
+    answer = client.get("/v1/explore/catalogs/points/view.csv", params=window)
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    assert "attachment" in answer.headers["content-disposition"]
+    rows = list(csv.DictReader(answer.text.splitlines()))
+    total = client.get("/v1/explore/catalogs/points/view", params=window).json()["total"]
+    assert len(rows) == total > 500
+    assert list(rows[0]) == ["id", "uri", "modality", "valence", "arousal", "mood"]
+    assert {row["modality"] for row in rows} == {"music", "image"}
+
+
+def test_a_name_that_a_spreadsheet_would_run_stays_text(world: World, client: TestClient, tmp_path: Path) -> None:
+    publish_points(tmp_path / "odd", [("=1+1", "image", 0.1, 0.2), ("-x", "image", 0.1, 0.2)])
+    job = add_job(world, "s3://odd", str(tmp_path / "odd"), "done")
+    text = client.get(f"/v1/explore/catalogs/{job.id}/view.csv").text
+    assert [row["id"] for row in csv.DictReader(text.splitlines())] == ["'=1+1", "'-x"]
 
 
 def test_answers_are_compressed_only_for_who_takes_it(client: TestClient) -> None:

@@ -12,13 +12,13 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from mmva.affect import mood
 from mmva.modalities import AXES, MEDIA_KINDS
 from mmva.zeroshot.search import Region
 from mmva_platform.search.index import AnnotationIndex, Hit
-from mmva_platform.search.view import CELLS, PlanePoints
+from mmva_platform.search.view import CELLS, PlanePoints, View
 
 _BOUNDS: Final = tuple(f"{axis}_{side}" for axis in AXES for side in ("low", "high"))
 _DETAILS: Final = ("id", "uri", "modality", *AXES, *_BOUNDS, "mood", "duration_s", "windows", "sha256", "caption")
@@ -51,13 +51,29 @@ class ExploredCatalog:
         return list(accumulate(file.rows for file in self.index.annotation.files()))
 
     def summary(self) -> dict[str, Any]:
-        """How many items of each modality, and by which model."""
-        return {"items": len(self.index), "by_modality": self.by_modality, "run_id": self.index.run_id}
+        """How many items of each modality, the moods that there are, and the run."""
+        moods = sorted(pc.unique(self.index.items["mood"]).to_pylist())
+        return {"items": len(self.index), "by_modality": self.by_modality, "moods": moods, "run_id": self.index.run_id}
 
-    def view(self, region: Region, modalities: Collection[str], cells: int = CELLS) -> dict[str, Any]:
-        """Points, or counts of a grid's cells, in a window; see search.view."""
-        kinds = [MEDIA_KINDS.index(name) for name in MEDIA_KINDS if name in modalities]
-        found = self._points.view(region, kinds, cells=cells)
+    def view(
+        self,
+        region: Region,
+        modalities: Collection[str],
+        cells: int = CELLS,
+        *,
+        mood: str | None = None,
+        width: float | None = None,
+    ) -> dict[str, Any]:
+        """Points, or counts of a grid's cells, in a window; see search.view.
+
+        Args:
+            region: The window.
+            modalities: Which are shown.
+            cells: Of the grid.
+            mood: Only items of this mood.
+            width: Only items whose 90 % interval is at most so wide in both axes.
+        """
+        found = self._found(region, modalities, mood, width, cells=cells)
         window = {"valence": region.valence, "arousal": region.arousal, "total": found.total}
         if found.row_K is None:
             counts = {MEDIA_KINDS[kind]: count.ravel().tolist() for kind, count in found.counts.items()}
@@ -65,6 +81,34 @@ class ExploredCatalog:
         items = self.index.items.select(["id", "modality", *AXES]).take(pa.array(found.row_K))
         points = {axis: np.round(np.asarray(items[axis], np.float64), _DIGITS).tolist() for axis in AXES}
         return window | {"points": {"id": items["id"].to_pylist(), "modality": items["modality"].to_pylist()} | points}
+
+    def table(
+        self, region: Region, modalities: Collection[str], *, mood: str | None = None, width: float | None = None
+    ) -> pa.Table:
+        """id, uri, modality, valence, arousal and mood of all items of a window; see view."""
+        found = self._found(region, modalities, mood, width, most=len(self.index))
+        return self.index.items.take(pa.array(found.row_K))
+
+    def _found(
+        self, region: Region, modalities: Collection[str], mood: str | None, width: float | None, **options: int
+    ) -> View:
+        kinds = [MEDIA_KINDS.index(name) for name in MEDIA_KINDS if name in modalities]
+        keep_N = None
+        if mood is not None:
+            keep_N = np.asarray(pc.equal(self.index.items["mood"], mood))
+        if width is not None:
+            narrow_N = self._widths <= width
+            keep_N = narrow_N if keep_N is None else keep_N & narrow_N
+        return self._points.view(region, kinds, keep_N=keep_N, **options)
+
+    @cached_property
+    def _widths(self) -> NDArray[np.float32]:
+        """The wider one of an item's two intervals; infinite without one. Read when it is first asked for."""
+        assert self.index.annotation is not None
+        bounds = self.index.annotation.table(_BOUNDS)
+        low_high = {name: np.asarray(bounds[name].fill_null(np.nan), np.float32) for name in _BOUNDS}
+        widths = [low_high[f"{axis}_high"] - low_high[f"{axis}_low"] for axis in AXES]
+        return np.nan_to_num(np.maximum(*widths), nan=np.inf)
 
     def item(self, id: str) -> dict[str, Any] | None:  # noqa: A002 - the column's name
         """Everything the page shows of an item but its media; None if there is no such item.

@@ -175,9 +175,8 @@ class AnnotationIndex:
             may_N = _inside(self._items, region or Region(), kind)
             may_N[own] = False
             assert self.annotation is not None
-            row_K, cosine_K = (
-                found_K[offset:] for found_K in most_alike(*embeddings(self.annotation, own, may_N), offset + top)
-            )
+            row_K, cosine_K = most_alike(*embeddings(self.annotation, own, may_N), offset + top)
+            row_K, cosine_K = row_K[offset:], cosine_K[offset:]
             va_K2 = np.column_stack([np.asarray(self._items[axis].take(pa.array(row_K))) for axis in AXES])
             distance_K = np.hypot(*(va_K2 - va_2).T.astype(np.float64))
             return self._hits(row_K, distance_K, cosine_K)

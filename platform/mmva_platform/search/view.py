@@ -45,7 +45,15 @@ class PlanePoints:
         self._valence_N, self._arousal_N = va[self._row_N, 0], va[self._row_N, 1]
         self._kind_N = np.asarray(kind_N, np.uint8)[self._row_N]
 
-    def view(self, region: Region, kinds: Collection[int], *, cells: int = CELLS, most: int = MAX_POINTS) -> View:
+    def view(
+        self,
+        region: Region,
+        kinds: Collection[int],
+        *,
+        cells: int = CELLS,
+        most: int = MAX_POINTS,
+        keep_N: NDArray[np.bool_] | None = None,
+    ) -> View:
         """What a window shows of some kinds.
 
         Args:
@@ -53,6 +61,7 @@ class PlanePoints:
             kinds: Which points to show.
             cells: Cells a side of the grid that is counted when there are more than `most` points.
             most: Points that are still given one by one.
+            keep_N: Points that pass the filters, in the order of the rows; all of them if None.
         """
         low, high = (np.float32(bound) for bound in region.valence)
         strip = slice(np.searchsorted(self._valence_N, low, "left"), np.searchsorted(self._valence_N, high, "right"))
@@ -61,6 +70,8 @@ class PlanePoints:
         wanted = np.zeros(256, bool)
         wanted[list(kinds)] = True
         at_K = np.flatnonzero((arousal_N >= bottom) & (arousal_N <= top) & wanted[kind_N])
+        if keep_N is not None:
+            at_K = at_K[keep_N[self._row_N[strip][at_K]]]
         if len(at_K) <= most:
             return View(len(at_K), np.sort(self._row_N[strip][at_K]), {})
         column_K = _cell(self._valence_N[strip][at_K], low, high, cells)

@@ -21,7 +21,9 @@ class Metrics:
             kinds: Has Counter and Gauge as ray.serve.metrics, which is the default.
         """
         if kinds is None:
-            from ray.serve import metrics as kinds
+            from ray.serve import metrics
+
+            kinds = metrics
         self._items = kinds.Counter("mmva_items", "items by modality and error", ("modality", "error"))
         self._shed = kinds.Counter("mmva_shed", "refused with 429 or 503 at once", ("what",))
         self._in_flight = kinds.Gauge("mmva_items_in_flight", "items in flight", ())

@@ -92,14 +92,14 @@ class JobRunner:
                 self._look_after(job)
         while True:
             jobs = self._queue.jobs()
-            job = next_job(jobs)
-            if job is None or sum(one.state == "running" for one in jobs) >= self._most:
+            waiting = next_job(jobs)
+            if waiting is None or sum(job.state == "running" for job in jobs) >= self._most:
                 return
-            other = nested(job.spec.out, [one for one in jobs if one.submitted_at < job.submitted_at])
+            other = nested(waiting.spec.out, [job for job in jobs if job.submitted_at < waiting.submitted_at])
             if other is not None:  # two submissions at the same moment
-                self._queue.put(job.changed("failed", message=f"the output lies in or around {other}"))
+                self._queue.put(waiting.changed("failed", message=f"the output lies in or around {other}"))
             else:
-                self._begin(job)
+                self._begin(waiting)
 
     def _look_after(self, job: Job) -> None:
         assert job.start is not None

@@ -2,14 +2,14 @@
 import { address, getJson, hasKey, onKeyNeeded, request, setKey } from "./api.js";
 import { KINDS, NAMES, baseName, brief, byId, count, el, mark, say, two } from "./dom.js";
 import { Jobs } from "./jobs.js";
-import { Media } from "./media.js";
+import { Media, download } from "./media.js";
 import * as panel from "./panel.js";
 import { base64, listen } from "./place.js";
 import { Plane } from "./plane.js";
 
 const plane = new Plane();
 const jobs = new Jobs(byId("show-jobs"), () => close());
-const state = { catalog: null, summary: { items: 0, by_modality: {} }, media: null, asked: 0 };
+const state = { catalog: null, item: null, text: null, summary: { items: 0, by_modality: {} }, media: null, asked: 0 };
 
 // --- the key ---------------------------------------------------------------------------------------------------------
 
@@ -54,6 +54,7 @@ byId("change-key").addEventListener("click", async () => {
 /** Begin to show something else; whether it is still wanted when its data come. */
 function turn() {
   jobs.stop();
+  state.item = state.text = null;
   state.media?.close();
   state.media = new Media(state.catalog);
   const mine = (state.asked += 1);
@@ -62,7 +63,7 @@ function turn() {
 
 function close() {
   turn();
-  history.replaceState(null, "", location.pathname);
+  keepAddress();
   plane.choose(null);
   panel.empty(state.summary);
   byId("plane").focus({ preventScroll: true });
@@ -92,8 +93,9 @@ function openItem(id, focus = false) {
     if (!wanted()) return;
     const { item, near } = found;
     panel.item(found, state.media, actions);
-    history.replaceState(null, "", `#${encodeURIComponent(state.catalog)}/${encodeURIComponent(id)}`);
+    state.item = id;
     plane.choose({ ...item, kind: item.modality, ...interval(item), curve: item.windows, near: Object.values(near).flat() });
+    keepAddress();
     say(`${baseName(id)}, ${item.modality}, ${item.mood}, valence ${two(item.valence)}, arousal ${two(item.arousal)}`);
     reveal(focus);
   }, () => openItem(id, focus));
@@ -123,15 +125,49 @@ function decoded(text) {
   }
 }
 
-/** Open what the address names, as #catalog/item; a link to an item is the page's own address. */
+/** Keep in the address what is shown, as #catalog/item?window and filters: a link shows the same. */
+function keepAddress() {
+  const query = new URLSearchParams(plane.filters);
+  if (plane.window) query.set("at", plane.window.map((bound) => bound.toFixed(4)).join(","));
+  if (plane.hidden.size) query.set("hidden", [...plane.hidden].join(","));
+  if (state.text) query.set("text", state.text);
+  const item = state.item === null ? "" : `/${encodeURIComponent(state.item)}`;
+  const shown = item || query.size ? `#${encodeURIComponent(state.catalog)}${item}${query.size ? `?${query}` : ""}` : location.pathname;
+  if (shown !== (location.hash || location.pathname)) history.replaceState(null, "", shown);
+}
+
+/** Open what the address names. */
 async function openAddress() {
-  const [, catalog, id] = /^#([^/]+)\/(.+)$/.exec(location.hash)?.map(decoded) ?? [];
-  if (!id) return;
+  const [, name, item, query = ""] = /^#([^/?]+)(?:\/([^?]+))?(?:\?(.*))?$/.exec(location.hash) ?? [];
+  const [catalog, id] = [name, item].map((part) => part && decoded(part));
+  if (!catalog) return;
   if (catalog !== state.catalog && [...byId("catalog").options].some((option) => option.value === catalog)) {
     byId("catalog").value = catalog;
     await openCatalog(catalog);
   }
-  if (catalog === state.catalog) await openItem(id);
+  if (catalog !== state.catalog) return;
+  openView(new URLSearchParams(query));
+  const text = new URLSearchParams(query).get("text");
+  if (id) await openItem(id);
+  else if (text) await openQuery({ text });
+}
+
+/** Window, modalities and filters as an address names them. */
+function openView(query) {
+  const bounds = query.get("at")?.split(",").map(Number) ?? [];
+  const hidden = query.get("hidden")?.split(",") ?? [];
+  byId("mood").value = query.get("mood") ?? "";
+  byId("width").value = query.get("width") ?? "1";
+  plane.hidden = new Set(KINDS.filter((kind) => hidden.includes(kind)));
+  drawKinds();
+  filter();
+  if (bounds.length === 4 && bounds.every((bound) => bound >= 0 && bound <= 1)) plane.show(bounds);
+}
+
+function filter() {
+  const width = byId("width").value;
+  byId("width-said").textContent = width === "1" ? "any" : `≤ ${Number(width).toFixed(2)}`;
+  plane.filter({ mood: byId("mood").value, width: width === "1" ? "" : width });
 }
 
 /** Place a sentence or a file, and show what matches. */
@@ -143,6 +179,8 @@ function openQuery(brought) {
     const sent = { method: "POST", headers: { "Content-Type": "application/json" }, body };
     const placed = await (await request(address(state.media.path("place")), sent)).json();
     if (!wanted()) return;
+    state.text = brought.text ?? null;
+    keepAddress();
     panel.query(placed, shownQuery(brought, placed.modality), state.media, actions);
     plane.choose({ ...placed, kind: "query", near: placed.near.music ?? [] });
     say(`Placed at valence ${two(placed.valence)}, arousal ${two(placed.arousal)}: ${placed.mood}`);
@@ -183,7 +221,12 @@ function openCatalog(name) {
     const { model, items } = state.summary;
     byId("summary").textContent = `${count(items)} items, placed by ${model.name}${model.version ? ` version ${model.version}` : ""}`;
     plane.hidden.clear();
+    plane.filters = {};
     drawKinds();
+    byId("mood").replaceChildren(el("option", { value: "" }, "any"), ...state.summary.moods.map((mood) => el("option", {}, mood)));
+    byId("width").value = "1";
+    byId("width-said").textContent = "any";
+    byId("filters").hidden = !items;
     panel.empty(state.summary);
     await plane.setCatalog(name);
   }, () => openCatalog(name));
@@ -210,9 +253,15 @@ plane.on
   .on("open", (id, focus) => openItem(id, focus))
   .on("probe", (valence, arousal, focus) => openPlace(valence, arousal, focus))
   .on("close", close)
+  .on("moved", keepAddress)
   .on("fail", (error) => panel.failed(error, () => openCatalog(state.catalog)));
 window.addEventListener("hashchange", openAddress);
 byId("catalog").addEventListener("change", (event) => openCatalog(event.target.value));
+byId("mood").addEventListener("change", filter);
+byId("width").addEventListener("input", filter);
+byId("csv").addEventListener("click", async () => {
+  await attempt(() => true, async () => download(await request(address(`/catalogs/${encodeURIComponent(state.catalog)}/view.csv`, plane.asked)), "items.csv"));
+});
 byId("show-jobs").addEventListener("click", () => {
   if (jobs.shown) return close();
   turn();

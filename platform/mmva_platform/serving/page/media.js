@@ -4,6 +4,13 @@ import { baseName, el, mark } from "./dom.js";
 
 const UNASKED_BYTES = 12e6; // sound up to this size is loaded with its item
 
+/** Save a response's body as a file. */
+export async function download(response, name) {
+  const href = URL.createObjectURL(await response.blob());
+  el("a", { href, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(href), 1000);
+}
+
 /** Media of one panel; close() frees them. */
 export class Media {
   constructor(catalog) {

@@ -16,11 +16,12 @@ const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowD
 /** Dispatches "open" (an item's id), "probe" (valence, arousal), "close" and "fail" (an error). */
 export class Plane {
   constructor() {
-    this.on = d3.dispatch("open", "probe", "close", "fail");
+    this.on = d3.dispatch("open", "probe", "close", "fail", "moved");
     this.box = byId("plane");
     this.context = this.box.querySelector("canvas").getContext("2d");
     this.overlay = new Overlay(this.box.querySelector("svg"));
     this.hidden = new Set();
+    this.filters = {}; // mood, width
     this.view = null; // the server's last answer
     this.cursor = null; // {valence, arousal, id?}: where the keys are
     this.zoom = d3.zoom().scaleExtent([1, DEEPEST]).filter((event) => this.#wanted(event)).on("zoom", (event) => this.#zoomed(event.transform));
@@ -69,17 +70,45 @@ export class Plane {
     this.box.setAttribute("aria-busy", "true");
     try {
       const view = modality.length
-        ? await getJson(`/catalogs/${encodeURIComponent(this.name)}/view`, { v0, v1, a0, a1, modality, cells: 128 }, { signal: loading.signal })
+        ? await getJson(`/catalogs/${encodeURIComponent(this.name)}/view`, { v0, v1, a0, a1, modality, ...this.filters, cells: 128 }, { signal: loading.signal })
         : { valence: [v0, v1], arousal: [a0, a1], total: 0, points: { id: [], modality: [], valence: [], arousal: [] } };
       this.view = view;
       this.painted = null;
       this.#tell();
+      this.on.call("moved", this);
       this.draw();
     } catch (error) {
       if (error.name !== "AbortError") this.on.call("fail", this, error);
     } finally {
       if (this.loading === loading) this.box.removeAttribute("aria-busy");
     }
+  }
+
+  /** Show only items of a mood, or with narrow intervals; undefined for all. */
+  filter(filters) {
+    this.filters = Object.fromEntries(Object.entries(filters).filter(([, value]) => value));
+    this.load();
+  }
+
+  /** What the window is asked for: bounds, modalities, filters. */
+  get asked() {
+    const [v0, v1, a0, a1] = this.#window();
+    return { v0, v1, a0, a1, modality: KINDS.filter((kind) => !this.hidden.has(kind)), ...this.filters };
+  }
+
+  /** Bounds of the window, or nothing if it is the whole plane. */
+  get window() {
+    return this.transform.k > 1 ? this.#window() : null;
+  }
+
+  /** Bring bounds [v0, v1, a0, a1] into the window. */
+  show([v0, v1, a0, a1]) {
+    const k = Math.min(DEEPEST, 1 / Math.max(v1 - v0, a1 - a0, 1 / DEEPEST));
+    const { side } = this;
+    const [left, bottom] = [LEFT * side, (1 - LEFT) * side];
+    const inner = (1 - FREE - LEFT) * side;
+    const to = d3.zoomIdentity.translate(left - k * (left + v0 * inner), bottom - k * (bottom - a0 * inner)).scale(k);
+    this.target.call(this.zoom.transform, to);
   }
 
   draw() {
@@ -246,7 +275,7 @@ export class Plane {
   #tell() {
     const { total, counts } = this.view;
     byId("veil").hidden = total > 0;
-    byId("veil").textContent = this.hidden.size === KINDS.length ? "All modalities are hidden." : "Nothing lies here. Zoom out to find the rest.";
+    byId("veil").textContent = this.hidden.size === KINDS.length ? "All modalities are hidden." : "Nothing here. Zoom out, or change the filters.";
     const words = [`${count(total)} ${total === 1 ? "item" : "items"} in and around this window`];
     if (counts) words.push("stronger is denser");
     if (counts && this.side >= NARROW && outlined(this.scales()[0])) words.push("a line runs around half of each modality");

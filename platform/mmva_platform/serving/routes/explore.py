@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated, Any, Final
 
+import pyarrow.compute as pc
 from fastapi import APIRouter, Depends, Query, Request, Response
+from pyarrow import csv as pa_csv
 from pydantic import Base64Bytes, Field
 
 from mmva.errors import UsageError
@@ -38,6 +41,8 @@ class Window(Config):
     a0: float = Field(0, ge=0, le=1, description="arousal from")
     a1: float = Field(1, ge=0, le=1, description="arousal to")
     modality: tuple[MediaKind, ...] = MEDIA_KINDS
+    mood: str | None = Field(None, max_length=40, description="only items of this mood")
+    width: float | None = Field(None, ge=0, le=1, description="only items whose 90 % interval is at most so wide")
     cells: int = Field(CELLS, ge=8, le=256, description="a side of the grid")
 
     @property
@@ -110,9 +115,27 @@ async def view(request: Request, name: str, window: Annotated[Window, Query()], 
 
     def made() -> dict[str, Any]:
         explored = open_catalog(context, name)
-        return explored.view(window.region, window.modality, window.cells) | _model(explored)
+        found = explored.view(window.region, window.modality, window.cells, mood=window.mood, width=window.width)
+        return found | _model(explored)
 
     return as_json(request, await context.index_threads(made))
+
+
+@router.get("/catalogs/{name}/view.csv", response_class=Response)
+async def view_as_csv(name: str, window: Annotated[Window, Query()], context: ContextDep) -> Response:
+    """All items of a window, as a table for a spreadsheet."""
+
+    def made() -> bytes:
+        found = open_catalog(context, name).table(window.region, window.modality, mood=window.mood, width=window.width)
+        for column in ("id", "uri"):  # a spreadsheet would take such a text for a formula
+            escaped = pc.replace_substring_regex(found[column], r"^([=+\-@\t\r])", r"'\1")
+            found = found.set_column(found.column_names.index(column), column, escaped)
+        buffer = io.BytesIO()
+        pa_csv.write_csv(found, buffer)
+        return buffer.getvalue()
+
+    headers = PRIVATE | {"Content-Disposition": 'attachment; filename="items.csv"'}
+    return Response(await context.index_threads(made), headers=headers, media_type="text/csv; charset=utf-8")
 
 
 @router.get("/catalogs/{name}/item")
