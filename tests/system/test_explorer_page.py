@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
 import socket
@@ -314,3 +315,50 @@ def test_a_phone_shows_all_of_it(page: Page, site: Site) -> None:
     low = "[...document.querySelectorAll('button')].filter(b => b.offsetParent && b.offsetHeight < 32).length"
     assert page.evaluate(low) == 0
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
+
+
+def test_filters_and_window_are_in_the_address_and_a_link_shows_the_same(page: Page, site: Site) -> None:
+    unlock(page)
+    moods = sorted({row["mood"] for row in site.rows.values()})
+    wanted = moods[0]
+    count = sum(row["mood"] == wanted for row in site.rows.values())
+    page.get_by_label("Mood").select_option(wanted)
+    expect(page.locator("#status")).to_have_text(re.compile(rf"^{count} items? in and around this window"))
+    page.get_by_role("button", name="Zoom in").click()
+    expect(page).to_have_url(re.compile(r"at=[\d.,%C]+"))
+    address = page.url
+    assert f"mood={wanted}" in address
+    page.reload()
+    expect(page.get_by_label("Mood")).to_have_value(wanted)
+    expect(page.locator("#zoom-reset")).to_have_text("2×")
+    assert page.url == address
+    page.get_by_role("button", name="Show the whole plane").click()
+    page.get_by_label("Mood").select_option("any")
+    expect(page).to_have_url(site.url)
+
+
+def test_a_sentence_is_in_the_address(page: Page, site: Site) -> None:
+    unlock(page)
+    page.get_by_label("Place something in the plane").fill("an evening by the sea")
+    page.get_by_role("button", name="Place").click()
+    expect(page.locator("#panel blockquote")).to_have_text("an evening by the sea")
+    expect(page).to_have_url(re.compile("text=an"))
+    page.reload()
+    expect(page.locator("#panel blockquote")).to_have_text("an evening by the sea")
+
+
+def test_the_window_is_saved_as_csv(page: Page, site: Site) -> None:
+    unlock(page)
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="CSV").click()
+    assert saved.value.suggested_filename == "items.csv"
+    with Path(saved.value.path()).open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["id"] for row in rows} == set(site.rows)
+
+
+def test_a_key_in_the_address_is_taken_out_of_it(page: Page, site: Site) -> None:
+    page.goto(f"{site.url}#key={KEY}")
+    page.reload()
+    expect(page.locator("#kinds button")).to_have_count(3)
+    assert page.url == site.url

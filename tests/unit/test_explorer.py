@@ -17,9 +17,12 @@ from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from mmva.errors import UsageError
 from mmva.modalities import MEDIA_KINDS
 from mmva_platform.annotation import open_annotation
 from mmva_platform.annotation.media import piece_of
+from mmva_platform.cli.serving import explorer_settings
+from mmva_platform.serving.auth import Keyring
 from mmva_platform.serving.routes import explore, page
 from mmva_platform.serving.routes import media as media_routes
 from mmva_platform.serving.routes.page import STATIC
@@ -343,3 +346,18 @@ def test_the_report_of_a_job_shows_media_below_the_roots_and_only_the_annotated_
         assert "something else" not in page_of([str(media)])
     finally:
         (media / "1.txt").write_text(original)
+
+
+def test_explore_serves_one_annotation_with_its_own_media_and_a_key_of_its_own(world: World, media: Path) -> None:
+    out = world.context.settings.serving.annotations["media"]
+    settings, key = explorer_settings(out, Settings(), port=8123, model=None)
+    serving = settings.serving
+    assert serving.annotations == {"va": out}
+    assert serving.roots == (str(media),)
+    assert serving.wait_for_model
+    assert serving.host == "127.0.0.1"
+    caller = Keyring(serving.keys).find(f"Bearer {key}", "GET")
+    assert caller is not None
+    assert caller.scopes == {"read"}
+    with pytest.raises(UsageError, match="no published annotations"):
+        explorer_settings(str(media), Settings(), port=8123, model=None)

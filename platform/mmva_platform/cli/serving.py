@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mmva_platform.cli.context import emit, settings_of
-from mmva_platform.settings import ServingSettings, Settings, load_config, validate
+from mmva_platform.settings import KeySettings, ServingSettings, Settings, load_config, validate
 
 if TYPE_CHECKING:
     from ray import serve as ray_serve
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 def add_verbs(root: typer.Typer) -> None:
     """Put the verbs without a noun on the root command."""
     root.command("serve")(serve)
+    root.command("explore")(explore)
 
 
 def serve(
@@ -43,6 +46,54 @@ def serve(
     from mmva_platform.workflows import report_annotation
 
     serve_until_stopped(settings, report_annotation)
+
+
+def explore(
+    context: typer.Context,
+    out: Annotated[str, typer.Argument(help="a published annotation: a folder or s3://bucket/prefix")],
+    *,
+    port: Annotated[int, typer.Option(help="of this machine")] = 8000,
+    model: Annotated[str | None, typer.Option(help="to place something; the annotation's own by default")] = None,
+    browser: Annotated[bool, typer.Option(help="open the page; otherwise only print its address")] = True,
+) -> None:
+    """Open the page on one annotation; Ctrl-C ends it."""
+    import webbrowser
+
+    from mmva_platform.serving.deploy import serve_until_stopped
+    from mmva_platform.workflows import report_annotation
+
+    settings, key = explorer_settings(out, settings_of(context), port=port, model=model)
+
+    def show(address: str) -> None:
+        page = f"{address}/#key={key}"  # after the #: the browser keeps it to itself, and the page removes it
+        emit(page, None, as_json=False)
+        if browser:
+            webbrowser.open(page)
+
+    serve_until_stopped(settings, report_annotation, show)
+
+
+def explorer_settings(out: str, settings: Settings, *, port: int, model: str | None) -> tuple[Settings, str]:
+    """Settings of a server for one annotation and its media, and a key that reads, for as long as it runs.
+
+    Raises:
+        UsageError: If nothing is published there.
+    """
+    from mmva_platform.annotation.plan import read_plan
+    from mmva_platform.annotation.reader import open_annotation
+
+    annotation = open_annotation(out, settings.storage)
+    own = annotation.record.model
+    key = secrets.token_urlsafe(24)
+    serving = ServingSettings(
+        port=port,
+        keys=(KeySettings(name="explore", sha256=hashlib.sha256(key.encode()).hexdigest(), scopes=("read",)),),
+        model=model or f"models:/{own.name}/{own.version}",
+        wait_for_model=model is None,  # the page works without one; placing something does not
+        roots=read_plan(annotation.storage, annotation.version).roots,
+        annotations={annotation.uri.rpartition("/")[2]: annotation.uri},
+    )
+    return settings.model_copy(update={"serving": serving}), key
 
 
 def application(arguments: dict[str, Any]) -> ray_serve.Application:

@@ -196,8 +196,10 @@ def running(settings: Settings, report: Report) -> Iterator[str]:
             serve.delete(APP)
 
 
-def serve_until_stopped(settings: Settings, report: Report) -> None:
-    """Serve until SIGINT or SIGTERM; jobs that run then go on at the next start."""
+def serve_until_stopped(
+    settings: Settings, report: Report, on_ready: Callable[[str], object] = lambda _address: None
+) -> None:
+    """Serve until SIGINT or SIGTERM; jobs that run then go on at the next start. `on_ready` gets the address."""
     from mmva_platform.tracking.registry import resolve_model
 
     await_port(settings.serving.host, settings.serving.port)
@@ -210,6 +212,7 @@ def serve_until_stopped(settings: Settings, report: Report) -> None:
         logger.info(
             "serving %s at %s (documentation at %s/docs); Ctrl-C ends it", settings.serving.model, address, address
         )
+        on_ready(address)
         while not stop.wait(1.0):
             pass
     logger.info("stopped")

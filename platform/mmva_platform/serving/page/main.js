@@ -49,6 +49,12 @@ byId("change-key").addEventListener("click", async () => {
   if (await askForKey(why)) start();
 });
 
+const given = /^#key=([\w-]+)$/.exec(location.hash); // by `mmva explore`
+if (given) {
+  setKey(given[1]);
+  history.replaceState(null, "", location.pathname);
+}
+
 // --- what is shown beside the plane ----------------------------------------------------------------------------------
 
 /** Begin to show something else; whether it is still wanted when its data come. */
