@@ -62,9 +62,11 @@ def test_a_run_may_do_what_storage_calls_and_nothing_else() -> None:
     assert actions("annotate") == {NEEDED[call] for call in calls}
 
 
-def test_deleting_is_for_a_runs_own_probes_and_mlflows_artifacts() -> None:
+def test_deleting_is_for_a_runs_own_probes_old_leases_and_mlflows_artifacts() -> None:
     may_delete = {file.stem for file in POLICIES if "s3:DeleteObject" in actions(file.stem)}
-    assert may_delete == {"annotate", "mlflow"}
+    assert may_delete == {"annotate", "mlflow", "serve"}
+    [leases] = [statement for statement in statements("serve") if "s3:DeleteObject" in statement["Action"]]
+    assert leases["Resource"] == ["arn:aws:s3:::OUTPUT-BUCKET/serving/jobs/lease/*"]
     [probes] = [statement for statement in statements("annotate") if "s3:DeleteObject" in statement["Action"]]
     assert probes["Resource"] == ["arn:aws:s3:::OUTPUT-BUCKET/annotations/*/.probe-*"]
 
