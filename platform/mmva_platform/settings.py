@@ -109,6 +109,7 @@ class BulkSettings(Config):
     """The cluster that annotation jobs of the API are submitted to, and what a job gets there."""
 
     address: str | None = Field(None, description="its dashboard, http://host:8265; the cluster that serves by default")
+    token_file: Path | None = Field(None, description="its token, if that is not the token of the cluster that serves")
     home: Path | None = Field(None, description="of the jobs, on another cluster")
     workers: int | None = Field(None, ge=1, description="actors of a job; one a CPU by default")
     max_cpus: int | None = Field(None, ge=1, description="CPUs that the cluster may grow to")

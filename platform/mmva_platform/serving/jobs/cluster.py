@@ -62,7 +62,8 @@ class BulkCluster:
 
     def _jobs(self) -> Jobs:
         if self._connected is None:
-            self._connected = Jobs(self._address)
+            file = self._settings.serving.bulk.token_file
+            self._connected = Jobs(self._address, file.read_text().strip() if file else None)
         return self._connected
 
 
