@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import signal
 import socket
 import threading
@@ -45,7 +46,8 @@ Report = Callable[..., None]  # as workflows.report_annotation
 APP: Final = "mmva"
 _MODEL_S: Final = 2.0  # how often the API asks which model answers
 _JOBS_S: Final = 15.0  # how often it counts the jobs
-_PORT_S: Final = 15.0  # processes of a server that was killed may hold its port for some seconds
+_PORT_S: Final = 30.0  # processes of a server that was killed may hold its ports for some seconds
+_AGENT_PORT: Final = 52365  # of Ray's agent, which takes jobs; a Ray that is started here cannot choose another
 
 
 class ApiReplica:
@@ -202,7 +204,9 @@ def serve_until_stopped(
     """Serve until SIGINT or SIGTERM; jobs that run then go on at the next start. `on_ready` gets the address."""
     from mmva_platform.tracking.registry import resolve_model
 
-    await_port(settings.serving.host, settings.serving.port)
+    await_port("serving:", settings.serving.host, settings.serving.port)
+    if settings.cluster.address in {None, "local"} and not os.environ.get("RAY_ADDRESS"):
+        await_port("another Ray on this machine (use it by cluster.address, or end it):", "127.0.0.1", _AGENT_PORT)
     if not settings.serving.wait_for_model:
         resolve_model(settings.serving.model, settings)  # one line here instead of a replica's traceback
     stop = threading.Event()
@@ -218,8 +222,14 @@ def serve_until_stopped(
     logger.info("stopped")
 
 
-def await_port(host: str, port: int, patience_s: float = _PORT_S) -> None:
+def await_port(name: str, host: str, port: int, patience_s: float = _PORT_S) -> None:
     """Wait until a port is free.
+
+    Args:
+        name: Of the port, for the message.
+        host: Where.
+        port: Its number.
+        patience_s: How long to wait.
 
     Raises:
         UsageError: If it stays taken, or nobody can listen there: a line before everything is started.
@@ -233,7 +243,7 @@ def await_port(host: str, port: int, patience_s: float = _PORT_S) -> None:
                 probe.bind(address)
         except OSError as error:
             if error.errno != errno.EADDRINUSE or monotonic() > deadline:
-                raise UsageError(f"serving.port {port} on {host}: {error.strerror}; choose another") from error
+                raise UsageError(f"{name} port {port} on {host}: {error.strerror}") from error
             sleep(0.5)
         else:
             return
