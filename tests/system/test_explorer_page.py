@@ -258,7 +258,7 @@ def test_what_is_not_there_is_said(page: Page, site: Site) -> None:
     expect(panel.get_by_role("heading", name="No catalog yet")).to_be_visible()
     expect(page.locator("#place")).to_be_hidden()
     page.unroute("**/v1/explore")
-    none = {"items": 0, "by_modality": {}, "model": {"name": "mmva", "version": None}}
+    none = {"items": 0, "by_modality": {}, "moods": [], "model": {"name": "mmva", "version": None}}
     page.route("**/catalogs/mine", lambda route: route.fulfill(json=none))
     page.evaluate("key => sessionStorage.setItem('mmva-key', key)", KEY)
     page.reload()
@@ -269,10 +269,10 @@ def test_the_keyboard_is_enough(page: Page) -> None:
     unlock(page)
     order = []
     page.locator("#catalog").focus()
-    for _ in range(14):
+    for _ in range(17):
         order.append(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
         page.keyboard.press("Tab")
-    wanted = ["catalog", "show-jobs", "change-key", "plane", "zoom-in", "sentence", "choose"]
+    wanted = ["catalog", "show-jobs", "change-key", "mood", "width", "csv", "plane", "zoom-in", "sentence", "choose"]
     assert [name for name in order if name in wanted][: len(wanted)] == wanted
     page.locator("#plane").focus()
     said, heard = page.locator("#said"), []
@@ -331,7 +331,7 @@ def test_filters_and_window_are_in_the_address_and_a_link_shows_the_same(page: P
     page.reload()
     expect(page.get_by_label("Mood")).to_have_value(wanted)
     expect(page.locator("#zoom-reset")).to_have_text("2\u00d7")
-    assert page.url == address
+    expect(page).to_have_url(address)
     page.get_by_role("button", name="Show the whole plane").click()
     page.get_by_label("Mood").select_option("any")
     expect(page).to_have_url(site.url)

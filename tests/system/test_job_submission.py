@@ -154,9 +154,13 @@ def test_without_the_token_nothing_is_told(stack: LocalStack, monkeypatch: pytes
 def test_runs_and_numbers_have_their_places(stack: LocalStack) -> None:
     assert stack.status() == dict.fromkeys(["storage", "postgres", "mlflow", "ray", "api", "prometheus"], "up")
     targets = json.loads(stack.read("PROMETHEUS_PORT", "/api/v1/targets"))["data"]["activeTargets"]
-    # The API's only with the key for it.
-    assert {(target["labels"]["job"], target["health"]) for target in targets} == {("ray", "up"), ("mmva-api", "up")}
-    wanted = {"mmva_requests_total", "ray_mmva_annotate_items_total", "ray_node_mem_used"}
+    assert {(target["labels"]["job"], target["health"]) for target in targets} == {("ray", "up")}
+    wanted = {
+        "ray_mmva_jobs",
+        "ray_serve_num_http_requests_total",
+        "ray_mmva_annotate_items_total",
+        "ray_node_mem_used",
+    }
     deadline = time.monotonic() + 120
     while missing := wanted - set(json.loads(stack.read("PROMETHEUS_PORT", "/api/v1/label/__name__/values"))["data"]):
         assert time.monotonic() < deadline, missing

@@ -32,11 +32,14 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> Path:
         program = folder / "opt" / "mmva" / "bin" / name
         program.write_text(f'#!/bin/sh\necho "{name} $*"\n')
         program.chmod(0o755)
+    (folder / "home").mkdir()
+    (folder / "home" / ".bashrc").touch()  # by useradd --create-home
+    assert "useradd --uid 1000 --create-home" in DOCKERFILE
     path = re.search(r"PATH=(\S+)", DOCKERFILE)
     assert path
     inside = (
         f"mount --bind {folder}/profile.d /etc/profile.d && mount --bind {folder}/opt /opt && "
-        f'PATH={path[1].replace("$PATH", "/usr/local/bin:/usr/bin:/bin")} HOME=/tmp exec "$@"'
+        f'PATH={path[1].replace("$PATH", "/usr/local/bin:/usr/bin:/bin")} HOME={folder}/home exec "$@"'
     )
     docker = folder / "bin" / "docker"
     docker.write_text(
@@ -50,9 +53,11 @@ def container(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("command", [*CLUSTER["head_start_ray_commands"], *CLUSTER["worker_start_ray_commands"]])
 def test_a_start_command_finds_ray(container: Path, command: str) -> None:
+    from ray.autoscaler._private.command_runner import _with_interactive
     from ray.autoscaler._private.docker import with_docker_exec
 
-    [sent] = with_docker_exec([command], container_name="mmva", docker_cmd="docker", with_interactive=True)
+    in_login_shell = " ".join(_with_interactive(command))
+    [sent] = with_docker_exec([in_login_shell], container_name="mmva", docker_cmd="docker", with_interactive=True)
     done = subprocess.run(
         ["bash", "-c", sent], env={"PATH": f"{container}/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp"},
         capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,

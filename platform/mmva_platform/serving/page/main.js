@@ -143,8 +143,8 @@ function keepAddress() {
 }
 
 /** Open what the address names. */
-async function openAddress() {
-  const [, name, item, query = ""] = /^#([^/?]+)(?:\/([^?]+))?(?:\?(.*))?$/.exec(location.hash) ?? [];
+async function openAddress(hash = location.hash) {
+  const [, name, item, query = ""] = /^#([^/?]+)(?:\/([^?]+))?(?:\?(.*))?$/.exec(hash) ?? [];
   const [catalog, id] = [name, item].map((part) => part && decoded(part));
   if (!catalog) return;
   if (catalog !== state.catalog && [...byId("catalog").options].some((option) => option.value === catalog)) {
@@ -239,6 +239,7 @@ function openCatalog(name) {
 }
 
 async function start() {
+  const asked = location.hash; // before the catalog is shown, which writes an address of its own
   const wanted = turn();
   panel.loading("Opening the catalog…");
   await attempt(wanted, async () => {
@@ -251,7 +252,7 @@ async function start() {
     if (!catalogs.length) return panel.noCatalog();
     await openCatalog(catalogs.some(({ name }) => name === state.catalog) ? state.catalog : catalogs[0].name);
     select.value = state.catalog;
-    await openAddress();
+    await openAddress(asked);
   }, start);
 }
 
@@ -261,7 +262,7 @@ plane.on
   .on("close", close)
   .on("moved", keepAddress)
   .on("fail", (error) => panel.failed(error, () => openCatalog(state.catalog)));
-window.addEventListener("hashchange", openAddress);
+window.addEventListener("hashchange", () => openAddress());
 byId("catalog").addEventListener("change", (event) => openCatalog(event.target.value));
 byId("mood").addEventListener("change", filter);
 byId("width").addEventListener("input", filter);
