@@ -110,7 +110,7 @@ class ServeProcess:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", MAIN, *command], stdout=log, stderr=log, env=environment, cwd=self.folder
             )
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 240
         while True:
             assert self.process.poll() is None, self.log()
             assert time.monotonic() < deadline, self.log()

@@ -46,7 +46,7 @@ Report = Callable[..., None]  # as workflows.report_annotation
 APP: Final = "mmva"
 _MODEL_S: Final = 2.0  # how often the API asks which model answers
 _JOBS_S: Final = 15.0  # how often it counts the jobs
-_PORT_S: Final = 30.0  # processes of a server that was killed may hold its ports for some seconds
+_PORT_S: Final = 90.0  # of a server that was killed, Ray's agent holds its port for about a minute
 _AGENT_PORT: Final = 52365  # of Ray's agent, which takes jobs; a Ray that is started here cannot choose another
 
 
