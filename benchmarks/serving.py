@@ -107,7 +107,7 @@ def bare_application(settings: Any) -> Any:
     class Model:
         def __init__(self) -> None:
             from mmva_platform.serving.model import ServedModel
-            from mmva_platform.tracking.registry import resolve_model
+            from mmva_platform.tracking.resolve import resolve_model
 
             served = ServedModel(resolve_model(settings.serving.model, settings), settings)
             self._model = served._model  # noqa: SLF001

@@ -202,7 +202,7 @@ def serve_until_stopped(
     settings: Settings, report: Report, on_ready: Callable[[str], object] = lambda _address: None
 ) -> None:
     """Serve until SIGINT or SIGTERM; jobs that run then go on at the next start. `on_ready` gets the address."""
-    from mmva_platform.tracking.registry import resolve_model
+    from mmva_platform.tracking.resolve import resolve_model
 
     await_port("serving:", settings.serving.host, settings.serving.port)
     if settings.cluster.address in {None, "local"} and not os.environ.get("RAY_ADDRESS"):

@@ -22,9 +22,8 @@ from mmva.bundle import BundleInfo, read_bundle_info
 from mmva_platform.settings import Settings
 from mmva_platform.tracking import plots
 from mmva_platform.tracking.model import log_model
-from mmva_platform.tracking.patience import patiently
-from mmva_platform.tracking.predictions import predict_split
-from mmva_platform.tracking.store import experiment_id, open_client, quiet
+from mmva_platform.tracking.store import experiment_id, open_client, quiet, retry_while_busy
+from mmva_platform.training.predictions import predict_split
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -67,7 +66,7 @@ def log_training_run(run: TrainResult, settings: Settings, *, predictions: Predi
     client = open_client(settings)
     with quiet():
         experiment = experiment_id(client, settings)
-        created = patiently(lambda: client.create_run(experiment, run_name=run.run_name, tags=_tags(run, info)))
+        created = retry_while_busy(lambda: client.create_run(experiment, run_name=run.run_name, tags=_tags(run, info)))
         run_id = str(created.info.run_id)
         try:
             _log_numbers(client, run_id, run, evaluation)
@@ -79,7 +78,7 @@ def log_training_run(run: TrainResult, settings: Settings, *, predictions: Predi
         except BaseException:
             client.set_terminated(run_id, "FAILED")
             raise
-        patiently(lambda: client.set_terminated(run_id, "FINISHED"))
+        retry_while_busy(lambda: client.set_terminated(run_id, "FINISHED"))
     return run_id
 
 
@@ -121,9 +120,9 @@ def _log_numbers(client: MlflowClient, run_id: str, run: TrainResult, evaluation
     ]
     metrics += [Metric(name, value, now, 0) for name, value in evaluation_metrics(evaluation)]
     for start in range(0, len(params), _BATCH):
-        patiently(partial(client.log_batch, run_id, params=params[start : start + _BATCH]))
+        retry_while_busy(partial(client.log_batch, run_id, params=params[start : start + _BATCH]))
     for start in range(0, len(metrics), _BATCH):
-        patiently(partial(client.log_batch, run_id, metrics=metrics[start : start + _BATCH]))
+        retry_while_busy(partial(client.log_batch, run_id, metrics=metrics[start : start + _BATCH]))
 
 
 def _log_dataset(client: MlflowClient, run_id: str, run: TrainResult) -> None:

@@ -237,6 +237,8 @@ def finish(
         last: Content of the last one, which holds the whole history.
     """
     from mmva.bundle import save_bundle
+    from mmva_platform.datasets.dataset import Dataset
+    from mmva_platform.datasets.identity import training_record
     from mmva_platform.training.card import model_card, versions
     from mmva_platform.training.evaluation import evaluate_model, intervals_from, reference_of
     from mmva_platform.training.slices import slice_figures
@@ -251,6 +253,7 @@ def finish(
         "dataset": features.uri,
         "dataset_digest": features.digest,
         "rows": {name: {m: len(f.ids) for m, f in features.split(name).items()} for name in SPLITS},
+        "training_data": training_record(Dataset.open(features.uri, settings), model.dims),
         "best_epoch": best["position"]["epoch"],
         "recipe": recipe.model_dump(mode="json"),
         "commit": git_commit(),
@@ -259,7 +262,7 @@ def finish(
     }
     intervals = intervals_from(model, features, "val")
     slices = slice_figures(model, features, settings)
-    card = model_card(evaluation, recipe, model.backbones, intervals, provenance, slices=slices)
+    card = model_card(evaluation, recipe, model.backbones, intervals, provenance, slices=slices, terms=features.terms)
     digest = save_bundle(run.bundle, model, intervals=intervals, card=card, provenance=provenance)
     return TrainResult(
         run.name, run.path, run.bundle, digest, list(last["history"]), evaluation, recipe, features.digest

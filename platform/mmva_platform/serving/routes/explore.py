@@ -15,7 +15,7 @@ from pyarrow import csv as pa_csv
 from pydantic import Base64Bytes, Field
 
 from mmva.errors import UsageError
-from mmva.media.formats import AUDIO_FORMATS, IMAGE_FORMATS, sniff
+from mmva.media.content import modality_of_content
 from mmva.modalities import MEDIA_KINDS, MediaKind
 from mmva.zeroshot.search import Region
 from mmva_platform.search.explored import ExploredCatalog, mood_of
@@ -183,15 +183,14 @@ def _near(context: Context, name: str, valence: float, arousal: float) -> dict[s
 
 
 def _query_item(asked: PlaceIn) -> ItemRequest:
-    """What is to be placed: of a file, by what its first bytes tell."""
+    """What is to be placed: a file is what its bytes are."""
     if (asked.text is None) == (asked.media is None):
         raise ApiError(422, "invalid", "send either text or media")
     if asked.media is None:
         return ItemRequest(id="query", uri=None, modality="caption", caption=asked.text, data=None)
-    kind = sniff(asked.media)
-    modality = "image" if kind in IMAGE_FORMATS else "music" if kind in AUDIO_FORMATS else None
+    modality = modality_of_content(asked.media)
     if modality is None:
-        text = f"{kind or 'unrecognised'} data; a picture, a piece of music or a sentence can be placed"
+        text = "unrecognised data; a picture, a piece of music, a video or a sentence can be placed"
         raise ApiError(415, "unsupported-media-type", text)
     return ItemRequest(id="query", uri=None, modality=modality, caption=None, data=asked.media)
 

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import UploadFile
 from pydantic import ValidationError
 
+from mmva.media.content import modality_of_content
 from mmva.media.formats import modality_of
 from mmva_platform.serving.context import ItemRequest
 from mmva_platform.serving.errors import ApiError, explained
@@ -25,10 +26,11 @@ def item_of(item: ItemIn, number: str) -> ItemRequest:
 
 
 async def item_of_upload(file: UploadFile, number: str, modality: str | None = None) -> ItemRequest:
-    """An upload; its file name is its id and, with its content type, tells its modality."""
-    name = file.filename or number
-    kind = modality or modality_of(name) or _KINDS.get((file.content_type or "").partition("/")[0].lower())
-    return ItemRequest(id=name[:500], uri=None, modality=kind, caption=None, data=await file.read())
+    """An upload: what its bytes are, whatever its name says; a text, and what nobody knows, by name or content type."""
+    data, name = await file.read(), file.filename or number
+    named = modality_of(name) or _KINDS.get((file.content_type or "").partition("/")[0].lower())
+    kind = modality or modality_of_content(data) or named
+    return ItemRequest(id=name[:500], uri=None, modality=kind, caption=None, data=data)
 
 
 def item_of_query(body: QueryIn) -> ItemRequest | None:
