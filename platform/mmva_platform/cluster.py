@@ -25,6 +25,7 @@ from mmva_platform.settings import ClusterSettings
 logger = logging.getLogger(__name__)
 
 FREE_CPUS: Final = 1.0  # training workers may not take every CPU: other tasks of the cluster would starve, silently
+NICE_VARIABLE: Final = "MMVA_NICE"
 _START_ATTEMPTS: Final = 3  # a busy machine misses the limits that are built into Ray
 _CONNECT_TIMEOUT_S = 10.0
 _LONGEST_SOCKET: Final = 107 if sys.platform == "linux" else 103  # bytes of a path; a limit of the kernel
@@ -109,6 +110,11 @@ def quiet_ray_data() -> None:
         warnings.simplefilter("ignore", DeprecationWarning)
         ray.data.DataContext.get_current()
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def lower_priority() -> None:
+    """Ray calls it in each worker of a job that yields to others: its runtime environment's setup hook."""
+    os.nice(int(os.environ[NICE_VARIABLE]))
 
 
 def _init(settings: ClusterSettings, *, dashboard: bool) -> None:

@@ -18,7 +18,7 @@ from mmva_platform.settings import Settings
 
 from .serving_world import World, make_world
 
-KEY = "reader-key"
+KEY = "worker-key"
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script> & {{7*7}}"
 PROGRESS: dict[str, dict[str, Any]] = {
     "s3://films/": {"items_done": 40, "items": 160, "eta_s": 95.0},

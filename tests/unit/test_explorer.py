@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import hashlib
 import io
@@ -77,7 +76,7 @@ def test_the_page_is_open_and_everything_else_asks_for_a_key(world: World) -> No
             if path.startswith("/v1/explore"):
                 assert status == 401, path
                 found.add(path.removeprefix("/v1/explore").removeprefix("/catalogs/media"))
-    assert found >= {"", "/view", "/view.csv", "/item", "/around", "/thumbnail", "/media", "/text", "/place"}
+    assert found >= {"", "/view", "/view.csv", "/item", "/around", "/thumbnail", "/media", "/text"}
     assert stranger.get("/").status_code == 200
 
 
@@ -136,15 +135,6 @@ def test_the_result_of_a_finished_job_is_there_without_a_restart(
     assert client.get("/v1/explore").json()["catalogs"][3:] == [{"name": job.id, "title": "songs"}]
     assert client.get(f"/v1/explore/catalogs/{job.id}").json()["items"] == 1
     assert client.get(f"/v1/explore/catalogs/{'0' * 16}").status_code == 404
-
-
-def test_what_the_page_places_counts_for_the_key_that_asks(world: World, client: TestClient) -> None:
-    seen: list[str] = []
-    enter = world.context.admission.enter
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(world.context.admission, "enter", lambda key, items: seen.append(key) or enter(key, items))
-        assert client.post(f"{DATA}/place", json={"text": "calm"}).status_code == 200
-    assert seen == ["reader"]
 
 
 def test_a_window_is_points_or_counts(client: TestClient) -> None:
@@ -294,37 +284,17 @@ def test_captions_stay_text(client: TestClient) -> None:
 
 
 def test_placing_a_sentence_a_picture_and_music(client: TestClient, media: Path) -> None:
+    """What the page does: the item's point, then what is near it."""
     for name, modality in (("1.txt", "caption"), ("2.png", "image"), ("2.wav", "music")):
         data = (media / name).read_bytes()
-        asked = {"text": data.decode()} if modality == "caption" else {"media": base64.b64encode(data).decode()}
-        answer = client.post(f"{DATA}/place", json=asked).json()
+        [row] = client.post("/v1/annotate/upload", files={"file": (name, data)}).json()["items"]
         item = client.get(f"{DATA}/item", params={"id": name}).json()["item"]
-        assert answer["modality"] == modality
-        assert answer["same_model"] is True
-        assert (answer["valence"], answer["arousal"]) == pytest.approx((item["valence"], item["arousal"]), abs=1e-5)
-        assert answer["near"][modality][0]["id"] == name
-        assert answer["near"]["music"]
-    other = client.post("/v1/explore/catalogs/points/place", json={"text": "a song"})
-    assert other.json()["same_model"] is False
-
-
-@pytest.mark.parametrize(
-    ("asked", "status"),
-    [
-        ({}, 422),
-        ({"text": "a", "media": ""}, 422),
-        ({"text": " "}, 422),
-        ({"text": "x" * 20_001}, 422),
-        ({"media": "a"}, 422),
-        ({"media": ""}, 415),
-        ({"media": base64.b64encode(b"%PDF-1.7").decode()}, 415),
-        ({"media": base64.b64encode(b"\x89PNG\r\n\x1a\n cut").decode()}, 422),
-    ],
-)
-def test_what_cannot_be_placed_says_why(client: TestClient, asked: dict[str, str], status: int) -> None:
-    answer = client.post(f"{DATA}/place", json=asked)
-    assert answer.status_code == status
-    assert answer.json()["error"]["message"]
+        assert row["modality"] == modality
+        assert (row["valence"], row["arousal"]) == pytest.approx((item["valence"], item["arousal"]), abs=1e-5)
+        near = client.get(f"{DATA}/around", params={"v": row["valence"], "a": row["arousal"]}).json()
+        assert near["model"]["digest"] == row["model_digest"]
+        assert near["near"][modality][0]["id"] == name
+        assert near["near"]["music"]
 
 
 def test_the_report_of_a_job_shows_media_below_the_roots_and_only_the_annotated_bytes(
@@ -358,6 +328,7 @@ def test_explore_serves_one_annotation_with_its_own_media_and_a_key_of_its_own(w
     assert serving.host == "127.0.0.1"
     caller = Keyring(serving.keys).find(f"Bearer {key}", "GET")
     assert caller is not None
-    assert caller.scopes == {"read"}
+    assert caller.scopes == {"read", "annotate"}  # to look, and to place something
+    assert not serving.out_roots  # so it cannot submit jobs
     with pytest.raises(UsageError, match="no published annotations"):
         explorer_settings(str(media), Settings(), port=8123, model=None)

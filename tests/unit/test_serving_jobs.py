@@ -14,13 +14,12 @@ from mmva_platform.annotation.catalog import open_catalog
 from mmva_platform.annotation.plan import ModelInfo
 from mmva_platform.serving.errors import ApiError
 from mmva_platform.serving.jobs import progress as progress_module
-from mmva_platform.serving.jobs.cluster import BulkCluster, bulk_settings, submission_of
+from mmva_platform.serving.jobs.cluster import BulkCluster, bulk_settings, settled_model, submission_of
 from mmva_platform.serving.jobs.lease import TERM_S, Lease
 from mmva_platform.serving.jobs.progress import ProgressReader, eta_s
 from mmva_platform.serving.jobs.queue import Job, JobQueue, JobSpec, Start, count_states, next_job
 from mmva_platform.serving.jobs.runner import JobRunner, Submitted
-from mmva_platform.serving.jobs.work import settled_model
-from mmva_platform.settings import BulkSettings, ServingSettings, Settings, StorageSettings
+from mmva_platform.settings import BulkSettings, ServingSettings, Settings, StorageSettings, load_config
 from mmva_platform.storage import open_storage
 from mmva_platform.submission.client import JobState
 
@@ -369,13 +368,18 @@ class TestCluster:
     def test_it_has_its_own_resources_and_yields_to_requests(self, job: Job, tmp_path: Path) -> None:
         bulk = BulkSettings(address="http://bulk:8265", driver_cpus=1, nice=7, secrets=("AWS_PROFILE",), max_cpus=64)
         serving = ServingSettings(bulk=bulk, roots=("/media",), keys=())
-        submission = submission_of(job, "mmva-x-2", Settings(home=tmp_path, serving=serving))
-        variables = submission.runtime_env["env_vars"]
-        assert submission.resources == {"entrypoint_num_cpus": 1}
+        made = submission_of(job, "mmva-x-2", Settings(home=tmp_path, serving=serving), tmp_path)
+        variables = made.runtime_env["env_vars"]
+        assert made.submission_id == "mmva-x-2"
+        assert made.resources == {"entrypoint_num_cpus": 1}
         assert variables["MMVA_NICE"] == "7"
-        assert submission.runtime_env["worker_process_setup_hook"] == "mmva_platform.serving.jobs.work.lower_priority"
+        assert made.runtime_env["worker_process_setup_hook"] == "mmva_platform.cluster.lower_priority"
         assert variables["AWS_PROFILE"] == "${AWS_PROFILE}"
-        settings = Settings.model_validate_json(variables["MMVA_ANNOTATION_SETTINGS"])
+        assert made.entrypoint.startswith(
+            "nice -n 7 python -m mmva_platform.cli --settings .mmva-settings.yaml annotate /c"
+        )
+        assert "--model models:/mmva/1 --out /o --engine auto" in made.entrypoint
+        settings = load_config(Settings, made.package.added[".mmva-settings.yaml"])
         assert settings.annotation.roots == ("/media",)
         assert settings.cluster.max_cpus == 64
         assert settings.serving.keys == ()
@@ -392,6 +396,7 @@ class TestCluster:
             ("PENDING", None, Submitted("running")),
             ("SUCCEEDED", 0, Submitted("succeeded")),
             ("FAILED", 1, Submitted("failed", "no such model")),
+            ("FAILED", 3, Submitted("failed", "no such model")),
             ("FAILED", -9, Submitted("lost")),
             ("FAILED", None, Submitted("lost")),
             ("STOPPED", None, Submitted("failed", "stopped on the cluster")),
@@ -403,7 +408,7 @@ class TestCluster:
                 return [JobState("x", status, "", None, code, "")]
 
             def logs(self, _job: str) -> str:
-                return "starting\nno such model\n\n"
+                return "starting\nmmva: no such model\n\n"
 
         cluster = BulkCluster(Settings(home=tmp_path), "gcs:1")
         cluster._connected = Server()  # type: ignore[assignment]

@@ -74,7 +74,7 @@ def explore(
 
 
 def explorer_settings(out: str, settings: Settings, *, port: int, model: str | None) -> tuple[Settings, str]:
-    """Settings of a server for one annotation and its media, and a key that reads, for as long as it runs.
+    """Settings of a server for one annotation and its media, and a key that reads and places, while it runs.
 
     Raises:
         UsageError: If nothing is published there.
@@ -85,9 +85,10 @@ def explorer_settings(out: str, settings: Settings, *, port: int, model: str | N
     annotation = open_annotation(out, settings.storage)
     own = annotation.record.model
     key = secrets.token_urlsafe(24)
+    digest = hashlib.sha256(key.encode()).hexdigest()
     serving = ServingSettings(
         port=port,
-        keys=(KeySettings(name="explore", sha256=hashlib.sha256(key.encode()).hexdigest(), scopes=("read",)),),
+        keys=(KeySettings(name="explore", sha256=digest, scopes=("read", "annotate")),),
         model=model or f"models:/{own.name}/{own.version}",
         wait_for_model=model is None,  # the page works without one; placing something does not
         roots=read_plan(annotation.storage, annotation.version).roots,

@@ -5,55 +5,50 @@ from __future__ import annotations
 from typing import Any, Final
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from starlette.datastructures import MutableHeaders
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mmva_platform.annotation.plan import ModelInfo
-from mmva_platform.serving.auth import PUBLIC, Authentication, refuse_open_routes
+from mmva_platform.serving.auth import Authentication, refuse_open_routes
 from mmva_platform.serving.context import Context, Models
-from mmva_platform.serving.errors import add_handlers
+from mmva_platform.serving.errors import HANDLERS
 from mmva_platform.serving.limits import RequestLimits
 from mmva_platform.serving.routes import ROUTERS
+from mmva_platform.serving.routes.page import PAGE
+from mmva_platform.serving.schemas import ErrorOut
 
 _BASE_HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 _ERRORS: Final = {
-    "400": "the request is malformed",
-    "401": "no valid key",
-    "403": "the key lacks the scope, or the place is outside the roots",
-    "404": "not found",
-    "408": "the body did not arrive in time",
-    "409": "conflicts with the state of a job or an annotation",
-    "413": "body too large, or too many items",
-    "415": "this route does not accept the Content-Type",
-    "422": "a body or parameter is not valid",
-    "429": "too many items or jobs of this key; see Retry-After",
-    "503": "busy, or no model answers now; see Retry-After",
-}
-_ERROR: Final = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["code", "message"],
-            "properties": {"code": {"type": "string"}, "message": {"type": "string"}},
-        }
-    },
+    400: "the request is malformed",
+    401: "no valid key",
+    403: "the key lacks the scope, or the place is outside the roots",
+    404: "not found",
+    408: "the body did not arrive in time",
+    409: "conflicts with the state of a job or an annotation",
+    413: "body too large, or too many items",
+    415: "this route does not accept the Content-Type",
+    422: "a body or parameter is not valid",
+    429: "too many items or jobs of this key; see Retry-After",
+    503: "busy, or no model answers now; see Retry-After",
 }
 
 
 def create_app(context: Context) -> ASGIApp:
     """The application behind its middlewares."""
-    app = FastAPI(title="mmva", description="Valence-arousal points of images, music and captions.",
-                  openapi_url=None, docs_url=None, redoc_url=None)  # fmt: skip
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"description": text, "model": ErrorOut} for status, text in _ERRORS.items()
+    }
+    app = FastAPI(title="mmva", description="Valence-arousal points of images, music and captions.", responses=errors,
+                  exception_handlers=HANDLERS, openapi_url=None)  # fmt: skip
     app.state.context = context
     refuse_open_routes(ROUTERS)
     for router in ROUTERS:
         app.include_router(router)
-    add_handlers(app)
-    app.openapi_schema = _description(app)
-    limited = RequestLimits(app, context.settings.serving, context.metrics)
+    app.mount("/static", PAGE)
+    app.mount("/docs", StaticFiles(packages=[("fastapi_offline", "static")]))  # Swagger UI; any key will do
+    limited = RequestLimits(GZipMiddleware(app, 1024, 4), context.settings.serving, context.metrics)
     return Answering(Authentication(limited, context.keyring), context.models)
 
 
@@ -93,20 +88,3 @@ def _version_of(model: ModelInfo) -> str:
     """A model for a header: name/version, or its name alone if it is not registered."""
     name = f"{model.name}/{model.version}" if model.version else model.name
     return name.encode("ascii", "replace").decode()
-
-
-def _description(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's description, with the key and the errors that every route may answer."""
-    schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    components = schema.setdefault("components", {})
-    components["schemas"] = {**components.get("schemas", {}), "Error": _ERROR}
-    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    for path, operations in schema["paths"].items():
-        for operation in operations.values():
-            if path in PUBLIC:
-                continue
-            operation["security"] = [{"key": []}]
-            for status, text in _ERRORS.items():
-                operation["responses"][status] = {"description": text, "content": error}
-    return schema

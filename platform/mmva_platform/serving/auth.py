@@ -23,12 +23,13 @@ from typing import Final, get_args
 import yaml
 from fastapi import APIRouter, Request
 from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as ASGIScope
 
 from mmva.errors import UsageError
-from mmva_platform.serving.errors import ApiError, send_error
+from mmva_platform.serving.errors import ApiError, answer_of
 from mmva_platform.settings import Config, KeySettings, Scope, Settings, load_config
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,8 @@ logger = logging.getLogger(__name__)
 _LOOK_AGAIN_S: Final = 2.0
 _BASIC_METHODS: Final = frozenset({"GET", "HEAD"})
 # What answers without a key: health, and the page, which is an empty shell that asks for one.
-PUBLIC: Final = frozenset({"/healthz", "/readyz", "/", "/static/{name}"})
+PUBLIC: Final = frozenset({"/healthz", "/readyz", "/"})
+_PUBLIC_FILES: Final = "/static/"
 _FOR_BROWSERS: Final = ("/docs", "/openapi.json")
 
 
@@ -143,13 +145,14 @@ def first_key(settings: Settings) -> str | None:
     return add_key(file, "first", get_args(Scope))
 
 
-class Needs:
-    """A dependency: the caller's key has a scope; `admin` has all of them."""
+class Needs(HTTPBearer):
+    """A dependency: the caller's key has a scope; `admin` has all of them. In OpenAPI it is a bearer token."""
 
     def __init__(self, scope: Scope) -> None:
+        super().__init__(scheme_name="key")
         self.scope: Final = scope
 
-    def __call__(self, request: Request) -> Caller:
+    async def __call__(self, request: Request) -> Caller:  # type: ignore[override] # the caller, not the header
         """The caller. ApiError 403 if the key may not."""
         caller: Caller = request.state.caller  # set by the middleware, without which no request comes this far
         if not caller.scopes & {self.scope, "admin"}:
@@ -173,7 +176,7 @@ class Authentication:
         if scope["type"] == "http" and not _is_public(path):
             caller = self._keyring.find(Headers(scope=scope).get("authorization", ""), scope["method"])
             if caller is None:
-                await send_error(_unauthorized(path), send)
+                await answer_of(_unauthorized(path))(scope, receive, send)
                 return
             scope.setdefault("state", {})["caller"] = caller
         await self._app(scope, receive, send)
@@ -195,14 +198,13 @@ def refuse_open_routes(routers: Iterable[APIRouter]) -> None:
 
 
 def _is_public(path: str) -> bool:
-    return path in PUBLIC or path.startswith("/static/")
+    return path in PUBLIC or path.startswith(_PUBLIC_FILES)
 
 
 def _unauthorized(path: str) -> ApiError:
-    error = ApiError(401, "unauthorized", "send a valid key as 'Authorization: Bearer KEY'")
     browser = path.startswith(_FOR_BROWSERS)  # elsewhere a browser's own dialog would cover the page's
-    error.headers = {"WWW-Authenticate": 'Basic realm="mmva"' if browser else "Bearer"}
-    return error
+    headers = {"WWW-Authenticate": 'Basic realm="mmva"' if browser else "Bearer"}
+    return ApiError(401, "unauthorized", "send a valid key as 'Authorization: Bearer KEY'", headers=headers)
 
 
 def _secret(authorization: str, method: str) -> str | None:

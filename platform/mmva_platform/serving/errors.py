@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.types import Send
 
 from mmva.errors import CheckFailed, MediaError, OperationFailed, UsageError
 
 logger = logging.getLogger(__name__)
 
 CLIENT_CLOSED: Final = 499  # nginx's code, and Serve's: the client went away; nobody reads the answer
-# OperationFailed before UsageError: storage's path errors are both, and then the caller's mistake counts.
-_EXPECTED: Final[dict[type[Exception], tuple[int, str]]] = {
-    UsageError: (400, "wrong-usage"),
-    CheckFailed: (500, "damaged"),  # a file here is not what was published: the operator has to know
-    OperationFailed: (503, "unavailable"),
-}
 _CODES: Final = {400: "bad-request", 404: "not-found", 405: "method-not-allowed", 413: "body-too-large"}
 
 
 class ApiError(HTTPException):
     """An answer that is an error."""
 
-    def __init__(self, status: int, code: str, message: str, retry_after_s: float | None = None) -> None:
-        headers = {"Retry-After": str(max(1, round(retry_after_s)))} if retry_after_s is not None else None
-        super().__init__(status, detail=message, headers=headers)
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        retry_after_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        retry = {"Retry-After": str(max(1, round(retry_after_s)))} if retry_after_s is not None else {}
+        super().__init__(status, detail=message, headers={**retry, **(headers or {})})
         self.code = code
 
 
@@ -41,21 +40,40 @@ def busy(message: str, retry_after_s: float = 1.0) -> ApiError:
     return ApiError(503, "busy", message, retry_after_s)
 
 
-def error_body(code: str, message: str) -> dict[str, Any]:
-    """The body of every error."""
-    return {"error": {"code": code, "message": message}}
+def answer_of(error: Exception) -> JSONResponse:
+    """Any exception as an answer; what nobody expects is logged with its traceback, and says nothing."""
+    headers: Mapping[str, str] | None = None
+    match error:
+        case StarletteHTTPException():
+            code = error.code if isinstance(error, ApiError) else _CODES.get(error.status_code, "error")
+            status, text, headers = error.status_code, str(error.detail), error.headers
+        case RequestValidationError():
+            status, code, text = 422, "invalid", explained(error.errors())
+        case MediaError():
+            status, code, text = 422, error.code, str(error)
+        case UsageError():  # before OperationFailed: path errors of storage are both, and then the caller is wrong
+            status, code, text = 400, "wrong-usage", str(error)
+        case CheckFailed():  # a file here is not what was published: the operator has to know
+            logger.error("%s", error)
+            status, code, text = 500, "damaged", str(error)
+        case OperationFailed():
+            status, code, text, headers = 503, "unavailable", str(error), {"Retry-After": "10"}
+        case _:
+            logger.error("internal error", exc_info=error)
+            status, code, text = 500, "internal", "an internal error; the server's log has the details"
+    body = {"error": {"code": code, "message": text.encode(errors="replace").decode()}}
+    return JSONResponse(body, status, headers)
 
 
-async def send_error(error: ApiError, send: Send) -> None:
-    """Answer with an error from a middleware."""
-    body = json.dumps(error_body(error.code, str(error.detail))).encode()
-    headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **(error.headers or {})}
-    if error.status_code == 408:
-        # Not after 413: closed while the client still sends, its answer would be lost.
-        headers["Connection"] = "close"
-    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": error.status_code, "headers": raw})
-    await send({"type": "http.response.body", "body": body})
+async def _handle(_request: Request, error: Exception) -> JSONResponse:
+    return answer_of(error)
+
+
+# FastAPI handles the first two itself unless told otherwise; the others by their nearest class here.
+HANDLERS: Final[dict[int | type[Exception], Any]] = dict.fromkeys(
+    (StarletteHTTPException, RequestValidationError, MediaError, UsageError, CheckFailed, OperationFailed, Exception),
+    _handle,
+)
 
 
 def explained(problems: Sequence[Any]) -> str:
@@ -64,44 +82,4 @@ def explained(problems: Sequence[Any]) -> str:
     parts = [str(part) for part in first["loc"]]
     place = ".".join(parts[1:] if len(parts) > 1 and parts[0] in {"body", "query", "path"} else parts) or "body"
     place = "body" if first["type"] == "json_invalid" else place
-    text = f"{place}: {first['msg']}" + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
-    return _printable(text)
-
-
-def add_handlers(app: FastAPI) -> None:
-    """Give every error of a route its status, code and message."""
-
-    async def http(_request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, StarletteHTTPException)
-        code = error.code if isinstance(error, ApiError) else _CODES.get(error.status_code, "error")
-        return JSONResponse(error_body(code, str(error.detail)), error.status_code, error.headers)
-
-    async def invalid(_request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
-        return JSONResponse(error_body("invalid", explained(error.errors())), 422)
-
-    async def item(_request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, MediaError)
-        return JSONResponse(error_body(error.code, _printable(str(error))), 422)
-
-    async def expected(_request: Request, error: Exception) -> JSONResponse:
-        status, code = next(answer for kind, answer in _EXPECTED.items() if isinstance(error, kind))
-        if status == 500:
-            logger.error("%s", error)
-        headers = {"Retry-After": "10"} if status == 503 else None
-        return JSONResponse(error_body(code, _printable(str(error))), status, headers)
-
-    async def bug(_request: Request, error: Exception) -> JSONResponse:
-        logger.error("internal error", exc_info=error)
-        return JSONResponse(error_body("internal", "an internal error; the server's log has the details"), 500)
-
-    app.add_exception_handler(StarletteHTTPException, http)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(MediaError, item)
-    for kind in _EXPECTED:
-        app.add_exception_handler(kind, expected)
-    app.add_exception_handler(Exception, bug)
-
-
-def _printable(text: str) -> str:
-    return text.encode(errors="replace").decode()
+    return f"{place}: {first['msg']}" + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")

@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mmva_platform.serving.auth import route_path
-from mmva_platform.serving.errors import CLIENT_CLOSED, ApiError, busy, send_error
+from mmva_platform.serving.errors import CLIENT_CLOSED, ApiError, answer_of, busy
 from mmva_platform.serving.metrics import Metrics
 from mmva_platform.settings import ServingSettings
 
@@ -56,7 +56,7 @@ class RequestLimits:
         else:
             return
         if not started:
-            await send_error(error, send)
+            await answer_of(error)(scope, receive, send)
 
     @contextmanager
     def _counted(self, scope: Scope) -> Iterator[int]:
@@ -104,7 +104,9 @@ class RequestLimits:
             try:
                 message = await asyncio.wait_for(receive(), self._settings.body_timeout_s)
             except TimeoutError:
-                raise ApiError(408, "body-timeout", "the body did not arrive in time") from None
+                # Not with 413: closed while the client still sends, its answer would be lost.
+                headers = {"Connection": "close"}
+                raise ApiError(408, "body-timeout", "the body did not arrive in time", headers=headers) from None
             if message["type"] == "http.disconnect":
                 raise ApiError(CLIENT_CLOSED, "client-closed", "the client closed the connection")
             received += len(message.get("body", b""))

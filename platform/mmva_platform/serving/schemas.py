@@ -34,6 +34,19 @@ class Body(BaseModel):
 BodyT = TypeVar("BodyT", bound=Body)
 
 
+class Problem(BaseModel):
+    """What is wrong."""
+
+    code: str = Field(description="stable, to program against")
+    message: str
+
+
+class ErrorOut(BaseModel):
+    """The body of every error."""
+
+    error: Problem
+
+
 class ItemIn(Body):
     """An item by URI or as caption text."""
 

@@ -1,22 +1,22 @@
-"""The bulk cluster: each job is a Ray job there, with a driver, resources and a priority of its own."""
+"""The bulk cluster: each job is a Ray job there, as `mmva jobs submit annotate` submits it, with a lower priority."""
 
 from __future__ import annotations
 
-import shlex
 import sys
-from typing import Any, Final
+import tempfile
+from dataclasses import replace
+from pathlib import Path
 
-from mmva_platform.serving.jobs.queue import Job
+from mmva_platform.annotation.plan import plan_file, read_plan
+from mmva_platform.cluster import NICE_VARIABLE
+from mmva_platform.serving.jobs.queue import Job, JobSpec
 from mmva_platform.serving.jobs.runner import Submitted
 from mmva_platform.settings import Settings
+from mmva_platform.storage import open_storage
 from mmva_platform.submission.client import Jobs, JobState
-from mmva_platform.submission.packing import Package
-from mmva_platform.submission.request import SECRETS_VARIABLE, Submission
+from mmva_platform.submission.request import JobRequest, Submission, make_submission
 
-JOB_VARIABLE: Final = "MMVA_ANNOTATION_JOB"  # the job as JSON; names, never secrets
-SETTINGS_VARIABLE: Final = "MMVA_ANNOTATION_SETTINGS"
-NICE_VARIABLE: Final = "MMVA_NICE"
-_EXPECTED_EXIT: Final = 1
+_SAID_WHY = {1, 2, 3}  # exit codes of mmva; any other is a driver that was killed
 
 
 class BulkCluster:
@@ -35,7 +35,8 @@ class BulkCluster:
     def submit(self, job: Job, submission_id: str) -> None:
         """Start a job; the same id again changes nothing."""
         if self.state(submission_id).state == "lost":
-            self._jobs().submit(submission_of(job, submission_id, self._settings))
+            with tempfile.TemporaryDirectory(prefix="mmva-job-") as folder:
+                self._jobs().submit(submission_of(job, submission_id, self._settings, Path(folder)))
 
     def state(self, submission_id: str) -> Submitted:
         """What became of a submission."""
@@ -55,10 +56,10 @@ class BulkCluster:
             return Submitted("succeeded")
         if state.status == "STOPPED":
             return Submitted("failed", "stopped on the cluster")
-        if state.exit_code != _EXPECTED_EXIT:  # killed, or its node is gone
+        if state.exit_code not in _SAID_WHY:  # killed, or its node is gone
             return Submitted("lost")
         lines = [line for line in self._jobs().logs(state.id).splitlines() if line.strip()]
-        return Submitted("failed", lines[-1].strip()[:2000] if lines else state.message)
+        return Submitted("failed", lines[-1].strip().removeprefix("mmva: ")[:2000] if lines else state.message)
 
     def _jobs(self) -> Jobs:
         if self._connected is None:
@@ -67,30 +68,37 @@ class BulkCluster:
         return self._connected
 
 
-def submission_of(job: Job, submission_id: str, settings: Settings) -> Submission:
-    """The Ray job of an annotation job."""
-    bulk = settings.serving.bulk
-    variables = {
-        JOB_VARIABLE: job.spec.model_dump_json(),
-        SETTINGS_VARIABLE: bulk_settings(settings).model_dump_json(),
-        NICE_VARIABLE: str(bulk.nice),
-        "RAY_JOB_STOP_WAIT_TIME_S": "60",
-        **{name: f"${{{name}}}" for name in bulk.secrets},
-    }
-    if bulk.secrets:
-        variables[SECRETS_VARIABLE] = ",".join(bulk.secrets)
-    runtime_env: dict[str, Any] = {"env_vars": variables}
+def submission_of(job: Job, submission_id: str, settings: Settings, folder: Path) -> Submission:
+    """The Ray job of an annotation job; its settings are written into an empty folder, which is sent."""
+    bulk, spec = settings.serving.bulk, job.spec
+    file = folder / "settings.yaml"
+    file.write_text(bulk_settings(settings).model_dump_json(), encoding="utf-8")  # JSON is YAML
+    arguments = ["annotate", spec.catalog, "--model", settled_model(spec, settings), "--out", spec.out]
+    arguments += ["--engine", settings.serving.engine]
+    for option, value in (("--max-errors", spec.max_errors), ("--workers", bulk.workers)):
+        arguments += [] if value is None else [option, str(value)]
+    request = JobRequest(
+        arguments=tuple(arguments), settings=file, working_dir=folder, cpus=bulk.driver_cpus, secrets=bulk.secrets,
+        name=submission_id,
+    )  # fmt: skip
+    made = make_submission(request)
+    entrypoint, runtime_env = made.entrypoint, dict(made.runtime_env)
+    if bulk.address is None:  # where `python` may be another one
+        entrypoint = sys.executable + entrypoint.removeprefix("python")
     if bulk.nice:
-        runtime_env["worker_process_setup_hook"] = "mmva_platform.serving.jobs.work.lower_priority"
-    python = sys.executable if bulk.address is None else "python"
-    return Submission(
-        entrypoint=shlex.join([python, "-m", "mmva_platform.serving.jobs.work"]),
-        runtime_env=runtime_env,
-        package=Package(settings.home, (), 0),
-        resources={"entrypoint_num_cpus": bulk.driver_cpus},
-        metadata={"mmva_verb": "annotate", "mmva_job": job.id},
-        submission_id=submission_id,
-    )
+        entrypoint = f"nice -n {bulk.nice} {entrypoint}"
+        runtime_env["env_vars"] = {**runtime_env["env_vars"], NICE_VARIABLE: str(bulk.nice)}
+        runtime_env["worker_process_setup_hook"] = "mmva_platform.cluster.lower_priority"
+    return replace(made, entrypoint=entrypoint, runtime_env=runtime_env, metadata={**made.metadata, "mmva_job": job.id})
+
+
+def settled_model(spec: JobSpec, settings: Settings) -> str:
+    """The model to go on with: that of the run directory, if it has begun, whatever its alias means by now."""
+    storage = open_storage(spec.out, settings.storage)
+    if "@" in spec.model and storage.exists(plan_file(0)):
+        begun = read_plan(storage).model
+        return f"models:/{begun.name}/{begun.version}"
+    return spec.model
 
 
 def bulk_settings(settings: Settings) -> Settings:

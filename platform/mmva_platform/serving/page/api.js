@@ -58,7 +58,7 @@ export async function request(url, options = {}, again = true) {
 
 async function reason(response) {
   if (response.status === 401) return "A key is needed to look at this.";
-  if (response.status === 403) return "This key may not read here.";
+  if (response.status === 403) return "This key may not do this.";
   try {
     return (await response.json()).error.message;
   } catch {

@@ -1,10 +1,10 @@
 // The page: its parts, and what one asks of another.
-import { address, getJson, hasKey, onKeyNeeded, request, setKey } from "./api.js";
+import { Refused, address, getJson, hasKey, onKeyNeeded, request, setKey } from "./api.js";
 import { KINDS, NAMES, baseName, brief, byId, count, el, mark, say, two } from "./dom.js";
 import { Jobs } from "./jobs.js";
 import { Media, download } from "./media.js";
 import * as panel from "./panel.js";
-import { base64, listen } from "./place.js";
+import { listen } from "./place.js";
 import { Plane } from "./plane.js";
 
 const plane = new Plane();
@@ -181,10 +181,10 @@ function openQuery(brought) {
   const wanted = turn();
   panel.loading(brought.file ? `Placing ${brought.file.name}…` : "Placing your sentence…");
   return attempt(wanted, async () => {
-    const body = JSON.stringify(brought.file ? { media: await base64(brought.file) } : { text: brought.text });
-    const sent = { method: "POST", headers: { "Content-Type": "application/json" }, body };
-    const placed = await (await request(address(state.media.path("place")), sent)).json();
+    const row = await annotated(brought);
+    const found = await getJson(state.media.path("around"), { v: row.valence, a: row.arousal });
     if (!wanted()) return;
+    const placed = { ...found, modality: row.modality, same_model: row.model_digest === found.model.digest };
     state.text = brought.text ?? null;
     keepAddress();
     panel.query(placed, shownQuery(brought, placed.modality), state.media, actions);
@@ -194,11 +194,24 @@ function openQuery(brought) {
   }, () => openQuery(brought));
 }
 
+/** The row of a sentence or a file, by the model that answers now. */
+async function annotated({ file, text }) {
+  let sent = { headers: { "Content-Type": "application/json" }, body: JSON.stringify({ items: [{ caption: text }] }) };
+  if (file) {
+    sent = { body: new FormData() };
+    sent.body.append("file", file);
+  }
+  const answer = await request(`v1/annotate${file ? "/upload" : ""}`, { method: "POST", ...sent });
+  const [row] = (await answer.json()).items;
+  if (row.error) throw new Refused(422, row.modality ? row.error.message : "Only a picture, music, a video or a sentence can be placed.");
+  return row;
+}
+
 function shownQuery({ file, text }, modality) {
   if (!file) return el("blockquote", {}, text);
   const src = URL.createObjectURL(file);
   state.media.urls.push(src);
-  if (modality === "music") return el("audio", { controls: true, class: "sound", src });
+  if (modality !== "image") return el(modality === "video" ? "video" : "audio", { controls: true, class: "sound", src });
   const words = el("p", { class: "missing" }, `${file.name} (this browser cannot show its format)`);
   const picture = el("img", { src, alt: "The picture that was dropped", error: () => picture.replaceWith(words) });
   return el("div", { class: "picture" }, picture);

@@ -63,7 +63,7 @@ export function item({ item: found, near }, media, actions) {
 
 /** A query that was placed: what it was, its point, and what matches, music first. */
 export function query(placed, shown, media, actions) {
-  const title = { image: "Your picture", music: "Your music", caption: "Your sentence" }[placed.modality];
+  const title = { image: "Your picture", music: "Your music", caption: "Your sentence", video: "Your video" }[placed.modality];
   show(
     head("query", title, placed.mood, actions.close),
     shown,

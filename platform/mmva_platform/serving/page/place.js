@@ -33,16 +33,6 @@ export function listen(placed) {
   dropping(form, placed);
 }
 
-/** A file's bytes in base64. */
-export function base64(file) {
-  return new Promise((resolve, reject) => {
-    const reader = new FileReader();
-    reader.addEventListener("load", () => resolve(reader.result.slice(reader.result.indexOf(",") + 1)));
-    reader.addEventListener("error", () => reject(new Error("The file cannot be read.")));
-    reader.readAsDataURL(file);
-  });
-}
-
 function dropping(form, placed) {
   const veil = byId("drop");
   let depth = 0; // dragenter and dragleave come for every element on the way

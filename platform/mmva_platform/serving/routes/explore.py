@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import gzip
 import io
-import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated, Any, Final
 
 import pyarrow.compute as pc
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Response
+from fastapi.responses import JSONResponse
 from pyarrow import csv as pa_csv
-from pydantic import Base64Bytes, Field
+from pydantic import Field
 
 from mmva.errors import UsageError
-from mmva.media.content import modality_of_content
 from mmva.modalities import MEDIA_KINDS, MediaKind
 from mmva.zeroshot.search import Region
 from mmva_platform.search.explored import ExploredCatalog, mood_of
 from mmva_platform.search.view import CELLS
-from mmva_platform.serving.auth import READ, Caller
-from mmva_platform.serving.context import Context, ContextDep, ItemRequest
+from mmva_platform.serving.auth import READ
+from mmva_platform.serving.context import Context, ContextDep
 from mmva_platform.serving.errors import ApiError
-from mmva_platform.serving.routes.search import checked_row
 from mmva_platform.settings import Config
 
-_GZIP_FROM: Final = 1024
 _JOBS_SHOWN: Final = 50
-PRIVATE: Final = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, no-cache"}
 
 router = APIRouter(prefix="/v1/explore", dependencies=[Depends(READ)])
 
@@ -50,13 +45,6 @@ class Window(Config):
         """Its rectangle, whichever corner comes first."""
         v0, v1, a0, a1 = self.v0, self.v1, self.a0, self.a1
         return Region((min(v0, v1), max(v0, v1)), (min(a0, a1), max(a0, a1)))
-
-
-class PlaceIn(Config):
-    """A sentence, or a file's bytes in base64."""
-
-    text: str | None = Field(None, max_length=20_000)
-    media: Base64Bytes | None = None
 
 
 def catalog_uri(context: Context, name: str) -> str:
@@ -92,25 +80,25 @@ _explored = lru_cache(2)(ExploredCatalog)
 
 
 @router.get("")
-async def overview(request: Request, context: ContextDep) -> Response:
+async def overview(context: ContextDep) -> JSONResponse:
     """What there is to explore: the annotations of the settings, then finished jobs, the newest first."""
     jobs = await context.job_threads(context.jobs.jobs)
     named = context.settings.serving.annotations
     done = [job for job in reversed(jobs) if job.state == "done" and job.spec.out not in named.values()][:_JOBS_SHOWN]
     catalogs = [{"name": name, "title": name} for name in named]
     catalogs += [{"name": job.id, "title": job.spec.out.rpartition("/")[2]} for job in done]
-    return as_json(request, {"catalogs": catalogs})
+    return JSONResponse({"catalogs": catalogs})
 
 
 @router.get("/catalogs/{name}")
-async def summary(request: Request, name: str, context: ContextDep) -> Response:
+async def summary(name: str, context: ContextDep) -> JSONResponse:
     """How many items of each modality a catalog holds."""
     explored = await context.index_threads(open_catalog, context, name)
-    return as_json(request, explored.summary() | _model(explored))
+    return JSONResponse(explored.summary() | _model(explored))
 
 
 @router.get("/catalogs/{name}/view")
-async def view(request: Request, name: str, window: Annotated[Window, Query()], context: ContextDep) -> Response:
+async def view(name: str, window: Annotated[Window, Query()], context: ContextDep) -> JSONResponse:
     """A window of the plane: its points when they are few, counts of a grid's cells otherwise."""
 
     def made() -> dict[str, Any]:
@@ -118,7 +106,7 @@ async def view(request: Request, name: str, window: Annotated[Window, Query()], 
         found = explored.view(window.region, window.modality, window.cells, mood=window.mood, width=window.width)
         return found | _model(explored)
 
-    return as_json(request, await context.index_threads(made))
+    return JSONResponse(await context.index_threads(made))
 
 
 @router.get("/catalogs/{name}/view.csv", response_class=Response)
@@ -134,12 +122,12 @@ async def view_as_csv(name: str, window: Annotated[Window, Query()], context: Co
         pa_csv.write_csv(found, buffer)
         return buffer.getvalue()
 
-    headers = PRIVATE | {"Content-Disposition": 'attachment; filename="items.csv"'}
+    headers = {"Content-Disposition": 'attachment; filename="items.csv"'}
     return Response(await context.index_threads(made), headers=headers, media_type="text/csv; charset=utf-8")
 
 
 @router.get("/catalogs/{name}/item")
-async def item(request: Request, name: str, id: str, context: ContextDep) -> Response:  # noqa: A002
+async def item(name: str, id: str, context: ContextDep) -> Response:  # noqa: A002
     """An item in full, and its nearest neighbours in each other modality."""
 
     def made() -> dict[str, Any]:
@@ -147,33 +135,18 @@ async def item(request: Request, name: str, id: str, context: ContextDep) -> Res
         near = explored.around((found["valence"], found["arousal"]), without=found["modality"])
         return {"item": found, "near": _hits(near)} | _model(explored)
 
-    return as_json(request, await context.index_threads(made))
+    return JSONResponse(await context.index_threads(made))
 
 
 @router.get("/catalogs/{name}/around")
 async def around(
-    request: Request,
     name: str,
     v: Annotated[float, Query(ge=0, le=1)],
     a: Annotated[float, Query(ge=0, le=1)],
     context: ContextDep,
-) -> Response:
+) -> JSONResponse:
     """The nearest items of each modality to a point of the plane."""
-    return as_json(request, await context.index_threads(_near, context, name, v, a))
-
-
-@router.post("/catalogs/{name}/place")
-async def place(
-    request: Request, name: str, asked: PlaceIn, context: ContextDep, caller: Annotated[Caller, Depends(READ)]
-) -> Response:
-    """The point of a sentence, a picture or a piece of music, and what is near."""
-    query = _query_item(asked)
-    explored = await context.index_threads(open_catalog, context, name)
-    answers = await context.annotated(caller.name, [query])
-    row = checked_row(answers.rows[0])
-    found = await context.index_threads(_near, context, name, row["valence"], row["arousal"])
-    same = answers.model.digest == explored.index.model.digest
-    return as_json(request, found | {"modality": query["modality"], "same_model": same})
+    return JSONResponse(await context.index_threads(_near, context, name, v, a))
 
 
 def _near(context: Context, name: str, valence: float, arousal: float) -> dict[str, Any]:
@@ -182,31 +155,9 @@ def _near(context: Context, name: str, valence: float, arousal: float) -> dict[s
     return point | {"near": _hits(explored.around((valence, arousal)))} | _model(explored)
 
 
-def _query_item(asked: PlaceIn) -> ItemRequest:
-    """What is to be placed: a file is what its bytes are."""
-    if (asked.text is None) == (asked.media is None):
-        raise ApiError(422, "invalid", "send either text or media")
-    if asked.media is None:
-        return ItemRequest(id="query", uri=None, modality="caption", caption=asked.text, data=None)
-    modality = modality_of_content(asked.media)
-    if modality is None:
-        text = "unrecognised data; a picture, a piece of music, a video or a sentence can be placed"
-        raise ApiError(415, "unsupported-media-type", text)
-    return ItemRequest(id="query", uri=None, modality=modality, caption=None, data=asked.media)
-
-
 def _hits(near: Mapping[str, Sequence[Any]]) -> dict[str, list[dict[str, Any]]]:
     return {kind: [hit.to_json() for hit in hits] for kind, hits in near.items()}
 
 
 def _model(explored: ExploredCatalog) -> dict[str, Any]:
     return {"model": explored.index.model.model_dump()}
-
-
-def as_json(request: Request, content: Any) -> Response:
-    """Compact JSON, gzipped where that pays and the client takes it."""
-    body = json.dumps(content, separators=(",", ":")).encode()
-    headers = PRIVATE | {"Vary": "Accept-Encoding"}
-    if len(body) >= _GZIP_FROM and "gzip" in request.headers.get("accept-encoding", ""):
-        body, headers = gzip.compress(body, 4, mtime=0), headers | {"Content-Encoding": "gzip"}
-    return Response(body, headers=headers, media_type="application/json")

@@ -12,9 +12,11 @@ from mmva_platform.annotation.media import THUMBNAIL_SIDES, MediaReader, piece_o
 from mmva_platform.serving.auth import READ
 from mmva_platform.serving.context import Context, ContextDep
 from mmva_platform.serving.errors import ApiError
-from mmva_platform.serving.routes.explore import PRIVATE, as_json, item_in
+from mmva_platform.serving.routes.explore import item_in
 
 Result = TypeVar("Result")
+
+_PRIVATE: Final = {"Cache-Control": "private, no-cache"}
 
 # What the media errors are over HTTP; every other is a file that cannot be shown (415).
 _STATUS: Final = {"not-found": 404, "outside-roots": 403, "changed": 409, "too-many-bytes": 413}
@@ -34,7 +36,7 @@ async def thumbnail(
     if side not in THUMBNAIL_SIDES:
         raise ApiError(422, "invalid", f"side: one of {THUMBNAIL_SIDES}")
     found = await _item(context, name, id, "image")
-    headers = PRIVATE | {"ETag": f'"{found["sha256"][:32]}-{side}"'}
+    headers = _PRIVATE | {"ETag": f'"{found["sha256"][:32]}-{side}"'}
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
     data = await _read(context, _reader(context).thumbnail, found, side)
@@ -46,7 +48,7 @@ async def sound(request: Request, name: str, id: str, context: ContextDep) -> Re
     """The annotated music or video itself; takes Range."""
     found = await _item(context, name, id, "music", "video")
     content_type, data = await _read(context, _reader(context).sound, found)
-    headers = PRIVATE | {"Accept-Ranges": "bytes", "ETag": f'"{found["sha256"][:32]}"'}
+    headers = _PRIVATE | {"Accept-Ranges": "bytes", "ETag": f'"{found["sha256"][:32]}"'}
     piece = piece_of(data, request.headers.get("range"))
     if piece is None:
         return Response(status_code=416, headers=headers | {"Content-Range": f"bytes */{len(data)}"})
@@ -57,10 +59,10 @@ async def sound(request: Request, name: str, id: str, context: ContextDep) -> Re
 
 
 @router.get("/text")
-async def text(request: Request, name: str, id: str, context: ContextDep) -> Response:  # noqa: A002
+async def text(name: str, id: str, context: ContextDep) -> dict[str, str]:  # noqa: A002
     """A caption's text."""
     found = await _item(context, name, id, "caption")
-    return as_json(request, {"text": found["text"] or await _read(context, _reader(context).text, found)})
+    return {"text": found["text"] or await _read(context, _reader(context).text, found)}
 
 
 def _reader(context: Context) -> MediaReader:

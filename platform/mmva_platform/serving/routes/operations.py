@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from mmva_platform.serving.auth import READ
 from mmva_platform.serving.context import ContextDep
-from mmva_platform.serving.errors import ApiError
 from mmva_platform.serving.schemas import Health, ModelsOut
 
 router = APIRouter()
-
-_ASSETS: Final = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon.png": "image/png"}
 
 
 @router.get("/healthz", response_model=Health)
@@ -46,9 +41,9 @@ async def models(context: ContextDep) -> dict[str, Any]:
 
 
 @router.get("/openapi.json", dependencies=[Depends(READ)], include_in_schema=False)
-async def openapi(request: Request) -> JSONResponse:
+async def openapi(request: Request) -> dict[str, Any]:
     """The API's description."""
-    return JSONResponse(request.app.openapi_schema | {"servers": [{"url": request.scope.get("root_path") or "/"}]})
+    return request.app.openapi() | {"servers": [{"url": request.scope.get("root_path") or "/"}]}
 
 
 @router.get("/docs", dependencies=[Depends(READ)], include_in_schema=False)
@@ -61,18 +56,3 @@ async def docs() -> HTMLResponse:
         swagger_css_url="docs/swagger-ui.css",
         swagger_favicon_url="docs/favicon.png",
     )
-
-
-@router.get("/docs/{name}", dependencies=[Depends(READ)], include_in_schema=False)
-async def asset(name: str) -> Response:
-    """Swagger UI's files."""
-    if name not in _ASSETS:
-        raise ApiError(404, "not-found", "no such file")
-    return Response(_asset(name), media_type=_ASSETS[name])
-
-
-@cache
-def _asset(name: str) -> bytes:
-    import fastapi_offline
-
-    return (Path(fastapi_offline.__file__).parent / "static" / name).read_bytes()
