@@ -52,15 +52,11 @@ class ClusterInfo:
 
 
 @contextmanager
-def ray_session(settings: ClusterSettings | None = None, *, dashboard: bool = False) -> Iterator[ClusterInfo]:
+def ray_session(settings: ClusterSettings | None = None) -> Iterator[ClusterInfo]:
     """Ray for the length of a block: the running session, the configured cluster, or a private one on this machine.
 
     Only what was started or connected here is shut down at the end. Inside a submitted job RAY_ADDRESS names the
     cluster.
-
-    Args:
-        settings: Where Ray runs.
-        dashboard: A Ray that is started here takes jobs, too.
 
     Raises:
         UsageError: If the configured cluster does not answer.
@@ -68,18 +64,61 @@ def ray_session(settings: ClusterSettings | None = None, *, dashboard: bool = Fa
     """
     settings = settings or ClusterSettings()
     grows = _GROWS_TO.set(float(settings.max_cpus or 0))
-    os.environ.update({key: value for key, value in _RAY_ENVIRONMENT.items() if key not in os.environ})
+    _set_ray_environment()
     import ray
 
     started = not ray.is_initialized()
     try:
         if started:
-            _init(settings, dashboard=dashboard)
+            _init(settings)
         yield _info(started=started)
     finally:
         _GROWS_TO.reset(grows)
         if started:
             ray.shutdown()
+
+
+@contextmanager
+def cluster_for_jobs(settings: ClusterSettings) -> Iterator[ClusterSettings]:
+    """Settings of a cluster that Ray jobs can be submitted to: the configured one, or one on this machine for a block.
+
+    Not by ray.init, which gives the agent that takes jobs a fixed port: any other Ray on this machine has it already.
+
+    Raises:
+        OperationFailed: If Ray does not start on this machine; EnvironmentFault if TMPDIR is why.
+    """
+    if _address_of(settings):
+        yield settings
+        return
+    if fault := temporary_fault():
+        raise EnvironmentFault(f"cluster: Ray cannot start: {'; '.join(fault)}")
+    _set_ray_environment()
+    import torch
+    from ray.cluster_utils import Cluster
+
+    node = {
+        "num_cpus": settings.num_cpus or max(own_cpus(), 2),
+        "num_gpus": torch.cuda.device_count(),
+        "object_store_memory": settings.object_store_mb * 2**20,
+        "include_dashboard": True,
+        "dashboard_port": None,  # any that is free, and likewise:
+        "dashboard_agent_listen_port": None,
+    }
+    try:
+        with _native_stderr_closed(), _environment(PYTHONPATH=worker_python_path()):
+            cluster = Cluster(initialize_head=True, head_node_args=node)
+    except Exception as error:  # Ray raises this very class
+        reason = str(error).strip().partition("\n")[0]
+        raise OperationFailed(f"cluster: Ray did not start on this machine ({reason})") from error
+    try:
+        yield settings.model_copy(update={"address": cluster.address})
+    finally:
+        cluster.shutdown()
+
+
+def lower_priority() -> None:
+    """Ray calls it in each worker of a job that yields to others: its runtime environment's setup hook."""
+    os.nice(int(os.environ[NICE_VARIABLE]))
 
 
 def check_feasible(workers: int, cpus_per_worker: float) -> None:
@@ -112,17 +151,21 @@ def quiet_ray_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def lower_priority() -> None:
-    """Ray calls it in each worker of a job that yields to others: its runtime environment's setup hook."""
-    os.nice(int(os.environ[NICE_VARIABLE]))
-
-
-def _init(settings: ClusterSettings, *, dashboard: bool) -> None:
-    address = settings.address or os.environ.get("RAY_ADDRESS")
-    if address and address != "local":
+def _init(settings: ClusterSettings) -> None:
+    if address := _address_of(settings):
         _connect(address)
     else:
-        _start(settings, dashboard=dashboard)
+        _start(settings)
+
+
+def _address_of(settings: ClusterSettings) -> str | None:
+    """Where a cluster runs already; None if one is to be started on this machine."""
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    return None if address == "local" else address or None
+
+
+def _set_ray_environment() -> None:
+    os.environ.update({key: value for key, value in _RAY_ENVIRONMENT.items() if key not in os.environ})
 
 
 def _connect(address: str) -> None:
@@ -164,7 +207,7 @@ def temporary_fault() -> tuple[str, str] | None:
     return None
 
 
-def _start(settings: ClusterSettings, *, dashboard: bool) -> None:
+def _start(settings: ClusterSettings) -> None:
     import ray
 
     if fault := temporary_fault():
@@ -176,7 +219,7 @@ def _start(settings: ClusterSettings, *, dashboard: bool) -> None:
                     address="local",
                     # On a single CPU a worker and Ray Data's own tasks would never fit; logical CPUs cost nothing.
                     num_cpus=settings.num_cpus or (None if own_cpus() > 1 else 2),
-                    include_dashboard=dashboard,
+                    include_dashboard=False,
                     object_store_memory=settings.object_store_mb * 2**20,
                     logging_level=logging.ERROR,
                     log_to_driver=False,

@@ -132,7 +132,7 @@ def make_world(
         keyring=Keyring(settings.serving.keys),
         models=models,
         jobs=JobQueue(str(home / "jobs"), settings.serving, settings.storage),
-        progress=progress or ProgressReader(settings.storage),
+        progress=progress or ProgressReader(settings),
         report=report,
         open_index=open_index,
         metrics=Metrics(recorder),

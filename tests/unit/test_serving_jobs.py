@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mmva.errors import UsageError
 from mmva.inference.config import Preprocessing
 from mmva_platform.annotation.catalog import open_catalog
 from mmva_platform.annotation.plan import ModelInfo
@@ -321,9 +322,9 @@ class TestProgress:
 
     def test_a_published_run_is_read_once(self, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
         now, looks = [0.0], []
-        reader = ProgressReader(StorageSettings(), clock=lambda: now[0])
-        look = progress_module._look
-        monkeypatch.setattr(progress_module, "_look", lambda *given: looks.append(1) or look(*given))
+        reader = ProgressReader(Settings(), clock=lambda: now[0])
+        look = progress_module.status
+        monkeypatch.setattr(progress_module, "status", lambda *given: looks.append(1) or look(*given))
         first = reader(job)
         assert first is not None
         assert (first["shards_done"], first["items_done"], first["published"]) == (3, 6, True)
@@ -334,16 +335,16 @@ class TestProgress:
     def test_a_job_never_waits_for_another_one(self, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
         begun, end = threading.Event(), threading.Event()
         other = job.model_copy(update={"spec": job.spec.model_copy(update={"out": f"{job.spec.out}-slow"})})
-        reader, look = ProgressReader(StorageSettings()), progress_module._look
+        reader, look = ProgressReader(Settings()), progress_module.status
 
-        def slowly(run: Any, storage: Any) -> None:
-            if storage.uri.endswith("-slow"):
+        def slowly(out: str, *more: Any) -> Any:
+            if out.endswith("-slow"):
                 begun.set()
                 assert end.wait(20)
-                return
-            look(run, storage)
+                raise UsageError("no plan yet")
+            return look(out, *more)
 
-        monkeypatch.setattr(progress_module, "_look", slowly)
+        monkeypatch.setattr(progress_module, "status", slowly)
         thread = threading.Thread(target=reader, args=(other,))
         thread.start()
         assert begun.wait(20)

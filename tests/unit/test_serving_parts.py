@@ -164,8 +164,8 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         with pytest.raises(UsageError, match=rf"serving: port {port} on 127\.0\.0\.1: Address already in use"):
-            await_port("serving:", "127.0.0.1", port, 0.0)
-    await_port("serving:", "127.0.0.1", port, 0.0)
+            await_port("127.0.0.1", port, 0.0)
+    await_port("127.0.0.1", port, 0.0)
 
 
 def test_bytes_that_are_held_are_bounded_and_a_large_item_is_held_alone() -> None:

@@ -61,7 +61,7 @@ class ModelClient:
         try:
             return await method.remote(*arguments)
         except BackPressureError:
-            self._metrics.shed("replicas")
+            self._metrics.shed.inc(1, {"what": "replicas"})
             raise busy("all model replicas are busy") from None
         except _LOST as error:
             logger.warning("model replica: %s", type(error).__name__)

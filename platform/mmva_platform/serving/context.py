@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypedDict
 
 from fastapi import Depends, Request
 
+from mmva.modalities import MEDIA_KINDS
 from mmva_platform.annotation.plan import ModelInfo
 from mmva_platform.annotation.roots import AllowedRoots
 from mmva_platform.serving.limits import Admission, Threads
@@ -102,8 +103,8 @@ class Context:
         with self.admission.enter(caller, len(items)):
             answers = await self.models.annotate(items)
         for row in answers.rows:
-            known = row.get("modality") in {"image", "music", "caption", "video"}
-            self.metrics.item(row["modality"] if known else "unknown", row.get("error", {}).get("code", ""))
+            modality = row["modality"] if row.get("modality") in MEDIA_KINDS else "unknown"
+            self.metrics.items.inc(1, {"modality": modality, "error": row.get("error", {}).get("code", "")})
         return answers
 
 

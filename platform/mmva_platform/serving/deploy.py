@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import errno
 import logging
-import os
 import signal
 import socket
 import threading
@@ -23,7 +22,7 @@ from ray import serve
 from ray.exceptions import RayTaskError
 
 from mmva.errors import OperationFailed, UsageError
-from mmva_platform.cluster import ray_session
+from mmva_platform.cluster import cluster_for_jobs, ray_session
 from mmva_platform.serving.app import create_app
 from mmva_platform.serving.auth import Keyring, keys_file
 from mmva_platform.serving.cache import AnnotationCache
@@ -46,8 +45,7 @@ Report = Callable[..., None]  # as workflows.report_annotation
 APP: Final = "mmva"
 _MODEL_S: Final = 2.0  # how often the API asks which model answers
 _JOBS_S: Final = 15.0  # how often it counts the jobs
-_PORT_S: Final = 90.0  # of a server that was killed, Ray's agent holds its port for about a minute
-_AGENT_PORT: Final = 52365  # of Ray's agent, which takes jobs; a Ray that is started here cannot choose another
+_PORT_S: Final = 20.0
 
 
 class ApiReplica:
@@ -67,7 +65,7 @@ class ApiReplica:
             keyring=Keyring(settings.serving.keys, keys_file(settings)),
             models=self._models,
             jobs=self._jobs,
-            progress=ProgressReader(settings.storage),
+            progress=ProgressReader(settings),
             report=AnnotationCache(self._make_report, settings),
             open_index=AnnotationCache(self._open_index, settings),
             metrics=self._metrics,
@@ -115,7 +113,7 @@ class JobRunnerReplica:
             JobQueue(uri, settings.serving, settings.storage),
             Lease(open_storage(uri, settings.storage)),
             BulkCluster(settings, ray.get_runtime_context().gcs_address),
-            partial(shards_done, settings=settings.storage),
+            partial(shards_done, settings=settings),
             settings.serving.max_running_jobs,
         )
         self._runner.start()
@@ -181,7 +179,7 @@ def running(settings: Settings, report: Report) -> Iterator[str]:
     from ray.serve.schema import LoggingConfig
 
     serving = settings.serving
-    with ray_session(settings.cluster, dashboard=True):
+    with cluster_for_jobs(settings.cluster) as cluster, ray_session(cluster):
         quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         http = HTTPOptions(host=serving.host, port=serving.port)
@@ -201,12 +199,14 @@ def running(settings: Settings, report: Report) -> Iterator[str]:
 def serve_until_stopped(
     settings: Settings, report: Report, on_ready: Callable[[str], object] = lambda _address: None
 ) -> None:
-    """Serve until SIGINT or SIGTERM; jobs that run then go on at the next start. `on_ready` gets the address."""
+    """Serve until SIGINT or SIGTERM; jobs that run then go on at the next start. `on_ready` gets the address.
+
+    Raises:
+        UsageError: If the port is taken, or nobody can listen there.
+    """
     from mmva_platform.tracking.resolve import resolve_model
 
-    await_port("serving:", settings.serving.host, settings.serving.port)
-    if settings.cluster.address in {None, "local"} and not os.environ.get("RAY_ADDRESS"):
-        await_port("another Ray on this machine (use it by cluster.address, or end it):", "127.0.0.1", _AGENT_PORT)
+    await_port(settings.serving.host, settings.serving.port)
     if not settings.serving.wait_for_model:
         resolve_model(settings.serving.model, settings)  # one line here instead of a replica's traceback
     stop = threading.Event()
@@ -222,18 +222,8 @@ def serve_until_stopped(
     logger.info("stopped")
 
 
-def await_port(name: str, host: str, port: int, patience_s: float = _PORT_S) -> None:
-    """Wait until a port is free.
-
-    Args:
-        name: Of the port, for the message.
-        host: Where.
-        port: Its number.
-        patience_s: How long to wait.
-
-    Raises:
-        UsageError: If it stays taken, or nobody can listen there: a line before everything is started.
-    """
+def await_port(host: str, port: int, patience_s: float = _PORT_S) -> None:
+    """Wait until a port is free: proxies of a server that was killed end seconds after it. Raises UsageError."""
     deadline = monotonic() + patience_s
     family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     while True:
@@ -241,12 +231,11 @@ def await_port(name: str, host: str, port: int, patience_s: float = _PORT_S) -> 
             with contextlib.closing(socket.socket(family, kind)) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)
+                return
         except OSError as error:
             if error.errno != errno.EADDRINUSE or monotonic() > deadline:
-                raise UsageError(f"{name} port {port} on {host}: {error.strerror}") from error
-            sleep(0.5)
-        else:
-            return
+                raise UsageError(f"serving: port {port} on {host}: {error.strerror}") from error
+        sleep(0.5)
 
 
 def _report(report: Report, uri: str, settings: Settings) -> str:

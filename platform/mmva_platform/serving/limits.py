@@ -63,10 +63,10 @@ class RequestLimits:
         """Admit a request by its head; gives the bytes that are reserved for its body."""
         size = self._declared(scope)
         if self._requests >= self._settings.max_in_flight:
-            self._metrics.shed("requests")
+            self._metrics.shed.inc(1, {"what": "requests"})
             raise busy("too many requests are in flight")
         if self._bytes and self._bytes + size > self._most_bytes:
-            self._metrics.shed("bytes")
+            self._metrics.shed.inc(1, {"what": "bytes"})
             raise busy("too many bytes are in flight")
         self._requests, self._bytes = self._requests + 1, self._bytes + size
         try:
@@ -133,10 +133,10 @@ class Admission:
     def enter(self, caller: str, items: int) -> Iterator[None]:
         """Count items for the length of a block. ApiError 429 or 503 if they are too many."""
         if self._own[caller] and self._own[caller] + items > self._settings.max_in_flight_per_key:
-            self._metrics.shed("key")
+            self._metrics.shed.inc(1, {"what": "key"})
             raise ApiError(429, "too-many-items", "this key has too many items in flight", 1.0)
         if self._all and self._all + items > self._settings.max_in_flight:
-            self._metrics.shed("items")
+            self._metrics.shed.inc(1, {"what": "items"})
             raise busy("too many items are in flight")
         self._count(caller, items)
         try:
@@ -149,7 +149,7 @@ class Admission:
         self._own[caller] += items
         if not self._own[caller]:
             del self._own[caller]
-        self._metrics.in_flight(self._all)
+        self._metrics.in_flight.set(self._all)
 
 
 class Threads:

@@ -12,7 +12,13 @@ from mmva_platform.annotation.plan import ModelInfo
 
 
 class Metrics:
-    """Counters and gauges of one replica of the API."""
+    """Counters and gauges of one replica of the API.
+
+    Attributes:
+        items: Rows by modality and error, which is empty for a point.
+        shed: Requests that were refused because there was too much to do.
+        in_flight: Items.
+    """
 
     def __init__(self, kinds: Any = None) -> None:
         """Make the metrics.
@@ -24,24 +30,12 @@ class Metrics:
             from ray.serve import metrics
 
             kinds = metrics
-        self._items = kinds.Counter("mmva_items", "items by modality and error", ("modality", "error"))
-        self._shed = kinds.Counter("mmva_shed", "refused with 429 or 503 at once", ("what",))
-        self._in_flight = kinds.Gauge("mmva_items_in_flight", "items in flight", ())
+        self.items = kinds.Counter("mmva_items", "items by modality and error", ("modality", "error"))
+        self.shed = kinds.Counter("mmva_shed", "refused with 429 or 503 at once", ("what",))
+        self.in_flight = kinds.Gauge("mmva_items_in_flight", "items in flight", ())
         self._jobs = kinds.Gauge("mmva_jobs", "annotation jobs by state", ("state",))
         self._model = kinds.Gauge("mmva_model_info", "1 for the model that answers", ("model", "version", "digest"))
         self._shown: dict[str, str] | None = None
-
-    def item(self, modality: str, error: str) -> None:
-        """Count an item's row; `error` is empty for a point."""
-        self._items.inc(1, {"modality": modality, "error": error})
-
-    def shed(self, what: str) -> None:
-        """Count a request that was refused because there was too much to do."""
-        self._shed.inc(1, {"what": what})
-
-    def in_flight(self, items: int) -> None:
-        """Show how many items are in flight."""
-        self._in_flight.set(items)
 
     def jobs(self, states: Mapping[str, int]) -> None:
         """Show how many jobs there are in each state."""

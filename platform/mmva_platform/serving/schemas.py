@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from mmva.modalities import MediaKind
+from mmva_platform.annotation.plan import ModelInfo
+from mmva_platform.search import Hit
 
 
 def _unicode(text: str) -> str:
@@ -63,14 +65,6 @@ class AnnotateIn(Body):
     embeddings: bool = Field(default=False, description="with each item's embedding")
 
 
-class Model(BaseModel):
-    """Which model answered."""
-
-    name: str
-    version: str | None = Field(description="null for a bundle that is not registered")
-    digest: str
-
-
 class ItemProblem(BaseModel):
     """Why an item has no point."""
 
@@ -109,7 +103,7 @@ class ItemOut(BaseModel):
 class AnnotateOut(BaseModel):
     """Rows in the order of the request's items."""
 
-    model: Model
+    model: ModelInfo
     items: list[ItemOut]
 
 
@@ -168,15 +162,9 @@ class JobsOut(BaseModel):
 class ModelsOut(BaseModel):
     """What answers, and what is registered."""
 
-    serving: Model | None
+    serving: ModelInfo | None
     following: str
     versions: list[dict[str, Any]]
-
-
-class Health(BaseModel):
-    """Whether it is alive, or ready."""
-
-    status: Literal["ok", "loading"]
 
 
 class QueryIn(Body):
@@ -228,25 +216,13 @@ class SearchIn(QueryIn):
         return self
 
 
-class HitOut(BaseModel):
-    """A found item."""
-
-    id: str
-    uri: str | None
-    modality: str
-    valence: float
-    arousal: float
-    distance: float = Field(description="in the plane")
-    score: float = Field(description="the matching score of that distance; by embedding the cosine")
-
-
 class SearchOut(BaseModel):
     """Hits, the nearest first."""
 
-    model: Model
+    model: ModelInfo
     annotation: str
     query: dict[str, float]
-    hits: list[HitOut] = Field(description="by embedding the most alike first")
+    hits: list[Hit] = Field(description="by embedding the most alike first")
 
 
 class PromptIn(QueryIn):
@@ -256,7 +232,7 @@ class PromptIn(QueryIn):
 class PromptOut(BaseModel):
     """A prompt for a text-to-music generator, and what it was made of."""
 
-    model: Model
+    model: ModelInfo
     query: dict[str, float]
     prompt: str
     details: dict[str, Any]
@@ -279,13 +255,13 @@ class SegmentOut(BaseModel):
     valence: float
     arousal: float
     mood: str
-    music: HitOut | None = None
+    music: Hit | None = None
 
 
 class SummaryOut(BaseModel):
     """The chosen segments in order, and the curve they were chosen by."""
 
-    model: Model
+    model: ModelInfo
     duration_s: float
     segments: list[SegmentOut]
     curve: list[Window]

@@ -6,26 +6,27 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse
 
 from mmva_platform.serving.auth import READ
 from mmva_platform.serving.context import ContextDep
-from mmva_platform.serving.schemas import Health, ModelsOut
+from mmva_platform.serving.errors import ApiError
+from mmva_platform.serving.schemas import ModelsOut
 
 router = APIRouter()
 
 
-@router.get("/healthz", response_model=Health)
-async def healthz() -> dict[str, Any]:
+@router.get("/healthz")
+async def healthz() -> dict[str, str]:
     """Whether this process answers; public."""
     return {"status": "ok"}
 
 
-@router.get("/readyz", response_model=Health, responses={503: {"model": Health}})
-async def readyz(context: ContextDep) -> Any:
+@router.get("/readyz")
+async def readyz(context: ContextDep) -> dict[str, str]:
     """Whether a model answers, as far as is known here: it asks no replica. Public, and says nothing else."""
     if context.models.known is None:
-        return JSONResponse({"status": "loading"}, 503, {"Retry-After": "5"})
+        raise ApiError(503, "loading", "no model answers yet", 5.0)
     return {"status": "ok"}
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, Form, UploadFile
-from numpy.typing import NDArray
 
 from mmva.affect import mood
 from mmva.media.windows import WINDOW_S
 from mmva.modalities import AXES
 from mmva.zeroshot.prompt_bank import TEMPLATES
 from mmva.zeroshot.prompts import PromptBank, fill
-from mmva.zeroshot.summary import Segment, choose_segments
+from mmva.zeroshot.summary import choose_segments, point_of
 from mmva_platform.serving.auth import ANNOTATE, Caller
 from mmva_platform.serving.context import Context, ContextDep, ItemRequest, Row
 from mmva_platform.serving.errors import ApiError
@@ -102,23 +102,10 @@ async def _summary(context: Context, caller: Caller, body: SummaryIn, item: Item
     duration_s = row["duration_s"] or WINDOW_S
     time_s_W = np.array([point["start_s"] + WINDOW_S / 2 for point in curve])
     va_W2 = np.array([[point[axis] for axis in AXES] for point in curve])
-    segments = [
-        _segment(segment, time_s_W, va_W2, index)
-        for segment in choose_segments(time_s_W, va_W2, duration_s, body.seconds)
-    ]
+    segments = []
+    for segment in choose_segments(time_s_W, va_W2, duration_s, body.seconds):
+        va_2, _ = point_of(segment, time_s_W, va_W2)
+        hits = index.search(va_2, top=1, modality="music") if index is not None else []
+        point = dict(zip(AXES, va_2.tolist(), strict=True))
+        segments.append(asdict(segment) | point | {"mood": str(mood(va_2)), "music": hits[0] if hits else None})
     return {"model": answers.model.model_dump(), "duration_s": duration_s, "segments": segments, "curve": curve}
-
-
-def _segment(segment: Segment, time_s_W: NDArray[np.float64], va_W2: NDArray[np.float64], index: Any) -> dict[str, Any]:
-    inside_W = (time_s_W >= segment.start_s) & (time_s_W <= segment.end_s)
-    middle = int(np.abs(time_s_W - (segment.start_s + segment.end_s) / 2).argmin())
-    va_2 = va_W2[inside_W if inside_W.any() else [middle]].mean(axis=0)
-    hits = index.search(va_2, top=1, modality="music") if index is not None else []
-    return {
-        "start_s": segment.start_s,
-        "end_s": segment.end_s,
-        "change": segment.change,
-        **dict(zip(AXES, va_2.tolist(), strict=True)),
-        "mood": str(mood(va_2)),
-        "music": hits[0].to_json() if hits else None,
-    }
