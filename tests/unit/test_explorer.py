@@ -24,7 +24,7 @@ from mmva_platform.cli.serving import explorer_settings
 from mmva_platform.serving.auth import Keyring
 from mmva_platform.serving.routes import explore, page
 from mmva_platform.serving.routes import media as media_routes
-from mmva_platform.serving.routes.page import STATIC
+from mmva_platform.serving.routes.operations import STATIC
 from mmva_platform.settings import Settings
 from mmva_platform.workflows import report_annotation
 

@@ -18,8 +18,7 @@ from mmva_platform.annotation.plan import ModelInfo
 from mmva_platform.serving import auth
 from mmva_platform.serving.auth import Keyring, add_key, first_key, keys_file, scopes_of
 from mmva_platform.serving.context import ItemRequest, Row
-from mmva_platform.serving.follow import ModelHost
-from mmva_platform.serving.model import ServedModel
+from mmva_platform.serving.model import ModelHost, ServedModel
 from mmva_platform.serving.prepare import ByteBudget, Preparing
 from mmva_platform.settings import ServingSettings, Settings
 from mmva_platform.storage import StorageUnavailable

@@ -16,7 +16,7 @@ from mmva_platform.serving.context import Context, Models
 from mmva_platform.serving.errors import HANDLERS
 from mmva_platform.serving.limits import RequestLimits
 from mmva_platform.serving.routes import ROUTERS
-from mmva_platform.serving.routes.page import PAGE
+from mmva_platform.serving.routes.operations import PAGE
 from mmva_platform.serving.schemas import ErrorOut
 
 _BASE_HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}

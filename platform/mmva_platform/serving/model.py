@@ -1,12 +1,14 @@
-"""A loaded model: decoded items to rows."""
+"""A loaded model: decoded items to rows; and the model that an alias means, as it changes."""
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mmva.errors import MediaError
+from mmva.errors import CheckFailed, MediaError, OperationFailed, UsageError
 from mmva.inference.calibration import made_up_items
 from mmva.inference.config import default_preprocessing
 from mmva.inference.decoders import DecodeSpec
@@ -21,7 +23,9 @@ from mmva_platform.serving.context import Row
 from mmva_platform.serving.prepare import Prepared
 from mmva_platform.settings import Settings, limits_of
 from mmva_platform.storage import open_storage
-from mmva_platform.tracking.resolve import ResolvedModel
+from mmva_platform.tracking.resolve import ResolvedModel, resolve_model
+
+logger = logging.getLogger(__name__)
 
 
 class ServedModel:
@@ -111,3 +115,63 @@ def _point(row: Mapping[str, Any]) -> Row:
 def _problem(row: Mapping[str, Any]) -> Row:
     error = {"code": row["error"], "stage": row["stage"], "message": row["message"]}
     return {"status": "error", "modality": row["modality"], "error": error}
+
+
+class ModelHost:
+    """Follows the registry: the version that serving.model means is loaded beside the other one, and then replaces it.
+
+    A batch begins and ends with one model, so a switch loses no request; a model that cannot be loaded changes nothing.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        resolve: Callable[[str, Settings], ResolvedModel] = resolve_model,
+        load: Callable[[ResolvedModel, Settings], ServedModel] = ServedModel,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            settings: Registry, home, serving.
+            resolve: Instead of resolve_model.
+            load: Instead of ServedModel.
+
+        Raises:
+            UsageError, CheckFailed, OperationFailed: If none loads, and serving.wait_for_model is false.
+        """
+        self._settings, self._resolve, self._load = settings, resolve, load
+        self.model: ServedModel | None = None  # None only until the first one has come
+        self._stop = threading.Event()
+        try:
+            self.look()
+        except (UsageError, CheckFailed, OperationFailed) as error:
+            if not settings.serving.wait_for_model:
+                raise
+            logger.warning("%s: waiting for it (%s)", settings.serving.model, error)
+
+    def look(self) -> bool:
+        """Ask the registry once, and switch if it names another model or version; whether it did."""
+        uri = self._settings.serving.model
+        resolved = self._resolve(uri, self._settings)
+        now = self.model.info if self.model else None
+        if now is not None and (now.digest, now.version) == (resolved.digest, resolved.version):
+            return False
+        self.model = self._load(resolved, self._settings)
+        logger.info("%s: version %s (%s) answers now", uri, resolved.version, resolved.digest[:12])
+        return True
+
+    def follow(self) -> None:
+        """Keep looking, in a thread of its own, until `stop`."""
+        threading.Thread(target=self._follow, name="mmva-follow", daemon=True).start()
+
+    def stop(self) -> None:
+        """End the following."""
+        self._stop.set()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(self._settings.serving.follow_s):
+            try:
+                self.look()
+            except Exception as error:  # noqa: BLE001 - a registry that is away raises anything; the model stays
+                logger.warning("%s: the model stays as it is (%s)", self._settings.serving.model, error)

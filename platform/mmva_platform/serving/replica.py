@@ -12,8 +12,7 @@ from ray import serve
 from mmva.errors import OperationFailed
 from mmva_platform.annotation.plan import ModelInfo
 from mmva_platform.serving.context import Answers, ItemRequest, Row
-from mmva_platform.serving.follow import ModelHost
-from mmva_platform.serving.model import ServedModel
+from mmva_platform.serving.model import ModelHost, ServedModel
 from mmva_platform.serving.prepare import Prepared, Preparing
 from mmva_platform.settings import Settings
 

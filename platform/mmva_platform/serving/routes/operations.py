@@ -1,17 +1,34 @@
-"""What operators and their tools ask: health, models, and the API's own documentation."""
+"""Health, models, the API's own documentation, and the page: files without data, which need no key."""
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
+from starlette.staticfiles import StaticFiles
 
 from mmva_platform.serving.auth import READ
 from mmva_platform.serving.context import ContextDep
 from mmva_platform.serving.errors import ApiError
 from mmva_platform.serving.schemas import ModelsOut
+
+STATIC: Final = Path(__file__).parents[1] / "page"
+# d3 places SVG through attributes and CSSOM, which a policy without 'unsafe-inline' allows.
+PAGE_HEADERS: Final = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; media-src blob:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
 
 router = APIRouter()
 
@@ -57,3 +74,25 @@ async def docs() -> HTMLResponse:
         swagger_css_url="docs/swagger-ui.css",
         swagger_favicon_url="docs/favicon.png",
     )
+
+
+@router.get("/", include_in_schema=False)
+async def page() -> Response:
+    """The page; from memory, because load balancers ask for it, too."""
+    return HTMLResponse(_html(), headers=PAGE_HEADERS)
+
+
+@cache
+def _html() -> str:
+    return (STATIC / "explorer.html").read_text(encoding="utf-8")
+
+
+class _Files(StaticFiles):
+    def file_response(self, *arguments: Any, **options: Any) -> Response:
+        """A file, with the page's headers."""
+        answer = super().file_response(*arguments, **options)
+        answer.headers.update(PAGE_HEADERS)
+        return answer
+
+
+PAGE: Final = _Files(directory=STATIC)

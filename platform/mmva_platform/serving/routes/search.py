@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Form, UploadFile
+from pydantic import Json
 
 from mmva.modalities import AXES
 from mmva.zeroshot.search import Region
@@ -14,13 +15,13 @@ from mmva_platform.search import AnnotationIndex, Hit
 from mmva_platform.serving.auth import READ, Caller
 from mmva_platform.serving.context import Context, ContextDep, ItemRequest, Row
 from mmva_platform.serving.errors import ApiError, busy
-from mmva_platform.serving.routes.items import item_of_query, item_of_upload, query_beside_upload
+from mmva_platform.serving.routes.annotate import item_of_query, item_of_upload, refuse_item
 from mmva_platform.serving.schemas import SearchIn, SearchOut
 
 router = APIRouter()
 
 CallerDep = Annotated[Caller, Depends(READ)]
-QueryDep = Annotated[str, Form(description="the body as JSON")]
+QueryDep = Annotated[Json[SearchIn], Form(description="the body as JSON")]
 
 
 @router.post("/v1/search", response_model=SearchOut)
@@ -30,15 +31,10 @@ async def search(body: SearchIn, context: ContextDep, caller: CallerDep) -> dict
 
 
 @router.post("/v1/search/upload", response_model=SearchOut)
-async def search_by_upload(
-    file: UploadFile,
-    context: ContextDep,
-    caller: CallerDep,
-    query: QueryDep,
-) -> dict[str, Any]:
+async def search_by_upload(file: UploadFile, context: ContextDep, caller: CallerDep, query: QueryDep) -> dict[str, Any]:
     """The same by an upload, as a form."""
-    body = query_beside_upload(SearchIn, query)
-    return await _found(context, caller, body, await item_of_upload(file, "query"))
+    refuse_item(query)
+    return await _found(context, caller, query, await item_of_upload(file, "query"))
 
 
 async def _found(context: Context, caller: Caller, body: SearchIn, item: ItemRequest | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, Form, UploadFile
+from pydantic import Json
 
 from mmva.affect import mood
 from mmva.media.windows import WINDOW_S
@@ -17,14 +18,14 @@ from mmva.zeroshot.summary import choose_segments, point_of
 from mmva_platform.serving.auth import ANNOTATE, Caller
 from mmva_platform.serving.context import Context, ContextDep, ItemRequest, Row
 from mmva_platform.serving.errors import ApiError
-from mmva_platform.serving.routes.items import item_of_query, item_of_upload, query_beside_upload
+from mmva_platform.serving.routes.annotate import item_of_query, item_of_upload, refuse_item
 from mmva_platform.serving.routes.search import annotation_uri, checked_row, refuse_other_model
 from mmva_platform.serving.schemas import PromptIn, PromptOut, SummaryIn, SummaryOut
 
 router = APIRouter()
 
 CallerDep = Annotated[Caller, Depends(ANNOTATE)]
-QueryDep = Annotated[str, Form(description="the body as JSON")]
+QueryDep = Annotated[Json[SummaryIn] | None, Form(description="the body as JSON")]
 
 
 @router.post("/v1/music-prompt", response_model=PromptOut)
@@ -50,10 +51,11 @@ async def summarize(body: SummaryIn, context: ContextDep, caller: CallerDep) -> 
 
 @router.post("/v1/summarize/upload", response_model=SummaryOut)
 async def summarize_upload(
-    file: UploadFile, context: ContextDep, caller: CallerDep, query: QueryDep = "{}"
+    file: UploadFile, context: ContextDep, caller: CallerDep, query: QueryDep = None
 ) -> dict[str, Any]:
     """The same of an upload, as a form."""
-    body = query_beside_upload(SummaryIn, query)
+    body = query or SummaryIn()
+    refuse_item(body)
     return await _summary(context, caller, body, await item_of_upload(file, "video", "video"))
 
 
