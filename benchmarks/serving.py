@@ -222,11 +222,11 @@ def search_million(workdir: Path) -> tuple[float, float]:
     from starlette.testclient import TestClient
 
     from mmva_platform.annotation.plan import ModelInfo
+    from mmva_platform.monitoring.metrics import ApiMetrics
     from mmva_platform.search import AnnotationIndex
     from mmva_platform.serving.app import create_app
     from mmva_platform.serving.auth import Keyring
     from mmva_platform.serving.context import Context
-    from mmva_platform.serving.metrics import Metrics
 
     count, rng = 1_000_000, np.random.default_rng(0)
     names = pa.array([f"{number:07d}" for number in range(count)])
@@ -240,7 +240,7 @@ def search_million(workdir: Path) -> tuple[float, float]:
     models: Any = SimpleNamespace(known=None)
     nothing: Any = None
     context = Context(
-        settings, Keyring(settings.serving.keys), models, nothing, nothing, str, lambda _uri: index, Metrics()
+        settings, Keyring(settings.serving.keys), models, nothing, nothing, str, lambda _uri: index, ApiMetrics()
     )
     client = TestClient(create_app(context))
     spent_ms = []

@@ -14,12 +14,12 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from mmva_platform.annotation.plan import ModelInfo
+from mmva_platform.monitoring.metrics import ApiMetrics
 from mmva_platform.serving.app import create_app
 from mmva_platform.serving.auth import Keyring
 from mmva_platform.serving.context import Answers, Context, ItemRequest
 from mmva_platform.serving.jobs.progress import ProgressReader
 from mmva_platform.serving.jobs.queue import JobQueue
-from mmva_platform.serving.metrics import Metrics
 from mmva_platform.settings import KeySettings, ServingSettings, Settings
 
 MODEL = ModelInfo(name="mmva", version="3", digest="d" * 64)
@@ -135,7 +135,7 @@ def make_world(
         progress=progress or ProgressReader(settings),
         report=report,
         open_index=open_index,
-        metrics=Metrics(recorder),
+        metrics=ApiMetrics(recorder),
     )
     client = TestClient(create_app(context), raise_server_exceptions=False, root_path=root_path)
     return World(client, models, recorder, context)

@@ -18,7 +18,7 @@ import yaml
 
 from mmva_platform.monitoring import RunMetrics, bound
 from mmva_platform.monitoring.logs import JsonFormatter
-from mmva_platform.serving.metrics import Metrics
+from mmva_platform.monitoring.metrics import ApiMetrics
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
@@ -141,7 +141,7 @@ def ours() -> dict[str, set[str]]:
 
     serve_tags = {"deployment", "replica", "application"}
     kinds = {kind: recorder(kind.lower()) for kind in ("Counter", "Gauge", "Histogram")}
-    Metrics(types.SimpleNamespace(**kinds))
+    ApiMetrics(types.SimpleNamespace(**kinds))
     told.update({name: labels | serve_tags for name, labels in told.items()})
 
     with pytest.MonkeyPatch.context() as patch:

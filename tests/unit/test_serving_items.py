@@ -14,8 +14,8 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 
 from mmva.errors import OperationFailed
+from mmva_platform.monitoring.metrics import ApiMetrics
 from mmva_platform.serving.client import ModelClient
-from mmva_platform.serving.metrics import Metrics
 
 from .made_pictures import encoded, scene
 from .made_sound import RATE, pyav_bytes, sine, soundfile_bytes
@@ -142,7 +142,7 @@ class Handle:
     ],
 )
 def test_replicas_that_do_not_answer_are_503_with_a_time(tmp_path: Path, error: Exception, code: str) -> None:
-    client = ModelClient(Handle(error), Metrics(Recorder()))
+    client = ModelClient(Handle(error), ApiMetrics(Recorder()))
     answer = post(make_world(tmp_path, client.annotate), ["calm"])
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, code)
     assert int(answer.headers["Retry-After"]) >= 1
@@ -151,7 +151,7 @@ def test_replicas_that_do_not_answer_are_503_with_a_time(tmp_path: Path, error: 
 def test_the_model_is_known_until_no_replica_is_left() -> None:
     async def looks() -> list[Any]:
         handle = Handle(MODEL)
-        client = ModelClient(handle, Metrics(Recorder()))
+        client = ModelClient(handle, ApiMetrics(Recorder()))
         known = [client.known]
         for answer in (MODEL, BackPressureError(1, 1), RayActorError(), None):
             handle._answer = answer

@@ -15,8 +15,9 @@ from PIL import Image
 
 from mmva.errors import CheckFailed, UsageError
 from mmva_platform.annotation.plan import ModelInfo
+from mmva_platform.cli.serving import add_key, first_key
 from mmva_platform.serving import auth
-from mmva_platform.serving.auth import Keyring, add_key, first_key, keys_file, scopes_of
+from mmva_platform.serving.auth import Keyring, keys_file
 from mmva_platform.serving.context import ItemRequest, Row
 from mmva_platform.serving.model import ModelHost, ServedModel
 from mmva_platform.serving.prepare import ByteBudget, Preparing
@@ -57,15 +58,13 @@ def test_whoever_asks_is_compared_with_all_keys_in_constant_time(name: str, monk
     assert compared == [key.sha256 for key in key_settings()]
 
 
-def test_names_and_scopes_of_keys_are_checked(tmp_path: Path) -> None:
+def test_names_of_keys_are_checked(tmp_path: Path) -> None:
     file = tmp_path / "keys.yaml"
     add_key(file, "a", ("read",))
     with pytest.raises(UsageError, match="already"):
         add_key(file, "a", ("read",))
     with pytest.raises(UsageError, match="letters"):
         add_key(file, "a b", ("read",))
-    with pytest.raises(UsageError, match="'write' is unknown"):
-        scopes_of(["write"])
 
 
 def test_the_first_key_is_shown_once_and_stored_nowhere(tmp_path: Path) -> None:

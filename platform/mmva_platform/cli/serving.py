@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
+import yaml
 
+from mmva.errors import UsageError
 from mmva_platform.cli.context import emit, settings_of
-from mmva_platform.settings import KeySettings, ServingSettings, Settings, load_config, validate
+from mmva_platform.settings import KeySettings, Scope, ServingSettings, Settings, load_config, validate
 
 if TYPE_CHECKING:
     from ray import serve as ray_serve
@@ -28,16 +32,16 @@ def serve(
     config: Annotated[Path | None, typer.Option(help="YAML of the `serving` settings; docs/serving.md")] = None,
     change: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key")] = None,
     new_key: Annotated[str | None, typer.Option(help="make an API key of this name, print it, and end")] = None,
-    scope: Annotated[list[str] | None, typer.Option(help="of the new key: read, annotate, admin; repeatable")] = None,
+    scope: Annotated[list[Scope] | None, typer.Option(help="of the new key; repeatable")] = None,
 ) -> None:
     """Serve annotation, jobs and search over HTTP; Ctrl-C ends it."""
-    from mmva_platform.serving.auth import add_key, first_key, keys_file, scopes_of
+    from mmva_platform.serving.auth import keys_file
 
     settings = settings_of(context)
     serving = load_config(ServingSettings, config, change or (), settings.serving.model_dump(mode="json"))
     settings = settings.model_copy(update={"serving": serving})
     if new_key is not None:
-        emit(add_key(keys_file(settings), new_key, scopes_of(scope or ["read"])), None, as_json=False)
+        emit(add_key(keys_file(settings), new_key, scope or ["read"]), None, as_json=False)
         return
     key = first_key(settings)
     if key is not None:
@@ -103,3 +107,38 @@ def application(arguments: dict[str, Any]) -> ray_serve.Application:
     from mmva_platform.workflows import report_annotation
 
     return build(validate(Settings, arguments, "serve.yaml: args"), report_annotation)
+
+
+def add_key(file: Path, name: str, scopes: Sequence[Scope]) -> str:
+    """Make a key, keep its digest in the file (readable by its owner alone) and return the key: it is nowhere else.
+
+    Raises:
+        UsageError: If the name is taken or no name, or the file is not one of keys.
+    """
+    from mmva_platform.serving.auth import KeysFile
+
+    known = load_config(KeysFile, file).keys if file.exists() else ()
+    if any(key.name == name for key in known):
+        raise UsageError(f"{file}: there is a key named {name!r} already; take it out or choose another name")
+    secret = secrets.token_urlsafe(32)
+    try:
+        new = KeySettings(name=name, sha256=hashlib.sha256(secret.encode()).hexdigest(), scopes=tuple(scopes))
+    except ValueError:
+        raise UsageError(f"key name {name!r}: up to 64 letters, digits and any of _.-") from None
+    content = yaml.safe_dump(KeysFile(keys=(*known, new)).model_dump(mode="json"), sort_keys=False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:  # noqa: PTH123
+        out.write(content)
+    temporary.replace(file)
+    return secret
+
+
+def first_key(settings: Settings) -> str | None:
+    """Where there is no key at all, make one that may do everything. It is returned once and stored nowhere."""
+    from mmva_platform.serving.auth import keys_file
+
+    file = keys_file(settings)
+    if settings.serving.keys or file.exists():
+        return None
+    return add_key(file, "first", get_args(Scope))

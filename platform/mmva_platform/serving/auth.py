@@ -11,16 +11,13 @@ import binascii
 import hashlib
 import hmac
 import logging
-import os
-import secrets
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Final, get_args
+from typing import Final
 
-import yaml
 from fastapi import APIRouter, Request
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
@@ -103,46 +100,6 @@ class Keyring:
 def keys_file(settings: Settings) -> Path:
     """Where keys stand besides the settings."""
     return settings.serving.keys_file or settings.home.resolve() / "serving" / "keys.yaml"
-
-
-def add_key(file: Path, name: str, scopes: Sequence[Scope]) -> str:
-    """Make a key, keep its digest in the file (readable by its owner alone) and return the key: it is nowhere else.
-
-    Raises:
-        UsageError: If the name is taken or no name, or the file is not one of keys.
-    """
-    known = load_config(KeysFile, file).keys if file.exists() else ()
-    if any(key.name == name for key in known):
-        raise UsageError(f"{file}: there is a key named {name!r} already; take it out or choose another name")
-    secret = secrets.token_urlsafe(32)
-    try:
-        new = KeySettings(name=name, sha256=hashlib.sha256(secret.encode()).hexdigest(), scopes=tuple(scopes))
-    except ValueError:
-        raise UsageError(f"key name {name!r}: up to 64 letters, digits and any of _.-") from None
-    content = yaml.safe_dump(KeysFile(keys=(*known, new)).model_dump(mode="json"), sort_keys=False)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:  # noqa: PTH123
-        out.write(content)
-    temporary.replace(file)
-    return secret
-
-
-def scopes_of(names: Sequence[str]) -> tuple[Scope, ...]:
-    """Scopes by their names. UsageError for one that is none."""
-    known: tuple[Scope, ...] = get_args(Scope)
-    for name in names:
-        if name not in known:
-            raise UsageError(f"scope {name!r} is unknown; choose of {', '.join(known)}")
-    return tuple(scope for scope in known if scope in names)
-
-
-def first_key(settings: Settings) -> str | None:
-    """Where there is no key at all, make one that may do everything. It is returned once and stored nowhere."""
-    file = keys_file(settings)
-    if settings.serving.keys or file.exists():
-        return None
-    return add_key(file, "first", get_args(Scope))
 
 
 class Needs(HTTPBearer):

@@ -12,9 +12,9 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 
 from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva_platform.annotation.plan import ModelInfo
+from mmva_platform.monitoring.metrics import ApiMetrics
 from mmva_platform.serving.context import Answers, ItemRequest
 from mmva_platform.serving.errors import ApiError, busy
-from mmva_platform.serving.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ _RESTART_S: Final = 5.0
 class ModelClient:
     """See context.Models."""
 
-    def __init__(self, model: Any, metrics: Metrics) -> None:
+    def __init__(self, model: Any, metrics: ApiMetrics) -> None:
         """Bind to the handle of a ModelReplica deployment."""
         self._model, self._metrics = model, metrics
         self._known: ModelInfo | None = None
@@ -73,4 +73,4 @@ class ModelClient:
     def _learn(self, model: ModelInfo | None) -> None:
         self._known = model
         if model is not None:
-            self._metrics.model(model)
+            self._metrics.model(model.model_dump())

@@ -12,8 +12,8 @@ from fastapi import Depends, Request
 from mmva.modalities import MEDIA_KINDS
 from mmva_platform.annotation.plan import ModelInfo
 from mmva_platform.annotation.roots import AllowedRoots
+from mmva_platform.monitoring.metrics import ApiMetrics
 from mmva_platform.serving.limits import Admission, Threads
-from mmva_platform.serving.metrics import Metrics
 
 if TYPE_CHECKING:
     from mmva.zeroshot.prompts import PromptBank
@@ -81,7 +81,7 @@ class Context:
     progress: ProgressReader
     report: Callable[[str], str]
     open_index: Callable[[str], AnnotationIndex]
-    metrics: Metrics
+    metrics: ApiMetrics
     admission: Admission = field(init=False)
     roots: AllowedRoots = field(init=False)
     out_roots: AllowedRoots = field(init=False)

@@ -23,6 +23,7 @@ from ray.exceptions import RayTaskError
 
 from mmva.errors import OperationFailed, UsageError
 from mmva_platform.cluster import cluster_for_jobs, ray_session
+from mmva_platform.monitoring.metrics import ApiMetrics
 from mmva_platform.serving.app import create_app
 from mmva_platform.serving.auth import Keyring, keys_file
 from mmva_platform.serving.cache import AnnotationCache
@@ -33,7 +34,6 @@ from mmva_platform.serving.jobs.lease import Lease
 from mmva_platform.serving.jobs.progress import ProgressReader, shards_done
 from mmva_platform.serving.jobs.queue import JobQueue, count_states
 from mmva_platform.serving.jobs.runner import JobRunner
-from mmva_platform.serving.metrics import Metrics
 from mmva_platform.serving.replica import ModelReplica
 from mmva_platform.settings import Settings
 from mmva_platform.storage import open_storage
@@ -53,7 +53,7 @@ class ApiReplica:
 
     async def __init__(self, model: Any, settings: Settings, report: Report, _jobs: Any) -> None:  # type: ignore[misc] # Serve awaits it, on the loop that the routes run on
         self._settings, self._report = settings, report
-        self._metrics = Metrics()
+        self._metrics = ApiMetrics()
         self._models = ModelClient(model, self._metrics)
         self._jobs = JobQueue(queue_uri(settings), settings.serving, settings.storage)
         self._looking = [asyncio.create_task(look) for look in (self._look_at_model(), self._look_at_jobs())]

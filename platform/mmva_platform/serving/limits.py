@@ -13,9 +13,9 @@ from typing import Any, Final, TypeVar
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mmva_platform.monitoring.metrics import ApiMetrics
 from mmva_platform.serving.auth import route_path
 from mmva_platform.serving.errors import CLIENT_CLOSED, ApiError, answer_of, busy
-from mmva_platform.serving.metrics import Metrics
 from mmva_platform.settings import ServingSettings
 
 Result = TypeVar("Result")
@@ -27,7 +27,7 @@ UPLOAD: Final = "/upload"  # how the path of a route that takes a form ends
 class RequestLimits:
     """Middleware: type and size of a body, bytes and requests in flight, time to the answer."""
 
-    def __init__(self, app: ASGIApp, settings: ServingSettings, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, settings: ServingSettings, metrics: ApiMetrics) -> None:
         self._app, self._settings, self._metrics = app, settings, metrics
         self._most = settings.max_body_mb * 2**20
         self._most_bytes = max(settings.max_in_flight_mb, settings.max_body_mb) * 2**20
@@ -124,7 +124,7 @@ class RequestLimits:
 class Admission:
     """How many items are in flight, in total and of each key."""
 
-    def __init__(self, settings: ServingSettings, metrics: Metrics) -> None:
+    def __init__(self, settings: ServingSettings, metrics: ApiMetrics) -> None:
         self._settings, self._metrics = settings, metrics
         self._all = 0
         self._own: Counter[str] = Counter()
