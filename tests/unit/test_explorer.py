@@ -22,8 +22,7 @@ from mmva_platform.annotation import open_annotation
 from mmva_platform.annotation.media import piece_of
 from mmva_platform.cli.serving import explorer_settings
 from mmva_platform.serving.auth import Keyring
-from mmva_platform.serving.routes import explore, page
-from mmva_platform.serving.routes import media as media_routes
+from mmva_platform.serving.routes import explore
 from mmva_platform.serving.routes.operations import STATIC
 from mmva_platform.settings import Settings
 from mmva_platform.workflows import report_annotation
@@ -67,15 +66,14 @@ def client(world: World) -> Iterator[TestClient]:
 
 def test_the_page_is_open_and_everything_else_asks_for_a_key(world: World) -> None:
     stranger, found = world.client, set()
-    for route in (*explore.router.routes, *media_routes.router.routes, *page.router.routes):
+    for route in explore.router.routes:
         assert isinstance(route, APIRoute)
         path = route.path.format(name="media")
         for method in route.methods:
             headers = {"Content-Type": "application/json"}
             status = stranger.request(method, path, params={"id": "0.png", "v": 0, "a": 0}, headers=headers).status_code
-            if path.startswith("/v1/explore"):
-                assert status == 401, path
-                found.add(path.removeprefix("/v1/explore").removeprefix("/catalogs/media"))
+            assert status == 401, path
+            found.add(path.removeprefix("/v1/explore").removeprefix("/catalogs/media"))
     assert found >= {"", "/view", "/view.csv", "/item", "/around", "/thumbnail", "/media", "/text"}
     assert stranger.get("/").status_code == 200
 
