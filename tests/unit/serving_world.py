@@ -87,7 +87,7 @@ class Recorder:
 
 @dataclass
 class FakeModels:
-    """See context.Models."""
+    """Answers as ModelClient does."""
 
     annotate: Callable[[list[ItemRequest]], Awaitable[Answers]] = echo
     known: ModelInfo | None = MODEL
@@ -130,7 +130,7 @@ def make_world(
     context = Context(
         settings=settings,
         keyring=Keyring(settings.serving.keys),
-        models=models,
+        models=models,  # type: ignore[arg-type]
         jobs=JobQueue(str(home / "jobs"), settings.serving, settings.storage),
         progress=progress or ProgressReader(settings),
         report=report,

@@ -15,11 +15,11 @@ from mmva_platform.annotation.catalog import open_catalog
 from mmva_platform.annotation.plan import ModelInfo
 from mmva_platform.serving.errors import ApiError
 from mmva_platform.serving.jobs import progress as progress_module
-from mmva_platform.serving.jobs.cluster import BulkCluster, bulk_settings, settled_model, submission_of
+from mmva_platform.serving.jobs.cluster import BulkCluster, Submitted, bulk_settings, settled_model, submission_of
 from mmva_platform.serving.jobs.lease import TERM_S, Lease
 from mmva_platform.serving.jobs.progress import ProgressReader, eta_s
 from mmva_platform.serving.jobs.queue import Job, JobQueue, JobSpec, Start, count_states, next_job
-from mmva_platform.serving.jobs.runner import JobRunner, Submitted
+from mmva_platform.serving.jobs.runner import JobRunner
 from mmva_platform.settings import BulkSettings, ServingSettings, Settings, StorageSettings, load_config
 from mmva_platform.storage import open_storage
 from mmva_platform.submission.client import JobState
@@ -32,7 +32,7 @@ NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 URL = "/v1/annotation-jobs"
 
 
-class FakeCluster:
+class FakeCluster(BulkCluster):
     """Submissions that a test ends."""
 
     def __init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import FastAPI
 from starlette.datastructures import MutableHeaders
@@ -12,12 +12,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mmva_platform.annotation.plan import ModelInfo
 from mmva_platform.serving.auth import Authentication, refuse_open_routes
-from mmva_platform.serving.context import Context, Models
+from mmva_platform.serving.context import Context
 from mmva_platform.serving.errors import HANDLERS
 from mmva_platform.serving.limits import RequestLimits
 from mmva_platform.serving.routes import ROUTERS
 from mmva_platform.serving.routes.operations import PAGE
 from mmva_platform.serving.schemas import ErrorOut
+
+if TYPE_CHECKING:
+    from mmva_platform.serving.client import ModelClient
 
 _BASE_HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 _ERRORS: Final = {
@@ -55,7 +58,7 @@ def create_app(context: Context) -> ASGIApp:
 class Answering:
     """Middleware: HEAD for every GET, and headers. Only an authorised answer names the model."""
 
-    def __init__(self, app: ASGIApp, models: Models) -> None:
+    def __init__(self, app: ASGIApp, models: ModelClient) -> None:
         self._app, self._models = app, models
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -25,7 +25,7 @@ _RESTART_S: Final = 5.0
 
 
 class ModelClient:
-    """See context.Models."""
+    """The replicas that hold the model."""
 
     def __init__(self, model: Any, metrics: ApiMetrics) -> None:
         """Bind to the handle of a ModelReplica deployment."""

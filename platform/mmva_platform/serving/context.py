@@ -1,11 +1,11 @@
-"""What the routes need of the world, in one typed object. Ray stays behind `Models`."""
+"""What the routes need of the world, in one typed object. Ray stays behind `ModelClient`."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 from fastapi import Depends, Request
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mmva.zeroshot.prompts import PromptBank
     from mmva_platform.search import AnnotationIndex
     from mmva_platform.serving.auth import Keyring
+    from mmva_platform.serving.client import ModelClient
     from mmva_platform.serving.jobs.progress import ProgressReader
     from mmva_platform.serving.jobs.queue import JobQueue
     from mmva_platform.settings import Settings
@@ -45,20 +46,6 @@ class Answers:
     rows: list[Row]
 
 
-class Models(Protocol):
-    """The replicas that hold the model."""
-
-    @property
-    def known(self) -> ModelInfo | None:
-        """The model that answered last; None while none does. Asks nobody."""
-
-    async def annotate(self, items: Sequence[ItemRequest]) -> Answers:
-        """A row for every item: its point, or its error. Raises ApiError when no replica answers."""
-
-    async def versions(self) -> list[dict[str, Any]]:
-        """What is registered."""
-
-
 @dataclass(frozen=True)
 class Context:
     """Everything that routes call.
@@ -66,7 +53,7 @@ class Context:
     Attributes:
         settings: Of the platform.
         keyring: Who may do what.
-        models: See Models.
+        models: The replicas that hold the model.
         jobs: The queue of annotation jobs.
         progress: How far jobs are.
         report: A published annotation's URI -> its report as HTML; blocking.
@@ -76,7 +63,7 @@ class Context:
 
     settings: Settings
     keyring: Keyring
-    models: Models
+    models: ModelClient
     jobs: JobQueue
     progress: ProgressReader
     report: Callable[[str], str]

@@ -9,7 +9,7 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -56,7 +56,8 @@ class ApiReplica:
         self._metrics = ApiMetrics()
         self._models = ModelClient(model, self._metrics)
         self._jobs = JobQueue(queue_uri(settings), settings.serving, settings.storage)
-        self._looking = [asyncio.create_task(look) for look in (self._look_at_model(), self._look_at_jobs())]
+        looks = ((_MODEL_S, "model", self._models.refresh), (_JOBS_S, "jobs", self._count_jobs))
+        self._looking = [asyncio.create_task(self._look(*look)) for look in looks]
 
     def __serve_build_asgi_app__(self) -> Any:
         settings = self._settings
@@ -72,22 +73,17 @@ class ApiReplica:
         )
         return create_app(context)
 
-    async def _look_at_model(self) -> None:
-        """Learn of a new model also when nobody sends items."""
+    async def _look(self, every_s: float, what: str, look: Callable[[], Awaitable[object]]) -> None:
+        """Learn of a new model, and of jobs, also when nobody asks."""
         while True:
             try:
-                await self._models.refresh()
-            except Exception as error:  # noqa: BLE001 - whatever it is, looking goes on
-                logger.warning("model: %s", error)
-            await asyncio.sleep(_MODEL_S)
+                await look()
+            except Exception as error:  # noqa: BLE001 - registry or storage may be away: what is known stays
+                logger.warning("%s: %s", what, error)
+            await asyncio.sleep(every_s)
 
-    async def _look_at_jobs(self) -> None:
-        while True:
-            try:
-                self._metrics.jobs(count_states(await asyncio.to_thread(self._jobs.jobs)))
-            except Exception as error:  # noqa: BLE001 - storage that is away: the numbers stay as they were
-                logger.warning("jobs: %s", error)
-            await asyncio.sleep(_JOBS_S)
+    async def _count_jobs(self) -> None:
+        self._metrics.jobs(count_states(await asyncio.to_thread(self._jobs.jobs)))
 
     def _open_index(self, uri: str) -> Any:
         from mmva_platform.search import AnnotationIndex

@@ -6,11 +6,11 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from mmva_platform.annotation.plan import plan_file, read_plan
 from mmva_platform.cluster import NICE_VARIABLE
 from mmva_platform.serving.jobs.queue import Job, JobSpec
-from mmva_platform.serving.jobs.runner import Submitted
 from mmva_platform.settings import Settings
 from mmva_platform.storage import open_storage
 from mmva_platform.submission.client import Jobs, JobState
@@ -19,8 +19,15 @@ from mmva_platform.submission.request import JobRequest, Submission, make_submis
 _SAID_WHY = {1, 2, 3}  # exit codes of mmva; any other is a driver that was killed
 
 
+class Submitted(NamedTuple):
+    """What became of a submission: "lost" if the cluster does not know it, or it ended without saying why."""
+
+    state: Literal["running", "succeeded", "failed", "lost"]
+    message: str = ""
+
+
 class BulkCluster:
-    """See runner.Cluster. Connects on first use, and again after an error."""
+    """Where jobs run. Connects on first use, and again after an error."""
 
     def __init__(self, settings: Settings, own_address: str) -> None:
         """Bind to a cluster.

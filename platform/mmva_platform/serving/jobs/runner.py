@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Final
 
+from mmva_platform.serving.jobs.cluster import BulkCluster
 from mmva_platform.serving.jobs.lease import Lease
 from mmva_platform.serving.jobs.queue import Job, JobQueue, Start, nested, next_job
 
@@ -20,31 +21,11 @@ _POLL_S: Final = 1.0
 _MOST_FRUITLESS: Final = 5
 
 
-class Submitted(NamedTuple):
-    """What became of a submission: "lost" if the cluster does not know it, or it ended without saying why."""
-
-    state: Literal["running", "succeeded", "failed", "lost"]
-    message: str = ""
-
-
-class Cluster(Protocol):
-    """Where jobs run."""
-
-    def submit(self, job: Job, submission_id: str) -> None:
-        """Start a job; the same id again changes nothing."""
-
-    def state(self, submission_id: str) -> Submitted:
-        """What became of a submission. Does not wait."""
-
-    def stop(self, submission_id: str) -> None:
-        """End it; nothing happens if it has ended."""
-
-
 class JobRunner:
     """Starts, watches and cancels; `step` is one look at the queue."""
 
     def __init__(
-        self, queue: JobQueue, lease: Lease, cluster: Cluster, shards_done: Callable[[Job], int], most: int
+        self, queue: JobQueue, lease: Lease, cluster: BulkCluster, shards_done: Callable[[Job], int], most: int
     ) -> None:
         """Bind to the queue and the cluster.
 
