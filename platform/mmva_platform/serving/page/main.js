@@ -19,7 +19,7 @@ let asking = null;
 function askForKey(why) {
   const dialog = byId("key-dialog");
   if (asking) return asking;
-  byId("key-why").textContent = why ?? "The catalog asks for a key with the scope read. It is kept for this tab only.";
+  byId("key-why").textContent = why ?? "The catalog asks for a key with the scope read, and annotate to place something. It is kept for this tab only.";
   byId("key").value = "";
   dialog.returnValue = "";
   dialog.showModal();
