@@ -58,13 +58,15 @@ def test_whoever_asks_is_compared_with_all_keys_in_constant_time(name: str, monk
     assert compared == [key.sha256 for key in key_settings()]
 
 
-def test_names_of_keys_are_checked(tmp_path: Path) -> None:
+def test_names_and_scopes_of_keys_are_checked(tmp_path: Path) -> None:
     file = tmp_path / "keys.yaml"
     add_key(file, "a", ("read",))
     with pytest.raises(UsageError, match="already"):
         add_key(file, "a", ("read",))
-    with pytest.raises(UsageError, match="letters"):
+    with pytest.raises(UsageError, match="new key: name"):
         add_key(file, "a b", ("read",))
+    with pytest.raises(UsageError, match="new key: scopes"):
+        add_key(file, "b", ("write",))
 
 
 def test_the_first_key_is_shown_once_and_stored_nowhere(tmp_path: Path) -> None:

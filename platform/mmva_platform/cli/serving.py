@@ -32,7 +32,7 @@ def serve(
     config: Annotated[Path | None, typer.Option(help="YAML of the `serving` settings; docs/serving.md")] = None,
     change: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key")] = None,
     new_key: Annotated[str | None, typer.Option(help="make an API key of this name, print it, and end")] = None,
-    scope: Annotated[list[Scope] | None, typer.Option(help="of the new key; repeatable")] = None,
+    scope: Annotated[list[str] | None, typer.Option(help="of the new key: read, annotate, admin; repeatable")] = None,
 ) -> None:
     """Serve annotation, jobs and search over HTTP; Ctrl-C ends it."""
     from mmva_platform.serving.auth import keys_file
@@ -109,7 +109,7 @@ def application(arguments: dict[str, Any]) -> ray_serve.Application:
     return build(validate(Settings, arguments, "serve.yaml: args"), report_annotation)
 
 
-def add_key(file: Path, name: str, scopes: Sequence[Scope]) -> str:
+def add_key(file: Path, name: str, scopes: Sequence[str]) -> str:
     """Make a key, keep its digest in the file (readable by its owner alone) and return the key: it is nowhere else.
 
     Raises:
@@ -121,10 +121,8 @@ def add_key(file: Path, name: str, scopes: Sequence[Scope]) -> str:
     if any(key.name == name for key in known):
         raise UsageError(f"{file}: there is a key named {name!r} already; take it out or choose another name")
     secret = secrets.token_urlsafe(32)
-    try:
-        new = KeySettings(name=name, sha256=hashlib.sha256(secret.encode()).hexdigest(), scopes=tuple(scopes))
-    except ValueError:
-        raise UsageError(f"key name {name!r}: up to 64 letters, digits and any of _.-") from None
+    digest = hashlib.sha256(secret.encode()).hexdigest()
+    new = validate(KeySettings, {"name": name, "sha256": digest, "scopes": scopes}, "new key")
     content = yaml.safe_dump(KeysFile(keys=(*known, new)).model_dump(mode="json"), sort_keys=False)
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
