@@ -4,7 +4,6 @@ VENV ?= .venv
 CATALOG ?=
 WORKDIR ?=
 JOBS ?= 2
-SLOW ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
@@ -12,6 +11,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 export HF_HUB_OFFLINE ?= 1
+unexport PYTHONDONTWRITEBYTECODE  # a few hundred processes import the same modules
 
 .PHONY: help install quickstart test test-fast test-system lint format lock sbom audit check-image check-kubernetes clean
 help:  ## this list
@@ -28,11 +28,10 @@ $(STAMP): pyproject.toml constraints.txt requirements-wheels.txt
 quickstart: $(STAMP)  ## generate, import, embed, train, evaluate, promote, annotate, report
 	$(BIN)/mmva quickstart $(if $(WORKDIR),--workdir '$(WORKDIR)') $(if $(CATALOG),--catalog '$(CATALOG)')
 
-# Tests that start Ray run one after another: Ray uses all cores, and gives up a start that takes longer than 30 s.
-# `make test SLOW='-n 2 --dist loadgroup'` runs two at a time; tests that share servers stay in one process.
+# JOBS tests at a time (2). Tests that share a server or a Ray cluster stay in one process.
 test: $(STAMP) lint  ## everything CI runs
 	$(BIN)/pytest -n $(JOBS) --dist loadgroup -m 'not slow and not system and not whole'
-	$(BIN)/pytest $(SLOW) -m '(slow or system) and not whole'
+	$(BIN)/pytest -n $(JOBS) --dist loadgroup -m '(slow or system) and not whole'
 
 test-fast: $(STAMP)  ## the part to run while working
 	$(BIN)/pytest -n $(JOBS) --dist loadgroup -m 'not slow and not system and not gpu and not whole'

@@ -112,7 +112,7 @@ def test_stop_drains_the_shards_under_way_and_the_same_job_goes_on(
 
     # The client ends, the job does not.
     stack.mmva(*submit, *secret, "--no-wait", "--name", "drained", *verb, "--workers", "1")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not re.search(r'items_total{[^}]*modality="image"', stack.read("METRICS_PORT", "/metrics")):
         assert time.monotonic() < deadline, stack.mmva("jobs", "logs", "drained")
         time.sleep(0.2)  # until a deadline, not for a time

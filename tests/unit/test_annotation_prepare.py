@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -151,6 +152,17 @@ def test_another_catalog_or_model_is_refused(
         planned(tmp_path)
     with pytest.raises(CheckFailed, match="model digest: "):
         planned(model=make_tiny_bundle(tmp_path / "other", 1))
+
+
+def test_a_refused_engine_does_not_occupy_the_output(
+    catalog: Path, tiny_bundle: Path, out: Storage, settings: Settings, planned: Planner
+) -> None:
+    on_gpus = validate(AnnotateOptions, {"engine": "cuda", "shard_items": 5}, "annotate")
+    request = look_up(str(catalog), str(tiny_bundle), out.uri, settings, on_gpus)
+    without_gpus: Any = SimpleNamespace(have_gpus=lambda: False)
+    with pytest.raises(UsageError, match="engine cuda: the cluster has no GPU"):
+        make_plan(request, settings, without_gpus)
+    assert planned(engine="torch").engines["image"].name == "torch"
 
 
 def test_resume_needs_nothing_but_the_output(

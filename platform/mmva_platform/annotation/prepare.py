@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmva.inference.config import EngineInfo, Preprocessing, default_preprocessing
+from mmva.errors import UsageError
+from mmva.inference.config import ON_GPU, EngineInfo, Preprocessing, default_preprocessing
 from mmva.modalities import towers_of
 from mmva_platform.annotation.catalog import Catalog, open_catalog
 from mmva_platform.annotation.options import AnnotateOptions
@@ -198,6 +199,10 @@ def choose_towers(
         wanted: An engine's name, or "auto" for the fastest.
         workers: Where engines are measured; this process if None.
         adopted: Engines that are settled already.
+
+    Raises:
+        UsageError: If an engine on GPUs is wanted and the cluster has none. Nothing is written then, so that the same
+            output takes another engine.
     """
     from mmva.inference.engines import calibrate_bundle, choose_engines, pack_bundle
     from mmva_platform.datasets.embedder import EncoderLoader
@@ -208,7 +213,9 @@ def choose_towers(
         return found
     cache = settings.home / "cache" / "engines"
     bundle, load = pack_bundle(bundle_dir), EncoderLoader.of(settings)
-    gpu = workers is not None and wanted == "auto" and workers.have_gpus()
+    gpu = workers is not None and wanted in {"auto", *ON_GPU} and workers.have_gpus()
+    if wanted in ON_GPU and workers is not None and not gpu:
+        raise UsageError(f"engine {wanted}: the cluster has no GPU; choose another engine, or set cluster.max_gpus")
     calibrate = calibrate_bundle if workers is None else workers.calibrate
     return found | choose_engines(
         bundle,
