@@ -49,7 +49,7 @@ _UNSORTED_BUCKETS = "--x-s3"  # how names of S3 Express buckets end
 
 @cache
 def _service_descriptions() -> Loader:
-    """boto's descriptions of services, parsed once in a process and not for each storage: it takes .15 s of CPU."""
+    """Boto's descriptions of services, parsed once in a process and not for each storage: it takes .15 s of CPU."""
     return create_loader()
 
 
