@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from mmva.errors import UsageError
 from mmva.inference.config import Preprocessing
 from mmva_platform.annotation.catalog import open_catalog
+from mmva_platform.annotation.commit import CommitRecord
 from mmva_platform.annotation.plan import ModelInfo
 from mmva_platform.serving.errors import ApiError
 from mmva_platform.serving.jobs import progress as progress_module
@@ -331,6 +333,17 @@ class TestProgress:
         now[0] += 100
         assert reader(job) == first
         assert len(looks) == 1
+
+    def test_a_commit_is_read_once(self, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+        status_module = importlib.import_module(
+            "mmva_platform.annotation.status"
+        )  # the package has a function so named
+        known: dict[str, CommitRecord] = {}
+        first, asked = status_module.status(job.spec.out, Settings(), 0, known), []
+        read = status_module.read_commits
+        monkeypatch.setattr(status_module, "read_commits", lambda *given: asked.extend(given[2]) or read(*given))
+        assert status_module.status(job.spec.out, Settings(), 0, known) == first
+        assert (len(known), asked) == (3, [])
 
     def test_a_job_never_waits_for_another_one(self, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
         begun, end = threading.Event(), threading.Event()
