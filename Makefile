@@ -13,7 +13,7 @@ export DO_NOT_TRACK := true
 export HF_HUB_OFFLINE ?= 1
 unexport PYTHONDONTWRITEBYTECODE  # a few hundred processes import the same modules
 
-.PHONY: help install quickstart test test-fast test-system lint format lock sbom audit clean
+.PHONY: help install quickstart test test-fast test-system lint format lock sbom audit check-image check-kubernetes clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
@@ -60,6 +60,14 @@ sbom: $(STAMP)  ## build/sbom.json: what is installed, with licences, as Cyclone
 audit: $(STAMP)  ## known vulnerabilities of the locked versions (asks a public database), and secrets in the files
 	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --baseline .secrets.baseline
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
+check-image:  ## build the image and start Ray in it as `ray up` does (needs Docker)
+	docker build -f deploy/docker/Dockerfile --target cpu -t mmva-platform:check .
+	docker run --rm mmva-platform:check bash --login -c 'ray start --head --disable-usage-stats && mmva --help && rsync --version && ssh -V && ray stop'
+
+check-kubernetes:  ## let a cluster's API server validate the manifests (needs kubectl, and KubeRay's definitions there)
+	kubectl apply --dry-run=server -k deploy/kubernetes
+	kubectl create --dry-run=server -f deploy/kubernetes/rayjob-train.yaml -f deploy/kubernetes/rayjob-annotate.yaml
 
 clean:  ## remove the virtual environment and caches, never a workdir
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -25,7 +25,7 @@ from mmva.modalities import MEDIA_KINDS
 from mmva.zeroshot.search import Region
 from mmva_platform.annotation.plan import ModelInfo
 from mmva_platform.search import AnnotationIndex
-from mmva_platform.serving.explorer_catalog import ExploredCatalog
+from mmva_platform.search.explored import ExploredCatalog
 
 ROUNDS = 7
 ZOOMS = (1, 2, 4, 8, 16, 32, 64, 128)

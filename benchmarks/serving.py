@@ -6,8 +6,9 @@ One server with two replicas (compact preset, the engine that calibration choose
 second process (this file with --load). Pictures of 512 pixels, and copies that differ in trailing bytes, because the
 server remembers the embeddings of bytes that it saw: no load sends the same ones twice.
 
-latency     one upload at a time on an idle server against decoding and predicting the same bytes in the load's process,
-            interleaved
+latency     one upload at a time on an idle server against a bare Serve application of the same shape in the same Serve
+            (a FastAPI ingress that hands the bytes to a deployment with the model, without keys, limits, batches and
+            decoder processes), interleaved
 saturation  requests of 16 items by URI, six at a time, against the bulk engine's workers on the same files (items over
             the workers' seconds, as the run's commits record them; its start is left out), interleaved
 overload    such requests at three times the rate at which saturation answered them, whether answers come or not
@@ -31,6 +32,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -77,29 +79,57 @@ def pictures_body(files: list[Path], first: int) -> bytes:
     return json.dumps({"items": [{"uri": str(file)} for file in chosen]}).encode()
 
 
-def load_latency(workdir: Path, files: list[Path], seconds: float) -> dict[str, Any]:
-    """One upload at a time, and the same picture in process."""
-    from mmva.media.images import SHORT_SIDE, decode_image
-    from mmva_platform.serving.model import ServedModel
-    from mmva_platform.tracking.resolve import resolve_model
-
-    settings = settings_of(workdir)
-    predictor = ServedModel(resolve_model(settings.serving.model, settings), settings)._items._model  # noqa: SLF001
-    client, direct_s, http_s = Client(), [], []
+def load_latency(files: list[Path], seconds: float) -> dict[str, Any]:
+    """One upload at a time, to the API and to the bare application."""
+    client, bare_s, http_s = Client(), [], []
     deadline = time.monotonic() + seconds
     number = 0
     while time.monotonic() < deadline:
         data = files[number % len(files)].read_bytes()
         data += b"latency"
         form = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n' + data + b"\r\n--x--\r\n"
-        begun = time.perf_counter()
-        predictor.predict("image", [decode_image(data, at_least=SHORT_SIDE)])
-        direct_s.append(time.perf_counter() - begun)
-        status, spent_s, _ = client.post("/v1/annotate", form, "multipart/form-data; boundary=x")
-        assert status == 200
-        http_s.append(spent_s)
+        for path, spent in (("/bare", bare_s), ("/v1/annotate/upload", http_s)):
+            status, spent_s, _ = client.post(path, form, "multipart/form-data; boundary=x")
+            assert status == 200
+            spent.append(spent_s)
         number += 1
-    return {"direct_s": direct_s[5:], "http_s": http_s[5:]}
+    return {"bare_s": bare_s[5:], "http_s": http_s[5:]}
+
+
+def bare_application(settings: Any) -> Any:
+    """What a Ray Serve user writes first: an ingress and the model."""
+    from fastapi import FastAPI, UploadFile
+    from ray import serve
+
+    app = FastAPI()
+
+    @serve.deployment(num_replicas=REPLICAS, ray_actor_options={"num_cpus": settings.serving.replica_cpus})
+    class Model:
+        def __init__(self) -> None:
+            from mmva_platform.serving.model import ServedModel
+            from mmva_platform.tracking.resolve import resolve_model
+
+            served = ServedModel(resolve_model(settings.serving.model, settings), settings)
+            self._model = served._model  # noqa: SLF001
+
+        def __call__(self, data: bytes) -> list[float]:
+            from mmva.media.images import SHORT_SIDE, decode_image
+
+            found: list[float] = self._model.predict("image", [decode_image(data, at_least=SHORT_SIDE)])[0].tolist()
+            return found
+
+    @serve.deployment(ray_actor_options={"num_cpus": 0})
+    @serve.ingress(app)
+    class Ingress:
+        def __init__(self, model: Any) -> None:
+            self._model = model
+
+        @app.post("")
+        async def annotate(self, file: UploadFile) -> list[float]:
+            found: list[float] = await self._model.remote(await file.read())
+            return found
+
+    return Ingress.bind(Model.bind())  # type: ignore[attr-defined]
 
 
 def copies(pictures: Path, folder: Path, count: int) -> None:
@@ -192,11 +222,11 @@ def search_million(workdir: Path) -> tuple[float, float]:
     from starlette.testclient import TestClient
 
     from mmva_platform.annotation.plan import ModelInfo
+    from mmva_platform.monitoring.metrics import ApiMetrics
     from mmva_platform.search import AnnotationIndex
     from mmva_platform.serving.app import create_app
-    from mmva_platform.serving.keys import Keyring
-    from mmva_platform.serving.metrics import Metrics
-    from mmva_platform.serving.services import Services
+    from mmva_platform.serving.auth import Keyring
+    from mmva_platform.serving.context import Context
 
     count, rng = 1_000_000, np.random.default_rng(0)
     names = pa.array([f"{number:07d}" for number in range(count)])
@@ -207,8 +237,12 @@ def search_million(workdir: Path) -> tuple[float, float]:
     })  # fmt: skip
     index = AnnotationIndex("/a", "run", ModelInfo(name="m", version=None, digest="d" * 64), table)
     settings = settings_of(workdir)
-    services: Any = Services(settings, Keyring(settings.serving.keys), None, None, str, lambda _uri: index)  # type: ignore[arg-type]
-    client = TestClient(create_app(services, Metrics("benchmark"), lambda: None))
+    models: Any = SimpleNamespace(known=None)
+    nothing: Any = None
+    context = Context(
+        settings, Keyring(settings.serving.keys), models, nothing, nothing, str, lambda _uri: index, ApiMetrics()
+    )
+    client = TestClient(create_app(context))
     spent_ms = []
     with client:
         for _ in range(200):
@@ -222,13 +256,17 @@ def search_million(workdir: Path) -> tuple[float, float]:
 
 @contextmanager
 def served(workdir: Path) -> Iterator[Any]:
-    """The server; gives its settings."""
-    from mmva_platform.serving.server import running
+    """The server, and beside it the bare application; gives the settings."""
+    from ray import serve
+
+    from mmva_platform.serving.deploy import running
     from mmva_platform.workflows import report_annotation
 
     settings = settings_of(workdir)
     with running(settings, report_annotation):
+        serve.run(bare_application(settings), name="bare", route_prefix="/bare")
         yield settings
+        serve.delete("bare")
 
 
 def main() -> None:
@@ -247,7 +285,7 @@ def main() -> None:
     if options.load:
         files = sorted((workdir / "copies").iterdir())[options.part * PART : (options.part + 1) * PART]
         loads = {
-            "latency": lambda: load_latency(workdir, files, options.seconds),
+            "latency": lambda: load_latency(files, options.seconds),
             "saturation": lambda: load_saturation(files, options.seconds),
             "overload": lambda: load_overload(files, options.seconds, options.rate),
         }
@@ -271,13 +309,10 @@ def main() -> None:
 
 
 def say_latency(found: dict[str, list[float]]) -> None:
-    """Percentiles, and those of the differences of pairs."""
-    direct_s, http_s = found["direct_s"], found["http_s"]
+    """Percentiles, and their ratio to the bare application's."""
     for share in (50, 99):
-        direct, total = (1000 * percentile(values, share) for values in (direct_s, http_s))
-        print(f"latency p{share}: {direct:.1f} ms in process, {total:.1f} ms over HTTP, added {total - direct:.1f} ms")
-    added_ms = [1000 * (total - direct) for total, direct in zip(http_s, direct_s, strict=True)]
-    print(f"added, pair by pair: p50 {percentile(added_ms, 50):.1f} ms, p99 {percentile(added_ms, 99):.1f} ms")
+        bare, own = (1000 * percentile(found[name], share) for name in ("bare_s", "http_s"))
+        print(f"latency p{share}: bare application {bare:.1f} ms, the API {own:.1f} ms, {own / bare:.2f} times")
 
 
 def say_load(workdir: Path, settings: Any, rounds: int, seconds: float) -> None:

@@ -51,7 +51,7 @@ secret() { [ -f "$1" ] || (umask 077; head -c 32 /dev/urandom | od -An -tx1 | tr
 
 write_secrets() { # folder
   mkdir -p "$1"; chmod 700 "$1"
-  for name in s3 postgres ray api metrics; do secret "$1/$name"; done
+  for name in s3 postgres ray api; do secret "$1/$name"; done
   [ -f "$1/identities.json" ] || (umask 077; cat > "$1/identities.json" <<EOF
 {"identities": [{"name": "mmva", "credentials": [{"accessKey": "mmva", "secretKey": "$(cat "$1/s3")"}],
  "actions": ["Admin", "Read", "Write", "List", "Tagging"]}]}
@@ -61,7 +61,6 @@ EOF
   [ -f "$1/keys.yaml" ] || (umask 077; cat > "$1/keys.yaml" <<EOF
 keys:
 - {name: local, scopes: [read, annotate], sha256: $(sha256sum < "$1/api" | cut -d ' ' -f 1)}
-- {name: prometheus, scopes: [read], sha256: $(sha256sum < "$1/metrics" | cut -d ' ' -f 1)}
 EOF
   )
 }
@@ -82,9 +81,7 @@ EOF
   chmod 600 "$dir/env"
   mkdir -p "$dir/prometheus/targets"
   cp "$here"/prometheus/prometheus.yaml "$here"/prometheus/alerts.yaml "$dir/prometheus/"
-  install -m 600 "$dir/secrets/metrics" "$dir/prometheus/api.key"
   echo "[{\"targets\": [\"127.0.0.1:$METRICS_PORT\"]}]" > "$dir/prometheus/targets/ray.json"
-  echo "[{\"targets\": [\"127.0.0.1:$API_PORT\"]}]" > "$dir/prometheus/targets/api.json"
 }
 
 start_storage() {

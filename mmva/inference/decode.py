@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 from mmva.errors import MediaError, UsageError
 from mmva.inference.config import Preprocessing
 from mmva.media.audio import stream_audio
@@ -30,6 +32,14 @@ class Unit(NamedTuple):
     start_s: float
     end_s: float
     content: Any
+
+
+def unit_bytes(unit: Unit) -> int:
+    """Bytes of a unit's content in memory, as far as they matter."""
+    content = unit.content
+    if isinstance(content, Image.Image):
+        return 3 * content.width * content.height
+    return len(content) if isinstance(content, str) else 4 * len(content)
 
 
 class Decoder:

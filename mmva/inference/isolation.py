@@ -2,6 +2,7 @@
 
     with Isolated(make, item_timeout_s=120, load_timeout_s=300) as isolated:
         result = isolated(item)           # MediaError "killed-worker" or "timed-out" if the item is at fault
+        for part in isolated.stream(item): ...              # likewise, of a function that yields
 
 `make` runs in the child and gives the function of an item, so that what it loads never lives in the caller. `make`,
 items and results must be picklable. A function that reports its steps with `report_step` is timed step by step.
@@ -14,7 +15,7 @@ import logging
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Final, Self
@@ -56,17 +57,19 @@ class Isolated:
         item_timeout_s: float,
         load_timeout_s: float,
         *,
+        deaths_allowed: int = _DEATHS_ALLOWED,
         on_step: Callable[[str], None] = lambda _stage: None,
     ) -> None:
-        """Bind to a function; the child starts with the first item.
+        """Bind to a function; the child starts with the first item, or with `start`.
 
         Args:
             make: Called once in each child; gives the function of an item.
             item_timeout_s: Seconds that an item may take without a reported step.
             load_timeout_s: Seconds that `make`, or a step "load", may take.
+            deaths_allowed: An item that ends its process so often gets the error; the default tries once more.
             on_step: Called with each step that the child reports.
         """
-        self._make, self._on_step = make, on_step
+        self._make, self._on_step, self._deaths_allowed = make, on_step, deaths_allowed
         self._item_timeout_s, self._load_timeout_s = item_timeout_s, load_timeout_s
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
@@ -88,23 +91,62 @@ class Isolated:
             self._pipe.close()
         self._process = self._pipe = None
 
+    @property
+    def running(self) -> bool:
+        """Whether there is a child, ready for an item."""
+        return self._pipe is not None
+
+    def start(self) -> None:
+        """Start the child now. OperationFailed if it does not load."""
+        try:
+            if not self.running:
+                self._start()
+        except _ChildLostError as lost:
+            self.close()
+            self._raise_for(lost)
+
+    def stream(self, item: Any) -> Iterator[Any]:
+        """What the function yields for an item, one after another. An item is tried once.
+
+        A caller that stops before the end ends the child.
+
+        Raises:
+            MediaError, OperationFailed, Exception: As for a call, after any number of parts.
+        """
+        finished = False
+        try:
+            self._send(item)
+            while (message := self._message())[0] == "part":
+                yield message[1]
+            finished = True
+        except _ChildLostError as lost:
+            self._raise_for(lost)
+            raise MediaError("killed-worker", "its process died at it", stage=self._stage) from lost
+        except Exception:
+            finished = True  # raised by the function: the child waits for the next item
+            raise
+        finally:
+            if not finished:
+                self.close()
+
     def __call__(self, item: Any) -> Any:
         """The function's result for an item.
 
         Raises:
             MediaError: "timed-out" if the item takes too long without a step, "killed-worker" if it ends its process
-                twice.
+                `deaths_allowed` times.
             OperationFailed: If the child dies or hangs while it loads, or hangs while it fetches.
             Exception: What `make` or the function raises.
         """
-        for _ in range(_DEATHS_ALLOWED):
+        for _ in range(self._deaths_allowed):
             try:
-                return self._result(item)
+                self._send(item)
+                return self._message()[1]
             except _ChildLostError as lost:
                 self.close()
                 logger.warning("the process for single items %s at %r", "hangs" if lost.hung else "died", self._stage)
                 self._raise_for(lost)
-        raise MediaError("killed-worker", f"its process died {_DEATHS_ALLOWED} times at it", stage=self._stage)
+        raise MediaError("killed-worker", f"its process died {self._deaths_allowed} times at it", stage=self._stage)
 
     def _raise_for(self, lost: _ChildLostError) -> None:
         """Raise unless the item is worth another try."""
@@ -116,7 +158,7 @@ class Isolated:
         if lost.hung:
             raise MediaError("timed-out", f"no step for {self._item_timeout_s:g} s", stage=self._stage) from lost
 
-    def _result(self, item: Any) -> Any:
+    def _send(self, item: Any) -> None:
         if self._pipe is None:
             self._start()
         assert self._pipe is not None
@@ -125,7 +167,6 @@ class Isolated:
             self._pipe.send(item)
         except ConnectionError as error:
             raise _ChildLostError(hung=False) from error
-        return self._answer()
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
@@ -136,13 +177,13 @@ class Isolated:
         self._process.start()
         theirs.close()
         try:
-            self._answer()
+            self._message()
         except Exception:
             self.close()
             raise
 
-    def _answer(self) -> Any:
-        """The next answer of the child; steps before it are passed on."""
+    def _message(self) -> tuple[str, Any]:
+        """The child's next "part" or "result"; steps before it are passed on, and errors raised."""
         assert self._pipe is not None
         while True:
             if not self._pipe.poll(self._load_timeout_s if self._stage == "load" else self._item_timeout_s):
@@ -157,7 +198,7 @@ class Isolated:
             elif kind == "error":
                 raise value
             else:
-                return value
+                return kind, value
 
 
 class _Child:
@@ -176,12 +217,20 @@ class _Child:
         """Answer with what the block gives to the callable, or with what it raises."""
         try:
             with self._limit:
-                yield lambda value: self._pipe.send(("result", value))
+                yield self._answer
         except Exception as error:  # noqa: BLE001 - raised again by the caller
             try:
                 self._pipe.send(("error", error))
             except Exception:  # noqa: BLE001 - an error that cannot be pickled
                 self._pipe.send(("error", RuntimeError(described(error))))
+
+    def _answer(self, value: Any) -> None:
+        if isinstance(value, Generator):
+            for part in value:
+                self.step("decode")
+                self._pipe.send(("part", part))
+            value = None
+        self._pipe.send(("result", value))
 
 
 def _serve(make: Callable[[], Callable[[Any], Any]], pipe: Connection, limit_s: float) -> None:

@@ -120,6 +120,20 @@ class Pipeline:
         sources = self._staged(all_items, states, call, items_at_fault=items_at_fault)
         return self._embedded(all_items, sources, call, items_at_fault=items_at_fault)
 
+    def embed_units(self, items: Sequence[Item], units: Sequence[Iterator[Unit]]) -> Embedded:
+        """Embed items whose units come from elsewhere, such as child processes.
+
+        Args:
+            items: With sha256, or with an error.
+            units: Of each item; those of an item with an error are not read. A MediaError that one raises is its
+                item's.
+
+        Raises:
+            OperationFailed: If an encoder cannot be loaded, or `units` raise it.
+        """
+        call = _Call()
+        return self._embedded(items, self._staged(items, units, call, items_at_fault=True), call, items_at_fault=True)
+
     def _embedded(self, items: Sequence[Item], sources: Sources, call: _Call, *, items_at_fault: bool) -> Embedded:
         batches = Batches(self._encoders, self._batch_size, self._on_progress, items_at_fault=items_at_fault)
         streams = ((item, self._units(item, units, call)) for item, units in sources)

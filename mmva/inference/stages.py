@@ -22,7 +22,7 @@ from PIL import Image
 from mmva.errors import MediaError
 from mmva.inference.causes import NOT_AN_ITEM, as_media_error
 from mmva.inference.config import Preprocessing
-from mmva.inference.decode import Decoder, Unit
+from mmva.inference.decode import Decoder, Unit, unit_bytes
 from mmva.inference.fetching import Fetch, Fetching
 from mmva.inference.items import Item, items_of, refusal
 from mmva.inference.tables import table_of
@@ -132,7 +132,7 @@ class _Row:
         held, units = 0, []
         try:
             for unit in decoder.units(str(self.item.modality), data):
-                held += _size(unit)
+                held += unit_bytes(unit)
                 if held > _SMALL:
                     self.media = data
                     return len(data)
@@ -160,13 +160,6 @@ def decoded_items(decoded: pa.Table) -> tuple[list[Item], list[Iterator[Unit] | 
         else:
             states.append(media.as_py())
     return items, states
-
-
-def _size(unit: Unit) -> int:
-    content = unit.content
-    if isinstance(content, Image.Image):
-        return 3 * content.width * content.height
-    return len(content) if isinstance(content, str) else 4 * len(content)
 
 
 def _packed(unit: Unit) -> dict[str, Any]:

@@ -38,6 +38,18 @@ class Segment:
     change: float
 
 
+def point_of(
+    segment: Segment, time_s_W: NDArray[np.float64], va_W2: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], int]:
+    """A curve's mean over a segment, [2], and the index of its point nearest to the segment's middle.
+
+    If no point lies inside the segment, the mean is that one point.
+    """
+    inside_W = (time_s_W >= segment.start_s) & (time_s_W <= segment.end_s)
+    middle = int(np.abs(time_s_W - (segment.start_s + segment.end_s) / 2).argmin())
+    return va_W2[inside_W if inside_W.any() else [middle]].mean(axis=0), middle
+
+
 def choose_segments(
     time_s_W: ArrayLike, va_W2: ArrayLike, duration_s: float, budget_s: float, shortest_s: float = SHORTEST_S
 ) -> list[Segment]:

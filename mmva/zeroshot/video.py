@@ -28,7 +28,7 @@ from mmva.media.limits import Limits
 from mmva.media.video import VideoInfo, pictures_at, probe_video, stream_sound
 from mmva.media.windows import HOP_S, WINDOW_S, stream_windows
 from mmva.zeroshot.clip import check_clip_name, write_clip
-from mmva.zeroshot.summary import SHORTEST_S, Segment, choose_segments
+from mmva.zeroshot.summary import SHORTEST_S, Segment, choose_segments, point_of
 
 if TYPE_CHECKING:
     from mmva.model import MMVA
@@ -245,9 +245,7 @@ def _sound_curve(
 
 
 def _moment(segment: Segment, curve: _Curve, suggest: Callable[[ArrayLike], str | None] | None) -> Moment:
-    inside_W = (curve.time_s_W >= segment.start_s) & (curve.time_s_W <= segment.end_s)
-    middle = int(np.abs(curve.time_s_W - (segment.start_s + segment.end_s) / 2).argmin())
-    va_2 = curve.va_W2[inside_W if inside_W.any() else [middle]].mean(axis=0)
+    va_2, middle = point_of(segment, curve.time_s_W, curve.va_W2)
     return Moment(
         start_s=segment.start_s,
         end_s=segment.end_s,

@@ -25,7 +25,7 @@ from mmva_platform.settings import ClusterSettings
 logger = logging.getLogger(__name__)
 
 FREE_CPUS: Final = 1.0  # training workers may not take every CPU: other tasks of the cluster would starve, silently
-LARGE_MESSAGES: Final = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"  # in bytes; Serve's own limit is below an upload's
+NICE_VARIABLE: Final = "MMVA_NICE"
 _START_ATTEMPTS: Final = 3  # a busy machine misses the limits that are built into Ray
 _CONNECT_TIMEOUT_S = 10.0
 _LONGEST_SOCKET: Final = 107 if sys.platform == "linux" else 103  # bytes of a path; a limit of the kernel
@@ -36,10 +36,6 @@ _RAY_ENVIRONMENT = {
     "RAY_ENABLE_AUTO_CONNECT": "0",  # or a thread left behind by a stalled job would start a second Ray
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # Ray Train takes reports when it polls: every 2 s, an epoch takes less
-    # Serve calls a deployment on the loop that asks: each thread between two loops costs a request a millisecond.
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    LARGE_MESSAGES: str(2**31 - 1),
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a FutureWarning about GPUs that nobody asked for
 }
 
@@ -68,7 +64,7 @@ def ray_session(settings: ClusterSettings | None = None) -> Iterator[ClusterInfo
     """
     settings = settings or ClusterSettings()
     grows = _GROWS_TO.set(float(settings.max_cpus or 0))
-    os.environ.update({key: value for key, value in _RAY_ENVIRONMENT.items() if key not in os.environ})
+    _set_ray_environment()
     import ray
 
     started = not ray.is_initialized()
@@ -80,6 +76,49 @@ def ray_session(settings: ClusterSettings | None = None) -> Iterator[ClusterInfo
         _GROWS_TO.reset(grows)
         if started:
             ray.shutdown()
+
+
+@contextmanager
+def cluster_for_jobs(settings: ClusterSettings) -> Iterator[ClusterSettings]:
+    """Settings of a cluster that Ray jobs can be submitted to: the configured one, or one on this machine for a block.
+
+    Not by ray.init, which gives the agent that takes jobs a fixed port: any other Ray on this machine has it already.
+
+    Raises:
+        OperationFailed: If Ray does not start on this machine; EnvironmentFault if TMPDIR is why.
+    """
+    if _address_of(settings):
+        yield settings
+        return
+    if fault := temporary_fault():
+        raise EnvironmentFault(f"cluster: Ray cannot start: {'; '.join(fault)}")
+    _set_ray_environment()
+    import torch
+    from ray.cluster_utils import Cluster
+
+    node = {
+        "num_cpus": settings.num_cpus or max(own_cpus(), 2),
+        "num_gpus": torch.cuda.device_count(),
+        "object_store_memory": settings.object_store_mb * 2**20,
+        "include_dashboard": True,
+        "dashboard_port": None,  # any that is free, and likewise:
+        "dashboard_agent_listen_port": None,
+    }
+    try:
+        with _native_stderr_closed(), _environment(PYTHONPATH=worker_python_path()):
+            cluster = Cluster(initialize_head=True, head_node_args=node)
+    except Exception as error:  # Ray raises this very class
+        reason = str(error).strip().partition("\n")[0]
+        raise OperationFailed(f"cluster: Ray did not start on this machine ({reason})") from error
+    try:
+        yield settings.model_copy(update={"address": cluster.address})
+    finally:
+        cluster.shutdown()
+
+
+def lower_priority() -> None:
+    """Ray calls it in each worker of a job that yields to others: its runtime environment's setup hook."""
+    os.nice(int(os.environ[NICE_VARIABLE]))
 
 
 def check_feasible(workers: int, cpus_per_worker: float) -> None:
@@ -113,11 +152,20 @@ def quiet_ray_data() -> None:
 
 
 def _init(settings: ClusterSettings) -> None:
-    address = settings.address or os.environ.get("RAY_ADDRESS")
-    if address and address != "local":
+    if address := _address_of(settings):
         _connect(address)
     else:
         _start(settings)
+
+
+def _address_of(settings: ClusterSettings) -> str | None:
+    """Where a cluster runs already; None if one is to be started on this machine."""
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    return None if address == "local" else address or None
+
+
+def _set_ray_environment() -> None:
+    os.environ.update({key: value for key, value in _RAY_ENVIRONMENT.items() if key not in os.environ})
 
 
 def _connect(address: str) -> None:

@@ -105,6 +105,20 @@ class KeySettings(Config):
     scopes: tuple[Scope, ...] = Field(("read",), min_length=1)
 
 
+class BulkSettings(Config):
+    """The cluster that annotation jobs of the API are submitted to, and what a job gets there."""
+
+    address: str | None = Field(None, description="its dashboard, http://host:8265; the cluster that serves by default")
+    token_file: Path | None = Field(None, description="its token, if that is not the token of the cluster that serves")
+    home: Path | None = Field(None, description="of the jobs, on another cluster")
+    workers: int | None = Field(None, ge=1, description="actors of a job; one a CPU by default")
+    max_cpus: int | None = Field(None, ge=1, description="CPUs that the cluster may grow to")
+    max_gpus: int | None = Field(None, ge=1, description="GPUs that the cluster may grow to, also from zero")
+    driver_cpus: float = Field(0.0, ge=0, description="logical CPUs that the driver of a job reserves")
+    nice: int = Field(10, ge=0, le=19, description="by how much its processes yield to interactive requests")
+    secrets: tuple[str, ...] = Field((), description="names of variables that the cluster's nodes have")
+
+
 class ServingSettings(Config):
     """The HTTP API. Nothing can be read or written by URI until roots are named."""
 
@@ -113,23 +127,31 @@ class ServingSettings(Config):
     keys: tuple[KeySettings, ...] = ()
     keys_file: Path | None = Field(None, description="more keys, read again when it changes; home/serving/keys.yaml")
     model: str = Field("models:/mmva@champion", description="followed while it is an alias")
-    challenger: str | None = Field(None, description="a model that shadows a share of the traffic")
-    shadow_share: float = Field(0.1, ge=0, le=1, description="share of requests that the challenger sees, too")
     wait_for_model: bool = Field(
         default=False, description="start without one, and answer 503 until it is there: a champion that comes later"
     )
     follow_s: float = Field(15.0, gt=0, le=30, description="how often the registry is asked what the aliases mean")
     engine: str = Field("auto", description="auto, torch, torch-bf16, onnx, cuda or cuda-bf16")
-    replicas: int = Field(1, ge=1, description="processes that hold the model, one thread each")
+    route_prefix: str = Field("/", pattern=r"^/([A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*)?$", description="of all paths")
+    replicas: int = Field(1, ge=1, description="processes that hold the model, at least")
+    max_replicas: int | None = Field(None, ge=1, description="to which they grow under load; they do not by default")
+    target_ongoing_requests: float = Field(8.0, gt=0, description="requests of a replica from which they grow")
+    max_queued_requests: int = Field(64, ge=1, description="that wait for a replica; more are refused with 503")
     replica_cpus: float = Field(0.5, ge=0, description="logical CPUs that each of them reserves")
-    front_replicas: int = Field(1, ge=1, description="processes that speak HTTP")
+    replica_gpus: float = Field(0.0, ge=0, description="GPUs that each of them reserves; a part of one can be shared")
+    decoders: int = Field(2, ge=1, description="processes of each replica that decode pictures and music")
+    api_replicas: int = Field(1, ge=1, description="processes that run the routes, at least")
+    max_api_replicas: int | None = Field(None, ge=1, description="to which they grow under load")
+    api_cpus: float = Field(0.0, ge=0, description="logical CPUs that each of them reserves")
+    bulk: BulkSettings = BulkSettings()
     roots: tuple[str, ...] = Field((), description="folders and prefixes that items and catalogs are read from")
     out_roots: tuple[str, ...] = Field((), description="folders and prefixes that jobs write below")
     annotations: dict[str, str] = Field({}, description="name -> URI of published annotations that can be searched")
     jobs: str | None = Field(None, description="URI of the queue of jobs; default home/serving/jobs")
     max_items: int = Field(64, ge=1, description="items of one request")
     max_body_mb: int = Field(64, ge=1)
-    max_in_flight: int = Field(128, ge=1, description="items in work at once, then 503; requests likewise")
+    max_in_flight: int = Field(128, ge=1, description="items in flight at once, then 503; requests likewise")
+    max_in_flight_mb: int = Field(512, ge=1, description="MiB of bodies in flight at once, then 503")
     max_in_flight_per_key: int = Field(96, ge=1, description="of one key, then 429")
     batch_size: int = Field(16, ge=1)
     request_timeout_s: float = Field(60.0, gt=0)

@@ -6,6 +6,7 @@ The command line, the job scripts and the quickstart call these, so that all thr
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 _REPORTED = [
     "id", "uri", "caption", "modality", "valence", "arousal", "valence_low", "valence_high", "arousal_low",
-    "arousal_high", "mood", "duration_s",
+    "arousal_high", "mood", "duration_s", "sha256",
 ]  # fmt: skip
 
 
@@ -167,8 +168,18 @@ def evaluate_model(
     return evaluate(bundle, dataset, settings, split=split, clip_split=clip_split, embeddings=embeddings)
 
 
-def report_annotation(out: str, file: Path, settings: Settings, version: int | None = None) -> None:
+def report_annotation(
+    out: str, file: Path, settings: Settings, version: int | None = None, *, roots: Sequence[str] | None = None
+) -> None:
     """Write a version's report, HTML and beside it JSON, with what the registry knows of its model.
+
+    Args:
+        out: The annotation.
+        file: The page to write.
+        settings: Storage and registry.
+        version: Of the annotation; the newest by default.
+        roots: Media are shown only from below these, and only the bytes that were annotated. None trusts the
+            annotation: for a person who may read the files anyway.
 
     Raises:
         UsageError: If there is no such version, or the file is named .json.
@@ -179,7 +190,6 @@ def report_annotation(out: str, file: Path, settings: Settings, version: int | N
     from mmva_platform.reporting.data import ReportData
     from mmva_platform.reporting.html import write_report
     from mmva_platform.reporting.runcard import run_facts
-    from mmva_platform.storage import read_uri
 
     annotation = open_annotation(out, settings.storage, version)
     record, plan = annotation.record, read_plan(annotation.storage, annotation.version)
@@ -189,7 +199,7 @@ def report_annotation(out: str, file: Path, settings: Settings, version: int | N
     data = ReportData(
         annotations=annotations,
         quarantine=quarantine,
-        read=lambda uri: read_uri(uri, settings.storage),
+        read=_media_of(annotations, settings, roots),
         captions=_captions(annotations),
         evaluation=evaluation,
         history=history,
@@ -204,6 +214,25 @@ def report_annotation(out: str, file: Path, settings: Settings, version: int | N
         facts=run_facts(plan, record, annotations, quarantine, _provenance_of(model, settings)),
     )
     write_report(file, data)
+
+
+def _media_of(annotations: pa.Table, settings: Settings, roots: Sequence[str] | None) -> Callable[[str], bytes]:
+    """Reads an annotated item's media by URI; see report_annotation."""
+    import pyarrow.compute as pc
+
+    from mmva_platform.annotation.media import MediaReader
+    from mmva_platform.annotation.roots import AllowedRoots
+    from mmva_platform.storage import read_uri
+
+    if roots is None:
+        return lambda uri: read_uri(uri, settings.storage)
+    reader = MediaReader(AllowedRoots(roots), settings.storage)
+
+    def read(uri: str) -> bytes:
+        row = pc.index(annotations["uri"], uri).as_py()
+        return reader.read({"uri": uri, "sha256": annotations["sha256"][row].as_py()})
+
+    return read
 
 
 def _captions(annotations: pa.Table) -> dict[str, str]:

@@ -20,10 +20,8 @@ from mmva_platform.annotation.plan import ItemReader, ModelInfo
 from mmva_platform.annotation.planning import write_plan
 from mmva_platform.annotation.spool import spooled
 from mmva_platform.datasets.inspection import check_decodes
-from mmva_platform.serving.model import ServedModel
 from mmva_platform.settings import ServingSettings, Settings
 from mmva_platform.storage import open_storage
-from mmva_platform.tracking.resolve import ResolvedModel
 
 from ..unit.made_pictures import DISPLAY_P3, chunk, encoded, heic, png_with, profile_with, scene  # noqa: TID252
 from ..unit.made_sound import (  # noqa: TID252
@@ -36,6 +34,7 @@ from ..unit.made_sound import (  # noqa: TID252
     tagged,
 )
 from ..unit.published import lively_bundle  # noqa: TID252
+from .served import served_rows
 
 pytestmark = pytest.mark.slow  # imports MLflow
 
@@ -103,7 +102,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         result = annotator(shard, read(shard))
         found |= {row["id"]: row for row in result.ok.to_pylist()}
         found |= {row["id"]: row["error"] for row in result.quarantined.to_pylist()}
-    return {"media": media, "bundle": bundle, "settings": settings, "annotated": found}
+    nothing = {"caption": None, "uri": None}
+    uploads = [
+        {"id": name, "modality": modality_of(name), "data": (media / name).read_bytes()} | nothing for name in CASES
+    ]
+    served = {row["id"]: row for row in served_rows(bundle, settings, uploads)}
+    return {"media": media, "bundle": bundle, "annotated": found, "served": served}
 
 
 def code_of(call: Callable[[], object]) -> str:
@@ -120,10 +124,7 @@ def test_all_entries_agree(world: dict[str, Any], name: str) -> None:
     annotated = world["annotated"][name]
     assert code_of(lambda: check_decodes(modality, data)) == code
     model = load_bundle(world["bundle"])
-    digest = read_bundle_info(world["bundle"]).digest
-    served = ServedModel(ResolvedModel(world["bundle"], "mmva", None, digest, "file"), world["settings"])
-    request = {"id": "upload", "modality": None, "caption": None, "uri": None, "data": data}
-    (row,) = served.annotate([request | {"modality": modality}])
+    row = world["served"][name]
     if code:
         assert annotated == code
         assert code_of(lambda: query_point(model, modality, data)) == code

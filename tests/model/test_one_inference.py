@@ -28,15 +28,14 @@ from mmva_platform.annotation.planning import write_plan
 from mmva_platform.annotation.spool import spooled
 from mmva_platform.datasets.embedder import EncoderLoader, Part, embed_part
 from mmva_platform.datasets.schema import ShardInfo
-from mmva_platform.serving.model import ServedModel
 from mmva_platform.settings import ServingSettings, Settings
 from mmva_platform.storage import open_storage
 from mmva_platform.tracking.model import save_model
-from mmva_platform.tracking.resolve import ResolvedModel
 from mmva_platform.tracking.store import quiet
 
 from ..unit.made_video import write_video  # noqa: TID252 - helpers of the unit tests
 from ..unit.published import lively_bundle  # noqa: TID252
+from .served import served_rows
 
 pytestmark = pytest.mark.slow  # imports MLflow
 
@@ -144,22 +143,18 @@ def test_an_annotation_has_curves_of_long_items_only(world: dict[str, Any]) -> N
 
 
 def test_the_service_agrees(world: dict[str, Any]) -> None:
-    digest = read_bundle_info(world["bundle"]).digest
-    served = ServedModel(ResolvedModel(world["bundle"], "mmva", None, digest, "file"), world["settings"])
     requests: list[Any] = []
     for number, (name, kind) in enumerate(world["kinds"].items()):
         path: Path = world["media"] / name
         upload = number % 2 == 0
         request = {"id": name, "modality": kind, "caption": None, "uri": None, "data": None}
         requests.append(request | ({"data": path.read_bytes()} if upload else {"uri": str(path)}))
-    for row in served.annotate(requests):
+    for row in served_rows(world["bundle"], world["settings"], requests):
         expected = world["rows"][row["id"]]
         agree(row, expected, "windows", "embedding")
         assert row["sha256"] == expected["sha256"]
         if row["modality"] != "video":
             assert row["interval"]["valence"] == pytest.approx((expected["valence_low"], expected["valence_high"]))
-    (apart,) = served.annotate_carefully([requests[list(world["kinds"]).index("long.wav")]])
-    agree(apart, world["rows"]["long.wav"], "windows", "embedding")
 
 
 def test_the_registered_model_agrees(world: dict[str, Any]) -> None:

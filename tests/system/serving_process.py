@@ -40,6 +40,7 @@ def load(self):
 
 ImageFile.ImageFile.load = load
 """
+PREFIX = "/shared/mmva"
 SCOPES = {"reader": ["read"], "worker": ["read", "annotate"], "boss": ["admin"]}
 
 
@@ -90,7 +91,7 @@ class ServeProcess:
                 "port": self.port, "keys": keys, "roots": [str(self.media)], "out_roots": [str(self.outs)],
                 "engine": "torch", "follow_s": 0.5, "max_body_mb": 8, "max_in_flight": 64, "item_timeout_s": 6,
                 "max_in_flight_per_key": 40, "request_timeout_s": 45,
-                "challenger": "models:/mmva@challenger", "shadow_share": 0.5,
+                "replicas": 2, "route_prefix": PREFIX,
             })
         )  # fmt: skip
         self.settings_file = folder / "settings.yaml"
@@ -109,7 +110,7 @@ class ServeProcess:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", MAIN, *command], stdout=log, stderr=log, env=environment, cwd=self.folder
             )
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 240
         while True:
             assert self.process.poll() is None, self.log()
             assert time.monotonic() < deadline, self.log()
@@ -125,7 +126,6 @@ class ServeProcess:
         assert self.process is not None
         self.process.send_signal(signal.SIGINT)
         assert self.process.wait(timeout=90) == 0, self.log()
-        assert "graceful_shutdown" not in self.log()  # of which Ray would complain if it ended otherwise
 
     def kill(self) -> None:
         """As the machine's memory killer would; what Ray started ends by itself."""
@@ -168,7 +168,7 @@ class ServeProcess:
             headers.setdefault("Content-Type", "application/json")
         begun = time.monotonic()
         try:
-            connection.request(method, path, body, headers)
+            connection.request(method, path if path.startswith(PREFIX) else PREFIX + path, body, headers)
             answer = connection.getresponse()
             data = answer.read()
         finally:

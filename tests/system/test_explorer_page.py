@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
 import socket
@@ -17,14 +18,14 @@ import numpy as np
 import pytest
 import soundfile
 import uvicorn
-from fastapi import FastAPI
 from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from starlette.types import ASGIApp
 
 from mmva_platform.annotation import open_annotation
 from mmva_platform.settings import Settings
 
-from ..unit.explored import HOSTILE, KEY, explorer_app  # noqa: TID252 - helpers of the unit tests
+from ..unit.explored import HOSTILE, KEY, explorer_world  # noqa: TID252 - helpers of the unit tests
 from ..unit.published import lively_bundle, publish_media, publish_points  # noqa: TID252
 
 pytestmark = [pytest.mark.slow, pytest.mark.system]
@@ -64,14 +65,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         (f"crowd-{n}", "image" if n % 3 else "music", *rng.normal(0.5, 0.1, 2).clip(0, 1).tolist()) for n in range(3400)
     ]
     publish_points(home / "crowd", crowd, shard_items=2000)
-    app = explorer_app({"mine": str(home / "va"), "crowd": str(home / "crowd")}, [media], bundle, settings)
+    catalogs = {"mine": str(home / "va"), "crowd": str(home / "crowd")}
+    app = explorer_world(catalogs, [media], bundle, settings, home).client.app
     rows = {row["id"]: row for row in open_annotation(str(home / "va")).table().to_pylist()}
     with served(app) as url:
         yield Site(url, media, rows)
 
 
 @contextmanager
-def served(app: FastAPI) -> Iterator[str]:
+def served(app: ASGIApp) -> Iterator[str]:
     """The app on a free port of loopback, while the block lasts."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
@@ -251,12 +253,12 @@ def test_what_is_not_there_is_said(page: Page, site: Site) -> None:
     panel = page.locator("#panel")
     page.get_by_role("button", name="Cancel").click()
     expect(panel.get_by_role("alert")).to_have_text("A key is needed to look at this.")
-    page.route("**/v1/explore", lambda route: route.fulfill(json={"catalogs": [], "place": True, "jobs": False}))
+    page.route("**/v1/explore", lambda route: route.fulfill(json={"catalogs": []}))
     panel.get_by_role("button", name="Try again").click()
     expect(panel.get_by_role("heading", name="No catalog yet")).to_be_visible()
     expect(page.locator("#place")).to_be_hidden()
     page.unroute("**/v1/explore")
-    none = {"items": 0, "by_modality": {}, "model": {"name": "mmva", "version": None}}
+    none = {"items": 0, "by_modality": {}, "moods": [], "model": {"name": "mmva", "version": None}}
     page.route("**/catalogs/mine", lambda route: route.fulfill(json=none))
     page.evaluate("key => sessionStorage.setItem('mmva-key', key)", KEY)
     page.reload()
@@ -267,10 +269,10 @@ def test_the_keyboard_is_enough(page: Page) -> None:
     unlock(page)
     order = []
     page.locator("#catalog").focus()
-    for _ in range(14):
+    for _ in range(17):
         order.append(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
         page.keyboard.press("Tab")
-    wanted = ["catalog", "show-jobs", "change-key", "plane", "zoom-in", "sentence", "choose"]
+    wanted = ["catalog", "show-jobs", "change-key", "mood", "width", "csv", "plane", "zoom-in", "sentence", "choose"]
     assert [name for name in order if name in wanted][: len(wanted)] == wanted
     page.locator("#plane").focus()
     said, heard = page.locator("#said"), []
@@ -313,3 +315,50 @@ def test_a_phone_shows_all_of_it(page: Page, site: Site) -> None:
     low = "[...document.querySelectorAll('button')].filter(b => b.offsetParent && b.offsetHeight < 32).length"
     assert page.evaluate(low) == 0
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
+
+
+def test_filters_and_window_are_in_the_address_and_a_link_shows_the_same(page: Page, site: Site) -> None:
+    unlock(page)
+    moods = sorted({row["mood"] for row in site.rows.values()})
+    wanted = moods[0]
+    count = sum(row["mood"] == wanted for row in site.rows.values())
+    page.get_by_label("Mood").select_option(wanted)
+    expect(page.locator("#status")).to_have_text(re.compile(rf"^{count} items? in and around this window"))
+    page.get_by_role("button", name="Zoom in").click()
+    expect(page).to_have_url(re.compile(r"at=[\d.,%C]+"))
+    address = page.url
+    assert f"mood={wanted}" in address
+    page.reload()
+    expect(page.get_by_label("Mood")).to_have_value(wanted)
+    expect(page.locator("#zoom-reset")).to_have_text("2\u00d7")
+    expect(page).to_have_url(address)
+    page.get_by_role("button", name="Show the whole plane").click()
+    page.get_by_label("Mood").select_option("any")
+    expect(page).to_have_url(site.url)
+
+
+def test_a_sentence_is_in_the_address(page: Page, site: Site) -> None:
+    unlock(page)
+    page.get_by_label("Place something in the plane").fill("an evening by the sea")
+    page.get_by_role("button", name="Place").click()
+    expect(page.locator("#panel blockquote")).to_have_text("an evening by the sea")
+    expect(page).to_have_url(re.compile("text=an"))
+    page.reload()
+    expect(page.locator("#panel blockquote")).to_have_text("an evening by the sea")
+
+
+def test_the_window_is_saved_as_csv(page: Page, site: Site) -> None:
+    unlock(page)
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="CSV").click()
+    assert saved.value.suggested_filename == "items.csv"
+    with Path(saved.value.path()).open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["id"] for row in rows} == set(site.rows)
+
+
+def test_a_key_in_the_address_is_taken_out_of_it(page: Page, site: Site) -> None:
+    page.goto(f"{site.url}#key={KEY}")
+    page.reload()
+    expect(page.locator("#kinds button")).to_have_count(3)
+    assert page.url == site.url

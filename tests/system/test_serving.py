@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,10 +18,8 @@ from mmva.backbones import load_encoder, preset
 from mmva.bundle import read_bundle_info, save_bundle
 from mmva.model import MMVA
 from mmva_platform.annotation import verify
-from mmva_platform.search import load_predictor, query_point
 from mmva_platform.tracking.registry import register
 from mmva_platform.tracking.runs import log_training_run
-from mmva_platform.tracking.store import open_client, quiet
 
 from .serving_process import HANGS, KILLS, Answer, ServeProcess, picture
 
@@ -89,10 +85,10 @@ def test_no_route_of_the_description_answers_without_a_key(server: ServeProcess)
     assert len(paths) >= 10
     for path, operations in paths.items():
         for method in operations:
-            place = path.replace("{job_id}", "0" * 16)
+            place = path.replace("{job_id}", "0" * 16).replace("{name}", "x")
             answer = server.send(method.upper(), place, b"{}" if method == "post" else None)
             assert (answer.status == 401) != (path in {"/healthz", "/readyz"}), (method, path)
-            assert "x-mmva-model" in answer.headers
+            assert "x-mmva-model" not in answer.headers
     assert server.post("/v1/annotate", {"items": [{"caption": "x"}]}, "reader").status == 403
 
 
@@ -102,7 +98,8 @@ def test_the_page_is_there_and_its_data_wants_a_key(server: ServeProcess) -> Non
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert server.get("/static/main.js").status == 200
     assert server.get("/v1/explore").status == 401
-    assert server.get("/v1/explore", "reader").json == {"catalogs": [], "place": True, "jobs": True}
+    assert server.get("/v1/explore", "reader").json == {"catalogs": []}
+    assert server.send("HEAD", "/healthz", None).status == 200
 
 
 def test_items_of_many_requests_share_batches_and_nothing_else(server: ServeProcess) -> None:
@@ -129,7 +126,7 @@ def test_uploads_sizes_and_types(server: ServeProcess) -> None:
     data = (server.media / "0.png").read_bytes() + bytes(5 * 2**20)  # more than a message of Serve's holds by default
     form = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + data + b"\r\n--x--\r\n"
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
-    (uploaded,) = server.send("POST", "/v1/annotate", form, "worker", **kind).json["items"]
+    (uploaded,) = server.send("POST", "/v1/annotate/upload", form, "worker", **kind).json["items"]
     (server.media / "large.png").write_bytes(data)
     (by_uri,) = server.post("/v1/annotate", {"items": [{"uri": str(server.media / "large.png")}]}).json["items"]
     assert uploaded["sha256"] == by_uri["sha256"]
@@ -165,9 +162,9 @@ def test_the_champion_moves_there_and_back_under_load_and_no_request_is_lost(
     try:
         until(lambda: answers)
         promote(server, 2)
-        until(lambda: answers[-1].json["model"]["version"] == "2", 60)
+        until(lambda: {answer.json["model"]["version"] for answer in answers[-8:]} == {"2"}, 60)  # of both replicas
         server.mmva("models", "rollback")
-        until(lambda: answers[-1].json["model"]["version"] == "1", 60)
+        until(lambda: {answer.json["model"]["version"] for answer in answers[-8:]} == {"1"}, 60)
     finally:
         stop.set()
         for thread in threads:
@@ -182,82 +179,39 @@ def test_the_champion_moves_there_and_back_under_load_and_no_request_is_lost(
     assert set(points) == {"1", "2"}
     assert points["1"].isdisjoint(points["2"])
     assert all(len(found) == 1 for found in points.values())
-    until(lambda: server.get("/healthz").headers["x-mmva-model"] == "mmva/1")
+    until(lambda: server.get("/v1/models", "reader").headers["x-mmva-model"] == "mmva/1")
 
 
-def test_a_challenger_sees_a_share_of_the_requests_and_its_differences_are_on_record(
-    server: ServeProcess, digests: dict[str, str]
-) -> None:
-    words = "a calm piano in the evening"
-    server.mmva("models", "challenge", "2")
-    folder = server.folder / "home" / "serving" / "shadow" / f"{digests['1'][:12]}-{digests['2'][:12]}"
-
-    def ask(_: Any = None) -> Answer:
-        return server.post("/v1/annotate", {"items": [{"caption": words}, {"uri": "/etc/passwd", "modality": "image"}]})
-
-    def seen() -> float:
-        text = server.get("/metrics", "reader").body.decode()
-        return sum(
-            float(line.split()[-1]) for line in text.splitlines() if line.startswith("mmva_shadowed_items_total")
-        )
-
-    until(lambda: ask().status == 200 and list(folder.glob("*.jsonl")))
-    before = seen()
-    assert {ask().status for _ in range(40)} == {200}
-    until(lambda: seen() > before)
-    assert 2 * 5 <= seen() - before <= 2 * 35  # of 40 requests of two items; shares outside come once in a million
-    lines = [json.loads(line) for file in folder.glob("*.jsonl") for line in file.read_text().splitlines()]
-    bundles = [load_predictor(str(server.folder / f"bundle-{seed}"), server.settings) for seed in (1, 2)]
-    champion_2, challenger_2 = (query_point(model, "caption", words) for model in bundles)
-    for line in lines:
-        assert (line["champion_version"], line["challenger_version"]) == ("1", "2")
-        if line["modality"] == "image":
-            assert (line["challenger_status"], line["valence_difference"]) == ("error", None)
-            continue
-        found_2 = line["valence_difference"], line["arousal_difference"]
-        assert found_2 == pytest.approx(challenger_2 - champion_2, abs=1e-4)
-        assert line["sha256"] == hashlib.sha256(words.encode()).hexdigest()
-    assert {line["modality"] for line in lines} == {"caption", "image"}
-    with quiet():
-        open_client(server.settings).delete_registered_model_alias("mmva", "challenger")
-
-
-def test_items_that_kill_or_hang_their_process_take_nobody_with_them(server: ServeProcess) -> None:
+def test_hostile_items_are_errors_and_no_other_request_notices(server: ServeProcess) -> None:
     bad = {"killed-worker": picture(server.media / "killer.png", 0, KILLS),
            "timed-out": picture(server.media / "hanger.png", 0, HANGS)}  # fmt: skip
-    deadly = {
+    hostile = {
         "items": [*({"id": code, "uri": str(file)} for code, file in bad.items()), {"id": "good", "caption": "c"}]
     }
-    hanging = {"items": deadly["items"][1:]}
-    harmless = {"items": [{"caption": "calm"}]}
+    harmless = {"items": [{"caption": "calm"}, {"uri": str(server.media / "1.png")}]}
     stop, others = threading.Event(), []  # type: tuple[threading.Event, list[Answer]]
 
     def load() -> None:
         while not stop.is_set():
             others.append(server.post("/v1/annotate", harmless))
-            time.sleep(0.05)
 
-    def codes(answer: Answer) -> list[str]:
-        return [row.get("error", {}).get("code", "ok") for row in answer.json["items"]]
-
-    thread = threading.Thread(target=load)
-    thread.start()
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
     try:
-        for request in (hanging, deadly):
-            until(lambda: others and others[-1].status == 200)
-            first = server.post("/v1/annotate", request)
-            assert (first.status, first.json["error"]["code"]) == (503, "busy")
-        # On a busy machine the trial takes longer than a request may; who asks again joins it.
-        answer = until(lambda: (found := server.post("/v1/annotate", deadly)).status == 200 and found, 240)
+        until(lambda: others)
+        with ThreadPoolExecutor(3) as pool:  # both replicas get some
+            answers = list(pool.map(lambda _: server.post("/v1/annotate", hostile), range(6)))
     finally:
         stop.set()
-        thread.join()
-    assert codes(answer) == ["killed-worker", "timed-out", "ok"]
-    assert {other.status for other in others} <= {200, 503}
-    assert max(other.seconds for other in others) < 46
-    assert server.post("/v1/annotate", harmless).status == 200
-    again = server.post("/v1/annotate", deadly)
-    assert codes(again) == ["killed-worker", "timed-out", "ok"]
+        for thread in threads:
+            thread.join()
+    for answer in answers:
+        assert answer.status == 200
+        codes = [row.get("error", {}).get("code", "ok") for row in answer.json["items"]]
+        assert codes == ["killed-worker", "timed-out", "ok"]
+    assert {other.status for other in others} == {200}
+    assert {row["status"] for other in others for row in other.json["items"]} == {"ok"}
     for file in bad.values():
         file.unlink()
 
@@ -288,6 +242,8 @@ def test_jobs_wait_run_survive_a_killed_server_and_are_cancelled(server: ServePr
     assert verify(str(server.outs / "first"), server.settings).problems == ()
     until(lambda: server.get(places[1], "reader").json["state"] in {"running", "done"})
     assert server.send("DELETE", places[1], None, "worker").status == 200
+    shown = {catalog["title"]: catalog["name"] for catalog in server.get("/v1/explore", "reader").json["catalogs"]}
+    assert server.get(f"/v1/explore/catalogs/{shown['first']}", "reader").json["items"] == 30
     report = server.get(f"{places[0]}/report", "reader")
     assert report.status == 200
     assert report.body.startswith(b"<!doctype html>")

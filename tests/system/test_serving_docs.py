@@ -24,7 +24,7 @@ def test_the_session_of_a_new_user(tiny_bundle: Path, tmp_path: Path) -> None:
     for number in range(4):
         picture(tmp_path / "media" / f"{number}.png", number)
     blocks = BLOCK.findall((REPOSITORY / "docs" / "serving.md").read_text(encoding="utf-8"))
-    assert len(blocks) == 2
+    assert len(blocks) == 4
     text = "\n".join(blocks).replace("8123", str(free_port()))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     source = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "platform")])

@@ -1,4 +1,4 @@
-"""The explorer over a published annotation, behind a key, without Ray and without the rest of the API."""
+"""The page's world: a published annotation, the real application, and a model that is asked in process."""
 
 from __future__ import annotations
 
@@ -7,43 +7,77 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fastapi import Depends, FastAPI, Header, HTTPException
+from starlette.types import ASGIApp
 
-from mmva_platform.annotation.roots import AllowedRoots
+from mmva.errors import MediaError
+from mmva_platform.annotation.plan import ModelInfo
 from mmva_platform.search import AnnotationIndex, load_predictor, query_point
-from mmva_platform.serving.explorer import ExplorerSources, JobRow, Placed, explorer_router
+from mmva_platform.serving.context import Answers, ItemRequest
+from mmva_platform.serving.jobs.queue import Job, JobSpec, State
 from mmva_platform.settings import Settings
 
-KEY = "key-with-the-scope-read"
+from .serving_world import World, make_world
+
+KEY = "worker-key"
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script> & {{7*7}}"
-JOBS: Sequence[JobRow] = (
-    JobRow(id="2", state="running", catalog="s3://films/", done=40, items=160, eta_s=95.0, message=None),
-    JobRow(id="1", state="failed", catalog=HOSTILE, done=1, items=None, eta_s=None, message=HOSTILE),
-)
+PROGRESS: dict[str, dict[str, Any]] = {
+    "s3://films/": {"items_done": 40, "items": 160, "eta_s": 95.0},
+    HOSTILE: {"items_done": 1, "items": 3, "eta_s": None},
+}
 
 
-def requires_key(authorization: str = Header("")) -> None:
-    """Stands for the API's own check."""
-    if authorization != f"Bearer {KEY}":
-        raise HTTPException(401, "no key")
-
-
-def explorer_app(annotations: dict[str, str], roots: Sequence[str | Path], bundle: Path, settings: Settings) -> FastAPI:
-    """What the API makes of the explorer; queries go through the bundle."""
+def explorer_world(
+    annotations: dict[str, str], roots: Sequence[str | Path], bundle: Path, settings: Settings, home: Path
+) -> World:
+    """What the page talks to; queries go through the bundle."""
     model = cache(lambda: load_predictor(str(bundle), settings))
 
-    async def place(modality: str, data: Any) -> Placed:
-        valence, arousal = query_point(model(), modality, data)
-        return Placed(float(valence), float(arousal), str(model().digest))
+    async def annotate(items: list[ItemRequest]) -> Answers:
+        info = ModelInfo(name="mmva", version=None, digest=str(model().digest))
+        return Answers(info, [_row(model(), item) for item in items])
 
-    app = FastAPI()
-    sources = ExplorerSources(
-        annotations=lambda: annotations,
+    world = make_world(
+        home,
+        annotate,
+        model=None,
         open_index=cache(lambda uri: AnnotationIndex.open(uri, settings)),
-        roots=AllowedRoots(map(str, roots)),
-        place=place,
-        jobs=lambda: JOBS,
+        progress=_progress,
+        settings=settings,
+        annotations=annotations,
+        roots=tuple(map(str, roots)),
     )
-    app.state.router = explorer_router(sources, Depends(requires_key))
-    app.include_router(app.state.router)
-    return app
+    for catalog, state, message in ((HOSTILE, "failed", HOSTILE), ("s3://films/", "running", "")):
+        add_job(world, catalog, str(home / f"out-{state}"), state, message)
+    return world
+
+
+def add_job(world: World, catalog: str, out: str, state: State, message: str = "") -> Job:
+    """A job that has come to a state."""
+    job, _ = world.jobs.submit(JobSpec(catalog=catalog, out=out, model="models:/mmva/1"), "worker")
+    job = job.changed(state, message=message)
+    assert world.jobs.put(job)
+    return job
+
+
+def app_of(world: World) -> ASGIApp:
+    """The application alone."""
+    return world.client.app
+
+
+def _progress(job: Job) -> dict[str, Any] | None:
+    known = PROGRESS.get(job.spec.catalog)
+    if known is None:
+        return None
+    zero = {"shards": 4, "shards_done": 1, "annotated": 1, "quarantined": 0, "causes": {}, "published": False}
+    return {**zero, **known, "model_version": "1", "model_digest": "d" * 64}
+
+
+def _row(model: Any, item: ItemRequest) -> dict[str, Any]:
+    content = item["data"] if item["data"] is not None else item["caption"]
+    stamp = {"id": item["id"], "modality": item["modality"], "model_version": None, "model_digest": str(model.digest)}
+    try:
+        valence, arousal = query_point(model, str(item["modality"]), content or "")
+    except MediaError as error:
+        problem = {"code": error.code, "stage": error.stage, "message": str(error)}
+        return {**stamp, "status": "error", "error": problem}
+    return {**stamp, "status": "ok", "valence": float(valence), "arousal": float(arousal)}

@@ -1,23 +1,25 @@
-"""The application around models that need no Ray: an echo that can be told to be slow, dead or full."""
+"""The application around models that need no Ray: an echo that can be told to be slow, missing or full."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from starlette.testclient import TestClient
 
 from mmva_platform.annotation.plan import ModelInfo
+from mmva_platform.monitoring.metrics import ApiMetrics
 from mmva_platform.serving.app import create_app
-from mmva_platform.serving.front import Front
-from mmva_platform.serving.jobs import JobQueue
-from mmva_platform.serving.keys import Keyring
-from mmva_platform.serving.metrics import Metrics
-from mmva_platform.serving.services import Answers, ItemRequest, Services
+from mmva_platform.serving.auth import Keyring
+from mmva_platform.serving.context import Answers, Context, ItemRequest
+from mmva_platform.serving.jobs.progress import ProgressReader
+from mmva_platform.serving.jobs.queue import JobQueue
 from mmva_platform.settings import KeySettings, ServingSettings, Settings
 
 MODEL = ModelInfo(name="mmva", version="3", digest="d" * 64)
@@ -63,53 +65,80 @@ async def echo(items: Sequence[ItemRequest]) -> Answers:
     return Answers(MODEL, [row_of(item) for item in items])
 
 
+class Recorder:
+    """Stands for ray.serve.metrics: values by name and tags."""
+
+    def __init__(self) -> None:
+        self.values: Counter[tuple[str, ...]] = Counter()
+        self.Counter = self.Gauge = self._metric
+
+    def _metric(self, name: str, _description: str, _tags: tuple[str, ...]) -> Any:
+        def key(tags: dict[str, str] | None) -> tuple[str, ...]:
+            return (name, *(tags or {}).values())
+
+        def change(amount: float, tags: dict[str, str] | None = None) -> None:
+            self.values[key(tags)] += amount  # type: ignore[assignment]
+
+        def put(value: float, tags: dict[str, str] | None = None) -> None:
+            self.values[key(tags)] = value  # type: ignore[assignment]
+
+        return SimpleNamespace(inc=change, set=put)
+
+
+@dataclass
+class FakeModels:
+    """Answers as ModelClient does."""
+
+    annotate: Callable[[list[ItemRequest]], Awaitable[Answers]] = echo
+    known: ModelInfo | None = MODEL
+    asked: list[str] = field(default_factory=list)
+
+    async def versions(self) -> list[dict[str, Any]]:
+        return [{"version": 3}]
+
+
 @dataclass
 class World:
-    """A client and what stands behind it."""
+    """A client and what the application is built with."""
 
     client: TestClient
-    front: Front
-    metrics: Metrics
-    jobs: JobQueue
-    settings: Settings
-    routes: list[Any]
+    models: FakeModels
+    metrics: Recorder
+    context: Context
+
+    @property
+    def jobs(self) -> JobQueue:
+        return self.context.jobs
 
 
 def make_world(
     home: Path,
     annotate: Callable[[list[ItemRequest]], Awaitable[Answers]] = echo,
     *,
-    carefully: Callable[[list[ItemRequest]], Awaitable[Answers]] = echo,
-    compare: Callable[..., Awaitable[Any]] | None = None,
     model: ModelInfo | None = MODEL,
     open_index: Callable[[str], Any] = str,
+    report: Callable[[str], str] = lambda uri: f"<p>report of {uri}</p>",
+    root_path: str = "",
+    progress: Any = None,
+    settings: Settings | None = None,
     **serving: Any,
 ) -> World:
     """The application on a home of its own."""
-    settings = Settings(home=home, serving=ServingSettings(**({"keys": key_settings()} | serving)))
-    metrics = Metrics("test")
-
-    async def current() -> ModelInfo | None:
-        return model
-
-    async def versions() -> list[dict[str, Any]]:
-        return [{"version": 3}]
-
-    front = Front(annotate, carefully, current, versions, settings=settings.serving, metrics=metrics, compare=compare)
-    front.known = model
-    jobs = JobQueue(str(home / "jobs"), settings.serving, settings.storage)
-    services = Services(
+    base = settings or Settings(home=home)
+    settings = base.model_copy(update={"serving": ServingSettings(**({"keys": key_settings()} | serving))})
+    recorder, models = Recorder(), FakeModels(annotate, model)
+    context = Context(
         settings=settings,
         keyring=Keyring(settings.serving.keys),
-        models=front,
-        jobs=jobs,
-        report=lambda uri: f"<p>report of {uri}</p>",
+        models=models,  # type: ignore[arg-type]
+        jobs=JobQueue(str(home / "jobs"), settings.serving, settings.storage),
+        progress=progress or ProgressReader(settings),
+        report=report,
         open_index=open_index,
+        metrics=ApiMetrics(recorder),
     )
-    app = create_app(services, metrics, lambda: front.known)
-    client = TestClient(app, raise_server_exceptions=False)
-    routes = [route for router in app._app.state.routers for route in router.routes]
-    return World(client, front, metrics, jobs, settings, routes)
+    client = TestClient(create_app(context), raise_server_exceptions=False, root_path=root_path)
+    return World(client, models, recorder, context)
 
 
 async def slow(items: list[ItemRequest]) -> Answers:

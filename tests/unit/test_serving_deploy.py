@@ -11,7 +11,6 @@ from mmva.errors import UsageError
 from mmva_platform.cli.serving import application
 
 
-@pytest.mark.filterwarnings("ignore:Using extra keyword arguments")  # Ray about its own schema, at import
 def test_the_deployment_builds(repository: Path) -> None:
     from ray.serve.schema import ServeDeploySchema
 

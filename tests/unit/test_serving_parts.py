@@ -1,9 +1,10 @@
-"""Keys on disk, the model that follows its alias, and the record of a challenger's differences."""
+"""Keys on disk, the model that follows its alias, the port, and items through a loaded model."""
 
 from __future__ import annotations
 
+import asyncio
 import hmac
-import json
+import socket
 import stat
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,14 +15,14 @@ from PIL import Image
 
 from mmva.errors import CheckFailed, UsageError
 from mmva_platform.annotation.plan import ModelInfo
-from mmva_platform.serving import keys
-from mmva_platform.serving.host import ModelHost
-from mmva_platform.serving.keys import Keyring, add_key, first_key, keys_file, scopes_of
-from mmva_platform.serving.model import ServedModel
-from mmva_platform.serving.services import ItemRequest
-from mmva_platform.serving.shadow import differences, record
+from mmva_platform.cli.serving import add_key, first_key
+from mmva_platform.serving import auth
+from mmva_platform.serving.auth import Keyring, keys_file
+from mmva_platform.serving.context import ItemRequest, Row
+from mmva_platform.serving.model import ModelHost, ServedModel
+from mmva_platform.serving.prepare import ByteBudget, Preparing
 from mmva_platform.settings import ServingSettings, Settings
-from mmva_platform.storage import StorageUnavailable, open_storage
+from mmva_platform.storage import StorageUnavailable
 from mmva_platform.tracking.resolve import ResolvedModel, resolve_model
 
 from .serving_world import key_settings
@@ -30,7 +31,7 @@ from .serving_world import key_settings
 def test_a_key_is_kept_as_its_digest_and_found_without_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keys, "_LOOK_AGAIN_S", -1.0)
+    monkeypatch.setattr(auth, "_LOOK_AGAIN_S", -1.0)
     file = tmp_path / "deep" / "keys.yaml"
     ring = Keyring((), file)
     assert ring.find("Bearer anything", "GET") is None
@@ -62,23 +63,21 @@ def test_names_and_scopes_of_keys_are_checked(tmp_path: Path) -> None:
     add_key(file, "a", ("read",))
     with pytest.raises(UsageError, match="already"):
         add_key(file, "a", ("read",))
-    with pytest.raises(UsageError, match="letters"):
+    with pytest.raises(UsageError, match="new key: name"):
         add_key(file, "a b", ("read",))
-    with pytest.raises(UsageError, match="'write' is unknown"):
-        scopes_of(["write"])
+    with pytest.raises(UsageError, match="new key: scopes"):
+        add_key(file, "b", ("write",))
 
 
-def test_the_first_key_is_left_for_its_owner_alone(tmp_path: Path) -> None:
+def test_the_first_key_is_shown_once_and_stored_nowhere(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
-    first_key(settings)
-    place = keys_file(settings).with_name("first-key")
-    assert stat.S_IMODE(place.stat().st_mode) == 0o600
-    caller = Keyring((), keys_file(settings)).find(f"Bearer {place.read_text().strip()}", "GET")
+    secret = first_key(settings)
+    assert secret is not None
+    caller = Keyring((), keys_file(settings)).find(f"Bearer {secret}", "GET")
     assert caller is not None
     assert "admin" in caller.scopes
-    place.unlink()
-    first_key(settings)
-    assert not place.exists()
+    assert first_key(settings) is None
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and secret in file.read_text()]
 
 
 class Registry:
@@ -100,9 +99,14 @@ class Registry:
         return SimpleNamespace(info=ModelInfo(name="mmva", version=resolved.version, digest=resolved.digest))
 
 
+def host_of(registry: Registry, **serving: Any) -> ModelHost:
+    settings = Settings(serving=ServingSettings(**serving))
+    return ModelHost(settings, resolve=registry.resolve, load=registry.load)
+
+
 def test_the_champion_is_followed_there_and_back_and_a_bad_one_changes_nothing() -> None:
     registry = Registry()
-    host = ModelHost("models:/mmva@champion", Settings(), resolve=registry.resolve, load=registry.load)
+    host = host_of(registry)
     first = host.model
     assert not host.look()
     assert host.model is first
@@ -122,30 +126,24 @@ def test_the_champion_is_followed_there_and_back_and_a_bad_one_changes_nothing()
     assert registry.loaded == ["1", "2", "1"]
 
 
-@pytest.mark.parametrize(
-    ("kind", "stays"),
-    [pytest.param("optional", False, id="a challenger goes"), pytest.param("wait", True, id="a champion stays")],
-)
-def test_a_model_may_come_later(kind: str, stays: bool) -> None:
+def test_a_champion_may_come_later_and_then_stays() -> None:
     registry = Registry()
     registry.error = UsageError("no such alias")
-    may_be_missing: dict[str, Any] = {kind: True}
-    host = ModelHost("models:/mmva@x", Settings(), resolve=registry.resolve, load=registry.load, **may_be_missing)
+    host = host_of(registry, wait_for_model=True)
     assert host.model is None
     registry.error = None
     assert host.look()
     registry.error = UsageError("no such alias")
     with pytest.raises(UsageError):
         host.look()
-    assert (host.model is not None) == stays
+    assert host.model is not None
     with pytest.raises(UsageError):
-        ModelHost("models:/mmva@x", Settings(), resolve=registry.resolve, load=registry.load)
+        host_of(registry)
 
 
 def test_following_goes_on_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = Registry()
-    settings = Settings(serving=ServingSettings(follow_s=0.01))
-    host = ModelHost("models:/mmva@champion", settings, resolve=registry.resolve, load=registry.load)
+    host = host_of(registry, follow_s=0.01)
     looks: list[int] = []
 
     def look() -> bool:
@@ -160,43 +158,84 @@ def test_following_goes_on_after_an_error(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(looks) == 2
 
 
-def test_differences_are_challenger_minus_champion_and_are_kept(tmp_path: Path) -> None:
-    ok = {"status": "ok", "modality": "image", "sha256": "s", "valence": 0.5, "arousal": 0.4, "model_version": "1"}
-    new = ok | {"valence": 0.6, "arousal": 0.1, "model_version": "2"}
-    failed = {"status": "error", "modality": "image", "model_version": "2"}
-    found = differences([ok, ok], [new, failed])
-    assert found[0]["valence_difference"] == pytest.approx(0.1)
-    assert found[0]["arousal_difference"] == pytest.approx(-0.3)
-    assert (found[1]["valence_difference"], found[1]["challenger_status"]) == (None, "error")
-    storage = open_storage(tmp_path)
-    path = record(storage, found, "c" * 64, ModelInfo(name="mmva", version="2", digest="e" * 64))
-    assert path.startswith("cccccccccccc-eeeeeeeeeeee/")
-    rows = [json.loads(line) for line in storage.read(path).decode().splitlines()]
-    assert [row["challenger_version"] for row in rows] == ["2", "2"]
+def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
+    from mmva_platform.serving.deploy import await_port
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(UsageError, match=rf"serving: port {port} on 127\.0\.0\.1: Address already in use"):
+            await_port("127.0.0.1", port, 0.0)
+    await_port("127.0.0.1", port, 0.0)
+
+
+def test_bytes_that_are_held_are_bounded_and_a_large_item_is_held_alone() -> None:
+    async def most_at_once(sizes: list[int]) -> int:
+        budget, held, most = ByteBudget(10), 0, 0
+
+        async def one(size: int) -> None:
+            nonlocal held, most
+            async with budget.hold(size):
+                held += size
+                most = max(most, held)
+                await asyncio.sleep(0)
+                held -= size
+
+        await asyncio.gather(*map(one, sizes))
+        return most
+
+    assert asyncio.run(most_at_once([4] * 9)) == 8
+    assert asyncio.run(most_at_once([4, 25, 4])) == 25
 
 
 @pytest.fixture(scope="module")
-def served(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     (home / "media").mkdir()
     Image.new("RGB", (80, 60), (200, 90, 10)).save(home / "media" / "a.png")
     (home / "secret.txt").write_text("calm")
-    settings = Settings(home=home, serving=ServingSettings(engine="torch", roots=(str(home / "media"),)))
+    return home
+
+
+@pytest.fixture(scope="module")
+def served(tiny_bundle: Path, home: Path) -> ServedModel:
+    settings = settings_of(home)
     return ServedModel(resolve_model(str(tiny_bundle), settings), settings)
+
+
+def settings_of(home: Path) -> Settings:
+    return Settings(home=home, serving=ServingSettings(engine="torch", roots=(str(home / "media"),), decoders=1))
+
+
+def answered(served: ServedModel, home: Path, items: list[ItemRequest], fetch: Any = None) -> list[Row]:
+    """Items as a replica answers them, each in a batch of its own."""
+
+    async def run() -> list[Row]:
+        preparing = Preparing(settings_of(home))
+        if fetch is not None:
+            preparing._fetch = fetch
+        rows = []
+        for one in items:
+            async with preparing(served.spec, one) as prepared:
+                rows.append(served.row_of_long(prepared) if prepared.long else served.rows([prepared])[0])
+        preparing.close()
+        return rows
+
+    return asyncio.run(run())
 
 
 def item(**values: Any) -> ItemRequest:
     return ItemRequest(**({"id": "x", "uri": None, "modality": None, "caption": None, "data": None} | values))
 
 
-def test_a_served_model_answers_uploads_uris_and_captions_alike(served: ServedModel) -> None:
-    home = Path(served._settings.home)
+@pytest.mark.slow  # starts processes
+def test_a_served_model_answers_uploads_uris_and_captions_alike(served: ServedModel, home: Path) -> None:
     data = (home / "media" / "a.png").read_bytes()
-    rows = served.annotate([
+    rows = answered(served, home, [
         item(id="up", modality="image", data=data),
         item(id="uri", modality="image", uri=str(home / "media" / "a.png")),
         item(id="words", modality="caption", caption="a calm piano"),
         item(id="bad", modality="image", data=b"no picture"),
+        item(id="film", modality="video", data=b"no film"),
         item(id="secret", modality="caption", uri=str(home / "secret.txt")),
         item(id="what", modality="image", uri="upload:1"),
         item(id="none"),
@@ -205,8 +244,9 @@ def test_a_served_model_answers_uploads_uris_and_captions_alike(served: ServedMo
     ])  # fmt: skip
     found = {row["id"]: row.get("error", {}).get("code") for row in rows}
     assert found == {
-        "up": None, "uri": None, "words": None, "bad": "not-an-image", "secret": "outside-roots",
-        "what": "outside-roots", "none": "unknown-modality", "nothing": "no-media", "http": "outside-roots",
+        "up": None, "uri": None, "words": None, "bad": "not-an-image", "film": "not-video",
+        "secret": "outside-roots", "what": "outside-roots", "none": "unknown-modality", "nothing": "no-media",
+        "http": "outside-roots",
     }  # fmt: skip
     by_id = {row["id"]: row for row in rows}
     assert by_id["up"]["valence"] == by_id["uri"]["valence"]
@@ -214,20 +254,12 @@ def test_a_served_model_answers_uploads_uris_and_captions_alike(served: ServedMo
     assert {row["model_digest"] for row in rows} == {served.info.digest}
 
 
-def test_one_request_never_sees_another_ones_upload(served: ServedModel) -> None:
-    served.annotate([item(modality="caption", data=b"a secret of somebody else")])
-    assert served._items._uploads == {}
-    message = served.annotate([item(modality="image", data=b"x")])[0]["error"]["message"]
-    assert "upload:" not in message
-
-
-def test_storage_that_is_away_is_the_error_of_those_items_alone(
-    served: ServedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.slow  # starts processes
+def test_storage_that_is_away_is_the_error_of_those_items_alone(served: ServedModel, home: Path) -> None:
     def away(*_arguments: object) -> bytes:
         raise StorageUnavailable("the bucket does not answer")
 
-    monkeypatch.setattr(served._items, "_fetcher", away)
-    gone, words = served.annotate([item(modality="image", uri="/x.png"), item(modality="caption", caption="calm")])
+    items = [item(modality="image", uri="/x.png"), item(modality="caption", caption="calm")]
+    gone, words = answered(served, home, items, away)
     assert (gone["error"]["code"], gone["error"]["stage"]) == ("storage-unavailable", "fetch")
     assert words["status"] == "ok"

@@ -10,7 +10,7 @@ import pytest
 
 from mmva_platform.annotation.plan import ModelInfo
 from mmva_platform.search import AnnotationIndex
-from mmva_platform.serving.services import Answers, ItemRequest
+from mmva_platform.serving.context import Answers, ItemRequest
 from mmva_platform.settings import Settings
 
 from .published import publish_points
@@ -90,7 +90,7 @@ def test_what_is_like_an_item(tmp_path: Path) -> None:
     for more, status, named in (
         ({"by": "embedding", "only": "music"}, 400, "their own kind only"),
         ({"like": "nobody"}, 404, "no item of this id"),
-        ({"text": "calm"}, 422, "give one thing to go by"),
+        ({"text": "calm"}, 422, "send exactly one of"),
         ({"like": None, "text": "calm", "by": "embedding"}, 422, "give `like`"),
     ):
         answer = post(world, "/v1/search", like | more)
@@ -100,7 +100,7 @@ def test_what_is_like_an_item(tmp_path: Path) -> None:
 
 def test_by_an_upload(world: World) -> None:
     answer = world.client.post(
-        "/v1/search",
+        "/v1/search/upload",
         headers=bearer("reader"),
         files={"file": ("a.jpg", b"pixels", "image/jpeg")},
         data={"query": '{"annotation": "photos", "top": 1}'},
@@ -140,7 +140,7 @@ def test_a_summary_holds_the_change_and_suggests_music(world: World) -> None:
     assert segment["music"]["id"] == "song"
     assert len(answer["curve"]) == 20
     upload = world.client.post(
-        "/v1/summarize", headers=bearer("worker"), files={"file": ("a.mp4", b"film", "video/mp4")}
+        "/v1/summarize/upload", headers=bearer("worker"), files={"file": ("a.mp4", b"film", "video/mp4")}
     )
     assert upload.json()["segments"]
     assert post(world, "/v1/summarize", {}).status_code == 422

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mmva.errors import UsageError
 from mmva_platform.cli.main import run
 from mmva_platform.settings import validate
 from mmva_platform.submission import JobRequest, Jobs, Submission, choose_files, make_submission, write_package
+from mmva_platform.submission.client import JobState
 from mmva_platform.submission.lock import locked_requirements
 
 
@@ -179,6 +181,26 @@ class TestCommand:
         assert printed["entrypoint"].startswith("python -m mmva_platform.cli --settings .mmva-settings.yaml annotate ")
         assert printed["entrypoint"].endswith("--json")
         assert ".mmva-settings.yaml" in printed["working_dir"]["files"]
+
+    def test_with_json_standard_output_is_one_document(
+        self, project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Followed:
+            def __init__(self, _address: str) -> None: ...
+
+            def submit(self, _submission: Submission) -> str:
+                return "j-1"
+
+            def follow(self, job: str, tell: Callable[[str], object]) -> JobState:
+                tell("a line of its log\n")
+                return JobState(job, "SUCCEEDED", "", None, 0, "")
+
+        monkeypatch.setattr("mmva_platform.submission.Jobs", Followed)
+        verb = ["annotate", "s3://c", "--model", "m", "--out", "s3://o"]
+        assert run(["jobs", "submit", "--working-dir", str(project), "--json", *verb]) == 0
+        said = capsys.readouterr()
+        assert json.loads(said.out)["id"] == "j-1"
+        assert said.err == "a line of its log\n"
 
     @pytest.mark.parametrize(
         ("arguments", "said"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmva.errors import CheckFailed, UsageError
-from mmva_platform.annotation.commit import committed_shards, read_commits
+from mmva_platform.annotation.commit import CommitRecord, committed_shards, read_commits
 from mmva_platform.annotation.heartbeats import Heartbeats, read_heartbeats
 from mmva_platform.annotation.plan import Kind, ModelInfo, plan_file, read_plan
 from mmva_platform.annotation.publish import Totals, VersionRecord, add_up, read_record
@@ -87,8 +87,16 @@ class RunStatus:
         return "\n".join(lines)
 
 
-def status(out: str, settings: Settings) -> RunStatus:
-    """How far the version is that is under way; the newest published one if none is.
+def status(
+    out: str, settings: Settings, version: int | None = None, known: dict[str, CommitRecord] | None = None
+) -> RunStatus:
+    """How far a version is.
+
+    Args:
+        out: The annotation.
+        settings: Storage.
+        version: By default the one that is under way; the newest published one if none is.
+        known: Commit records by shard that earlier calls for this version read; new ones are added, none is read twice.
 
     Raises:
         UsageError: If there is no annotation.
@@ -96,11 +104,15 @@ def status(out: str, settings: Settings) -> RunStatus:
     """
     storage = open_storage(out, settings.storage)
     latest = latest_version(storage)
-    coming = 0 if latest is None else latest + 1
-    version = coming if latest is None or storage.exists(plan_file(coming)) else latest
+    if version is None:
+        coming = 0 if latest is None else latest + 1
+        version = coming if latest is None or storage.exists(plan_file(coming)) else latest
     seen = None if latest is None else open_annotation(storage)
     plan = read_plan(storage, version)
+    known = {} if known is None else known
     done = sorted(committed_shards(storage, version) & set(plan.shards))
+    new = [shard for shard in done if shard not in known]
+    known.update(zip(new, read_commits(storage, version, new), strict=True))
     published = is_published(storage, version)
     return RunStatus(
         out=storage.uri,
@@ -112,7 +124,7 @@ def status(out: str, settings: Settings) -> RunStatus:
         shards=len(plan.shards),
         shards_done=len(done),
         items=sum(plan.rows),
-        totals=add_up(read_commits(storage, version, done)),
+        totals=add_up(known[shard] for shard in done),
         heartbeats=None if published else read_heartbeats(storage, version),
         annotated=seen.count("ok") if seen else 0,
         quarantined=seen.count("quarantined") if seen else 0,

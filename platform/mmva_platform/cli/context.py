@@ -59,7 +59,9 @@ def exit_code_of(command: Callable[[], object], again: str | None = "the same co
     try:
         command()
     except SystemExit as finished:
-        code = finished.code if isinstance(finished.code, int) else DONE
+        if isinstance(finished.code, str):  # Python's own meaning: a message, and a failure
+            return _complain(finished.code, FAILED)
+        code = DONE if finished.code is None else finished.code
         return _interrupted(again) if code == INTERRUPTED else code  # so Typer answers Ctrl-C
     except KeyboardInterrupt:
         return _interrupted(again)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -74,7 +74,7 @@ def submit(
     job = jobs.submit(submission)
     emit(f"submitted {job} to {address}", {"id": job, "address": address}, as_json=as_json)
     if wait:
-        _follow(jobs, job)
+        _follow(jobs, job, sys.stderr if as_json else sys.stdout)  # with --json, standard output is one document
 
 
 @app.command("list")
@@ -99,7 +99,7 @@ def logs(
 
     jobs = Jobs(address)
     if follow:
-        _follow(jobs, job)
+        _follow(jobs, job, sys.stdout)
     else:
         emit(jobs.logs(job), None, as_json=False)
 
@@ -137,12 +137,12 @@ def _parse(command: Any, parent: Any, arguments: list[str]) -> None:
         _parse(child, parsed, [*parsed._protected_args, *parsed.args])  # noqa: SLF001 - click has no other name for it
 
 
-def _follow(jobs: Any, job: str) -> None:
+def _follow(jobs: Any, job: str, out: TextIO) -> None:
     """Stream; then fail as the job failed."""
 
     def tell(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        out.write(text)
+        out.flush()
 
     try:
         state = jobs.follow(job, tell)

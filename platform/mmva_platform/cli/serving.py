@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import secrets
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
+import yaml
 
+from mmva.errors import UsageError
 from mmva_platform.cli.context import emit, settings_of
-from mmva_platform.settings import ServingSettings, Settings, load_config, validate
+from mmva_platform.settings import KeySettings, Scope, ServingSettings, Settings, load_config, validate
 
 if TYPE_CHECKING:
     from ray import serve as ray_serve
@@ -17,6 +23,7 @@ if TYPE_CHECKING:
 def add_verbs(root: typer.Typer) -> None:
     """Put the verbs without a noun on the root command."""
     root.command("serve")(serve)
+    root.command("explore")(explore)
 
 
 def serve(
@@ -28,23 +35,108 @@ def serve(
     scope: Annotated[list[str] | None, typer.Option(help="of the new key: read, annotate, admin; repeatable")] = None,
 ) -> None:
     """Serve annotation, jobs and search over HTTP; Ctrl-C ends it."""
-    from mmva_platform.serving.keys import add_key, first_key, keys_file, scopes_of
-    from mmva_platform.serving.server import serve_until_stopped
-    from mmva_platform.workflows import report_annotation
+    from mmva_platform.serving.auth import keys_file
 
     settings = settings_of(context)
     serving = load_config(ServingSettings, config, change or (), settings.serving.model_dump(mode="json"))
     settings = settings.model_copy(update={"serving": serving})
     if new_key is not None:
-        emit(add_key(keys_file(settings), new_key, scopes_of(scope or ["read"])), None, as_json=False)
+        emit(add_key(keys_file(settings), new_key, scope or ["read"]), None, as_json=False)
         return
-    first_key(settings)
+    key = first_key(settings)
+    if key is not None:
+        emit(f"a first API key, shown this once: {key}", None, as_json=False)
+    from mmva_platform.serving.deploy import serve_until_stopped
+    from mmva_platform.workflows import report_annotation
+
     serve_until_stopped(settings, report_annotation)
+
+
+def explore(
+    context: typer.Context,
+    out: Annotated[str, typer.Argument(help="a published annotation: a folder or s3://bucket/prefix")],
+    *,
+    port: Annotated[int, typer.Option(help="of this machine")] = 8000,
+    model: Annotated[str | None, typer.Option(help="to place something; the annotation's own by default")] = None,
+    browser: Annotated[bool, typer.Option(help="open the page; otherwise only print its address")] = True,
+) -> None:
+    """Open the page on one annotation; Ctrl-C ends it."""
+    import webbrowser
+
+    from mmva_platform.serving.deploy import serve_until_stopped
+    from mmva_platform.workflows import report_annotation
+
+    settings, key = explorer_settings(out, settings_of(context), port=port, model=model)
+
+    def show(address: str) -> None:
+        page = f"{address}/#key={key}"  # after the #: the browser keeps it to itself, and the page removes it
+        emit(page, None, as_json=False)
+        if browser:
+            webbrowser.open(page)
+
+    serve_until_stopped(settings, report_annotation, show)
+
+
+def explorer_settings(out: str, settings: Settings, *, port: int, model: str | None) -> tuple[Settings, str]:
+    """Settings of a server for one annotation and its media, and a key that reads and places, while it runs.
+
+    Raises:
+        UsageError: If nothing is published there.
+    """
+    from mmva_platform.annotation.plan import read_plan
+    from mmva_platform.annotation.reader import open_annotation
+
+    annotation = open_annotation(out, settings.storage)
+    own = annotation.record.model
+    key = secrets.token_urlsafe(24)
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    serving = ServingSettings(
+        port=port,
+        keys=(KeySettings(name="explore", sha256=digest, scopes=("read", "annotate")),),
+        model=model or f"models:/{own.name}/{own.version}",
+        wait_for_model=model is None,  # the page works without one; placing something does not
+        roots=read_plan(annotation.storage, annotation.version).roots,
+        annotations={annotation.uri.rpartition("/")[2]: annotation.uri},
+    )
+    return settings.model_copy(update={"serving": serving}), key
 
 
 def application(arguments: dict[str, Any]) -> ray_serve.Application:
     """The application for `serve deploy` and KubeRay; `args` of the YAML are the platform's settings."""
-    from mmva_platform.serving.deployments import build
+    from mmva_platform.serving.deploy import build
     from mmva_platform.workflows import report_annotation
 
     return build(validate(Settings, arguments, "serve.yaml: args"), report_annotation)
+
+
+def add_key(file: Path, name: str, scopes: Sequence[str]) -> str:
+    """Make a key, keep its digest in the file (readable by its owner alone) and return the key: it is nowhere else.
+
+    Raises:
+        UsageError: If the name is taken or no name, or the file is not one of keys.
+    """
+    from mmva_platform.serving.auth import KeysFile
+
+    known = load_config(KeysFile, file).keys if file.exists() else ()
+    if any(key.name == name for key in known):
+        raise UsageError(f"{file}: there is a key named {name!r} already; take it out or choose another name")
+    secret = secrets.token_urlsafe(32)
+    digest = hashlib.sha256(secret.encode()).hexdigest()
+    new = validate(KeySettings, {"name": name, "sha256": digest, "scopes": scopes}, "new key")
+    content = yaml.safe_dump(KeysFile(keys=(*known, new)).model_dump(mode="json"), sort_keys=False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:  # noqa: PTH123
+        out.write(content)
+    temporary.replace(file)
+    return secret
+
+
+def first_key(settings: Settings) -> str | None:
+    """Where there is no key at all, make one that may do everything. It is returned once and stored nowhere."""
+    from mmva_platform.serving.auth import keys_file
+
+    file = keys_file(settings)
+    if settings.serving.keys or file.exists():
+        return None
+    return add_key(file, "first", get_args(Scope))

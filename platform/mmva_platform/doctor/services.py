@@ -76,13 +76,18 @@ def tracking(settings: Settings) -> Finding:
     try:
         from mmva_platform.tracking.registry import list_versions
 
-        versions = list_versions(settings)
+        # Asking MLflow would make the database.
+        versions = [] if _is_missing_file(uri) else list_versions(settings)
     except (UsageError, OperationFailed) as error:
         return broken("tracking", str(error), "tracking.uri")
     champions = [version for version in versions if "champion" in version.aliases]
     if not champions:
         return warning("tracking", f"{shown}: {len(versions)} versions, no champion", "mmva models promote V")
     return ok("tracking", f"{shown}: {len(versions)} versions, champion {champions[0].version}")
+
+
+def _is_missing_file(uri: str) -> bool:
+    return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
 
 
 def _database_fault(uri: str) -> str | None:

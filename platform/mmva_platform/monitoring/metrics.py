@@ -1,8 +1,8 @@
-"""Numbers of an annotation run for Prometheus, through Ray's own exporter: on each node, `--metrics-export-port`.
+"""Numbers of annotation runs and of the API, through Ray's own exporter: on each node, `--metrics-export-port`.
 
-The driver counts, because every commit record passes through it, and a record holds what its worker measured: items,
-causes, seconds by stage. So nothing of the workers is missing but work that was lost with them, and a run is one series
-a label, not one a worker. Ray puts `ray_` before each name.
+Of a run, the driver counts, because every commit record passes through it, and a record holds what its worker measured:
+items, causes, seconds by stage. So nothing of the workers is missing but work that was lost with them, and a run is one
+series a label, not one a worker. Ray puts `ray_` before each name.
 """
 
 from __future__ import annotations
@@ -61,3 +61,43 @@ class RunMetrics:
         self._left.set(self._shards_left, self._run)
         self._last.set(time.time(), self._run)
         self._model.set(1, self._model_tags)
+
+
+class ApiMetrics:
+    """Counters and gauges of one replica of the API, beside those that Serve has itself.
+
+    Attributes:
+        items: Rows by modality and error, which is empty for a point.
+        shed: Requests that were refused because there was too much to do.
+        in_flight: Items.
+    """
+
+    def __init__(self, kinds: Any = None) -> None:
+        """Make the metrics.
+
+        Args:
+            kinds: Has Counter and Gauge as ray.serve.metrics, which is the default.
+        """
+        if kinds is None:
+            from ray.serve import metrics
+
+            kinds = metrics
+        self.items = kinds.Counter("mmva_items", "items by modality and error", ("modality", "error"))
+        self.shed = kinds.Counter("mmva_shed", "refused with 429 or 503 at once", ("what",))
+        self.in_flight = kinds.Gauge("mmva_items_in_flight", "items in flight", ())
+        self._jobs = kinds.Gauge("mmva_jobs", "annotation jobs by state", ("state",))
+        self._model = kinds.Gauge("mmva_model_info", "1 for the model that answers", ("model", "version", "digest"))
+        self._shown: dict[str, str] | None = None
+
+    def jobs(self, states: Mapping[str, int]) -> None:
+        """Show how many jobs there are in each state."""
+        for state, count in states.items():
+            self._jobs.set(count, {"state": state})
+
+    def model(self, model: Mapping[str, str | None]) -> None:
+        """Show which model answers: its name, version and digest."""
+        tags = {"model": model["name"] or "", "version": model["version"] or "", "digest": model["digest"] or ""}
+        if self._shown is not None and self._shown != tags:
+            self._model.set(0, self._shown)
+        self._model.set(1, tags)
+        self._shown = tags

@@ -176,11 +176,14 @@ class AnnotationIndex:
             may_N[own] = False
             assert self.annotation is not None
             row_K, cosine_K = most_alike(*embeddings(self.annotation, own, may_N), offset + top)
+            row_K, cosine_K = row_K[offset:], cosine_K[offset:]
             va_K2 = np.column_stack([np.asarray(self._items[axis].take(pa.array(row_K))) for axis in AXES])
             distance_K = np.hypot(*(va_K2 - va_2).T.astype(np.float64))
-            return self._hits(row_K, distance_K, cosine_K)[offset:]
-        hits = self.search(va_2, top=offset + top + 1, modality=modality, region=region)
-        return [hit for hit in hits if hit.id != id][offset : offset + top]
+            return self._hits(row_K, distance_K, cosine_K)
+        groups = None if modality is None else (MEDIA_KINDS.index(modality),)
+        row_K, distance_K = self._plane.nearest(va_2, offset + top + 1, groups=groups, region=region)
+        page_P = np.flatnonzero(row_K != own)[offset : offset + top]  # only these become Hits
+        return self._hits(row_K[page_P], distance_K[page_P])
 
     def item(self, id: str) -> Hit | None:  # noqa: A002 - the column's name
         """The item of an id, as a search from its own point finds it; None if it was not annotated."""

@@ -1,111 +1,93 @@
-"""The application, without Ray: routes, errors, and the gate before them."""
+"""The application, without Ray: routes and errors, behind limits and authentication."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final
 
-from fastapi import APIRouter, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp
+from fastapi import FastAPI
+from starlette.datastructures import MutableHeaders
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva_platform.annotation.plan import ModelInfo
-from mmva_platform.serving import items, jobs_routes, operations, search_routes, zeroshot_routes
-from mmva_platform.serving.access import Needs
-from mmva_platform.serving.explorer_wiring import explorer_of
-from mmva_platform.serving.gate import PAGE, PUBLIC, Gate, error_body
-from mmva_platform.serving.items import Admission
-from mmva_platform.serving.metrics import Metrics
-from mmva_platform.serving.openapi import describe
-from mmva_platform.serving.progress_of_jobs import ProgressReader
-from mmva_platform.serving.schemas import AnnotateIn, PromptIn, SearchIn, SummaryIn
-from mmva_platform.serving.services import ApiError, Services
-from mmva_platform.serving.uploads import explained
+from mmva_platform.serving.auth import Authentication, refuse_open_routes
+from mmva_platform.serving.context import Context
+from mmva_platform.serving.errors import HANDLERS
+from mmva_platform.serving.limits import RequestLimits
+from mmva_platform.serving.routes import ROUTERS
+from mmva_platform.serving.routes.operations import PAGE
+from mmva_platform.serving.schemas import ErrorOut
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from mmva_platform.serving.client import ModelClient
 
-ROUTERS = (items.router, jobs_routes.router, search_routes.router, zeroshot_routes.router, operations.router)
-
-
-def create_app(
-    services: Services,
-    metrics: Metrics,
-    known_model: Callable[[], ModelInfo | None],
-) -> ASGIApp:
-    """The application behind its gate.
-
-    Args:
-        services: What routes call.
-        metrics: Where they count.
-        known_model: The model that answered last, for the headers of every answer.
-    """
-    app = FastAPI(
-        title="mmva",
-        description="Valence-arousal points of images, music and captions.",
-        openapi_url=None,
-        docs_url=None,
-        redoc_url=None,
-    )
-    app.state.services, app.state.metrics = services, metrics
-    app.state.admission = admission = Admission(services.settings.serving, metrics)
-    app.state.banks, app.state.scanning = {}, asyncio.Lock()
-    app.state.progress = progress = ProgressReader(services.settings.storage)
-    app.state.routers = routers = (*ROUTERS, explorer_of(services, admission, progress))
-    refuse_open_routes(routers)
-    for router in routers:
-        app.include_router(router)
-    describe(app, [AnnotateIn, PromptIn, SearchIn, SummaryIn])
-    _explain_errors(app)
-    return Gate(app, keyring=services.keyring, settings=services.settings.serving, metrics=metrics, model=known_model)
-
-
-def refuse_open_routes(routers: Iterable[APIRouter]) -> None:
-    """AssertionError if a route neither names a scope nor is public by name: that would be our mistake."""
-    for route in (route for router in routers for route in router.routes):
-        assert isinstance(route, APIRoute), f"{route} is no route that could name a scope"
-        scoped = any(isinstance(dependency.call, Needs) for dependency in route.dependant.dependencies)
-        assert scoped or route.path in PUBLIC | PAGE, f"{route.path} names no scope"
-
-
-def _explain_errors(app: FastAPI) -> None:
-    async def http(_request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)
-        code = error.code if isinstance(error, ApiError) else _CODES.get(error.status_code, "error")
-        return JSONResponse(error_body(code, str(error.detail)), error.status_code, error.headers)
-
-    async def invalid(_request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
-        return JSONResponse(error_body("invalid", explained(error.errors())), 422)
-
-    async def expected(_request: Request, error: Exception) -> JSONResponse:
-        status, code = next(answer for kind, answer in _EXPECTED.items() if isinstance(error, kind))
-        headers = {"Retry-After": "10"} if status == 503 else None
-        return JSONResponse(error_body(code, _printable(str(error))), status, headers)
-
-    async def bug(_request: Request, error: Exception) -> JSONResponse:
-        logger.error("a bug", exc_info=error)
-        return JSONResponse(error_body("internal", "an error of the server, see its log"), 500)
-
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(RequestValidationError, invalid)
-    for kind in _EXPECTED:
-        app.add_exception_handler(kind, expected)
-    app.add_exception_handler(Exception, bug)
-
-
-# OperationFailed before UsageError: storage's path errors are both, and then the caller's mistake counts.
-_EXPECTED: dict[type[Exception], tuple[int, str]] = {
-    UsageError: (400, "wrong-usage"),
-    CheckFailed: (409, "check-failed"),
-    OperationFailed: (503, "unavailable"),
+_BASE_HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+_ERRORS: Final = {
+    400: "the request is malformed",
+    401: "no valid key",
+    403: "the key lacks the scope, or the place is outside the roots",
+    404: "not found",
+    408: "the body did not arrive in time",
+    409: "conflicts with the state of a job or an annotation",
+    413: "body too large, or too many items",
+    415: "this route does not accept the Content-Type",
+    422: "a body or parameter is not valid",
+    429: "too many items or jobs of this key; see Retry-After",
+    503: "busy, or no model answers now; see Retry-After",
 }
-_CODES = {404: "not-found", 405: "method-not-allowed", 400: "bad-request", 413: "body-too-large"}
 
 
-def _printable(text: str) -> str:
-    return text.encode(errors="replace").decode()
+def create_app(context: Context) -> ASGIApp:
+    """The application behind its middlewares."""
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"description": text, "model": ErrorOut} for status, text in _ERRORS.items()
+    }
+    app = FastAPI(title="mmva", description="Valence-arousal points of images, music and captions.", responses=errors,
+                  exception_handlers=HANDLERS, openapi_url=None)  # fmt: skip
+    app.state.context = context
+    refuse_open_routes(ROUTERS)
+    for router in ROUTERS:
+        app.include_router(router)
+    app.mount("/static", PAGE)
+    app.mount("/docs", StaticFiles(packages=[("fastapi_offline", "static")]))  # Swagger UI; any key will do
+    limited = RequestLimits(GZipMiddleware(app, 1024, 4), context.settings.serving, context.metrics)
+    return Answering(Authentication(limited, context.keyring), context.models)
+
+
+class Answering:
+    """Middleware: HEAD for every GET, and headers. Only an authorised answer names the model."""
+
+    def __init__(self, app: ASGIApp, models: ModelClient) -> None:
+        self._app, self._models = app, models
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)  # lifespan; there are no websocket routes
+            return
+        head = scope["method"] == "HEAD"
+        scope = {**scope, "method": "GET"} if head else scope
+
+        async def marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._mark(MutableHeaders(scope=message), authorised="caller" in scope.get("state", {}))
+            elif head:
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self._app(scope, receive, marked)
+
+    def _mark(self, headers: MutableHeaders, *, authorised: bool) -> None:
+        for name, value in _BASE_HEADERS.items():
+            headers.setdefault(name, value)
+        model = self._models.known
+        if authorised and model is not None:
+            headers.setdefault("X-MMVA-Model", _version_of(model))
+            headers.setdefault("X-MMVA-Model-Digest", model.digest)
+
+
+def _version_of(model: ModelInfo) -> str:
+    """A model for a header: name/version, or its name alone if it is not registered."""
+    name = f"{model.name}/{model.version}" if model.version else model.name
+    return name.encode("ascii", "replace").decode()

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from mmva.modalities import MediaKind
+from mmva_platform.annotation.plan import ModelInfo
+from mmva_platform.search import Hit
 
-Text = Annotated[str, Field(max_length=20_000)]
-Uri = Annotated[str, Field(min_length=1, max_length=2_000)]
-Name = Annotated[str, Field(max_length=500)]
+
+def _unicode(text: str) -> str:
+    """JSON can hold halves of surrogate pairs, which no answer could repeat."""
+    if not text.isascii() and text.encode(errors="replace").decode() != text:
+        raise ValueError("not valid Unicode")
+    return text
+
+
+Unicode = Annotated[str, AfterValidator(_unicode)]
+Text = Annotated[Unicode, Field(max_length=20_000)]
+Uri = Annotated[Unicode, Field(min_length=1, max_length=2_000)]
+Name = Annotated[Unicode, Field(max_length=500)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 Range = tuple[Unit, Unit]
 
@@ -22,12 +33,28 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+BodyT = TypeVar("BodyT", bound=Body)
+
+
+class Problem(BaseModel):
+    """What is wrong."""
+
+    code: str = Field(description="stable, to program against")
+    message: str
+
+
+class ErrorOut(BaseModel):
+    """The body of every error."""
+
+    error: Problem
+
+
 class ItemIn(Body):
     """An item by URI or as caption text."""
 
     id: Name | None = Field(None, description="comes back in the answer; the item's number by default")
     uri: Uri | None = Field(None, description="below a root that the server allows")
-    caption: str | None = Field(None, description="the text itself")
+    caption: Unicode | None = Field(None, description="the text itself")
     modality: MediaKind | None = Field(None, description="by the URI's extension if it is missing")
 
 
@@ -36,14 +63,6 @@ class AnnotateIn(Body):
 
     items: list[ItemIn] = Field(min_length=1)
     embeddings: bool = Field(default=False, description="with each item's embedding")
-
-
-class Model(BaseModel):
-    """Which model answered."""
-
-    name: str
-    version: str | None = Field(description="null for a bundle that is not registered")
-    digest: str
 
 
 class ItemProblem(BaseModel):
@@ -84,7 +103,7 @@ class ItemOut(BaseModel):
 class AnnotateOut(BaseModel):
     """Rows in the order of the request's items."""
 
-    model: Model
+    model: ModelInfo
     items: list[ItemOut]
 
 
@@ -134,29 +153,22 @@ class JobOut(BaseModel):
 
 
 class JobsOut(BaseModel):
-    """Jobs, the last submitted first."""
+    """A page of jobs, the last submitted first."""
 
     jobs: list[JobOut]
+    total: int
 
 
 class ModelsOut(BaseModel):
     """What answers, and what is registered."""
 
-    serving: Model | None
+    serving: ModelInfo | None
     following: str
-    challenger: str | None
     versions: list[dict[str, Any]]
 
 
-class Health(BaseModel):
-    """Whether it is alive, or ready."""
-
-    status: Literal["ok", "loading"]
-    model: Model | None = None
-
-
 class QueryIn(Body):
-    """What stands for a point of the plane: one of text, URI and the point itself (or an upload)."""
+    """What stands for a point of the plane: one of text, URI and the point itself ."""
 
     text: Text | None = None
     uri: Uri | None = None
@@ -204,25 +216,13 @@ class SearchIn(QueryIn):
         return self
 
 
-class HitOut(BaseModel):
-    """A found item."""
-
-    id: str
-    uri: str | None
-    modality: str
-    valence: float
-    arousal: float
-    distance: float = Field(description="in the plane")
-    score: float = Field(description="the matching score of that distance; by embedding the cosine")
-
-
 class SearchOut(BaseModel):
     """Hits, the nearest first."""
 
-    model: Model
+    model: ModelInfo
     annotation: str
     query: dict[str, float]
-    hits: list[HitOut] = Field(description="by embedding the most alike first")
+    hits: list[Hit] = Field(description="by embedding the most alike first")
 
 
 class PromptIn(QueryIn):
@@ -232,14 +232,14 @@ class PromptIn(QueryIn):
 class PromptOut(BaseModel):
     """A prompt for a text-to-music generator, and what it was made of."""
 
-    model: Model
+    model: ModelInfo
     query: dict[str, float]
     prompt: str
     details: dict[str, Any]
 
 
 class SummaryIn(Body):
-    """A video to summarise; instead of `uri` an upload."""
+    """A video to summarise; `uri` is left out beside an upload."""
 
     uri: Uri | None = None
     seconds: float = Field(15.0, gt=0, le=3600, description="how long the summary may be")
@@ -255,13 +255,13 @@ class SegmentOut(BaseModel):
     valence: float
     arousal: float
     mood: str
-    music: HitOut | None = None
+    music: Hit | None = None
 
 
 class SummaryOut(BaseModel):
     """The chosen segments in order, and the curve they were chosen by."""
 
-    model: Model
+    model: ModelInfo
     duration_s: float
     segments: list[SegmentOut]
     curve: list[Window]

@@ -64,8 +64,8 @@ class JobState:
 class Jobs:
     """Jobs of one cluster. RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or its file authenticates, as for Ray's tools."""
 
-    def __init__(self, address: str) -> None:
-        """Connect.
+    def __init__(self, address: str, token: str | None = None) -> None:
+        """Connect, with a token of its own if it is not this process's.
 
         Raises:
             UsageError: If no job server answers there, or it does not know the token.
@@ -74,7 +74,8 @@ class Jobs:
 
         self.address = address
         with self._explained():
-            self._client = JobSubmissionClient(address)
+            headers = {"Authorization": f"Bearer {token}"} if token else None
+            self._client = JobSubmissionClient(address, headers=headers)
 
     def submit(self, submission: Submission) -> str:
         """Upload the package, unless the cluster has it already, and begin; the job's id.

@@ -23,7 +23,8 @@ def deploy(topology: Topology) -> Path:
     own = yaml.safe_load(topology.settings.read_text())
     arguments |= {"home": str(home), "tracking": own["tracking"], "storage": own["storage"]}
     arguments["serving"] |= {
-        "keys_file": str(home / "serving" / "keys.yaml"), "replicas": 1, "replica_cpus": 0.5, "front_replicas": 1,
+        "keys_file": str(home / "serving" / "keys.yaml"), "replicas": 1, "replica_cpus": 0.5, "bulk": {},
+        "max_replicas": None, "api_replicas": 1, "max_api_replicas": None,
         "engine": "torch", "jobs": "s3://work/serving/jobs", "roots": ["s3://media"], "out_roots": ["s3://work/api"],
     }  # fmt: skip
     file = topology.root / "serve.yaml"

@@ -1,0 +1,147 @@
+"""A published annotation as the page asks for it: windows onto the plane, an item in full, what lies near it."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Collection, Sequence
+from functools import cached_property, lru_cache
+from itertools import accumulate
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import ArrayLike, NDArray
+
+from mmva.affect import mood
+from mmva.modalities import AXES, MEDIA_KINDS
+from mmva.zeroshot.search import Region
+from mmva_platform.search.index import AnnotationIndex, Hit
+from mmva_platform.search.view import CELLS, PlanePoints, View
+
+_BOUNDS: Final = tuple(f"{axis}_{side}" for axis in AXES for side in ("low", "high"))
+_DETAILS: Final = ("id", "uri", "modality", *AXES, *_BOUNDS, "mood", "duration_s", "windows", "sha256", "caption")
+_FILES_KEPT: Final = 64  # without embeddings, a file is some hundred bytes an item
+_DIGITS: Final = 6  # of coordinates that are only drawn: a pixel at the deepest zoom
+_CURVE_POINTS: Final = 600
+NEIGHBOURS: Final = 4
+
+
+class ExploredCatalog:
+    """Reads the index in memory for points and neighbours, the annotation's files for the details of one item."""
+
+    def __init__(self, index: AnnotationIndex) -> None:
+        """Sort the index's points for windows; files are opened when the first item is asked for."""
+        self.index = index
+        items = index.items
+        va_N2 = np.column_stack([np.asarray(items[axis], np.float32) for axis in AXES])
+        self._points = PlanePoints(
+            va_N2, np.asarray(pc.index_in(items["modality"], pa.array(MEDIA_KINDS, pa.large_string())))
+        )
+        counts = pc.value_counts(items["modality"]).to_pylist()
+        found = {each["values"]: each["counts"] for each in counts}
+        self.by_modality = {kind: found[kind] for kind in MEDIA_KINDS if kind in found}
+        self._rows_of_file = lru_cache(_FILES_KEPT)(self._read_rows)
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """First row after each file."""
+        assert self.index.annotation is not None
+        return list(accumulate(file.rows for file in self.index.annotation.files()))
+
+    def summary(self) -> dict[str, Any]:
+        """How many items of each modality, the moods that there are, and the run."""
+        moods = sorted(pc.unique(self.index.items["mood"]).to_pylist())
+        return {"items": len(self.index), "by_modality": self.by_modality, "moods": moods, "run_id": self.index.run_id}
+
+    def view(
+        self,
+        region: Region,
+        modalities: Collection[str],
+        cells: int = CELLS,
+        *,
+        mood: str | None = None,
+        width: float | None = None,
+    ) -> dict[str, Any]:
+        """Points, or counts of a grid's cells, in a window; see search.view.
+
+        Args:
+            region: The window.
+            modalities: Which are shown.
+            cells: Of the grid.
+            mood: Only items of this mood.
+            width: Only items whose 90 % interval is at most so wide in both axes.
+        """
+        found = self._found(region, modalities, mood, width, cells=cells)
+        window = {"valence": region.valence, "arousal": region.arousal, "total": found.total}
+        if found.row_K is None:
+            counts = {MEDIA_KINDS[kind]: count.ravel().tolist() for kind, count in found.counts.items()}
+            return window | {"cells": cells, "counts": counts}
+        items = self.index.items.select(["id", "modality", *AXES]).take(pa.array(found.row_K))
+        points = {axis: np.round(np.asarray(items[axis], np.float64), _DIGITS).tolist() for axis in AXES}
+        return window | {"points": {"id": items["id"].to_pylist(), "modality": items["modality"].to_pylist()} | points}
+
+    def table(
+        self, region: Region, modalities: Collection[str], *, mood: str | None = None, width: float | None = None
+    ) -> pa.Table:
+        """id, uri, modality, valence, arousal and mood of all items of a window; see view."""
+        found = self._found(region, modalities, mood, width, most=len(self.index))
+        return self.index.items.take(pa.array(found.row_K))
+
+    def _found(
+        self, region: Region, modalities: Collection[str], mood: str | None, width: float | None, **options: int
+    ) -> View:
+        kinds = [MEDIA_KINDS.index(name) for name in MEDIA_KINDS if name in modalities]
+        keep_N = None
+        if mood is not None:
+            keep_N = np.asarray(pc.equal(self.index.items["mood"], mood))
+        if width is not None:
+            narrow_N = self._widths <= width
+            keep_N = narrow_N if keep_N is None else keep_N & narrow_N
+        return self._points.view(region, kinds, keep_N=keep_N, **options)
+
+    @cached_property
+    def _widths(self) -> NDArray[np.float32]:
+        """The wider one of an item's two intervals; infinite without one. Read when it is first asked for."""
+        assert self.index.annotation is not None
+        bounds = self.index.annotation.table(_BOUNDS)
+        low_high = {name: np.asarray(bounds[name].fill_null(np.nan), np.float32) for name in _BOUNDS}
+        widths = [low_high[f"{axis}_high"] - low_high[f"{axis}_low"] for axis in AXES]
+        return np.nan_to_num(np.maximum(*widths), nan=np.inf)
+
+    def item(self, id: str) -> dict[str, Any] | None:  # noqa: A002 - the column's name
+        """Everything the page shows of an item but its media; None if there is no such item.
+
+        Raises:
+            CheckFailed: If its file is damaged.
+        """
+        row = pc.index(self.index.items["id"], pa.scalar(id, pa.large_string())).as_py()
+        if row < 0:
+            return None
+        file = bisect_right(self._ends, row)
+        first = self._ends[file - 1] if file else 0
+        details: dict[str, Any] = self._rows_of_file(file).slice(row - first, 1).to_pylist()[0]
+        assert details["id"] == id
+        details["windows"] = _thinned(details["windows"] or [])
+        return details | {"text": details.pop("caption")}
+
+    def around(self, va_2: ArrayLike, *, without: str | None = None, top: int = NEIGHBOURS) -> dict[str, list[Hit]]:
+        """The nearest items of each modality but one; see AnnotationIndex.search."""
+        return {kind: self.index.search(va_2, top=top, modality=kind) for kind in self.by_modality if kind != without}
+
+    def _read_rows(self, number: int) -> pa.Table:
+        annotation = self.index.annotation
+        assert annotation is not None
+        return annotation.read(annotation.files()[number], _DETAILS)
+
+
+def mood_of(va_2: Sequence[float]) -> str:
+    """The word nearest to a point."""
+    return str(mood(np.asarray(va_2)))
+
+
+def _thinned(windows: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Every n-th window of a long curve, more than a screen has pixels for."""
+    step = max(1, math.ceil(len(windows) / _CURVE_POINTS))
+    return windows[::step]

@@ -1,0 +1,104 @@
+"""What the routes need of the world, in one typed object. Ray stays behind `ModelClient`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
+
+from fastapi import Depends, Request
+
+from mmva.modalities import MEDIA_KINDS
+from mmva_platform.annotation.plan import ModelInfo
+from mmva_platform.annotation.roots import AllowedRoots
+from mmva_platform.monitoring.metrics import ApiMetrics
+from mmva_platform.serving.limits import Admission, Threads
+
+if TYPE_CHECKING:
+    from mmva.zeroshot.prompts import PromptBank
+    from mmva_platform.search import AnnotationIndex
+    from mmva_platform.serving.auth import Keyring
+    from mmva_platform.serving.client import ModelClient
+    from mmva_platform.serving.jobs.progress import ProgressReader
+    from mmva_platform.serving.jobs.queue import JobQueue
+    from mmva_platform.settings import Settings
+
+
+class ItemRequest(TypedDict):
+    """An item on its way to a model; `data` are an upload's bytes, and then `uri` is None."""
+
+    id: str
+    uri: str | None
+    modality: str | None
+    caption: str | None
+    data: bytes | None
+
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Rows of some items, in their order, all by one model."""
+
+    model: ModelInfo
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything that routes call.
+
+    Attributes:
+        settings: Of the platform.
+        keyring: Who may do what.
+        models: The replicas that hold the model.
+        jobs: The queue of annotation jobs.
+        progress: How far jobs are.
+        report: A published annotation's URI -> its report as HTML; blocking.
+        open_index: A published annotation's URI -> its search index, opened once; blocking.
+        metrics: Where the routes count.
+    """
+
+    settings: Settings
+    keyring: Keyring
+    models: ModelClient
+    jobs: JobQueue
+    progress: ProgressReader
+    report: Callable[[str], str]
+    open_index: Callable[[str], AnnotationIndex]
+    metrics: ApiMetrics
+    admission: Admission = field(init=False)
+    roots: AllowedRoots = field(init=False)
+    out_roots: AllowedRoots = field(init=False)
+    # One kind of storage access each: slow media never delay a job's state, nor a report a search.
+    index_threads: Threads = field(default_factory=lambda: Threads("search", 4))
+    media_threads: Threads = field(default_factory=lambda: Threads("media", 4))
+    job_threads: Threads = field(default_factory=lambda: Threads("jobs", 4))
+    report_threads: Threads = field(default_factory=lambda: Threads("reports", 2, 8))
+    banks: dict[str, PromptBank] = field(default_factory=dict)
+    scanning: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "admission", Admission(self.settings.serving, self.metrics))
+        object.__setattr__(self, "roots", AllowedRoots(self.settings.serving.roots))
+        object.__setattr__(self, "out_roots", AllowedRoots(self.settings.serving.out_roots))
+
+    async def annotated(self, caller: str, items: list[ItemRequest]) -> Answers:
+        """Items through the model, admitted and counted."""
+        with self.admission.enter(caller, len(items)):
+            answers = await self.models.annotate(items)
+        for row in answers.rows:
+            modality = row["modality"] if row.get("modality") in MEDIA_KINDS else "unknown"
+            self.metrics.items.inc(1, {"modality": modality, "error": row.get("error", {}).get("code", "")})
+        return answers
+
+
+def context_of(request: Request) -> Context:
+    """What the application was built with."""
+    context: Context = request.app.state.context
+    return context
+
+
+ContextDep = Annotated[Context, Depends(context_of)]

@@ -1,0 +1,246 @@
+"""The queue of annotation jobs, in storage; any number of processes may use it at once.
+
+`<jobs>/<id>/0001.json`, 0002.json and so on, each put once and never changed: the highest is the job as it is now.
+Whoever puts the next number decided what happened next. The id is that of the output, so there is one job a run
+directory. How far a job is stands in that directory alone; a queue that is lost loses the order of waiting jobs, never
+work. Files that are not of this form, or that this version cannot read, are left alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mmva_platform.annotation.roots import normalised_root
+from mmva_platform.annotation.table import is_published
+from mmva_platform.serving.errors import ApiError
+from mmva_platform.settings import ServingSettings, StorageSettings
+from mmva_platform.storage import Storage, StorageNotFound, open_storage
+
+logger = logging.getLogger(__name__)
+
+State = Literal["queued", "running", "done", "failed", "cancelled"]
+STATES: Final[tuple[State, ...]] = get_args(State)
+_FILE: Final = re.compile(r"([0-9a-f]{16})/(\d{4,})\.json")
+_THREADS: Final = 16
+_REMEMBERED: Final = 10_000
+
+
+class _Stored(BaseModel):
+    """Read back tolerantly: another version of the software may have added fields."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class JobSpec(_Stored):
+    """What is to be annotated, with what, and where to."""
+
+    catalog: str
+    out: str
+    model: str
+    max_errors: str | None = None
+
+
+class Start(_Stored):
+    """A start of a job on the bulk cluster."""
+
+    at: datetime
+    submission_id: str
+    shards_done: int = Field(description="committed before it")
+    fruitless: int = Field(0, description="starts before it at the same number of committed shards")
+
+
+class Job(_Stored):
+    """A job as it is now."""
+
+    id: str
+    number: int = Field(description="of its file")
+    spec: JobSpec
+    owner: str = Field(description="name of the key that asked for it last")
+    submitted_at: datetime
+    changed_at: datetime
+    state: State = "queued"
+    message: str = Field("", description="of a failure")
+    start: Start | None = Field(None, description="the last one")
+
+    def changed(self, state: State, **values: Any) -> Job:
+        """What the job becomes; not stored yet."""
+        more = {"number": self.number + 1, "state": state, "changed_at": _now(), **values}
+        return self.model_copy(update=more)
+
+    @property
+    def active(self) -> bool:
+        """Whether it waits or runs."""
+        return self.state in {"queued", "running"}
+
+
+class JobQueue:
+    """Jobs of one place. Blocking calls, safe from any thread."""
+
+    def __init__(self, uri: str, serving: ServingSettings, settings: StorageSettings) -> None:
+        self._storage: Storage = open_storage(uri, settings)
+        self._serving, self._settings = serving, settings
+        self._read: dict[str, Job | None] = {}  # by path; files never change
+        self._lock = threading.Lock()  # of the dictionary alone, never held over a request
+
+    def submit(self, spec: JobSpec, by: str) -> tuple[Job, bool]:
+        """Put a job into the queue; the job, and whether it is new there.
+
+        The same job again is the same job: what waits, runs or is done is left alone, what was cancelled or failed
+        goes on from its run directory.
+
+        Raises:
+            ApiError: 409 if the output belongs to another job, or lies in or around that of another one; 429 if too
+                many jobs wait.
+        """
+        spec = spec.model_copy(update={"out": normalised_root(spec.out)})
+        jobs = self.jobs()
+        name = job_id(spec.out)
+        known = next((job for job in jobs if job.id == name), None)
+        if known is not None:
+            if (known.spec.catalog, known.spec.model) != (spec.catalog, spec.model):
+                text = f"{spec.out}: another job writes there (catalog {known.spec.catalog}, model {known.spec.model})"
+                raise ApiError(409, "output-taken", text)
+            if known.state in {"queued", "running", "done"}:
+                return known, False
+        elif (other := nested(spec.out, jobs, self._serving.annotations.values())) is not None:
+            raise ApiError(409, "output-taken", f"{spec.out}: lies in or around {other}, which belongs to another job")
+        self._check_room(jobs, by)
+        now, number = _now(), known.number + 1 if known else 1
+        job = Job(id=name, number=number, spec=spec, owner=by, submitted_at=now, changed_at=now)
+        if not self.put(job):
+            return self.get(name), False  # another caller was first, with the same output
+        return job, True
+
+    def cancel(self, name: str) -> Job:
+        """Cancel a job that waits or runs; what is committed stays. Others are left as they are."""
+        while (job := self.get(name)).active:
+            cancelled = job.changed("cancelled")
+            if self.put(cancelled):
+                return cancelled
+        return job
+
+    def put(self, job: Job) -> bool:
+        """Store what a job became; False if something else happened to it first."""
+        path = f"{job.id}/{job.number:04d}.json"
+        if not self._storage.put_if_absent(path, job.model_dump_json(indent=1).encode()):
+            return False
+        self._remember(path, job)
+        return True
+
+    def get(self, name: str) -> Job:
+        """A job: one request, and another one if it has changed since. Raises ApiError 404."""
+        found = self._newest(f"{name}/")
+        if name not in found:
+            raise ApiError(404, "no-such-job", f"there is no job {name!r}")
+        return found[name]
+
+    def jobs(self) -> list[Job]:
+        """All jobs, the first submitted first."""
+        return sorted(self._newest("").values(), key=lambda job: (job.submitted_at, job.id))
+
+    def is_published(self, job: Job) -> bool:
+        """Whether a job's run directory holds a published annotation."""
+        return is_published(open_storage(job.spec.out, self._settings), 0)
+
+    def _newest(self, prefix: str) -> dict[str, Job]:
+        """Jobs below a prefix by id, as the highest file that can be read tells them."""
+        numbers: dict[str, list[int]] = {}
+        for entry in self._storage.list(prefix):
+            match = _FILE.fullmatch(entry.path)
+            if match:
+                numbers.setdefault(match[1], []).append(int(match[2]))
+        with ThreadPoolExecutor(_THREADS) as pool:
+            jobs = pool.map(self._newest_of, numbers, numbers.values()) if len(numbers) > 1 else (
+                map(self._newest_of, numbers, numbers.values())
+            )  # fmt: skip
+            return {job.id: job for job in jobs if job is not None}
+
+    def _newest_of(self, name: str, numbers: list[int]) -> Job | None:
+        for number in sorted(numbers, reverse=True):
+            job = self._parsed(name, number)
+            if job is not None:
+                return job.model_copy(update={"number": max(numbers)})  # the next number, whatever the last file holds
+        return None
+
+    def _parsed(self, name: str, number: int) -> Job | None:
+        path = f"{name}/{number:04d}.json"
+        with self._lock:
+            if path in self._read:
+                return self._read[path]
+        try:
+            job = Job.model_validate_json(self._storage.read(path))
+        except StorageNotFound:
+            return None
+        except ValidationError as error:
+            logger.warning("jobs: %s is not a job that this version can read (%s)", path, error.errors()[0]["msg"])
+            job = None
+        if job is not None and (job.id, job.number) != (name, number):
+            logger.warning("jobs: %s is not what its name says", path)
+            job = None
+        self._remember(path, job)
+        return job
+
+    def _remember(self, path: str, job: Job | None) -> None:
+        with self._lock:
+            self._read[path] = job
+            while len(self._read) > _REMEMBERED:
+                del self._read[next(iter(self._read))]
+
+    def _check_room(self, jobs: Iterable[Job], by: str) -> None:
+        waiting = [job for job in jobs if job.state == "queued"]
+        own = sum(1 for job in waiting if job.owner == by)
+        if own >= self._serving.max_queued_jobs_per_key:
+            raise ApiError(429, "too-many-jobs", f"{own} jobs of this key are waiting", 60.0)
+        if len(waiting) >= self._serving.max_queued_jobs:
+            raise ApiError(429, "too-many-jobs", f"{len(waiting)} jobs are waiting", 60.0)
+
+
+def next_job(jobs: Sequence[Job]) -> Job | None:
+    """The job to start next: of the key with the fewest running jobs, then of the one served longest ago, its oldest.
+
+    Args:
+        jobs: All jobs.
+    """
+    waiting = [job for job in jobs if job.state == "queued"]
+    running = Counter(job.owner for job in jobs if job.state == "running")
+    served: dict[str, datetime] = {}
+    for job in jobs:
+        if job.start is not None:
+            served[job.owner] = max(served.get(job.owner, job.start.at), job.start.at)
+    never = datetime.min.replace(tzinfo=UTC)
+    return min(
+        waiting,
+        key=lambda job: (running[job.owner], served.get(job.owner, never), job.submitted_at, job.id),
+        default=None,
+    )
+
+
+def nested(out: str, jobs: Iterable[Job], annotations: Iterable[str] = ()) -> str | None:
+    """A known output that lies in `out`, or that `out` lies in; None if there is none."""
+    known = [job.spec.out for job in jobs] + [normalised_root(uri) for uri in annotations]
+    return next((one for one in known if f"{one}/".startswith(f"{out}/") != f"{out}/".startswith(f"{one}/")), None)
+
+
+def count_states(jobs: Iterable[Job]) -> dict[str, int]:
+    """How many jobs there are in each state."""
+    counts = Counter(job.state for job in jobs)
+    return {state: counts[state] for state in STATES}
+
+
+def job_id(out: str) -> str:
+    """Id of the job that writes to a run directory."""
+    return hashlib.sha256(out.encode()).hexdigest()[:16]
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

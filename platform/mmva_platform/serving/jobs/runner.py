@@ -1,0 +1,118 @@
+"""Runs the queue's jobs on the bulk cluster, a few at a time, as Ray jobs that outlive this process.
+
+There is no state here to lose: the queue says which submission a running job has, the cluster says what became of it,
+and the run directory says where to go on. Only the holder of the lease runs anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from mmva_platform.serving.jobs.cluster import BulkCluster
+from mmva_platform.serving.jobs.lease import Lease
+from mmva_platform.serving.jobs.queue import Job, JobQueue, Start, nested, next_job
+
+logger = logging.getLogger(__name__)
+
+_POLL_S: Final = 1.0
+_MOST_FRUITLESS: Final = 5
+
+
+class JobRunner:
+    """Starts, watches and cancels; `step` is one look at the queue."""
+
+    def __init__(
+        self, queue: JobQueue, lease: Lease, cluster: BulkCluster, shards_done: Callable[[Job], int], most: int
+    ) -> None:
+        """Bind to the queue and the cluster.
+
+        Args:
+            queue: Jobs.
+            lease: Of the same queue.
+            cluster: Where they run.
+            shards_done: How many shards of a job are committed.
+            most: Jobs that run at once.
+        """
+        self._queue, self._lease, self._cluster = queue, lease, cluster
+        self._shards_done, self._most = shards_done, most
+        self._stopped: set[str] = set()  # submissions of cancelled jobs
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Run in a thread of its own."""
+        self._thread = threading.Thread(target=self._run, name="mmva-jobs", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """RuntimeError if the thread is gone."""
+        if self._thread is None or not self._thread.is_alive():
+            raise RuntimeError("the runner of jobs has stopped")
+
+    def stop(self) -> None:
+        """End the runner, not the jobs: the next runner finds them running."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=10)
+        self._lease.release()
+
+    def step(self) -> None:
+        """End what ended or was cancelled, start again what was lost, then start what there is room for."""
+        if not self._lease.held():
+            return
+        jobs = self._queue.jobs()
+        for name in {job.start.submission_id for job in jobs if job.state == "cancelled" and job.start}:
+            if name not in self._stopped:
+                self._cluster.stop(name)
+                self._stopped.add(name)
+        for job in jobs:
+            if job.state == "running":
+                self._look_after(job)
+        while True:
+            jobs = self._queue.jobs()
+            waiting = next_job(jobs)
+            if waiting is None or sum(job.state == "running" for job in jobs) >= self._most:
+                return
+            other = nested(waiting.spec.out, [job for job in jobs if job.submitted_at < waiting.submitted_at])
+            if other is not None:  # two submissions at the same moment
+                self._queue.put(waiting.changed("failed", message=f"the output lies in or around {other}"))
+            else:
+                self._begin(waiting)
+
+    def _look_after(self, job: Job) -> None:
+        assert job.start is not None
+        found = self._cluster.state(job.start.submission_id)
+        if found.state == "running":
+            return
+        if found.state == "lost":
+            logger.warning("job %s: the cluster lost it; starting it again", job.id)
+            self._begin(job)
+        elif found.state == "succeeded":
+            self._queue.put(job.changed("done", message=""))
+        else:
+            self._queue.put(job.changed("failed", message=found.message))
+
+    def _begin(self, job: Job) -> None:
+        """Start a job for the first time, or again; a job that gets nowhere is given up."""
+        done, last = self._shards_done(job), job.start if job.state == "running" else None
+        fruitless = last.fruitless + 1 if last is not None and last.shards_done >= done else 0
+        if fruitless >= _MOST_FRUITLESS:
+            text = f"started {fruitless} times without progress at {done} committed shards"
+            self._queue.put(job.changed("failed", message=text))
+            return
+        name = f"mmva-{job.id}-{job.number + 1}"
+        changed = job.changed("running", message="")
+        start = Start(at=changed.changed_at, submission_id=name, shards_done=done, fruitless=fruitless)
+        changed = changed.model_copy(update={"start": start})
+        if self._queue.put(changed):
+            self._cluster.submit(changed, name)
+
+    def _run(self) -> None:
+        while not self._stop.wait(_POLL_S):
+            try:
+                self.step()
+            except Exception as error:  # noqa: BLE001 - storage that is away; the queue is there when it is back
+                logger.warning("jobs: %s", error)

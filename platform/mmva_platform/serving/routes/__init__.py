@@ -1,0 +1,5 @@
+"""The API's routes by subject; each names the scope that its callers need."""
+
+from mmva_platform.serving.routes import annotate, explore, jobs, operations, search, zeroshot
+
+ROUTERS = (annotate.router, jobs.router, search.router, zeroshot.router, explore.router, operations.router)
