@@ -62,10 +62,10 @@ class Loop:
 
     def __init__(self, train: Any, recipe: Recipe, world: Any = None) -> None:
         import torch
-
         from mmva_platform.training.build import build_model, new_state
-        from mmva_platform.training.loop import WORLD_OF_ONE, plan_epoch
         from mmva_platform.training.source import FeatureSource
+
+        from mmva_platform.training.loop import WORLD_OF_ONE, plan_epoch
 
         torch.set_num_threads(1)
         self.recipe, self.world = recipe, world or WORLD_OF_ONE
@@ -94,9 +94,8 @@ class Plain:
 
     def __init__(self, train: Any, recipe: Recipe) -> None:
         import torch
-        from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
         from mmva_platform.training.build import build_model, build_optimizer, penalty_gradients
+        from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
         torch.set_num_threads(1)
         self.recipe = recipe
@@ -299,16 +298,16 @@ def measure_workers(workdir: Path, rounds: int, count: int, batch_size: int) -> 
 def measure_media(workdir: Path, rounds: int, items: int) -> dict[str, Any]:
     """An epoch from media against the same epoch from embeddings, both in this process, and embedding once."""
     import torch
+    from mmva_platform.training.build import build_model, new_state
+    from mmva_platform.training.source import FeatureSource
 
     from mmva.imemnet.generator import generate
     from mmva_platform.datasets.embedding import embed_dataset
     from mmva_platform.datasets.features import load_features
     from mmva_platform.datasets.importing import ImportConfig, import_dataset
-    from mmva_platform.training.build import build_model, new_state
     from mmva_platform.training.data import triplets
     from mmva_platform.training.loop import UNWATCHED, World, train_epoch
     from mmva_platform.training.media.run import plan_media, prepare_media
-    from mmva_platform.training.source import FeatureSource
 
     torch.set_num_threads(1)
     settings = Settings(home=workdir / "home")
@@ -355,8 +354,9 @@ def measure_media(workdir: Path, rounds: int, items: int) -> dict[str, Any]:
 
 def measure_memory(workdir: Path, items: int) -> dict[str, Any]:
     """Half of the items images, half clips without captions, through share_features; what that took."""
-    from mmva_platform.cluster import ray_session
     from mmva_platform.training.memory import check_memory, share_features, shared_features
+
+    from mmva_platform.cluster import ray_session
 
     uri = made_embedded_dataset(workdir / f"dataset-{items}", items)
     need = 4 * (items // 2) * (WIDTHS["image"] + WIDTHS["music"])
@@ -386,11 +386,11 @@ def measure_memory(workdir: Path, items: int) -> dict[str, Any]:
 def one_epoch(features: Any) -> dict[str, float]:
     """Towers from their probes, then an epoch in this process; its own memory is what passes the shared embeddings."""
     import torch
-
     from mmva_platform.training.build import build_model, new_state
+    from mmva_platform.training.source import FeatureSource
+
     from mmva_platform.training.data import triplets
     from mmva_platform.training.loop import UNWATCHED, WORLD_OF_ONE, train_epoch
-    from mmva_platform.training.source import FeatureSource
 
     torch.set_num_threads(2)
     recipe = recipe_of(batch_size=4096, optimizer={"ridge": "auto"})

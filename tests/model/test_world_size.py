@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 
 def in_two_processes(synthetic: ModuleType, folder: Path, *more: str) -> Any:
@@ -43,8 +44,8 @@ def test_two_processes_compute_what_one_does(tmp_path: Path, synthetic: ModuleTy
 @pytest.mark.slow
 def test_two_processes_go_on_where_one_was_stopped(tmp_path: Path, synthetic: ModuleType) -> None:
     stopped = synthetic.StopAt(8)  # of 18 steps: the second of the second epoch
-    synthetic.run(synthetic.World(), watcher=stopped)
-    (tmp_path / "checkpoint").write_bytes(stopped.data)
+    synthetic.run(synthetic.World(), callback=stopped)
+    torch.save(stopped.content, tmp_path / "checkpoint")
     together = in_two_processes(synthetic, tmp_path, str(tmp_path / "checkpoint"))
     assert len(together["gradients"]) == 10
     assert_same(together, synthetic.run(synthetic.World()))

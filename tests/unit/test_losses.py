@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from mmva.affect import matching_score
-from mmva.losses import LossConfig, LossSums, loss_sums, mmva_loss, score
+from mmva.losses import LossConfig, loss_counts, loss_scales, loss_sums, mmva_loss, score
 from mmva.matching import EpochPlan, batches
 from mmva.modalities import MODALITIES
 
@@ -113,16 +113,18 @@ def test_any_number_of_ranks_gives_one_process_loss_and_gradients(world_size: in
     config = LossConfig()
     weight = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)
 
-    def sums(rows: slice) -> LossSums:
+    def loss(rows: slice, counts: torch.Tensor, ranks: int) -> torch.Tensor:
         predicted = {m: v[rows] * weight for m, v in va.items()}
-        return loss_sums(predicted, {m: v[rows] for m, v in labels.items()}, {"caption": mask[rows]}, config)
+        sums = loss_sums(predicted, {m: v[rows] for m, v in labels.items()}, {"caption": mask[rows]}, config)
+        return (sums * loss_scales(counts, config, ranks)).sum()
 
-    whole = sums(slice(None)).total(config)
+    everywhere = torch.ones(pairs, dtype=torch.bool)
+    counts = loss_counts({"image": everywhere, "music": everywhere, "caption": mask}, config)
+    whole = loss(slice(None), counts, 1)
     (expected,) = torch.autograd.grad(whole, weight)
     plan = EpochPlan(np.arange(pairs), np.arange(pairs), np.ones(pairs))
     slices = [batches(plan, 24, rank, world_size)[0] for rank in range(world_size)]
-    counts = torch.stack([sums(rows).counts_T for rows in slices]).sum(0)
-    losses = [sums(rows).total(config, counts, world_size) for rows in slices]
+    losses = [loss(rows, counts, world_size) for rows in slices]
     gradients = [torch.autograd.grad(loss, weight)[0] for loss in losses]
     assert torch.stack(losses).mean().item() == pytest.approx(whole.item(), rel=1e-12)
     assert torch.stack(gradients).mean().item() == pytest.approx(expected.item(), rel=1e-12)

@@ -21,7 +21,7 @@ def train(
     *,
     config: Annotated[Path | None, typer.Option(help="recipe (YAML)")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value on top of the recipe")] = None,
-    resume: Annotated[str | None, typer.Option(help="name of a run to go on with")] = None,
+    resume: Annotated[str | None, typer.Option(help="name of a run to go on with; needs nothing else")] = None,
     sweep: Annotated[Path | None, typer.Option(help="grid (YAML) to search instead; trains the best")] = None,
     as_json: Json = False,
 ) -> None:
@@ -29,7 +29,7 @@ def train(
     from mmva.errors import UsageError
     from mmva_platform.settings import load_config
     from mmva_platform.training.recipe import Recipe
-    from mmva_platform.workflows import sweep_and_register, train_and_register
+    from mmva_platform.workflows import resume_and_register, sweep_and_register, train_and_register
 
     if sweep is not None:
         from mmva_platform.training.sweep import SweepOptions
@@ -39,7 +39,12 @@ def train(
         found, best = sweep_and_register(load_config(SweepOptions, sweep, set_ or []), settings_of(context))
         emit(f"{found.to_text()}\n\n{best.to_text()}", {**best.to_json(), **found.to_json()}, as_json=as_json)
         return
-    outcome = train_and_register(load_config(Recipe, config, set_ or []), settings_of(context), resume=resume)
+    if resume is not None:
+        outcome = resume_and_register(
+            resume, settings_of(context), lambda own: load_config(Recipe, config, set_ or [], base=own)
+        )
+    else:
+        outcome = train_and_register(load_config(Recipe, config, set_ or []), settings_of(context))
     emit(outcome.to_text(), outcome.to_json(), as_json=as_json)
 
 
