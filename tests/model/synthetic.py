@@ -66,23 +66,19 @@ def source_of(train: Triplets, val: Triplets, recipe: Recipe, like: torch.Tensor
     return FeatureSource(train, val, recipe.loss.sigma, like)
 
 
-class StopAt(Callback):
+class StopAt:
     """Stops after so many steps, keeping what a checkpoint then holds."""
 
     def __init__(self, step: int) -> None:
         self.step = step
         self.content: dict[str, Any] = {}
 
-    def on_step_end(self, state: TrainState) -> bool:
-        """In the middle of an epoch."""
+    def on_step_end(self, state: TrainState, row: dict[str, Any] | None) -> bool:
+        """In the middle of an epoch, or at its end."""
+        del row
         if state.step == self.step:
             self.content = state.state_dict()
         return state.step == self.step
-
-    def on_epoch_end(self, state: TrainState, row: dict[str, Any]) -> None:
-        """At an epoch's end."""
-        if state.step == self.step:
-            self.content = state.state_dict()
 
 
 def run(world: World, checkpoint: dict[str, Any] | None = None, callback: Callback | None = None) -> dict[str, Any]:

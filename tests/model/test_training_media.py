@@ -16,9 +16,10 @@ from PIL import Image
 
 from mmva.backbones import BackboneSpec, Encoder, load_encoder, preset
 from mmva.errors import CheckFailed, UsageError
+from mmva.losses import loss_scales
 from mmva.matching import batches
 from mmva_platform.datasets.schema import sha256_of
-from mmva_platform.training.loop import Callback, fit, plan_epoch
+from mmva_platform.training.loop import batch_counts, fit, plan_epoch, train_step
 from mmva_platform.training.media.augment import augment_image, augment_music
 from mmva_platform.training.media.dataset import Decoder, default_loaders
 from mmva_platform.training.media.items import Place
@@ -228,8 +229,9 @@ def test_a_media_run_resumed_in_the_middle_of_an_epoch_equals_the_uninterrupted_
     recipe, state, source, plan = start()
     saved: dict[str, Any] = {}
 
-    class SaveAt(Callback):
-        def on_step_end(self, state: Any) -> bool:
+    class SaveAt:
+        def on_step_end(self, state: Any, row: Any) -> bool:
+            del row
             if state.step == 4:
                 saved.update(state.state_dict())
             return False

@@ -26,21 +26,19 @@ class Ranks:
         monkeypatch.setattr(worker.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(ray.train, "get_preemption_info", self._look)
         monkeypatch.setattr(torch.distributed, "broadcast", self._broadcast)
-        monkeypatch.setattr(worker, "epoch_row", lambda *_: {"loss": 1.0})
-        monkeypatch.setattr(worker, "plan_epoch", lambda *_: None)
         monkeypatch.setattr(Reporter, "_listen", lambda _: None)
-        monkeypatch.setattr(Reporter, "_report", lambda _self, _state, _metrics, *, save: self._report(save))
+        monkeypatch.setattr(Reporter, "_report", lambda _self, _state, *, save: self._report(save))
         recipe = Recipe(dataset="d", workers=2, checkpoint={"every_s": every_s})
         self.ranks = []
         for self.rank in (0, 1):
             self.ranks.append(Reporter(recipe, SimpleNamespace(pairing=None), World(self.rank, 2), None))  # type: ignore[arg-type]
 
-    def step(self, seconds: float) -> list[bool]:
+    def step(self, seconds: float, row: Any = None) -> list[bool]:
         self.now += seconds
         stopped = []
         for rank, reporter in enumerate(self.ranks):
             self.rank = rank
-            stopped.append(reporter.on_step_end(SimpleNamespace(epoch=0, done=1, step=1)))  # type: ignore[arg-type]
+            stopped.append(reporter.on_step_end(SimpleNamespace(epoch=0, done=1, step=1), row))  # type: ignore[arg-type]
         return stopped
 
     def _broadcast(self, flags: torch.Tensor, *, src: int, async_op: bool) -> Any:
@@ -53,7 +51,7 @@ class Ranks:
 
     def _report(self, save: bool) -> None:
         reporter = self.ranks[self.rank]
-        reporter._reported = self.now
+        reporter._rows, reporter._reported = [], self.now
         self.reports[self.rank] += 1
         if save:
             reporter._saved = self.now
@@ -110,3 +108,11 @@ def test_a_slow_storage_gets_one_checkpoint_at_a_time(monkeypatch: pytest.Monkey
     for _ in range(3):
         ranks.step(1.0)
     assert ranks.saves[0] > before
+
+
+def test_quick_epochs_are_reported_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = Ranks(monkeypatch, 60.0)
+    for _ in range(100):
+        ranks.step(0.05, {"loss": 1.0})
+    assert 5 <= ranks.reports[0] <= 10
+    assert ranks.reports[0] == ranks.reports[1]

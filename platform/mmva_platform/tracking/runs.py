@@ -82,14 +82,14 @@ class RunLog:
         self._softly(start)
 
     def reported(self, ranks: list[dict[str, Any]]) -> None:
-        """The workers' reports: an epoch's row as curves, and each worker's use of its machine."""
-        row = ranks[0]
-        if row["kind"] == "epoch":
-            metrics = _epoch_metrics({key: row[key] for key in row if key not in {"position", "system"}})
-        else:
-            metrics = [_metric("train/loss_so_far", row["loss"], int(row["step"]))] if "loss" in row else []
+        """The workers' reports: epochs' rows as curves, and each worker's use of its machine."""
+        report = ranks[0]
+        step = int(report["step"])
+        metrics = [metric for row in report["rows"] for metric in _epoch_metrics(row)]
+        if "loss" in report:
+            metrics.append(_metric("train/loss_so_far", report["loss"], step))
         for rank, each in enumerate(ranks):
-            metrics += [_metric(f"system/rank_{rank}/{k}", v, int(row["step"])) for k, v in each["system"].items()]
+            metrics += [_metric(f"system/rank_{rank}/{name}", value, step) for name, value in each["system"].items()]
         self._softly(lambda: self._log(metrics))
 
     def ended(self, error: BaseException) -> None:

@@ -148,9 +148,9 @@ class Watch:
 
     def stepped(self, report: Mapping[str, Any]) -> None:
         """A worker's report."""
-        self._last = f"epoch {report['position']['epoch'] + 1}, {report['position']['done']} steps done"
-        if report["kind"] == "epoch":
-            self._said = time.monotonic()  # the epoch's own line
+        self._last = f"epoch {report['epoch'] + 1}, {report['done']} steps done"
+        if report["rows"]:
+            self._said = time.monotonic()  # an epoch has its own line
 
     def tick(self, free: Callable[[], Mapping[str, float]] = ray.available_resources) -> None:
         """Say something if it was quiet for long."""

@@ -56,16 +56,14 @@ class Source(Protocol):
         """Metrics on the validation split, at least on rank 0; called on every rank."""
 
 
-class Callback:
-    """Told of a run's progress, on every rank; others override what they need."""
+class Callback(Protocol):
+    """Told of a run's progress, on every rank."""
 
-    def on_step_end(self, state: TrainState) -> bool:
-        """True stops the run, on all ranks after the same step; not called after an epoch's last step."""
-        del state
-        return False
+    def on_step_end(self, state: TrainState, row: Row | None) -> bool:
+        """Called after each step; after an epoch's last one with its row of the history, the epoch being done.
 
-    def on_epoch_end(self, state: TrainState, row: Row) -> None:
-        """With the state and the epoch's row of the history."""
+        True stops the run, on all ranks after the same step.
+        """
 
 
 def train_step(state: TrainState, pieces: Sequence[Batch], scale_T: Tensor, recipe: Recipe) -> Tensor:
@@ -112,12 +110,11 @@ def fit(
     Raises:
         OperationFailed: If the loss is not finite any more.
     """
-    callback = callback or Callback()
     while state.epoch < recipe.epochs:
         began = time.monotonic()
         plan = plan_epoch(source.pairing, recipe, state.epoch)
         if not train_epoch(state, source, recipe, plan, world=world, callback=callback):
-            return state
+            break
         row = epoch_row(state, source.pairing, recipe, plan, world)
         state.epoch, state.done = state.epoch + 1, 0
         state.sums_T.zero_()
@@ -127,12 +124,13 @@ def fit(
                 state.keep_if_best(state.epoch, row[recipe.checkpoint.metric])
         row["seconds"] = time.monotonic() - began
         state.history.append(row)
-        callback.on_epoch_end(state, row)
+        if callback is not None and callback.on_step_end(state, row):
+            break
     return state
 
 
 def train_epoch(
-    state: TrainState, source: Source, recipe: Recipe, plan: EpochPlan, *, world: World, callback: Callback
+    state: TrainState, source: Source, recipe: Recipe, plan: EpochPlan, *, world: World, callback: Callback | None
 ) -> bool:
     """The rest of an epoch's plan; whether it came to its end."""
     shares = batches(plan, recipe.batch_size, rank=world.rank, world_size=world.size)
@@ -143,7 +141,7 @@ def train_epoch(
     for pieces in source.batches(plan, state.epoch, shares[state.done :]):
         state.sums_T += train_step(state, pieces, scale_ST[state.done], recipe)
         state.done += 1
-        if state.done < len(shares) and callback.on_step_end(state):
+        if state.done < len(shares) and callback is not None and callback.on_step_end(state, None):
             return False
     assert state.done == len(shares), "a source gives one batch a share"
     return True

@@ -107,7 +107,9 @@ class CheckpointOptions(Config):
         "val_total", description="smallest wins: mean VA MSE over modalities, matching-score MSE, or their sum"
     )
     every_s: float = Field(
-        60.0, ge=0, description="save in the middle of an epoch after this many seconds without a save; 0: all the time"
+        30.0,
+        ge=0,
+        description="save after so many seconds, in the middle of an epoch, too; 0: as soon as one is written",
     )
 
 

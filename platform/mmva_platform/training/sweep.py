@@ -198,17 +198,16 @@ def _trial(config: Point, shared: Mapping[str, Any], options: SweepOptions) -> N
 
     from mmva_platform.training.data import triplets
     from mmva_platform.training.features import FeatureSource, shared_features
-    from mmva_platform.training.loop import Callback as LoopCallback
     from mmva_platform.training.loop import fit
     from mmva_platform.training.state import Row, TrainState, build_model, new_state
 
-    class Reporter(LoopCallback):
-        def on_epoch_end(self, state: TrainState, row: Row) -> None:
+    class Reporter:
+        def on_step_end(self, state: TrainState, row: Row | None) -> bool:
             del state
-            tune.report(
-                {name: value for name, value in row.items() if isinstance(value, int | float)}
-                | {"epoch": row["epoch"] + 1}
-            )
+            if row is not None:
+                numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
+                tune.report(numbers | {"epoch": row["epoch"] + 1})
+            return False
 
     torch.set_num_threads(1)
     recipe = options.recipe_at(config)

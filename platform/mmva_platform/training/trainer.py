@@ -36,7 +36,6 @@ Row = dict[str, Any]
 Progress = Callable[[Row], None]
 SPLITS = ("train", "val", "test")
 _QUIET_S: Final = 8.0
-_OF_A_REPORT: Final = ("kind", "position", "system")  # what a report of an epoch's end has besides its row
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Tracker(Protocol):
         """The run has its directory, new or resumed."""
 
     def reported(self, ranks: list[Row]) -> None:
-        """The workers' reports of a moment, one for each rank; of an epoch's end if `kind` is "epoch"."""
+        """The workers' reports of a moment, one for each rank; see worker.Reporter."""
 
 
 def log_epoch(row: Row) -> None:
@@ -154,8 +153,8 @@ def train(
         def on_report(ranks: list[Row]) -> None:
             if tracker is not None:
                 tracker.reported(ranks)
-            if ranks[0]["kind"] == "epoch":
-                progress({key: value for key, value in ranks[0].items() if key not in _OF_A_REPORT})
+            for row in ranks[0]["rows"]:
+                progress(row)
 
         fit = partial(run_on_ray, run, recipe, mode.config, workers, settings=settings, on_report=on_report)
         last = _trained(run, recipe, fit)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import torch
 
 from mmva_platform.training.checkpoints import agreed_checkpoint, checkpoint_name, write_checkpoint
-from mmva_platform.training.loop import Callback, Source, epoch_row, fit, plan_epoch
+from mmva_platform.training.loop import Source, epoch_row, fit, plan_epoch
 from mmva_platform.training.recipe import Recipe
 from mmva_platform.training.state import Row, TrainState, World
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ray.util.queue import Queue
 
 _PROGRESS_S: Final = 5.0
+_EPOCHS_S: Final = 0.5  # Ray Train takes one report each time it polls, and an epoch from embeddings may take less
 _DRAIN_S: Final = 1.0  # how often to ask Ray whether a node is drained; Ray itself looks every 5 s
 _STOP_S: Final = 0.5
 
@@ -78,8 +79,8 @@ class Wanted(NamedTuple):
     look: bool = False  # ask Ray whether a node is drained
 
 
-class Reporter(Callback):
-    """Reports to Ray Train: a checkpoint at an epoch's end, by the clock, and before the run stops or loses a node.
+class Reporter:
+    """Reports to Ray Train, and saves: by the clock, at the end, and before the run stops or loses a node.
 
     Rank 0's clock counts. It tells the others one step ahead, while the step computes, so nobody waits for it.
     """
@@ -88,7 +89,7 @@ class Reporter(Callback):
         self._recipe, self._source, self._world, self._stop_queue = recipe, source, world, stop
         self._saved = self._reported = self._looked = time.monotonic()
         self._stop, self._closed, self._written = threading.Event(), threading.Event(), threading.Event()
-        self._draining = False
+        self._draining, self._rows = False, list[Row]()
         self._written.set()
         self._pending: tuple[torch.Tensor, Any] | None = None
         if world.rank == 0:
@@ -101,45 +102,43 @@ class Reporter(Callback):
         if self._pending is not None:
             self._agreed()
 
-    def on_step_end(self, state: TrainState) -> bool:
+    def on_step_end(self, state: TrainState, row: Row | None) -> bool:
         """Save or report if it is time; whether to stop."""
+        self._rows += [] if row is None else [row]
         wanted = self._agreed()
         drained = wanted.look and self._node_is_drained()
-        if wanted.stop or wanted.save or drained:
-            plan = plan_epoch(self._source.pairing, self._recipe, state.epoch)
-            row = epoch_row(state, self._source.pairing, self._recipe, plan, self._world)
-            self._report(state, {"kind": "step", "step": state.step, "loss": row["loss"]}, save=True)
-        elif wanted.report:
-            self._report(state, {"kind": "step", "step": state.step}, save=False)
-        if wanted.stop:
-            return True
-        self._ask()
-        return False
+        save = wanted.stop or wanted.save or drained or state.epoch == self._recipe.epochs
+        if save or wanted.report:
+            self._report(state, save=save)
+        if not wanted.stop:
+            self._ask()
+        return wanted.stop
 
-    def on_epoch_end(self, state: TrainState, row: Row) -> None:
-        """Save, with the epoch's row as the metrics."""
-        self._report(state, {"kind": "epoch", **row}, save=True)
-
-    def _report(self, state: TrainState, metrics: Row, *, save: bool) -> None:
+    def _report(self, state: TrainState, *, save: bool) -> None:
+        """Position, the rows of epochs that ended since the last report, and with a checkpoint the loss so far."""
         import ray.train
         from ray.train import Checkpoint, CheckpointUploadMode
 
-        position = {"epoch": state.epoch, "done": state.done}
-        metrics |= {"position": position, "system": system_metrics()}
-        checkpoint = upload = None
+        metrics: Row = {"epoch": state.epoch, "done": state.done, "step": state.step, "rows": self._rows}
+        metrics["system"] = system_metrics()
+        name = checkpoint = upload = None
         if save:
+            if state.done > 0:
+                plan = plan_epoch(self._source.pairing, self._recipe, state.epoch)
+                metrics["loss"] = epoch_row(state, self._source.pairing, self._recipe, plan, self._world)["loss"]
             content = state.state_dict(self._world)
-            self._saved = time.monotonic()
             if self._world.rank == 0:
-                storage = ray.train.get_context().get_storage()
-                path = storage.build_checkpoint_path_from_name(name := checkpoint_name(position))
-                checkpoint, upload = Checkpoint(path, storage.storage_filesystem), partial(self._write, content)
+                self._written.wait()  # one at a time: a slow storage must not pile up states in memory
                 self._written.clear()
-        self._reported = time.monotonic()
+                storage, name = ray.train.get_context().get_storage(), checkpoint_name(content["position"])
+                path = storage.build_checkpoint_path_from_name(name)
+                checkpoint, upload = Checkpoint(path, storage.storage_filesystem), partial(self._write, content)
+            self._saved = time.monotonic()
+        self._rows, self._reported = [], time.monotonic()
         ray.train.report(
             metrics,
             checkpoint,
-            checkpoint_dir_name=name if checkpoint else None,
+            checkpoint_dir_name=name,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=False,
             checkpoint_upload_fn=upload,
@@ -165,9 +164,8 @@ class Reporter(Callback):
         now = time.monotonic()
         wanted = Wanted(
             stop=self._stop.is_set(),
-            # One at a time: a slow storage must not pile up states in memory.
             save=now - self._saved >= self._recipe.checkpoint.every_s and self._written.is_set(),
-            report=now - self._reported >= _PROGRESS_S,
+            report=now - self._reported >= (_EPOCHS_S if self._rows else _PROGRESS_S),
             look=not self._draining and now - self._looked >= _DRAIN_S,
         )
         flags = torch.tensor(wanted, dtype=torch.uint8)
