@@ -110,9 +110,9 @@ def loss_sums(
             (modality,) = term.modalities
             squared_B = (va[modality] - labels[modality]).square().sum(dim=-1)
         else:
+            first, second = term.modalities
             predicted_B, wanted_B = (
-                score(*(points[modality] for modality in term.modalities), config.sigma, config.distance_eps)
-                for points in (va, labels)
+                score(points[first], points[second], config.sigma, config.distance_eps) for points in (va, labels)
             )
             squared_B = (predicted_B - wanted_B).square()
         kept_B = torch.stack([keep[modality] for modality in term.modalities]).all(dim=0)

@@ -67,8 +67,9 @@ class ClipEncoder(Encoder):
 
     def blocks(self) -> tuple[list[nn.Module], list[nn.Module]]:
         """Transformer layers; the last norm and the projection."""
-        tower = self.network.vision_model
-        return [*tower.encoder.layers], [tower.post_layernorm, self.network.visual_projection]
+        network: Any = self.network
+        tower = network.vision_model
+        return [*tower.encoder.layers], [tower.post_layernorm, network.visual_projection]
 
     def forward(self, **batch: Tensor) -> Tensor:
         """Embed pixel_values [B, 3, H, W]."""

@@ -56,8 +56,9 @@ class MertEncoder(Encoder):
 
     def blocks(self) -> tuple[list[nn.Module], list[nn.Module]]:
         """Transformer layers; in networks that normalise first, the norm after the last."""
-        encoder = self.network.encoder
-        return [*encoder.layers], [encoder.layer_norm] if self.network.config.do_stable_layer_norm else []
+        network: Any = self.network
+        encoder = network.encoder
+        return [*encoder.layers], [encoder.layer_norm] if network.config.do_stable_layer_norm else []
 
     def forward(self, **batch: Tensor) -> Tensor:
         """Embed input_values [B, T] of equal lengths."""

@@ -70,7 +70,8 @@ class TextEncoder(Encoder):
 
     def blocks(self) -> tuple[list[nn.Module], list[nn.Module]]:
         """Transformer layers; nothing comes after them."""
-        return [*self.network.encoder.layer], []  # type: ignore[union-attr] # BERT's and RoBERTa's
+        network: Any = self.network
+        return [*network.encoder.layer], []
 
     def collate(self, prepared: Sequence[Prepared]) -> Prepared:
         """Pad to the longest: input_ids and attention_mask [B, T]."""

@@ -145,7 +145,7 @@ class FeatureSource:
         if world.rank > 0:
             return {}
         known = {modality: emb_ND for modality, emb_ND in self._val.emb.items() if modality in model.dims}
-        points = {modality: model.predict_embeddings(modality, emb_ND) for modality, emb_ND in known.items()}
+        points: dict[str, Floats] = {m: model.predict_embeddings(m, emb_ND) for m, emb_ND in known.items()}
         return validation_row(points, self._val.labels(), self._sigma)
 
     def _batch(self, plan: EpochPlan, share: slice) -> Batch:

@@ -246,7 +246,7 @@ class _Outcome(threading.Thread):
                 storage_filesystem=files,
                 failure_config=FailureConfig(max_failures=_MAX_FAILURES),
                 checkpoint_config=CheckpointConfig(num_to_keep=recipe.checkpoint.keep),
-                callbacks=[ReportCallback(events), StateCallback(events)],  # type: ignore[list-item]
+                callbacks=[ReportCallback(events), StateCallback(events)],
                 logging_config=LoggingConfig(log_level="WARNING"),
             ),
         )

@@ -83,7 +83,7 @@ def train_step(state: TrainState, pieces: Sequence[Batch], scale_T: Tensor, reci
     for number, piece in enumerate(pieces, start=1):
         with _gradients_synced(state.parallel, last=number == len(pieces)):
             piece_sums_T = loss_sums(state.parallel(piece.inputs), piece.labels, piece.present, recipe.loss)
-            (piece_sums_T * scale_T).sum().backward()
+            torch.autograd.backward((piece_sums_T * scale_T).sum())
         sums_T += piece_sums_T.detach()
     if recipe.optimizer.max_grad_norm is not None:
         torch.nn.utils.clip_grad_norm_(state.moving, recipe.optimizer.max_grad_norm)

@@ -54,13 +54,9 @@ class RunDirectory:
     def __init__(self, name: str, settings: Settings) -> None:
         self.name = name
         self.storage = open_storage(f"{settings.runs_uri}/{name}", settings.storage)
-        self.path = (
-            self.storage.local_path("run.json").parent if self._local else settings.home.resolve() / "runs" / name
-        )
-
-    @property
-    def _local(self) -> bool:
-        return self.storage.local_path("run.json") is not None
+        here = self.storage.local_path("run.json")
+        self._local = here is not None
+        self.path = settings.home.resolve() / "runs" / name if here is None else here.parent
 
     @property
     def bundle(self) -> Path:

@@ -24,7 +24,7 @@ from mmva_platform.training.recipe import OptimizerOptions, Recipe, ScheduleOpti
 
 Row = dict[str, Any]
 # Weights [2, *] that have an L2 penalty, and the factors [2, 1] by which they enter their own gradient.
-Penalties = list[tuple[nn.Parameter, Tensor]]
+Penalties = list[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._parameters: list[Tensor] = [each for each in model.parameters() if each.requires_grad]
         self.values = [parameter.detach().clone() for parameter in self._parameters]
         self.updates = 0
         self._mix = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch does not type it

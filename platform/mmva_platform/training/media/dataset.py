@@ -179,7 +179,7 @@ class MediaSource:
         self._loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_size=None,
-            sampler=self._keys,  # type: ignore[arg-type] # a sampler by its methods
+            sampler=self._keys,
             num_workers=loaders,
             collate_fn=_as_it_is,
             pin_memory=self._like.is_cuda,
@@ -201,7 +201,9 @@ class MediaSource:
         """Every rank measures its part of the rows; all get the same figures."""
         assert model is self._model
         val = self._dataset.val
-        found = {m: np.concatenate(world.all(self.measured(m, world))) for m in val.items if m in self._model.mmva.dims}
+        found: dict[str, NDArray[np.floating]] = {
+            m: np.concatenate(world.all(self.measured(m, world))) for m in val.items if m in self._model.mmva.dims
+        }
         return validation_row(found, row_labels(val), self._dataset.recipe.loss.sigma)
 
     @torch.inference_mode()

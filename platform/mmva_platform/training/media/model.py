@@ -164,4 +164,4 @@ def recompute_blocks(encoder: Encoder) -> None:
     for block in encoder.blocks()[0]:
         moves = any(parameter.requires_grad for parameter in block.parameters())
         if moves and type(block).forward is not nn.Module.forward:  # a list of modules has none to wrap
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
