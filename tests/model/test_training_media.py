@@ -251,7 +251,7 @@ def test_a_media_run_resumed_in_the_middle_of_an_epoch_equals_the_uninterrupted_
 def test_validation_measures_as_service_does(start: Any) -> None:
     """Every item once, long clips as the mean over their windows, the same for two ranks' parts."""
     _, state, source, plan = start()
-    model, items = state.model, source._dataset.val.items
+    model, items = state.model, source.dataset.val.items
     alone = {m: source.measured(m, World()) for m in items}
     for modality, points in alone.items():
         parts = [source.measured(modality, World(rank, 2)) for rank in range(2)]
@@ -281,8 +281,8 @@ def test_an_items_draws_depend_on_seed_epoch_and_place_alone(start: Any) -> None
     _, _, source, _ = start(batch_size=5)
 
     def decoded(cut: list[slice], number: int = 0) -> list[torch.Tensor]:
-        plan = plan_epoch(source.pairing, source._dataset.recipe, 0)
-        pieces = [source._dataset._piece(plan, number, share)[0]["image"] for share in cut]
+        plan = plan_epoch(source.pairing, source.dataset.recipe, 0)
+        pieces = [source.dataset._piece(plan, number, share)[0]["image"] for share in cut]
         return [pixels for _, groups in pieces for _, batch in groups for pixels in batch["pixel_values"]]
 
     whole, halves, other = decoded([slice(0, 8)]), decoded([slice(0, 3), slice(3, 8)]), decoded([slice(0, 8)], 1)

@@ -54,7 +54,7 @@ class Ranks:
         reporter._rows, reporter._reported = [], self.now
         self.reports[self.rank] += 1
         if save:
-            reporter._saved = self.now
+            reporter.saved_at = self.now
             self.saves[self.rank] += 1
 
     def _look(self) -> object:

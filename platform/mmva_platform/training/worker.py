@@ -82,12 +82,13 @@ class Wanted(NamedTuple):
 class Reporter:
     """Reports to Ray Train, and saves: by the clock, at the end, and before the run stops or loses a node.
 
-    Rank 0's clock counts. It tells the others one step ahead, while the step computes, so nobody waits for it.
+    Rank 0's clock counts, from `saved_at` on. It tells the others one step ahead, while the step computes, so nobody
+    waits for it.
     """
 
     def __init__(self, recipe: Recipe, source: Source, world: World, stop: Queue) -> None:
         self._recipe, self._source, self._world, self._stop_queue = recipe, source, world, stop
-        self._saved = self._reported = self._looked = time.monotonic()
+        self.saved_at = self._reported = self._looked = time.monotonic()
         self._stop, self._closed, self._written = threading.Event(), threading.Event(), threading.Event()
         self._draining, self._rows = False, list[Row]()
         self._written.set()
@@ -133,7 +134,7 @@ class Reporter:
                 storage, name = ray.train.get_context().get_storage(), checkpoint_name(content["position"])
                 path = storage.build_checkpoint_path_from_name(name)
                 checkpoint, upload = Checkpoint(path, storage.storage_filesystem), partial(self._write, content)
-            self._saved = time.monotonic()
+            self.saved_at = time.monotonic()
         self._rows, self._reported = [], time.monotonic()
         ray.train.report(
             metrics,
@@ -164,7 +165,7 @@ class Reporter:
         now = time.monotonic()
         wanted = Wanted(
             stop=self._stop.is_set(),
-            save=now - self._saved >= self._recipe.checkpoint.every_s and self._written.is_set(),
+            save=now - self.saved_at >= self._recipe.checkpoint.every_s and self._written.is_set(),
             report=now - self._reported >= (_EPOCHS_S if self._rows else _PROGRESS_S),
             look=not self._draining and now - self._looked >= _DRAIN_S,
         )

@@ -174,7 +174,7 @@ class MediaSource:
     """Batches and validation of media mode."""
 
     def __init__(self, dataset: MediaDataset, model: TunedMMVA, *, loaders: int) -> None:
-        self._dataset, self._model, self._keys = dataset, model, _Keys()
+        self.dataset, self._model, self._keys = dataset, model, _Keys()
         self._like = next(model.mmva.parameters())
         self._loader: DataLoader[Any] = DataLoader(
             dataset,
@@ -189,7 +189,7 @@ class MediaSource:
     @property
     def pairing(self) -> MediaPairing:
         """The training split."""
-        return self._dataset.train
+        return self.dataset.train
 
     def batches(self, plan: EpochPlan, epoch: int, shares: Sequence[slice]) -> Iterator[list[Batch]]:
         """Every row of the shares once, in `media.pieces` pieces."""
@@ -200,16 +200,16 @@ class MediaSource:
     def validate(self, model: torch.nn.Module, world: World) -> Row:
         """Every rank measures its part of the rows; all get the same figures."""
         assert model is self._model
-        val = self._dataset.val
+        val = self.dataset.val
         found: dict[str, NDArray[np.floating]] = {
             m: np.concatenate(world.all(self.measured(m, world))) for m in val.items if m in self._model.mmva.dims
         }
-        return validation_row(found, row_labels(val), self._dataset.recipe.loss.sigma)
+        return validation_row(found, row_labels(val), self.dataset.recipe.loss.sigma)
 
     @torch.inference_mode()
     def measured(self, modality: str, world: World) -> NDArray[np.float32]:
         """Points [K of this rank, 2] of a contiguous part of the validation rows; a long clip is its windows' mean."""
-        rows = len(self._dataset.val.items[modality])
+        rows = len(self.dataset.val.items[modality])
         first, last = (rows * rank // world.size for rank in (world.rank, world.rank + 1))
         starts = range(first, last, _MEASURED_AT_ONCE)
         points = [np.empty((0, 2), np.float32)]
