@@ -176,11 +176,12 @@ def _trained(run: RunDirectory, recipe: Recipe, fit: Callable[[], bool]) -> dict
     if found is not None and found[1]["position"]["epoch"] >= recipe.epochs:
         return found[1]
     if found is None:
-        where = "before its first checkpoint"
-    else:
-        position = found[1]["position"]
-        where = f"in epoch {position['epoch'] + 1} after {position['done']} steps"
-    how = "stopped and saved" if saved and found is not None else "stopped, and goes on from its last checkpoint,"
+        raise OperationFailed(
+            f"training {run.name}: stopped before its first checkpoint; go on with --resume {run.name}"
+        )
+    position = found[1]["position"]
+    how = "stopped and saved" if saved else "stopped, and goes on from its last checkpoint,"
+    where = f"in epoch {position['epoch'] + 1} after {position['done']} steps"
     raise OperationFailed(f"training {run.name}: {how} {where}; go on with --resume {run.name}")
 
 
