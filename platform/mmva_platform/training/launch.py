@@ -201,7 +201,7 @@ def run_on_ray(
                 if told.is_set() and told_at is None:
                     told_at = time.monotonic()
                     watch.say("told to stop")
-                    stop.put("stop")
+                    stop.actor.put.remote("stop")  # without waiting: on a full cluster its process may not be there
                 if told_at is not None and (watch.workerless or time.monotonic() - told_at > _GRACE_S):
                     return False
         finally:
