@@ -29,7 +29,7 @@ quickstart: $(STAMP)  ## generate, import, embed, train, evaluate, promote, anno
 	$(BIN)/mmva quickstart $(if $(WORKDIR),--workdir '$(WORKDIR)') $(if $(CATALOG),--catalog '$(CATALOG)')
 
 # Tests that start Ray run one after another: Ray uses all cores, and gives up a start that takes longer than 30 s.
-# On an idle machine `make test SLOW='-n 2 --dist loadgroup'` takes some two thirds of the time.
+# `make test SLOW='-n 2 --dist loadgroup'` runs two at a time; tests that share servers stay in one process.
 test: $(STAMP) lint  ## everything CI runs
 	$(BIN)/pytest -n $(JOBS) --dist loadgroup -m 'not slow and not system and not whole'
 	$(BIN)/pytest $(SLOW) -m '(slow or system) and not whole'

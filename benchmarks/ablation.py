@@ -127,13 +127,15 @@ def prepare(workdir: Path, images: int, clips: int, settings: Settings) -> str:
     from mmva.imemnet.generator import generate
     from mmva_platform.datasets.embedding import embed_dataset
     from mmva_platform.datasets.importing import ImportConfig, import_dataset
+    from mmva_platform.datasets.sources.config import ImemnetSource
 
     media, dataset = workdir / "media", workdir / "dataset"
     if not media.exists():
         generate(media, images=images, clips=clips, seed=0)
     if not (dataset / "dataset.json").exists():
-        files = {"images_csv": str(media / "image_va.csv"), "music_csv": str(media / "music_va.csv")}
-        import_dataset(ImportConfig(media=str(media), fractions=FRACTIONS, **files), str(dataset), settings)
+        import_dataset(
+            ImportConfig(sources=(ImemnetSource(root=str(media)),), fractions=FRACTIONS), str(dataset), settings
+        )
     embed_dataset(str(dataset), "compact", None, settings)
     return str(dataset)
 

@@ -91,6 +91,7 @@ def be_a_side(arguments: argparse.Namespace, backbones: Preset) -> None:
 
     from mmva_platform.datasets.embedding import embed_dataset
     from mmva_platform.datasets.importing import ImportConfig, import_dataset
+    from mmva_platform.datasets.sources.config import ImemnetSource
     from mmva_platform.settings import Settings
 
     settings = Settings(home=arguments.workdir / "home")
@@ -102,7 +103,11 @@ def be_a_side(arguments: argparse.Namespace, backbones: Preset) -> None:
     names = sorted(file.stem for file in arguments.media.iterdir())
     labels = arguments.media.with_suffix(".csv")
     pd.DataFrame({"img": names, "valence": 0.5, "arousal": 0.5}).to_csv(labels)
-    import_dataset(ImportConfig(images_csv=str(labels), media=str(arguments.media)), str(dataset), settings)
+    import_dataset(
+        ImportConfig(sources=(ImemnetSource(images_csv=str(labels), media=str(arguments.media)),)),
+        str(dataset),
+        settings,
+    )
 
 
 def measure_bounds(bench: Bench, report: Report) -> dict[str, float]:

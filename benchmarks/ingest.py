@@ -62,10 +62,12 @@ def make_media(folder: Path, items: int) -> Path:
 def import_ours(made: Path, out: Path) -> None:
     """What `mmva data import` does, with small shards."""
     from mmva_platform.datasets.importing import ImportConfig, import_dataset
+    from mmva_platform.datasets.sources.config import ImemnetSource
     from mmva_platform.settings import Settings
 
-    files = {"images_csv": str(made / "image_va.csv"), "music_csv": str(made / "music_va.csv")}
-    config = ImportConfig(media=str(made / "media"), fractions=(0.7, 0.15, 0.15), shard_rows=ROWS, **files)
+    config = ImportConfig(
+        sources=(ImemnetSource(root=str(made), media="media"),), fractions=(0.7, 0.15, 0.15), shard_rows=ROWS
+    )
     import_dataset(config, str(out), Settings(home=out.parent / "home"))
 
 

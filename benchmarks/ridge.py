@@ -59,14 +59,16 @@ def prepare(arguments: argparse.Namespace, settings: Settings, preset: str) -> s
     from mmva.imemnet.generator import generate
     from mmva_platform.datasets.embedding import embed_dataset
     from mmva_platform.datasets.importing import ImportConfig, import_dataset
+    from mmva_platform.datasets.sources.config import ImemnetSource
 
     media, dataset = arguments.workdir / "media", arguments.workdir / "dataset"
     if not media.exists():
         generate(media, images=arguments.images, clips=arguments.clips, seed=arguments.seed)
     if not (dataset / "dataset.json").exists():
-        files = {"images_csv": str(media / "image_va.csv"), "music_csv": str(media / "music_va.csv")}
         # IMEMNet's 5 % would leave both sides five songs to choose their penalty or epoch by.
-        import_dataset(ImportConfig(media=str(media), fractions=(0.7, 0.15, 0.15), **files), str(dataset), settings)
+        import_dataset(
+            ImportConfig(sources=(ImemnetSource(root=str(media)),), fractions=(0.7, 0.15, 0.15)), str(dataset), settings
+        )
     embed_dataset(str(dataset), preset, None, settings)
     return str(dataset)
 

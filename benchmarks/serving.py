@@ -81,7 +81,7 @@ def load_latency(workdir: Path, files: list[Path], seconds: float) -> dict[str, 
     """One upload at a time, and the same picture in process."""
     from mmva.media.images import SHORT_SIDE, decode_image
     from mmva_platform.serving.model import ServedModel
-    from mmva_platform.tracking.registry import resolve_model
+    from mmva_platform.tracking.resolve import resolve_model
 
     settings = settings_of(workdir)
     predictor = ServedModel(resolve_model(settings.serving.model, settings), settings)._items._model  # noqa: SLF001

@@ -294,6 +294,7 @@ def measure_media(workdir: Path, rounds: int, items: int) -> dict[str, Any]:
     from mmva_platform.datasets.embedding import embed_dataset
     from mmva_platform.datasets.features import load_features
     from mmva_platform.datasets.importing import ImportConfig, import_dataset
+    from mmva_platform.datasets.sources.config import ImemnetSource
     from mmva_platform.training.data import triplets
     from mmva_platform.training.features import FeatureSource
     from mmva_platform.training.loop import plan_epoch, train_epoch
@@ -306,8 +307,9 @@ def measure_media(workdir: Path, rounds: int, items: int) -> dict[str, Any]:
     if not media.exists():
         generate(media, images=items, clips=items, seed=0)
     if not (workdir / "dataset" / "dataset.json").exists():
-        files = {"images_csv": str(media / "image_va.csv"), "music_csv": str(media / "music_va.csv")}
-        import_dataset(ImportConfig(media=str(media), fractions=(0.7, 0.15, 0.15), **files), dataset, settings)
+        import_dataset(
+            ImportConfig(sources=(ImemnetSource(root=str(media)),), fractions=(0.7, 0.15, 0.15)), dataset, settings
+        )
         embed_dataset(dataset, "compact", None, settings)
     frozen = {"layers": dict.fromkeys(WIDTHS, 0), "loaders": 1}
     recipe = recipe_of(dataset=dataset, mode="media", batch_size=64, media=frozen)
@@ -419,6 +421,7 @@ def made_embedded_dataset(folder: Path, items: int, part_rows: int = 20_000) -> 
         "id": [f"{m}{n}" for n, m in enumerate(modality)], "source": ["made"] * items, "modality": modality,
         "split": rng.choice(["train", "val", "test"], items, p=[0.8, 0.05, 0.15]),
         "group": [str(n) for n in range(items)], "valence": rng.random(items), "arousal": rng.random(items),
+        "valence_sd": [None] * items, "arousal_sd": [None] * items,
         "caption": [""] * items, "media_format": ["none"] * items, "sha256": [""] * items,
     }  # fmt: skip
     labels = schema.parquet_bytes(pa.table(columns, schema=schema.LABELS_SCHEMA))

@@ -6,13 +6,14 @@ from mmva_platform.cli.job import run_job
 from mmva_platform.datasets.embedder import Engine
 from mmva_platform.datasets.embedding import embed_dataset
 from mmva_platform.settings import Config, Settings
+from mmva_platform.workflows import backbones_of
 
 
 class EmbedJob(Config):
     """Embed a dataset once per backbone."""
 
     dataset: str
-    preset: str = "compact"
+    preset: str = Field("compact", description="or a model whose own backbones to use, such as models:/mmva@champion")
     out: str | None = None
     engine: Engine = "auto"
     batch_size: int = Field(16, ge=1)
@@ -20,7 +21,8 @@ class EmbedJob(Config):
 
 def embed(job: EmbedJob, settings: Settings) -> dict[str, str]:
     """Embed as configured; the result is the URI of each modality's embeddings."""
-    sets = embed_dataset(job.dataset, job.preset, job.out, settings, batch_size=job.batch_size, engine=job.engine)
+    chosen = backbones_of(job.preset, settings)
+    sets = embed_dataset(job.dataset, chosen, job.out, settings, batch_size=job.batch_size, engine=job.engine)
     return {str(modality): uri for modality, uri in sets.items()}
 
 

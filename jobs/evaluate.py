@@ -14,11 +14,19 @@ class EvaluateJob(Config):
     dataset: str
     split: str = "test"
     clip_split: bool = True
+    embeddings: str | None = None
 
 
 def evaluate(job: EvaluateJob, settings: Settings) -> dict[str, Any]:
     """Metrics with intervals beside the floors, and what a split by clip would have shown."""
-    evaluation = evaluate_model(job.model, job.dataset, settings, split=job.split, clip_split=job.clip_split)
+    evaluation = evaluate_model(
+        job.model,
+        job.dataset,
+        settings,
+        split=job.split,
+        clip_split=job.clip_split,
+        embeddings=job.embeddings,
+    )
     return evaluation.to_json()
 
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from mmva_platform.cli.job import run_job
 from mmva_platform.settings import Config, Settings
-from mmva_platform.tracking.registry import GatePolicy
-from mmva_platform.tracking.registry import promote as promote_version
+from mmva_platform.tracking.gate.policy import GatePolicy
+from mmva_platform.tracking.promotion import promote as promote_version
 
 
 class PromoteJob(Config):

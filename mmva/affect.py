@@ -25,6 +25,7 @@ MOOD_WORDS: Final[tuple[str, ...]] = (
 _NEUTRAL_RADIUS = 0.08
 # DEAM's dynamic annotations lie in about [-1, 1]; IMEMNet maps them to [0, 1] by one affine map on both axes.
 _DEAM_SHIFT, _DEAM_SPAN = 0.832, 1.548
+DEAM_RANGE: Final[tuple[float, float]] = (-_DEAM_SHIFT, _DEAM_SPAN - _DEAM_SHIFT)  # the ratings that become 0 and 1
 
 
 def matching_score(va_a: ArrayLike, va_b: ArrayLike, sigma: float = DEFAULT_SIGMA) -> NDArray[np.float64]:

@@ -1,13 +1,15 @@
 """Confidence intervals by resampling whole groups (songs, images): clips of one song are not independent.
 
 Percentile intervals (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). Each group's sums are
-computed once; a resample is then only a weighted sum of them.
+computed once; a resample is then only a weighted sum of them. Resamples are drawn a block at a time, so that memory
+grows with the number of groups and not with groups times resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,7 +19,7 @@ from mmva.metrics import VA_METRICS, checked_pair, from_moments, item_moments
 from mmva.modalities import AXES
 
 Interval = tuple[float, float]
-_CHUNK_ROWS = 256  # of a pairs-by-pairs table: 256 x 26,000 clips are 50 MB
+_BLOCK: Final = 4_000_000  # numbers in one block of weights or of errors of pairs: 32 MB
 
 
 def bootstrap(
@@ -44,7 +46,7 @@ def bootstrap(
     """
     pred, label = checked_pair(pred_N2, label_N2)
     sums_GK = _group_sums(item_moments(pred, label).reshape(len(pred), -1), groups)
-    values = from_moments((_weights(len(sums_GK), resamples, seed) @ sums_GK).reshape(resamples, 2, -1))
+    values = from_moments(_totals(sums_GK, resamples, seed).reshape(resamples, 2, -1))
     return {
         axis: {name: _interval(values[name][:, i], confidence) for name in VA_METRICS} for i, axis in enumerate(AXES)
     }
@@ -61,7 +63,7 @@ def bootstrap_mean(
     """Percentile interval of a mean, for instance of retrieval_per_query's values by the queries' groups."""
     values = np.asarray(values_N, np.float64)
     sums_G2 = _group_sums(np.stack([values, np.ones_like(values)], axis=-1), groups)
-    totals_R2 = _weights(len(sums_G2), resamples, seed) @ sums_G2
+    totals_R2 = _totals(sums_G2, resamples, seed)
     return _interval(totals_R2[:, 0] / totals_R2[:, 1], confidence)
 
 
@@ -115,7 +117,7 @@ def bootstrap_paired_mse(
     second, _ = checked_pair(second_N2, label_N2)
     first_N3, second_N3 = _errors_and_mean(first, label), _errors_and_mean(second, label)
     sums_G4 = _group_sums(np.column_stack([first_N3 - second_N3, np.ones(len(label))]), groups)
-    totals_R4 = _weights(len(sums_G4), resamples, seed) @ sums_G4
+    totals_R4 = _totals(sums_G4, resamples, seed)
     differences_R3 = totals_R4[:, :3] / totals_R4[:, 3:]
     return {
         name: PairedDifference(
@@ -148,24 +150,33 @@ def bootstrap_matching(
 ) -> Interval:
     """Percentile interval of matching_mse over all N x M pairs; groups of both sides are resampled.
 
-    Sides with the same groups (clips and their captions) are resampled together, as one draw of songs.
+    Sides with the same groups (clips and their captions) are resampled together, as one draw of songs. Takes time for
+    N x M pairs and memory for one number per pair of groups: draw a sample of large sides first (metrics.sample_rows).
     """
     pred_a, label_a = checked_pair(pred_a_N2, label_a_N2)
     pred_b, label_b = checked_pair(pred_b_M2, label_b_M2)
+    names_a, index_a_N = np.unique(np.asarray(groups_a).astype(str), return_inverse=True)
     names_b, index_b_M = np.unique(np.asarray(groups_b).astype(str), return_inverse=True)
-    member_MH = np.eye(len(names_b))[index_b_M]
-    error_NH = np.empty((len(pred_a), len(names_b)))
-    for start in range(0, len(pred_a), _CHUNK_ROWS):
-        rows = slice(start, start + _CHUNK_ROWS)
+    order_M = np.argsort(index_b_M, kind="stable")  # a group's rows side by side, so that they can be summed up
+    pred_b, label_b = pred_b[order_M], label_b[order_M]
+    size_G, size_H = np.bincount(index_a_N), np.bincount(index_b_M)
+    first_H = np.concatenate([[0], np.cumsum(size_H)[:-1]])
+    error_GH = np.zeros((len(names_a), len(names_b)))
+    step = max(1, _BLOCK // (8 * len(pred_b)))
+    for start in range(0, len(pred_a), step):
+        rows = slice(start, start + step)
         predicted = matching_score(pred_a[rows, None], pred_b[None], sigma)
-        error_NH[rows] = np.square(predicted - matching_score(label_a[rows, None], label_b[None], sigma)) @ member_MH
-    error_GH = _group_sums(error_NH, groups_a)
-    size_G, size_H = _group_sums(np.ones((len(pred_a), 1)), groups_a)[:, 0], member_MH.sum(axis=0)
-    together = set(np.asarray(groups_a).astype(str)) == set(names_b)
-    weights_RG = _weights(len(size_G), resamples, seed)
-    weights_RH = weights_RG if together else _weights(len(size_H), resamples, seed + 1)
-    total_R = ((weights_RG @ error_GH) * weights_RH).sum(axis=1)
-    return _interval(total_R / ((weights_RG @ size_G) * (weights_RH @ size_H)), confidence)
+        error_BM = np.square(predicted - matching_score(label_a[rows, None], label_b[None], sigma))
+        np.add.at(error_GH, index_a_N[rows], np.add.reduceat(error_BM, first_H, axis=1))
+    together = set(names_a) == set(names_b)
+    block = max(1, _BLOCK // max(error_GH.shape))
+    draws_a = _weights(len(names_a), resamples, seed, block)
+    draws_b = _weights(len(names_b), resamples, seed if together else seed + 1, block)
+    means = []
+    for weights_BG, weights_BH in zip(draws_a, draws_b, strict=True):
+        pairs_B = (weights_BG @ size_G) * (weights_BH @ size_H)
+        means.append(((weights_BG @ error_GH) * weights_BH).sum(axis=1) / pairs_B)
+    return _interval(np.concatenate(means), confidence)
 
 
 def _group_sums(items_NK: NDArray[np.float64], groups: Sequence[object] | NDArray[np.generic]) -> NDArray[np.float64]:
@@ -178,13 +189,20 @@ def _group_sums(items_NK: NDArray[np.float64], groups: Sequence[object] | NDArra
     return sums_GK
 
 
-def _weights(groups: int, resamples: int, seed: int) -> NDArray[np.float64]:
-    """How often each resample holds each group, [R, G]."""
+def _totals(sums_GK: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
+    """Sums over the groups of each resample, [R, K]."""
+    block = max(1, _BLOCK // len(sums_GK))
+    return np.concatenate([weights_BG @ sums_GK for weights_BG in _weights(len(sums_GK), resamples, seed, block)])
+
+
+def _weights(groups: int, resamples: int, seed: int, block: int) -> Iterator[NDArray[np.float64]]:
+    """How often each resample holds each group: arrays [B, G] of at most `block` resamples."""
     rng = np.random.default_rng(seed)
-    weights_RG = np.empty((resamples, groups))
-    for row_G in weights_RG:
-        row_G[:] = np.bincount(rng.integers(groups, size=groups), minlength=groups)
-    return weights_RG
+    for start in range(0, resamples, block):
+        weights_BG = np.empty((min(block, resamples - start), groups))
+        for row_G in weights_BG:
+            row_G[:] = np.bincount(rng.integers(groups, size=groups), minlength=groups)
+        yield weights_BG
 
 
 def _interval(values_R: NDArray[np.float64], confidence: float) -> Interval:

@@ -15,6 +15,7 @@ from mmva.affect import DEFAULT_SIGMA, matching_score
 from mmva.modalities import AXES
 
 VA_METRICS: Final = ("mse", "mae", "r2", "pearson", "ccc")
+PAIRED_ROWS: Final = 5_000  # of a modality, for figures on pairs of items: 25 million pairs
 _CHUNK_PAIRS = 1_000_000
 # A variance below this share of the mean square is rounding, not spread.
 _ROUNDING = 1e-14
@@ -48,6 +49,17 @@ def checked_pair(pred_N2: ArrayLike, label_N2: ArrayLike) -> tuple[NDArray[np.fl
     if not (np.isfinite(pred).all() and np.isfinite(label).all()):
         raise ValueError("predictions or labels hold NaN or infinite values")
     return pred, label
+
+
+def sample_rows(rows: int, most: int = PAIRED_ROWS, seed: int = 0) -> NDArray[np.int64]:
+    """Row numbers of a random sample without replacement, ascending: all rows if there are at most `most`.
+
+    For figures on pairs of items (matching, retrieval), whose cost grows with the product of two modalities' rows. The
+    same seed gives the same sample.
+    """
+    if rows <= most:
+        return np.arange(rows)
+    return np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
 
 
 def item_moments(pred_N2: NDArray[np.float64], label_N2: NDArray[np.float64]) -> NDArray[np.float64]:

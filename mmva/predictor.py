@@ -121,18 +121,38 @@ class Predictor:
 
 
 def _towers(info: BundleInfo, weights: bytes) -> dict[str, NumpyTower]:
+    """The towers of a bundle, refused as load_bundle refuses them: each tensor by name, shape and finite values."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
     try:
         state = load(weights)
-        towers = {}
-        for modality, dim in info.dims.items():
-            prefix = f"towers.{modality}."
-            own = {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
-            if own["mean_D"].shape != (dim,) or ("projection.weight" in own) != bool(info.config.hidden):
-                raise UsageError(f"bundle: the {modality} tower's weights do not fit bundle.json")
-            towers[modality] = NumpyTower(own, info.config)
-    except (SafetensorError, KeyError) as error:
-        raise UsageError(f"bundle: model.safetensors does not fit bundle.json ({error})") from None
-    return towers
+    except SafetensorError as error:
+        raise UsageError(f"bundle: model.safetensors is not a safetensors file ({error})") from None
+    shapes = {
+        f"towers.{modality}.{name}": shape
+        for modality, dim in info.dims.items()
+        for name, shape in _shapes(dim, info.config.hidden).items()
+    }
+    found = {name: array.shape for name, array in state.items()}
+    if wrong := sorted(name for name in {*shapes, *found} if shapes.get(name) != found.get(name)):
+        name = wrong[0]
+        raise UsageError(
+            f"bundle: model.safetensors does not fit bundle.json ({name}: {found.get(name)}, not {shapes.get(name)})"
+        )
+    if not all(np.isfinite(array).all() for array in state.values()):
+        raise UsageError("bundle: model.safetensors holds NaN or infinite weights")
+    prefixes = {modality: f"towers.{modality}." for modality in info.dims}
+    return {
+        modality: NumpyTower(
+            {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}, info.config
+        )
+        for modality, prefix in prefixes.items()
+    }
+
+
+def _shapes(dim: int, hidden: int) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor of mmva.towers.Tower, by name."""
+    shapes = {"mean_D": (dim,), "std_D": (dim,), "linear.weight": (2, dim), "linear.bias": (2,)}
+    path = {"projection.weight": (hidden, dim), "projection.bias": (hidden,), "head.weight": (2, hidden)}
+    return shapes | (path if hidden else {})

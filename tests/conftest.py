@@ -24,6 +24,7 @@ hypothesis_settings.register_profile("mmva", deadline=None)
 hypothesis_settings.load_profile("mmva")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Group tests for pytest-xdist, and leave out what needs a GPU where there is none: pytest counts it as deselected.
 
@@ -35,6 +36,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=on_gpu)
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
+
+
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """The name of the argument, for contents of files.
+
+    Encoders write random serial numbers, so the bytes differ between processes; pytest-xdist refuses names that differ.
+    """
+    return argname if isinstance(val, bytes) and len(val) > 32 else None
 
 
 def _group(item: pytest.Item) -> str:
@@ -60,6 +69,15 @@ def imemnet_dir() -> Path:
     folder = Path(os.environ.get("IMEMNET_DIR", ""))
     if not os.environ.get("IMEMNET_DIR") or not (folder / "image_va.csv").exists():
         pytest.skip("IMEMNET_DIR does not name a folder with IMEMNet's labels")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_dir() -> Path:
+    """Folder of media with human ratings; the test is skipped by name where it does not exist."""
+    folder = Path(os.environ.get("REAL_DIR", ""))
+    if not os.environ.get("REAL_DIR") or not (folder / "oasis" / "labels.csv").exists():
+        pytest.skip("REAL_DIR does not name a folder with rated media")
     return folder
 
 

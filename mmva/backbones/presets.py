@@ -20,17 +20,18 @@ from mmva.modalities import MODALITIES, Modality
 
 @dataclass(frozen=True)
 class Preset:
-    """One encoder for each modality."""
+    """One encoder for each modality; a model's own backbones may be fewer."""
 
     name: str
-    image: BackboneSpec
-    music: BackboneSpec
-    caption: BackboneSpec
+    image: BackboneSpec | None = None
+    music: BackboneSpec | None = None
+    caption: BackboneSpec | None = None
 
     @property
     def specs(self) -> dict[Modality, BackboneSpec]:
-        """The three specs by modality."""
-        return {modality: getattr(self, modality) for modality in MODALITIES}
+        """The specs by modality."""
+        found: dict[Modality, BackboneSpec | None] = {modality: getattr(self, modality) for modality in MODALITIES}
+        return {modality: spec for modality, spec in found.items() if spec is not None}
 
 
 PRESETS: Final[dict[str, Preset]] = {

@@ -6,7 +6,6 @@ IMEMNet's own split is by song, 1,442 / 90 / 270 for train / val / test: the fra
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -15,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmva.errors import UsageError
-from mmva.imemnet.tables import read_strings
+from mmva.splits import SPLITS
+from mmva.tables import read_strings
 
-SPLITS: Final = ("train", "val", "test")
 FRACTIONS: Final = (0.8, 0.05, 0.15)
 LEAKAGE_WARNING: Final = (
     "This dataset was split by clip, so clips of one song stand on both sides. Neighbouring 2 s clips of a song differ "
@@ -91,12 +90,6 @@ def split_by_file(groups: Sequence[str], split_of: Mapping[str, str]) -> NDArray
     if missing:
         raise UsageError(f"the split file has no row for {len(missing)} songs, such as {missing[0]!r}; add them")
     return np.array([split_of[group] for group in groups], dtype="<U5")
-
-
-def leaking_groups(groups: Sequence[str], splits: Sequence[str]) -> list[str]:
-    """Groups that stand in more than one split, sorted; empty for a split that does not leak."""
-    splits_by_group = Counter(group for group, _ in set(zip(groups, splits, strict=True)))
-    return sorted(group for group, count in splits_by_group.items() if count > 1)
 
 
 def _rank(group: str, seed: int) -> bytes:

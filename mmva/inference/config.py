@@ -10,6 +10,7 @@ from pydantic import Field
 from mmva.config import MethodConfig
 from mmva.errors import UsageError
 from mmva.media.images import SHORT_SIDE
+from mmva.media.limits import DECODERS
 from mmva.media.windows import HOP_S, WINDOW_S
 
 EngineName = Literal["torch", "torch-bf16", "onnx", "cuda", "cuda-bf16"]
@@ -24,6 +25,7 @@ class Preprocessing(MethodConfig):
     window_s: float = Field(gt=0, description="length of a window of audio")
     hop_s: float = Field(gt=0, description="distance of the starts of neighbouring windows")
     short_side: int = Field(gt=0, description="pixels below which no JPEG is decoded; the same as when training")
+    decoders: int = Field(1, description="version of the decoders; two give other pixels or samples for some files")
 
 
 def default_preprocessing(
@@ -31,7 +33,9 @@ def default_preprocessing(
 ) -> Preprocessing:
     """What a bundle records of its backbones ({modality: {"fingerprint": ...}}), and how media are cut by default."""
     fingerprints = {modality: str(record["fingerprint"]) for modality, record in backbones.items()}
-    return Preprocessing(fingerprints=fingerprints, window_s=window_s, hop_s=hop_s, short_side=SHORT_SIDE)
+    return Preprocessing(
+        fingerprints=fingerprints, window_s=window_s, hop_s=hop_s, short_side=SHORT_SIDE, decoders=DECODERS
+    )
 
 
 class EngineInfo(MethodConfig):

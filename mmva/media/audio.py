@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Final, Literal
 
 import numpy as np
@@ -11,15 +13,18 @@ from numpy.typing import NDArray
 
 from mmva.errors import MediaError
 from mmva.media.audio_sources import AudioSource, open_audio
-from mmva.media.formats import AUDIO_FORMATS
+from mmva.media.downmix import Downmix
+from mmva.media.formats import AUDIO_FORMATS, sound_start
 from mmva.media.guards import checked_format
 from mmva.media.limits import Limits
+from mmva.media.ogg import page_end
 from mmva.media.resample import resample_blocks
 
 # Encoders pad and trim a little: a file this close to its header's length is whole.
 _WHOLE_SHARE, _CODEC_DELAY_FRAMES = 0.98, 4096
 # Data sizes from here up are what writers to a pipe put when they do not know the length.
 _UNKNOWN_CHUNK_SIZE = 0x7FFF_F000
+_ROUNDING = 1e-9  # of sums of seconds
 _ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
@@ -36,16 +41,17 @@ class AudioInfo:
 def decode_audio(data: bytes, sample_rate: int, limits: Limits | None = None) -> NDArray[np.float32]:
     """Decode to mono, shape [T] float32, finite, full scale 1, resampled to `sample_rate` Hz.
 
-    Channels are averaged. Memory is about twice the result: see stream_audio.
+    Channels are mixed as mmva.media.downmix says. Memory is about twice the result: see stream_audio.
 
     Args:
-        data: The encoded file: wav, aiff, flac, mp3, ogg (Vorbis, Opus), m4a/mp4, wma or raw AAC.
+        data: The encoded file: wav, aiff, flac, mp3, ogg (Vorbis, Opus), m4a/mp4, mka/webm, wma or raw AAC.
         sample_rate: Hz wanted.
         limits: Limits of an item; the defaults if None.
 
     Raises:
         MediaError: "empty-file", "too-many-bytes", "not-audio", "corrupt-audio", "truncated-audio", "no-sound",
-            "too-long", "unsupported-audio", "non-finite-samples" or "samples-out-of-range".
+            "too-long", "too-short", "cancelling-channels", "unsupported-audio", "non-finite-samples" or
+            "samples-out-of-range".
     """
     return np.concatenate(list(stream_audio(data, sample_rate, limits)))
 
@@ -56,14 +62,15 @@ def stream_audio(
     """The result of decode_audio in blocks of some seconds, so that memory does not grow with the duration.
 
     `accepted` are the formats to read; mmva.media.video names those whose sound is one track of several. Raises what
-    decode_audio raises, possibly after some blocks: a file may turn out damaged only at its end.
+    decode_audio raises, possibly after some blocks: a file may turn out damaged only at its end. Where the sample rate
+    changes midway, resampling begins anew.
     """
     limits = limits or Limits()
-    kind = checked_format(data, limits, accepted, "not-audio")
-    _refuse_truncated(data, kind)
+    kind, data = _sound_of(data, limits, accepted)
     with open_audio(data, kind) as source:
         _check_header(source, limits)
-        yield from resample_blocks(_mono(source, limits), source.sample_rate, sample_rate)
+        for rate, run in groupby(_mono(source, limits), key=itemgetter(0)):
+            yield from resample_blocks((mono_T for _, mono_T in run), rate, sample_rate)
 
 
 def probe_audio(data: bytes, limits: Limits | None = None) -> AudioInfo:
@@ -73,44 +80,63 @@ def probe_audio(data: bytes, limits: Limits | None = None) -> AudioInfo:
         MediaError: As decode_audio, as far as the header shows it.
     """
     limits = limits or Limits()
-    kind = checked_format(data, limits, AUDIO_FORMATS, "not-audio")
+    kind, data = _sound_of(data, limits, AUDIO_FORMATS)
     with open_audio(data, kind) as source:
         _check_header(source, limits)
         duration_s = source.duration_s
         if duration_s is None:
-            duration_s = sum(len(block) for block in _mono(source, limits)) / source.sample_rate
+            duration_s = sum(len(mono_T) / rate for rate, mono_T in _mono(source, limits))
         return AudioInfo(duration_s, source.sample_rate, source.channels, kind)
 
 
+def _sound_of(data: bytes, limits: Limits, accepted: Collection[str]) -> tuple[str, bytes]:
+    """The format, and the data from where the sound begins, checked to reach its end."""
+    kind = checked_format(data, limits, accepted, "not-audio")
+    start = sound_start(data)
+    sound = data[start:] if start else data
+    _refuse_truncated(sound, kind)
+    return kind, sound
+
+
 def _check_header(source: AudioSource, limits: Limits) -> None:
-    if source.channels < 1:
-        raise MediaError("no-sound", "audio without channels")
-    if source.channels > limits.max_channels:
-        raise MediaError("unsupported-audio", f"{source.channels} channels, over the limit of {limits.max_channels}")
-    if not limits.min_sample_rate <= source.sample_rate <= limits.max_sample_rate:
-        allowed = f"{limits.min_sample_rate:,} to {limits.max_sample_rate:,}"
-        raise MediaError("unsupported-audio", f"sample rate {source.sample_rate:,} Hz; supported: {allowed}")
+    _check_parameters(source.sample_rate, source.channels, limits)
     if source.duration_s is not None and source.duration_s > limits.max_duration_s:
         raise MediaError("too-long", f"{source.duration_s:,.0f} s, over the limit of {limits.max_duration_s:,.0f}")
 
 
-def _mono(source: AudioSource, limits: Limits) -> Iterator[NDArray[np.float32]]:
-    """Channel means, with every promise of the header and every sample checked on the way."""
-    frames = 0
-    for block_TC in source.blocks:
-        frames += len(block_TC)
-        if frames > limits.max_duration_s * source.sample_rate:
+def _check_parameters(sample_rate: int, channels: int, limits: Limits) -> None:
+    if channels < 1:
+        raise MediaError("no-sound", "audio without channels")
+    if channels > limits.max_channels:
+        raise MediaError("unsupported-audio", f"{channels} channels, over the limit of {limits.max_channels}")
+    if not limits.min_sample_rate <= sample_rate <= limits.max_sample_rate:
+        allowed = f"{limits.min_sample_rate:,} to {limits.max_sample_rate:,}"
+        raise MediaError("unsupported-audio", f"sample rate {sample_rate:,} Hz; supported: {allowed}")
+
+
+def _mono(source: AudioSource, limits: Limits) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Sample rate and mono samples of each block, with every promise of the header and every sample checked."""
+    downmix = Downmix()
+    held_s = 0.0
+    for block in source.blocks:
+        _check_parameters(block.sample_rate, block.samples_TC.shape[1], limits)
+        held_s += len(block.samples_TC) / block.sample_rate
+        if held_s > limits.max_duration_s * (1 + _ROUNDING):
             raise MediaError("too-long", f"more than {limits.max_duration_s:,.0f} s, whatever the header says")
-        peak = max(float(block_TC.max(initial=0)), -float(block_TC.min(initial=0)))
+        peak = max(float(block.samples_TC.max(initial=0)), -float(block.samples_TC.min(initial=0)))
         if not np.isfinite(peak):
-            raise MediaError("non-finite-samples", f"NaN or infinite samples in the first {frames:,}")
+            raise MediaError("non-finite-samples", f"NaN or infinite samples in the first {held_s:,.3f} s")
         if peak > limits.max_peak:
             raise MediaError("samples-out-of-range", f"a sample of {peak:g}; full scale is 1")
-        yield block_TC @ np.full(block_TC.shape[1], 1 / block_TC.shape[1], np.float32)
-    if frames == 0:
+        yield block.sample_rate, downmix.mono(block)
+    if held_s == 0:
         raise MediaError("no-sound", "audio without samples")
-    if source.promised is not None and frames < _WHOLE_SHARE * source.promised - _CODEC_DELAY_FRAMES:
-        raise MediaError("truncated-audio", f"{frames:,} frames where the header promises {source.promised:,}")
+    delay_s = _CODEC_DELAY_FRAMES / source.sample_rate
+    if source.promised_s is not None and held_s < _WHOLE_SHARE * source.promised_s - delay_s:
+        raise MediaError("truncated-audio", f"{held_s:,.2f} s where the header promises {source.promised_s:,.2f}")
+    if held_s < limits.min_duration_s:
+        raise MediaError("too-short", f"{held_s:.3f} s of sound; at least {limits.min_duration_s:g} s are needed")
+    downmix.refuse_cancelled()
 
 
 def _refuse_truncated(data: bytes, kind: str) -> None:
@@ -121,7 +147,9 @@ def _refuse_truncated(data: bytes, kind: str) -> None:
 
 
 def _missing_wav_bytes(data: bytes) -> int:
-    return _missing_chunk_bytes(data, b"data", "little") if data[:4] == b"RIFF" else 0
+    """Of RF64 and BW64 the decoder knows: their sizes of 64 bits stand elsewhere."""
+    order: Literal["little", "big"] = "big" if data[:4] == b"RIFX" else "little"
+    return _missing_chunk_bytes(data, b"data", order) if data[:4] in {b"RIFF", b"RIFX"} else 0
 
 
 def _missing_aiff_bytes(data: bytes) -> int:
@@ -141,9 +169,7 @@ def _missing_chunk_bytes(data: bytes, name: bytes, order: Literal["little", "big
 
 
 def _missing_ogg_bytes(data: bytes) -> int:
-    page = data.rfind(b"OggS")
-    segments = data[page + 26] if page + 26 < len(data) else 0
-    return page + 27 + segments + sum(data[page + 27 : page + 27 + segments]) - len(data)
+    return page_end(data, data.rfind(b"OggS")) - len(data)
 
 
 def _missing_asf_bytes(data: bytes) -> int:

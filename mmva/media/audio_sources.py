@@ -7,10 +7,10 @@ files and hosts are therefore never interpreted.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import av
 import numpy as np
@@ -18,16 +18,25 @@ import soundfile
 from numpy.typing import NDArray
 
 from mmva.errors import MediaError
-from mmva.media.formats import id3_bytes
+from mmva.media.downmix import Block
 from mmva.media.guards import refusals
+from mmva.media.ogg import ogg_links
+from mmva.media.tags import xing_seconds
 
 # Not MP3: without a Xing tag libsndfile guesses its length from the first frame's bit rate, and stops there.
 # Not AIFF: with damaged chunk sizes libsndfile seeks to before the start, which Python reports on stderr.
 _SOUNDFILE_FORMATS = frozenset({"wav", "flac", "ogg"})
+# libsndfile does not say which channel is which.
+_SOUNDFILE_CHANNELS: Final = 2
 _DEMUXERS = {"mp4": "mov"}
 _BLOCK_VALUES = 2**18
 # A damaged packet is some 20 ms that players skip; more of them than this, and the file is no longer the music.
 _TOLERATED_BAD_PACKETS = 0.02
+# Fewer bytes a second than any codec writes, silence included: such a length is a mistake or means "unknown".
+_LEAST_BYTES_A_SECOND: Final = 50
+_SAME_LENGTH: Final = 0.05  # of what an MP3 says of its length and what FFmpeg makes of that
+# These have chunks of samples: what they promise is compared with the bytes that are there (mmva.media.audio).
+_CHUNKED: Final = frozenset({"wav", "aiff"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,70 +44,85 @@ class AudioSource:
     """Opened audio.
 
     Attributes:
-        sample_rate: Hz.
-        channels: Channels.
-        promised: Frames that the header promises; None where it makes no promise worth holding it to.
-        duration_s: Seconds by the header; None if it does not say.
-        blocks: The frames, float32 [t, channels], once.
+        sample_rate: Hz at the start.
+        channels: Channels at the start.
+        promised_s: Seconds that the header promises; None where it makes no promise worth holding it to.
+        duration_s: Seconds by the header; None if it does not say, or says what cannot be.
+        blocks: The frames, once.
     """
 
     sample_rate: int
     channels: int
-    promised: int | None
+    promised_s: float | None
     duration_s: float | None
-    blocks: Iterator[NDArray[np.float32]]
+    blocks: Iterator[Block]
 
 
 @contextmanager
 def open_audio(data: bytes, kind: str) -> Iterator[AudioSource]:
-    """Open audio of a sniffed format: with libsndfile where it can, else with FFmpeg.
+    """Open audio of a sniffed format that begins with its first byte: with libsndfile where it can, else with FFmpeg.
 
     Raises:
         MediaError: "corrupt-audio", "no-sound" or "unsupported-audio", here or from `blocks`.
     """
+    links = ogg_links(data) if kind == "ogg" else [data]
+    with _open_link(links[0], kind) as first:
+        if len(links) == 1:
+            yield first
+        else:
+            yield AudioSource(first.sample_rate, first.channels, None, None, _chain(first, links[1:], kind))
+
+
+def _chain(first: AudioSource, links: Sequence[bytes], kind: str) -> Iterator[Block]:
+    yield from first.blocks
+    for link in links:
+        with _open_link(link, kind) as source:
+            yield from source.blocks
+
+
+@contextmanager
+def _open_link(data: bytes, kind: str) -> Iterator[AudioSource]:
     opened = _open_with_soundfile(data) if kind in _SOUNDFILE_FORMATS else None
     if opened is not None:
         with opened:
-            yield AudioSource(
-                sample_rate=opened.samplerate,
-                channels=opened.channels,
-                promised=opened.frames,
-                duration_s=opened.frames / opened.samplerate,
-                blocks=_soundfile_blocks(opened, kind),
-            )
+            duration_s = opened.frames / opened.samplerate
+            blocks = _soundfile_blocks(opened, kind)
+            yield AudioSource(opened.samplerate, opened.channels, duration_s, duration_s, blocks)
         return
     with refusals("corrupt-audio", kind):
         container = av.open(io.BytesIO(data), format=_DEMUXERS.get(kind, kind), metadata_errors="ignore")
     with closing(container):
-        # FFmpeg too estimates the length of a bare stream from its first bit rate; it just does not stop there.
-        estimated = kind == "aac" or (kind == "mp3" and not _has_xing_tag(data))
-        yield _pyav_source(container, kind, estimated=estimated)
+        yield _pyav_source(container, kind, data)
 
 
 def _open_with_soundfile(data: bytes) -> soundfile.SoundFile | None:
-    """The opened file, or None where FFmpeg may do better: unknown codecs, and headers written before the length."""
+    """The opened file, or None where FFmpeg may do better.
+
+    That is for unknown codecs, surround sound, and headers without the length or with one that cannot be.
+    """
     try:
         opened = soundfile.SoundFile(io.BytesIO(data))
     except soundfile.LibsndfileError:
         return None
-    if opened.frames > 0:
+    believable = 0 < opened.frames / max(opened.samplerate, 1) <= len(data) / _LEAST_BYTES_A_SECOND
+    if believable and opened.channels <= _SOUNDFILE_CHANNELS:
         return opened
     opened.close()
     return None
 
 
-def _soundfile_blocks(opened: soundfile.SoundFile, kind: str) -> Iterator[NDArray[np.float32]]:
+def _soundfile_blocks(opened: soundfile.SoundFile, kind: str) -> Iterator[Block]:
     # Not SoundFile.blocks(): that yields uninitialised memory where a file ends before its header says.
     frames = max(1, _BLOCK_VALUES // opened.channels)
     while True:
         with refusals("corrupt-audio", kind):
-            block_TC = opened.read(frames, dtype="float32", always_2d=True)
-        if len(block_TC) == 0:
+            samples_TC: NDArray[np.float32] = opened.read(frames, dtype="float32", always_2d=True)
+        if len(samples_TC) == 0:
             return
-        yield block_TC
+        yield Block(samples_TC, opened.samplerate)
 
 
-def _pyav_source(container: av.container.InputContainer, kind: str, *, estimated: bool) -> AudioSource:
+def _pyav_source(container: av.container.InputContainer, kind: str, data: bytes) -> AudioSource:
     if not container.streams.audio:
         raise MediaError("no-sound", f"{kind} data without an audio stream")
     stream = container.streams.audio[0]
@@ -106,21 +130,31 @@ def _pyav_source(container: av.container.InputContainer, kind: str, *, estimated
         raise MediaError("unsupported-audio", f"{kind} data in a codec that FFmpeg does not know")
     rate, channels = stream.codec_context.sample_rate or 0, stream.codec_context.channels
     duration_s = None
-    if stream.duration is not None and stream.time_base is not None and not estimated:
-        duration_s = float(stream.duration * stream.time_base)
-    promised = None if duration_s is None else int(duration_s * rate)
-    return AudioSource(rate, channels, promised, duration_s, _pyav_blocks(container, stream, kind))
+    if stream.duration is not None and stream.time_base is not None and kind != "aac":
+        said_s = float(stream.duration * stream.time_base)
+        duration_s = said_s if 0 < said_s <= len(data) / _LEAST_BYTES_A_SECOND else None
+    if kind == "mp3" and duration_s is not None:
+        # FFmpeg too estimates the length of a bare stream from its first bit rate; it just does not stop there.
+        written_s = xing_seconds(data) or 0.0
+        duration_s = duration_s if abs(duration_s - written_s) < _SAME_LENGTH * written_s else None
+    if kind in _CHUNKED and duration_s is not None and stream.codec_context.bit_rate:
+        duration_s = min(duration_s, len(data) * 8 / stream.codec_context.bit_rate)
+    promised_s = None if kind in _CHUNKED else duration_s
+    return AudioSource(rate, channels, promised_s, duration_s, _pyav_blocks(container, stream, kind))
 
 
-def _pyav_blocks(
-    container: av.container.InputContainer, stream: av.AudioStream, kind: str
-) -> Iterator[NDArray[np.float32]]:
-    # Interleaved, because PyAV 18 counts one plane too many in planar audio of 8 channels and reads wild memory there.
-    to_float = av.AudioResampler(format="flt")
+def _pyav_blocks(container: av.container.InputContainer, stream: av.AudioStream, kind: str) -> Iterator[Block]:
+    to_float, parameters = None, None
     with refusals("corrupt-audio", kind):
         for frame in decoded_frames(container, stream, "corrupt-audio", kind):
+            names = tuple(channel.name for channel in frame.layout.channels)
+            found = (frame.format.name, frame.sample_rate, names)
+            if to_float is None or found != parameters:  # a stream may change midway: spots in podcasts, radio
+                # Interleaved: PyAV 18 counts one plane too many in planar audio of 8 channels and reads wild memory.
+                to_float, parameters = av.AudioResampler(format="flt"), found
             for converted in to_float.resample(frame):
-                yield converted.to_ndarray().reshape(-1, converted.layout.nb_channels)
+                samples_TC = converted.to_ndarray().reshape(-1, len(names))
+                yield Block(samples_TC, frame.sample_rate, names)
 
 
 def decoded_frames(container: av.container.InputContainer, stream: Any, code: str, kind: str) -> Iterator[Any]:
@@ -140,10 +174,3 @@ def decoded_frames(container: av.container.InputContainer, stream: Any, code: st
         yield from frames
     if bad > 1 + _TOLERATED_BAD_PACKETS * packets:
         raise MediaError(code, f"{bad} of {packets} {kind} packets cannot be decoded")
-
-
-def _has_xing_tag(data: bytes) -> bool:
-    """Whether an MP3 opens with the frame count that encoders of variable bit rate write."""
-    start = id3_bytes(data)
-    head = data[start : start + 64]
-    return b"Xing" in head or b"Info" in head

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from typing import Final
 
+from mmva.media.tags import first_frame, mpeg_frame, tag_bytes, zero_bytes
 from mmva.modalities import MediaKind
 
 EXTENSIONS: Final[dict[MediaKind, tuple[str, ...]]] = {
-    "image": ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"),
-    "music": ("wav", "flac", "mp3", "ogg", "opus", "m4a", "aac", "aif", "aiff", "wma"),
+    "image": (
+        "jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff",
+        "avif", "heic", "heif", "hif", "jxl",
+    ),
+    "music": (
+        "wav", "wave", "bwf", "rf64", "flac", "mp3", "ogg", "oga", "opus", "m4a", "m4b", "m4r", "aac",
+        "aif", "aiff", "aifc", "wma", "mka", "weba",
+    ),
     "caption": ("txt",),
-    "video": ("mp4", "m4v", "mkv", "webm", "mov", "avi", "mpg", "mpeg", "ts"),
-}
-IMAGE_FORMATS: Final = ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif")
-AUDIO_FORMATS: Final = ("wav", "flac", "mp3", "ogg", "mp4", "aac", "aiff", "asf")
+    "video": (
+        "mp4", "m4v", "mkv", "webm", "mov", "qt", "avi", "mpg", "mpeg", "mpe", "ts", "mts", "m2ts", "3gp", "3g2",
+    ),
+}  # fmt: skip
+IMAGE_FORMATS: Final = ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif", "heif")
+AUDIO_FORMATS: Final = ("wav", "flac", "mp3", "ogg", "mp4", "aac", "aiff", "asf", "matroska")
 VIDEO_FORMATS: Final = ("mp4", "matroska", "avi", "mpeg", "mpegts")
 
 _MODALITY_BY_EXTENSION = {extension: modality for modality, names in EXTENSIONS.items() for extension in names}
@@ -30,16 +39,31 @@ _PREFIXES = (
     (b"\x1a\x45\xdf\xa3", "matroska"),
     (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
     (b"\0\0\1\xba", "mpeg"),
+    (b"\xff\x0a", "jpegxl"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "jpegxl"),
 )
 _RIFF_KINDS = {b"WAVE": "wav", b"WEBP": "webp", b"AVI ": "avi"}
 # Files of chunks: the first four bytes, then the size, then the kind.
-_CHUNKED = {b"RIFF": _RIFF_KINDS, b"RF64": _RIFF_KINDS, b"FORM": {b"AIFF": "aiff", b"AIFC": "aiff"}}
+_WAVE = {b"WAVE": "wav"}
+_CHUNKED = {
+    b"RIFF": _RIFF_KINDS,
+    b"RIFX": _WAVE,  # of big-endian numbers
+    b"RF64": _WAVE,  # with sizes of 64 bits, as has BW64
+    b"BW64": _WAVE,
+    b"FORM": {b"AIFF": "aiff", b"AIFC": "aiff"},
+}
 # First boxes of QuickTime files from before `ftyp` was written.
 _QUICKTIME_BOXES = frozenset({b"moov", b"mdat", b"wide"})
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _STILL_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1"})
 # Start of the first packet and bytes from packet to packet: broadcast, and recorders that add a time stamp.
 _TS_PACKETS = ((0, 188), (4, 192))
+# No format is told by more than its first packets or brands.
+_HEAD_BYTES = 4096
+# Told by the header of a frame, of which more must follow.
+_FRAMED = frozenset({"mp3", "aac"})
+# What may stand behind zeros: formats whose own first bytes are no zeros.
+_PADDED = frozenset({"wav", "flac", "ogg", "aiff"})
 
 
 def modality_of(uri: str) -> MediaKind | None:
@@ -50,41 +74,62 @@ def modality_of(uri: str) -> MediaKind | None:
 
 
 def sniff(data: bytes) -> str | None:
-    """Format by the first bytes, never by the name: one of the formats above, "heif", or None.
+    """Format by the first bytes, never by the name: one of the formats above, "jpegxl", or None.
 
     "ogg" covers Vorbis, Opus and FLAC in Ogg; "mp4" is m4a, mp4 and mov; "matroska" is mkv and webm; "asf" is wma and
-    wmv; "mpeg" is an MPEG program stream and "mpegts" a transport stream. "heif" (HEIC) is recognized so that it is not
-    taken for mp4, but cannot be decoded: the decoders for it are GPL.
+    wmv; "mpeg" is an MPEG program stream and "mpegts" a transport stream; "wav" is RIFF, RIFX, RF64 and BW64. Sound is
+    found behind tags, zeros and the rest of a frame (see sound_start). "jpegxl" is recognized but not read.
     """
+    return _sniff_sound_inside(data)[0]
+
+
+def sound_start(data: bytes) -> int:
+    """Where sound begins: behind tags, zeros and junk; 0 for what begins with its own first bytes."""
+    return _sniff_sound_inside(data)[1]
+
+
+def _sniff_sound_inside(data: bytes) -> tuple[str | None, int]:
+    """The format, and where it begins."""
+    tags = tag_bytes(data)
+    tagged = tags > 0 or data.startswith(b"ID3")
+    kind = _sniff_at(data, tags)
+    if kind not in {None, *_FRAMED} and (kind in AUDIO_FORMATS or not tagged):
+        return kind, tags
+    found = _sniff_behind_junk(data, tags if tags < len(data) else 0)
+    if found[0] is not None:
+        return found
+    if kind in _FRAMED:
+        return kind, tags
+    return ("mp3", 0) if tagged else (None, 0)  # tags are for MP3; FFmpeg finds frames further on
+
+
+def _sniff_behind_junk(data: bytes, start: int) -> tuple[str | None, int]:
+    """Sound behind zeros, or a row of frames behind anything."""
+    padded = start + zero_bytes(data, start)
+    kind = _sniff_at(data, padded)
+    if padded > start and kind in _PADDED:
+        return kind, padded
+    frame = first_frame(data, padded)
+    if frame is None:
+        return None, 0
+    found = mpeg_frame(data[frame : frame + 6])
+    assert found is not None
+    return found[0], frame
+
+
+def _sniff_at(data: bytes, start: int) -> str | None:
+    head = data[start : start + _HEAD_BYTES]
     for prefix, name in _PREFIXES:
-        if data.startswith(prefix):
+        if head.startswith(prefix):
             return name
-    if data.startswith(b"ID3"):
-        return _sniff_behind_tags(data)
-    if data[:4] in _CHUNKED:
-        return _CHUNKED[data[:4]].get(data[8:12])
-    if data[4:8] == b"ftyp":
-        return _sniff_brands(data)
-    if data[4:8] in _QUICKTIME_BOXES:
+    if head[:4] in _CHUNKED:
+        return _CHUNKED[head[:4]].get(head[8:12])
+    if head[4:8] == b"ftyp":
+        return _sniff_brands(head)
+    if head[4:8] in _QUICKTIME_BOXES:
         return "mp4"
-    return _sniff_mpeg_frame(data) or _sniff_transport_stream(data)
-
-
-def id3_bytes(data: bytes) -> int:
-    """Length in bytes of the ID3v2 tags that a file begins with, which may be more than the data; 0 without a tag."""
-    position = 0
-    while data[position : position + 3] == b"ID3" and position + 10 <= len(data):
-        flags, size = data[position + 5], data[position + 6 : position + 10]
-        footer = 10 if flags & 0x10 else 0
-        position += 10 + (size[0] << 21 | size[1] << 14 | size[2] << 7 | size[3]) + footer
-    return position
-
-
-def _sniff_behind_tags(data: bytes) -> str:
-    """Tags are for MP3, but writers of AAC streams and of FLAC put them in front too."""
-    start = id3_bytes(data)
-    head = data[start : start + 4]
-    return "flac" if head == b"fLaC" else _sniff_mpeg_frame(head) or "mp3"
+    frame = mpeg_frame(head[:6])
+    return frame[0] if frame is not None else _sniff_transport_stream(head)
 
 
 def _sniff_brands(data: bytes) -> str:
@@ -94,17 +139,6 @@ def _sniff_brands(data: bytes) -> str:
     if brands & _AVIF_BRANDS:
         return "avif"
     return "heif" if data[8:12] in _STILL_BRANDS else "mp4"
-
-
-def _sniff_mpeg_frame(data: bytes) -> str | None:
-    """MP3 or ADTS AAC by a plausible frame header: eleven sync bits, then fields that must not be reserved."""
-    if len(data) < 4 or data[0] != 0xFF or data[1] & 0xE0 != 0xE0:
-        return None
-    version, layer = data[1] >> 3 & 0b11, data[1] >> 1 & 0b11
-    if data[1] & 0xF6 == 0xF0:
-        return "aac" if data[2] >> 2 & 0b1111 < 13 else None
-    plausible = version != 0b01 and layer != 0b00 and data[2] >> 4 != 0b1111 and data[2] >> 2 & 0b11 != 0b11
-    return "mp3" if plausible else None
 
 
 def _sniff_transport_stream(data: bytes) -> str | None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from mmva.errors import MediaError
 from mmva.media.formats import sniff
 from mmva.media.limits import Limits
+
+# By the class of FFmpeg's error; PyAV is not imported for it, since pictures do without.
+_FFMPEG_REASONS: Final = {
+    "InvalidDataError": "it is damaged or not of this format",
+    "EOFError": "it ends too early",
+    "PatchWelcomeError": "it uses a feature that is not supported",
+}
+_ADDRESS: Final = re.compile(r"<_io\.BytesIO object at 0x[0-9a-f]+>")
 
 
 def checked_format(data: bytes, limits: Limits, accepted: Collection[str], refusal: str) -> str:
@@ -37,5 +47,13 @@ def refusals(code: str, kind: str) -> Iterator[None]:
     except MediaError:
         raise
     except Exception as error:  # hostile bytes raise anything: OSError, struct.error, SyntaxError, ZeroDivisionError...
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise MediaError(code, f"{kind} data that cannot be decoded: {reason}") from error
+        raise MediaError(code, f"{kind} data that cannot be decoded: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """One line, without the decoder's own numbers and the names that it gives to bytes in memory."""
+    if type(error).__module__.startswith("av."):
+        known = _FFMPEG_REASONS.get(type(error).__name__)
+        return known or str(getattr(error, "strerror", None) or "it is invalid").rstrip(".").lower()
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return " ".join(_ADDRESS.sub("", text).split()) or type(error).__name__

@@ -8,25 +8,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from mmva.errors import MediaError
-from mmva.media.formats import IMAGE_FORMATS
+from mmva.media.colors import gamma_exponent, to_srgb, with_gamma
+from mmva.media.deep_pixels import correct_tiles, grey_levels, is_deep
+from mmva.media.formats import IMAGE_FORMATS, sniff
 from mmva.media.guards import checked_format, refusals
 from mmva.media.limits import Limits
+from mmva.media.lost_end import decode_padded
+from mmva.media.png import needed_chunks
 
 # Pixels that image encoders take. Training and service decode alike, so it is the default of both.
 SHORT_SIDE: Final = 224
-# White levels of integer and float images by depth: the smallest that holds every pixel is taken.
-_WHITE_LEVELS = (1.0, 255.0, 65_535.0, 2**31 - 1.0, 2**32 - 1.0)
 
 
 def decode_image(data: bytes, limits: Limits | None = None, at_least: int | None = SHORT_SIDE) -> Image.Image:
     """Decode the first frame of an image to mode RGB.
 
-    EXIF orientation is applied, transparency is laid on white, CMYK, palette, 1-bit, 16-bit and float images are
-    brought to 8 bits. Format, size in bytes and width x height are checked before any pixel is decoded.
+    EXIF orientation is applied, colour profiles are converted to sRGB, transparency is laid on white, CMYK, palette,
+    1-bit, 16-bit and float images are brought to 8 bits. Format, size in bytes and width x height are checked before
+    any pixel is decoded.
 
     Args:
         data: The encoded file.
@@ -35,18 +37,44 @@ def decode_image(data: bytes, limits: Limits | None = None, at_least: int | None
             size, never below this; other formats, and None, are decoded in full.
 
     Raises:
-        MediaError: "empty-file", "too-many-bytes", "not-an-image", "too-many-pixels" or "corrupt-image".
+        MediaError: "empty-file", "too-many-bytes", "not-an-image", "unsupported-image", "too-many-pixels" or
+            "corrupt-image".
     """
     limits = limits or Limits()
+    if sniff(data) == "jpegxl":
+        raise MediaError("unsupported-image", "JPEG XL is not read; convert it to PNG or JPEG")
     kind = checked_format(data, limits, IMAGE_FORMATS, "not-an-image")
-    with _pillow_at_work(kind), Image.open(io.BytesIO(data), formats=[kind.upper()]) as image:
+    if kind == "heif":
+        from mmva.media.heif import decode_heif  # imports FFmpeg, which other pictures do without
+
+        return _to_rgb(decode_heif(data, limits))
+    with _pillow_at_work(kind):
+        return _to_rgb(_upright(_loaded(data, kind, limits, at_least)))
+
+
+def _loaded(data: bytes, kind: str, limits: Limits, at_least: int | None) -> Image.Image:
+    """The decoded picture, of whose file the end may be lost as long as no pixels are."""
+
+    def load(data: bytes) -> Image.Image:
+        image = Image.open(io.BytesIO(data), formats=[kind.upper()])
         width, height = image.size
         if width * height > limits.max_pixels:
             raise MediaError("too-many-pixels", f"{width} x {height} pixels, over the limit of {limits.max_pixels:,}")
         if at_least is not None and isinstance(image, ImageFile.ImageFile):
             image.draft(None, (at_least, at_least))
+        correct_tiles(image)
         image.load()
-        return _to_rgb(_upright(image))
+        return image
+
+    try:
+        return load(needed_chunks(data) if kind == "png" else data)
+    except UnidentifiedImageError:
+        raise
+    except OSError:
+        image = decode_padded(data, kind, load)
+        if image is None:
+            raise
+        return image
 
 
 @contextmanager
@@ -76,25 +104,16 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        return _from_deep_pixels(image)
+    profile, exponent = image.info.get("icc_profile"), gamma_exponent(image.info)
+    if is_deep(image):
+        image, exponent = grey_levels(image, exponent), None
     if image.mode == "La":  # premultiplied, and without a conversion of its own to RGBA
         image = image.convert("LA")
-    if image.has_transparency_data:
-        return _on_white(image.convert("RGBA"))
-    return image.convert("RGB")
-
-
-def _from_deep_pixels(image: Image.Image) -> Image.Image:
-    """Greyscale of 16 or 32 bits or floats, scaled from its own white level to 8 bits; Pillow would clip it."""
-    grey_HW = np.array(image, np.float32)
-    if not np.isfinite(grey_HW).all():
-        raise MediaError("corrupt-image", "pixels that are NaN or infinite")
-    brightest = 65_535.0 if image.mode.startswith("I;16") else float(grey_HW.max())
-    first = 0 if image.mode == "F" else 1
-    grey_HW *= 255 / next((level for level in _WHITE_LEVELS[first:] if brightest <= level), brightest)
-    np.rint(np.clip(grey_HW, 0, 255, out=grey_HW), out=grey_HW)  # in place: such images are large
-    return Image.fromarray(grey_HW.astype(np.uint8)).convert("RGB")
+    image = to_srgb(image, profile)
+    image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if exponent is not None:
+        image = with_gamma(image, exponent)
+    return image if image.mode == "RGB" else _on_white(image)
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+# To be raised whenever some file's pixels, samples or text come out otherwise than before: annotations record it.
+# 2: colour profiles, downmix by channel, TIFF's kinds of pixels, streams of unknown length.
+DECODERS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +18,7 @@ class Limits:
         max_bytes: Size of the encoded file.
         max_pixels: Width x height of an image. Pillow refuses more than 178,956,970 in any case.
         max_duration_s: Seconds of audio or video.
+        min_duration_s: Seconds of audio; what is shorter is a click and has no mood.
         min_sample_rate: Hz, of the file.
         max_sample_rate: Hz, of the file.
         max_channels: Channels of audio.
@@ -23,6 +29,7 @@ class Limits:
     max_bytes: int = 256 * 2**20
     max_pixels: int = 120_000_000
     max_duration_s: float = 2 * 3600.0
+    min_duration_s: float = 0.1
     min_sample_rate: int = 2_000
     max_sample_rate: int = 384_000
     max_channels: int = 32

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import av
@@ -151,8 +151,8 @@ def pictures_at(
 
 
 def stream_sound(data: bytes, sample_rate: int, limits: Limits | None = None) -> Iterator[NDArray[np.float32]]:
-    """A video's sound track as stream_audio gives it; raises likewise."""
-    return stream_audio(data, sample_rate, limits, accepted=VIDEO_FORMATS)
+    """A video's sound track as stream_audio gives it, however short; raises likewise."""
+    return stream_audio(data, sample_rate, replace(limits or Limits(), min_duration_s=0.0), accepted=VIDEO_FORMATS)
 
 
 @contextmanager

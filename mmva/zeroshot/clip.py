@@ -24,6 +24,7 @@ from PIL import Image
 
 from mmva.errors import UsageError
 from mmva.media.audio_sources import open_audio
+from mmva.media.downmix import Block, Downmix
 from mmva.media.guards import refusals
 from mmva.media.limits import Limits
 from mmva.media.video import VideoInfo, pictures_at
@@ -129,10 +130,17 @@ def _pictures(
 def _sounds(data: bytes, info: VideoInfo, spans_s: Sequence[tuple[float, float]]) -> Iterator[_Piece]:
     with open_audio(data, info.format) as source:
         at = 0
-        blocks = as_stereo(source.blocks, source.sample_rate, info.format)
-        for samples_T2 in cut(blocks, spans_s, _SOUND_RATE):
+        runs = itertools.groupby(source.blocks, key=lambda block: block.sample_rate)
+        blocks = (as_stereo(map(_at_most_two, run), rate, info.format) for rate, run in runs)
+        for samples_T2 in cut(itertools.chain.from_iterable(blocks), spans_s, _SOUND_RATE):
             yield _Piece(at / _SOUND_RATE, samples_T2=samples_T2)
             at += len(samples_T2)
+
+
+def _at_most_two(block: Block) -> NDArray[np.float32]:
+    """Surround sound as mono, which as_stereo puts on both sides."""
+    samples_TC = block.samples_TC
+    return samples_TC if samples_TC.shape[1] <= 2 else Downmix().mono(block)[:, None]
 
 
 def as_stereo(blocks: Iterable[NDArray[np.float32]], rate: int, kind: str) -> Iterator[NDArray[np.float32]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from urllib.parse import urlsplit
 
 import mmva
 import mmva_platform
-from mmva.errors import OperationFailed, UsageError
+from mmva.errors import EnvironmentFault, OperationFailed, UsageError
 from mmva_platform.settings import ClusterSettings
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,8 @@ FREE_CPUS: Final = 1.0  # training workers may not take every CPU: other tasks o
 LARGE_MESSAGES: Final = "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH"  # in bytes; Serve's own limit is below an upload's
 _START_ATTEMPTS: Final = 3  # a busy machine misses the limits that are built into Ray
 _CONNECT_TIMEOUT_S = 10.0
+_LONGEST_SOCKET: Final = 107 if sys.platform == "linux" else 103  # bytes of a path; a limit of the kernel
+_TEMPORARY_MB: Final = 64  # Ray's logs and sockets; on a full disk its processes end without a word
 _GROWS_TO: ContextVar[float] = ContextVar("mmva_cluster_grows_to", default=0.0)
 _RAY_ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # of this process: what goes wrong arrives as an exception
@@ -60,7 +64,7 @@ def ray_session(settings: ClusterSettings | None = None) -> Iterator[ClusterInfo
 
     Raises:
         UsageError: If the configured cluster does not answer.
-        OperationFailed: If Ray does not start on this machine.
+        OperationFailed: If Ray does not start on this machine; EnvironmentFault if TMPDIR is why.
     """
     settings = settings or ClusterSettings()
     grows = _GROWS_TO.set(float(settings.max_cpus or 0))
@@ -135,9 +139,38 @@ def _connect(address: str) -> None:
         raise UsageError(f"cluster.address {address}: no Ray cluster answers there ({reason})") from error
 
 
+def temporary_folder() -> tuple[str, str]:
+    """Where Ray keeps its sockets and logs on this machine, chosen as Ray does it, and the variable that sets it."""
+    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    return os.environ.get(name, "/tmp"), name  # noqa: S108 - Ray's own default
+
+
+def temporary_fault() -> tuple[str, str] | None:
+    """Why Ray cannot use its folder for temporary files, and the remedy; None if it can."""
+    folder, name = temporary_folder()
+    socket_path = f"{folder}/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+    if (too_many := len(os.fsencode(socket_path)) - _LONGEST_SOCKET) > 0:
+        return f"{name} {folder}: its path is {too_many} bytes too long for sockets", f"set {name} to a shorter path"
+    place = Path(folder).absolute()
+    while not place.exists():
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(2**20))
+        free_mb = shutil.disk_usage(place).free / 1e6
+    except OSError as error:
+        todo = f"set {name} to a folder with room and rights"
+        return f"{name} {folder}: cannot be written ({error.strerror})", todo
+    if free_mb < _TEMPORARY_MB:
+        return f"{name} {folder}: {free_mb:.0f} MB free", f"set {name} to a folder with {_TEMPORARY_MB} MB or more"
+    return None
+
+
 def _start(settings: ClusterSettings) -> None:
     import ray
 
+    if fault := temporary_fault():
+        raise EnvironmentFault(f"cluster: Ray cannot start: {'; '.join(fault)}")
     for attempt in range(1, _START_ATTEMPTS + 1):
         try:
             with _native_stderr_closed(), _environment(PYTHONPATH=worker_python_path()):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -220,7 +220,7 @@ def load_config(
     values: dict[str, Any] = dict(base or {})
     where = str(path) if path is not None else kind.__name__
     if path is not None:
-        values |= _read_yaml(Path(path))
+        values |= read_yaml(Path(path))
     for override in overrides:
         _apply_override(values, override)
     return validate(kind, values, where)
@@ -239,7 +239,12 @@ def without_password(uri: str) -> str:
     return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:...@", uri)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; empty for an empty file.
+
+    Raises:
+        UsageError: If the file cannot be read, or holds something else.
+    """
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -270,17 +275,28 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _explain(kind: type[BaseModel], error: ValidationError) -> str:
-    """First problem of a validation error in words, with the nearest known key for a typo."""
-    problem = error.errors()[0]
+    """First problem of a validation error in words, with the nearest known key for a typo.
+
+    An unknown key comes before a missing one: it may be the missing one, misspelled.
+    """
+    problems = error.errors()
+    problem = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
     location = [str(part) for part in problem["loc"]]
     field = ".".join(location)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if problem["type"] == "extra_forbidden":
         known = _known_keys(kind, location[:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-        return f"unknown key {field!r}; {hint}{more}"
-    return f"{field}: {problem['msg']}, got {problem['input']!r}{more}"
+        hint = f"; {did_you_mean(location[-1], known)}" if known else ""  # in lists of several kinds they are not known
+        return f"unknown key {field!r}{hint}{more}"
+    got = "" if problem["type"] == "missing" else f", got {problem['input']!r}"
+    return f"{field}: {problem['msg']}{got}{more}"
+
+
+def did_you_mean(name: str, known: Iterable[str], kind: str = "keys") -> str:
+    """Half a sentence for an error: the known name that is nearest, or all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known {kind}: {', '.join(names)}"
 
 
 def _known_keys(kind: type[BaseModel], parents: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ from mmva_platform.settings import Settings
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from mmva.backbones import Preset
     from mmva_platform.annotation.plan import ModelInfo
     from mmva_platform.reporting.shadow import Shadow
     from mmva_platform.training.evaluation import Evaluation
@@ -159,15 +160,38 @@ def track_and_register(result: TrainResult, settings: Settings) -> TrainOutcome:
     )
 
 
+def backbones_of(name: str, settings: Settings) -> Preset:
+    """A preset by name, or the backbones of a model (a bundle's folder, runs:/... or models:/...), tuned ones included.
+
+    Raises:
+        UsageError: If there is neither; CheckFailed if the model's files are not the registered ones.
+    """
+    from mmva.backbones import BackboneSpec, Preset, preset
+    from mmva.bundle import read_bundle_info
+    from mmva_platform.tracking.resolve import resolve_model
+
+    if ":" not in name and "/" not in name and not Path(name).is_dir():
+        return preset(name)
+    info = read_bundle_info(resolve_model(name, settings).bundle_dir)
+    specs = {modality: BackboneSpec.from_json(record["spec"]) for modality, record in info.backbones.items()}
+    return Preset(f"model-{info.digest[:16]}", **specs)
+
+
 def evaluate_model(
-    model: str, dataset: str, settings: Settings, *, split: str = "test", clip_split: bool = True
+    model: str,
+    dataset: str,
+    settings: Settings,
+    *,
+    split: str = "test",
+    clip_split: bool = True,
+    embeddings: str | None = None,
 ) -> Evaluation:
     """Evaluate a bundle or a registered model on a dataset's split, with what a split by clip would show beside it."""
-    from mmva_platform.tracking.registry import resolve_model
+    from mmva_platform.tracking.resolve import resolve_model
     from mmva_platform.training.evaluation import evaluate
 
     bundle = resolve_model(model, settings).bundle_dir
-    return evaluate(bundle, dataset, settings, split=split, clip_split=clip_split)
+    return evaluate(bundle, dataset, settings, split=split, clip_split=clip_split, embeddings=embeddings)
 
 
 def report_annotation(out: str, file: Path, settings: Settings, version: int | None = None) -> None:
@@ -219,7 +243,7 @@ def _provenance_of(model: ModelInfo, settings: Settings) -> dict[str, Any] | Non
     """What the model's bundle says of its origin; None if the registry does not hold just this bundle."""
     from mmva.bundle import read_bundle_info
     from mmva.errors import CheckFailed, OperationFailed, UsageError
-    from mmva_platform.tracking.registry import resolve_model
+    from mmva_platform.tracking.resolve import resolve_model
 
     if model.version is None:
         return None

@@ -15,6 +15,7 @@ from inline_pass import InlineCluster, install
 from PIL import Image
 
 from mmva_platform.datasets.importing import ImportConfig
+from mmva_platform.datasets.sources.config import ImemnetSource
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Published:
 
     def config(self, **changes: Any) -> ImportConfig:
         files = {"images_csv": str(self.images_csv), "music_csv": str(self.music_csv), "media": str(self.media)}
-        return ImportConfig(**{**files, **changes})
+        own = {name: changes.pop(name) for name in tuple(changes) if name in ImemnetSource.model_fields}
+        return ImportConfig(sources=(ImemnetSource(**{**files, **own}),), **changes)
 
 
 # Image ids by what is wrong with them; the others are sound.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ import pytest
 import soundfile
 import torch
 from inline_pass import InlineCluster
+from safetensors.torch import save
 
 from mmva.backbones import load_encoder, preset
+from mmva.bundle import save_bundle
 from mmva.engines.cuda import CudaEncoder
 from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva.media.audio import decode_audio
 from mmva.media.images import decode_image
 from mmva.media.windows import HOP_S, WINDOW_S
+from mmva.model import MMVA
 from mmva_platform.datasets import embedder
 from mmva_platform.datasets.dataset import Dataset
 from mmva_platform.datasets.embedder import Part, embed_part
@@ -29,8 +33,10 @@ from mmva_platform.datasets.embedding import embed_dataset
 from mmva_platform.datasets.embedding_set import part_key
 from mmva_platform.datasets.features import load_features
 from mmva_platform.datasets.importing import import_dataset
-from mmva_platform.datasets.schema import ShardInfo
+from mmva_platform.datasets.schema import ShardInfo, sha256_of
 from mmva_platform.settings import ClusterSettings, Settings
+from mmva_platform.training.evaluation import evaluate
+from mmva_platform.workflows import backbones_of
 
 
 @pytest.fixture
@@ -126,6 +132,31 @@ def test_parts_of_another_dataset_do_not_count(dataset: str, published: Any, tmp
 def load_features_of(dataset: str) -> Any:
     embed_dataset(dataset, "tiny")
     return load_features(dataset, "tiny")
+
+
+def test_a_models_own_backbones_embed_a_new_dataset_for_its_evaluation(dataset: str, tmp_path: Path) -> None:
+    """Two towers, of which one has a tuned backbone that no preset names; embeddings beside a read-only dataset."""
+    specs = {modality: preset("tiny").specs[modality] for modality in ("image", "music")}  # type: ignore[index]
+    network = load_encoder(specs["image"]).network
+    name, weight = next(iter(network.named_parameters()))
+    data = save({name: weight.detach() + torch.linspace(-1, 1, weight.numel()).reshape(weight.shape)})
+    (tmp_path / "tuned.safetensors").write_bytes(data)
+    specs["image"] = replace(specs["image"], tuned=str(tmp_path), tuned_sha256=sha256_of(data))
+    encoders = {modality: load_encoder(spec) for modality, spec in specs.items()}
+    model = MMVA({modality: encoder.dim for modality, encoder in encoders.items()})
+    model.attach_encoders(encoders)
+    bundle, out = tmp_path / "bundle", str(tmp_path / "elsewhere")
+    save_bundle(bundle, model, intervals={}, card="", provenance={})
+
+    with pytest.raises(UsageError, match=f"mmva embed {dataset} --backbones MODEL"):
+        evaluate(bundle, dataset, Settings())
+    made = embed_dataset(dataset, backbones_of(str(bundle), Settings()), out)
+    assert set(made) == {"image", "music"}
+    assert made["image"].endswith(f"image-{encoders['image'].fingerprint[:16]}")
+    found = evaluate(bundle, dataset, Settings(), embeddings=out)
+    assert set(found.metrics) == {"image", "music"}
+    with pytest.raises(UsageError, match="did you mean 'tiny'"):
+        backbones_of("tinny", Settings())
 
 
 def test_other_readers_find_plain_columns(dataset: str) -> None:

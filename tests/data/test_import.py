@@ -45,7 +45,7 @@ def test_rows_are_kept_or_dropped_for_a_cause(published: Any, out: Path) -> None
     written = json.loads((out / Dataset.open(str(out)).info.report_file).read_text())
     assert written | {"out": str(out)} == json.loads(json.dumps(report.to_json()))
     text = report.to_text()
-    assert "image: 12 rows = 5 kept" in text
+    assert "IMEMNet-C, image: 12 rows = 5 kept" in text
     assert "corrupt-image: 1 (1 rows dropped), such as '1004'" in text
 
 
@@ -72,6 +72,8 @@ def test_shards_hold_the_files_and_their_labels(published: Any, out: Path) -> No
         "group": "1001",
         "valence": 0.2,
         "arousal": 0.8,
+        "valence_sd": None,
+        "arousal_sd": None,
         "caption": "",
         "media_format": "jpeg",
     }
@@ -220,7 +222,7 @@ def test_a_split_that_dropped_items_move_is_the_one_of_the_rows_that_are_left(pu
 def test_nothing_usable_says_why_and_leaves_the_report(published: Any, out: Path) -> None:
     for path in (published.media / "audio").iterdir():
         path.write_bytes(b"RIFF nonsense")
-    with pytest.raises(UsageError, match=r"no usable music items are left \(\S+ 12\)") as error:
+    with pytest.raises(UsageError, match=r"no usable music items of IMEMNet-C are left \(\S+ 12\)") as error:
         import_dataset(published.config(), str(out))
     report = json.loads(Path(str(error.value).split("; see ")[1]).read_text())
     assert report["counts"]["music"]["kept"] == 0
@@ -232,12 +234,12 @@ def test_nothing_usable_says_why_and_leaves_the_report(published: Any, out: Path
     [
         ({"images_csv": "/none/image_va.csv"}, r"/none/image_va\.csv: no such file"),
         ({"media": "/none"}, "/none: no files there"),
-        ({"images_csv": None, "music_csv": None}, "give images_csv, music_csv or both"),
+        ({"images_csv": None, "music_csv": None}, r"no image_va\.csv or music_va\.csv there"),
         ({"split": "/none/split.csv"}, r"/none/split\.csv: no such file"),
     ],
 )
 def test_a_mistake_is_one_line(published: Any, out: Path, changes: dict[str, Any], said: str) -> None:
-    config = published.config().model_copy(update=changes)
+    config = published.config(**changes)
     with pytest.raises(UsageError, match=said) as error:
         import_dataset(config, str(out))
     assert "\n" not in str(error.value)

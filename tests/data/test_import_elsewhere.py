@@ -21,6 +21,7 @@ from mmva_platform.datasets.embedding import embed_dataset
 from mmva_platform.datasets.embedding_set import EmbeddingSet
 from mmva_platform.datasets.features import load_features
 from mmva_platform.datasets.importing import ImportConfig, import_dataset
+from mmva_platform.datasets.sources.config import ImemnetSource
 from mmva_platform.settings import Settings, StorageSettings
 from mmva_platform.storage import open_storage
 
@@ -35,11 +36,7 @@ def test_a_round_trip_on_s3_is_the_one_on_disk(published: Any, s3: Settings, tmp
     bucket = open_storage("s3://media/imemnet", s3.storage)
     for path in published.media.parent.rglob("*.*"):
         bucket.write(path.relative_to(published.media.parent).as_posix(), path.read_bytes())
-    config = ImportConfig(
-        images_csv="s3://media/imemnet/image_va.csv",
-        music_csv="s3://media/imemnet/music_va.csv",
-        media="s3://media/imemnet/media",
-    )
+    config = ImportConfig(sources=(ImemnetSource(root="s3://media/imemnet", media="media"),))
     remote = import_dataset(config, "s3://media/dataset", s3)
     local = import_dataset(published.config(), str(tmp_path / "dataset"))
     assert remote.digest == local.digest

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmva.imemnet.published import Labels, read_image_labels, read_music_labels
-from mmva.imemnet.splits import leaking_groups, read_split_file, split_by_file, split_by_group
+from mmva.imemnet.published import read_image_labels, read_music_labels
+from mmva.imemnet.splits import read_split_file, split_by_file, split_by_group
+from mmva.labels import Labels
+from mmva.splits import leaking_groups
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def test_the_exported_network_is_the_encoder(modality):
 def test_bf16_images_are_refused_by_the_calibration():
     if not has_bf16():
         pytest.skip("this processor has no bfloat16 instructions")
-    encoder = load_encoder(preset("compact").image)
+    encoder = load_encoder(preset("compact").specs["image"])
     encoders = {"torch": encoder, "torch-bf16": Bf16Encoder(encoder)}
     figures = measure(encoders, items_of("image"), lambda emb_ND: emb_ND[:, :2] * 0)
     assert figures["torch"].faithful

@@ -212,7 +212,7 @@ def test_a_file_that_is_not_the_one_that_was_written_is_named(place: Storage, ch
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("row", [None, 8, 99])
+@pytest.mark.parametrize("row", [None, -1, 8, 99])
 def test_a_reference_to_no_embedding_is_an_error(place: Storage, row: int | None) -> None:
     plan, items = planned(place, count=16, shard_items=8)
     first = items_of(plan, items, "000000")

@@ -12,22 +12,22 @@ from hypothesis import strategies as st
 from mmva_platform.annotation.unique import UniqueIds, digests_of
 
 
-def repeated_of(batches: list[list[str]]) -> list[int]:
+def repeated_of(batches: list[list[str]], held: int) -> list[int]:
     with TemporaryDirectory() as folder:
-        ids = UniqueIds(Path(folder))
+        ids = UniqueIds(Path(folder), held)
         for batch in batches:
             ids.add(pa.array(batch, pa.large_string()))
         return ids.repeated().tolist()
 
 
-@given(st.lists(st.lists(st.text(max_size=2), max_size=20), max_size=8))
-def test_every_row_but_the_first_of_its_id_repeats(batches: list[list[str]]) -> None:
+@given(st.lists(st.lists(st.text(max_size=2), max_size=20), max_size=8), st.sampled_from([1, 10, 1000]))
+def test_every_row_but_the_first_of_its_id_repeats(batches: list[list[str]], held: int) -> None:
     flat = [name for batch in batches for name in batch]
-    assert repeated_of(batches) == [row for row, name in enumerate(flat) if name in flat[:row]]
+    assert repeated_of(batches, held) == [row for row, name in enumerate(flat) if name in flat[:row]]
 
 
 def test_rows_far_apart_and_ids_that_fill_the_catalog(tmp_path: Path) -> None:
-    ids = UniqueIds(tmp_path)
+    ids = UniqueIds(tmp_path, held=2000)
     for part in range(20):
         ids.add(pa.array([f"{part}-{row}" for row in range(1000)] + ["always"] * 1000))
     ids.add(pa.array(["7-12", "20-1"]))

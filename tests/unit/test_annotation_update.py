@@ -15,6 +15,7 @@ from deltalake import DeltaTable
 
 from mmva.errors import CheckFailed, UsageError
 from mmva.inference.engines import calibrate_bundle
+from mmva.media.limits import DECODERS
 from mmva_platform.annotation import AnnotationSummary, clean, open_annotation, resume, status
 from mmva_platform.annotation.lookup import CHANGED, Lookup
 from mmva_platform.annotation.plan import iter_items, read_plan
@@ -396,3 +397,44 @@ def test_what_is_not_published_cannot_be_updated(world: World, monkeypatch: pyte
             call()
     world.annotate()
     assert world.retry().version == 1
+
+
+def test_media_are_read_again_where_the_decoders_have_changed_and_texts_are_kept(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.annotate()
+    for module in ("mmva.inference.config", "mmva_platform.annotation.run"):
+        monkeypatch.setattr(f"{module}.DECODERS", DECODERS + 1)
+    with pytest.raises(
+        UsageError, match=r"this release decodes image, music otherwise, so that 8 items must be read again"
+    ):
+        world.update()
+    assert work(world.update(reread=True))["media"] == len(PICTURES) + 1
+    caption_files = {file.path for file in open_annotation(world.out).all_files if file.modality == "caption"}
+    assert caption_files <= kept_files(world, 1)
+    assert work(world.update()) == {}
+
+
+def test_a_run_that_another_release_began_is_not_finished_with_other_decoders(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed(monkeypatch, "execute.publish", world.annotate)
+    monkeypatch.setattr("mmva_platform.annotation.run.DECODERS", DECODERS + 1)
+    with pytest.raises(CheckFailed, match=r"begun by a release that decodes media otherwise"):
+        resume(world.out, world.settings)
+
+
+def test_how_tables_are_read_is_part_of_the_plan_and_an_update_reads_them_alike(world: World) -> None:
+    table = world.folder / "catalog.csv"
+    table.write_text("id;caption\n1;a slow piano\n2;a fast drum;more\n")
+    world.catalog = str(table)
+    tables = {"lenient": True, "delimiter": ";"}
+    world.annotate(tables=tables)
+    assert {row["id"] for row in world.rows().to_pylist()} == {"1"}
+    with pytest.raises(CheckFailed, match=r"lenient: True there, False now"):
+        world.annotate(tables={"delimiter": ";"})
+    table.write_text("id;caption\n1;a slow piano\n2;a fast drum;more\n3;a storm\n")
+    world.update()
+    assert {row["id"] for row in world.rows().to_pylist()} == {"1", "3"}
+    with pytest.raises(UsageError, match=r"line 3"):
+        world.update(tables={"delimiter": ";"})

@@ -161,8 +161,19 @@ DAMAGES: list[tuple[Damage, str]] = [
 ]
 
 
+@folder_only
 @pytest.mark.parametrize(("damage", "named"), DAMAGES, ids=[damage.__name__ for damage, _ in DAMAGES])
 def test_verify_names_what_is_wrong(storage: Storage, settings: Settings, damage: Damage, named: str) -> None:
+    verify_names(storage, settings, damage, named)
+
+
+@pytest.mark.parametrize("settings", ["s3"], indirect=True)
+@pytest.mark.parametrize("damage", [lose_data, lose_embeddings, lose_commit, lose_items])
+def test_verify_names_what_is_missing_on_s3(storage: Storage, settings: Settings, damage: Damage) -> None:
+    verify_names(storage, settings, damage, dict(DAMAGES)[damage])
+
+
+def verify_names(storage: Storage, settings: Settings, damage: Damage, named: str) -> None:
     plan, _ = finish(storage)
     damage(storage, plan)
     report = verify(storage.uri, settings)

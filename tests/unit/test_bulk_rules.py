@@ -82,6 +82,24 @@ class TestFailures:
 
 class TestMonitor:
     KEY = ("annotate", "000")
+    OTHER = ("annotate", "001")
+
+    @pytest.fixture
+    def killed(self, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+        """Actors that monitors have killed."""
+        actors: list[Any] = []
+        monkeypatch.setattr(monitor_module, "_kill", actors.append)
+        return actors
+
+    def after_100_s(self, actor: str) -> tuple[Monitor, list[float]]:
+        """A silent worker of one actor and a worker with heartbeats of another or the same; with the clock."""
+        now = [0.0]
+        monitor = Monitor(60, lambda: now[0])
+        monitor.begin(self.KEY, "a", 1, "silent")
+        monitor.begin(self.OTHER, "a", 2, actor)
+        for now[0] in (50.0, 100.0):
+            monitor.beat(self.OTHER, 2, "infer", 7)
+        return monitor, now
 
     @pytest.fixture
     def alive(self, monkeypatch: pytest.MonkeyPatch) -> set[str]:
@@ -108,20 +126,13 @@ class TestMonitor:
         assert monitor.begin(self.KEY, "a", 2, "one") == (0, False)
 
     def test_a_restarted_actor_is_not_killed_for_the_shard_that_its_process_before_died_of(
-        self, alive: set[str], monkeypatch: pytest.MonkeyPatch
+        self, alive: set[str], killed: list[Any]
     ) -> None:
-        killed: list[Any] = []
-        now = [0.0]
-        monkeypatch.setattr(monitor_module, "_kill", killed.append)
-        monitor = Monitor(60, lambda: now[0])
-        monitor.begin(self.KEY, "a", 1, "actor")
-        monitor.begin(("annotate", "001"), "a", 2, "actor")  # its queue's next shard came before the retry
-        for now[0] in (50.0, 100.0):
-            monitor.beat(("annotate", "001"), 2, "infer", 7)
+        monitor, _ = self.after_100_s("silent")  # its queue's next shard came before the retry
         assert [each.shard for each in monitor.check()] == ["001"]
         assert killed == []
-        monitor.end(("annotate", "001"))
-        assert monitor.begin(self.KEY, "a", 2, "actor") == (1, False)
+        monitor.end(self.OTHER)
+        assert monitor.begin(self.KEY, "a", 2, "silent") == (1, False)
 
     def test_after_a_stop_no_shard_begins(self, alive: set[str]) -> None:
         monitor = Monitor(60)
@@ -130,16 +141,9 @@ class TestMonitor:
         assert monitor.check() == []
 
     def test_a_worker_without_heartbeats_is_killed_and_one_with_them_is_not(
-        self, alive: set[str], monkeypatch: pytest.MonkeyPatch
+        self, alive: set[str], killed: list[Any]
     ) -> None:
-        killed: list[Any] = []
-        now = [0.0]
-        monkeypatch.setattr(monitor_module, "_kill", killed.append)
-        monitor = Monitor(60, lambda: now[0])
-        monitor.begin(self.KEY, "a", 1, "silent")
-        monitor.begin(("annotate", "001"), "a", 2, "slow")
-        for now[0] in (50.0, 100.0):
-            monitor.beat(("annotate", "001"), 2, "infer", 7)
+        monitor, now = self.after_100_s("slow")
         assert [(each.shard, each.step, each.done) for each in monitor.check()] == [
             ("000", "start", 0), ("001", "infer", 7),
         ]  # fmt: skip

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import pytest
 import torch
 
 from mmva import _bundle_files
-from mmva.bundle import load_bundle, read_bundle_info, save_bundle
+from mmva.bundle import load_bundle, read_bundle, read_bundle_info, save_bundle
 from mmva.errors import CheckFailed, UsageError
 from mmva.model import MMVA, ModelConfig
+from mmva.predictor import Predictor
 
 from .fake_encoder import FakeEncoder
 
@@ -187,12 +189,35 @@ def test_pickle_in_the_weights_place_never_runs(bundle: Path, tmp_path: Path) ->
     assert not (tmp_path / "ran").exists()
 
 
-def test_nan_weights_are_refused(tmp_path: Path) -> None:
-    model = make_model()
-    torch.nn.init.constant_(model.tower("image").linear.bias, float("nan"))
-    save_bundle(tmp_path / "bundle", model, intervals=INTERVALS, card="", provenance={})
-    with pytest.raises(UsageError, match="NaN or infinite weights"):
-        load_bundle(tmp_path / "bundle", load_encoders=False)
+def read_predictor(bundle: Path) -> Predictor:
+    info, files = read_bundle(bundle)
+    return Predictor(info, files["model.safetensors"], lambda _: pytest.fail("no encoder is needed"))
+
+
+@pytest.mark.parametrize("load", [partial(load_bundle, load_encoders=False), read_predictor])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state["towers.image.linear.bias"].fill_(float("nan")), "NaN or infinite weights"),
+        (lambda state: state["towers.image.std_D"].fill_(float("inf")), "NaN or infinite weights"),
+        (lambda state: state.pop("towers.image.linear.bias"), "does not fit bundle.json"),
+        (lambda state: state.update({"towers.image.extra": torch.ones(2)}), "does not fit bundle.json"),
+        (lambda state: state.update({"towers.image.linear.weight": torch.ones(2, 4)}), "does not fit bundle.json"),
+        (lambda state: state.update({"towers.image.std_D": torch.ones(1)}), "does not fit bundle.json"),
+    ],
+)
+def test_both_loaders_refuse_weights_that_are_not_finite_or_do_not_fit(
+    bundle: Path, load: Any, change: Any, message: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(bundle / "model.safetensors")
+    change(state)
+    save_file(state, bundle / "model.safetensors")
+    reseal(bundle)
+    with pytest.raises(UsageError, match=message) as caught:
+        load(bundle)
+    assert "\n" not in str(caught.value)
 
 
 def test_nothing_is_overwritten(bundle: Path) -> None:

@@ -29,7 +29,7 @@ def _one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], code: in
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(UsageError("x"), 2), (CheckFailed("x"), 3), (OperationFailed("x"), 1), (KeyboardInterrupt(), 1)],
+    [(UsageError("x"), 2), (CheckFailed("x"), 3), (OperationFailed("x"), 1), (KeyboardInterrupt(), 130)],
 )
 def test_exit_codes(capsys: pytest.CaptureFixture[str], error: BaseException, code: int) -> None:
     def fail() -> None:
@@ -78,6 +78,27 @@ def test_a_missing_column_is_named(capsys: pytest.CaptureFixture[str], tmp_path:
     said = _one_line(capsys, [*arguments, "--media", str(tmp_path), "--out", str(tmp_path / "out")])
     assert "image_va.csv" in said
     assert "arousal" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give --source; or --images-csv, --music-csv or both, and --media"),
+        (["--images-csv", "i.csv"], "give --source; or --images-csv, --music-csv or both, and --media"),
+        (["--source", "SOURCE", "--media", "m"], "give --source; or --images-csv, --music-csv or both, and --media"),
+        (["--source", "SOURCE", "--root", "a", "--root", "b"], "2 --root for 1 --source; give one for each"),
+        (["--source", "SOURCE", "--sizes", "0.5,half,0.1"], "fractions.1: "),
+        (["--source", "SOURCE"], "unknown key 'scales'; did you mean 'scale'?"),
+    ],
+)
+def test_a_mistake_with_sources(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    source = tmp_path / "source.yaml"
+    source.write_text("layout: oasis\n" if "--sizes" in arguments else "scales: [1, 9]\n")
+    arguments = [str(source) if argument == "SOURCE" else argument for argument in arguments]
+    assert said in _one_line(capsys, ["data", "import", *arguments, "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import resource
+import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from mmva_platform import cluster
 from mmva_platform.cli.main import run
 from mmva_platform.doctor import Finding, machine, services
 from mmva_platform.settings import Settings, StorageSettings, TrackingSettings
@@ -76,6 +80,7 @@ class Machine:
     serve: Serve
     settings: dict[str, Any]
     arguments: dict[str, str]
+    held: ExitStack
 
     def file(self, name: str, text: str = "", mode: int = 0o600) -> Path:
         """A new file."""
@@ -109,6 +114,51 @@ def few_open_files(on: Machine) -> None:
 
 def a_home_that_cannot_be_written(on: Machine) -> None:
     on.settings["home"] = "/proc/nothing/home"
+
+
+def full(on: Machine, place: Path) -> None:
+    """Writing there fails as on a full disk."""
+    true = tempfile.TemporaryFile
+
+    def temporary_file(*arguments: Any, **options: Any) -> Any:
+        file = true(*arguments, **options)
+        if Path(options["dir"]) != place:
+            return file
+        file.close()
+        return Path("/dev/full").open("wb", buffering=0)
+
+    on.patch.setattr(tempfile, "TemporaryFile", temporary_file)
+
+
+def a_home_on_a_full_disk(on: Machine) -> None:
+    full(on, on.folder)
+
+
+def a_tmpdir_on_a_full_disk(on: Machine) -> None:
+    (on.folder / "t").mkdir()
+    on.patch.setenv("RAY_TMPDIR", f"{on.folder}/t")
+    on.patch.setattr(cluster, "_LONGEST_SOCKET", 1000)
+    full(on, on.folder / "t")
+
+
+def a_tmpdir_of_a_long_path(on: Machine) -> None:
+    on.patch.setenv("RAY_TMPDIR", f"/tmp/{'x' * 80}")
+
+
+def a_locale_without_utf8(on: Machine) -> None:
+    on.patch.setattr(sys, "getfilesystemencoding", lambda: "iso8859-1")
+
+
+def a_locked_registry(on: Machine) -> None:
+    on.settings["tracking"] = {"uri": f"sqlite:///{on.folder}/locked.db"}
+    on.patch.setattr(services, "_WAIT_S", 0.1)
+    database = sqlite3.connect(on.folder / "locked.db")
+    database.execute("BEGIN EXCLUSIVE")
+    on.held.callback(database.close)
+
+
+def a_registry_that_is_no_database(on: Machine) -> None:
+    on.settings["tracking"] = {"uri": f"sqlite:///{on.file('text.db', 'x' * 5000)}"}
 
 
 def a_proxy_before_loopback(on: Machine) -> None:
@@ -149,6 +199,12 @@ MISCONFIGURATIONS: dict[Callable[[Machine], None], tuple[str, str]] = {
     a_library_that_does_not_load: ("native libraries", "soundfile does not load (OSError: libsndfile.so"),
     few_open_files: ("open files", "at most 1024"),
     a_home_that_cannot_be_written: ("home", "/proc/nothing/home: cannot be written"),
+    a_home_on_a_full_disk: ("home", "home: cannot be written (No space left on device)"),
+    a_tmpdir_on_a_full_disk: ("temporary files", "t: cannot be written (No space left on device)"),
+    a_tmpdir_of_a_long_path: ("temporary files", "bytes too long for sockets"),
+    a_locale_without_utf8: ("locale", "names of files are read as iso8859-1"),
+    a_locked_registry: ("tracking", "locked.db: database is locked"),
+    a_registry_that_is_no_database: ("tracking", "text.db: file is not a database"),
     a_proxy_before_loopback: ("proxies", "127.0.0.1 is not exempt"),
     a_token_that_others_may_read: ("token", "may be read by others"),
     an_mlflow_that_is_away: ("tracking", "no server answers"),
@@ -176,9 +232,10 @@ def in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Serve, regi
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     settings = {"home": str(tmp_path / "home"), "tracking": {"uri": registry}, "storage": {"s3_endpoint": serve(403)}}
     arguments = {"storage": str(tmp_path / "out"), "address": serve(body={"ray_version": metadata.version("ray")})}
-    made = Machine(tmp_path, monkeypatch, serve, settings, arguments)
-    made.file("auth_token", "0" * 64)
-    yield made
+    with ExitStack() as held:
+        made = Machine(tmp_path, monkeypatch, serve, settings, arguments, held)
+        made.file("auth_token", "0" * 64)
+        yield made
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 

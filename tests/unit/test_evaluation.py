@@ -16,10 +16,16 @@ from mmva.bundle import load_bundle, save_bundle
 from mmva.errors import UsageError
 from mmva.imemnet.splits import LEAKAGE_WARNING
 from mmva.intervals import interval_bounds
-from mmva.modalities import AXES
+from mmva.metrics import PAIRED_ROWS
+from mmva.modalities import AXES, MODALITIES
 from mmva.model import MMVA
-from mmva_platform.datasets.features import Features, ModalityFeatures
-from mmva_platform.training.evaluation import Evaluation, evaluate_model, intervals_from, reference_of
+from mmva_platform.datasets.dataset import Dataset
+from mmva_platform.datasets.features import Features, ModalityFeatures, load_features
+from mmva_platform.datasets.identity import training_record
+from mmva_platform.settings import Settings
+from mmva_platform.training.evaluation import Evaluation, evaluate, evaluate_model, intervals_from, reference_of
+
+from .embedded_dataset import OURS, make_bundle, make_dataset
 
 DIMS = {"image": 4, "music": 3, "caption": 5}
 COUNTS = {"train": 42, "val": 48, "test": 30}
@@ -128,8 +134,6 @@ def test_json_round_trip_keeps_what_is_not_defined(model: MMVA) -> None:
     again = Evaluation.from_json(json.loads(text))
     assert again.to_json() == evaluation.to_json()
     assert again.metrics["music"] == evaluation.metrics["music"]
-    assert "image/valence/r2" not in evaluation.scalars()
-    assert evaluation.scalars()["image/valence/mse"] == pytest.approx(0.01)
 
 
 def test_a_modality_that_the_dataset_lacks_is_named(model: MMVA) -> None:
@@ -138,6 +142,45 @@ def test_a_modality_that_the_dataset_lacks_is_named(model: MMVA) -> None:
     evaluation = evaluate_model(model, features)
     assert "caption" not in evaluation.metrics
     assert any("no caption" in warning for warning in evaluation.warnings)
+
+
+def test_pairs_of_a_large_split_are_of_a_stated_sample_and_points_of_every_row(model: MMVA) -> None:
+    rng = np.random.default_rng(0)
+    rows = PAIRED_ROWS + 1_000
+    ids = np.array([str(row) for row in range(rows)])
+    large = ModalityFeatures(
+        ids, np.zeros((rows, DIMS["image"]), np.float32), rng.uniform(0, 1, (rows, 2)), np.full(rows, "test"), ids
+    )
+    evaluation = evaluate_model(model, features_of(image=large))
+    assert evaluation.rows["image"] == evaluation.groups["image"] == rows
+    assert evaluation.sampled == {"image": PAIRED_ROWS}
+    error = np.square(large.va_N2[:, 0] - 0.5).mean()
+    assert evaluation.metrics["image"]["valence"]["mse"].value == pytest.approx(error)
+    assert f"random sample ({PAIRED_ROWS} image rows; retrieval likewise)" in evaluation.to_markdown()
+    assert Evaluation.from_json(evaluation.to_json()).sampled == evaluation.sampled
+    small = evaluate_model(model, features_of())
+    assert small.sampled == {}
+    assert "sample" not in small.to_markdown()
+
+
+def test_rows_that_the_model_was_trained_on_are_said_above_the_figures(tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data", OURS)
+    record = training_record(Dataset.open(str(data)), MODALITIES)
+    bundle = make_bundle(tmp_path / "bundle", OURS, 0, provenance={"training_data": record})
+    assert evaluate(bundle, str(data), Settings()).warnings == ()
+    other = make_dataset(tmp_path / "other", OURS, swapped=True)
+    found = evaluate(bundle, str(other), Settings())
+    assert len(found.warnings) == 3
+    assert "20 of 20 image rows, or others of their groups, were in the model's training data" in found.to_markdown()
+
+
+def test_a_split_read_on_its_own_gives_the_figures_of_the_whole_dataset(tmp_path: Path) -> None:
+    data, bundle = make_dataset(tmp_path / "data", OURS), make_bundle(tmp_path / "bundle", OURS, 0)
+    features = load_features(str(data), dict.fromkeys(MODALITIES, OURS), Settings())
+    alone = evaluate(bundle, str(data), Settings())
+    whole = evaluate_model(load_bundle(bundle, load_encoders=False), features)
+    assert alone.floors == {m: pytest.approx(floors) for m, floors in whole.floors.items()}
+    assert replace(alone, floors={}) == replace(whole, floors={})
 
 
 def test_an_unknown_split_is_a_usage_error(model: MMVA) -> None:

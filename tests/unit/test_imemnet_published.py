@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 
 from mmva.errors import UsageError
 from mmva.imemnet.published import (
-    PROBLEM_CODES,
     image_source,
-    match_files,
     read_image_labels,
     read_music_labels,
     song_of,
 )
+from mmva.labels import PROBLEM_CODES, match_files
 
 IMAGES = b",img,valence,arousal\n0,3053,0.25,0.75\n1,Animals_001_h,1,0\n2,COCO_val2014_000000562243,0.5,0.5\n"
 MUSIC = (
@@ -84,10 +83,10 @@ def test_equal_rows_are_kept_once() -> None:
         ("-0.004", True, "label-over-by-a-hair"),
         ("1.02", False, "label-out-of-range"),
         ("-0.02", False, "label-out-of-range"),
-        ("nan", False, "label-out-of-range"),
+        ("nan", False, "label-not-a-number"),
         ("inf", False, "label-out-of-range"),
-        ("", False, "label-out-of-range"),
-        ("high", False, "label-out-of-range"),
+        ("", False, "label-not-a-number"),
+        ("high", False, "label-not-a-number"),
     ],
 )
 def test_labels_out_of_range(valence: str, *, kept: bool, code: str | None) -> None:
@@ -162,8 +161,10 @@ def test_song_of_a_clip(clip: str, song: str) -> None:
 
 def test_files_are_found_in_any_case_of_extension_and_folder() -> None:
     names = ["images/3053.JPG", "b.jpg", "b.png", "1050.1.jpg", "c.txt", "3053.wav", "deep/er/d.JpG"]
-    files, problems = match_files(["3053", "b", "1050.1", "c", "d", "D"], names, ["jpg", "png"])
-    assert files == {"3053": "images/3053.JPG", "1050.1": "1050.1.jpg", "d": "deep/er/d.JpG"}
+    keys = {name: name for name in ("3053", "b", "1050.1", "c", "d", "D")} | {"by path": "deep/er/d.JpG"}
+    files, problems = match_files(keys, names, ["jpg", "png"])
+    path = "deep/er/d.JpG"
+    assert files == {"3053": "images/3053.JPG", "1050.1": "1050.1.jpg", "d": path, "by path": path}
     assert [(problem.code, problem.id) for problem in problems] == [
         ("ambiguous-file", "b"),
         ("missing-file", "c"),

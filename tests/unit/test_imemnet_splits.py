@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from mmva.errors import UsageError
 from mmva.imemnet.splits import (
     LEAKAGE_WARNING,
-    leaking_groups,
     read_split_file,
     split_by_clip,
     split_by_file,
     split_by_group,
 )
+from mmva.splits import leaking_groups
 
 groups_of_items = st.lists(st.integers(0, 40).map(str), min_size=1, max_size=200).filter(lambda g: len(set(g)) >= 3)
 

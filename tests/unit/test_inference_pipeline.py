@@ -290,10 +290,11 @@ def test_music_damaged_at_its_end_is_quarantined_as_a_whole(tmp_path: Path) -> N
 
 def test_music_without_samples_never_reaches_an_encoder(tmp_path: Path) -> None:
     model = FakeModel()
-    files = {"empty.wav": wav(0, 0.0), "one-sample.wav": wav(1 / RATE, 0.5)}
+    files = {"empty.wav": wav(0, 0.0), "one-sample.wav": wav(1 / RATE, 0.5), "short.wav": wav(0.1, 0.5)}
     ok, quarantined = annotate(tmp_path, files, [row(name, "music") for name in files], model)
-    assert [(one["id"], one["stage"], one["error"]) for one in quarantined] == [("empty.wav", "decode", "no-sound")]
-    assert [one["id"] for one in ok] == ["one-sample.wav"]
+    refused = sorted((one["id"], one["stage"], one["error"]) for one in quarantined)
+    assert refused == [("empty.wav", "decode", "no-sound"), ("one-sample.wav", "decode", "too-short")]
+    assert [one["id"] for one in ok] == ["short.wav"]
     assert model.batches == [("music", 1)]
 
 

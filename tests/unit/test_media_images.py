@@ -198,7 +198,7 @@ NOISE = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
         (b"\0", "not-an-image"),
         (b"just text, renamed to .jpg", "not-an-image"),
         (b"RIFF\x24\0\0\0WAVEfmt ", "not-an-image"),
-        (b"\0\0\0\x18ftypheic" + bytes(100), "not-an-image"),
+        (b"\0\0\0\x18ftypheic" + bytes(100), "corrupt-image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not-an-image"),
         (b"\x89PNG\r\n\x1a\n", "corrupt-image"),
         (b"\xff\xd8\xff" + bytes(50), "corrupt-image"),

@@ -177,6 +177,7 @@ def test_counts_balance_in_every_version(run: tuple[str, Plan], tmp_path: Path) 
     assert facts["throughput"]["items"] == 3
     assert "13 catalog rows = 5 duplicates left out + 8 items" in text_of(page)
     assert "7 annotated + 1 in quarantine" in text_of(page)
+    assert "Work of this version: 2 from their media, 1 quarantined." in text_of(page)
     assert "Version 1 (retry)" in text_of(page)
 
     facts, page = reported(out, tmp_path, version=0)
@@ -235,7 +236,7 @@ def test_drift_is_told_from_the_bundle_of_the_same_digest(
     def info(_folder: Path) -> Any:
         return SimpleNamespace(digest=digest, provenance={"reference": reference})
 
-    monkeypatch.setattr("mmva_platform.tracking.registry.resolve_model", resolve)
+    monkeypatch.setattr("mmva_platform.tracking.resolve.resolve_model", resolve)
     monkeypatch.setattr("mmva.bundle.read_bundle_info", info)
 
     def drift() -> dict[str, Any]:
@@ -292,7 +293,8 @@ def test_the_page_shows_what_the_json_holds(tmp_path: Path) -> None:
     assert json.loads(to_json(facts)) == facts
     for part in (
         "Version 7 (update): 2 unchanged, 1 new, 0 changed, 1,234 removed", "onnx", "3.2e-04", "0.999950",
-        "--out 's3://va/my 11'", "heads 2, same bytes 1", "3 videos", "valence of videos; highest bar 3",
+        "--out 's3://va/my 11'", "2 from stored embeddings, 1 with the same bytes as another item", "3 videos",
+        "valence of videos; highest bar 3",
         ".pdf 2", "75%", "0.75 items per worker-second", plan.created_at.isoformat(),
     ):  # fmt: skip
         assert part in shown, part
@@ -333,8 +335,11 @@ def test_facts_are_json_or_an_error() -> None:
         to_json({"share": float("nan")})
 
 
-def test_a_report_named_json_is_refused(tmp_path: Path) -> None:
+def test_a_report_named_json_or_like_a_folder_is_refused(tmp_path: Path) -> None:
     data = ReportData(ANNOTATION_SCHEMA.empty_table(), QUARANTINE_SCHEMA.empty_table(), read=lambda _: b"")
     with pytest.raises(UsageError, match="name an HTML file"):
         write_report(tmp_path / "report.json", data)
-    assert not list(tmp_path.iterdir())
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UsageError, match="is a folder"):
+        write_report(tmp_path / "folder", data)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

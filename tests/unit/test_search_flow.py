@@ -23,7 +23,6 @@ from mmva_platform.cli.main import run
 from mmva_platform.search import AnnotationIndex, music_prompt, open_query_model, query_point
 from mmva_platform.search.models import load_predictor
 from mmva_platform.settings import Settings
-from mmva_platform.tracking import registry
 
 from .made_video import write_video
 from .published import lively_bundle, publish_points, update_points
@@ -66,7 +65,7 @@ def test_a_registered_annotations_model_is_found_by_its_version(
         asked.append(uri)
         return SimpleNamespace(bundle_dir=found["bundle"])
 
-    monkeypatch.setattr(registry, "resolve_model", resolve)
+    monkeypatch.setattr("mmva_platform.tracking.resolve.resolve_model", resolve)
     index = AnnotationIndex.open(str(music), Settings())
     assert open_query_model(index, Settings()).digest == index.model.digest
     found["bundle"] = lively_bundle(tmp_path / "other", 1)  # the name now stands for something else

@@ -15,6 +15,8 @@ from mmva_platform.serving.front import OverloadedError, ReplicaLostError
 from mmva_platform.serving.services import Answers, ApiError, ItemRequest
 from mmva_platform.serving.suspects import Suspects
 
+from .made_pictures import encoded, scene
+from .made_sound import RATE, pyav_bytes, sine, soundfile_bytes
 from .serving_world import MODEL, World, bearer, echo, make_world, row_of
 
 
@@ -57,6 +59,26 @@ def test_a_form_of_uploads_and_captions(tmp_path: Path) -> None:
     digests = {row["id"]: row["sha256"] for row in rows}
     assert digests["b"] == hashlib.sha256(b"two").hexdigest()
     assert sum(row["modality"] == "caption" for row in rows) == 2
+
+
+def test_an_upload_is_what_its_bytes_are_whatever_its_name_says(tmp_path: Path) -> None:
+    """A browser's recorder, a picture from a message, a renamed song; only a text is told by its name."""
+    jpeg = encoded(scene(), "JPEG")
+    webm = pyav_bytes(sine(rate=48_000), 48_000, "webm", "libopus")
+    flac = soundfile_bytes(sine(), RATE, format="FLAC")
+    files = [
+        ("file", ("blob", webm, "audio/webm")),
+        ("file", ("clip.webm", webm, "video/webm")),
+        ("file", ("no-name", jpeg, "application/octet-stream")),
+        ("file", ("song.mp3", jpeg, "audio/mpeg")),
+        ("file", ("photo.jpg", flac, "image/jpeg")),
+        ("file", ("note.txt", b"calm", "text/plain")),
+    ]
+    answer = make_world(tmp_path).client.post("/v1/annotate", headers=bearer("worker"), files=files)
+    assert [(row["id"], row["modality"]) for row in answer.json()["items"]] == [
+        ("blob", "music"), ("clip.webm", "music"), ("no-name", "image"), ("song.mp3", "image"), ("photo.jpg", "music"),
+        ("note.txt", "caption"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

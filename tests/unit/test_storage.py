@@ -298,7 +298,7 @@ def test_a_file_that_is_longer_than_its_size_says_is_read_with_a_bound(
 ) -> None:
     storage = open_storage(tmp_path)
     storage.write("grows", b"1234567890")
-    assert open_storage("/proc/self").read("status", most=100_000) == Path("/proc/self/status").read_bytes()
+    assert open_storage("/proc/self").read("limits", most=100_000) == Path("/proc/self/limits").read_bytes()
     asked: list[int] = []
     read = FileIO.read
 
@@ -309,7 +309,7 @@ def test_a_file_that_is_longer_than_its_size_says_is_read_with_a_bound(
 
     monkeypatch.setattr(Path, "open", lambda path, *_mode, **_buffering: Watched(path))
     with pytest.raises(StorageTooLargeError, match="the limit is 10"):
-        open_storage("/proc/self").read("status", most=10)
+        open_storage("/proc/self").read("limits", most=10)
     assert sum(asked) == 11
     asked.clear()
     monkeypatch.setattr("mmva_platform.storage.local._regular_size", lambda _path: 4)  # it grew since

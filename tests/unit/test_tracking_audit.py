@@ -1,4 +1,4 @@
-"""The audit log: numbered records, one winner a number, a chain that shows what was changed; busy is asked again."""
+"""The audit log: numbered records, one winner a number, a chain that shows what was changed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from mmva.errors import CheckFailed
 from mmva_platform.settings import Settings, TrackingSettings
 from mmva_platform.storage import open_storage
 from mmva_platform.tracking.audit import AuditLog, digest
-from mmva_platform.tracking.patience import patiently
 
 
 def log_in(folder: Path, model: str = "mmva") -> AuditLog:
@@ -76,36 +75,3 @@ def test_the_settings_say_where_it_lies(tmp_path: Path) -> None:
     assert AuditLog.of(Settings(home=tmp_path)).uri == str(tmp_path / "registry-audit" / "mmva")
     elsewhere = Settings(home=tmp_path, tracking=TrackingSettings(audit="s3://bucket/audit", model_name="other"))
     assert AuditLog.of(elsewhere).uri == "s3://bucket/audit/other"
-
-
-@pytest.mark.slow  # imports MLflow
-@pytest.mark.parametrize(
-    "busy", ["(sqlite3.OperationalError) database is locked", "duplicate key value violates unique constraint"]
-)
-def test_a_busy_database_is_asked_again_and_another_error_is_not(monkeypatch: pytest.MonkeyPatch, busy: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    waits: list[float] = []
-    monkeypatch.setattr("time.sleep", waits.append)
-    answers = iter([MlflowException(busy), None])
-
-    def call() -> str:
-        error = next(answers)
-        if error is not None:
-            raise error
-        return "done"
-
-    assert patiently(call) == "done"
-    assert len(waits) == 1
-    tries: list[int] = []
-
-    def never() -> None:
-        tries.append(1)
-        raise MlflowException(busy)
-
-    with pytest.raises(MlflowException):
-        patiently(never)
-    assert len(tries) == 7
-    answers = iter([MlflowException("no such table")])
-    with pytest.raises(MlflowException, match="no such table"):
-        patiently(call)

@@ -1,4 +1,4 @@
-"""The model card: every section that the gate asks for, with what a reader needs in it."""
+"""The model card: every section, with what a reader needs in it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ import numpy as np
 import pytest
 
 from mmva.modalities import AXES, MODALITIES
-from mmva_platform.tracking.evidence import BundleFacts, Contender, Evidence
-from mmva_platform.tracking.policy import GatePolicy
-from mmva_platform.tracking.rules import card_complete
 from mmva_platform.training.card import model_card, versions
 from mmva_platform.training.evaluation import Evaluation, Figure
 from mmva_platform.training.recipe import Recipe
@@ -57,14 +54,18 @@ def card() -> str:
             SliceFigure("music", "source", "ours", 12, 3, FIGURE),
             SliceFigure("music", "loudness", "quiet", 80, 31, FIGURE),
         ],
+        terms={"DEAM": "for research", "EmoBank": "CC-BY-SA 4.0"},
     )
 
 
-def test_the_gate_finds_every_section_it_asks_for(card: str) -> None:
-    candidate = Contender(1, "run", "a" * 64, {}, bundle=BundleFacts(1, card, {}))
-    findings = list(card_complete(Evidence(candidate, None)))
-    assert [finding.subject for finding in findings] == list(GatePolicy().card_sections)
-    assert [finding.subject for finding in findings if not finding.passed] == []
+def test_every_section_has_something_in_it(card: str) -> None:
+    _, *sections = card.split("\n## ")
+    names = [section.partition("\n")[0] for section in sections]
+    assert names == [
+        "Intended use", "Backbones", "Data", "Figures", "Slices", "90 % intervals", "Limits", "Licences", "Recipe",
+        "Environment",
+    ]  # fmt: skip
+    assert all(section.partition("\n")[2].strip() for section in sections)
 
 
 def test_it_says_what_it_was_measured_on_with_intervals_and_slices(card: str) -> None:
@@ -76,8 +77,9 @@ def test_it_says_what_it_was_measured_on_with_intervals_and_slices(card: str) ->
 
 def test_licences_of_data_and_backbones_are_named_or_said_to_be_unknown(card: str) -> None:
     data, _, _ = card.partition("## Licences")[2].partition("\n## ")
-    assert "| DEAM | annotations for research; music under the Creative Commons" in data
-    assert "| ours | as whoever imported it knows |" in data
+    assert "| DEAM | for research |" in data
+    assert "| EmoBank | CC-BY-SA 4.0 |" in data, "its rows may all be in the training split"
+    assert "| ours | not stated |" in data
     assert "Apache-2.0" in card.partition("## Backbones")[2].partition("\n## ")[0]
 
 
@@ -89,7 +91,7 @@ def test_slices_of_a_trained_model_cover_every_row_once(tmp_path: Any) -> None:
     from mmva_platform.settings import Settings
     from mmva_platform.training.slices import slice_figures
 
-    from .test_tracking_paired import DIM, OURS, make_dataset
+    from .embedded_dataset import DIM, OURS, make_dataset
 
     data = make_dataset(tmp_path / "data", OURS)
     torch.manual_seed(0)

@@ -1,6 +1,6 @@
 """Catalogs: what a user wants annotated, read batch by batch without touching the media.
 
-A catalog is a folder or S3 prefix of media files, a table (Parquet, CSV or JSONL) with some of the columns
+A catalog is a folder or S3 prefix of media files, a table (Parquet, CSV, TSV or JSONL) with some of the columns
 `id, uri, modality, caption, bytes, etag`, or a folder of such table files as Spark, Athena, Ray or S3 Inventory write
 them. Every file and row is accounted for: files that are left out are counted, and a row that cannot be annotated
 stays, to be quarantined. Memory does not grow with the catalog.
@@ -20,7 +20,8 @@ import pyarrow as pa
 
 from mmva.errors import UsageError
 from mmva_platform.annotation.catalog_rows import inventory_rows, listed_rows, table_rows
-from mmva_platform.annotation.catalog_tables import TABLE_SUFFIXES, is_inventory, read_table_file
+from mmva_platform.annotation.catalog_tables import TABLE_SUFFIXES, TableReader, is_inventory
+from mmva_platform.annotation.options import PLAIN_TABLES, TableOptions
 from mmva_platform.annotation.roots import is_table
 from mmva_platform.annotation.schema import CATALOG_SCHEMA
 from mmva_platform.settings import StorageSettings
@@ -43,17 +44,21 @@ class Catalog:
     Attributes:
         uri: Where it is, in full; the same catalog has the same URI however it was written.
         skipped: Files of the last reading that are not media, counted by extension ("hidden" for dot files), and those
-            that cannot be listed, by reason.
+            that cannot be listed and malformed rows, by reason.
+        tables: How its table files are read.
     """
 
-    def __init__(self, uri: str, read: Callable[[Counter[str]], Iterable[pa.Table]]) -> None:
+    def __init__(
+        self, uri: str, read: Callable[[Counter[str]], Iterable[pa.Table]], tables: TableOptions = PLAIN_TABLES
+    ) -> None:
         """Read nothing yet.
 
         Args:
             uri: See Attributes.
             read: Gives tables of CATALOG_SCHEMA, and counts in its argument what it skips.
+            tables: See Attributes.
         """
-        self.uri, self._read = uri, read
+        self.uri, self.tables, self._read = uri, tables, read
         self.skipped: Counter[str] = Counter()
 
     @classmethod
@@ -99,49 +104,58 @@ class Catalog:
         return kept, rows
 
 
-def open_catalog(uri: str, settings: StorageSettings) -> Catalog:
+def open_catalog(uri: str, settings: StorageSettings, tables: TableOptions = PLAIN_TABLES) -> Catalog:
     """A catalog by its URI; nothing is read yet.
 
     Args:
-        uri: A folder, an S3 prefix, or a .parquet, .csv, .jsonl or .ndjson table or folder of table files; a local
-            path, file:// or s3://.
+        uri: A folder, an S3 prefix, or a table or folder of table files (see TABLE_SUFFIXES); a local path, file:// or
+            s3://.
         settings: How to reach object storage.
+        tables: How table files are read. Lenient reading counts malformed rows in `Catalog.skipped`.
 
     Raises:
         UsageError: If the URI is of another kind.
     """
     uri = uri.rstrip("/") or "/"
+
+    def reader(skipped: Counter[str]) -> TableReader:
+        return TableReader(tables.delimiter, skipped if tables.lenient else None)
+
     if is_table(uri):
         folder, name = split_uri(uri)
         parent = open_storage(folder, settings)
         whole = f"{parent.uri}/{name}"
-        return Catalog(whole, lambda skipped: _of_table(parent, name, settings, skipped))
+        return Catalog(whole, lambda skipped: _of_table(parent, name, settings, skipped, reader(skipped)), tables)
     place = open_storage(uri, settings)
-    return Catalog(place.uri, lambda skipped: _of_folder(place, skipped))
+    return Catalog(place.uri, lambda skipped: _of_folder(place, skipped, reader(skipped)), tables)
 
 
-def _of_table(parent: Storage, name: str, settings: StorageSettings, skipped: Counter[str]) -> Iterator[pa.Table]:
+def _of_table(
+    parent: Storage, name: str, settings: StorageSettings, skipped: Counter[str], reader: TableReader
+) -> Iterator[pa.Table]:
     """One table file, or the table files of a folder that is named like a table."""
     place = open_storage(f"{parent.uri}/{name}", settings)
     local = parent.local_path(name)
     is_folder = local.is_dir() if local else not parent.exists(name)
     if not is_folder:
-        yield from _rows_of_files(parent, [name], parent.uri, skipped)
+        yield from _rows_of_files(parent, [name], parent.uri, skipped, reader)
         return
-    files = [entry.path for entry in place.walk() if is_table(entry.path) and not _is_marker(entry.path)]
+    entries = place.walk(on_skip=lambda _path, reason: skipped.update([reason]))
+    files = [entry.path for entry in entries if is_table(entry.path) and not _is_marker(entry.path)]
     if not files:
         raise UsageError(f"catalog {place.uri}: cannot be read (no such file, and no folder with table files)")
-    yield from _rows_of_files(place, files, parent.uri, skipped)
+    yield from _rows_of_files(place, files, parent.uri, skipped, reader)
 
 
-def _of_folder(place: Storage, skipped: Counter[str]) -> Iterator[pa.Table]:
+def _of_folder(place: Storage, skipped: Counter[str], reader: TableReader) -> Iterator[pa.Table]:
     """The media of a folder; of a folder without media, the rows of its table files."""
     if "://" not in place.uri and not Path(place.uri).is_dir():
         tables = ", ".join(TABLE_SUFFIXES)
         raise UsageError(f"catalog {place.uri}: no such folder; give a folder, an S3 prefix or a table ({tables})")
     files: list[str] = []
     found = False
-    entries = place.walk(on_skip=lambda _path, reason: skipped.update([reason]))
+    unlisted = Counter[str]()
+    entries = place.walk(on_skip=lambda _path, reason: unlisted.update([reason]))
     while part := list(islice(entries, _BATCH_ROWS)):
         media = _listed(part, place.uri, skipped)
         found = found or media.num_rows > 0
@@ -149,8 +163,10 @@ def _of_folder(place: Storage, skipped: Counter[str]) -> Iterator[pa.Table]:
         if not found:
             files += [entry.path for entry in part if is_table(entry.path) and not _is_marker(entry.path)]
     if files and not found:
-        skipped.clear()
-        yield from _rows_of_files(place, files, place.uri, skipped)
+        skipped.clear()  # a catalog of tables: their markers and checksums are no media that were left out
+    skipped.update(unlisted)
+    if files and not found:
+        yield from _rows_of_files(place, files, place.uri, skipped, reader)
 
 
 def _listed(entries: list[Entry], root: str, skipped: Counter[str]) -> pa.Table:
@@ -164,22 +180,16 @@ def _listed(entries: list[Entry], root: str, skipped: Counter[str]) -> pa.Table:
     )
 
 
-def _rows_of_files(place: Storage, paths: list[str], base: str, skipped: Counter[str]) -> Iterator[pa.Table]:
+def _rows_of_files(
+    place: Storage, paths: list[str], base: str, skipped: Counter[str], reader: TableReader
+) -> Iterator[pa.Table]:
     """Rows of table files one after another; relative URIs start from `base`."""
     first = 0
     for path in paths:
-        uri = f"{place.uri}/{path}"
         with place.open(path) as file:
-            for columns in read_table_file(file, uri):
-                try:
-                    if is_inventory(columns):
-                        rows = inventory_rows(columns, skipped)
-                    else:
-                        rows = table_rows(columns, first, base)
-                except pa.ArrowException as error:
-                    raise UsageError(f"catalog {uri}: a column cannot be read as text ({error})") from None
+            for columns in reader.read(file, f"{place.uri}/{path}"):
+                yield inventory_rows(columns, skipped) if is_inventory(columns) else table_rows(columns, first, base)
                 first += len(next(iter(columns.values())))
-                yield rows
 
 
 def _is_marker(path: str) -> bool:

@@ -105,11 +105,7 @@ def _by_suffix(uris: pa.Array) -> tuple[pa.Array, pa.Array]:
 
 
 def _text(values: pa.Array) -> pa.Array:
-    """A column as text; blank and NaN are null."""
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
-    if pa.types.is_floating(values.type):
-        values = pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
+    """A column as text; blank is null."""
     texts = values.cast(pa.large_string())
     blank = pc.equal(pc.utf8_trim_whitespace(texts), _EMPTY)
     return pc.if_else(pc.fill_null(blank, fill_value=True), pa.scalar(None, pa.large_string()), texts)

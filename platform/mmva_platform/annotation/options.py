@@ -31,6 +31,28 @@ def _engine_name(name: str) -> str:
     return name
 
 
+def _one_delimiter(text: str | None) -> str | None:
+    """One character; a backslash and t for a tab."""
+    if text is None:
+        return None
+    character = "\t" if text == "\\t" else text
+    if len(character) != 1 or character in '"\r\n':
+        raise ValueError("must be one character, such as ; or \\t, and no quote")
+    return character
+
+
+class TableOptions(Config):
+    """How the table files of a catalog are read."""
+
+    lenient: bool = Field(default=False, description="count malformed rows and leave them out, instead of failing")
+    delimiter: Annotated[str | None, AfterValidator(_one_delimiter)] = Field(
+        None, description=r"of CSV files, one character or \t; by default a tab in .tsv and a comma in .csv"
+    )
+
+
+PLAIN_TABLES: Final = TableOptions()
+
+
 class RetryOptions(Config):
     """Options of a retry, and of every other way to make a version."""
 
@@ -46,6 +68,8 @@ class RetryOptions(Config):
 class UpdateOptions(RetryOptions):
     """Options of an update."""
 
+    tables: TableOptions | None = Field(None, description="by default as for the version before")
+
     catalog: str | None = Field(None, description="what the new version is of; by default the same catalog, read again")
     model: str | None = Field(None, description="what annotates; by default the model of the version before")
     reread: bool = Field(default=False, description="read media again where the model has another backbone")
@@ -54,6 +78,8 @@ class UpdateOptions(RetryOptions):
 
 class AnnotateOptions(RetryOptions):
     """Options of a run. Those that decide the output are in its plan, and the same call again must agree with them."""
+
+    tables: TableOptions = PLAIN_TABLES
 
     engine: Annotated[str, AfterValidator(_engine_name)] = Field(
         "auto", description="auto, torch, torch-bf16, onnx, cuda or cuda-bf16; auto on a resume adopts the plan's"

@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 
 from mmva.errors import CheckFailed, UsageError
 from mmva.inference.config import EngineInfo, Preprocessing
+from mmva_platform.annotation.options import PLAIN_TABLES, TableOptions
 from mmva_platform.annotation.schema import ITEM_SCHEMA, sha256_hex
 from mmva_platform.settings import Config
 from mmva_platform.storage import Storage, StorageError, StorageNotFound
@@ -75,6 +76,7 @@ class CatalogInfo(Config):
     """The catalog as it was when the plan was made."""
 
     uri: str
+    tables: TableOptions = PLAIN_TABLES
     items: int = Field(ge=1)
     by_modality: dict[str, int]
     skipped: dict[str, int]
@@ -132,9 +134,12 @@ class Plan(Config):
             "annotation schema version": self.annotation_version,
             "model digest": self.model.digest,
             "catalog": self.catalog.uri,
+            "lenient": self.catalog.tables.lenient,
+            "delimiter": self.catalog.tables.delimiter,
             "window_s": self.preprocessing.window_s,
             "hop_s": self.preprocessing.hop_s,
             "short_side": self.preprocessing.short_side,
+            "decoders": self.preprocessing.decoders,
             "window embeddings kept": self.keep_windows,
             "roots": ", ".join(sorted(set(self.roots))),
             "version": self.version,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmva.inference.config import EngineInfo, Preprocessing
+from mmva.inference.config import EngineInfo, Preprocessing, default_preprocessing
 from mmva.modalities import towers_of
 from mmva_platform.annotation.catalog import Catalog, open_catalog
 from mmva_platform.annotation.options import AnnotateOptions
@@ -25,7 +25,7 @@ from mmva_platform.storage import Storage, open_storage, probe_put_if_absent
 
 if TYPE_CHECKING:
     from mmva_platform.annotation.on_workers import Workers
-    from mmva_platform.tracking.registry import ResolvedModel
+    from mmva_platform.tracking.resolve import ResolvedModel
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Request:
         if options.engine != "auto":
             engines = {tower: engine.model_copy(update={"name": options.engine}) for tower, engine in engines.items()}
         changes = {
-            "catalog": settled.catalog.model_copy(update={"uri": self.catalog.uri}),
+            "catalog": settled.catalog.model_copy(update={"uri": self.catalog.uri, "tables": self.catalog.tables}),
             "model": self.model,
             "preprocessing": self.preprocessing,
             "roots": self.roots,
@@ -103,10 +103,10 @@ def look_up(catalog: str, model: str, out: str, settings: Settings, options: Ann
         UsageError: If there is no such model, a URI is malformed, or the output holds a plan of another format.
         CheckFailed: If the model is not the one that was registered.
     """
-    from mmva_platform.tracking.registry import resolve_model
+    from mmva_platform.tracking.resolve import resolve_model
 
     resolved = resolve_model(model, settings)
-    found = open_catalog(catalog, settings.storage)
+    found = open_catalog(catalog, settings.storage, options.tables)
     storage = open_storage(out, settings.storage)
     return Request(
         catalog=found,
@@ -225,12 +225,5 @@ def choose_towers(
 def _preprocessing(resolved: ResolvedModel, options: AnnotateOptions) -> Preprocessing:
     """What the bundle records of its backbones, and how media are cut for them."""
     from mmva.bundle import read_bundle_info
-    from mmva.media.images import SHORT_SIDE
 
-    backbones = read_bundle_info(resolved.bundle_dir).backbones
-    return Preprocessing(
-        fingerprints={modality: record["fingerprint"] for modality, record in backbones.items()},
-        window_s=options.window_s,
-        hop_s=options.hop_s,
-        short_side=SHORT_SIDE,
-    )
+    return default_preprocessing(read_bundle_info(resolved.bundle_dir).backbones, options.window_s, options.hop_s)

@@ -135,7 +135,7 @@ class Annotation:
         end_F = np.cumsum([0, *(part.num_rows for part in parts)])
         file_N = np.asarray(encoded.indices)
         at_N = end_F[file_N] + np.asarray(rows["embedding_row"])
-        if not (at_N < end_F[file_N + 1]).all():
+        if not ((end_F[file_N] <= at_N) & (at_N < end_F[file_N + 1])).all():
             raise CheckFailed(f"{self.uri}: version {self.version} refers to embeddings that do not exist; run verify")
         everything = pa.concat_tables([EMBEDDING_FILE_SCHEMA.empty_table().select(columns), *parts])
         if np.array_equal(at_N, np.arange(everything.num_rows)):

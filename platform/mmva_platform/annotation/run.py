@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mmva.errors import CheckFailed
+from mmva.media.limits import DECODERS
 from mmva_platform.annotation.execute import carry_out
 from mmva_platform.annotation.on_workers import Workers
 from mmva_platform.annotation.options import AnnotateOptions, RetryOptions
@@ -84,6 +86,11 @@ def finished(
     storage: Storage, plan: Plan, bundle_dir: Path, settings: Settings, *, options: RetryOptions, begun: float
 ) -> AnnotationSummary:
     """Carry out a settled plan; what became of it."""
+    if plan.preprocessing.decoders != DECODERS and plan.kind != "retry":
+        raise CheckFailed(
+            f"{storage.uri}: version {plan.version} was begun by a release that decodes media otherwise (decoders "
+            f"{plan.preprocessing.decoders}, here {DECODERS}); finish it with that release, or choose another output"
+        )
     record, resumed = carry_out(
         storage,
         plan,

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from mmva.errors import OperationFailed, UsageError
 from mmva_platform.annotation.catalog import Catalog
+from mmva_platform.annotation.options import TableOptions
 from mmva_platform.annotation.plan import CatalogInfo
 from mmva_platform.annotation.roots import AllowedRoots
 from mmva_platform.annotation.schema import CATALOG_SCHEMA, ITEM_SCHEMA, item_digests
@@ -47,6 +48,7 @@ class Spool:
 
     Attributes:
         uri: The catalog's.
+        tables: How its table files were read.
         skipped: What is not media, by extension, or cannot be listed, by reason.
         by_modality: Items of each modality without repeated ids; "unknown" where none is named.
         rows: Items of each group, repeated ids included; an estimate of the work needs no more.
@@ -57,6 +59,7 @@ class Spool:
     """
 
     uri: str
+    tables: TableOptions
     skipped: dict[str, int]
     by_modality: dict[str, int]
     rows: Counter[Group]
@@ -77,6 +80,7 @@ class Spool:
         """What a plan records of the catalog."""
         return CatalogInfo(
             uri=self.uri,
+            tables=self.tables,
             items=self.items,
             by_modality=self.by_modality,
             skipped=self.skipped,
@@ -174,6 +178,7 @@ def _fill(
     left_out, shown = _left_out(folder, rows, repeated)
     return Spool(
         uri=catalog.uri,
+        tables=catalog.tables,
         skipped=dict(sorted(catalog.skipped.items())),
         by_modality={name: named[name] - left_out[name] for name in named if named[name] > left_out[name]},
         rows=rows,

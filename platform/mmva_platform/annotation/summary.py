@@ -9,7 +9,7 @@ from typing import Any, Final
 from mmva_platform.annotation.plan import Base, Plan
 from mmva_platform.annotation.publish import VersionRecord, add_up
 
-_HOW: Final = {
+HOW: Final = {
     "carried": "copied from the version before",
     "heads": "from stored embeddings",
     "same bytes": "with the same bytes as another item",
@@ -66,7 +66,7 @@ class AnnotationSummary:
         lines += [
             f"{self.items} items: {self.ok} annotated ({kinds}), {self.quarantined} quarantined",
             *(f"  {count} {cause}" for cause, count in self.causes.items()),
-            *(f"  {self.work[how]} {words}" for how, words in _HOW.items() if self.work.get(how)),
+            *(f"  {self.work[how]} {words}" for how, words in HOW.items() if self.work.get(how)),
             f"{self.shards} shards{resumed}, {self.seconds:.1f} s",
         ]
         if self.duplicates:

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from mmva.bundle import read_bundle_info
 from mmva.errors import CheckFailed, UsageError
-from mmva.inference.config import EngineInfo, Preprocessing
+from mmva.inference.config import EngineInfo, Preprocessing, default_preprocessing
 from mmva.inference.tables import table_of
 from mmva.modalities import MEDIA_KINDS, towers_of
 from mmva_platform.annotation.catalog import Catalog, open_catalog
@@ -71,10 +71,10 @@ class _Update:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Media are cut as before, for the model's backbones."""
-        backbones = read_bundle_info(self.bundle_dir).backbones
-        fingerprints = {modality: record["fingerprint"] for modality, record in backbones.items()}
-        return self.plan_before.preprocessing.model_copy(update={"fingerprints": fingerprints})
+        """Media are cut as before, for the model's backbones, and decoded as this release does."""
+        before = self.plan_before.preprocessing
+        now = default_preprocessing(read_bundle_info(self.bundle_dir).backbones, before.window_s, before.hop_s)
+        return now.model_copy(update={"short_side": before.short_side})
 
     @property
     def same_model(self) -> bool:
@@ -140,12 +140,13 @@ def retry(out: str, settings: Settings, **options: Any) -> AnnotationSummary:
 @contextmanager
 def _looked_up(before: Annotation, options: UpdateOptions, settings: Settings) -> Iterator[_Update]:
     plan = read_plan(before.storage, before.version)
-    catalog = open_catalog(options.catalog or plan.catalog.uri, settings.storage)
+    tables = options.tables or plan.catalog.tables
+    catalog = open_catalog(options.catalog or plan.catalog.uri, settings.storage, tables)
     if options.model is None:
         with stored_bundle(before.storage, plan.model) as bundle_dir:
             yield _Update(before, plan, catalog, plan.model, bundle_dir, options)
         return
-    from mmva_platform.tracking.registry import resolve_model
+    from mmva_platform.tracking.resolve import resolve_model
 
     resolved = resolve_model(options.model, settings)
     version = None if resolved.version is None else str(resolved.version)
@@ -171,8 +172,8 @@ def _carried_out(
 def _continued(request: _Update) -> Plan:
     """The plan of the next version, which is there already; CheckFailed if it is another update's."""
     plan = read_plan(request.before.storage, request.version)
-    mine = ("update", request.catalog.uri, request.model.digest)
-    if (plan.kind, plan.catalog.uri, plan.model.digest) != mine:
+    mine = ("update", request.catalog.uri, request.catalog.tables, request.model.digest)
+    if (plan.kind, plan.catalog.uri, plan.catalog.tables, plan.model.digest) != mine:
         raise _under_way(request.before, plan)
     return plan
 
@@ -318,8 +319,11 @@ def _adopted(plan: Plan, preprocessing: Preprocessing) -> dict[str, EngineInfo]:
 def _reusable(plan: Plan, preprocessing: Preprocessing) -> set[str]:
     """Modalities whose stored embeddings are what this model would compute, and what has no modality."""
     then, now = plan.preprocessing.fingerprints, preprocessing.fingerprints
+    same_decoders = plan.preprocessing.decoders == preprocessing.decoders
     return {OTHER} | {
-        kind for kind in MEDIA_KINDS if all(then.get(tower) == now.get(tower) for tower in towers_of(kind))
+        kind
+        for kind in MEDIA_KINDS
+        if (same_decoders or kind == "caption") and all(then.get(tower) == now.get(tower) for tower in towers_of(kind))
     }
 
 
@@ -331,8 +335,9 @@ def _check_reread(request: _Update, spool: Spool, reusable: set[str], engines: M
     unit_s = seconds_per_unit(engines, request.preprocessing.hop_s)
     seconds = sum(unit_s.get(group.modality, 0.0) * spool.units[group] for group in again)
     kinds = ", ".join(sorted({group.modality for group in again}))
+    same = request.plan_before.preprocessing.decoders == request.preprocessing.decoders
+    why = f"the model has another backbone for {kinds}" if same else f"this release decodes {kinds} otherwise"
     raise UsageError(
-        f"{request.before.uri}: the model has another backbone for {kinds}, so that "
-        f"{sum(spool.rows[group] for group in again)} items must be read again, about {as_duration(seconds)} of one "
-        "worker; --reread does it"
+        f"{request.before.uri}: {why}, so that {sum(spool.rows[group] for group in again)} items must be read again, "
+        f"about {as_duration(seconds)} of one worker; --reread does it"
     )

@@ -13,6 +13,12 @@ from mmva_platform.cli.context import Json, emit, settings_of
 MaxErrors = Annotated[
     str | None, typer.Option(help="stop above so many quarantined items: 100, or 5%; default: 20% of 100 or more")
 ]
+Lenient = Annotated[
+    bool, typer.Option("--lenient", help="count malformed rows of tables and leave them out, instead of failing")
+]
+Delimiter = Annotated[
+    str | None, typer.Option(help=r"of CSV files, such as ; or \t; default: a tab in .tsv, else a comma")
+]
 Version = Annotated[int | None, typer.Option(min=0, help="of the table; default: the newest")]
 
 app = typer.Typer(
@@ -34,6 +40,8 @@ def annotate(
     model: Annotated[str, typer.Option(help="a bundle's folder, runs:/... or models:/mmva@champion")],
     out: Annotated[str, typer.Option(help="URI of the annotation; the same again resumes")],
     plan: Annotated[bool, typer.Option("--plan", help="say what would be done, and do nothing")] = False,
+    lenient: Lenient = False,
+    delimiter: Delimiter = None,
     engine: Annotated[str, typer.Option(help="auto, torch, torch-bf16, onnx, cuda or cuda-bf16")] = "auto",
     max_errors: MaxErrors = None,
     root: Annotated[list[str] | None, typer.Option(help="media may be read from here, too; repeatable")] = None,
@@ -45,6 +53,7 @@ def annotate(
 ) -> None:
     """Give every item of a catalog a VA point and an embedding, or a quarantine row that says why not."""
     options = {
+        "tables": {"lenient": lenient, "delimiter": delimiter},
         "engine": engine,
         "max_errors": max_errors,
         "roots": tuple(root or ()),
@@ -91,6 +100,8 @@ def update(
     *,
     catalog: Annotated[str | None, typer.Option(help="the new catalog; default: the same one, listed again")] = None,
     model: Annotated[str | None, typer.Option(help="the new model; default: the one of the last version")] = None,
+    lenient: Lenient = False,
+    delimiter: Delimiter = None,
     reread: Annotated[
         bool, typer.Option("--reread", help="read media again where the model has another backbone")
     ] = False,
@@ -105,6 +116,7 @@ def update(
 
     options = {
         "catalog": catalog,
+        "tables": {"lenient": lenient, "delimiter": delimiter} if lenient or delimiter else None,
         "model": model,
         "reread": reread,
         "roots": tuple(root or ()),

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import os
 import sys
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from mmva.errors import CheckFailed, OperationFailed, UsageError
+from mmva_platform.cli.faults import check_home, explain, locale_fault, remedy
 from mmva_platform.monitoring.logs import write_json_logs
 from mmva_platform.settings import Settings, load_config
 
-DONE, FAILED, WRONG_USAGE, SAID_NO = 0, 1, 2, 3
+DONE, FAILED, WRONG_USAGE, SAID_NO, INTERRUPTED = 0, 1, 2, 3, 130
+logger = logging.getLogger(__name__)
+_chosen: ContextVar[Settings | None] = ContextVar("mmva_cli_settings", default=None)  # for messages that name the home
 # Set before any of the libraries is imported; the user's own environment wins.
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
 
@@ -31,29 +36,46 @@ def turn_telemetry_off() -> None:
 
 
 def set_up_logging(*, verbose: bool) -> None:
-    """Our own messages on stderr; the libraries' only on request."""
+    """Our own messages on stderr; the libraries' only on request. What a terminal cannot show is escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr, force=True
     )
     for name in ("mmva", "mmva_platform"):
         logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
+    if fault := locale_fault():
+        logger.warning("%s", fault)
 
 
-def exit_code_of(command: Callable[[], object]) -> int:
-    """Run a command; expected failures become one line on stderr and their exit code, bugs keep their traceback."""
+def exit_code_of(command: Callable[[], object], again: str | None = "the same command resumes") -> int:
+    """Run a command; expected failures become one line on stderr and their exit code, bugs keep their traceback.
+
+    Args:
+        command: What to run.
+        again: How to resume after Ctrl-C; None if nothing can be resumed.
+    """
     try:
         command()
     except SystemExit as finished:
-        return finished.code if isinstance(finished.code, int) else DONE
-    except UsageError as error:
-        return _complain(error, WRONG_USAGE)
-    except CheckFailed as error:
-        return _complain(error, SAID_NO)
-    except OperationFailed as error:
-        return _complain(error, FAILED)
+        code = finished.code if isinstance(finished.code, int) else DONE
+        return _interrupted(again) if code == INTERRUPTED else code  # so Typer answers Ctrl-C
     except KeyboardInterrupt:
-        return _complain("stopped; what is committed stays, the same command goes on from there", FAILED)
+        return _interrupted(again)
+    except Exception as error:
+        said, code = _explained(error)
+        if said is None:
+            raise
+        return _complain(said, code)
     return DONE
+
+
+def _explained(error: Exception) -> tuple[str | None, int]:
+    for kind, code in ((UsageError, WRONG_USAGE), (CheckFailed, SAID_NO), (OperationFailed, FAILED)):
+        if isinstance(error, kind):
+            return f"{error}{remedy(error)}", code
+    return explain(error, _chosen.get()), FAILED
 
 
 def leave(code: int) -> NoReturn:
@@ -74,6 +96,8 @@ def make_settings(path: Path | None, home: Path | None) -> Settings:
     settings = load_config(Settings, path, [] if home is None else [f"home={json.dumps(str(home))}"])
     if settings.logs.format == "json":
         write_json_logs()
+    _chosen.set(settings)
+    check_home(settings.home)
     return settings
 
 
@@ -86,6 +110,10 @@ def settings_of(context: typer.Context) -> Settings:
 def emit(text: str, value: Any, *, as_json: bool) -> None:
     """Print the text for a person or the value for a machine, on standard output."""
     sys.stdout.write((json.dumps(value, indent=2, default=str) if as_json else text.rstrip("\n")) + "\n")
+
+
+def _interrupted(again: str | None) -> int:
+    return _complain("stopped by Ctrl-C" + (f"; what is finished is kept: {again}" if again else ""), INTERRUPTED)
 
 
 def _complain(reason: object, code: int) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from mmva.errors import UsageError
 from mmva_platform.cli.context import Json, emit, settings_of
 
 _Engine = Literal["auto", "torch", "cuda"]  # embedder.Engine; importing that module would load torch
@@ -38,19 +40,34 @@ def generate(
 def import_(
     context: typer.Context,
     *,
-    images_csv: Annotated[str, typer.Option(help="image_va.csv as published")],
-    music_csv: Annotated[str, typer.Option(help="music_va.csv as published")],
-    media: Annotated[str, typer.Option(help="folder or URI that holds the files")],
+    source: Annotated[list[Path] | None, typer.Option(help="source file; may be given several times")] = None,
+    root: Annotated[
+        list[str] | None, typer.Option(help="where the files are, instead of the source file's root; once per --source")
+    ] = None,
+    images_csv: Annotated[str | None, typer.Option(help="IMEMNet-C without a source file: image_va.csv")] = None,
+    music_csv: Annotated[str | None, typer.Option(help="likewise: music_va.csv")] = None,
+    media: Annotated[str | None, typer.Option(help="likewise: folder or URI that holds the files")] = None,
+    split: Annotated[
+        str, typer.Option(help="likewise: song, clip (leaks; say why), or a CSV of song_id,split")
+    ] = "song",
     out: Annotated[str, typer.Option(help="URI of the new dataset")],
-    split: Annotated[str, typer.Option(help="song, clip (leaks; say why), or a CSV of song_id,split")] = "song",
+    sizes: Annotated[str | None, typer.Option(help="of train, val and test, such as 0.7,0.15,0.15")] = None,
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
     """Validate labeled media, split them and write an immutable, sharded dataset."""
     from mmva_platform.datasets.importing import ImportConfig, import_dataset
+    from mmva_platform.datasets.sources.config import ImemnetSource, load_source
     from mmva_platform.settings import validate
 
-    values = {"images_csv": images_csv, "music_csv": music_csv, "media": media, "split": split, "seed": seed}
+    if bool(source) == bool(images_csv or music_csv) or bool(source) == (media is not None):
+        raise UsageError("mmva data import: give --source; or --images-csv, --music-csv or both, and --media")
+    if root and len(root) != len(source or ()):
+        raise UsageError(f"mmva data import: {len(root)} --root for {len(source or ())} --source; give one for each")
+    sources = [load_source(path, place) for path, place in zip(source or (), root or repeat(None), strict=False)]
+    if media is not None:
+        sources = [ImemnetSource(images_csv=images_csv, music_csv=music_csv, media=media, split=split)]
+    values = {"sources": sources, "seed": seed, "fractions": sizes.split(",") if sizes else None}
     report = import_dataset(validate(ImportConfig, values, "mmva data import"), out, settings_of(context))
     emit(report.to_text(), report.to_json(), as_json=as_json)
 
@@ -71,7 +88,12 @@ def embed(
     context: typer.Context,
     dataset: str,
     *,
-    backbones: Annotated[str, typer.Option(help="preset: compact, paper or tiny")] = "compact",
+    backbones: Annotated[
+        str,
+        typer.Option(
+            help="preset (compact, paper, tiny), or a model whose own backbones to use: models:/mmva@champion"
+        ),
+    ] = "compact",
     out: Annotated[str | None, typer.Option(help="default: inside the dataset")] = None,
     engine: Annotated[_Engine, typer.Option(help="torch (CPU), cuda, or auto: cuda if the cluster has a GPU")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="images, windows or captions embedded together")] = 16,
@@ -79,6 +101,9 @@ def embed(
 ) -> None:
     """Embed a dataset once per backbone; what exists is not computed again."""
     from mmva_platform.datasets.embedding import embed_dataset
+    from mmva_platform.workflows import backbones_of
 
-    made = embed_dataset(dataset, backbones, out, settings_of(context), batch_size=batch_size, engine=engine)
+    settings = settings_of(context)
+    chosen = backbones_of(backbones, settings)
+    made = embed_dataset(dataset, chosen, out, settings, batch_size=batch_size, engine=engine)
     emit("\n".join(f"{modality:8} {uri}" for modality, uri in made.items()), dict(made), as_json=as_json)

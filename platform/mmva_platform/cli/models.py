@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmva_platform.cli.context import Json, emit, settings_of
+from mmva_platform.settings import without_password
 
 if TYPE_CHECKING:
-    from mmva_platform.tracking.registry import GatePolicy, Verdict
+    from mmva_platform.tracking.gate.policy import GatePolicy
+    from mmva_platform.tracking.gate.verdict import Verdict
 
 app = typer.Typer(help="Registered versions: list, show, compare, promote, rollback, audit.", no_args_is_help=True)
 Version = Annotated[str, typer.Argument(help="a version's number or alias")]
 Reason = Annotated[str, typer.Option(help="why, for the audit log")]
-Policy = Annotated[Path | None, typer.Option(help="YAML of what the gate tolerates; jobs/recipes/policy.yaml")]
+Policy = Annotated[
+    Path | None, typer.Option(help="YAML: the exam, and what the gate tolerates; jobs/recipes/policy.yaml")
+]
 Force = Annotated[bool, typer.Option("--force", help="overrule the gate; needs --reason, stays on record for ever")]
 Report = Annotated[Path | None, typer.Option(help="write an HTML page with plots here, too")]
 
@@ -23,19 +27,22 @@ Report = Annotated[Path | None, typer.Option(help="write an HTML page with plots
 @app.command("list")
 def list_(context: typer.Context, *, as_json: Json = False) -> None:
     """All versions with their aliases."""
-    from mmva_platform.tracking.moves import reconcile
+    from mmva_platform.tracking.promotion import reconcile
     from mmva_platform.tracking.registry import list_versions
 
-    reconcile(settings_of(context))
-    versions = list_versions(settings_of(context))
-    text = "\n".join(version.to_text() for version in versions) or "no versions yet; mmva train registers one"
+    settings = settings_of(context)
+    reconcile(settings)
+    versions = list_versions(settings)
+    # A wrong --home has a registry of its own, an empty one.
+    none = f"no versions yet in {without_password(settings.tracking_uri)}; mmva train registers one"
+    text = "\n".join(version.to_text() for version in versions) or none
     emit(text, [version.to_json() for version in versions], as_json=as_json)
 
 
 @app.command("show")
 def show(context: typer.Context, version: Version, *, as_json: Json = False) -> None:
     """One version: digests, lineage, evaluation."""
-    from mmva_platform.tracking.moves import reconcile
+    from mmva_platform.tracking.promotion import reconcile
     from mmva_platform.tracking.registry import show_version
 
     reconcile(settings_of(context))
@@ -55,8 +62,8 @@ def promote(
     as_json: Json = False,
 ) -> None:
     """Make a version champion if the gate lets it; exit code 3 if not."""
-    from mmva_platform.tracking.registry import GateRefused
-    from mmva_platform.tracking.registry import promote as promote_version
+    from mmva_platform.tracking.gate.verdict import GateRefused
+    from mmva_platform.tracking.promotion import promote as promote_version
 
     try:
         verdict = promote_version(version, settings_of(context), reason, _policy(policy), force=force)
@@ -88,7 +95,7 @@ def compare(
         shadow = compare_on_catalog(version, other, on, settings_of(context), sample=sample, seed=seed, report=report)
         emit(shadow.to_text(), shadow.to_json(), as_json=as_json)
         return
-    from mmva_platform.tracking.registry import compare as compare_versions
+    from mmva_platform.tracking.promotion import compare as compare_versions
 
     verdict = compare_versions(version, other, settings_of(context), _policy(policy))
     _emit_verdict(verdict, report, as_json=as_json)
@@ -97,7 +104,7 @@ def compare(
 @app.command("challenge")
 def challenge(context: typer.Context, version: Version, *, reason: Reason = "", as_json: Json = False) -> None:
     """Name a version `challenger`; needs no gate, is recorded."""
-    from mmva_platform.tracking.registry import challenge as name_challenger
+    from mmva_platform.tracking.promotion import challenge as name_challenger
 
     _emit_verdict(name_challenger(version, settings_of(context), reason), None, as_json=as_json)
 
@@ -105,16 +112,16 @@ def challenge(context: typer.Context, version: Version, *, reason: Reason = "", 
 @app.command("rollback")
 def rollback(context: typer.Context, *, reason: Reason = "", as_json: Json = False) -> None:
     """Make the previous champion champion again; needs no gate, is recorded."""
-    from mmva_platform.tracking.registry import rollback as roll_back
+    from mmva_platform.tracking.promotion import rollback as roll_back
 
     _emit_verdict(roll_back(settings_of(context), reason), None, as_json=as_json)
 
 
 @app.command("audit")
 def audit(context: typer.Context, *, as_json: Json = False) -> None:
-    """Replay the audit log and hold it against aliases, tags and verdicts; exit code 3 if they differ."""
+    """Replay the audit log and compare it with aliases, tags and verdicts; exit code 3 if they differ."""
     from mmva.errors import CheckFailed
-    from mmva_platform.tracking.registry import audit as replay
+    from mmva_platform.tracking.audit import audit as replay
 
     found = replay(settings_of(context))
     emit(found.to_text(), found.to_json(), as_json=as_json)
@@ -124,13 +131,13 @@ def audit(context: typer.Context, *, as_json: Json = False) -> None:
 
 def _policy(path: Path | None) -> GatePolicy:
     from mmva_platform.settings import load_config
-    from mmva_platform.tracking.registry import GatePolicy
+    from mmva_platform.tracking.gate.policy import GatePolicy
 
     return load_config(GatePolicy, path)
 
 
 def _emit_verdict(verdict: Verdict, report: Path | None, *, as_json: bool) -> None:
-    from mmva_platform.tracking.verdict_page import verdict_page
+    from mmva_platform.tracking.gate.page import verdict_page
 
     if report is not None:
         report.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ def train(
     *,
     config: Annotated[Path | None, typer.Option(help="recipe (YAML)")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value on top of the recipe")] = None,
-    resume: Annotated[str | None, typer.Option(help="name of a run to go on with; needs nothing else")] = None,
+    resume: Annotated[str | None, typer.Option(help="name of the run to resume; needs nothing else")] = None,
     sweep: Annotated[Path | None, typer.Option(help="grid (YAML) to search instead; trains the best")] = None,
     as_json: Json = False,
 ) -> None:
@@ -55,10 +55,15 @@ def evaluate(
     *,
     split: str = "test",
     clip_split: Annotated[bool, typer.Option(help="train the recipe again on a split by clip, which leaks")] = True,
+    embeddings: Annotated[
+        str | None, typer.Option(help="where they are; default: inside the dataset, or where the training read them")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Metrics with intervals beside the floors, over every row of a split; a split by clip beside them."""
     from mmva_platform.workflows import evaluate_model
 
-    evaluation = evaluate_model(model, dataset, settings_of(context), split=split, clip_split=clip_split)
+    evaluation = evaluate_model(
+        model, dataset, settings_of(context), split=split, clip_split=clip_split, embeddings=embeddings
+    )
     emit(evaluation.to_markdown(), evaluation.to_json(), as_json=as_json)

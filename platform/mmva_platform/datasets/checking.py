@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from mmva.errors import EnvironmentFault
-from mmva.imemnet.published import LABEL_TOLERANCE
-from mmva.imemnet.splits import LEAKAGE_WARNING, SPLITS, leaking_groups
+from mmva.imemnet.splits import LEAKAGE_WARNING
+from mmva.labels import LABEL_TOLERANCE
 from mmva.modalities import AXES
+from mmva.splits import SPLITS, leaking_groups
 from mmva_platform import bulk
 from mmva_platform.cluster import ray_session
 from mmva_platform.datasets.dataset import Dataset
@@ -21,6 +22,7 @@ from mmva_platform.datasets.schema import (
     DATASET_FILE,
     DATASET_SCHEMA,
     LABELS_SCHEMA,
+    SCHEMA_VERSION,
     SHARDS_FOLDER,
     ShardInfo,
     dataset_digest,
@@ -145,13 +147,17 @@ def check_shard(dataset: Storage, shard: ShardInfo) -> CheckedShard:
         return CheckedShard(digest, None, (f"{shard.name}: sha256 is {digest}, published was {shard.sha256}",))
     table = read_parquet(data)
     if not table.schema.equals(DATASET_SCHEMA):
-        return CheckedShard(digest, None, (f"{shard.name}: its columns are not those of schema version 1",))
+        return CheckedShard(
+            digest, None, (f"{shard.name}: its columns are not those of schema version {SCHEMA_VERSION}",)
+        )
     problems = []
     if len(table) != shard.rows:
         problems.append(f"{shard.name}: {len(table)} rows, dataset.json says {shard.rows}")
-    for item_id, media, expected in zip(table["id"], table["media"], table["sha256"], strict=True):
-        if media.is_valid and sha256_of(media.as_buffer()) != expected.as_py():
-            problems.append(f"{shard.name}: the media of {item_id.as_py()!r} are not those of its sha256")
+    columns = (table[name] for name in ("id", "media", "caption", "sha256"))
+    for item_id, media, text, expected in zip(*columns, strict=True):
+        content = media.as_buffer() if media.is_valid else text.as_py().encode()
+        if sha256_of(content) != expected.as_py():
+            problems.append(f"{shard.name}: the media or the text of {item_id.as_py()!r} are not those of its sha256")
     return CheckedShard(digest, table.drop_columns(["media"]), tuple(problems))
 
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from mmva.errors import CheckFailed, UsageError
 from mmva.modalities import Modality
@@ -35,6 +35,12 @@ class ShardItems(NamedTuple):
     texts: tuple[str, ...]
 
 
+class _Versioned(BaseModel):
+    """What the descriptions of all schema versions have."""
+
+    schema_version: int
+
+
 class Dataset:
     """Labeled media that `mmva data import` published.
 
@@ -57,19 +63,23 @@ class Dataset:
         """
         storage = open_storage(uri, (settings or Settings()).storage)
         try:
-            info = DatasetInfo.model_validate_json(storage.read(DATASET_FILE))
+            data = storage.read(DATASET_FILE)
         except StorageNotFound:
             raise UsageError(
                 f"{uri}: no dataset there ({DATASET_FILE} is missing); make it with: mmva data import ... --out {uri}"
             ) from None
+        try:
+            version = _Versioned.model_validate_json(data).schema_version
+            if version != SCHEMA_VERSION:
+                raise UsageError(
+                    f"{uri}: a dataset of schema version {version}, this mmva reads version {SCHEMA_VERSION}; import "
+                    "its sources again, with another --out"
+                )
+            info = DatasetInfo.model_validate_json(data)
         except ValidationError as error:
             problem = error.errors()[0]
             field = ".".join(str(part) for part in problem["loc"])
             raise UsageError(f"{uri}/{DATASET_FILE}: not a dataset description ({field}: {problem['msg']})") from None
-        if info.schema_version != SCHEMA_VERSION:
-            raise UsageError(
-                f"{uri}: schema version {info.schema_version}, this mmva reads {SCHEMA_VERSION}; import anew"
-            )
         return cls(storage, info)
 
     @property
@@ -103,7 +113,8 @@ class Dataset:
     def items(self, modality: Modality) -> list[ShardItems]:
         """Shards that hold items of a modality, with those items.
 
-        The captions in a shard of clips are those of its clips that have one; a caption has the id of its clip.
+        The captions in a shard of clips are those of its clips that have one; such a caption has the id of its clip.
+        Sentences that belong to no clip have shards of their own.
         """
         found, start = [], 0
         for shard in self.shards:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mmva.backbones import BackboneSpec, Preset, preset
 from mmva.errors import UsageError
-from mmva.modalities import MODALITIES, Modality
+from mmva.modalities import Modality
 from mmva_platform import bulk
 from mmva_platform.cluster import ClusterInfo, ray_session
 from mmva_platform.datasets.dataset import Dataset
@@ -45,7 +45,8 @@ def embed_dataset(
 
     Args:
         dataset_uri: Of an imported dataset.
-        backbones: A preset of mmva.backbones, by name or as an object.
+        backbones: A preset of mmva.backbones, by name or as an object; modalities that it has no encoder for are left
+            out.
         out: URI for the embeddings; default "<dataset>/embeddings".
         settings: Storage, cluster, mirror, trusted repositories.
         batch_size: Images, windows or captions that are embedded together.
@@ -68,8 +69,8 @@ def embed_dataset(
     dataset = Dataset.open(dataset_uri, settings)
     target = open_storage(out or dataset.storage.join(EMBEDDINGS_FOLDER), settings.storage)
     load = EncoderLoader.of(settings)
-    present = [modality for modality in MODALITIES if dataset.items(modality)]
-    plans = [_plan(chosen.specs[modality], chosen.name, dataset, target, load) for modality in present]
+    specs = [spec for modality, spec in chosen.specs.items() if dataset.items(modality)]
+    plans = [_plan(spec, chosen.name, dataset, target, load) for spec in specs]
     missing = [part for plan in plans if plan.finished is None for part in plan.parts]
     made: dict[str, PartInfo] = {}
     if missing:

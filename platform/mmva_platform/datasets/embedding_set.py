@@ -123,32 +123,48 @@ def open_sets(
     backbones: str | Mapping[Modality, str],
     settings: Settings | None = None,
     *,
-    embeddings: str | None = None,
+    embeddings: str | Sequence[str] | None = None,
 ) -> dict[Modality, EmbeddingSet]:
     """The sets of a preset, or of the encoders with these fingerprints, by modality.
+
+    Args:
+        dataset: The dataset.
+        backbones: A preset's name, or the encoders' fingerprints by modality.
+        settings: Storage.
+        embeddings: Where the embeddings are; of several places, each set comes from the first that has it. Default:
+            inside the dataset.
 
     Raises:
         UsageError: If one does not exist; the message has the command that makes it.
     """
-    uri = embeddings or dataset.storage.join(EMBEDDINGS_FOLDER)
-    storage = open_storage(uri, (settings or Settings()).storage)
-    name = backbones if isinstance(backbones, str) else "PRESET"
-    command = f"mmva embed {dataset.uri} --backbones {name}" + (f" --out {embeddings}" if embeddings else "")
+    inside = dataset.storage.join(EMBEDDINGS_FOLDER)
+    given = (embeddings,) if isinstance(embeddings, str) else tuple(embeddings or (inside,))
+    places = [open_storage(uri, (settings or Settings()).storage) for uri in given]
+    name = backbones if isinstance(backbones, str) else "MODEL"
+    command = f"mmva embed {dataset.uri} --backbones {name}" + (f" --out {given[0]}" if given[0] != inside else "")
     if isinstance(backbones, str):
-        pointer = read_pointer(storage, backbones)
-        if pointer is None or pointer.dataset != dataset.digest:
+        pointers = [pointer for each in places if (pointer := read_pointer(each, backbones)) is not None]
+        if not pointers or pointers[0].dataset != dataset.digest:
             raise UsageError(f"{dataset.uri}: not embedded with the preset {backbones!r}; run: {command}")
-        backbones = pointer.fingerprints
+        backbones = pointers[0].fingerprints
     sets: dict[Modality, EmbeddingSet] = {}
     for modality in MODALITIES:
         if modality not in backbones:
             continue
-        info = read_info(storage, folder_name(modality, backbones[modality]))
-        if info is None or info.dataset != dataset.digest or info.fingerprint != backbones[modality]:
-            fingerprint = backbones[modality][:16]
-            raise UsageError(f"{dataset.uri}: no {modality} embeddings of the encoder {fingerprint}; run: {command}")
-        sets[modality] = EmbeddingSet(storage, info)
+        fingerprint = backbones[modality]
+        found = (_set_in(each, dataset, modality, fingerprint) for each in places)
+        if (chosen := next((each for each in found if each is not None), None)) is None:
+            raise UsageError(
+                f"{dataset.uri}: no {modality} embeddings of the encoder {fingerprint[:16]}; run: {command}"
+            )
+        sets[modality] = chosen
     return sets
+
+
+def _set_in(storage: Storage, dataset: Dataset, modality: Modality, fingerprint: str) -> EmbeddingSet | None:
+    info = read_info(storage, folder_name(modality, fingerprint))
+    known = info is not None and info.dataset == dataset.digest and info.fingerprint == fingerprint
+    return EmbeddingSet(storage, info) if known and info is not None else None
 
 
 def folder_name(modality: Modality, fingerprint: str) -> str:

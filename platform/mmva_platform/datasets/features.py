@@ -6,13 +6,14 @@ Shapes: N items of a modality, D the dimension of its encoder.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmva.errors import CheckFailed
 from mmva.modalities import AXES, Modality
+from mmva.splits import fold_splits
 from mmva_platform.datasets.dataset import Dataset
 from mmva_platform.datasets.embedding_set import EmbeddingSet, EmbeddingsInfo, open_sets
 from mmva_platform.settings import Settings
@@ -23,11 +24,11 @@ class ModalityFeatures:
     """Items of one modality, row by row.
 
     Attributes:
-        ids: Item ids, str [N]; a caption has the id of its clip.
+        ids: Item ids, str [N]; a caption that belongs to a clip has the id of the clip.
         emb_ND: Embeddings, float32 [N, D].
         va_N2: Labels, float64 [N, 2], about [0, 1].
         split: "train", "val" or "test", str [N].
-        group: Song or image, str [N].
+        group: What a split keeps together, such as the song or the theme, str [N].
     """
 
     ids: NDArray[np.str_]
@@ -58,6 +59,7 @@ class Features(Mapping[Modality, ModalityFeatures]):
         specs: Plain values of the encoder's BackboneSpec, by modality.
         warnings: Of the dataset: every report must repeat them.
         modalities: The features.
+        terms: License or terms of the dataset's sources, by name.
     """
 
     uri: str
@@ -66,6 +68,7 @@ class Features(Mapping[Modality, ModalityFeatures]):
     specs: dict[Modality, dict[str, object]]
     warnings: tuple[str, ...]
     modalities: dict[Modality, ModalityFeatures]
+    terms: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, modality: Modality) -> ModalityFeatures:
         return self.modalities[modality]
@@ -75,6 +78,25 @@ class Features(Mapping[Modality, ModalityFeatures]):
 
     def __len__(self) -> int:
         return len(self.modalities)
+
+    def folds(self, k: int, seed: int = 0) -> Iterator[Features]:
+        """These features with other splits: once for each of k folds by group, in which the fold is "test".
+
+        Every row is in "test" once. A caption follows its clip; images, clips and other captions are dealt each by
+        themselves, so that the folds of each have the same size.
+
+        Raises:
+            UsageError: If there are too few groups.
+        """
+        music = self.modalities.get("music")
+        dealt = {
+            # The group of a picture may happen to be called like a song.
+            modality: _splits_of(rows, k, seed, None if modality == "image" else music)
+            for modality, rows in self.modalities.items()
+        }
+        for fold in range(k):
+            chosen = {m: replace(rows, split=dealt[m][fold]) for m, rows in self.modalities.items()}
+            yield replace(self, modalities=chosen)
 
     def split(self, name: str) -> dict[Modality, ModalityFeatures]:
         """Rows of one split, by modality; a modality without rows there has features of length 0."""
@@ -86,7 +108,7 @@ def load_features(
     backbones: str | Mapping[Modality, str],
     settings: Settings | None = None,
     *,
-    embeddings: str | None = None,
+    embeddings: str | Sequence[str] | None = None,
 ) -> Features:
     """Load embeddings with their labels.
 
@@ -94,7 +116,7 @@ def load_features(
         dataset_uri: Of an embedded dataset.
         backbones: A preset's name, or the encoders' fingerprints by modality.
         settings: Storage.
-        embeddings: URI of the embeddings if they are not inside the dataset.
+        embeddings: URI of the embeddings if they are not inside the dataset; see open_sets for several.
 
     Raises:
         UsageError: If the dataset has no such embeddings; the message has the command that makes them.
@@ -123,7 +145,7 @@ class FeatureSets:
         backbones: str | Mapping[Modality, str],
         settings: Settings,
         *,
-        embeddings: str | None = None,
+        embeddings: str | Sequence[str] | None = None,
     ) -> FeatureSets:
         """Find the sets and read no rows; arguments and errors are those of load_features."""
         dataset = Dataset.open(dataset_uri, settings)
@@ -134,19 +156,20 @@ class FeatureSets:
         """Descriptions of the sets by modality."""
         return {modality: found.info for modality, found in self.sets.items()}
 
-    def load(self, modality: Modality, most: int | None = None) -> ModalityFeatures:
+    def load(self, modality: Modality, most: int | None = None, split: str | None = None) -> ModalityFeatures:
         """One modality's rows, sorted by split, within a split in the order of the dataset.
 
         Args:
             modality: One of `sets`.
             most: Read only evenly spaced parts, with about this number of rows together; None for every row.
+            split: Keep only this split's rows; memory is then that of these rows and one part.
 
         Raises:
             CheckFailed: If a part is not the one that was published, or the set has other items than the dataset.
         """
         info = self.sets[modality].info
         step = 1 if most is None else max(1, round(info.rows / most))
-        return _load(self.dataset, self.sets[modality], range(0, len(info.parts), step))
+        return _load(self.dataset, self.sets[modality], range(0, len(info.parts), step), split)
 
     def describe(self, modalities: dict[Modality, ModalityFeatures]) -> Features:
         """Features of these rows."""
@@ -157,10 +180,13 @@ class FeatureSets:
             specs={modality: info.spec for modality, info in self.infos.items()},
             warnings=self.dataset.warnings,
             modalities=modalities,
+            terms=self.dataset.info.terms,
         )
 
 
-def _load(dataset: Dataset, embeddings: EmbeddingSet, chosen: Sequence[int]) -> ModalityFeatures:
+def _load(
+    dataset: Dataset, embeddings: EmbeddingSet, chosen: Sequence[int], only: str | None = None
+) -> ModalityFeatures:
     info = embeddings.info
     labels = dataset.labels().to_pandas()
     captioned = (labels["modality"] == "caption") | ((labels["modality"] == "music") & (labels["caption"] != ""))
@@ -173,14 +199,16 @@ def _load(dataset: Dataset, embeddings: EmbeddingSet, chosen: Sequence[int]) -> 
         raise CheckFailed(other_items)
     rows = rows[is_chosen]
     split = rows["split"].to_numpy(dtype=np.str_)
-    order = np.argsort(split, kind="stable")
-    place = np.empty(len(order), np.int64)  # of each row of the dataset among the sorted rows
+    kept = np.arange(len(split)) if only is None else np.flatnonzero(split == only)
+    order = kept[np.argsort(split[kept], kind="stable")]
+    place = np.full(len(split), -1, np.int64)  # of each row of the dataset among the sorted rows; -1 for none
     place[order] = np.arange(len(order))
     ids: list[str] = []
     emb_ND = np.empty((len(order), info.dim), np.float32)  # filled part by part: never twice in memory
     for number in chosen:
         part_ids, part_emb_BD = embeddings.read(number)
-        emb_ND[place[len(ids) : len(ids) + len(part_ids)]] = part_emb_BD
+        place_B = place[len(ids) : len(ids) + len(part_ids)]
+        emb_ND[place_B[place_B >= 0]] = part_emb_BD[place_B >= 0]
         ids += part_ids
     if list(rows["id"]) != ids:
         raise CheckFailed(other_items)
@@ -191,3 +219,18 @@ def _load(dataset: Dataset, embeddings: EmbeddingSet, chosen: Sequence[int]) -> 
         split=split[order],
         group=rows["group"].to_numpy(dtype=np.str_)[order],
     )
+
+
+def _splits_of(rows: ModalityFeatures, k: int, seed: int, music: ModalityFeatures | None) -> list[NDArray[np.str_]]:
+    """Names [N] for each fold; rows with the group of a clip are dealt like that clip."""
+    by_clip_N = np.zeros(len(rows), np.bool_) if music is None else np.isin(rows.group, music.group)
+    found = [np.empty(len(rows), "<U5") for _ in range(k)]
+    alone = fold_splits(rows.group[~by_clip_N].tolist(), rows.va_N2[~by_clip_N], k, seed)
+    for names_N, alone_N in zip(found, alone, strict=True):
+        names_N[~by_clip_N] = alone_N
+    if music is not None and by_clip_N.any():
+        clips = fold_splits(music.group.tolist(), music.va_N2, k, seed)
+        for names_N, clip_N in zip(found, clips, strict=True):
+            split_of = dict(zip(music.group.tolist(), clip_N.tolist(), strict=True))
+            names_N[by_clip_N] = [split_of[group] for group in rows.group[by_clip_N].tolist()]
+    return found

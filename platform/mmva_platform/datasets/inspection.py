@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import math
+import wave
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import groupby
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmva.errors import MediaError
 from mmva.media.formats import sniff
@@ -20,6 +25,7 @@ from mmva_platform.storage import StorageNotFound
 # The same bytes under two ids are one item if their labels agree to this; otherwise their label is unknown.
 DUPLICATE_TOLERANCE: Final = 0.05
 MISSING_FILE: Final = "missing-file"
+_SHORT_S: Final = 0.05  # of a clip at the end of its song: codecs trim
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,10 @@ class Inspected:
     def row(self, split: str) -> dict[str, Any]:
         """The row of LABELS_SCHEMA, in this split."""
         names = ("id", "source", "modality", "group", *AXES, "caption")
+        deviations = {name: getattr(self.candidate, name) for name in ("valence_sd", "arousal_sd")}
         return {
             **{name: getattr(self.candidate, name) for name in names},
+            **{name: None if math.isnan(value) else value for name, value in deviations.items()},
             "split": split,
             "media_format": self.media_format,
             "sha256": self.sha256,
@@ -60,18 +68,75 @@ def check_decodes(modality: Modality, data: bytes) -> None:
             pass
 
 
+class Part(NamedTuple):
+    """The bytes of a file, and the part of it that an item is, in seconds; 0 to 0 for the whole file."""
+
+    data: bytes
+    start_s: float
+    end_s: float
+
+
+class MediaChecker:
+    """Decodes items of one modality to the end, and cuts clips out of songs; keeps the last song decoded."""
+
+    def __init__(self, modality: Modality) -> None:
+        import_module("mmva.media.images" if modality == "image" else "mmva.media.audio")  # not with the first item
+        self._modality = modality
+        self._song: tuple[bytes, NDArray[np.int16], int] = (b"", np.zeros(0, np.int16), 1)
+
+    def __call__(self, part: Part) -> bytes | None:
+        """The clip as a WAV file; None if the item is the whole file.
+
+        Raises:
+            MediaError: If the file does not decode, or the song is shorter than the clip's end.
+        """
+        if part.end_s <= part.start_s:
+            check_decodes(self._modality, part.data)
+            return None
+        if part.data != self._song[0]:
+            self._song = _decoded_song(part.data)
+        _, samples_T, rate = self._song
+        if len(samples_T) < (part.end_s - _SHORT_S) * rate:
+            raise MediaError("too-short", f"{len(samples_T) / rate:.2f} s; the clip ends at {part.end_s:g} s")
+        return wav_bytes(samples_T[round(part.start_s * rate) : round(part.end_s * rate)], rate)
+
+
+def _decoded_song(data: bytes) -> tuple[bytes, NDArray[np.int16], int]:
+    from mmva.media.audio import probe_audio, stream_audio
+
+    rate = probe_audio(data).sample_rate  # at its own rate: nothing is resampled
+    blocks = [np.round(np.clip(block_T, -1, 1) * 32_767).astype(np.int16) for block_T in stream_audio(data, rate)]
+    return data, np.concatenate(blocks), rate
+
+
+def wav_bytes(samples_T: NDArray[np.int16], rate: int) -> bytes:
+    """A WAV file of one channel."""
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(samples_T.astype("<i2").tobytes())
+    return buffer.getvalue()
+
+
+def inspect_sentence(candidate: Candidate) -> Inspected:
+    """A sentence, whose caption was cleaned when its table was read; the digest is that of its text."""
+    return Inspected(candidate, hashlib.sha256(candidate.caption.encode()).hexdigest(), "")
+
+
 def inspect(
-    candidate: Candidate, read: Callable[[], bytes], check: Callable[[bytes], object]
+    candidate: Candidate, read: Callable[[], bytes], check: Callable[[Part], bytes | None]
 ) -> tuple[Inspected, bytes]:
     """Hash and decode the file of a candidate.
 
     Args:
         candidate: Of an import.
         read: Gives the bytes of its file.
-        check: Decodes them; raises MediaError if that fails.
+        check: See MediaChecker.
 
     Returns:
-        What was seen, and the bytes of the file.
+        What was seen, and the bytes of the file or of the clip.
 
     Raises:
         StorageError: If the file cannot be read for another reason than that it is missing.
@@ -82,19 +147,20 @@ def inspect(
         if error.environment:
             raise
         return Inspected(candidate, "", "", MISSING_FILE, f"{candidate.path} vanished during the import"), b""
-    sha256 = hashlib.sha256(data).hexdigest()
     try:
-        check(data)
+        clip = check(Part(data, candidate.start_s, candidate.end_s))
     except MediaError as error:
+        sha256 = hashlib.sha256(data).hexdigest()
         return Inspected(candidate, sha256, "", error.code, f"{candidate.path}: {error}"), data
-    return Inspected(candidate, sha256, sniff(data) or ""), data
+    data = data if clip is None else clip
+    return Inspected(candidate, hashlib.sha256(data).hexdigest(), sniff(data) or ""), data
 
 
 def settle(inspected: Sequence[Inspected]) -> tuple[list[Inspected], list[Finding]]:
     """Decide what stays: what decodes, and of each content within a modality one, or none if its labels disagree.
 
     Returns:
-        The kept ones, sorted by modality and id, and a finding for each of the others.
+        The kept ones, sorted by their place in the dataset, and a finding for each of the others.
     """
     kept: list[Inspected] = []
     findings = [_finding(entry, entry.code, entry.detail) for entry in inspected if entry.code]
@@ -110,7 +176,9 @@ def settle(inspected: Sequence[Inspected]) -> tuple[list[Inspected], list[Findin
             ids = ", ".join(repr(entry.candidate.id) for entry in group)
             detail = f"{ids} have the same content, their labels are {spread:.3f} apart"
             findings += [_finding(entry, "contradicting-duplicate", detail) for entry in group]
-    return sorted(kept, key=_by_id), sorted(findings, key=lambda found: (found.modality, found.id, found.code))
+    return sorted(kept, key=lambda entry: entry.candidate.place), sorted(
+        findings, key=lambda found: (found.modality, found.id, found.code)
+    )
 
 
 def _same_content(inspected: Sequence[Inspected]) -> Iterator[list[Inspected]]:
@@ -121,9 +189,6 @@ def _same_content(inspected: Sequence[Inspected]) -> Iterator[list[Inspected]]:
         yield list(group)
 
 
-def _by_id(entry: Inspected) -> tuple[str, str]:
-    return entry.candidate.modality, entry.candidate.id
-
-
 def _finding(entry: Inspected, code: str, detail: str) -> Finding:
-    return Finding(entry.candidate.modality, code, entry.candidate.id, detail, dropped=1)
+    candidate = entry.candidate
+    return Finding(candidate.modality, code, candidate.id, detail, dropped=1, source=candidate.collection)

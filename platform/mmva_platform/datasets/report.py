@@ -1,9 +1,9 @@
-"""What an import found: every row of the label files is kept, or dropped for a cause, and the counts add up."""
+"""What an import found: every row of the tables is kept, or dropped for a cause, and the counts add up."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,23 +12,25 @@ from mmva.modalities import Modality
 
 @dataclass(frozen=True)
 class Finding:
-    """One problem of one id; `dropped` is the number of label rows that were dropped for it."""
+    """One problem of one id of a source; `dropped` is the number of label rows that were dropped for it."""
 
     modality: Modality
     code: str
     id: str
     detail: str
     dropped: int = 0
+    source: str = ""
 
 
 @dataclass(frozen=True)
 class ModalityCounts:
-    """Rows of one modality: rows = kept + sum of dropped."""
+    """Rows of one modality, of one source or of all: rows = kept + sum of dropped; `splits` are those of the kept."""
 
     rows: int
     kept: int
     dropped: dict[str, int]
     captions_missing: int = 0
+    splits: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class ImportReport:
         out: URI of the dataset.
         digest: Of the dataset; "" if no usable item was left.
         counts: By modality.
+        sources: By source, then by modality.
         splits: Kept rows by modality and split.
         problems: Every finding, in order.
         warnings: What every later report must repeat.
@@ -47,6 +50,7 @@ class ImportReport:
     out: str
     digest: str
     counts: dict[Modality, ModalityCounts]
+    sources: dict[str, dict[Modality, ModalityCounts]]
     splits: dict[str, dict[str, int]]
     problems: list[Finding]
     warnings: tuple[str, ...]
@@ -60,32 +64,50 @@ class ImportReport:
         return {name: value for name, value in self.to_json().items() if name != "out"}
 
     def to_text(self) -> str:
-        """A few lines for a person: counts by modality, causes with an example each."""
+        """A few lines for a person: counts by source and modality, causes with an example each."""
         lines = []
-        for modality, counts in self.counts.items():
-            splits = ", ".join(f"{name} {n:,}" for name, n in self.splits.get(modality, {}).items())
-            dropped = counts.rows - counts.kept
-            lines.append(f"{modality}: {counts.rows:,} rows = {counts.kept:,} kept ({splits}) + {dropped:,} dropped")
-            found = [finding for finding in self.problems if finding.modality == modality]
-            for code, number in Counter(finding.code for finding in found).most_common():
-                example = next(finding for finding in found if finding.code == code)
-                cost = f"{counts.dropped.get(code, 0):,} rows dropped"
-                lines.append(f"  {code}: {number:,} ({cost}), such as {example.id!r}: {example.detail}")
-            if counts.captions_missing:
-                lines.append(f"  {counts.captions_missing:,} kept without a caption")
+        for source, by_modality in self.sources.items():
+            for modality, counts in by_modality.items():
+                lines += self._text_of(source, modality, counts)
         lines += [f"WARNING: {warning}" for warning in self.warnings]
         if self.digest:
             lines.append(f"dataset {self.digest[:12]} in {self.out}")
         return "\n".join(lines)
 
+    def _text_of(self, source: str, modality: Modality, counts: ModalityCounts) -> list[str]:
+        splits = ", ".join(f"{name} {n:,}" for name, n in (counts.splits or {}).items())
+        dropped = counts.rows - counts.kept
+        lines = [f"{source}, {modality}: {counts.rows:,} rows = {counts.kept:,} kept ({splits}) + {dropped:,} dropped"]
+        found = [finding for finding in self.problems if (finding.source, finding.modality) == (source, modality)]
+        for code, number in Counter(finding.code for finding in found).most_common():
+            example = next(finding for finding in found if finding.code == code)
+            cost = f"{counts.dropped.get(code, 0):,} rows dropped"
+            lines.append(f"  {code}: {number:,} ({cost}), such as {example.id!r}: {example.detail}")
+        if counts.captions_missing:
+            lines.append(f"  {counts.captions_missing:,} kept without a caption")
+        return lines
+
 
 def count_rows(
-    modality: Modality, rows: int, kept: int, findings: Sequence[Finding], *, captions_missing: int = 0
+    rows: int, kept: int, findings: Sequence[Finding], *, captions_missing: int = 0, splits: Mapping[str, int]
 ) -> ModalityCounts:
-    """Counts of one modality; that they add up is an invariant."""
+    """Counts of one modality of one source from its findings; that they add up is an invariant."""
     dropped: Counter[str] = Counter()
     for finding in findings:
-        if finding.modality == modality and finding.dropped:
+        if finding.dropped:
             dropped[finding.code] += finding.dropped
-    assert rows == kept + dropped.total(), f"{modality}: {rows} rows, {kept} kept, dropped {dict(dropped)}"
-    return ModalityCounts(rows, kept, dict(sorted(dropped.items())), captions_missing)
+    assert rows == kept + dropped.total(), f"{rows} rows, {kept} kept, dropped {dict(dropped)}"
+    return ModalityCounts(rows, kept, dict(sorted(dropped.items())), captions_missing, dict(sorted(splits.items())))
+
+
+def total(counts: Sequence[ModalityCounts]) -> ModalityCounts:
+    """Counts of one modality over its sources."""
+    dropped = sum((Counter(one.dropped) for one in counts), Counter())
+    splits = sum((Counter(one.splits or {}) for one in counts), Counter())
+    return ModalityCounts(
+        sum(one.rows for one in counts),
+        sum(one.kept for one in counts),
+        dict(sorted(dropped.items())),
+        sum(one.captions_missing for one in counts),
+        dict(sorted(splits.items())),
+    )

@@ -18,13 +18,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import Field
 
 from mmva.errors import EnvironmentFault
 from mmva.modalities import AXES
 from mmva_platform.settings import Config
 from mmva_platform.storage import Storage
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2  # 1 had no standard deviations, and no terms
 DATASET_FILE: Final = "dataset.json"
 SHARDS_FOLDER: Final = "shards"
 _LABELS, _REPORT = "labels", "import_report"
@@ -35,13 +36,15 @@ DATASET_SCHEMA: Final = pa.schema(
         ("source", pa.string()),
         ("modality", pa.string()),
         ("split", pa.string()),
-        ("group", pa.string()),  # the song of a clip, the id of an image; a split keeps a group together
+        ("group", pa.string()),  # such as the song of a clip, or the id of an image; a split keeps a group together
         ("valence", pa.float64()),
         ("arousal", pa.float64()),
-        ("caption", pa.string()),  # of a clip: the caption item with the same id and label; "" if it has none
+        ("valence_sd", pa.float64()),  # of the raters, on the same [0, 1]; null where the source has none
+        ("arousal_sd", pa.float64()),
+        ("caption", pa.string()),  # a sentence; of a clip: the caption item with its id and label, "" if it has none
         ("media", pa.large_binary()),  # the bytes of the file; null in rows of modality "caption"
         ("media_format", pa.string()),
-        ("sha256", pa.string()),
+        ("sha256", pa.string()),  # of the media; of the text in rows of modality "caption"
     ]
 )
 LABELS_SCHEMA: Final = DATASET_SCHEMA.remove(DATASET_SCHEMA.get_field_index("media"))
@@ -59,7 +62,11 @@ class ShardInfo(Config):
 
 
 class SplitInfo(Config):
-    """How the rows were split: the policy ("song", "clip" or the name of a file) and the seed."""
+    """How the rows were split, and the seed.
+
+    The policy is "group" (sizes in rows) or "given"; of IMEMNet-C "song", "clip" or the name of a file. Several sources
+    may have several, with a comma between them.
+    """
 
     policy: str
     seed: int
@@ -71,14 +78,15 @@ class DatasetInfo(Config):
     Attributes:
         schema_version: SCHEMA_VERSION of the writer.
         digest: dataset_digest of the shards; the dataset's version.
-        counts: Rows by modality and split; "caption" counts the clips that have one.
+        counts: Rows by modality and split; "caption" counts sentences, and clips that have one.
         sources: Rows by modality and source.
+        terms: License or terms of each source.
         labels: Mean, std, min and max by modality and axis.
         split: Policy and seed.
         warnings: What every report about this dataset must repeat.
-        labels_file: Name of the file with every row without its media; older datasets have labels.parquet.
+        labels_file: Name of the file with every row without its media.
         labels_sha256: Digest of that file.
-        report_file: Name of the import's report; older datasets have import_report.json.
+        report_file: Name of the import's report.
         shards: In order.
     """
 
@@ -86,6 +94,7 @@ class DatasetInfo(Config):
     digest: str
     counts: dict[str, dict[str, int]]
     sources: dict[str, dict[str, int]]
+    terms: dict[str, str] = Field(default_factory=dict)
     labels: dict[str, dict[str, dict[str, float]]]
     split: SplitInfo
     warnings: tuple[str, ...]
@@ -153,6 +162,7 @@ def describe(
     *,
     labels: Named,
     split: SplitInfo,
+    terms: Mapping[str, str] | None = None,
     warnings: tuple[str, ...] = (),
 ) -> DatasetInfo:
     """Content of dataset.json for these rows (LABELS_SCHEMA) and files, without the name of a report."""
@@ -167,6 +177,7 @@ def describe(
         digest=dataset_digest(shard.sha256 for shard in shards),
         counts=counts,
         sources={modality: _counts(own["source"]) for modality, own in by_modality.items()},
+        terms=dict(terms or {}),
         labels={
             modality: {axis: _moments(own[axis].to_numpy(np.float64)) for axis in AXES}
             for modality, own in by_modality.items()

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from importlib import import_module
+from functools import cache, partial
+from itertools import groupby, repeat
 from typing import Any, Final, TypeVar
 
 import pyarrow as pa
@@ -18,7 +18,7 @@ from mmva.inference.prefetch import THREADS, Request, prefetched
 from mmva.modalities import Modality
 from mmva_platform import bulk
 from mmva_platform.datasets.candidates import Candidate, PlannedShard
-from mmva_platform.datasets.inspection import MISSING_FILE, Inspected, check_decodes, inspect
+from mmva_platform.datasets.inspection import MISSING_FILE, Inspected, MediaChecker, Part, inspect, inspect_sentence
 from mmva_platform.datasets.schema import DATASET_SCHEMA, ShardInfo, read_parquet, write_shard
 from mmva_platform.progress import progress
 from mmva_platform.settings import Settings
@@ -46,8 +46,17 @@ class Written:
     shard: ShardInfo | None
 
 
-def write_shards(planned: Sequence[PlannedShard], media: Storage, out: Storage, settings: Settings) -> list[Written]:
-    """Write each shard with those of its candidates that decode; needs a Ray session."""
+def write_shards(
+    planned: Sequence[PlannedShard], media: Mapping[str, Storage], out: Storage, settings: Settings
+) -> list[Written]:
+    """Write each shard with those of its candidates that decode; needs a Ray session.
+
+    Args:
+        planned: The shards.
+        media: Where the files are, by collection.
+        out: The dataset.
+        settings: Of the cluster, and limits.
+    """
     written: dict[str, Written] = {}
     with progress("import", sum(len(shard.candidates) for shard in planned)) as advance:
 
@@ -104,11 +113,11 @@ def amend_shards(
 class ShardWriter:
     """Worker of an import: inspects the files of a shard and writes it. The same files give the same bytes and name."""
 
-    def __init__(self, media: Storage, out: Storage, settings: Settings) -> None:
+    def __init__(self, media: Mapping[str, Storage], out: Storage, settings: Settings) -> None:
         """Connect to nothing yet.
 
         Args:
-            media: Where the files are.
+            media: Where the files are, by collection.
             out: The dataset.
             settings: Limits of a file's time, and of an outage of storage.
         """
@@ -123,20 +132,19 @@ class ShardWriter:
             StorageError: If a file cannot be read for another reason, or the shard cannot be written.
         """
         planned: PlannedShard = shard["planned"]
+        attempt.step("fetch")
+        found = self._sentences(planned) if planned.modality == "caption" else self._files(planned, attempt)
         inspected, split_of, rows = [], {}, []
-        with self._decoder(planned.modality, attempt) as check:
-            reads = zip(planned.candidates, planned.splits, self._reads(planned.candidates), strict=True)
-            for done, (candidate, split, read) in enumerate(reads):
-                attempt.step("fetch", done)
-                entry, data = inspect(candidate, read, check)
-                inspected.append(entry)
-                if not entry.code:
-                    split_of[candidate.id] = split
-                    rows.append({**entry.row(split), "media": data})
+        for (entry, data), split in zip(found, planned.splits, strict=True):
+            inspected.append(entry)
+            if not entry.code:
+                split_of[entry.candidate.id] = split
+                rows.append({**entry.row(split), "media": data})
         if all(entry.code == MISSING_FILE for entry in inspected) and not attempt.items_at_fault:
             raise EnvironmentFault(
-                f"import: none of the {len(inspected)} files of {planned.name} is at {self._media.uri} on this worker, "
-                f"such as {inspected[0].candidate.path}; every node must see the media"
+                f"import: none of the {len(inspected)} files of {planned.name} is at "
+                f"{self._media[planned.collection].uri} on this worker, such as {inspected[0].candidate.path}; every "
+                "node must see the media"
             )
         attempt.step("fetch", len(inspected))  # storage has limits of its own
         info = None
@@ -145,30 +153,46 @@ class ShardWriter:
             info = self._waiting(lambda: write_shard(self._out, planned.name, table))
         return Written(planned.name, tuple(inspected), split_of, info)
 
+    def _sentences(self, planned: PlannedShard) -> Iterator[tuple[Inspected, None]]:
+        yield from ((inspect_sentence(candidate), None) for candidate in planned.candidates)
+
+    def _files(self, planned: PlannedShard, attempt: bulk.Attempt) -> Iterator[tuple[Inspected, bytes]]:
+        with self._decoder(planned.modality, attempt) as check:
+            reads = self._reads(planned.candidates, self._media[planned.collection])
+            for done, (candidate, read) in enumerate(zip(planned.candidates, reads, strict=True)):
+                attempt.step("fetch", done)
+                yield inspect(candidate, read, check)
+
     @contextmanager
-    def _decoder(self, modality: Modality, attempt: bulk.Attempt) -> Iterator[Callable[[bytes], object]]:
+    def _decoder(self, modality: Modality, attempt: bulk.Attempt) -> Iterator[Callable[[Part], bytes | None]]:
         """What decodes a file: in a process of its own once the shard has cost workers."""
-        if attempt.deaths < bulk.ISOLATE_AFTER:
-
-            def check(data: bytes) -> None:
-                attempt.step("decode")
-                check_decodes(modality, data)
-
-            yield check
+        make = partial(MediaChecker, modality)
+        if attempt.deaths >= bulk.ISOLATE_AFTER:
+            with Isolated(make, self._settings.annotation.item_timeout_s, _LOAD_TIMEOUT_S) as isolated:
+                yield isolated  # the attempt stays in its step "fetch", without a limit: the child has its own
             return
-        make = partial(_make_check, modality)
-        with Isolated(make, self._settings.annotation.item_timeout_s, _LOAD_TIMEOUT_S) as isolated:
-            yield isolated  # the attempt stays in its step "fetch", without a limit: the child has its own
+        checker = make()
 
-    def _reads(self, candidates: Sequence[Candidate]) -> Iterator[Callable[[], bytes]]:
-        """For each file a function that gives its bytes; over a network they are fetched ahead."""
-        if self._media.local_path(candidates[0].path) is not None:
-            yield from (partial(self._media.read, candidate.path) for candidate in candidates)
-            return
-        requests = [Request(candidate.path, candidate.bytes) for candidate in candidates]
-        read = self._media.read
-        for future in prefetched(lambda one: self._waiting(lambda: read(one.uri)), requests, self._pool):
-            yield future.result
+        def check(part: Part) -> bytes | None:
+            attempt.step("decode")
+            return checker(part)
+
+        yield check
+
+    def _reads(self, candidates: Sequence[Candidate], media: Storage) -> Iterator[Callable[[], bytes]]:
+        """For each candidate a function that gives its file's bytes; over a network they are fetched ahead.
+
+        Clips of one song that follow each other share one read.
+        """
+        clips_of = [list(own) for _, own in groupby(candidates, key=lambda candidate: candidate.path)]
+        if media.local_path(candidates[0].path) is not None:
+            reads: Iterator[Callable[[], bytes]] = (cache(partial(media.read, clips[0].path)) for clips in clips_of)
+        else:
+            requests = [Request(one.path, None if one.end_s else one.bytes) for one, *_ in clips_of]
+            fetched = prefetched(lambda one: self._waiting(lambda: media.read(one.uri)), requests, self._pool)
+            reads = (future.result for future in fetched)
+        for read, clips in zip(reads, clips_of, strict=True):
+            yield from repeat(read, len(clips))
 
     def _waiting(self, call: Callable[[], ResultT]) -> ResultT:
         """Call storage again while it is unavailable, so that an outage does not cost the files that are done."""
@@ -195,9 +219,3 @@ class ShardAmender:
         splits = pa.array([split_of[name] for name in ids if name in split_of], field.type)
         table = table.set_column(DATASET_SCHEMA.get_field_index("split"), field, splits).combine_chunks()
         return shard["shard"], write_shard(self._out, shard["shard"], table)
-
-
-def _make_check(modality: Modality) -> Callable[[bytes], None]:
-    """check_decodes in a child process; the decoder is loaded here and not at the expense of the first item."""
-    import_module("mmva.media.images" if modality == "image" else "mmva.media.audio")
-    return partial(check_decodes, modality)

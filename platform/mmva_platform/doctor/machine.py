@@ -16,7 +16,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from packaging.requirements import Requirement
 
-from mmva_platform.cluster import worker_python_path
+from mmva_platform.cluster import temporary_fault, temporary_folder, worker_python_path
 from mmva_platform.doctor.findings import Finding, broken, ok, warning
 
 _OPEN_FILES: Final = 4096
@@ -92,14 +92,34 @@ def home(folder: Path) -> Finding:
     while not place.exists():
         place = place.parent
     try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(2**20))
     except OSError as error:
-        return broken("home", f"{folder}: cannot be written ({error.strerror})", "--home, or rights on that folder")
+        todo = "another --home, or room and rights there"
+        return broken("home", f"{folder}: cannot be written ({error.strerror})", todo)
     free_gb = shutil.disk_usage(place).free / 1e9
     if free_gb < _FREE_GB:
         return warning("home", f"{folder}: {free_gb:.1f} GB free", f"{_FREE_GB:g} GB or more, or another --home")
     return ok("home", f"{folder}: writable, {free_gb:.0f} GB free")
+
+
+def temporary() -> Finding:
+    """Where Ray and planning put temporary files: a short path, writable, with room."""
+    if fault := temporary_fault():
+        return broken("temporary files", *fault)
+    return ok("temporary files", f"{temporary_folder()[0]}: writable, with room")
+
+
+def locale() -> Finding:
+    """Whether names of files are read as UTF-8, and the terminal shows them."""
+    names, shown = sys.getfilesystemencoding().lower(), (sys.stdout.encoding or "utf-8").lower()
+    if names != "utf-8":
+        says = f"names of files are read as {names}: those that are not ASCII would be wrong or left out"
+        return broken("locale", says, "PYTHONUTF8=1, or LC_ALL=C.UTF-8")
+    if shown not in {"utf-8", "utf8"}:
+        todo = "PYTHONIOENCODING=utf-8, or LC_ALL=C.UTF-8"
+        return warning("locale", f"output is {shown}: other characters are shown as \\u....", todo)
+    return ok("locale", "UTF-8")
 
 
 def proxies() -> Finding:

@@ -24,6 +24,8 @@ def examine(settings: Settings, storage: str | None = None, address: str | None 
         machine.native_libraries(),
         machine.open_files(),
         machine.home(settings.home),
+        machine.temporary(),
+        machine.locale(),
         machine.proxies(),
         machine.token(),
         services.tracking(settings),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import socket
+import sqlite3
 import time
 import urllib.error
 import urllib.request
 from email.utils import parsedate_to_datetime
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva_platform.doctor.findings import Finding, broken, ok, warning
@@ -69,6 +71,8 @@ def tracking(settings: Settings) -> Finding:
             socket.create_connection((place.hostname or "", port), timeout=_WAIT_S).close()
         except OSError as error:
             return broken("tracking", f"{shown}: no server answers ({error})", "tracking.uri, or start the server")
+    if fault := _database_fault(uri):
+        return broken("tracking", f"{shown}: {fault}", "the process that holds it (fuser FILE), or rights on that file")
     try:
         from mmva_platform.tracking.registry import list_versions
 
@@ -79,6 +83,23 @@ def tracking(settings: Settings) -> Finding:
     if not champions:
         return warning("tracking", f"{shown}: {len(versions)} versions, no champion", "mmva models promote V")
     return ok("tracking", f"{shown}: {len(versions)} versions, champion {champions[0].version}")
+
+
+def _database_fault(uri: str) -> str | None:
+    """Why an SQLite file cannot be written; None if it can, is not there yet, or the URI names another database."""
+    file = Path(uri.removeprefix("sqlite:///")).absolute()
+    if not uri.startswith("sqlite:///") or not file.exists():
+        return None
+    try:
+        database = sqlite3.connect(f"file:{quote(str(file))}?mode=rw", uri=True, timeout=_WAIT_S)
+        try:
+            database.execute("BEGIN IMMEDIATE")
+            database.rollback()
+        finally:
+            database.close()
+    except sqlite3.Error as error:
+        return str(error)
+    return None
 
 
 def cluster(address: str) -> Finding:

@@ -90,15 +90,14 @@ def run_quickstart(options: QuickstartOptions, settings: Settings) -> Quickstart
 def _make_dataset(options: QuickstartOptions, place: Workspace, settings: Settings, steps: _Steps) -> None:
     from mmva_platform.datasets.embedding import embed_dataset
     from mmva_platform.datasets.importing import ImportConfig, import_dataset
+    from mmva_platform.datasets.sources.config import ImemnetSource
     from mmva_platform.workflows import generate_lookalike
 
     steps.next(f"generate a look-alike of IMEMNet-C: {options.images} images, {options.clips} clips with captions")
     generate_lookalike(place.published, images=options.images, clips=options.clips, seed=options.seed)
     steps.next("import: validate, split by song and image, write shards")
     config = ImportConfig(
-        images_csv=str(place.published / "image_va.csv"),
-        music_csv=str(place.published / "music_va.csv"),
-        media=str(place.published),
+        sources=(ImemnetSource(root=str(place.published), name="generated", license="ours"),),
         seed=options.seed,
         # Of a hundred songs, IMEMNet's 5 % would leave five to validate and calibrate on.
         fractions=(0.7, 0.15, 0.15),
@@ -135,10 +134,12 @@ def _train(options: QuickstartOptions, place: Workspace, settings: Settings, ste
 
 def _make_champion(result: TrainResult, settings: Settings, steps: _Steps) -> tuple[TrainOutcome, str | None]:
     from mmva.errors import CheckFailed
-    from mmva_platform.tracking.registry import promote
+    from mmva_platform.tracking.promotion import promote
     from mmva_platform.workflows import track_and_register
 
-    steps.next("log the run to MLflow, register the model, make it champion: there is none yet, so only floors count")
+    steps.next(
+        "log the run to MLflow, register the model, make it champion: the first one needs the absolute rules only"
+    )
     outcome = track_and_register(result, settings)
     try:
         verdict = promote(outcome.version, settings, "quickstart")

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from mmva.errors import UsageError
 from mmva.modalities import MEDIA_KINDS
+from mmva_platform.annotation.summary import HOW
 from mmva_platform.pages import page_environment
 from mmva_platform.reporting.charts import HEIGHT, WIDTH, training_charts
 from mmva_platform.reporting.data import ReportData
@@ -54,11 +55,13 @@ def write_report(path: Path | str, data: ReportData) -> Path:
         The HTML file's path.
 
     Raises:
-        UsageError: If the path ends in .json, where the facts would stand.
+        UsageError: If the path ends in .json, where the facts are written, or is a folder.
     """
     path = Path(path)
     if path.suffix == ".json":
         raise UsageError(f"{path}: name an HTML file; the facts are written beside it as JSON")
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; name an HTML file in it")
     path.parent.mkdir(parents=True, exist_ok=True)
     page = render(data)
     if data.facts:
@@ -84,6 +87,7 @@ def report_environment() -> Environment:
     """This room's templates, with numbers and commands as they are shown here."""
     environment = page_environment("mmva_platform.reporting")
     environment.filters["number"] = text
+    environment.filters["how"] = lambda kind: {"media": "from their media", **HOW}.get(kind, kind)
     environment.filters["shell"] = shlex.join
     environment.globals["count_of"] = _count_of
     return environment

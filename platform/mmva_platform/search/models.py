@@ -26,7 +26,7 @@ def load_predictor(model: str, settings: Settings) -> Predictor:
         UsageError: If there is no such model.
         CheckFailed: If its files are not those that were logged or registered.
     """
-    from mmva_platform.tracking.registry import resolve_model
+    from mmva_platform.tracking.resolve import resolve_model
 
     info, files = read_bundle(resolve_model(model, settings).bundle_dir)
 

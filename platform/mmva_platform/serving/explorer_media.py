@@ -21,7 +21,7 @@ from mmva_platform.storage import StorageNotFound, StorageTooLargeError, open_st
 THUMBNAIL_SIDES: Final = (96, 960)
 _AUDIO_TYPES: Final = {
     "wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg", "ogg": "audio/ogg", "mp4": "audio/mp4",
-    "aac": "audio/aac", "aiff": "audio/aiff", "asf": "audio/x-ms-wma",
+    "aac": "audio/aac", "aiff": "audio/aiff", "asf": "audio/x-ms-wma", "matroska": "audio/webm",
 }  # fmt: skip
 _VIDEO_TYPES: Final = {
     "mp4": "video/mp4", "matroska": "video/webm", "avi": "video/x-msvideo", "mpeg": "video/mpeg",

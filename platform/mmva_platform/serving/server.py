@@ -60,7 +60,7 @@ def _run(application: Any, quiet: Any) -> None:
 def serve_until_stopped(settings: Settings, report: Report) -> None:
     """Serve until SIGINT or SIGTERM; jobs that run then go on at the next start."""
     from mmva_platform.serving.listener import await_port
-    from mmva_platform.tracking.registry import resolve_model
+    from mmva_platform.tracking.resolve import resolve_model
 
     await_port(settings.serving.host, settings.serving.port)
     if not settings.serving.wait_for_model:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
+from mmva.media.content import modality_of_content
 from mmva.media.formats import modality_of
 from mmva_platform.serving.schemas import AnnotateIn, Body, ItemIn, QueryIn, SummaryIn
 from mmva_platform.serving.services import ApiError, ItemRequest
@@ -122,7 +123,8 @@ def _caption(text: str, number: str) -> ItemRequest:
 async def _upload(file: UploadFile, number: str) -> ItemRequest:
     data = await file.read()
     name = file.filename or number
-    modality = modality_of(name) or _KINDS.get((file.content_type or "").partition("/")[0].lower())
+    told = modality_of(name) or _KINDS.get((file.content_type or "").partition("/")[0].lower())
+    modality = modality_of_content(data) or told  # texts, and what nobody knows, by their names
     return ItemRequest(id=name[:500], uri=None, modality=modality, caption=None, data=data)
 
 

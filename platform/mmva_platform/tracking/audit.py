@@ -1,22 +1,41 @@
-"""The append-only log of who moved which alias, when and why: one JSON object a record, numbered, each put if absent.
+"""Who moved which alias, when and why: one JSON object a record, numbered, each put if absent; and its replay.
 
 Of two writers that reach for the same number one wins, on one machine or on two, so the log needs no lock. Each record
-holds the SHA-256 of the one before: a record that was changed, taken out or put in between later is noticed.
+holds the SHA-256 of the one before: a record that was changed, taken out or put in between later is noticed. Tags and
+artifacts of a version are functions of its records, so a replay can compare them with what the registry has.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mmva.errors import CheckFailed
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, open_storage
+from mmva_platform.tracking.registry import (
+    CHALLENGER,
+    CHAMPION,
+    PREVIOUS,
+    TAG_FORCED,
+    TAG_VERDICT,
+    RegisteredVersion,
+    aliases_of,
+    read_artifact,
+    versions_of,
+)
+from mmva_platform.tracking.store import open_client, quiet
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 Record = dict[str, Any]
+ALIASES: Final = (PREVIOUS, CHAMPION, CHALLENGER)
 FOLDER: Final = "registry-audit"
+TAG_SETTLED: Final = f"{TAG_VERDICT}_settled"
 _NO_RECORD: Final = "0" * 64
 
 
@@ -52,9 +71,7 @@ class AuditLog:
             try:
                 record = dict(json.loads(data))
             except (ValueError, TypeError):
-                raise CheckFailed(
-                    f"{self._storage.join(entry.path)}: is not a JSON object; the log was damaged"
-                ) from None
+                raise CheckFailed(f"{place}: is not a JSON object; the log was damaged") from None
             if (record.get("number"), record.get("prior")) != (number, prior):
                 raise CheckFailed(f"{place}: does not follow from the record before; one of them was changed")
             records.append(record)
@@ -83,3 +100,157 @@ def to_bytes(record: Mapping[str, Any]) -> bytes:
 def digest(record: Mapping[str, Any]) -> str:
     """SHA-256 of a record's bytes."""
     return hashlib.sha256(to_bytes(record)).hexdigest()
+
+
+def artifact_of(record: Mapping[str, Any]) -> str:
+    """Where a record stands among the artifacts of its version's run."""
+    return f"verdicts/{record['number']:08d}-{record['action']}-v{record['candidate']}.json"
+
+
+def tags_of(record: Record) -> dict[str, str]:
+    """Tags of the version that a record is about; only the gate's own say that it passed."""
+    prefix = TAG_VERDICT if record["action"] == "promote" else f"mmva.{record['action']}"
+    tags = {
+        prefix: str(record["outcome"]),
+        f"{prefix}_by": str(record["who"]),
+        f"{prefix}_at": str(record["when"]),
+        f"{prefix}_reason": str(record["why"]),
+        f"{prefix}_file": artifact_of(record),
+        f"{prefix}_sha256": digest(record),
+    }
+    if record["forced"]:
+        tags[TAG_FORCED] = f"{record['who']} at {record['when']}: {record['why']}"
+    return tags
+
+
+def is_settled(client: MlflowClient, record: Mapping[str, Any]) -> bool:
+    """Whether all of a record was done: its version says so, last of all."""
+    tags = client.get_model_version(str(record["model"]), str(record["candidate"])).tags
+    return str(tags.get(TAG_SETTLED)) == str(record["number"])
+
+
+class Difference(NamedTuple):
+    """One thing that is not as the log says."""
+
+    where: str
+    recorded: str
+    found: str
+
+    def __str__(self) -> str:
+        """Such as "alias champion: the log says 2, the registry has 3"."""
+        return f"{self.where}: the log says {self.recorded}, the registry has {self.found}"
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """What a replay found.
+
+    Attributes:
+        uri: Where the log lies.
+        model: The registered model.
+        records: All of them, oldest first.
+        differences: None if log, aliases and tags agree.
+    """
+
+    uri: str
+    model: str
+    records: tuple[Record, ...]
+    differences: tuple[Difference, ...]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether there is no difference."""
+        return not self.differences
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        plain = asdict(self) | {"differences": [each._asdict() for each in self.differences]}
+        return plain | {"agrees": self.agrees}
+
+    def to_text(self) -> str:
+        """A line a record, then what differs."""
+        lines = [f"audit log of {self.model!r} in {self.uri}: {len(self.records)} records"]
+        lines += [
+            f"  {record['number']}  {record['when']}  {record['who']}  "
+            f"{record['action']} version {record['candidate']}: {record['outcome']}  ({record['why']})"
+            for record in self.records
+        ]
+        lines += [f"  DIFFERS  {difference}" for difference in self.differences]
+        return "\n".join([*lines, "log, aliases, tags and verdicts agree" if self.agrees else "they do not agree"])
+
+
+def audit(settings: Settings) -> AuditReport:
+    """Replay the log; changes nothing, not even what a crash left undone.
+
+    Raises:
+        CheckFailed: If the log itself was damaged.
+    """
+    log, name = AuditLog.of(settings), settings.tracking.model_name
+    records = log.read()
+    client = open_client(settings)
+    with quiet():
+        versions = {each.version: each for each in versions_of(client, name)}
+        differences = (
+            *_aliases(client, name, records),
+            *_versions(client, versions, records),
+            *_artifacts(client, versions, records),
+        )
+    return AuditReport(log.uri, name, tuple(records), differences)
+
+
+def _aliases(client: MlflowClient, name: str, records: list[Record]) -> Iterator[Difference]:
+    """Aliases between two records, and now."""
+    now = aliases_of(client, name)
+    recorded = dict.fromkeys(ALIASES)
+    for record in records:
+        for alias in ALIASES:
+            if record["before"][alias] != recorded[alias]:
+                where = f"alias {alias} before record {record['number']}"
+                yield Difference(where, str(recorded[alias] or "none"), str(record["before"][alias] or "none"))
+        recorded = record["after"]
+    for alias in ALIASES:
+        if now.get(alias) != recorded[alias]:
+            yield Difference(f"alias {alias}", str(recorded[alias] or "none"), str(now.get(alias) or "none"))
+
+
+def _versions(
+    client: MlflowClient, versions: Mapping[int, RegisteredVersion], records: list[Record]
+) -> Iterator[Difference]:
+    """Tags and digests of every version, and whether the last record was carried out."""
+    wanted: dict[int, dict[str, str]] = {version: {} for version in versions}
+    for record in records:
+        version = int(record["candidate"])
+        where = f"record {record['number']}"
+        if version not in versions:
+            yield Difference(f"version {version}", f"{where} is about it", "no such version")
+            continue
+        wanted[version] |= tags_of(record)
+        registered = versions[version].model_digest
+        if record["candidate_digest"] != registered:
+            yield Difference(f"version {version}'s digest in {where}", record["candidate_digest"][:16], registered[:16])
+        if record is records[-1] and not is_settled(client, record):
+            yield Difference(where, "it was carried out", "not all of it; the next command finishes it")
+    for version, tags in wanted.items():
+        found = client.get_model_version(versions[version].name, str(version)).tags
+        for key in sorted({*tags, *(key for key in (TAG_VERDICT, TAG_FORCED) if key in found)}):
+            if found.get(key) != tags.get(key):
+                where = f"version {version}'s tag {key}"
+                yield Difference(where, repr(tags.get(key, "nothing")), repr(found.get(key, "nothing")))
+
+
+def _artifacts(
+    client: MlflowClient, versions: Mapping[int, RegisteredVersion], records: list[Record]
+) -> Iterator[Difference]:
+    """Verdicts beside the runs, byte by byte."""
+    from mlflow.exceptions import MlflowException
+
+    for record in records:
+        if record["candidate"] in versions:
+            file, run_id = artifact_of(record), versions[record["candidate"]].run_id
+            try:
+                data = read_artifact(client, run_id, file)
+            except MlflowException:  # the run is gone
+                data = b""
+            found = hashlib.sha256(data).hexdigest() if data else "nothing"
+            if found != digest(record):
+                yield Difference(f"artifact {file}", digest(record)[:16], found[:16])

@@ -1,22 +1,38 @@
-"""Moving aliases: judged, recorded, and only then done. Rolling back needs no gate, but is recorded the same way."""
+"""Moving aliases: judged, recorded, and only then done. Rolling back needs no gate, but is recorded the same way.
+
+Everything after the audit log (artifacts, tags, aliases) is a function of the record, so that the next command finishes
+what a crash left undone. Nobody appends before the last record is applied, and the log gives each number once.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import getpass
+import logging
 import os
 import platform
-from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING
 
 from mmva.errors import CheckFailed, UsageError
 from mmva_platform.settings import Settings
-from mmva_platform.tracking.contest import gather
-from mmva_platform.tracking.evidence import Finding
-from mmva_platform.tracking.gate import GateRefused, Verdict, judge
-from mmva_platform.tracking.moves import reconcile, settle
-from mmva_platform.tracking.policy import GatePolicy
-from mmva_platform.tracking.store import open_client, quiet
-from mmva_platform.tracking.versions import (
+from mmva_platform.tracking.audit import (
+    ALIASES,
+    TAG_SETTLED,
+    AuditLog,
+    Record,
+    artifact_of,
+    is_settled,
+    tags_of,
+    to_bytes,
+)
+from mmva_platform.tracking.gate.evidence import Evidence, gather
+from mmva_platform.tracking.gate.page import verdict_page
+from mmva_platform.tracking.gate.policy import GatePolicy
+from mmva_platform.tracking.gate.rules import judge
+from mmva_platform.tracking.gate.verdict import Finding, GateRefused, Verdict
+from mmva_platform.tracking.registry import (
     CHALLENGER,
     CHAMPION,
     PREVIOUS,
@@ -24,6 +40,13 @@ from mmva_platform.tracking.versions import (
     aliases_of,
     find_version,
 )
+from mmva_platform.tracking.store import open_client, quiet, retry_while_busy
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
+Aliases = dict[str, int | None]
 
 
 def promote(
@@ -61,9 +84,8 @@ def promote(
             raise UsageError(f"version {candidate.version} of {name!r} is the champion already")
         holder = aliases_of(client, name).get(CHAMPION)
         champion = find_version(client, name, holder) if holder is not None else None
-        findings = judge(gather(client, settings, candidate, champion, policy))
-        judged = _verdict("promote", candidate, holder, reason, findings, force=force, policy=policy)
-        verdict = settle(client, settings, judged)
+        evidence = gather(client, settings, candidate, champion, policy)
+        verdict = settle(client, settings, _judged("promote", candidate, evidence, reason, force=force))
         if not verdict.carried_out:
             raise GateRefused(name, verdict)
     return verdict
@@ -81,8 +103,8 @@ def compare(version: int | str, other: int | str, settings: Settings, policy: Ga
         candidate, champion = (find_version(client, settings.tracking.model_name, each) for each in (version, other))
         if candidate.version == champion.version:
             raise UsageError(f"compare: both are version {candidate.version}; name two versions")
-        findings = judge(gather(client, settings, candidate, champion, policy))
-        return _verdict("compare", candidate, champion.version, "a comparison, not recorded", findings, policy=policy)
+        evidence = gather(client, settings, candidate, champion, policy)
+        return _judged("compare", candidate, evidence, "a comparison, not recorded")
 
 
 def challenge(version: int | str, settings: Settings, reason: str = "") -> Verdict:
@@ -100,10 +122,7 @@ def challenge(version: int | str, settings: Settings, reason: str = "") -> Verdi
         if CHAMPION in target.aliases or CHALLENGER in target.aliases:
             raise UsageError(f"version {target.version} of {name!r} is {' and '.join(target.aliases)} already")
         holder = aliases_of(client, name).get(CHAMPION)
-        verdict = settle(client, settings, _verdict("challenge", target, holder, reason))
-        if not verdict.carried_out:
-            raise CheckFailed(f"version {target.version} of {name!r} was not named: {verdict.failures[0]}")
-    return verdict
+        return _move(client, settings, _verdict("challenge", target, holder, reason))
 
 
 def rollback(settings: Settings, reason: str = "") -> Verdict:
@@ -122,40 +141,132 @@ def rollback(settings: Settings, reason: str = "") -> Verdict:
         if champion is None or previous is None or champion == previous:
             raise UsageError(f"model {name!r} has no previous champion to go back to")
         target = find_version(client, name, previous)
-        verdict = settle(client, settings, _verdict("rollback", target, champion, reason))
-        if not verdict.carried_out:
-            raise CheckFailed(f"model {name!r} was not rolled back: {verdict.failures[0]}")
-    return verdict
+        return _move(client, settings, _verdict("rollback", target, champion, reason))
 
 
-def _verdict(
-    action: str,
-    candidate: RegisteredVersion,
-    champion: int | None,
-    reason: str,
-    findings: Sequence[Finding] | None = None,
-    *,
-    force: bool = False,
-    policy: GatePolicy | None = None,
+def _move(client: MlflowClient, settings: Settings, verdict: Verdict) -> Verdict:
+    settled = settle(client, settings, verdict)
+    if not settled.carried_out:
+        raise CheckFailed(f"{verdict.action} of {settings.tracking.model_name!r} was not done: {settled.failures[0]}")
+    return settled
+
+
+def _judged(
+    action: str, candidate: RegisteredVersion, evidence: Evidence, reason: str, *, force: bool = False
 ) -> Verdict:
-    """Passed if there are findings and all of them are; without a gate (None) there is nothing to pass."""
-    passed = findings is None or (bool(findings) and all(finding.passed for finding in findings))
+    """The verdict on evidence: passed if there are findings and all of them passed."""
+    findings = tuple(judge(evidence))
+    passed = bool(findings) and all(finding.passed for finding in findings)
+    return dataclasses.replace(
+        _verdict(action, candidate, evidence.champion, reason),
+        findings=findings,
+        passed=passed,
+        forced=force and not passed,
+        policy=evidence.policy.model_dump(mode="json"),
+        exam=None if evidence.exam is None else evidence.exam.model_dump(mode="json"),
+        figures=evidence.figures(),
+    )
+
+
+def _verdict(action: str, candidate: RegisteredVersion, champion: int | None, reason: str) -> Verdict:
+    """A verdict without a gate, passed; by the name at the tracking server if there is one, else this machine's."""
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
     return Verdict(
         action=action,
         candidate=candidate.version,
         champion=champion,
         candidate_digest=candidate.model_digest,
         dataset_digest=candidate.dataset_digest,
-        findings=tuple(findings or ()),
-        passed=passed,
-        who=_who(),
+        findings=(),
+        passed=True,
+        who=f"{user}@{platform.node()}",
         when=datetime.now(UTC).isoformat(timespec="milliseconds"),
         why=reason.strip() or "no reason given",
-        forced=force and not passed,
-        policy=None if policy is None else policy.model_dump(mode="json"),
     )
 
 
-def _who() -> str:
-    """The name at the tracking server if there is one, else this machine's; and the machine."""
-    return f"{os.environ.get('MLFLOW_TRACKING_USERNAME') or getpass.getuser()}@{platform.node()}"
+def settle(client: MlflowClient, settings: Settings, verdict: Verdict) -> Verdict:
+    """Record a verdict and do what it says, unless the champion is no longer the one it was judged against.
+
+    Returns:
+        The verdict as recorded: refused, with a finding, when another promotion came first.
+    """
+    log, name = AuditLog.of(settings), settings.tracking.model_name
+    while True:
+        records = _catch_up(client, log, name)
+        found = aliases_of(client, name)
+        before: Aliases = {alias: found.get(alias) for alias in ALIASES}
+        settled = verdict
+        if before[CHAMPION] != verdict.champion:
+            now, then = (f"version {each}" if each else "none" for each in (before[CHAMPION], verdict.champion))
+            changed = Finding("champion-unchanged", "alias", now, then, passed=False, note="run the command again")
+            settled = dataclasses.replace(verdict, findings=(*verdict.findings, changed), passed=False, forced=False)
+        after = moved(settled, before) if settled.carried_out else before
+        record = settled.to_json() | {"model": name, "before": before, "after": after}
+        if log.append(record, records) is not None:
+            _catch_up(client, log, name)
+            return settled
+
+
+def moved(verdict: Verdict, before: Aliases) -> Aliases:
+    """Aliases when a verdict has been carried out: previous <- champion <- challenger, or what its action says."""
+    if verdict.action == "challenge":
+        return before | {CHALLENGER: verdict.candidate}
+    after = before | {CHAMPION: verdict.candidate}
+    if verdict.champion is not None:
+        after[PREVIOUS] = verdict.champion
+    if before[CHALLENGER] == verdict.candidate:
+        after[CHALLENGER] = None
+    return after
+
+
+def reconcile(settings: Settings) -> None:
+    """Finish what the last recorded command left undone when it died; nothing is opened where nothing was recorded."""
+    log = AuditLog.of(settings)
+    if log.read():
+        client = open_client(settings)
+        with quiet():
+            _catch_up(client, log, settings.tracking.model_name)
+
+
+def _catch_up(client: MlflowClient, log: AuditLog, name: str) -> list[Record]:
+    """Apply the last record if it was not, until none came after the one that was applied; the records.
+
+    Only the last one can be unfinished, for every command begins here. A writer that fell asleep over an older record
+    and overwrote a newer one's aliases finds the newer one here, and applies it again.
+    """
+    applied = 0
+    while True:
+        records = log.read()
+        if not records or records[-1]["number"] == applied:
+            return records
+        last = records[-1]
+        try:
+            find_version(client, name, int(last["candidate"]))
+        except UsageError:
+            logger.warning("the audit log's last record is about version %s, which is gone", last["candidate"])
+            return records
+        if not applied and is_settled(client, last):
+            return records
+        _apply(client, last)
+        applied = int(last["number"])
+
+
+def _apply(client: MlflowClient, record: Record) -> None:
+    """Artifacts, tags, aliases, and last the mark that all of it is done. Doing it again changes nothing."""
+    name, version = str(record["model"]), str(record["candidate"])
+    file = artifact_of(record)
+    run_id = find_version(client, name, int(version)).run_id
+    retry_while_busy(partial(client.log_text, run_id, to_bytes(record).decode(), file))
+    retry_while_busy(partial(client.log_text, run_id, verdict_page(record), file.replace(".json", ".html")))
+    for key, value in tags_of(record).items():
+        retry_while_busy(partial(client.set_model_version_tag, name, version, key, value))
+    for alias in ALIASES:
+        target = record["after"][alias]
+        if target == record["before"][alias]:
+            continue
+        if target is not None:
+            retry_while_busy(partial(client.set_registered_model_alias, name, alias, str(target)))
+        elif alias in aliases_of(client, name):
+            retry_while_busy(partial(client.delete_registered_model_alias, name, alias))
+    retry_while_busy(partial(client.set_model_version_tag, name, version, TAG_SETTLED, str(record["number"])))

@@ -1,22 +1,287 @@
-"""The registry's one door: register, list, resolve, compare, promote, roll back, audit."""
+"""Registered versions of the model, each bound by digests to its bundle, its dataset and its evaluation."""
 
 from __future__ import annotations
 
-from mmva_platform.tracking.gate import Finding, GatePolicy, GateRefused, Verdict
-from mmva_platform.tracking.promotion import challenge, compare, promote, rollback
-from mmva_platform.tracking.replay import AuditReport, audit
-from mmva_platform.tracking.resolve import ResolvedModel, resolve_model
-from mmva_platform.tracking.versions import (
-    RegisteredVersion,
-    VersionDetails,
-    list_versions,
-    register,
-    show_version,
-    training_history,
-)
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
-__all__ = [
-    "AuditReport", "Finding", "GatePolicy", "GateRefused", "RegisteredVersion", "ResolvedModel", "Verdict",
-    "VersionDetails", "audit", "challenge", "compare", "list_versions", "promote", "register", "resolve_model",
-    "rollback", "show_version", "training_history",
-]  # fmt: skip
+from mmva.errors import CheckFailed, UsageError
+from mmva.modalities import AXES
+from mmva_platform.settings import Settings, without_password
+from mmva_platform.tracking.model import MODEL_NAME, logged_model
+from mmva_platform.tracking.runs import EVALUATION_FILE, HISTORY_FILE, TAG_DATASET_DIGEST, TAG_MODEL_DIGEST, TAG_PRESET
+from mmva_platform.tracking.store import global_tracking_uri, open_client, quiet, retry_while_busy
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CHAMPION: Final = "champion"
+PREVIOUS: Final = "previous"
+CHALLENGER: Final = "challenger"
+TAG_EVALUATION: Final = "mmva.evaluation"
+TAG_EVALUATION_SHA256: Final = "mmva.evaluation_sha256"
+TAG_VERDICT: Final = "mmva.verdict"
+TAG_FORCED: Final = "mmva.forced"
+_FIGURES: Final = ("mse", "mae", "r2", "pearson", "ccc")
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """One version as the registry knows it.
+
+    Attributes:
+        name: The registered model's name.
+        version: Its number, from 1.
+        aliases: Such as ("champion",).
+        run_id: MLflow's id of the run that made it.
+        model_digest: The bundle's digest when it was registered.
+        dataset_digest: Of the dataset it was trained and evaluated on.
+        preset: Its backbones.
+        mse: Mean test MSE over the axes by modality.
+        verdict: "passed", "refused", "forced", or "" when the gate never saw it.
+        created_at: When it was registered.
+        evaluation_sha256: Digest of the evaluation's file when it was registered.
+        forced: Who made it champion against the gate, when and why; it stays for ever. Empty if nobody did.
+    """
+
+    name: str
+    version: int
+    aliases: tuple[str, ...]
+    run_id: str
+    model_digest: str
+    dataset_digest: str
+    preset: str
+    mse: Mapping[str, float]
+    verdict: str
+    created_at: datetime
+    evaluation_sha256: str
+    forced: str = ""
+
+    @property
+    def gate(self) -> str:
+        """What the gate said last, for a person, and whether it was ever overruled."""
+        said = f"gate {self.verdict}" if self.verdict else "never judged"
+        return f"{said}; FORCED by {self.forced}" if self.forced else said
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self) | {"created_at": self.created_at.isoformat()}
+
+    def to_text(self) -> str:
+        """One line: number, aliases, age, backbones, mean test MSE by modality, digest, what the gate said."""
+        mse = ", ".join(f"{modality} {_short(value)}" for modality, value in self.mse.items())
+        aliases = f" ({', '.join(self.aliases)})" if self.aliases else ""
+        return (
+            f"{self.version}{aliases}  {self.created_at:%Y-%m-%d %H:%M}  {self.preset}  "
+            f"test MSE {mse or 'unknown'}  {self.model_digest[:12]}  {self.gate}"
+        )
+
+
+@dataclass(frozen=True)
+class VersionDetails:
+    """A version with its evaluation: what `mmva models show` prints."""
+
+    version: RegisteredVersion
+    evaluation: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return self.version.to_json() | {"evaluation": self.evaluation}
+
+    def to_text(self) -> str:
+        """Lineage, then a line per modality and axis."""
+        known = self.version
+        lines = [
+            f"{known.name} version {known.version}" + (f", {', '.join(known.aliases)}" if known.aliases else ""),
+            f"  registered  {known.created_at:%Y-%m-%d %H:%M:%S} UTC; {known.gate}",
+            f"  model       {known.model_digest}",
+            f"  dataset     {known.dataset_digest}",
+            f"  run         {known.run_id}",
+            f"  backbones   {known.preset}",
+        ]
+        for modality, axes in self.evaluation.get("metrics", {}).items():
+            for axis, figures in axes.items():
+                floor = self.evaluation.get("floors", {}).get(modality, {}).get(axis)
+                numbers = "  ".join(f"{name} {_figure(figures[name])}" for name in _FIGURES if name in figures)
+                lines.append(f"  {modality} {axis}: {numbers}  (best constant: MSE {_short(floor)})")
+        return "\n".join(lines)
+
+
+def register(run_id: str, settings: Settings) -> int:
+    """Register a logged run's model as a new version. It gets no alias: that is the gate's to give.
+
+    Args:
+        run_id: MLflow's id, from log_training_run.
+        settings: Where MLflow is, and the registered model's name.
+
+    Returns:
+        The version's number.
+
+    Raises:
+        UsageError: If there is no such run, or it did not finish and logged no model.
+    """
+    client = open_client(settings)
+    with quiet():
+        model = logged_model(client, run_id, MODEL_NAME)
+        tags = client.get_run(run_id).data.tags
+        data = read_artifact(client, run_id, EVALUATION_FILE)
+        version_tags = {
+            TAG_MODEL_DIGEST: tags.get(TAG_MODEL_DIGEST, ""),
+            TAG_DATASET_DIGEST: tags.get(TAG_DATASET_DIGEST, ""),
+            TAG_PRESET: tags.get(TAG_PRESET, ""),
+            TAG_EVALUATION: json.dumps(_mean_mse(json.loads(data or b"{}"))),
+            TAG_EVALUATION_SHA256: hashlib.sha256(data).hexdigest(),
+        }
+        _ensure_registered_model(client, settings.tracking.model_name)
+        with global_tracking_uri(settings.tracking_uri):
+            created = retry_while_busy(
+                lambda: client.create_model_version(
+                    settings.tracking.model_name,
+                    source=f"models:/{model.model_id}",
+                    run_id=run_id,
+                    tags=version_tags,
+                    model_id=model.model_id,
+                )
+            )
+        return int(created.version)
+
+
+def training_history(version: int | str, settings: Settings) -> list[dict[str, Any]]:
+    """The rows, one an epoch, of the run that made a version; none if it recorded none. Raises as show_version."""
+    client = open_client(settings)
+    with quiet():
+        found = find_version(client, settings.tracking.model_name, version)
+        data = read_artifact(client, found.run_id, HISTORY_FILE)
+    return list(json.loads(data or b"[]"))
+
+
+def list_versions(settings: Settings) -> list[RegisteredVersion]:
+    """All versions of the registered model, oldest first; none if nothing was registered."""
+    client = open_client(settings)
+    with quiet():
+        return versions_of(client, settings.tracking.model_name)
+
+
+def show_version(version: int | str, settings: Settings) -> VersionDetails:
+    """One version with its evaluation.
+
+    Raises:
+        UsageError: If there is no such version.
+        CheckFailed: If its evaluation was changed after it was registered.
+    """
+    client = open_client(settings)
+    with quiet():
+        found = find_version(client, settings.tracking.model_name, version)
+        return VersionDetails(found, evaluation_of(client, found))
+
+
+def versions_of(client: MlflowClient, name: str) -> list[RegisteredVersion]:
+    """All versions of a registered model, oldest first; none if there is no such model."""
+    aliases = aliases_of(client, name)
+    found, token = [], None
+    while True:
+        page = client.search_model_versions(f"name='{name}'", page_token=token)
+        found += [_version(each, aliases) for each in page]
+        token = page.token
+        if not token:
+            return sorted(found, key=lambda each: each.version)
+
+
+def aliases_of(client: MlflowClient, name: str) -> dict[str, int]:
+    """Version by alias; empty if there is no such model."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return {alias: int(version) for alias, version in client.get_registered_model(name).aliases.items()}
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return {}
+        raise
+
+
+def find_version(client: MlflowClient, name: str, reference: str | int) -> RegisteredVersion:
+    """A version by number or alias.
+
+    Raises:
+        UsageError: If there is none; the message lists what there is.
+    """
+    known = versions_of(client, name)
+    for each in known:
+        if str(each.version) == str(reference) or reference in each.aliases:
+            return each
+    have = ", ".join(str(each.version) + "".join(f" ({alias})" for alias in each.aliases) for each in known)
+    have = have or f"no versions at all in {without_password(client.tracking_uri)}"  # perhaps of a wrong --home
+    raise UsageError(f"model {name!r} has no version or alias {str(reference)!r}; it has {have}")
+
+
+def evaluation_of(client: MlflowClient, version: RegisteredVersion) -> dict[str, Any]:
+    """A version's evaluation, empty if its run has none.
+
+    Raises:
+        CheckFailed: If the file is not the one that was registered.
+    """
+    data = read_artifact(client, version.run_id, EVALUATION_FILE)
+    if version.evaluation_sha256 and hashlib.sha256(data).hexdigest() != version.evaluation_sha256:
+        raise CheckFailed(
+            f"version {version.version}: {EVALUATION_FILE} of its run was changed after it was registered"
+        )
+    return dict(json.loads(data or b"{}"))
+
+
+def read_artifact(client: MlflowClient, run_id: str, name: str) -> bytes:
+    """The bytes of a run's artifact, empty if it has none of this name."""
+    if not any(entry.path == name for entry in client.list_artifacts(run_id, name.rpartition("/")[0] or None)):
+        return b""
+    with tempfile.TemporaryDirectory() as temporary:
+        return Path(client.download_artifacts(run_id, name, temporary)).read_bytes()
+
+
+def _mean_mse(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """Mean of the axes' test MSE, by the modalities that were evaluated."""
+    return {
+        modality: sum(float(axes[axis]["mse"]["value"]) for axis in AXES) / len(AXES)
+        for modality, axes in evaluation.get("metrics", {}).items()
+    }
+
+
+def _ensure_registered_model(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _version(found: Any, aliases: Mapping[str, int]) -> RegisteredVersion:
+    tags = dict(found.tags)
+    number = int(found.version)
+    return RegisteredVersion(
+        name=str(found.name),
+        version=number,
+        aliases=tuple(sorted(alias for alias, target in aliases.items() if target == number)),
+        run_id=str(found.run_id or ""),
+        model_digest=tags.get(TAG_MODEL_DIGEST, ""),
+        dataset_digest=tags.get(TAG_DATASET_DIGEST, ""),
+        preset=tags.get(TAG_PRESET, ""),
+        mse=json.loads(tags.get(TAG_EVALUATION, "{}")),
+        verdict=tags.get(TAG_VERDICT, ""),
+        created_at=datetime.fromtimestamp(found.creation_timestamp / 1000, tz=UTC),
+        evaluation_sha256=tags.get(TAG_EVALUATION_SHA256, ""),
+        forced=tags.get(TAG_FORCED, ""),
+    )
+
+
+def _figure(figure: Mapping[str, float | None]) -> str:
+    return f"{_short(figure.get('value'))} [{_short(figure.get('low'))}, {_short(figure.get('high'))}]"
+
+
+def _short(value: float | None) -> str:
+    return "?" if value is None else f"{value:.4f}"

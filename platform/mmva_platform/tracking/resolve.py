@@ -14,9 +14,9 @@ from mmva.bundle import read_bundle_info
 from mmva.errors import CheckFailed, UsageError
 from mmva_platform.settings import Settings
 from mmva_platform.tracking.model import BUNDLE_PATH, logged_model
+from mmva_platform.tracking.registry import find_version
 from mmva_platform.tracking.runs import TAG_MODEL_DIGEST
 from mmva_platform.tracking.store import open_client, quiet
-from mmva_platform.tracking.versions import find_version
 
 _RUNS = re.compile(r"^runs:/(?P<run>[A-Za-z0-9]+)/(?P<model>[A-Za-z0-9_.-]+)$")
 _MODELS = re.compile(r"^models:/(?P<name>[A-Za-z0-9_.-]+)[@/](?P<reference>[A-Za-z0-9_.-]+)$")

@@ -24,9 +24,8 @@ from mmva.errors import UsageError
 from mmva_platform.settings import Settings
 from mmva_platform.tracking import plots
 from mmva_platform.tracking.model import log_model
-from mmva_platform.tracking.patience import patiently
-from mmva_platform.tracking.predictions import predict_split
-from mmva_platform.tracking.store import experiment_id, open_client, quiet
+from mmva_platform.tracking.store import experiment_id, open_client, quiet, retry_while_busy
+from mmva_platform.training.predictions import predict_split
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -149,7 +148,7 @@ def log_training_run(run: TrainResult, settings: Settings, *, predictions: Predi
             run_id = _create(client, settings, run.recipe, run.dataset_digest)
         try:
             for key, value in _tags(info).items():
-                patiently(partial(client.set_tag, run_id, key, value))
+                retry_while_busy(partial(client.set_tag, run_id, key, value))
             logged = {metric.step for metric in client.get_metric_history(run_id, "train/loss")}
             rows = [row for row in run.history if int(row["epoch"]) not in logged]
             metrics = [metric for row in rows for metric in _epoch_metrics(row)]
@@ -162,7 +161,7 @@ def log_training_run(run: TrainResult, settings: Settings, *, predictions: Predi
         except BaseException:
             client.set_terminated(run_id, "FAILED")
             raise
-        patiently(lambda: client.set_terminated(run_id, "FINISHED"))
+        retry_while_busy(lambda: client.set_terminated(run_id, "FINISHED"))
     return run_id
 
 
@@ -210,11 +209,11 @@ def _create(client: MlflowClient, settings: Settings, recipe: Recipe, dataset_di
         TAG_PRESET: recipe.preset,
     }
     experiment = experiment_id(client, settings)
-    created = patiently(lambda: client.create_run(experiment, run_name=recipe.name, tags=tags))
+    created = retry_while_busy(lambda: client.create_run(experiment, run_name=recipe.name, tags=tags))
     run_id = str(created.info.run_id)
     params = [Param(key, value) for key, value in flatten(recipe.model_dump(mode="json"))]
     for start in range(0, len(params), _BATCH):
-        patiently(partial(client.log_batch, run_id, params=params[start : start + _BATCH]))
+        retry_while_busy(partial(client.log_batch, run_id, params=params[start : start + _BATCH]))
     _log_dataset(client, run_id, recipe.dataset, dataset_digest)
     return run_id
 
@@ -238,7 +237,7 @@ def _epoch_metrics(row: Mapping[str, Any]) -> list[Metric]:
 
 def _log_metrics(client: MlflowClient, run_id: str, metrics: Sequence[Metric]) -> None:
     for start in range(0, len(metrics), _BATCH):
-        patiently(partial(client.log_batch, run_id, metrics=metrics[start : start + _BATCH]))
+        retry_while_busy(partial(client.log_batch, run_id, metrics=metrics[start : start + _BATCH]))
 
 
 def _log_dataset(client: MlflowClient, run_id: str, uri: str, digest: str) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import random
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from mmva.errors import OperationFailed, UsageError
 from mmva_platform.settings import without_password
@@ -26,10 +28,17 @@ _ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-# How MLflow words an answer for the user, not for us: wrong or no password, no permission, nobody there.
 _ENDPOINT: Final = "MLFLOW_S3_ENDPOINT_URL"
 _pointed_at: set[str] = set()
+# How MLflow words an answer for the user, not for us: wrong or no password, no permission, nobody there.
 _REFUSALS = ("error code 401", "error code 403", "Permission denied", "PERMISSION_DENIED", "Max retries exceeded")
+# The last two: MLflow looks whether a tag is there and then inserts it; two that finish one record meet in between.
+_BUSY: Final = (
+    "database is locked", "deadlock detected", "could not serialize access",
+    "UNIQUE constraint failed", "duplicate key value violates unique constraint",
+)  # fmt: skip
+_TRIES, _FIRST_WAIT_S = 7, 0.1
+Result = TypeVar("Result")
 
 
 def open_client(settings: Settings) -> MlflowClient:
@@ -127,3 +136,18 @@ def experiment_id(client: MlflowClient, settings: Settings) -> str:
             f"MLflow experiment {name!r} was deleted; restore it or set tracking.experiment to another name"
         )
     return str(found.experiment_id)
+
+
+def retry_while_busy(call: Callable[[], Result]) -> Result:
+    """Call again while another process, or another of the server's transactions, holds the database; some 10 s."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import OperationalError
+
+    for tries in range(1, _TRIES + 1):
+        try:
+            return call()
+        except (MlflowException, OperationalError) as error:
+            if not any(busy in str(error) for busy in _BUSY) or tries == _TRIES:
+                raise
+            time.sleep(_FIRST_WAIT_S * 2 ** (tries - 1) * random.uniform(0.5, 1.5))
+    raise AssertionError("the last try returns or raises")

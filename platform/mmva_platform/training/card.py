@@ -23,13 +23,6 @@ LICENCES: Mapping[str, str] = {
     "musicnn": "ISC",
     "minilm": "Apache-2.0",
 }
-# Of the media and labels, by the source that a dataset's rows name; likewise.
-DATA_LICENCES: Mapping[str, str] = {
-    "IAPS": "on request from its authors, for research; the pictures may not be passed on or shown",
-    "NAPS": "on request from its authors, for non-commercial research",
-    "EMOTIC": "annotations for non-commercial research; pictures of COCO and ADE20K under their own terms",
-    "DEAM": "annotations for research; music under the Creative Commons licences of its artists, some non-commercial",
-}
 PACKAGES = ("mmva-platform", "torch", "transformers", "numpy", "ray", "pyarrow")
 _SHOWN = ("mse", "mae", "r2", "pearson", "ccc")
 
@@ -50,7 +43,7 @@ def evaluation_markdown(evaluation: Evaluation) -> str:
         "Intervals are 95 %, bootstrap by song or image. The floor is the training split's mean on the same rows.",
         _va_table(evaluation),
         f"On IMEMNet-C's own labels the best constants have an MSE of: {floors}.",
-        f"Matching score (sigma {evaluation.sigma:g}), MSE over all pairs:",
+        f"Matching score (sigma {evaluation.sigma:g}), MSE over all pairs{_sampled(evaluation)}:",
         table(["pair", "MSE"], [[pair, figure] for pair, figure in evaluation.matching.items()]),
         "Retrieval by distance of predicted points, judged by the labels' scores; in brackets, what chance gives:",
         _retrieval_table(evaluation),
@@ -58,6 +51,11 @@ def evaluation_markdown(evaluation: Evaluation) -> str:
         table(["system", "data", "figure"], [[r.system, r.data, r.figure] for r in RELATED]),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _sampled(evaluation: Evaluation) -> str:
+    rows = ", ".join(f"{rows} {modality} rows" for modality, rows in evaluation.sampled.items())
+    return f" of a random sample ({rows}; retrieval likewise)" if rows else ""
 
 
 def _va_table(evaluation: Evaluation) -> str:
@@ -97,6 +95,7 @@ def model_card(
     provenance: Mapping[str, Any],
     *,
     slices: Sequence[SliceFigure],
+    terms: Mapping[str, str],
 ) -> str:
     """The model's card: what it is, what it was trained and measured on, where it fails, what may be done with it.
 
@@ -107,6 +106,7 @@ def model_card(
         intervals: Half widths of the 90 % intervals by modality and axis.
         provenance: Run, dataset, versions, commit.
         slices: Error on the parts of the test split.
+        terms: License or terms by source of the dataset.
     """
     half_widths = [[modality, *(f"± {width:.3f}" for width in axes.values())] for modality, axes in intervals.items()]
     sections = {
@@ -119,7 +119,7 @@ def model_card(
         "Slices": _SLICES + table(["modality", "by", "part", "rows", "songs or images", "MSE"], _slice_rows(slices)),
         "90 % intervals": _INTERVALS + table(["modality", "valence", "arousal"], half_widths),
         "Limits": _LIMITS,
-        "Licences": _LICENCES + table(["source", "licence"], _licence_rows(slices)),
+        "Licences": _LICENCES + table(["source", "licence"], _licence_rows(slices, terms)),
         "Recipe": "```yaml\n" + _yaml(recipe) + "```",
         "Environment": table(
             ["what", "version"], [*provenance["versions"].items(), ["commit", provenance["commit"] or "unknown"]]
@@ -148,10 +148,10 @@ def _slice_rows(slices: Sequence[SliceFigure]) -> list[list[object]]:
     return [[each.modality, each.kind, each.name, each.rows, each.groups, each.mse] for each in slices]
 
 
-def _licence_rows(slices: Sequence[SliceFigure]) -> list[list[object]]:
-    """By source of the test rows; what is generated here or brought by the user has its own."""
-    sources = dict.fromkeys(each.name for each in slices if each.kind == "source")
-    return [[source, DATA_LICENCES.get(source, "as whoever imported it knows")] for source in sources]
+def _licence_rows(slices: Sequence[SliceFigure], terms: Mapping[str, str]) -> list[list[object]]:
+    """By source of the dataset, whether or not it has test rows."""
+    sources = [*terms, *(each.name for each in slices if each.kind == "source")]
+    return [[source, terms.get(source, "not stated")] for source in dict.fromkeys(sources)]
 
 
 def _yaml(recipe: Recipe) -> str:
@@ -169,8 +169,8 @@ Ordering, searching and matching catalogs of media by the mood that most people 
 particular person feels, nor for decisions about people."""
 _INTERVALS = """\
 Half widths from the validation split, for media like its own. They are calibrated by song and by image (hierarchical
-conformal prediction): nine in ten of a new song's clips on average, not of clips of songs that were there. ± 1.000 says
-that validation has fewer than nine songs, and nothing can be promised.
+conformal prediction): about nine in ten of a new song's clips, somewhat fewer where validation has few songs, because
+it also chose the penalties and the epoch. ± 1.000 says that validation has fewer than nine songs: nothing is promised.
 
 """
 _SLICES = """\

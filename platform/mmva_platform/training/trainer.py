@@ -219,6 +219,8 @@ def finish(
         last: Content of the last checkpoint, which holds the whole history.
     """
     from mmva.bundle import save_bundle
+    from mmva_platform.datasets.dataset import Dataset
+    from mmva_platform.datasets.identity import training_record
     from mmva_platform.training.card import model_card, versions
     from mmva_platform.training.evaluation import evaluate_model, intervals_from, reference_of
     from mmva_platform.training.slices import slice_figures
@@ -233,6 +235,7 @@ def finish(
         "dataset": features.uri,
         "dataset_digest": features.digest,
         "rows": {name: {m: len(f.ids) for m, f in features.split(name).items()} for name in SPLITS},
+        "training_data": training_record(Dataset.open(features.uri, settings), model.dims),
         "best_epoch": last["best"]["epoch"],
         "recipe": recipe.model_dump(mode="json"),
         "commit": git_commit(),
@@ -241,7 +244,7 @@ def finish(
     }
     intervals = intervals_from(model, features, "val")
     slices = slice_figures(model, features, settings)
-    card = model_card(evaluation, recipe, model.backbones, intervals, provenance, slices=slices)
+    card = model_card(evaluation, recipe, model.backbones, intervals, provenance, slices=slices, terms=features.terms)
     run.path.mkdir(parents=True, exist_ok=True)
     digest = save_bundle(run.bundle, model, intervals=intervals, card=card, provenance=provenance)
     run.publish_bundle()

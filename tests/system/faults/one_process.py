@@ -24,7 +24,7 @@ from seaweed import ACCESS, SECRET
 _PRELOAD = [
     "one_process", "inline_pass", "torch", "scipy.special", "pyarrow.parquet", "deltalake", "boto3", "ray.cloudpickle",
     "ray.util.metrics", "mmva.backbones", "mmva.bundle", "mmva.inference.engines", "mmva.inference.pipeline",
-    "mmva_platform.annotation", "mmva_platform.annotation.worker", "mmva_platform.tracking.registry",
+    "mmva_platform.annotation", "mmva_platform.annotation.worker", "mmva_platform.tracking.resolve",
     "mmva_platform.cluster", "mmva_platform.progress", "mmva_platform.monitoring", "mmva_platform.draining",
     "transformers.models.clip.modeling_clip", "transformers.models.roberta.modeling_roberta",
 ]  # fmt: skip

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import boto3
 import pytest
-from registry_cases import FakePairs, registrar
+from registry_cases import FakeExam, registrar
 from registry_servers import BUCKET, MlflowServer, Postgres, client_environment, started_seaweed
 
 from mmva_platform.settings import Settings, StorageSettings, TrackingSettings
-from mmva_platform.tracking import paired
+from mmva_platform.tracking.gate import evidence
 
 
 @pytest.fixture(scope="session")
@@ -68,15 +68,15 @@ def settings(request: pytest.FixtureRequest) -> Settings:
     return base.model_copy(update={"tracking": base.tracking.model_copy(update={"model_name": name})})
 
 
-@pytest.fixture
-def pairs(monkeypatch: pytest.MonkeyPatch) -> FakePairs:
-    """Rows for the gate without a dataset."""
-    fake = FakePairs()
-    monkeypatch.setattr(paired, "predict_pair", fake)
+@pytest.fixture(autouse=True)
+def exam(monkeypatch: pytest.MonkeyPatch) -> FakeExam:
+    """An exam without a dataset."""
+    fake = FakeExam()
+    monkeypatch.setattr(evidence, "examine", fake)
     return fake
 
 
 @pytest.fixture
-def registered(settings: Settings, tmp_path: Path, pairs: FakePairs) -> Callable[..., int]:
+def registered(settings: Settings, tmp_path: Path, exam: FakeExam) -> Callable[..., int]:
     """Logs and registers made-up runs: see registrar."""
-    return registrar(settings, tmp_path, pairs)
+    return registrar(settings, tmp_path, exam)

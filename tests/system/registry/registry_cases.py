@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from mmva.backbones import load_encoder, preset
 from mmva.bundle import load_bundle, save_bundle
 from mmva.modalities import AXES, MODALITIES
 from mmva.model import MMVA
+from mmva_platform.datasets.identity import Seen
 from mmva_platform.settings import Settings
 from mmva_platform.tracking.audit import AuditLog
-from mmva_platform.tracking.evidence import PairedRows, Pairing
-from mmva_platform.tracking.policy import GatePolicy
+from mmva_platform.tracking.gate.evidence import Examined, ExamRows, ModelFacts
+from mmva_platform.tracking.gate.policy import Exam, GatePolicy
 from mmva_platform.tracking.registry import list_versions, register
 from mmva_platform.tracking.runs import log_training_run
 from mmva_platform.training.evaluation import Evaluation, Figure
@@ -24,7 +25,6 @@ from mmva_platform.training.recipe import Recipe
 from mmva_platform.training.trainer import TrainResult
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-CARD = "# Card\n" + "".join(f"\n## {section}\n\ntext\n" for section in GatePolicy().card_sections)
 ROWS = 240
 
 
@@ -35,7 +35,7 @@ def make_bundle(folder: Path, seed: int = 0) -> Path:
     model = MMVA({modality: encoder.dim for modality, encoder in encoders.items()})
     model.attach_encoders({str(modality): encoder for modality, encoder in encoders.items()})
     widths: dict[str, dict[str, float]] = {modality: dict.fromkeys(AXES, 0.2) for modality in MODALITIES}
-    save_bundle(folder, model, intervals=widths, card=CARD, provenance={"commit": f"{COMMIT}-dirty"})
+    save_bundle(folder, model, intervals=widths, card="# Card", provenance={"commit": f"{COMMIT}-dirty"})
     return folder
 
 
@@ -75,42 +75,40 @@ def make_result(folder: Path, *, name: str, seed: int = 0, mse: float = 0.02, di
     )
 
 
-class FakePairs:
-    """Stands in for paired.predict_pair: points that are off by the root of each bundle's MSE, on 60 songs' rows."""
+class FakeExam:
+    """Stands in for evidence.examine: points that are off by the root of each bundle's MSE, on 60 songs' rows."""
 
     def __init__(self) -> None:
         self.results: dict[str, TrainResult] = {}
-        self.before: Callable[[], object] = lambda: None
 
     def __call__(
-        self, candidate: Path, champion: Path, dataset_uri: str, settings: Settings, *, split: str, policy: GatePolicy
-    ) -> Pairing:
+        self, exam: Exam, bundles: Mapping[int, Path], settings: Settings, policy: GatePolicy, candidate: int
+    ) -> Examined:
         """Bundles lie in the cache under their digests."""
-        self.before()
-        mine, theirs = self.results[candidate.name], self.results[champion.name]
-        assert dataset_uri == mine.evaluation.dataset
-        assert split == "test"
+        mses = {version: self.mse(bundle.name) for version, bundle in bundles.items()}
         rng = np.random.default_rng(0)
         label = rng.uniform(0.2, 0.8, (ROWS, 2))
         sign = rng.choice([-1.0, 1.0], (ROWS, 2))
-        group = np.repeat(np.arange(ROWS // 4), 4).astype(str)
-        rows = {
-            modality: PairedRows(
-                label,
-                label + sign * mine.evaluation.metrics[modality]["valence"]["mse"].value ** 0.5,
-                label + sign * theirs.evaluation.metrics[modality]["valence"]["mse"].value ** 0.5,
-                group,
-                np.full(ROWS, "deam"),
-                rng.uniform(0, 1, ROWS // 4).repeat(4),
-                5.0,
-                5.0,
-            )
-            for modality in MODALITIES
-        }
-        return Pairing(mine.dataset_digest, split, dict.fromkeys(MODALITIES, ROWS), rows)
+        rows = ExamRows(
+            label,
+            {version: label + sign * mse**0.5 for version, mse in mses.items()},
+            np.repeat(np.arange(ROWS // 4), 4).astype(str),
+            np.full(ROWS, "deam"),
+            rng.uniform(0, 1, ROWS // 4).repeat(4),
+        )
+        facts = ModelFacts(
+            MODALITIES, {m: dict.fromkeys(AXES, 0.2) for m in MODALITIES}, 0, {m: Seen(ROWS, 0, 0) for m in MODALITIES}
+        )
+        expected = dict.fromkeys(MODALITIES, ROWS)
+        return Examined(exam.digest, 0, expected, dict.fromkeys(MODALITIES, rows), dict.fromkeys(bundles, facts))
+
+    def mse(self, digest: str) -> float:
+        """Of a registered bundle."""
+        result = self.results.get(digest)
+        return 0.02 if result is None else result.evaluation.metrics["image"]["valence"]["mse"].value
 
 
-def registrar(settings: Settings, folder: Path, pairs: FakePairs) -> Callable[..., int]:
+def registrar(settings: Settings, folder: Path, exam: FakeExam) -> Callable[..., int]:
     """Logs and registers runs with the given figures; each call returns a version."""
     made = iter(range(100))
 
@@ -118,7 +116,7 @@ def registrar(settings: Settings, folder: Path, pairs: FakePairs) -> Callable[..
         number = next(made)
         result = make_result(folder, name=f"run-{number}", seed=number, **figures)
         result.history.clear()  # or each would draw three pictures of it, most of a registration's time
-        pairs.results[result.bundle_digest] = result
+        exam.results[result.bundle_digest] = result
         return register(log_training_run(result, settings, predictions={}), settings)
 
     return make

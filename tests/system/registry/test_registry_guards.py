@@ -1,4 +1,4 @@
-"""What the registry refuses and what its log shows, on both back ends: sources, surplus files, moves by hand."""
+"""What the registry refuses and what its log shows, on both back ends: sources, surplus files, promotion by hand."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from mmva.bundle import read_bundle_info
 from mmva.errors import CheckFailed, UsageError
 from mmva_platform.settings import Settings
 from mmva_platform.storage import open_storage
-from mmva_platform.tracking import moves
-from mmva_platform.tracking.audit import AuditLog
+from mmva_platform.tracking import promotion
+from mmva_platform.tracking.audit import AuditLog, audit
 from mmva_platform.tracking.model import BUNDLE_PATH
-from mmva_platform.tracking.registry import audit, challenge, compare, list_versions, promote, resolve_model, rollback
+from mmva_platform.tracking.promotion import challenge, compare, promote, rollback
+from mmva_platform.tracking.registry import list_versions
+from mmva_platform.tracking.resolve import resolve_model
 from mmva_platform.tracking.store import open_client, quiet
 
 pytestmark = [pytest.mark.slow, pytest.mark.system]
@@ -148,11 +150,11 @@ def test_a_replay_says_what_a_crash_left_and_leaves_it(
     second = registered()
     log = AuditLog.of(settings)
     with monkeypatch.context() as patched:
-        patched.setattr(moves, "_apply", lambda *_: None)
+        patched.setattr(promotion, "_apply", lambda *_: None)
         promote(second, settings)
     for _ in range(2):
         found = [difference.where for difference in audit(settings).differences]
         assert {"alias champion", "alias previous", "record 2"} <= set(found)
-    moves.reconcile(settings)
+    promotion.reconcile(settings)
     assert audit(settings).agrees
     assert len(log.read()) == 2

@@ -14,21 +14,30 @@ from registry_cases import aliases, records
 from mmva_platform.cli.context import DONE, SAID_NO
 from mmva_platform.cli.main import run
 from mmva_platform.settings import Settings
-from mmva_platform.tracking.registry import audit
+from mmva_platform.tracking.audit import audit
 
 pytestmark = [pytest.mark.slow, pytest.mark.system]
-KILLED = """
+JUDGED = """
+from mmva_platform.tracking import promotion
+from mmva_platform.tracking.gate.verdict import Finding
+promotion.judge = lambda evidence: [Finding("made-up", "exam", 1.0, "-", passed=True)]
+"""
+KILLED = (
+    JUDGED
+    + """
 import os, signal, sys
 from mlflow import MlflowClient
 MlflowClient.set_registered_model_alias = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 from mmva_platform.cli.main import run
 sys.exit(run(sys.argv[1:]))
 """
+)
 # Both are judged before either records: each says that it is ready and waits for the other.
-RACING = """
+RACING = (
+    JUDGED
+    + """
 import sys, time
 from pathlib import Path
-from mmva_platform.tracking import promotion
 real = promotion.settle
 def meet(*arguments):
     folder, me = Path(sys.argv[1]), sys.argv[-1]
@@ -40,6 +49,7 @@ promotion.settle = meet
 from mmva_platform.cli.main import run
 sys.exit(run(sys.argv[2:]))
 """
+)
 
 
 def arguments(settings: Settings, folder: Path, *command: str) -> list[str]:

@@ -11,22 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from registry_cases import FakePairs, aliases, records
+from registry_cases import aliases, records
 
 from mmva.errors import CheckFailed, UsageError
 from mmva_platform.settings import Settings
-from mmva_platform.tracking import moves, paired
+from mmva_platform.tracking import promotion
 from mmva_platform.tracking.audit import AuditLog
-from mmva_platform.tracking.gate import Verdict
-from mmva_platform.tracking.policy import GatePolicy
-from mmva_platform.tracking.registry import list_versions, promote, rollback, show_version
+from mmva_platform.tracking.gate import evidence
+from mmva_platform.tracking.gate.policy import GatePolicy
+from mmva_platform.tracking.gate.verdict import Verdict
+from mmva_platform.tracking.promotion import promote, rollback
+from mmva_platform.tracking.registry import list_versions, show_version
 from mmva_platform.tracking.store import open_client, quiet
 
 pytestmark = [pytest.mark.slow, pytest.mark.system]
-REAL_PAIRS = paired.predict_pair
+REAL_EXAM = evidence.examine
 
 
-def test_a_first_champion_needs_its_floors_only_and_is_recorded(
+def test_a_first_champion_needs_the_absolute_rules_only_and_is_recorded(
     settings: Settings, registered: Callable[..., int]
 ) -> None:
     version = registered(mse=0.02)
@@ -55,7 +57,7 @@ def test_a_model_worse_than_a_constant_never_becomes_champion(
 ) -> None:
     version = registered(mse=0.04)
     before = len(records(settings))
-    with pytest.raises(CheckFailed, match=r"below-constant image/valence: 0\.0400, needs < 0\.0300") as caught:
+    with pytest.raises(CheckFailed, match=r"below-constant image/valence: 0\.0400, needs < 0\.0") as caught:
         promote(version, settings, "please")
     assert "\n" not in str(caught.value)
     assert aliases(settings) == {}
@@ -101,11 +103,13 @@ def tags_of(settings: Settings, version: int) -> dict[str, str]:
     return dict(client.get_model_version(settings.tracking.model_name, str(version)).tags)
 
 
-def test_a_champion_of_another_dataset_is_predicted_on_the_candidates_rows(
+def test_a_candidate_of_another_dataset_is_judged_on_the_champions_exam(
     settings: Settings, registered: Callable[..., int]
 ) -> None:
     promote(registered(mse=0.02), settings)
-    assert promote(registered(mse=0.0201, digest="e" * 64), settings).dataset_digest == "e" * 64
+    verdict = promote(registered(mse=0.0201, digest="e" * 64), settings)
+    assert verdict.exam is not None
+    assert (verdict.dataset_digest, verdict.exam["digest"]) == ("e" * 64, "d" * 64)
 
 
 def test_the_policy_given_is_the_one_that_judges_and_stands_in_the_record(
@@ -154,8 +158,8 @@ def test_without_the_dataset_the_gate_refuses_and_force_may_still(
 ) -> None:
     promote(registered(), settings)
     challenger = registered()
-    monkeypatch.setattr(paired, "predict_pair", REAL_PAIRS)  # it looks for the dataset
-    with pytest.raises(CheckFailed, match=r"rows-predicted both versions: missing, needs - .*no dataset there"):
+    monkeypatch.setattr(evidence, "examine", REAL_EXAM)  # it looks for the dataset
+    with pytest.raises(CheckFailed, match=r"exam-taken all versions: missing, needs - .*no dataset there"):
         promote(challenger, settings)
     assert promote(challenger, settings, "the data set's disk is gone", force=True).forced
 
@@ -196,7 +200,7 @@ def test_a_crash_after_the_log_is_finished_by_the_next_command(
         rollback(settings)
         assert aliases(settings) == {"champion": first, "previous": second}
     else:
-        moves.reconcile(settings)
+        promotion.reconcile(settings)
         assert aliases(settings) == {"champion": second, "previous": first}
     assert tags_of(settings, second)["mmva.verdict_settled"]
     assert len(records(settings)) == (2 if command == "reconcile" else 3), "the interrupted one is not logged twice"
@@ -224,9 +228,9 @@ def test_reconciling_twice_does_nothing_and_nothing_is_opened_without_a_log(
     client = open_client(settings)
     with quiet():  # somebody moves it past the gate: that is no crash, and not ours to undo
         client.set_registered_model_alias(settings.tracking.model_name, "champion", "1")
-    moves.reconcile(settings)
+    promotion.reconcile(settings)
     assert aliases(settings)["champion"] == 1
-    moves.reconcile(settings.model_copy(update={"home": tmp_path / "empty"}))
+    promotion.reconcile(settings.model_copy(update={"home": tmp_path / "empty"}))
     assert not (tmp_path / "empty").exists()
 
 
@@ -243,7 +247,6 @@ def lenient_warnings() -> Iterator[None]:
 def test_of_two_promotions_at_once_one_wins_and_both_are_logged(
     settings: Settings,
     registered: Callable[..., int],
-    pairs: FakePairs,
     monkeypatch: pytest.MonkeyPatch,
     champion: bool,
 ) -> None:
@@ -252,7 +255,7 @@ def test_of_two_promotions_at_once_one_wins_and_both_are_logged(
     holder = aliases(settings).get("champion")
     rivals, before = [registered(), registered()], len(records(settings))
     judged = threading.Barrier(2)  # neither moves before both were judged
-    real = moves.settle
+    real = promotion.settle
 
     def meet(*args: Any) -> Verdict:
         judged.wait(timeout=60)

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from registry_cases import FakePairs, make_result, registrar
+from registry_cases import FakeExam, make_result, registrar
 from registry_servers import ADMIN, BUCKET, PASSWORD, MlflowServer
 from seaweed import SECRET
 
 from mmva.errors import OperationFailed
 from mmva_platform.settings import Settings
-from mmva_platform.tracking.registry import list_versions, promote, register
+from mmva_platform.tracking.promotion import promote
+from mmva_platform.tracking.registry import list_versions, register
 from mmva_platform.tracking.runs import log_training_run
 from mmva_platform.tracking.store import open_client
 
@@ -32,7 +33,7 @@ def settings(served: Settings, request: pytest.FixtureRequest) -> Settings:
 
 @pytest.fixture
 def registered(settings: Settings, tmp_path: Path) -> Callable[..., int]:
-    return registrar(settings, tmp_path, FakePairs())
+    return registrar(settings, tmp_path, FakeExam())
 
 
 def test_the_database_is_postgresql_15(server: MlflowServer) -> None:

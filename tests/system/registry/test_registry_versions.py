@@ -18,14 +18,9 @@ from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, open_storage
 from mmva_platform.tracking import runs
 from mmva_platform.tracking.model import BUNDLE_PATH
-from mmva_platform.tracking.registry import (
-    list_versions,
-    promote,
-    register,
-    resolve_model,
-    show_version,
-    training_history,
-)
+from mmva_platform.tracking.promotion import promote
+from mmva_platform.tracking.registry import list_versions, register, show_version, training_history
+from mmva_platform.tracking.resolve import resolve_model
 from mmva_platform.tracking.runs import log_training_run
 from mmva_platform.tracking.store import open_client, quiet
 from mmva_platform.training.evaluation import Evaluation

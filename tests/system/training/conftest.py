@@ -21,12 +21,12 @@ def dataset(settings: Settings, ray_cluster: None) -> str:
     from mmva.imemnet.generator import generate
     from mmva_platform.datasets.embedding import embed_dataset
     from mmva_platform.datasets.importing import ImportConfig, import_dataset
+    from mmva_platform.datasets.sources.config import ImemnetSource
 
     media, out = settings.home / "media", settings.home / "dataset"
     generate(media, images=60, clips=60, seed=0)
-    files = {"images_csv": str(media / "image_va.csv"), "music_csv": str(media / "music_va.csv")}
     with pytest.MonkeyPatch.context() as patch:
         install(patch)  # without actors, which take longer than the work and which other tests start
-        import_dataset(ImportConfig(media=str(media), **files), str(out), settings)
+        import_dataset(ImportConfig(sources=(ImemnetSource(root=str(media)),)), str(out), settings)
         embed_dataset(str(out), "tiny", None, settings)
     return str(out)

@@ -91,6 +91,7 @@ def walk_through(store: str, tmp_path: Path) -> dict[str, int]:
     from mmva_platform.annotation import annotate, open_annotation
     from mmva_platform.datasets.embedding import embed_dataset
     from mmva_platform.datasets.importing import ImportConfig, import_dataset
+    from mmva_platform.datasets.sources.config import ImemnetSource
     from mmva_platform.training.recipe import Recipe
     from mmva_platform.training.trainer import train
 
@@ -110,10 +111,11 @@ def walk_through(store: str, tmp_path: Path) -> dict[str, int]:
 
     media, dataset = tmp_path / "media", str(tmp_path / "dataset")
     generate(media, images=20, clips=20, seed=0)
-    files = {"images_csv": str(media / "image_va.csv"), "music_csv": str(media / "music_va.csv")}
     with pytest.MonkeyPatch.context() as patch:
         install(patch)  # without actors, which other tests start
-        import_dataset(ImportConfig(media=str(media), fractions=(0.6, 0.2, 0.2), **files), dataset, settings)
+        import_dataset(
+            ImportConfig(sources=(ImemnetSource(root=str(media)),), fractions=(0.6, 0.2, 0.2)), dataset, settings
+        )
         embed_dataset(dataset, Preset("paper", specs["image"], specs["music"], specs["caption"]), None, settings)
     values = {"dataset": dataset, "preset": "paper", "epochs": 2, "batch_size": 8, "workers": 1}
     result = train(validate(Recipe, values, "recipe"), settings)

@@ -1,0 +1,104 @@
+"""Many channels to one: the coefficients of ITU-R BS.775-3, and sound that vanishes when channels are added.
+
+BS.775 (Annex 4) adds centre and surrounds to left and right with 1/sqrt(2) and leaves the effects channel out. Mono is
+the mean of that left and right, so stereo content is as loud in a file of six channels as in one of two. The standard's
+further lowering of everything, so that no sum can pass full scale, would undo that; instead only sound that does pass
+full scale is lowered, from there on (see Limiter).
+
+Shapes: T samples, C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmva.errors import MediaError
+
+_HALF_POWER: Final = 0.5**0.5
+# Gains in mono by FFmpeg's names of channels; a left or right of the front has 1/2.
+_GAINS: Final = {
+    **dict.fromkeys(("FL", "FR", "FLC", "FRC", "DL", "DR", "WL", "WR"), 0.5),
+    "FC": _HALF_POWER,
+    **dict.fromkeys(("BL", "BR", "SL", "SR", "SDL", "SDR", "TFL", "TFR", "TBL", "TBR", "TSL", "TSR"), _HALF_POWER / 2),
+    **dict.fromkeys(("BC", "TC", "TFC", "TBC"), 0.5),
+    **dict.fromkeys(("LFE", "LFE2"), 0.0),
+}
+# The order that WAV and FLAC define, for files that name no channels.
+_USUAL: Final = {
+    3: ("FL", "FR", "FC"),
+    4: ("FL", "FR", "BL", "BR"),
+    5: ("FL", "FR", "FC", "BL", "BR"),
+    6: ("FL", "FR", "FC", "LFE", "BL", "BR"),
+    7: ("FL", "FR", "FC", "LFE", "BC", "SL", "SR"),
+    8: ("FL", "FR", "FC", "LFE", "BL", "BR", "SL", "SR"),
+}
+# A sum 30 dB below what the channels have is what codecs leave of sound that cancels; below -80 dB there is no sound.
+_CANCELLED: Final = 1e-3
+_SILENCE: Final = 1e-8
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some frames as decoded.
+
+    Attributes:
+        samples_TC: float32, full scale 1.
+        sample_rate: Hz; may change from block to block.
+        names: What FFmpeg calls the channels; empty if nothing names them.
+    """
+
+    samples_TC: NDArray[np.float32]
+    sample_rate: int
+    names: tuple[str, ...] = ()
+
+
+@lru_cache(maxsize=64)
+def gains(channels: int, names: tuple[str, ...]) -> NDArray[np.float32]:
+    """Share of each channel in mono, [C]: the mean of one or two channels and of those that nobody can name."""
+    known = names if len(names) == channels and all(name in _GAINS for name in names) else _USUAL.get(channels, ())
+    gains_C = np.array([_GAINS[name] for name in known], np.float32)
+    if channels <= 2 or len(gains_C) == 0 or not gains_C.any():
+        return np.full(channels, 1 / channels, np.float32)
+    return gains_C
+
+
+@dataclass(slots=True)
+class Downmix:
+    """Blocks to mono, one after another; counts on the way what is left of the channels' energy.
+
+    Attributes:
+        gain: Factor of what is beyond full scale; falls when a sum passes it, and never rises, which would pump.
+    """
+
+    gain: float = 1.0
+    _channels: float = field(default=0.0, init=False)
+    _mono: float = field(default=0.0, init=False)
+    _samples: int = field(default=0, init=False)
+
+    def mono(self, block: Block) -> NDArray[np.float32]:
+        """The block as [T]."""
+        samples_TC = block.samples_TC
+        channels = samples_TC.shape[1]
+        gains_C = gains(channels, block.names)
+        mono_T = samples_TC @ gains_C
+        if channels == 1 or len(mono_T) == 0:
+            return mono_T
+        energy_C = np.einsum("tc,tc->c", samples_TC, samples_TC, dtype=np.float64)
+        self._channels += float(energy_C @ gains_C.astype(np.float64) ** 2)
+        self._mono += float(np.dot(mono_T, mono_T))
+        self._samples += len(mono_T)
+        if channels > 2:
+            self.gain = min(self.gain, 1 / max(1.0, float(np.abs(mono_T).max())))
+            mono_T *= np.float32(self.gain)
+        return mono_T
+
+    def refuse_cancelled(self) -> None:
+        """MediaError "cancelling-channels" if the channels hold sound and their sum holds none."""
+        audible = self._channels > _SILENCE * self._samples
+        if audible and self._mono < _CANCELLED * self._channels:
+            raise MediaError("cancelling-channels", "the channels cancel each other: in mono the sound is silent")

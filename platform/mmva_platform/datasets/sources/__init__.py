@@ -1,0 +1,1 @@
+"""Sources: labeled collections that a dataset is built from."""

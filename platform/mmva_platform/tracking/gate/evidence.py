@@ -1,0 +1,249 @@
+"""What the gate judges by: the candidate, the champion and the best champions so far, on the rows of one exam.
+
+N rows of a modality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmva.errors import CheckFailed, OperationFailed, UsageError
+from mmva.modalities import MODALITIES, Modality
+from mmva_platform.datasets.identity import Seen, seen_rows, shared_groups
+from mmva_platform.settings import Settings
+from mmva_platform.tracking.audit import AuditLog, Record
+from mmva_platform.tracking.gate.policy import Exam, GatePolicy
+from mmva_platform.tracking.registry import RegisteredVersion, evaluation_of, versions_of
+from mmva_platform.tracking.resolve import resolve_model
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+Points = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the gate reads from a version's bundle.
+
+    Attributes:
+        modalities: Its towers.
+        intervals: Half widths of the 90 % intervals by modality and axis.
+        shared_groups: Groups in more than one split of its training data, None if it does not say.
+        seen: Rows of the exam that it was trained on, by modality; None if it does not say what it was trained on.
+    """
+
+    modalities: tuple[Modality, ...]
+    intervals: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    shared_groups: int | None = None
+    seen: Mapping[Modality, Seen] | None = None
+
+
+@dataclass(frozen=True)
+class ExamRows:
+    """One modality's rows of the exam.
+
+    Attributes:
+        label_N2: Labels.
+        points: Predicted points [N, 2] by version, of the versions that have the tower.
+        group_N: Song, image or another group.
+        source_N: Where a row came from.
+        trait_N: Loudness of music in dBFS, brightness of images from 0 to 1; None where it was not measured.
+    """
+
+    label_N2: Points
+    points: Mapping[int, Points]
+    group_N: NDArray[np.str_]
+    source_N: NDArray[np.str_]
+    trait_N: NDArray[np.float64] | None = None
+
+    def known(self, *versions: int) -> bool:
+        """Whether each of these versions gave a finite point for every row, and there are rows."""
+        points = [self.label_N2, *(self.points.get(version) for version in versions)]
+        return len(self.label_N2) > 0 and all(
+            each is not None and each.shape == self.label_N2.shape and bool(np.isfinite(each).all()) for each in points
+        )
+
+    def where(self, mask_N: NDArray[np.bool_]) -> ExamRows:
+        """The rows where the mask is True."""
+        points = {version: each[mask_N] for version, each in self.points.items()}
+        return ExamRows(self.label_N2[mask_N], points, self.group_N[mask_N], self.source_N[mask_N])
+
+
+@dataclass(frozen=True)
+class Examined:
+    """Versions on the exam.
+
+    Attributes:
+        digest: Of the dataset that was found.
+        shared_groups: Groups in more than one of its splits.
+        expected: Rows of the split by modality, as dataset.json counts them.
+        rows: By modality of the candidate.
+        models: By version.
+    """
+
+    digest: str
+    shared_groups: int
+    expected: Mapping[str, int]
+    rows: Mapping[Modality, ExamRows]
+    models: Mapping[int, ModelFacts]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a verdict is about; without a champion only the absolute rules apply.
+
+    Attributes:
+        candidate: The version to be judged.
+        champion: The version it is compared with.
+        policy: What is tolerated.
+        exam: What they are judged on; None if it could not be determined.
+        examined: Both on the exam, None if that was not possible.
+        best: The best champion so far by modality, of those that the gate passed on this exam.
+        trouble: Why there is no comparison, in one line.
+    """
+
+    candidate: int
+    champion: int | None
+    policy: GatePolicy
+    exam: Exam | None = None
+    examined: Examined | None = None
+    best: Mapping[Modality, int] = field(default_factory=dict)
+    trouble: str = ""
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """Mean MSE of both axes by version and modality; recorded, so that the best champion can be found later."""
+        found: dict[str, dict[str, float]] = {}
+        for modality, rows in self.examined.rows.items() if self.examined else ():
+            for version in rows.points:
+                if rows.known(version):
+                    error = float(np.square(rows.points[version] - rows.label_N2).mean())
+                    found.setdefault(str(version), {})[modality] = error
+        return found
+
+
+def gather(
+    client: MlflowClient,
+    settings: Settings,
+    candidate: RegisteredVersion,
+    champion: RegisteredVersion | None,
+    policy: GatePolicy,
+) -> Evidence:
+    """All that the rules look at; what prevents a comparison becomes the evidence's trouble.
+
+    Raises:
+        UsageError: If the candidate's bundle is not there.
+        CheckFailed: If its bundle or its evaluation is not the registered one.
+    """
+    records = AuditLog.of(settings).read()
+    holder = None if champion is None else champion.version
+    evaluation = evaluation_of(client, candidate)
+    bundles = {candidate.version: _bundle(candidate.name, candidate.version, settings)}
+    best: dict[Modality, int] = {}
+    exam = None
+    try:
+        exam = policy.exam or _exam_of(evaluation if champion is None else _judged_on(client, champion, records))
+        known = {each.version for each in versions_of(client, candidate.name)}
+        best = best_champions(records, exam, known) if champion else {}
+        others = {version for version in (holder, *best.values()) if version is not None} - bundles.keys()
+        bundles |= {version: _bundle(candidate.name, version, settings) for version in sorted(others)}
+        examined = examine(exam, bundles, settings, policy, candidate.version)
+    except (UsageError, CheckFailed, OperationFailed) as error:
+        return Evidence(candidate.version, holder, policy, exam, trouble=str(error))
+    return Evidence(candidate.version, holder, policy, exam, examined, best)
+
+
+def best_champions(records: Iterable[Record], exam: Exam, known: set[int]) -> dict[Modality, int]:
+    """The version with the lowest recorded MSE on the exam, by modality, of all that passed the gate and are known."""
+    found: dict[Modality, dict[int, float]] = {}
+    passed = known & {r["candidate"] for r in records if r["action"] == "promote" and r["outcome"] == "passed"}
+    for record in records:
+        judged_on = record.get("exam") or {}
+        if (judged_on.get("digest"), judged_on.get("split")) == (exam.digest, exam.split):
+            for version, figures in record["figures"].items():
+                for modality in MODALITIES:
+                    if int(version) in passed and modality in figures:
+                        found.setdefault(modality, {})[int(version)] = figures[modality]
+    return {modality: min(errors, key=errors.__getitem__) for modality, errors in found.items()}
+
+
+def examine(
+    exam: Exam, bundles: Mapping[int, Path], settings: Settings, policy: GatePolicy, candidate: int
+) -> Examined:
+    """Predict bundles on the exam; their backbones may differ, the embeddings of all must be there.
+
+    Args:
+        exam: The rows.
+        bundles: By version.
+        settings: Storage, and home for what is measured of media.
+        policy: Loudness and brightness are measured only if its slices ask for them.
+        candidate: The version whose towers are judged.
+
+    Raises:
+        UsageError: If the dataset or embeddings of a bundle's backbones are not there.
+        CheckFailed: If files are not the published ones.
+        OperationFailed: If media of the dataset do not decode here.
+    """
+    from mmva.bundle import load_bundle
+    from mmva_platform.datasets.dataset import Dataset
+    from mmva_platform.datasets.traits import TRAITS, measure, sources_of
+    from mmva_platform.training.predictions import predict_rows
+
+    dataset = Dataset.open(exam.dataset, settings)
+    models, predicted = {}, {}
+    for version, bundle in bundles.items():
+        model = load_bundle(bundle, load_encoders=False)
+        predicted[version] = predict_rows(model, exam.dataset, settings, exam.split, embeddings=exam.embeddings)
+        towers: tuple[Modality, ...] = tuple(modality for modality in MODALITIES if modality in model.dims)
+        record = model.provenance.get("training_data")
+        models[version] = ModelFacts(
+            towers,
+            model.intervals,
+            None if record is None else record["shared_groups"],
+            None if record is None else {m: seen_rows(record, dataset, m, exam.split) for m in towers},
+        )
+    rows: dict[Modality, ExamRows] = {}
+    for modality, own in predicted[candidate].items():
+        measured = policy.slices.apply and TRAITS.get(modality) in policy.slices.by
+        rows[modality] = ExamRows(
+            own.label_N2,
+            {version: found[modality].predicted_N2 for version, found in predicted.items() if modality in found},
+            own.group_N,
+            sources_of(dataset, modality, own.ids),
+            measure(dataset, modality, own.ids.tolist(), settings) if measured else None,
+        )
+    expected = {modality: counts.get(exam.split, 0) for modality, counts in dataset.info.counts.items()}
+    return Examined(dataset.digest, shared_groups(dataset), expected, rows, models)
+
+
+def _bundle(name: str, version: int, settings: Settings) -> Path:
+    return resolve_model(f"models:/{name}/{version}", settings).bundle_dir
+
+
+def _judged_on(client: MlflowClient, champion: RegisteredVersion, records: Sequence[Record]) -> Mapping[str, Any]:
+    """The exam that made a version champion; its evaluation's dataset where no record has one."""
+    for record in reversed(records):
+        if record["action"] == "promote" and record["candidate"] == champion.version and record.get("exam"):
+            return dict(record["exam"])
+    return evaluation_of(client, champion)
+
+
+def _exam_of(facts: Mapping[str, Any]) -> Exam:
+    """From a record's exam or from an evaluation."""
+    try:
+        return Exam(
+            dataset=facts["dataset"],
+            digest=facts.get("digest") or facts["dataset_digest"],
+            split=facts["split"],
+            embeddings=facts.get("embeddings"),
+        )
+    except (KeyError, ValueError):
+        raise UsageError(
+            "no exam: the policy names none, and the evaluation has no dataset with a digest and a split"
+        ) from None

@@ -1,0 +1,87 @@
+"""What the gate judges on and what it tolerates: a file of numbers with defaults; a wrong field is named."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mmva.modalities import Modality
+from mmva_platform.settings import Config
+
+
+class PerAxis(Config):
+    """A number for each axis; none leaves it to the default."""
+
+    valence: float | None = Field(None, ge=0, le=1)
+    arousal: float | None = Field(None, ge=0, le=1)
+
+
+class PerModality(Config):
+    """Numbers by modality and axis."""
+
+    image: PerAxis = PerAxis()
+    music: PerAxis = PerAxis()
+    caption: PerAxis = PerAxis()
+
+    def of(self, modality: Modality, axis: str) -> float | None:
+        """The number for a modality's axis, None where there is none."""
+        value: float | None = getattr(getattr(self, modality), axis)
+        return value
+
+
+class Margins(PerModality):
+    """By which share of the champion's MSE a challenger's may be larger, at the upper 95 % bound of the difference."""
+
+    default: float = Field(0.05, ge=0, lt=1)
+
+    def share(self, modality: Modality, axis: str) -> float:
+        """The margin of a modality's axis."""
+        value = self.of(modality, axis)
+        return self.default if value is None else value
+
+
+class Slices(Config):
+    """The same comparison on parts of the rows, on the mean of both axes."""
+
+    apply: bool = Field(default=True, description="False: slices are neither computed nor asked for")
+    by: tuple[Literal["source", "quadrant", "loudness", "brightness"], ...] = (
+        "source", "quadrant", "loudness", "brightness",
+    )  # fmt: skip
+    margin: float = Field(0.15, ge=0, lt=1, description="as margins; wider, for a slice has fewer rows")
+    smallest_groups: int = Field(20, ge=2, description="with fewer songs or images a slice is too few to judge")
+    too_few_fails: bool = Field(
+        default=False, description="whether a slice that is too few to judge refuses the candidate"
+    )
+
+
+class Exam(Config):
+    """The fixed rows that versions are judged on: a split of a dataset that nobody trains on."""
+
+    dataset: str = Field(description="URI of the dataset")
+    digest: str = Field(pattern="^[0-9a-f]{64}$", description="its digest; other data at the URI are refused")
+    split: str = "test"
+    embeddings: str | None = Field(None, description="where its embeddings are, if not inside the dataset")
+
+
+class GatePolicy(Config):
+    """What the gate judges on and what it tolerates."""
+
+    exam: Exam | None = Field(
+        None, description="null: what the champion was judged on; for a first champion, the split it was evaluated on"
+    )
+    text_overlap: float = Field(
+        0.02, ge=0, lt=1, description="share of the exam's sentences that may stand in the training data word for word"
+    )
+    margins: Margins = Margins()
+    resamples: int = Field(1000, ge=100, le=100_000, description="of the paired bootstrap")
+    smallest_groups: int = Field(30, ge=2, description="songs or images that a modality's comparison needs at least")
+    constant_share: float = Field(1.0, gt=0, le=1, description="MSE must be below this share of the best constant's")
+    ceilings: PerModality = Field(PerModality(), description="absolute MSE that must not be exceeded, where given")
+    slices: Slices = Slices()
+    largest_shortfall: float = Field(
+        0.05, ge=0, lt=1, description="by how much fewer than 90 % of the labels may lie inside the 90 % intervals"
+    )
+    retrieval_margin: float = Field(
+        0.02, ge=0, lt=1, description="by how much mean nDCG@10 may be below the champion's"
+    )
