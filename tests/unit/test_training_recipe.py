@@ -75,3 +75,8 @@ def test_a_recipe_survives_json() -> None:
     recipe = load_config(Recipe, None, ["dataset=d", "optimizer.betas=[0.8, 0.9]", "strategy=matched"])
     values: dict[str, Any] = recipe.model_dump(mode="json")
     assert Recipe.model_validate(values) == recipe
+
+
+def test_recipes_of_earlier_models_stay_readable() -> None:
+    recipe = Recipe.model_validate({"dataset": "d", "optimizer": {"name": "adam", "lr": 1e-3}, "workers": 2})
+    assert (recipe.optimizer.name, recipe.optimizer.weight_decay, recipe.worker_range) == ("adamw", 0.0, (2, 2))

@@ -90,6 +90,13 @@ def test_resume_forgets_rays_list_and_all_but_the_newest_checkpoints(settings: S
     assert left == [f"checkpoint_000000-00000000{done}-abcdef" for done in (2, 3)]
 
 
+def test_resume_refuses_checkpoints_of_an_earlier_version(settings: Settings) -> None:
+    run = create_run(settings, recipe_of(), FACTS)
+    run.storage.write("checkpoints/000001-000000000-0123456789abcdef.pt", b"state")
+    with pytest.raises(UsageError, match="its checkpoints are of an earlier version"):
+        resume_run(settings, "first", recipe_of(), FACTS)
+
+
 def test_resume_refuses_a_finished_run(settings: Settings) -> None:
     finish(create_run(settings, recipe_of(), FACTS))
     with pytest.raises(UsageError, match="this run is finished"):

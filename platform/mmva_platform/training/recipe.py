@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mmva.losses import LossConfig
 from mmva.modalities import Modality
@@ -41,6 +41,12 @@ class OptimizerOptions(Config):
     )
     betas: tuple[float, float] = Field((0.9, 0.99), description="Adam's moments; sgd takes the first as momentum")
     max_grad_norm: float | None = Field(1.0, gt=0, description="clip the global gradient norm; null to leave it")
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _former_name(cls, name: object) -> object:
+        """Recipes of earlier models say "adam", which is AdamW without weight decay."""
+        return "adamw" if name == "adam" else name
 
 
 class ScheduleOptions(Config):

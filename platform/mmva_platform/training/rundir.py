@@ -146,6 +146,11 @@ def resume_run(settings: Settings, name: str, recipe: Recipe, facts: RunFacts) -
     same_recipe(run, recipe)
     _same(name, "the data", run_facts(run), facts)
     files, path = run.filesystem()
+    if next(iter(run.storage.list("checkpoints/")), None) is not None:
+        raise UsageError(
+            f"--resume {name}: its checkpoints are of an earlier version, which this one cannot continue; start a new "
+            "run with its recipe.json"
+        )
     for folder in checkpoint_folders(files, path)[: -recipe.checkpoint.keep]:
         files.delete_dir(folder)
     run.storage.delete(_RAY_SNAPSHOT)  # a driver that was killed may have cut it; what is whole shows when it is read

@@ -127,8 +127,7 @@ def test_a_run_that_everything_happens_to_equals_a_loop_that_nothing_happens_to(
     def own(values: dict[str, Any]) -> Recipe:
         return Recipe.model_validate(values)
 
-    at = len(checkpoints(settings, name))
-    threading.Thread(target=preempt_after, args=(lambda: checkpoints(settings, name)[at - 1 :] != [last],)).start()
+    threading.Thread(target=preempt_after, args=(lambda: checkpoints(settings, name)[-1].name > last.name,)).start()
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(OperationFailed, match=r"stopped and saved in epoch .*; go on with --resume unlucky"):
         resume_and_register(name, settings, own)
