@@ -45,7 +45,7 @@ def evaluation_markdown(evaluation: Evaluation) -> str:
         f"On IMEMNet-C's own labels the best constants have an MSE of: {floors}.",
         f"Matching score (sigma {evaluation.sigma:g}), MSE over all pairs{_sampled(evaluation)}:",
         table(["pair", "MSE"], [[pair, figure] for pair, figure in evaluation.matching.items()]),
-        "Retrieval by distance of predicted points, judged by labels' scores, P and MRR by quadrants; in brackets, chance:",
+        "Retrieval by distance of predicted points, judged by labels' scores (P, MRR: quadrants); in brackets, chance:",
         _retrieval_table(evaluation),
         "Related systems, by their own papers on their own data:",
         table(["system", "data", "figure"], [[r.system, r.data, r.figure] for r in RELATED]),
