@@ -39,6 +39,7 @@ def test_recipes_of_the_repository_load(repository: Path) -> None:
         ("workers=0", "workers"),
         ("workers=1000", "batch_size 64 leaves some of the 1000 workers without a pair"),
         ("media.layers={image: -1}", "media.layers"),
+        ("model.head=mlp", "set optimizer.ridge=0"),
         ("mode=medium", "mode"),
     ],
 )
@@ -60,7 +61,8 @@ def test_what_the_paper_does_not_say_is_an_option_that_says_so() -> None:
 
     explained = descriptions(Recipe)
     unknown = [
-        "model.hidden", "mode", "optimizer.name", "optimizer.lr", "epochs", "loss.sigma", "loss.similarity_pairs",
+        "model.hidden", "model.head", "model.activation", "mode", "optimizer.name", "optimizer.lr", "epochs",
+        "loss.sigma", "loss.similarity_pairs",
     ]  # fmt: skip
     assert {name: "ot published" in explained[name] for name in unknown} == dict.fromkeys(unknown, True)
 

@@ -166,12 +166,16 @@ class Recipe(Config):
         return (1, 1) if self.workers == "auto" else (self.workers, self.workers)
 
     @model_validator(mode="after")
-    def _workers_fit(self) -> Recipe:
+    def _options_fit(self) -> Recipe:
         fewest, most = self.worker_range
         if fewest > most:
             raise ValueError(f"workers [{fewest}, {most}]: the first must be the smaller one")
         if self.batch_size < most:
             raise ValueError(f"batch_size {self.batch_size} leaves some of the {most} workers without a pair")
+        if self.model.head == "mlp" and self.optimizer.ridge != 0:
+            raise ValueError(
+                "model.head: mlp has no linear path that a ridge could start or hold; set optimizer.ridge=0"
+            )
         return self
 
 

@@ -280,6 +280,8 @@ def penalty_factors(model: MMVA, rows: Mapping[str, int], penalties: Mapping[str
     factors: Penalties = []
     for modality in model.dims:
         tower = model.tower(modality)
+        if tower.config.head == "mlp":  # such a recipe has no ridge penalty
+            continue
         factor_21 = torch.tensor([penalty / (16 * rows[modality]) for penalty in penalties[modality]]).to(
             tower.linear.weight
         )[:, None]
