@@ -8,7 +8,7 @@ modality belongs to pair b, and a clip's caption stands on the clip's row.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -30,6 +30,11 @@ class LossConfig(MethodConfig):
         (("image", "music"), ("image", "caption")),
         description="which scores L_sim averages over. Not published; both kinds of partner that an image is matched "
         "with. (music, caption) would only repeat the VA errors: the two share one label",
+    )
+    similarity_over: Literal["drawn", "all"] = Field(
+        "drawn",
+        description="not published. drawn: L_sim compares each image with the partner drawn for it. all: with every "
+        "partner in the batch, since a score needs two labels and nothing else",
     )
     sigma: float = Field(
         DEFAULT_SIGMA, gt=0, description="scale of the matching score. MMVA's is not published; IMEMNet's for training"
@@ -73,6 +78,14 @@ class Term(NamedTuple):
         return 2 if len(self.modalities) == 1 else 1
 
 
+class Rows(NamedTuple):
+    """Rows of a batch: points and labels [B, 2] and masks [B], each by modality."""
+
+    va: Mapping[str, Tensor]
+    labels: Mapping[str, Tensor]
+    present: Mapping[str, Tensor]
+
+
 def score(va_a_B2: Tensor, va_b_B2: Tensor, sigma: float, eps: float = 1e-6) -> Tensor:
     """Differentiable matching score in (0, 1], [B]: exp(-d / sigma), its gradient 0 where d is 0.
 
@@ -87,6 +100,7 @@ def loss_sums(
     labels: Mapping[str, Tensor],
     present: Mapping[str, Tensor] | None,
     config: LossConfig,
+    everyone: Rows | None = None,
 ) -> Tensor:
     """Every term's sum of squared errors over a batch of pairs, [T] in the order of LossConfig.terms().
 
@@ -98,6 +112,7 @@ def loss_sums(
         labels: Labels [B, 2] of the same modalities. A caption's label is its clip's.
         present: Masks [B] by modality, True where the row has such an item; a modality without a mask has all of them.
         config: Weights, pairs and sigma.
+        everyone: With similarity_over "all" on several processes: the rows of the global batch, without gradients.
     """
     some = next(iter(va.values()))
     keep = _masks(va, present)
@@ -109,6 +124,9 @@ def loss_sums(
         if len(term.modalities) == 1:
             (modality,) = term.modalities
             squared_B = (va[modality] - labels[modality]).square().sum(dim=-1)
+        elif config.similarity_over == "all":
+            sums.append(_all_pairs(term, Rows(va, labels, keep), everyone, config))
+            continue
         else:
             first, second = term.modalities
             predicted_B, wanted_B = (
@@ -121,6 +139,27 @@ def loss_sums(
     return torch.stack(sums)
 
 
+def _all_pairs(term: Term, here: Rows, everyone: Rows | None, config: LossConfig) -> Tensor:
+    """Squared errors of every score between this process's rows and all rows.
+
+    Over all processes each pair counts once, and both of its points get their gradient where they are.
+    """
+    if everyone is None:
+        return _crossed(term, here, here, config)
+    theirs = _crossed(term, everyone, here, config)
+    return _crossed(term, here, everyone, config) + theirs - theirs.detach()
+
+
+def _crossed(term: Term, a: Rows, b: Rows, config: LossConfig) -> Tensor:
+    first, second = term.modalities
+    predicted_AB, wanted_AB = (
+        score(x[first][:, None], y[second], config.sigma, config.distance_eps)
+        for x, y in ((a.va, b.va), (a.labels, b.labels))
+    )
+    kept_AB = a.present[first][:, None] & b.present[second]
+    return torch.where(kept_AB, (predicted_AB - wanted_AB).square(), 0.0).sum()
+
+
 def loss_counts(present: Mapping[str, Tensor], config: LossConfig) -> Tensor:
     """Number of squared errors in each of loss_sums' terms, float64 [T]; needs no predictions.
 
@@ -130,12 +169,18 @@ def loss_counts(present: Mapping[str, Tensor], config: LossConfig) -> Tensor:
     """
     none = next(iter(present.values())).new_zeros((), dtype=torch.int64)
     counts = [
-        torch.stack([present[modality] for modality in term.modalities]).all(dim=0).sum() * term.values
+        _count([present[modality] for modality in term.modalities], config) * term.values
         if all(modality in present for modality in term.modalities)
         else none
         for term in config.terms()
     ]
     return torch.stack(counts).double()
+
+
+def _count(present: list[Tensor], config: LossConfig) -> Tensor:
+    if config.similarity_over == "all":
+        return torch.stack([mask_B.sum() for mask_B in present]).prod()
+    return torch.stack(present).all(dim=0).sum()
 
 
 def loss_scales(counts_T: Tensor, config: LossConfig, world_size: int = 1) -> Tensor:

@@ -1,7 +1,7 @@
 """Synthetic features with a learnable relation, and the training run that a rank does on them.
 
-As a script: `python synthetic.py RANK SIZE RENDEZVOUS OUT [CHECKPOINT]` trains as one of SIZE gloo processes, from a
-checkpoint if one is named; rank 0 writes what the run computed to OUT.
+As a script: `python synthetic.py RANK SIZE RENDEZVOUS OUT OVER [CHECKPOINT]` trains as one of SIZE gloo processes, from
+a checkpoint if one is named; OVER is loss.similarity_over; rank 0 writes what the run computed to OUT.
 """
 
 from __future__ import annotations
@@ -81,9 +81,11 @@ class StopAt:
         return state.step == self.step
 
 
-def run(world: World, checkpoint: dict[str, Any] | None = None, callback: Callback | None = None) -> dict[str, Any]:
+def run(
+    world: World, over: str, checkpoint: dict[str, Any] | None = None, callback: Callback | None = None
+) -> dict[str, Any]:
     """Train in double precision on 36 images and 53 clips: batches of 7, so the tail has one pair."""
-    recipe = recipe_of(batch_size=7)
+    recipe = recipe_of(batch_size=7, loss={"similarity_over": over})
     train, val = triplets_of(36, 53), triplets_of(11, 9, seed=1)
     model = build_model(recipe, train).double()
     state = new_state(model, recipe, train, val, world)
@@ -107,7 +109,8 @@ def run(world: World, checkpoint: dict[str, Any] | None = None, callback: Callba
 if __name__ == "__main__":
     rank, size = int(sys.argv[1]), int(sys.argv[2])
     torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[3]}", rank=rank, world_size=size)
-    computed = run(World(rank, size), torch.load(sys.argv[5], weights_only=True) if len(sys.argv) > 5 else None)
+    start = torch.load(sys.argv[6], weights_only=True) if len(sys.argv) > 6 else None
+    computed = run(World(rank, size), sys.argv[5], start)
     if rank == 0:
         np.savez(Path(sys.argv[4]), **computed)
     torch.distributed.barrier()

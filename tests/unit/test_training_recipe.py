@@ -40,12 +40,13 @@ def test_recipes_of_the_repository_load(repository: Path) -> None:
         ("workers=1000", "batch_size 64 leaves some of the 1000 workers without a pair"),
         ("media.layers={image: -1}", "media.layers"),
         ("model.head=mlp", "set optimizer.ridge=0"),
+        ("loss.similarity_over=all", "media.pieces"),
         ("mode=medium", "mode"),
     ],
 )
 def test_a_mistake_is_one_line_with_the_field(override: str, message: str) -> None:
     with pytest.raises(UsageError) as error:
-        load_config(Recipe, None, ["dataset=d", override])
+        load_config(Recipe, None, ["dataset=d", "media.pieces=2", override])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -62,7 +63,7 @@ def test_what_the_paper_does_not_say_is_an_option_that_says_so() -> None:
     explained = descriptions(Recipe)
     unknown = [
         "model.hidden", "model.head", "model.activation", "mode", "optimizer.name", "optimizer.lr", "epochs",
-        "loss.sigma", "loss.similarity_pairs",
+        "loss.sigma", "loss.similarity_pairs", "loss.similarity_over",
     ]  # fmt: skip
     assert {name: "ot published" in explained[name] for name in unknown} == dict.fromkeys(unknown, True)
 

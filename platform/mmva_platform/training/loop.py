@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmva.errors import OperationFailed
-from mmva.losses import loss_scales, loss_sums
+from mmva.losses import Rows, loss_scales, loss_sums
 from mmva.matching import EpochPlan, batches, epoch_plan, score_histogram
 from mmva_platform.training.data import Pairing
 from mmva_platform.training.recipe import Recipe
@@ -82,7 +82,9 @@ def train_step(state: TrainState, pieces: Sequence[Batch], scale_T: Tensor, reci
     sums_T = torch.zeros_like(state.sums_T)
     for number, piece in enumerate(pieces, start=1):
         with _gradients_synced(state.parallel, last=number == len(pieces)):
-            piece_sums_T = loss_sums(state.parallel(piece.inputs), piece.labels, piece.present, recipe.loss)
+            va = state.parallel(piece.inputs)
+            everyone = gathered(va, piece, recipe) if recipe.loss.similarity_over == "all" else None
+            piece_sums_T = loss_sums(va, piece.labels, piece.present, recipe.loss, everyone)
             torch.autograd.backward((piece_sums_T * scale_T).sum())
         sums_T += piece_sums_T.detach()
     if recipe.optimizer.max_grad_norm is not None:
@@ -95,6 +97,25 @@ def train_step(state: TrainState, pieces: Sequence[Batch], scale_T: Tensor, reci
     state.average.update()
     state.step += 1
     return sums_T
+
+
+def gathered(va: Mapping[str, Tensor], share: Batch, recipe: Recipe) -> Rows | None:
+    """Points, labels and masks of the global batch, without gradients; None on a single process."""
+    if not torch.distributed.is_initialized() or (size := torch.distributed.get_world_size()) == 1:
+        return None
+    # Shares differ by one row at most in length, so each is filled up with a row that is masked.
+    columns = [column for m in va for column in (va[m].detach(), share.labels[m], share.present[m][:, None])]
+    own_BC = torch.cat([column.to(columns[0].dtype) for column in columns], dim=1)
+    padded_BC = own_BC.new_zeros(math.ceil(recipe.batch_size / size), own_BC.shape[1])
+    padded_BC[: len(own_BC)] = own_BC
+    parts = [torch.empty_like(padded_BC) for _ in range(size)]
+    torch.distributed.all_gather(parts, padded_BC)
+    by_modality = dict(zip(va, torch.cat(parts).split(5, dim=1), strict=True))
+    return Rows(
+        {m: all_B5[:, :2] for m, all_B5 in by_modality.items()},
+        {m: all_B5[:, 2:4] for m, all_B5 in by_modality.items()},
+        {m: all_B5[:, 4] > 0 for m, all_B5 in by_modality.items()},
+    )
 
 
 def fit(
@@ -154,8 +175,11 @@ def batch_counts(pairing: Pairing, plan: EpochPlan, recipe: Recipe) -> NDArray[n
     counts_ST = np.zeros((len(starts), len(recipe.loss.terms())))
     for number, term in enumerate(recipe.loss.terms()):
         if all(modality in present for modality in term.modalities):
-            rows_P = np.logical_and.reduce([present[modality] for modality in term.modalities])
-            counts_ST[:, number] = term.values * np.add.reduceat(rows_P, starts, dtype=np.int64)
+            rows = [present[modality] for modality in term.modalities]
+            if recipe.loss.similarity_over == "drawn":
+                rows = [np.logical_and.reduce(rows)]
+            counts = [np.add.reduceat(rows_P, starts, dtype=np.int64) for rows_P in rows]
+            counts_ST[:, number] = term.values * np.prod(counts, axis=0)
     return counts_ST
 
 
