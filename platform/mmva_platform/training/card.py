@@ -36,7 +36,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def evaluation_markdown(evaluation: Evaluation) -> str:
     """An evaluation's tables, warnings first."""
     counted = ", ".join(f"{n} {m} ({evaluation.groups[m]} groups)" for m, n in evaluation.rows.items())
-    floors = "; ".join(f"{f.modality} V {f.valence_mse:.4f}, A {f.arousal_mse:.4f}" for f in PUBLISHED_FLOORS)
+    floors = "; ".join(f"{m} V {valence:.4f}, A {arousal:.4f}" for m, (valence, arousal) in PUBLISHED_FLOORS.items())
     parts = [
         *(f"> **Warning.** {warning}" for warning in evaluation.warnings),
         f"Split `{evaluation.split}` of `{evaluation.dataset}` (digest `{evaluation.dataset_digest[:16]}`): {counted}.",
@@ -48,7 +48,7 @@ def evaluation_markdown(evaluation: Evaluation) -> str:
         "Retrieval by distance of predicted points, judged by labels' scores (P, MRR: quadrants); in brackets, chance:",
         _retrieval_table(evaluation),
         "Related systems, by their own papers on their own data:",
-        table(["system", "data", "figure"], [[r.system, r.data, r.figure] for r in RELATED]),
+        table(["system", "data", "figure"], RELATED),
     ]
     return "\n\n".join(parts) + "\n"
 

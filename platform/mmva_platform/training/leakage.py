@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mmva.model import MMVA
     from mmva_platform.datasets.features import Features
     from mmva_platform.training.evaluation import Evaluation
+    from mmva_platform.training.loop import Callback
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,9 @@ def train_and_evaluate(recipe: Recipe, features: Features, split: str = "test") 
     return evaluate_model(model, features, split)
 
 
-def train_here(recipe: Recipe, features: Features) -> tuple[MMVA, list[dict[str, Any]]]:
+def train_here(
+    recipe: Recipe, features: Features, callback: Callback | None = None
+) -> tuple[MMVA, list[dict[str, Any]]]:
     """The best epoch's towers of a features-mode run in this process, and its history."""
     from mmva_platform.training.data import triplets
     from mmva_platform.training.features import FeatureSource
@@ -81,7 +84,8 @@ def train_here(recipe: Recipe, features: Features) -> tuple[MMVA, list[dict[str,
 
     train, val = triplets(features, "train"), triplets(features, "val")
     model = build_model(recipe, train)
-    state = fit(new_state(model, recipe, train, val), FeatureSource(train, val, recipe.loss.sigma), recipe)
+    source = FeatureSource(train, val, recipe.loss.sigma)
+    state = fit(new_state(model, recipe, train, val), source, recipe, callback=callback)
     assert state.best is not None
     model.load_state_dict(state.best["weights"])
     return model.eval(), state.history

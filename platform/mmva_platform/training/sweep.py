@@ -196,10 +196,9 @@ def _trial(config: Point, shared: Mapping[str, Any], options: SweepOptions) -> N
     import torch
     from ray import tune
 
-    from mmva_platform.training.data import triplets
-    from mmva_platform.training.features import FeatureSource, shared_features
-    from mmva_platform.training.loop import fit
-    from mmva_platform.training.state import Row, TrainState, build_model, new_state
+    from mmva_platform.training.features import shared_features
+    from mmva_platform.training.leakage import train_here
+    from mmva_platform.training.state import Row, TrainState
 
     class Reporter:
         def on_step_end(self, state: TrainState, row: Row | None) -> bool:
@@ -210,8 +209,4 @@ def _trial(config: Point, shared: Mapping[str, Any], options: SweepOptions) -> N
             return False
 
     torch.set_num_threads(1)
-    recipe = options.recipe_at(config)
-    features = shared_features(shared)
-    train, val = triplets(features, "train"), triplets(features, "val")
-    state = new_state(build_model(recipe, train), recipe, train, val)
-    fit(state, FeatureSource(train, val, recipe.loss.sigma), recipe, callback=Reporter())
+    train_here(options.recipe_at(config), shared_features(shared), Reporter())
