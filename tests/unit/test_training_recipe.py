@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from mmva.errors import UsageError
+from mmva_platform.reproduction import load_reproduction
 from mmva_platform.settings import load_config
 from mmva_platform.training.recipe import Recipe, fresh_name
 
@@ -23,6 +24,19 @@ def test_recipes_of_the_repository_load(repository: Path) -> None:
         "paper": "paper",
         "tiny": "tiny",
         "media": "compact",
+    }
+
+
+def test_recipes_that_reproduce_the_paper_find_their_sources_in_one_folder(repository: Path) -> None:
+    paths = sorted((repository / "jobs" / "recipes" / "reproduce").glob("*.yaml"))
+    jobs = {path.stem: load_reproduction(path, "s3://bucket/all/", ["recipe.epochs=2"]) for path in paths}
+    assert {name: [source.root for source in job.data.sources] for name, job in jobs.items()} == {
+        "deam": ["s3://bucket/all/deam", "s3://bucket/all/oasis"],
+        "imemnet-c": ["s3://bucket/all/"],
+        "miniature": ["s3://bucket/all/"],
+    }
+    assert {(job.recipe.model.head, job.recipe.strategy, job.recipe.epochs) for job in jobs.values()} == {
+        ("mlp", "random", 2)
     }
 
 

@@ -1,4 +1,4 @@
-"""`mmva train` and `mmva evaluate`."""
+"""`mmva train`, `mmva evaluate` and `mmva reproduce`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ def add_verbs(root: typer.Typer) -> None:
     """Put the verbs on the root command."""
     root.command("train")(train)
     root.command("evaluate")(evaluate)
+    root.command("reproduce")(reproduce)
 
 
 def train(
@@ -66,4 +67,19 @@ def evaluate(
     evaluation = evaluate_model(
         model, dataset, settings_of(context), split=split, clip_split=clip_split, embeddings=embeddings
     )
+    emit(evaluation.to_markdown(), evaluation.to_json(), as_json=as_json)
+
+
+def reproduce(
+    context: typer.Context,
+    folder: Annotated[str, typer.Argument(help="folder or URI of the files")],
+    *,
+    config: Annotated[Path, typer.Option(help="one of jobs/recipes/reproduce")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value on top of it")] = None,
+    as_json: Json = False,
+) -> None:
+    """Import, embed and train as the paper does; test figures of both splits beside the published ones."""
+    from mmva_platform.reproduction import load_reproduction, reproduce
+
+    evaluation = reproduce(load_reproduction(config, folder, set_ or []), settings_of(context))
     emit(evaluation.to_markdown(), evaluation.to_json(), as_json=as_json)

@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from inline_pass import install
 
 from mmva import load_bundle
 from mmva.errors import UsageError
+from mmva.imemnet.splits import LEAKAGE_WARNING
 from mmva_platform.datasets.dataset import Dataset
+from mmva_platform.reproduction import load_reproduction, reproduce
 from mmva_platform.settings import Settings, load_config, validate
 from mmva_platform.training.evaluation import evaluate
 from mmva_platform.training.recipe import Recipe
@@ -85,3 +88,19 @@ def test_a_sweep_ends_trials_early_and_its_best_trial_is_a_normal_run(settings: 
     curves = [client.get_metric_history(child.info.run_id, "val_total") for child in children]
     assert sorted(map(len, curves)) == sorted(trial["epochs"] for trial in found.trials)
     assert parent.data.metrics["best/val_total"] == best["value"]
+
+
+def test_the_reproduction_runs_end_to_end_on_a_miniature(
+    settings: Settings, dataset: str, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch)
+    path = repository / "jobs" / "recipes" / "reproduce" / "miniature.yaml"
+    media = str(Path(dataset).parent / "media")
+    made = f"{settings.home}/reproduction"
+    job = load_reproduction(path, media, [f"recipe.dataset={made}", "recipe.epochs=2"])
+    evaluation = reproduce(job, settings)
+    assert evaluation.dataset == made
+    assert evaluation.clip_split is not None
+    text = evaluation.to_markdown()
+    for part in ("CDCML (2020)", "MMVA (2025)", "a split by clip", LEAKAGE_WARNING):
+        assert part in text
