@@ -49,16 +49,17 @@ def test_a_full_cluster_is_named_and_nothing_is_silent_for_long(
     caplog.set_level(logging.INFO, logger=launch.__name__)
     watch = Watch("one", Workers(2, 2, {"CPU": 1.5}))
 
-    def run_for(seconds: float) -> list[str]:
+    def run_for(seconds: float, free: float = 1.0) -> list[str]:
         caplog.clear()
         until = clock.now + seconds
         while clock.now < until:
             clock.now += 0.5
-            watch.tick(lambda: {"CPU": 1.0})
+            watch.tick(lambda: {"CPU": free})
         return [record.message for record in caplog.records]
 
     watch.entered("SchedulingState", 2)
     assert watch.workerless
+    assert run_for(9, free=3.0) == ["training one: workers start or read data for 8 s"]
     assert run_for(20) == ["training one: waits for 2 workers (1.5 CPU each); free in the cluster: 1 CPU"] * 2
     caplog.clear()
     watch.entered("RunningState", 0)
@@ -71,6 +72,7 @@ def test_a_full_cluster_is_named_and_nothing_is_silent_for_long(
     watch.entered("RestartingState", 0)
     assert caplog.messages == ["training one: goes on from its last checkpoint"]
     assert watch.workerless
+    assert "waits for 2 workers" in run_for(40, free=3.0)[-1], "3 CPUs on nodes of 1"
 
 
 def test_a_users_mistake_in_a_worker_ends_the_run_and_a_crash_does_not() -> None:

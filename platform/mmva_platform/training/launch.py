@@ -45,6 +45,7 @@ _POLL_S: Final = 0.5
 _QUIET_S: Final = 8.0  # a run says something at least that often
 _GRACE_S: Final = 20.0  # to save after SIGTERM; Kubernetes kills after 30
 _ABORT_S: Final = 5.0
+_START_S: Final = 30.0  # that workers may take to start where their resources are free
 _WORKERLESS: Final = {"InitializingState", "SchedulingState", "ReschedulingState", "RestartingState", "ResizingState"}
 Reports = Callable[[list[dict[str, Any]]], None]
 
@@ -137,7 +138,9 @@ class Watch:
 
     def entered(self, state: str, workers: int) -> None:
         """The controller changed its state."""
-        self._state, self._since, self._last = state, time.monotonic(), ""
+        if self.workerless != (state in _WORKERLESS):
+            self._since = time.monotonic()
+        self._state, self._last = state, ""
         if state == "RestartingState":
             self.say("goes on from its last checkpoint", logging.WARNING)
         elif state == "ResizingState":
@@ -157,10 +160,13 @@ class Watch:
         now = time.monotonic()
         if now - self._said < _QUIET_S:
             return
-        if self.workerless:
+        here = {name: free().get(name, 0.0) for name in self._workers.each}
+        short = any(here[name] < self._workers.fewest * each for name, each in self._workers.each.items())
+        # What is free may lie on several nodes, none of which has room for a worker.
+        if self.workerless and (short or now - self._since > _START_S):
             self._waiting = True
-            here = ", ".join(f"{free().get(name, 0):g} {name}" for name in self._workers.each)
-            self.say(f"waits for {self._workers}; free in the cluster: {here}", logging.WARNING)
+            text = ", ".join(f"{amount:g} {name}" for name, amount in here.items())
+            self.say(f"waits for {self._workers}; free in the cluster: {text}", logging.WARNING)
         else:
             self.say(self._last or f"workers start or read data for {now - self._since:.0f} s")
 

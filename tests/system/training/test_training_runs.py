@@ -138,7 +138,8 @@ def test_a_run_that_everything_happens_to_equals_a_loop_that_nothing_happens_to(
     assert run_stopped.info.status == "KILLED"
     assert "stopped and saved in epoch" in run_stopped.data.tags["mmva.cause"]
 
-    killed = threading.Thread(target=kill_a_worker, daemon=True)
+    at = checkpoints(settings, name)[-1].name
+    killed = threading.Thread(target=kill_a_worker, args=(lambda: checkpoints(settings, name)[-1].name > at,))
     killed.start()
     outcome = resume_and_register(name, settings, own)
     killed.join(1.0)
@@ -219,10 +220,9 @@ def command_of(process: psutil.Process) -> list[str]:
         return []
 
 
-def kill_a_worker() -> None:
-    """As soon as there is one that has trained for a moment."""
-    wait_until(train_workers)
-    time.sleep(2.0)
+def kill_a_worker(condition: Callable[[], object]) -> None:
+    """Once the run has come so far."""
+    wait_until(condition)
     train_workers()[0].kill()
 
 
