@@ -110,7 +110,7 @@ def gathered(va: Mapping[str, Tensor], share: Batch, recipe: Recipe) -> Rows | N
     padded_BC[: len(own_BC)] = own_BC
     parts = [torch.empty_like(padded_BC) for _ in range(size)]
     torch.distributed.all_gather(parts, padded_BC)
-    by_modality = dict(zip(va, torch.cat(parts).split(5, dim=1), strict=True))
+    by_modality = dict(zip(va, torch.cat(parts).chunk(len(va), dim=1), strict=True))
     return Rows(
         {m: all_B5[:, :2] for m, all_B5 in by_modality.items()},
         {m: all_B5[:, 2:4] for m, all_B5 in by_modality.items()},

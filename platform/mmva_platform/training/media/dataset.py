@@ -7,7 +7,6 @@ of a modality, G rows that the network takes at once.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -233,8 +232,9 @@ class MediaSource:
 
 def default_loaders(processes: int) -> int:
     """Decoding processes of one worker, of so many on this machine."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(_MOST_LOADERS, max(1, cpus // processes - 1))
+    from mmva_platform.cluster import own_cpus
+
+    return min(_MOST_LOADERS, max(1, own_cpus() // processes - 1))
 
 
 def _moved(value: Any, like: Tensor) -> Any:
