@@ -69,8 +69,8 @@ def _heads(recipe: Recipe, pairing: MediaPairing) -> Heads:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = MMVA(dims, ModelConfig(**recipe.model.model_dump(), sigma=recipe.loss.sigma))
-    for tower in model.towers.values():
-        torch.nn.init.normal_(tower.linear.weight, std=0.1)
+        for tower in model.towers.values():
+            torch.nn.init.normal_(tower.linear.weight, std=0.1)
     assert row_labels(pairing).keys() == dims.keys()
     return Heads(dims, model.state_dict(), {modality: [0.01, 0.01] for modality in dims})
 
