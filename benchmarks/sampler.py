@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from mmva.losses import LossConfig, loss_sums
+from mmva.losses import LossConfig, mmva_loss
 from mmva.matching import STRATEGIES, EpochPlan, batches, epoch_plan, score_histogram
 from mmva.model import MMVA
 
@@ -75,7 +75,7 @@ class Training:
             va = self.model({name: self.embeddings[name][index[name]] for name in COMPACT_DIMS})
             labels = {name: self.labels[name][index[name]] for name in COMPACT_DIMS}
             self.optimizer.zero_grad()
-            loss_sums(va, labels, None, self.config).total(self.config).backward()
+            mmva_loss(va, labels, None, self.config)[0].backward()
             self.optimizer.step()
 
 

@@ -1,18 +1,16 @@
-"""What training costs beside the same work done by hand: ratios, each side measured in turns in the same run.
+"""What training costs beside the same work done by hand: ratios, both sides measured in turns in the same run.
 
-    python benchmarks/training.py --workdir DIR step | media | workers | memory
+    python benchmarks/training.py --workdir DIR step | workers | checkpoint | media | memory
 
-step     a step under Ray Train with one worker / the same step in a plain PyTorch loop here (claim: <= 1.05), and the
-         share of a step that waits for data in features mode (claim: <= 5 %). Made-up embeddings of the
-         `compact` preset's widths at IMEMNet-C's size, batch 256.
-media    an epoch from media (frozen backbones, decoding included) / the same from stored embeddings (claim: >= 50), and
-         after how many epochs embedding once has paid for itself. One process each, `compact`, generated media.
-workers  two Ray workers against one, relative to what two independent processes reach together on this machine in the
-         same minutes (claim: >= 0.85). --batch pairs a step: what ranks tell each other does not grow with it.
-memory   features of --items items in shared memory: bytes promised, bytes of the store, peak of the driver; then towers
-         started by their probes and an epoch over those views of the memory, batch 4096: seconds, and the peak again.
+step        a step under Ray Train with one worker / the same step in a plain PyTorch loop here (claim: <= 1.05).
+            Made-up embeddings of the `compact` preset's widths at IMEMNet-C's size, batch 256.
+workers     a step of two Ray workers / of two processes with plain DDP, as torchrun starts them (claim: <= 1.10).
+checkpoint  rounds of steps with a checkpoint written in their midst / the same rounds without (claim: <= 1.05).
+media       an epoch of media mode / a plain DataLoader over the same files on the same cores (claim: <= 1.15), and / an
+            epoch from embeddings (claim: >= 50). One process each, `compact`, frozen backbones, generated media.
+memory      features of --items items in shared memory: bytes promised, bytes of the store, peak of the driver.
 
-Prints a line a figure to stderr and JSON to stdout; exit code 1 where a claim does not hold.
+Prints a line a claim to stderr and JSON to stdout; exit code 1 where a claim does not hold.
 """
 
 from __future__ import annotations
@@ -25,6 +23,7 @@ import platform
 import resource
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,13 +36,13 @@ from mmva_platform.training.recipe import Recipe
 
 WIDTHS = {"image": 1280, "music": 753, "caption": 384}
 IMAGES, CLIPS = 24_744, 25_944
-Seconds = list[float]
 
 
 def recipe_of(**changes: Any) -> Recipe:
-    """No probes: their cost is once a run and not a step's."""
+    """No probes: their cost is once a run and not a step's. Saves only when it is asked to."""
     values = {"dataset": "made", "preset": "compact", "batch_size": 256, "epochs": 10_000, "workers": 1}
-    return validate(Recipe, values | {"optimizer": {"ridge": 0.1}} | changes, "benchmark")
+    values |= {"optimizer": {"ridge": 0.1}, "checkpoint": {"every_s": 1e9}}
+    return validate(Recipe, values | changes, "benchmark")
 
 
 def made_triplets(images: int, clips: int, seed: int = 0) -> Any:
@@ -63,48 +62,52 @@ class Loop:
     def __init__(self, train: Any, recipe: Recipe, world: Any = None) -> None:
         import torch
 
-        from mmva_platform.training.build import build_model, new_state
-        from mmva_platform.training.loop import WORLD_OF_ONE, plan_epoch
-        from mmva_platform.training.source import FeatureSource
+        from mmva.losses import loss_scales
+        from mmva_platform.training.features import FeatureSource
+        from mmva_platform.training.loop import batch_counts, plan_epoch
+        from mmva_platform.training.state import WORLD_OF_ONE, build_model, new_state
 
         torch.set_num_threads(1)
         self.recipe, self.world = recipe, world or WORLD_OF_ONE
         self.state = new_state(build_model(recipe, train), recipe, train, train, self.world)
         self.source = FeatureSource(train, train, recipe.loss.sigma)
         self.plan = plan_epoch(train, recipe, 0)
+        counts_ST = torch.from_numpy(batch_counts(train, self.plan, recipe))
+        self.scale_ST = loss_scales(counts_ST, recipe.loss, self.world.size).float()
 
-    def steps(self, count: int) -> tuple[float, float]:
-        """Seconds of so many steps, and of those the seconds that waited for data."""
+    def steps(self, count: int, callback: Any = None) -> float:
+        """Seconds of so many steps."""
         from mmva.matching import batches
         from mmva_platform.training.loop import train_step
 
         shares = batches(self.plan, self.recipe.batch_size, self.world.rank, self.world.size)
-        began, waited = time.perf_counter(), 0.0
-        data = self.source.batches(self.plan, 0, [shares[i % len(shares)] for i in range(count)], self.state.model)
-        for _ in range(count):
-            asked = time.perf_counter()
-            batch = next(data)
-            waited += time.perf_counter() - asked
-            train_step(self.state, batch, self.recipe, self.world)
-        return time.perf_counter() - began, waited
+        numbers = [number % len(shares) for number in range(count)]
+        began = time.perf_counter()
+        data = self.source.batches(self.plan, 0, [shares[number] for number in numbers])
+        for number, pieces in zip(numbers, data, strict=True):
+            self.state.sums_T += train_step(self.state, pieces, self.scale_ST[number], self.recipe)
+            if callback is not None:
+                callback.on_step_end(self.state, None)
+        return time.perf_counter() - began
 
 
 class Plain:
-    """A hand-written PyTorch loop doing the same step: no ranks, no plan, no masks beyond the loss's own."""
+    """A hand-written PyTorch loop doing the same step: no plan, no masks beyond the loss's own."""
 
-    def __init__(self, train: Any, recipe: Recipe) -> None:
+    def __init__(self, train: Any, recipe: Recipe, ranks: int = 1) -> None:
         import torch
         from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-        from mmva_platform.training.build import build_model, build_optimizer, penalty_gradients
+        from mmva_platform.training.state import build_model, build_optimizer, penalty_factors
 
         torch.set_num_threads(1)
-        self.recipe = recipe
+        self.recipe, self.size = recipe, recipe.batch_size // ranks
         self.model = build_model(recipe, train)
+        self.parallel = torch.nn.parallel.DistributedDataParallel(self.model) if ranks > 1 else self.model
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging.decay))
-        self.optimizer = build_optimizer(self.model.parameters(), recipe.optimizer)
+        self.optimizer = build_optimizer([{"params": list(self.model.parameters())}], recipe.optimizer)
         rows = {m: len(emb) for m, emb in train.emb.items()}
-        self.penalised = penalty_gradients(self.model, rows, dict.fromkeys(WIDTHS, (0.1, 0.1)))
+        self.penalised = penalty_factors(self.model, rows, dict.fromkeys(WIDTHS, (0.1, 0.1)))
         self.emb = {m: torch.from_numpy(emb) for m, emb in train.emb.items()}
         self.image_va = torch.from_numpy(train.image_va_N2).float()
         self.music_va = torch.from_numpy(train.partner_va_M2).float()
@@ -116,15 +119,14 @@ class Plain:
         from mmva.losses import mmva_loss
 
         generator = np.random.default_rng(0)
-        size = self.recipe.batch_size
         began = time.perf_counter()
         for _ in range(count):
-            image = torch.from_numpy(generator.integers(0, len(self.image_va), size))
-            clip = torch.from_numpy(generator.integers(0, len(self.music_va), size))
+            image = torch.from_numpy(generator.integers(0, len(self.image_va), self.size))
+            clip = torch.from_numpy(generator.integers(0, len(self.music_va), self.size))
             index = {"image": image, "music": clip, "caption": clip}
-            va = self.model({m: self.emb[m][row] for m, row in index.items()})
+            va = self.parallel({m: self.emb[m][row] for m, row in index.items()})
             labels = {"image": self.image_va[image], "music": self.music_va[clip], "caption": self.music_va[clip]}
-            self.optimizer.zero_grad(set_to_none=False)
+            self.optimizer.zero_grad()
             mmva_loss(va, labels, config=self.recipe.loss)[0].backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             with torch.no_grad():
@@ -135,169 +137,157 @@ class Plain:
         return time.perf_counter() - began
 
 
+def plain_rank(rank: int, place: str, batch_size: int, turns: Any, rounds: list[int]) -> None:
+    """One of the two processes that torchrun would start."""
+    import torch
+
+    told, start = turns
+    torch.distributed.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
+    plain = Plain(made_triplets(8 * batch_size, 8 * batch_size), recipe_of(batch_size=batch_size), 2)
+    for count in rounds:
+        start.wait()
+        told.put(plain.steps(count))
+    start.wait()
+    torch.distributed.destroy_process_group()
+
+
 def ray_worker(config: dict[str, Any]) -> None:
     """Inside Ray Train: waits for the word, times a round of steps, tells; until told to end."""
-    import ray
     import ray.train
+    from ray.train.torch import prepare_model
 
-    from mmva_platform.training.loop import World
+    from mmva_platform.training.state import World
+    from mmva_platform.training.worker import Reporter
 
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
-    loop = Loop(ray.get(config["train"]), Recipe.model_validate(config["recipe"]), world)
-    loop.steps(5)
-    while (count := ray.get(config["turns"].next.remote(world.rank))) > 0:
-        seconds, waited = loop.steps(count)
-        ray.get(config["turns"].done.remote(world.rank, seconds, waited))
-
-
-class Turns:
-    """An actor by which the driver lets a worker group run rounds, and rests it between them."""
-
-    def __init__(self, ranks: int) -> None:
-        import asyncio
-
-        self._asked = [asyncio.Queue() for _ in range(ranks)]
-        self._told: Any = asyncio.Queue()
-
-    async def next(self, rank: int) -> int:
-        """Steps of the next round; 0 to end."""
-        return await self._asked[rank].get()
-
-    async def done(self, rank: int, seconds: float, waited: float) -> None:
-        """A round is over."""
-        await self._told.put((rank, seconds, waited))
-
-    async def round(self, count: int) -> list[tuple[int, float, float]]:
-        """Let all ranks run so many steps; their seconds."""
-        for queue in self._asked:
-            await queue.put(count)
-        return [await self._told.get() for _ in self._asked] if count else []
+    recipe = Recipe.model_validate(config["recipe"])
+    loop = Loop(ray.get(config["train"]), recipe, world)
+    options = {"broadcast_buffers": False, "find_unused_parameters": True}
+    loop.state.parallel = prepare_model(loop.state.model, parallel_strategy_kwargs=options)
+    reporter = Reporter(recipe, loop.source, world, config["stop"])
+    while (count := config["asked"][world.rank].get()) != 0:
+        if count < 0:  # with a checkpoint: rank 0 finds that it is time
+            reporter.saved_at -= 1e10
+        config["told"].put(loop.steps(abs(count), reporter))
+    reporter.close()
 
 
 class OnRay:
     """A Ray Train worker group that runs rounds when asked."""
 
     def __init__(self, train: Any, recipe: Recipe, workers: int, workdir: Path) -> None:
-        import threading
-
         import ray
-        from ray.train import RunConfig, ScalingConfig
+        from ray.train import CheckpointConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.util.queue import Queue
 
-        self._turns = ray.remote(num_cpus=0)(Turns).remote(workers)
-        config = {"train": ray.put(train), "recipe": recipe.model_dump(mode="json"), "turns": self._turns}
+        self._asked = [Queue(actor_options={"num_cpus": 0}) for _ in range(workers)]
+        self._told, stop = (Queue(actor_options={"num_cpus": 0}) for _ in range(2))
+        config = {"train": ray.put(train), "recipe": recipe.model_dump(mode="json"), "stop": stop}
         trainer = TorchTrainer(
             ray_worker,
-            train_loop_config=config,
+            train_loop_config=config | {"asked": self._asked, "told": self._told},
             torch_config=TorchConfig(backend="gloo"),
             scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 0.5}),
-            run_config=RunConfig(name=f"bench-{os.getpid()}-{workers}", storage_path=str(workdir.resolve() / "ray")),
+            run_config=RunConfig(
+                name=f"bench-{os.getpid()}-{workers}",
+                storage_path=str(workdir.resolve() / "ray"),
+                checkpoint_config=CheckpointConfig(num_to_keep=2),
+            ),
         )
         self._thread = threading.Thread(target=trainer.fit, daemon=True)
         self._thread.start()
 
-    def round(self, count: int) -> tuple[float, float]:
-        """Seconds of the slowest rank, and the share of them that waited for data."""
-        import ray
-
-        told = ray.get(self._turns.round.remote(count))
-        seconds = max(seconds for _, seconds, _ in told)
-        return seconds, max(waited / took for _, took, waited in told)
+    def round(self, count: int) -> float:
+        """Seconds of the slowest rank; a negative count has a checkpoint written in its midst."""
+        for asked in self._asked:
+            asked.put(count)
+        return max(self._told.get() for _ in self._asked)
 
     def end(self) -> None:
         """Let the workers return."""
-        import ray
-
-        ray.get(self._turns.round.remote(0))
+        for asked in self._asked:
+            asked.put(0)
         self._thread.join(timeout=30)
 
 
+def in_turns(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each side, one round after the other; a first round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name, side in sides.items():
+            took = side()
+            if number:
+                seconds[name].append(took)
+    return seconds
+
+
+def compared(seconds: dict[str, list[float]], count: int, most: float) -> dict[str, Any]:
+    """Median milliseconds a step of both sides, the median of the rounds' ratios, and the claim about it."""
+    (first, ours), (second, theirs) = seconds.items()
+    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    ms = {name: 1e3 * statistics.median(values) / count for name, values in seconds.items()}
+    return {"ms": ms, f"{first} / {second}": ratio, "claims": {f"{first} / {second} <= {most}": ratio <= most}}
+
+
 def measure_step(workdir: Path, rounds: int, count: int) -> dict[str, Any]:
-    """Ray Train with one worker against the plain loop, in turns."""
+    """Ray Train with one worker against the plain loop."""
     from mmva_platform.cluster import quiet_ray_data, ray_session
 
     train, recipe = made_triplets(IMAGES, CLIPS), recipe_of()
     plain = Plain(train, recipe)
-    plain.steps(5)
-    ours, theirs, waits = [], [], []
     with ray_session(ClusterSettings(address="local", num_cpus=4, object_store_mb=1024)):
         quiet_ray_data()
         group = OnRay(train, recipe, 1, workdir)
-        group.round(5)
-        for _ in range(rounds):
-            theirs.append(plain.steps(count))
-            seconds, wait = group.round(count)
-            ours.append(seconds)
-            waits.append(wait)
+        seconds = in_turns({"ray": lambda: group.round(count), "plain": lambda: plain.steps(count)}, rounds)
         group.end()
-    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-    wait = statistics.median(waits)
-    return {
-        "step_ms_ray": 1e3 * statistics.median(ours) / count,
-        "step_ms_plain": 1e3 * statistics.median(theirs) / count,
-        "ratio": ratio,
-        "waiting": wait,
-        "claims": {"ratio <= 1.05": ratio <= 1.05, "waiting <= 5 %": wait <= 0.05},
-    }
-
-
-def _alone(seconds: Any, start: Any, count: int, rounds: int, batch_size: int) -> None:
-    loop = Loop(made_triplets(8 * batch_size, 8 * batch_size), recipe_of(batch_size=batch_size))
-    loop.steps(5)
-    for _ in range(rounds):
-        start.wait()
-        seconds.put(loop.steps(count)[0])
-        start.wait()
+    return compared(seconds, count, 1.05)
 
 
 def measure_workers(workdir: Path, rounds: int, count: int, batch_size: int) -> dict[str, Any]:
-    """One and two Ray workers on the same global batch, and one and two processes of their own on half of it each."""
+    """Two Ray workers against two processes with plain DDP, on the same global batch."""
     from mmva_platform.cluster import quiet_ray_data, ray_session
 
-    train, recipe = made_triplets(8 * batch_size, 8 * batch_size), recipe_of(batch_size=batch_size)
+    train, recipe = made_triplets(8 * batch_size, 8 * batch_size), recipe_of(batch_size=batch_size, workers=2)
     spawn = multiprocessing.get_context("spawn")
+    told, start, place = spawn.Queue(), spawn.Barrier(3), str(workdir.resolve() / f"rendezvous-{os.getpid()}")
+    counts = [count] * (rounds + 1)
+    ranks = [spawn.Process(target=plain_rank, args=(r, place, batch_size, (told, start), counts)) for r in (0, 1)]
+    for rank in ranks:
+        rank.start()
 
-    def processes(number: int, batch_size: int) -> tuple[Any, Any, list[Any]]:
-        told, start = spawn.Queue(), spawn.Barrier(number + 1)
-        made = [spawn.Process(target=_alone, args=(told, start, count, rounds, batch_size)) for _ in range(number)]
-        for process in made:
-            process.start()
-        return told, start, made
+    def plain() -> float:
+        start.wait()
+        return max(told.get(), told.get())
 
-    groups = {"one whole": processes(1, batch_size), "two halves": processes(2, batch_size // 2)}
-    seconds: dict[str, Seconds] = {name: [] for name in ("ray 1", "ray 2", *groups)}
     with ray_session(ClusterSettings(address="local", num_cpus=4, object_store_mb=512)):
         quiet_ray_data()
-        on_ray = {n: OnRay(train, recipe, n, workdir) for n in (1, 2)}
-        for group in on_ray.values():
-            group.round(5)
-        for _ in range(rounds):
-            for n, group in on_ray.items():
-                seconds[f"ray {n}"].append(group.round(count)[0])
-            for name, (told, start, made) in groups.items():
-                start.wait()
-                seconds[name].append(max(told.get() for _ in made))
-                start.wait()
-        for group in on_ray.values():
-            group.end()
-    for _, _, made in groups.values():
-        for process in made:
-            process.join()
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    ours, theirs = median["ray 1"] / median["ray 2"], median["one whole"] / median["two halves"]
-    return {
-        "batch_size": batch_size,
-        "ms": {name: 1e3 * value / count for name, value in median.items()},
-        "speedup_ray": ours,
-        "speedup_processes": theirs,
-        "relative": ours / theirs,
-        "claims": {"relative >= 0.85": ours / theirs >= 0.85},
-    }
+        group = OnRay(train, recipe, 2, workdir)
+        seconds = in_turns({"ray": lambda: group.round(count), "torchrun": plain}, rounds)
+        group.end()
+    start.wait()
+    for rank in ranks:
+        rank.join()
+    return {"batch_size": batch_size, **compared(seconds, count, 1.1)}
+
+
+def measure_checkpoint(workdir: Path, rounds: int, count: int) -> dict[str, Any]:
+    """Rounds with a checkpoint against rounds without."""
+    from mmva_platform.cluster import quiet_ray_data, ray_session
+
+    train, recipe = made_triplets(IMAGES, CLIPS), recipe_of()
+    with ray_session(ClusterSettings(address="local", num_cpus=4, object_store_mb=1024)):
+        quiet_ray_data()
+        group = OnRay(train, recipe, 1, workdir)
+        sides = {"with": lambda: group.round(-count), "without": lambda: group.round(count)}
+        seconds = in_turns(sides, rounds)
+        group.end()
+    return compared(seconds, count, 1.05)
 
 
 def measure_media(workdir: Path, rounds: int, items: int) -> dict[str, Any]:
-    """An epoch from media against the same epoch from embeddings, both in this process, and embedding once."""
+    """An epoch from media against a plain DataLoader over the same items, and against one from embeddings."""
     import torch
 
     from mmva.imemnet.generator import generate
@@ -305,14 +295,14 @@ def measure_media(workdir: Path, rounds: int, items: int) -> dict[str, Any]:
     from mmva_platform.datasets.features import load_features
     from mmva_platform.datasets.importing import ImportConfig, import_dataset
     from mmva_platform.datasets.sources.config import ImemnetSource
-    from mmva_platform.training.build import build_model, new_state
     from mmva_platform.training.data import triplets
-    from mmva_platform.training.loop import UNWATCHED, World, train_epoch
+    from mmva_platform.training.features import FeatureSource
+    from mmva_platform.training.loop import plan_epoch, train_epoch
     from mmva_platform.training.media.run import plan_media, prepare_media
-    from mmva_platform.training.source import FeatureSource
+    from mmva_platform.training.state import WORLD_OF_ONE, build_model, new_state
 
     torch.set_num_threads(1)
-    settings = Settings(home=workdir / "home")
+    settings = Settings(home=workdir / "home", scratch=workdir / "scratch")
     media, dataset = workdir / "media", str(workdir / "dataset")
     if not media.exists():
         generate(media, images=items, clips=items, seed=0)
@@ -320,45 +310,75 @@ def measure_media(workdir: Path, rounds: int, items: int) -> dict[str, Any]:
         import_dataset(
             ImportConfig(sources=(ImemnetSource(root=str(media)),), fractions=(0.7, 0.15, 0.15)), dataset, settings
         )
-    began = time.perf_counter()
-    embed_dataset(dataset, "compact", None, settings)
-    embedded = time.perf_counter() - began
-    frozen = {"layers": dict.fromkeys(WIDTHS, 0)}
+        embed_dataset(dataset, "compact", None, settings)
+    frozen = {"layers": dict.fromkeys(WIDTHS, 0), "loaders": 1}
     recipe = recipe_of(dataset=dataset, mode="media", batch_size=64, media=frozen)
     plan, _ = plan_media(recipe, settings)
-    state, source = prepare_media(recipe, plan, None, World(), torch.device("cpu"), pipeline=map)
+    state, source = prepare_media(recipe, plan, None, WORLD_OF_ONE, torch.device("cpu"))
     features = load_features(dataset, "compact", settings)
     train, val = triplets(features, "train"), triplets(features, "val")
     fast_state, fast = new_state(build_model(recipe, train), recipe, train, val), FeatureSource(train, val, 0.38)
-    sides: dict[str, Callable[[], object]] = {
-        "media": lambda: train_epoch(state, source, recipe, World(), UNWATCHED),
-        "features": lambda: train_epoch(fast_state, fast, recipe, World(), UNWATCHED),
+
+    def epoch(of: Any, batches: Any) -> float:
+        of.done = 0
+        began = time.perf_counter()
+        drawn = plan_epoch(batches.pairing, recipe, 0)
+        train_epoch(of, batches, recipe, drawn, world=WORLD_OF_ONE, callback=None)
+        return time.perf_counter() - began
+
+    plain = PlainMedia(source.dataset, state.model, 64)
+    sides = {
+        "media": lambda: epoch(state, source),
+        "DataLoader": plain.epoch,
+        "features": lambda: epoch(fast_state, fast),
     }
-    seconds: dict[str, Seconds] = {name: [] for name in sides}
-    for number in range(rounds + 1):
-        for name, epoch in sides.items():
-            for moved in (state, fast_state):
-                moved.done, moved.sums = 0, {}
-            began = time.perf_counter()
-            epoch()
-            if number:
-                seconds[name].append(time.perf_counter() - began)
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    ratio = median["media"] / median["features"]
-    return {
-        "pairs": min(len(train.image_va_N2), len(train.partner_va_M2)),
-        "seconds": median,
-        "ratio": ratio,
-        "embedding_s": embedded,
-        "epochs_until_embedding_has_paid": embedded / (median["media"] - median["features"]),
-        "claims": {"ratio >= 50": ratio >= 50},
-    }
+    seconds = in_turns(sides, rounds)
+    fast_seconds = seconds.pop("features")
+    found = compared(seconds, 1, 1.15)
+    ratio = statistics.median(seconds["media"]) / statistics.median(fast_seconds)
+    found["claims"]["media / features >= 50"] = ratio >= 50
+    return {"pairs": min(len(train.image_va_N2), len(train.partner_va_M2)), **found, "media / features": ratio}
+
+
+class PlainMedia:
+    """A DataLoader as anyone would write it: an item a row, collated by torch, the same backbones and towers."""
+
+    def __init__(self, dataset: Any, model: Any, batch_size: int) -> None:
+        from torch.utils.data import DataLoader
+
+        self._dataset, self._model = dataset, model
+        options = {"num_workers": 1, "batch_size": batch_size, "persistent_workers": True}
+        self._loader = DataLoader(self, collate_fn=list, shuffle=True, **options)
+
+    def __len__(self) -> int:
+        pairing = self._dataset.train
+        return min(len(pairing.image_va_N2), len(pairing.partner_va_M2))
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        items, decode = self._dataset.train.items, self._dataset.decoder
+        return {m: decode(m, items[m].place(row % len(items[m])), (0, row))[0] for m in items}
+
+    def epoch(self) -> float:
+        """Seconds of an epoch."""
+        import torch
+
+        began = time.perf_counter()
+        for batch in self._loader:
+            inputs = {
+                m: (
+                    len(batch),
+                    [(torch.arange(len(batch)), self._dataset.decoder.encoders[m].collate([i[m] for i in batch]))],
+                )
+                for m in batch[0]
+            }
+            sum(va.sum() for va in self._model(inputs).values()).backward()
+        return time.perf_counter() - began
 
 
 def measure_memory(workdir: Path, items: int) -> dict[str, Any]:
     """Half of the items images, half clips without captions, through share_features; what that took."""
     from mmva_platform.cluster import ray_session
-    from mmva_platform.training.memory import check_memory, share_features, shared_features
+    from mmva_platform.training.features import check_memory, share_features, shared_features
 
     uri = made_embedded_dataset(workdir / f"dataset-{items}", items)
     need = 4 * (items // 2) * (WIDTHS["image"] + WIDTHS["music"])
@@ -380,34 +400,8 @@ def measure_memory(workdir: Path, items: int) -> dict[str, Any]:
             "driver_before_MiB": before / 2**20,
             "driver_peak_MiB": peak / 2**20,
             "seconds": took,
-            **one_epoch(features),
             "claims": {},
         }
-
-
-def one_epoch(features: Any) -> dict[str, float]:
-    """Towers from their probes, then an epoch in this process; its own memory is what passes the shared embeddings."""
-    import torch
-
-    from mmva_platform.training.build import build_model, new_state
-    from mmva_platform.training.data import triplets
-    from mmva_platform.training.loop import UNWATCHED, WORLD_OF_ONE, train_epoch
-    from mmva_platform.training.source import FeatureSource
-
-    torch.set_num_threads(2)
-    recipe = recipe_of(batch_size=4096, optimizer={"ridge": "auto"})
-    train, val = triplets(features, "train"), triplets(features, "val")
-    began = time.perf_counter()
-    state = new_state(build_model(recipe, train), recipe, train, val)
-    started = time.perf_counter()
-    train_epoch(state, FeatureSource(train, val, recipe.loss.sigma), recipe, WORLD_OF_ONE, UNWATCHED)
-    return {
-        "start_s": started - began,
-        "epoch_s": time.perf_counter() - started,
-        "steps": state.done,
-        "pairs": min(len(train.image_va_N2), len(train.partner_va_M2)),
-        "trained_peak_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
 
 
 def made_embedded_dataset(folder: Path, items: int, part_rows: int = 20_000) -> str:
@@ -467,19 +461,21 @@ def made_embedded_dataset(folder: Path, items: int, part_rows: int = 20_000) -> 
 def main() -> int:
     """Measure one thing, print, and say whether its claims hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["step", "media", "workers", "memory"])
+    parser.add_argument("what", choices=["step", "workers", "checkpoint", "media", "memory"])
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch", type=int, default=1024, help="workers: pairs a step")
     parser.add_argument("--items", type=int, default=None, help="media: 300; memory: 1,000,000")
     arguments = parser.parse_args()
-    arguments.workdir.mkdir(parents=True, exist_ok=True)
+    place, rounds, steps = arguments.workdir, arguments.rounds, arguments.steps
+    place.mkdir(parents=True, exist_ok=True)
     measure: dict[str, Callable[[], dict[str, Any]]] = {
-        "step": lambda: measure_step(arguments.workdir, arguments.rounds, arguments.steps),
-        "workers": lambda: measure_workers(arguments.workdir, arguments.rounds, arguments.steps, arguments.batch),
-        "media": lambda: measure_media(arguments.workdir, min(arguments.rounds, 3), arguments.items or 300),
-        "memory": lambda: measure_memory(arguments.workdir, arguments.items or 1_000_000),
+        "step": lambda: measure_step(place, rounds, steps),
+        "workers": lambda: measure_workers(place, rounds, steps, arguments.batch),
+        "checkpoint": lambda: measure_checkpoint(place, rounds, 10 * steps),
+        "media": lambda: measure_media(place, min(rounds, 3), arguments.items or 300),
+        "memory": lambda: measure_memory(place, arguments.items or 1_000_000),
     }
     result = measure[arguments.what]()
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs"

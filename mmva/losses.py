@@ -8,7 +8,7 @@ modality belongs to pair b, and a clip's caption stands on the clip's row.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -31,6 +31,11 @@ class LossConfig(MethodConfig):
         description="which scores L_sim averages over. Not published; both kinds of partner that an image is matched "
         "with. (music, caption) would only repeat the VA errors: the two share one label",
     )
+    similarity_over: Literal["drawn", "all"] = Field(
+        "drawn",
+        description="not published. drawn: L_sim compares each image with the partner drawn for it. all: with every "
+        "partner in the batch, since a score needs two labels and nothing else",
+    )
     sigma: float = Field(
         DEFAULT_SIGMA, gt=0, description="scale of the matching score. MMVA's is not published; IMEMNet's for training"
     )
@@ -46,49 +51,39 @@ class LossConfig(MethodConfig):
             raise ValueError("similarity_pairs is empty; set similarity_weight to 0 to train without L_sim")
         return self
 
-    def weights(self) -> dict[str, float]:
-        """Weight of each term's mean in the total; L_sim is the mean over its pairs."""
-        weights = {
-            "va/image": self.image_weight,
-            "va/music": self.music_weight,
-            "va/caption": self.caption_weight,
-        }
+    def terms(self) -> tuple[Term, ...]:
+        """The terms of the sum, in a fixed order; L_sim is the mean over its pairs."""
+        va = {"image": self.image_weight, "music": self.music_weight, "caption": self.caption_weight}
+        terms = [Term(f"va/{modality}", (modality,), weight) for modality, weight in va.items()]
         for first, second in self.similarity_pairs:
-            weights[f"sim/{first}-{second}"] = self.similarity_weight / len(self.similarity_pairs)
-        return weights
+            weight = self.similarity_weight / len(self.similarity_pairs)
+            terms.append(Term(f"sim/{first}-{second}", (first, second), weight))
+        return tuple(terms)
+
+    def weights(self) -> dict[str, float]:
+        """Weight of each term's mean in the total."""
+        return {term.name: term.weight for term in self.terms()}
 
 
-@dataclass(frozen=True)
-class LossSums:
-    """Sums of squared errors and how many values each sums; what makes a mean over unequal ranks exact.
+class Term(NamedTuple):
+    """One mean squared error: of VA points if it has one modality, of matching scores if it has two."""
 
-    Attributes:
-        names: The T terms, in the order of LossConfig.weights().
-        sums_T: Sum of squared errors of each term on this rank; carries the gradient.
-        counts_T: Number of squared errors in each sum (two a row for VA terms), float64.
-    """
+    name: str
+    modalities: tuple[str, ...]
+    weight: float
 
-    names: tuple[str, ...]
-    sums_T: Tensor
-    counts_T: Tensor
+    @property
+    def values(self) -> int:
+        """Squared errors that a row adds: two axes, or one score."""
+        return 2 if len(self.modalities) == 1 else 1
 
-    def total(self, config: LossConfig, counts_T: Tensor | None = None, world_size: int = 1) -> Tensor:
-        """The loss to call backward on.
 
-        On one process leave the defaults. On several, add up counts_T over the ranks (all_reduce, no gradient) and
-        pass the result with the world size: DDP then averages the ranks' gradients to exactly those that one process
-        has for the whole batch, however unequally its rows and captions fell on the ranks. The loss to *report* is the
-        mean of this value over ranks. A term without any value contributes 0.
-        """
-        counts = self.counts_T if counts_T is None else counts_T
-        scale_T = torch.as_tensor(list(config.weights().values()), dtype=torch.float64, device=counts.device)
-        scale_T = torch.where(counts > 0, scale_T / counts.clamp(min=1), 0.0) * world_size
-        return (self.sums_T * scale_T.to(self.sums_T.dtype)).sum()
+class Rows(NamedTuple):
+    """Rows of a batch: points and labels [B, 2] and masks [B], each by modality."""
 
-    def means(self) -> dict[str, float]:
-        """Each term's unweighted mean; 0 for a term without any value."""
-        values = self.sums_T.detach().double() / self.counts_T.clamp(min=1)
-        return dict(zip(self.names, values.tolist(), strict=True))
+    va: Mapping[str, Tensor]
+    labels: Mapping[str, Tensor]
+    present: Mapping[str, Tensor]
 
 
 def score(va_a_B2: Tensor, va_b_B2: Tensor, sigma: float, eps: float = 1e-6) -> Tensor:
@@ -105,62 +100,98 @@ def loss_sums(
     labels: Mapping[str, Tensor],
     present: Mapping[str, Tensor] | None,
     config: LossConfig,
-) -> LossSums:
-    """Every term's sum of squared errors and its count over a batch of pairs.
+    everyone: Rows | None = None,
+) -> Tensor:
+    """Every term's sum of squared errors over a batch of pairs, [T] in the order of LossConfig.terms().
 
     A pair need not be complete: a term counts the rows whose items are there, and a modality that is not in `va` at all
-    leaves its terms without a value.
+    leaves its terms at 0.
 
     Args:
         va: Predicted VA points [B, 2] by modality; B may be 0.
         labels: Labels [B, 2] of the same modalities. A caption's label is its clip's.
         present: Masks [B] by modality, True where the row has such an item; a modality without a mask has all of them.
         config: Weights, pairs and sigma.
+        everyone: With similarity_over "all" on several processes: the rows of the global batch, without gradients.
     """
     some = next(iter(va.values()))
-    everywhere_B = torch.ones(len(some), dtype=torch.bool, device=some.device)
-    keep = {modality: (present or {}).get(modality, everywhere_B) for modality in va}
+    keep = _masks(va, present)
     sums = []
-    for name in config.weights():
-        kind, modalities, kept_B = _term(name, keep)
-        if kept_B is None:
+    for term in config.terms():
+        if not all(modality in va for modality in term.modalities):
             sums.append(some.new_zeros(()))
             continue
-        if kind == "va":
-            squared_B = (va[modalities[0]] - labels[modalities[0]]).square().sum(dim=-1)
+        if len(term.modalities) == 1:
+            (modality,) = term.modalities
+            squared_B = (va[modality] - labels[modality]).square().sum(dim=-1)
+        elif config.similarity_over == "all":
+            sums.append(_all_pairs(term, Rows(va, labels, keep), everyone, config))
+            continue
         else:
+            first, second = term.modalities
             predicted_B, wanted_B = (
-                score(points[modalities[0]], points[modalities[1]], config.sigma, config.distance_eps)
-                for points in (va, labels)
+                score(points[first], points[second], config.sigma, config.distance_eps) for points in (va, labels)
             )
             squared_B = (predicted_B - wanted_B).square()
+        kept_B = torch.stack([keep[modality] for modality in term.modalities]).all(dim=0)
         # torch.where, not a product: a masked row may hold NaN (there is nothing to embed), and NaN * 0 is NaN.
         sums.append(torch.where(kept_B, squared_B, 0.0).sum())
-    return LossSums(tuple(config.weights()), torch.stack(sums), loss_counts(keep, config))
+    return torch.stack(sums)
+
+
+def _all_pairs(term: Term, here: Rows, everyone: Rows | None, config: LossConfig) -> Tensor:
+    """Squared errors of every score between this process's rows and all rows.
+
+    Over all processes each pair counts once, and both of its points get their gradient where they are.
+    """
+    if everyone is None:
+        return _crossed(term, here, here, config)
+    theirs = _crossed(term, everyone, here, config)
+    return _crossed(term, here, everyone, config) + theirs - theirs.detach()
+
+
+def _crossed(term: Term, a: Rows, b: Rows, config: LossConfig) -> Tensor:
+    first, second = term.modalities
+    predicted_AB, wanted_AB = (
+        score(x[first][:, None], y[second], config.sigma, config.distance_eps)
+        for x, y in ((a.va, b.va), (a.labels, b.labels))
+    )
+    kept_AB = a.present[first][:, None] & b.present[second]
+    return torch.where(kept_AB, (predicted_AB - wanted_AB).square(), 0.0).sum()
 
 
 def loss_counts(present: Mapping[str, Tensor], config: LossConfig) -> Tensor:
-    """LossSums.counts_T of a batch, which needs no predictions: float64 [T].
+    """Number of squared errors in each of loss_sums' terms, float64 [T]; needs no predictions.
 
     Args:
         present: Masks [B] of all modalities of the batch; see loss_sums.
         config: Names the terms.
     """
-    counts = []
-    for name in config.weights():
-        kind, _, kept_B = _term(name, present)
-        counts.append(None if kept_B is None else kept_B.sum() * (2 if kind == "va" else 1))
     none = next(iter(present.values())).new_zeros((), dtype=torch.int64)
-    return torch.stack([none if count is None else count for count in counts]).double()
+    counts = [
+        _count([present[modality] for modality in term.modalities], config) * term.values
+        if all(modality in present for modality in term.modalities)
+        else none
+        for term in config.terms()
+    ]
+    return torch.stack(counts).double()
 
 
-def _term(name: str, present: Mapping[str, Tensor]) -> tuple[str, list[str], Tensor | None]:
-    """A term's kind ("va" or "sim"), its modalities, and the rows [B] that have them all; None if one is missing."""
-    kind, _, subject = name.partition("/")
-    modalities = subject.split("-")
-    if not all(modality in present for modality in modalities):
-        return kind, modalities, None
-    return kind, modalities, torch.stack([present[modality] for modality in modalities]).all(dim=0)
+def _count(present: list[Tensor], config: LossConfig) -> Tensor:
+    if config.similarity_over == "all":
+        return torch.stack([mask_B.sum() for mask_B in present]).prod()
+    return torch.stack(present).all(dim=0).sum()
+
+
+def loss_scales(counts_T: Tensor, config: LossConfig, world_size: int = 1) -> Tensor:
+    """Factors [..., T] by which loss_sums' terms add up to the loss; 0 for a term without any value.
+
+    On several processes pass the counts of the global batch and the number of processes: DDP averages the gradients of
+    (loss_sums * loss_scales).sum() over the ranks to exactly those that one process has for the whole batch, however
+    unequally its rows and captions fell on the ranks. The mean of this value over the ranks is the loss to report.
+    """
+    weight_T = torch.tensor([term.weight for term in config.terms()], dtype=torch.float64, device=counts_T.device)
+    return torch.where(counts_T > 0, weight_T / counts_T.clamp(min=1), 0.0) * world_size
 
 
 def mmva_loss(
@@ -171,8 +202,18 @@ def mmva_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """MMVA's loss of a batch on one process, and the unweighted mean of each of its terms.
 
-    See loss_sums for shapes; several processes combine LossSums instead.
+    See loss_sums for shapes; several processes use loss_sums and loss_scales.
     """
     config = config or LossConfig()
-    sums = loss_sums(va, labels, present, config)
-    return sums.total(config), sums.means()
+    sums_T = loss_sums(va, labels, present, config)
+    counts_T = loss_counts(_masks(va, present), config)
+    means_T = sums_T.detach().double() / counts_T.clamp(min=1)
+    names = [term.name for term in config.terms()]
+    total = (sums_T * loss_scales(counts_T, config).to(sums_T.dtype)).sum()
+    return total, dict(zip(names, means_T.tolist(), strict=True))
+
+
+def _masks(va: Mapping[str, Tensor], present: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    some = next(iter(va.values()))
+    everywhere_B = torch.ones(len(some), dtype=torch.bool, device=some.device)
+    return {modality: (present or {}).get(modality, everywhere_B) for modality in va}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, model_validator
 
 from mmva.affect import DEFAULT_SIGMA
 from mmva.config import MethodConfig
@@ -11,6 +13,12 @@ from mmva.config import MethodConfig
 class TowerConfig(MethodConfig):
     """Size and regularisation of a head; none of these is published for MMVA."""
 
+    head: Literal["residual", "mlp"] = Field(
+        "residual",
+        description="not published. residual: a linear path plus an MLP that starts at zero, so that a tower starts as "
+        "a ridge regression. mlp: a plain MLP of one hidden layer with torch's own initialization, as most papers have",
+    )
+    activation: Literal["gelu", "relu", "tanh"] = Field("gelu", description="of the hidden layer; not published")
     hidden: int = Field(
         256,
         ge=0,
@@ -35,6 +43,12 @@ class TowerConfig(MethodConfig):
     dropout: float = Field(
         0.0, ge=0, lt=1, description="dropout on the hidden layer. Not published. None, for the same reason"
     )
+
+    @model_validator(mode="after")
+    def _mlp_has_a_layer(self) -> TowerConfig:
+        if self.head == "mlp" and self.hidden == 0:
+            raise ValueError("hidden: 0 leaves nothing of head: mlp; give it a width, or use head: residual")
+        return self
 
 
 class ModelConfig(TowerConfig):

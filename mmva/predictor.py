@@ -46,12 +46,19 @@ class NumpyTower:
 
         weights, clip = self._weights, self._config.clip
         z_BD = np.clip((emb_BD - weights["mean_D"]) / weights["std_D"], -clip, clip)
-        logit_B2 = z_BD @ weights["linear.weight"].T + weights["linear.bias"]
+        logit_B2 = 0.0 if "linear.weight" not in weights else z_BD @ weights["linear.weight"].T + weights["linear.bias"]
         if "projection.weight" in weights:
-            x_BH = (z_BD * np.float32(self.dim**-0.5)) @ weights["projection.weight"].T + weights["projection.bias"]
-            gelu_BH = 0.5 * x_BH * (1 + erf(x_BH * np.float32(0.5**0.5)))
-            logit_B2 = logit_B2 + gelu_BH @ weights["head.weight"].T * np.float32(self._config.hidden**-0.5)
-        return expit(logit_B2)
+            residual = self._config.head == "residual"
+            scale_in, scale_out = (np.float32(n**-0.5 if residual else 1) for n in (self.dim, self._config.hidden))
+            x_BH = (z_BD * scale_in) @ weights["projection.weight"].T + weights["projection.bias"]
+            hidden_BH = {
+                "gelu": lambda: 0.5 * x_BH * (1 + erf(x_BH * np.float32(0.5**0.5))),
+                "relu": lambda: np.maximum(x_BH, 0),
+                "tanh": lambda: np.tanh(x_BH),
+            }[self._config.activation]()
+            logit_B2 = logit_B2 + hidden_BH @ weights["head.weight"].T * scale_out + weights.get("head.bias", 0)
+        va_B2: NDArray[np.float32] = expit(logit_B2)
+        return va_B2
 
 
 class Predictor:
@@ -132,7 +139,7 @@ def _towers(info: BundleInfo, weights: bytes) -> dict[str, NumpyTower]:
     shapes = {
         f"towers.{modality}.{name}": shape
         for modality, dim in info.dims.items()
-        for name, shape in _shapes(dim, info.config.hidden).items()
+        for name, shape in _shapes(dim, info.config).items()
     }
     found = {name: array.shape for name, array in state.items()}
     if wrong := sorted(name for name in {*shapes, *found} if shapes.get(name) != found.get(name)):
@@ -151,8 +158,10 @@ def _towers(info: BundleInfo, weights: bytes) -> dict[str, NumpyTower]:
     }
 
 
-def _shapes(dim: int, hidden: int) -> dict[str, tuple[int, ...]]:
+def _shapes(dim: int, config: TowerConfig) -> dict[str, tuple[int, ...]]:
     """Shape of each tensor of mmva.towers.Tower, by name."""
-    shapes = {"mean_D": (dim,), "std_D": (dim,), "linear.weight": (2, dim), "linear.bias": (2,)}
+    hidden = config.hidden
+    shapes: dict[str, tuple[int, ...]] = {"mean_D": (dim,), "std_D": (dim,)}
+    shapes |= {"head.bias": (2,)} if config.head == "mlp" else {"linear.weight": (2, dim), "linear.bias": (2,)}
     path = {"projection.weight": (hidden, dim), "projection.bias": (hidden,), "head.weight": (2, hidden)}
     return shapes | (path if hidden else {})

@@ -1,4 +1,4 @@
-"""Graded retrieval between two modalities: every gallery item is relevant to a query as far as their labels match.
+"""Retrieval between two modalities, graded by how far labels match, and by mood quadrant as other systems report it.
 
 Q queries, M gallery items, VA points [., 2].
 """
@@ -10,11 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mmva.affect import DEFAULT_SIGMA
+from mmva.affect import DEFAULT_SIGMA, quadrant
 from mmva.metrics import checked_pair
 
 _CHUNK_PAIRS = 2_000_000
 RECALL_RANKS = (1, 5, 10)
+PRECISION_RANKS = (1, 5)
 NDCG_RANK = 10
 
 
@@ -62,21 +63,26 @@ def retrieval_per_query(
     the gallery means the gallery's size. Ties of predicted distance are broken at random (seeded): a constant
     prediction gets what random ranking gets.
 
+    precision@k and mrr know only whether an item's label lies in the query's quadrant of the plane: the share of such
+    items among the k first, and 1 / the rank of the first one (0 if there is none).
+
     Returns:
-        Arrays [Q]: "ndcg@10", "recall@1", "recall@5", "recall@10" and, beside each, the exact expectation for a random
-        ranking under "random_ndcg@10", ....
+        Arrays [Q]: "ndcg@10", "recall@1", "recall@5", "recall@10", "precision@1", "precision@5", "mrr" and, beside
+        each, the exact expectation for a random ranking under "random_ndcg@10", ....
     """
     query, query_label = checked_pair(query_va_Q2, query_label_Q2)
     gallery, gallery_label = checked_pair(gallery_va_M2, gallery_label_M2)
     shuffle = np.random.default_rng(seed).permutation(len(gallery))
     gallery, gallery_label = gallery[shuffle], gallery_label[shuffle]
+    query_mood_Q, gallery_mood_M = quadrant(query_label), quadrant(gallery_label)
     step = max(1, _CHUNK_PAIRS // len(gallery))
     chunks: list[dict[str, NDArray[np.float64]]] = []
     for start in range(0, len(query), step):
         rows = slice(start, start + step)
         predicted_QM = _distances(query[rows], gallery)
         score_QM = np.exp(-_distances(query_label[rows], gallery_label) / sigma)
-        chunks.append(_judge(predicted_QM, score_QM, recall_ranks, ndcg_rank))
+        same_QM = query_mood_Q[rows, None] == gallery_mood_M
+        chunks.append(_judge(predicted_QM, score_QM, recall_ranks, ndcg_rank) | _by_mood(predicted_QM, same_QM))
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
@@ -99,6 +105,34 @@ def _judge(
         values[f"recall@{rank}"] = (found_QK[:, :k] >= threshold_Q1).mean(axis=1)
         values[f"random_recall@{rank}"] = (score_QM >= threshold_Q1).mean(axis=1)
     return values
+
+
+def _by_mood(predicted_QM: NDArray[np.float64], same_QM: NDArray[np.bool_]) -> dict[str, NDArray[np.float64]]:
+    size = same_QM.shape[1]
+    values: dict[str, NDArray[np.float64]] = {}
+    first_QK = _smallest(predicted_QM, min(max(PRECISION_RANKS), size))
+    for rank in PRECISION_RANKS:
+        values[f"precision@{rank}"] = np.take_along_axis(same_QM, first_QK[:, :rank], axis=1).mean(axis=1)
+        values[f"random_precision@{rank}"] = same_QM.mean(axis=1)
+    nearest_Q1 = np.where(same_QM, predicted_QM, np.inf).argmin(axis=1)[:, None]
+    nearest_distance_Q1 = np.take_along_axis(predicted_QM, nearest_Q1, axis=1)
+    before_QM = (predicted_QM < nearest_distance_Q1) | (
+        (predicted_QM == nearest_distance_Q1) & (np.arange(size) < nearest_Q1)
+    )
+    count_Q = same_QM.sum(axis=1)
+    values["mrr"] = np.where(count_Q > 0, 1 / (1 + before_QM.sum(axis=1)), 0.0)
+    expected = {int(count): _expected_reciprocal_rank(int(count), size) for count in np.unique(count_Q)}
+    values["random_mrr"] = np.array([expected[int(count)] for count in count_Q])
+    return values
+
+
+def _expected_reciprocal_rank(relevant: int, size: int) -> float:
+    """Mean of 1 / the first relevant item's rank over all orders of `size` items."""
+    if relevant == 0:
+        return 0.0
+    left_R = size - np.arange(size - relevant + 1)  # items left at each rank, as long as none was relevant
+    none_before_R = np.concatenate([[1.0], np.cumprod((left_R - relevant) / left_R)[:-1]])
+    return float((none_before_R * relevant / left_R / np.arange(1, len(left_R) + 1)).sum())
 
 
 def _distances(a_Q2: NDArray[np.float64], b_M2: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -25,7 +25,8 @@ class Tower(nn.Module):
     The linear path makes a ridge regression on the same features one of the functions that training can reach at once;
     the MLP adds what is not linear and starts at zero. Its weights start at N(0, 1) under factors of 1/sqrt(width)
     (the NTK parametrisation, Jacot et al. 2018): Adam's steps are of one size for every weight, and without the factors
-    a wide MLP fits the noise of a thousand items before the linear path has found their trend.
+    a wide MLP fits the noise of a thousand items before the linear path has found their trend. `head: mlp` leaves the
+    linear path and the factors out.
 
     A sigmoid keeps outputs in [0, 1] with a gradient everywhere: a clamp would have none for the items that it cuts
     off, and labels fill only the sigmoid's nearly straight middle.
@@ -41,17 +42,21 @@ class Tower(nn.Module):
         self.register_buffer("mean_D", torch.zeros(dim))
         self.register_buffer("std_D", torch.ones(dim))
         self.input_dropout = nn.Dropout(self.config.input_dropout)
-        self.linear = nn.Linear(dim, 2)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
         self.projection: nn.Linear | None = None
+        plain = self.config.head == "mlp"
+        if not plain:
+            self.linear = nn.Linear(dim, 2)
+            nn.init.zeros_(self.linear.weight)
+            nn.init.zeros_(self.linear.bias)
         if self.config.hidden:
             self.projection = nn.Linear(dim, self.config.hidden)
-            nn.init.normal_(self.projection.weight)
-            nn.init.zeros_(self.projection.bias)
+            if not plain:
+                nn.init.normal_(self.projection.weight)
+                nn.init.zeros_(self.projection.bias)
             self.dropout = nn.Dropout(self.config.dropout)
-            self.head = nn.Linear(self.config.hidden, 2, bias=False)
-            nn.init.zeros_(self.head.weight)
+            self.head = nn.Linear(self.config.hidden, 2, bias=plain)
+            if not plain:
+                nn.init.zeros_(self.head.weight)
 
     @torch.no_grad()
     def set_statistics(self, emb_ND: Tensor | NDArray[np.floating]) -> None:
@@ -80,19 +85,18 @@ class Tower(nn.Module):
         """Embeddings with the training split's mean 0 and deviation 1 per dimension, then cut to +-clip, [B, D]."""
         return ((emb_BD - self.mean_D) / self.std_D).clamp(-self.config.clip, self.config.clip)
 
-    def hidden(self, emb_BD: Tensor) -> Tensor:
-        """The non-linear path's activations, [B, H]; the standardised embedding itself if H is 0."""
-        z_BD = self.input_dropout(self.standardise(emb_BD))
-        return z_BD if self.projection is None else self._activate(self.projection, z_BD)
-
     def forward(self, emb_BD: Tensor) -> Tensor:
         """VA points in [0, 1], shape [B, 2], of embeddings [B, D]; B may be 0."""
         z_BD = self.input_dropout(self.standardise(emb_BD))
+        if self.config.head == "mlp":
+            return torch.sigmoid(self._non_linear(z_BD))
         logit_B2 = self.linear(z_BD)
         if self.projection is not None:
-            hidden_BH = self._activate(self.projection, z_BD)
-            logit_B2 = logit_B2 + self.head(hidden_BH) * self.config.hidden**-0.5
+            logit_B2 = logit_B2 + self._non_linear(z_BD * self.dim**-0.5) * self.config.hidden**-0.5
         return torch.sigmoid(logit_B2)
 
-    def _activate(self, projection: nn.Linear, z_BD: Tensor) -> Tensor:
-        return self.dropout(nn.functional.gelu(projection(z_BD * self.dim**-0.5)))
+    def _non_linear(self, z_BD: Tensor) -> Tensor:
+        assert self.projection is not None
+        activate = getattr(nn.functional, self.config.activation)
+        logit_B2: Tensor = self.head(self.dropout(activate(self.projection(z_BD))))
+        return logit_B2

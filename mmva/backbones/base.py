@@ -109,6 +109,22 @@ class Encoder(nn.Module, ABC):
         """Description of the torch-free front before that graph (mmva.engines.fronts); None where there is none."""
         return None
 
+    def raw(self, item: Any) -> Prepared:
+        """As prepare, but less data where the network's device can do the rest; see finish. Training uses it."""
+        return self.prepare(item)
+
+    def finish(self, batch: Prepared) -> Prepared:
+        """A collated batch of raw items, on the network's device, as the network's inputs."""
+        return batch
+
+    def blocks(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """The network's repeated blocks in the order of computing, and the modules that come after the last.
+
+        Raises:
+            UsageError: If it is not known what they are; only all layers can be trained then.
+        """
+        raise UsageError(f"media.layers: the blocks of {self.spec.family} are not known; use 0 or all")
+
     def collate(self, prepared: Sequence[Prepared]) -> Prepared:
         """Stack prepared items along a new first axis; they must have equal shapes."""
         return {name: torch.stack([item[name] for item in prepared]) for name in prepared[0]}

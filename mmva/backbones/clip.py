@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmva.backbones.base import Encoder, Prepared
 from mmva.backbones.pretrained import architecture, load_network, quiet, settings
@@ -43,6 +44,32 @@ class ClipEncoder(Encoder):
         """Resize, crop and normalise one RGB image: pixel_values [3, H, W]."""
         pixels = self._processor(images=_central(item), return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixels[0]}
+
+    def raw(self, item: Image.Image) -> Prepared:
+        """Resize and crop: pixel_values uint8 [3, H, W]."""
+        options = {"do_rescale": False, "do_normalize": False}
+        return {
+            "pixel_values": self._processor(images=_central(item), return_tensors="pt", **options)["pixel_values"][0]
+        }
+
+    def finish(self, batch: Prepared) -> Prepared:
+        """Rescale and normalise as the processor does."""
+        pixels, processor = batch["pixel_values"].float(), self._processor
+        if processor.do_rescale:
+            pixels = pixels * processor.rescale_factor
+        if processor.do_normalize:
+            mean, std = (
+                torch.tensor(values, device=pixels.device)[:, None, None]
+                for values in (processor.image_mean, processor.image_std)
+            )
+            pixels = (pixels - mean) / std
+        return {"pixel_values": pixels}
+
+    def blocks(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """Transformer layers; the last norm and the projection."""
+        network: Any = self.network
+        tower = network.vision_model
+        return [*tower.encoder.layers], [tower.post_layernorm, network.visual_projection]
 
     def forward(self, **batch: Tensor) -> Tensor:
         """Embed pixel_values [B, 3, H, W]."""

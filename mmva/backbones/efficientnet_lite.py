@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmva.backbones.base import Encoder, Prepared
 from mmva.backbones.pretrained import first_line
@@ -55,6 +55,11 @@ class EfficientNetLiteEncoder(Encoder):
     def front(self) -> dict[str, Any]:
         """The same crop without torch."""
         return {"front": "CentralSquare", "crop": _CROP, "side": _SIDE}
+
+    def blocks(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """Inverted residual blocks; the last convolution and its norm."""
+        parts = dict(self.network.named_children())
+        return [*parts["_blocks"].children()], [parts["_conv_head"], parts["_bn1"]]
 
     def forward(self, **batch: Tensor) -> Tensor:
         """Embed pixels uint8 [B, 3, 224, 224]."""

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from mmva.backbones.base import Encoder, Prepared
@@ -53,6 +53,12 @@ class MertEncoder(Encoder):
         """Normalise one clip: input_values [T]; shorter than one frame of the network is padded with zeros."""
         values = self._extractor(item, sampling_rate=self.sample_rate, return_tensors="pt")["input_values"][0]
         return {"input_values": functional.pad(values.float(), (0, max(0, self._min_samples - len(values))))}
+
+    def blocks(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """Transformer layers; in networks that normalise first, the norm after the last."""
+        network: Any = self.network
+        encoder = network.encoder
+        return [*encoder.layers], [encoder.layer_norm] if network.config.do_stable_layer_norm else []
 
     def forward(self, **batch: Tensor) -> Tensor:
         """Embed input_values [B, T] of equal lengths."""

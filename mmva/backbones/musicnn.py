@@ -143,6 +143,12 @@ class MusicnnEncoder(Encoder):
             mel_BTF = mel_BTF.repeat(1, repeats, 1)[:, :TRAINED_FRAMES]
         return _embedding(self.network(mel_BTF))
 
+    def blocks(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """The front end as one block, the three of the middle; what makes the penultimate layer, without the tags."""
+        network: Any = self.network
+        front = nn.ModuleList([network.input_norm, network.timbral, network.temporal])
+        return [front, *network.middle], [network.pool_norm, network.dense, network.dense_norm]
+
     def exportable(self, items: Sequence[Any]) -> Exportable:
         """What follows the power spectrum; the spectrum itself is numpy's (front)."""
         power_BTP = self.log_mel.power(self.collate([self.prepare(item) for item in items])["samples"])

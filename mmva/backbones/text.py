@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from mmva.backbones.base import Encoder, Prepared
@@ -67,6 +67,11 @@ class TextEncoder(Encoder):
     def batch_key(self, prepared: Prepared) -> Any:  # noqa: ARG002 - the mask makes any lengths fit together
         """Captions of any length share a batch."""
         return None
+
+    def blocks(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """Transformer layers; nothing comes after them."""
+        network: Any = self.network
+        return [*network.encoder.layer], []
 
     def collate(self, prepared: Sequence[Prepared]) -> Prepared:
         """Pad to the longest: input_ids and attention_mask [B, T]."""

@@ -141,6 +141,13 @@ def most_cpus() -> float:
     return max(ray.cluster_resources().get("CPU", 0.0), _GROWS_TO.get())
 
 
+def most_gpus(settings: ClusterSettings) -> float:
+    """GPUs that the cluster has, or may grow to."""
+    import ray
+
+    return max(float(ray.cluster_resources().get("GPU", 0.0)), float(settings.max_gpus or 0))
+
+
 def quiet_ray_data() -> None:
     """Make Ray Data's context, which Ray Train asks for, without the warnings about its own deprecated defaults."""
     import ray.data

@@ -172,6 +172,15 @@ class Settings(Config):
     """What all verbs share: one home directory, storage, cluster, tracking, annotation, serving and logs."""
 
     home: Path = Field(Path("mmva-home"), description="where runs, the registry and caches live by default")
+    runs: str | None = Field(
+        None,
+        description="URI where training runs keep checkpoints and bundles, such as s3://bucket/runs; home/runs by "
+        "default; a cluster of several nodes needs one that all of them reach",
+    )
+    scratch: Path | None = Field(
+        None,
+        description="folder on each node's own disk for media that training unpacks; default: Ray's session folder",
+    )
     storage: StorageSettings = StorageSettings()
     cluster: ClusterSettings = ClusterSettings()
     tracking: TrackingSettings = TrackingSettings()
@@ -196,9 +205,9 @@ class Settings(Config):
         return max(self.cluster.stall_timeout_s, 4 * self.annotation.item_timeout_s)
 
     @property
-    def runs_dir(self) -> Path:
+    def runs_uri(self) -> str:
         """Where training runs keep checkpoints and bundles."""
-        return self.home.resolve() / "runs"
+        return (self.runs or str(self.home.resolve() / "runs")).rstrip("/")
 
 
 def limits_of(settings: Settings) -> Limits:

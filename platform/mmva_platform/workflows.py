@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mmva_platform.training.trainer import TrainResult
 
 logger = logging.getLogger(__name__)
+Overrides = Callable[[dict[str, Any]], "Recipe"]
 
 _REPORTED = [
     "id", "uri", "caption", "modality", "valence", "arousal", "valence_low", "valence_high", "arousal_low",
@@ -82,26 +83,51 @@ def sweep_and_register(sweep: SweepOptions, settings: Settings) -> tuple[SweepRe
     from mmva_platform.training.sweep import sweep as search
 
     with SweepLog.open(sweep, settings) as tracked:
-        found = search(sweep, settings, on_trial=tracked.log_trial)
+        found = search(sweep, settings, callbacks=[tracked.callback])
         tracked.log_best(found)
     return found, train_and_register(found.best, settings)
 
 
-def train_and_register(recipe: Recipe, settings: Settings, *, resume: str | None = None) -> TrainOutcome:
-    """Train the recipe, log the run to MLflow and register its bundle as a new version.
-
-    A run to resume that came to its end while MLflow was away is not trained again, only logged and registered.
+def train_and_register(recipe: Recipe, settings: Settings) -> TrainOutcome:
+    """Train the recipe, in MLflow from its first step on, and register its bundle as a new version.
 
     Raises:
-        UsageError: As train does; and if the run to resume is registered already.
+        UsageError: As train does.
     """
-    from mmva_platform.training.finished import finished_run
+    return _track(recipe, settings, None)
+
+
+def resume_and_register(name: str, settings: Settings, overrides: Overrides) -> TrainOutcome:
+    """Go on with a run that ended before its end; one that is finished is only logged and registered.
+
+    Args:
+        name: Of the run.
+        settings: Where runs are.
+        overrides: Makes the recipe that is asked for from the run's own, as plain values.
+
+    Raises:
+        UsageError: As train does; and if the run is registered already.
+    """
+    from mmva_platform.training.rundir import find_run, stored_recipe
+    from mmva_platform.training.trainer import finished_run
+
+    result = finished_run(name, settings, overrides)
+    if result is None:
+        return _track(overrides(stored_recipe(find_run(settings, name))), settings, name)
+    _check_unregistered(result, settings)
+    return track_and_register(result, settings)
+
+
+def _track(recipe: Recipe, settings: Settings, resume: str | None) -> TrainOutcome:
+    from mmva_platform.tracking.runs import RunLog
     from mmva_platform.training.trainer import train
 
-    result = None if resume is None else finished_run(resume, recipe, settings)
-    if result is None:
-        return track_and_register(train(recipe, settings, resume=resume), settings)
-    _check_unregistered(result, settings)
+    tracker = RunLog(settings)
+    try:
+        result = train(recipe, settings, resume=resume, tracker=tracker)
+    except BaseException as error:
+        tracker.ended(error)
+        raise
     return track_and_register(result, settings)
 
 

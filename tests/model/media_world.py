@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,9 @@ from mmva_platform.datasets.schema import ShardInfo, parquet_bytes, sha256_of
 from mmva_platform.settings import Settings, validate
 from mmva_platform.storage import open_storage
 from mmva_platform.training.data import partners, row_labels
-from mmva_platform.training.media.build import Heads
 from mmva_platform.training.media.cache import MediaCache
-from mmva_platform.training.media.decoding import Decoder, Share, ShareRequest
 from mmva_platform.training.media.items import MediaPairing, MediaRows
+from mmva_platform.training.media.model import Heads
 from mmva_platform.training.media.run import MediaPlan
 from mmva_platform.training.recipe import Recipe
 
@@ -35,7 +33,9 @@ CAPTIONS = {f"clip{row}": f"tune number {row}" for row in range(CLIPS) if row % 
 def recipe_of(**changes: Any) -> Recipe:
     values = {"dataset": "made", "preset": "tiny", "mode": "media", "epochs": 2, "batch_size": 4, "workers": 1}
     values |= {"model": {"hidden": 8}, "media": {"layers": {"image": 1, "music": 1, "caption": 1}}}
-    return validate(Recipe, values | changes, "test recipe")
+    values |= changes
+    values["media"] = {"loaders": 0, **values["media"]}  # decode in this process
+    return validate(Recipe, values, "test recipe")
 
 
 def plan_of(folder: Path, recipe: Recipe) -> MediaPlan:
@@ -57,13 +57,7 @@ def plan_of(folder: Path, recipe: Recipe) -> MediaPlan:
     pairing = MediaPairing(rng.uniform(0.2, 0.8, (IMAGES, 2)), partner_va_M2, rows, items)
     specs = {str(modality): spec.to_json() for modality, spec in preset("tiny").specs.items()}
     cache = MediaCache(folder / "cache", storage, shards)
-    decoder = Decoder(cache, EncoderLoader.of(Settings(home=folder)), specs, recipe.media.augment)
-    return MediaPlan(pairing, pairing, decoder, _heads(recipe, pairing))
-
-
-def inline(decoder: Decoder, requests: Sequence[ShareRequest]) -> Iterator[Share]:
-    """The stages in this process."""
-    return map(decoder, requests)
+    return MediaPlan(pairing, pairing, cache, EncoderLoader.of(Settings(home=folder)), specs, _heads(recipe, pairing))
 
 
 def _heads(recipe: Recipe, pairing: MediaPairing) -> Heads:
@@ -75,8 +69,8 @@ def _heads(recipe: Recipe, pairing: MediaPairing) -> Heads:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = MMVA(dims, ModelConfig(**recipe.model.model_dump(), sigma=recipe.loss.sigma))
-    for tower in model.towers.values():
-        torch.nn.init.normal_(tower.linear.weight, std=0.1)
+        for tower in model.towers.values():
+            torch.nn.init.normal_(tower.linear.weight, std=0.1)
     assert row_labels(pairing).keys() == dims.keys()
     return Heads(dims, model.state_dict(), {modality: [0.01, 0.01] for modality in dims})
 

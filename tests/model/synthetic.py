@@ -1,7 +1,7 @@
 """Synthetic features with a learnable relation, and the training run that a rank does on them.
 
-As a script: `python synthetic.py RANK SIZE RENDEZVOUS OUT [CHECKPOINT]` trains as one of SIZE gloo processes, from a
-checkpoint if one is named; rank 0 writes what the run computed to OUT.
+As a script: `python synthetic.py RANK SIZE RENDEZVOUS OUT OVER [CHECKPOINT]` trains as one of SIZE gloo processes, from
+a checkpoint if one is named; OVER is loss.similarity_over; rank 0 writes what the run computed to OUT.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import numpy as np
 import torch
 
 from mmva_platform.settings import validate
-from mmva_platform.training.build import build_model, new_state
-from mmva_platform.training.checkpoint import random_state, read_state, restore, state_bytes
 from mmva_platform.training.data import Triplets
-from mmva_platform.training.loop import TrainState, Unwatched, Wishes, World, fit
+from mmva_platform.training.features import FeatureSource
+from mmva_platform.training.loop import Callback, fit
 from mmva_platform.training.recipe import Recipe
-from mmva_platform.training.source import FeatureSource
+from mmva_platform.training.state import TrainState, World, build_model, new_state
 
 DIMS = {"image": 7, "music": 6, "caption": 5}
 # Weights of embeddings are the same for every split, or a validation split would have nothing to do with training.
@@ -62,46 +61,44 @@ def recipe_of(**changes: Any) -> Recipe:
     return validate(Recipe, values, "test recipe")
 
 
-def source_of(train: Triplets, val: Triplets, recipe: Recipe) -> FeatureSource:
+def source_of(train: Triplets, val: Triplets, recipe: Recipe, like: torch.Tensor | None = None) -> FeatureSource:
     """Features mode over two splits."""
-    return FeatureSource(train, val, recipe.loss.sigma)
+    return FeatureSource(train, val, recipe.loss.sigma, like)
 
 
-class StopAt(Unwatched):
+class StopAt:
     """Stops after so many steps, keeping what a checkpoint then holds."""
 
     def __init__(self, step: int) -> None:
-        self.step, self.seen, self.data = step, 0, b""
+        self.step = step
+        self.content: dict[str, Any] = {}
 
-    def wishes(self) -> Wishes:
-        """Stop, when it is time."""
-        self.seen += 1
-        return Wishes(stop=self.seen == self.step)
-
-    def after_step(self, state: TrainState, wishes: Wishes) -> None:
-        """In the middle of an epoch."""
-        if wishes.stop:
-            self.data = state_bytes(state, World().all(random_state()))
-
-    def after_epoch(self, state: TrainState, row: dict[str, Any]) -> None:
-        """At an epoch's end."""
+    def on_step_end(self, state: TrainState, row: dict[str, Any] | None) -> bool:
+        """In the middle of an epoch, or at its end."""
+        del row
         if state.step == self.step:
-            self.data = state_bytes(state, World().all(random_state()))
+            self.content = state.state_dict()
+        return state.step == self.step
 
 
-def run(world: World, checkpoint: bytes | None = None, watcher: Unwatched | None = None) -> dict[str, Any]:
+def run(
+    world: World, over: str, checkpoint: dict[str, Any] | None = None, callback: Callback | None = None
+) -> dict[str, Any]:
     """Train in double precision on 36 images and 53 clips: batches of 7, so the tail has one pair."""
-    recipe = recipe_of(batch_size=7)
+    recipe = recipe_of(batch_size=7, loss={"similarity_over": over})
     train, val = triplets_of(36, 53), triplets_of(11, 9, seed=1)
     model = build_model(recipe, train).double()
     state = new_state(model, recipe, train, val, world)
     if checkpoint is not None:
-        restore(state, read_state(checkpoint), world)
+        state.load_state_dict(checkpoint, world)
+    if world.size > 1:
+        state.parallel = torch.nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
     gradients = []
     state.optimizer.register_step_pre_hook(
         lambda *_: gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]).clone())
     )
-    fit(state, source_of(train, val, recipe), recipe, world=world, watcher=watcher or Unwatched())
+    like = next(model.parameters())
+    fit(state, source_of(train, val, recipe, like), recipe, world=world, callback=callback)
     return {
         "losses": np.array([row["loss"] for row in state.history]),
         "gradients": torch.stack(gradients).numpy(),
@@ -112,7 +109,8 @@ def run(world: World, checkpoint: bytes | None = None, watcher: Unwatched | None
 if __name__ == "__main__":
     rank, size = int(sys.argv[1]), int(sys.argv[2])
     torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[3]}", rank=rank, world_size=size)
-    computed = run(World(rank, size), Path(sys.argv[5]).read_bytes() if len(sys.argv) > 5 else None)
+    start = torch.load(sys.argv[6], weights_only=True) if len(sys.argv) > 6 else None
+    computed = run(World(rank, size), sys.argv[5], start)
     if rank == 0:
         np.savez(Path(sys.argv[4]), **computed)
     torch.distributed.barrier()

@@ -11,11 +11,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
-from mmva_platform.training.build import build_model, new_state
-from mmva_platform.training.loop import plan_epoch, train_step
+from mmva.losses import loss_scales
+from mmva_platform.training.loop import batch_counts, plan_epoch, train_step
 from mmva_platform.training.recipe import Recipe
-from mmva_platform.training.source import FeatureSource
+from mmva_platform.training.state import build_model, new_state
 
 GOLDEN = Path(__file__).with_name("golden_trace.json")
 STEPS = 10
@@ -28,10 +29,14 @@ def trace(synthetic: ModuleType) -> dict[str, list[float]]:
     state = new_state(build_model(recipe, train).double(), recipe, train, val)
     plan = plan_epoch(train, recipe, epoch=0)
     shares = [slice(8 * step, 8 * (step + 1)) for step in range(STEPS)]
+    counts_ST = torch.from_numpy(batch_counts(train, plan, recipe))
+    scale_ST = loss_scales(counts_ST, recipe.loss)
     terms: dict[str, list[float]] = {}
-    for share in FeatureSource(train, val, recipe.loss.sigma).batches(plan, 0, shares, state.model):
-        for name, (total, count) in train_step(state, share, recipe)[0].items():
-            terms.setdefault(name, []).append(total / count)
+    source = synthetic.source_of(train, val, recipe, next(state.model.parameters()))
+    for step, pieces in enumerate(source.batches(plan, 0, shares)):
+        mean_T = train_step(state, pieces, scale_ST[step], recipe) / counts_ST[step]
+        for term, mean in zip(recipe.loss.terms(), mean_T.tolist(), strict=True):
+            terms.setdefault(term.name, []).append(mean)
     return terms
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from mmva.errors import OperationFailed
 from mmva.metrics import va_metrics
-from mmva_platform.training.build import build_model, new_state
-from mmva_platform.training.checkpoint import read_state, restore
-from mmva_platform.training.loop import Batch, TrainState, World, fit, plan_epoch
+from mmva_platform.training.loop import Batch, fit, plan_epoch
+from mmva_platform.training.state import TrainState, World, build_model, new_state
 
 DROPOUT = {"hidden": 16, "dropout": 0.3, "input_dropout": 0.2}
 
@@ -23,8 +23,8 @@ def start(synthetic: ModuleType, recipe: Any) -> tuple[TrainState, Any]:
 
 
 def weights(state: TrainState) -> np.ndarray:
-    modules = (state.model, state.average)
-    return torch.cat([p.detach().flatten() for m in modules for p in m.parameters()]).numpy()
+    every = [*state.model.parameters(), *state.average.values]
+    return torch.cat([values.detach().flatten() for values in every]).numpy()
 
 
 def without_time(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -34,7 +34,7 @@ def without_time(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_training_learns_the_relation(synthetic: ModuleType) -> None:
     recipe = synthetic.recipe_of(epochs=40, optimizer={"lr": 1e-2})
     state, source = start(synthetic, recipe)
-    before = source.validate(state.average.module, World())
+    before = source.validate(state.model, World())
 
     fit(state, source, recipe)
 
@@ -54,12 +54,12 @@ def test_a_linear_tower_from_zero_reaches_the_closed_form(synthetic: ModuleType)
         loss={"similarity_weight": 0.0},
     )
     state, source = start(synthetic, recipe)
-    untrained = source.validate(state.average.module, World())
+    untrained = source.validate(state.model, World())
     fit(state, source, recipe)
 
     train, val = source.pairing, synthetic.triplets_of(12, 16, seed=1)
     for modality, emb_ND in train.emb.items():
-        tower, label_N2 = state.average.module.tower(modality), train.labels()[modality]
+        tower, label_N2 = state.model.tower(modality), train.labels()[modality]
         z_ND, z_val_MD = (
             tower.standardise(torch.as_tensor(split.emb[modality])).double().numpy() for split in (train, val)
         )
@@ -104,11 +104,11 @@ def test_a_run_resumed_at_any_step_equals_the_uninterrupted_one(synthetic: Modul
 
     state, source = start(synthetic, recipe)
     stopped = synthetic.StopAt(step)
-    fit(state, source, recipe, watcher=stopped)
+    fit(state, source, recipe, callback=stopped)
 
     resumed, source = start(synthetic, recipe)
     torch.rand(17)  # whatever the new process did before must not matter
-    restore(resumed, read_state(stopped.data), World())
+    resumed.load_state_dict(stopped.content)
     assert (resumed.epoch, resumed.done, resumed.step) == (step // 5, step % 5, step)
     fit(resumed, source, recipe)
 
@@ -126,9 +126,7 @@ def test_a_clip_without_caption_adds_nothing_to_the_caption_terms(synthetic: Mod
         data = source.pairing
         data.emb["caption"] = np.vstack([data.emb["caption"], np.full_like(data.emb["caption"][:1], filling)])
         source = synthetic.source_of(data, synthetic.triplets_of(12, 16, seed=1), recipe)
-        assert any(
-            (batch.inputs[0]["caption"] == filling).all(dim=1).any() for batch in batches_of(source, state, recipe)
-        )
+        assert any((batch.inputs["caption"] == filling).all(dim=1).any() for batch in batches_of(source, state, recipe))
         losses.append(fit(state, source, recipe).history[0]["loss"])
     assert losses[0] == losses[1]
 
@@ -150,13 +148,38 @@ def test_batches_hold_the_plans_rows_bit_for_bit(synthetic: ModuleType) -> None:
         image_B, partner_B = (index_P[8 * step : 8 * step + 8] for index_P in (plan.image_index_P, plan.music_index_P))
         for modality, emb_KD in data.emb.items():
             row_B = image_B if modality == "image" else data.partner_rows[modality][partner_B]
-            np.testing.assert_array_equal(batch.inputs[0][modality].numpy(), emb_KD[row_B])
-            np.testing.assert_array_equal(batch.present[0][modality].numpy(), row_B >= 0)
+            np.testing.assert_array_equal(batch.inputs[modality].numpy(), emb_KD[row_B])
+            np.testing.assert_array_equal(batch.present[modality].numpy(), row_B >= 0)
             va_B2 = data.image_va_N2[image_B] if modality == "image" else data.partner_va_M2[partner_B]
-            np.testing.assert_array_equal(batch.labels[0][modality].numpy(), va_B2.astype(np.float32))
+            np.testing.assert_array_equal(batch.labels[modality].numpy(), va_B2.astype(np.float32))
 
 
 def batches_of(source: Any, state: TrainState, recipe: Any) -> list[Batch]:
     """The batches, of eight pairs, of the first epoch."""
     plan = plan_epoch(source.pairing, recipe, 0)
-    return list(source.batches(plan, 0, [slice(8 * step, 8 * step + 8) for step in range(5)], state.model))
+    del state
+    shares = [slice(8 * step, 8 * step + 8) for step in range(5)]
+    return [piece for (piece,) in source.batches(plan, 0, shares)]
+
+
+def test_the_best_epochs_averaged_weights_are_kept(synthetic: ModuleType) -> None:
+    erratic = {"optimizer": {"lr": 0.5}, "schedule": {"kind": "constant"}, "averaging": {"decay": 0.0}}
+    recipe = synthetic.recipe_of(epochs=5, **erratic)
+    state, source = start(synthetic, recipe)
+    fit(state, source, recipe)
+    best = min(state.history, key=lambda row: row["val_total"])
+    assert state.best is not None
+    assert (state.best["epoch"], state.best["value"]) == (best["epoch"] + 1, best["val_total"])
+    assert best["epoch"] < 4, "or the last weights would do, too"
+    state.model.load_state_dict(state.best["weights"])
+    again = source.validate(state.model, World())
+    assert again["val_total"] == best["val_total"]
+
+
+def test_a_run_that_diverges_says_so_in_one_line(synthetic: ModuleType) -> None:
+    recipe = synthetic.recipe_of(epochs=4)
+    state, source = start(synthetic, recipe)
+    next(state.model.parameters()).data[:] = float("nan")
+    with pytest.raises(OperationFailed, match=r"diverged: the loss is nan in epoch 1; lower optimizer\.lr"):
+        fit(state, source, recipe)
+    assert state.best is None

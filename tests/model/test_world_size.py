@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 
 def in_two_processes(synthetic: ModuleType, folder: Path, *more: str) -> Any:
@@ -36,15 +37,16 @@ def assert_same(together: Any, alone: Any) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_compute_what_one_does(tmp_path: Path, synthetic: ModuleType) -> None:
-    assert_same(in_two_processes(synthetic, tmp_path), synthetic.run(synthetic.World()))
+@pytest.mark.parametrize("over", ["drawn", "all"])
+def test_two_processes_compute_what_one_does(tmp_path: Path, synthetic: ModuleType, over: str) -> None:
+    assert_same(in_two_processes(synthetic, tmp_path, over), synthetic.run(synthetic.World(), over))
 
 
 @pytest.mark.slow
 def test_two_processes_go_on_where_one_was_stopped(tmp_path: Path, synthetic: ModuleType) -> None:
     stopped = synthetic.StopAt(8)  # of 18 steps: the second of the second epoch
-    synthetic.run(synthetic.World(), watcher=stopped)
-    (tmp_path / "checkpoint").write_bytes(stopped.data)
-    together = in_two_processes(synthetic, tmp_path, str(tmp_path / "checkpoint"))
+    synthetic.run(synthetic.World(), "drawn", callback=stopped)
+    torch.save(stopped.content, tmp_path / "checkpoint")
+    together = in_two_processes(synthetic, tmp_path, "drawn", str(tmp_path / "checkpoint"))
     assert len(together["gradients"]) == 10
-    assert_same(together, synthetic.run(synthetic.World()))
+    assert_same(together, synthetic.run(synthetic.World(), "drawn"))

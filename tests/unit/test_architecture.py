@@ -30,7 +30,7 @@ ROOMS = [
     "serving",
     "doctor",
 ]
-FLOWS = ["workflows", "quickstart", "cli"]
+FLOWS = ["workflows", "reproduction", "quickstart", "cli"]
 
 
 def _imports(path: Path) -> Iterator[str]:

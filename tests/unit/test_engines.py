@@ -64,15 +64,18 @@ def test_a_short_spectrum_is_repeated():
     np.testing.assert_array_equal(power[4:8], power[:4])
 
 
-@pytest.fixture(scope="module", params=[0, 16])
+TOWERS = [{"hidden": 0}, {"hidden": 16}, *({"head": "mlp", "activation": name} for name in ("gelu", "relu", "tanh"))]
+
+
+@pytest.fixture(scope="module", params=TOWERS, ids=lambda values: "-".join(map(str, values.values())))
 def bundle(request, tmp_path_factory) -> Path:
-    """Towers of random weights in every part, with and without the non-linear path."""
+    """Towers of random weights in every part, of every kind."""
     import torch
 
     torch.manual_seed(0)
-    model = MMVA({"image": 5, "music": 7}, ModelConfig(hidden=request.param, clip=1.5))
+    model = MMVA({"image": 5, "music": 7}, ModelConfig(**request.param, clip=1.5))
     for tensor in model.state_dict().values():
-        tensor.normal_()
+        tensor.normal_(std=0.3 if "head" in request.param else 1.0)  # which lacks the others' factors
     for tower in model.towers.values():
         tower.std_D.abs_().add_(0.1)
     record = {"family": "tiny-image", "modality": "image", "source": "random:0"}

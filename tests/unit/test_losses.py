@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from mmva.affect import matching_score
-from mmva.losses import LossConfig, LossSums, loss_sums, mmva_loss, score
+from mmva.losses import LossConfig, Rows, loss_counts, loss_scales, loss_sums, mmva_loss, score
 from mmva.matching import EpochPlan, batches
 from mmva.modalities import MODALITIES
 
@@ -39,6 +39,18 @@ def test_loss_is_the_written_formula() -> None:
     expected = 2 * parts["va/image"] + parts["va/music"] + 0.5 * parts["va/caption"]
     expected += 3 * (parts["sim/image-music"] + parts["sim/image-caption"]) / 2
     assert total.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_similarity_over_all_pairs_is_the_mean_over_every_image_and_partner_of_the_batch() -> None:
+    va, labels, mask = random_batch(9)
+    config = LossConfig(similarity_over="all", sigma=0.3)
+    total, parts = mmva_loss(va, labels, {"caption": mask}, config)
+    a, y = ({m: value.numpy() for m, value in points.items()} for points in (va, labels))
+    a["caption"], y["caption"] = a["caption"][mask.numpy()], y["caption"][mask.numpy()]
+    for other in ("music", "caption"):
+        predicted, wanted = (matching_score(x["image"][:, None], x[other][None], 0.3) for x in (a, y))
+        assert parts[f"sim/image-{other}"] == pytest.approx(np.mean((predicted - wanted) ** 2), rel=1e-4)
+    assert total.item() == pytest.approx(sum(config.weights()[name] * value for name, value in parts.items()), rel=1e-9)
 
 
 def test_perfect_predictions_cost_nothing_and_stay_put() -> None:
@@ -105,24 +117,30 @@ def test_masked_nan_leaves_gradients_finite() -> None:
     assert torch.isfinite(weight.grad).all()
 
 
+@pytest.mark.parametrize("over", ["drawn", "all"])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("pairs", [1, 5, 13, 24])
-def test_any_number_of_ranks_gives_one_process_loss_and_gradients(world_size: int, pairs: int) -> None:
+def test_any_number_of_ranks_gives_one_process_loss_and_gradients(world_size: int, pairs: int, over: str) -> None:
     """What DDP does, without processes: gradients of each rank's loss, averaged."""
     va, labels, mask = random_batch(pairs)
-    config = LossConfig()
+    config = LossConfig(similarity_over=over)  # type: ignore[arg-type]
     weight = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)
 
-    def sums(rows: slice) -> LossSums:
+    def loss(rows: slice, counts: torch.Tensor, ranks: int) -> torch.Tensor:
         predicted = {m: v[rows] * weight for m, v in va.items()}
-        return loss_sums(predicted, {m: v[rows] for m, v in labels.items()}, {"caption": mask[rows]}, config)
+        every = {m: torch.ones(pairs, dtype=torch.bool) for m in va} | {"caption": mask}
+        everyone = None if ranks == 1 else Rows({m: v * weight.detach() for m, v in va.items()}, labels, every)
+        local = {m: v[rows] for m, v in labels.items()}
+        sums = loss_sums(predicted, local, {"caption": mask[rows]}, config, everyone)
+        return (sums * loss_scales(counts, config, ranks)).sum()
 
-    whole = sums(slice(None)).total(config)
+    everywhere = torch.ones(pairs, dtype=torch.bool)
+    counts = loss_counts({"image": everywhere, "music": everywhere, "caption": mask}, config)
+    whole = loss(slice(None), counts, 1)
     (expected,) = torch.autograd.grad(whole, weight)
     plan = EpochPlan(np.arange(pairs), np.arange(pairs), np.ones(pairs))
     slices = [batches(plan, 24, rank, world_size)[0] for rank in range(world_size)]
-    counts = torch.stack([sums(rows).counts_T for rows in slices]).sum(0)
-    losses = [sums(rows).total(config, counts, world_size) for rows in slices]
+    losses = [loss(rows, counts, world_size) for rows in slices]
     gradients = [torch.autograd.grad(loss, weight)[0] for loss in losses]
     assert torch.stack(losses).mean().item() == pytest.approx(whole.item(), rel=1e-12)
     assert torch.stack(gradients).mean().item() == pytest.approx(expected.item(), rel=1e-12)

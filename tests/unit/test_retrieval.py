@@ -66,3 +66,25 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, values in retrieval_per_query(*arguments).items():
         assert values.shape == (30,)
         np.testing.assert_allclose(values, whole[name])
+
+
+def test_precision_and_reciprocal_rank_by_hand() -> None:
+    query, query_label = np.array([[0.5, 0.5]]), np.array([[0.9, 0.9]])
+    gallery = np.array([[0.5, 0.6], [0.5, 0.7], [0.5, 0.8], [0.5, 0.9]])
+    gallery_label = np.array(
+        [[0.1, 0.1], [0.8, 0.8], [0.1, 0.9], [0.7, 0.9]]
+    )  # 2nd and 4th are of the query's quadrant
+    values = retrieval(query, gallery, query_label, gallery_label)
+    assert (values["precision@1"], values["precision@5"], values["mrr"]) == (0.0, 0.5, 0.5)
+    assert values["random_precision@1"] == 0.5
+    assert values["random_mrr"] == pytest.approx((1 * 12 + 1 / 2 * 8 + 1 / 3 * 4) / 24)  # of the 24 orders
+    nobody = retrieval(query, gallery[:1], query_label, gallery_label[:1])
+    assert (nobody["mrr"], nobody["random_mrr"], nobody["precision@5"]) == (0.0, 0.0, 0.0)
+
+
+def test_constant_predictions_rank_moods_as_chance_does() -> None:
+    query_label, gallery_label = points(300, 1), points(30, 2)
+    nothing = [np.full((n, 2), 0.5) for n in (300, 30)]
+    runs = [retrieval(*nothing, query_label, gallery_label, seed=seed) for seed in range(60)]
+    for name in ("precision@5", "mrr"):
+        assert np.mean([run[name] for run in runs]) == pytest.approx(runs[0][f"random_{name}"], rel=0.1)

@@ -52,11 +52,21 @@ def test_empty_batch_passes_and_has_gradients() -> None:
 
 
 def test_hidden_layer_can_be_left_out() -> None:
-    tower = Tower(4, TowerConfig(hidden=0)).eval()
+    tower = Tower(4, TowerConfig(hidden=0))
     assert {name for name, _ in tower.named_parameters()} == {"linear.weight", "linear.bias"}
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu", "tanh"])
+def test_a_plain_mlp_is_torchs(activation: str) -> None:
+    torch.manual_seed(0)
+    tower = Tower(4, TowerConfig(head="mlp", activation=activation, hidden=7)).eval()  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    mlp = torch.nn.Sequential(torch.nn.Linear(4, 7), torch.nn.Identity(), torch.nn.Linear(7, 2))
+    mlp[1] = {"gelu": torch.nn.GELU(), "relu": torch.nn.ReLU(), "tanh": torch.nn.Tanh()}[activation]
     emb_BD = torch.randn(3, 4)
-    torch.testing.assert_close(tower.hidden(emb_BD), emb_BD)
-    assert Tower(4, TowerConfig(hidden=7)).hidden(emb_BD).shape == (3, 7)
+    torch.testing.assert_close(tower(emb_BD), torch.sigmoid(mlp(emb_BD)))
+    with pytest.raises(ValueError, match="hidden: 0 leaves nothing of head: mlp"):
+        TowerConfig(head="mlp", hidden=0)
 
 
 def ridge_r2(x_ND: np.ndarray, y_N2: np.ndarray, test: slice, train: slice) -> dict[str, float]:

@@ -1,105 +1,87 @@
-"""Checkpoints in storage: what stays, and what a damaged one costs."""
+"""Checkpoints in storage: what is whole is read, what is damaged costs the steps since the one before."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from pyarrow.fs import LocalFileSystem
+from ray.train import Checkpoint
 
 from mmva.errors import CheckFailed
-from mmva_platform.storage import open_storage
-from mmva_platform.training.checkpoints import Checkpoints
+from mmva_platform.training.checkpoints import (
+    checkpoint_folders,
+    checkpoint_name,
+    newest_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 
-
-def bytes_of(**values: Any) -> bytes:
-    import io
-
-    buffer = io.BytesIO()
-    torch.save(values, buffer)
-    return buffer.getvalue()
-
-
-def history(*metrics: float) -> list[dict[str, Any]]:
-    return [{"epoch": epoch, "val_total": value} for epoch, value in enumerate(metrics)]
+FILES = LocalFileSystem()
 
 
 @pytest.fixture
-def checkpoints(tmp_path: Path) -> Checkpoints:
-    """Two epochs and the middle of a third; the first epoch was the best."""
-    made = Checkpoints(open_storage(tmp_path), keep=1, metric="val_total")
-    rows = history(0.1, 0.3)
-    made.save(bytes_of(at=1), epoch=0, done=3, history=[])
-    made.save(bytes_of(at=2), epoch=1, done=0, history=rows[:1])
-    made.save(bytes_of(at=3), epoch=1, done=4, history=rows[:1])
-    made.save(bytes_of(at=4), epoch=2, done=0, history=rows)
-    made.save(bytes_of(at=5), epoch=2, done=2, history=rows)
-    return made
+def run(tmp_path: Path) -> Path:
+    """The end of an epoch, and the middle of the next."""
+    for epoch, done in ((2, 0), (1, 4), (2, 11)):
+        name = checkpoint_name({"epoch": epoch, "done": done})
+        write_checkpoint(Checkpoint(str(tmp_path / name), FILES), {"at": torch.tensor([epoch, done])})
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "checkpoint_of_something_else").mkdir()
+    return tmp_path
 
 
-def damage(checkpoints: Checkpoints, index: int) -> str:
-    saved = checkpoints.saved()[index]
-    path = checkpoints.storage.local_path(saved.name)
-    assert path is not None
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(bytes(data))
-    return saved.name
+def newest(run: Path) -> tuple[Path, list[int]]:
+    found = newest_checkpoint(FILES, str(run))
+    assert found is not None
+    return Path(found[0]), found[1]["at"].tolist()
 
 
-def test_the_last_two_and_the_best_stay(checkpoints: Checkpoints) -> None:
-    assert [(saved.epoch, saved.done) for saved in checkpoints.saved()] == [(1, 0), (2, 0), (2, 2)]
-    latest = checkpoints.latest()
-    assert latest is not None
-    assert latest[1] == {"at": 5}
-    assert checkpoints.best(history(0.1, 0.3)) == {"at": 2}
+def test_the_newest_is_the_furthest(run: Path) -> None:
+    assert len(checkpoint_folders(FILES, str(run))) == 3
+    assert newest(run)[1] == [2, 11]
 
 
+@pytest.mark.parametrize("harm", ["bit", "cut", "empty", "no digest", "no state"])
 def test_a_damaged_one_falls_back_to_the_one_before_and_says_so(
-    checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture
+    run: Path, harm: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    name = damage(checkpoints, -1)
+    folder, _ = newest(run)
+    state = folder / "state.pt"
+    data = bytearray(state.read_bytes())
+    data[len(data) // 2] ^= 1
+    if harm == "no digest":  # the process was killed before it wrote it
+        (folder / "SHA256SUMS").unlink()
+    elif harm == "no state":
+        state.unlink()
+    else:
+        state.write_bytes({"bit": bytes(data), "cut": bytes(data[:-100]), "empty": b""}[harm])
     with caplog.at_level(logging.WARNING):
-        latest = checkpoints.latest()
-    assert latest is not None
-    assert (latest[0].epoch, latest[0].done, latest[1]) == (2, 0, {"at": 4})
-    assert name in caplog.text
-    assert "is damaged" in caplog.text
+        assert newest(run)[1] == [2, 0]
+    assert folder.name in caplog.text
     assert "going back to the one before it" in caplog.text
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half a file"])
-def test_a_cut_one_counts_as_damaged(checkpoints: Checkpoints, content: bytes) -> None:
-    path = checkpoints.storage.local_path(checkpoints.saved()[-1].name)
-    assert path is not None
-    path.write_bytes(content)
-    latest = checkpoints.latest()
-    assert latest is not None
-    assert latest[1] == {"at": 4}
-
-
-def test_without_a_whole_one_the_run_begins_anew_and_has_no_best(
-    checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture
-) -> None:
-    for index in range(3):
-        damage(checkpoints, index)
-    assert checkpoints.latest() is None
+def test_without_a_whole_one_the_run_begins_anew(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for folder in checkpoint_folders(FILES, str(run)):
+        (Path(folder) / "state.pt").write_bytes(b"PK\x03\x04 half a file")
+    assert newest_checkpoint(FILES, str(run)) is None
     assert "none of the 3 is whole" in caplog.text
-    with pytest.raises(CheckFailed, match="no whole checkpoint of a finished epoch"):
-        checkpoints.best(history(0.1, 0.3))
 
 
-def test_a_damaged_best_gives_way_to_the_next(checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture) -> None:
-    damage(checkpoints, 0)
-    assert checkpoints.best(history(0.1, 0.3)) == {"at": 4}
-    assert "taking the next best epoch" in caplog.text
+def test_nothing_in_a_checkpoint_runs(tmp_path: Path) -> None:
+    class Harmful:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "touched",))
 
-
-def test_an_epoch_that_diverged_is_never_the_best(checkpoints: Checkpoints) -> None:
-    assert checkpoints.best(history(float("nan"), 0.3)) == {"at": 4}
+    folder = str(tmp_path / checkpoint_name({"epoch": 0, "done": 1}))
+    write_checkpoint(Checkpoint(folder, FILES), {"model": Harmful()})
+    with pytest.raises(CheckFailed, match="does not load"):
+        read_checkpoint(FILES, folder)
+    assert not (tmp_path / "touched").exists()
 
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
-    assert Checkpoints(open_storage(tmp_path / "none"), keep=1, metric="val_total").latest() is None
+    assert newest_checkpoint(FILES, str(tmp_path / "none")) is None

@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from mmva.errors import UsageError
+from mmva_platform.reproduction import load_reproduction
 from mmva_platform.settings import load_config
 from mmva_platform.training.recipe import Recipe, fresh_name
 
@@ -26,6 +27,19 @@ def test_recipes_of_the_repository_load(repository: Path) -> None:
     }
 
 
+def test_recipes_that_reproduce_the_paper_find_their_sources_in_one_folder(repository: Path) -> None:
+    paths = sorted((repository / "jobs" / "recipes" / "reproduce").glob("*.yaml"))
+    jobs = {path.stem: load_reproduction(path, "s3://bucket/all/", ["recipe.epochs=2"]) for path in paths}
+    assert {name: [source.root for source in job.data.sources] for name, job in jobs.items()} == {
+        "deam": ["s3://bucket/all/deam", "s3://bucket/all/oasis"],
+        "imemnet-c": ["s3://bucket/all/"],
+        "miniature": ["s3://bucket/all/"],
+    }
+    assert {(job.recipe.model.head, job.recipe.strategy, job.recipe.epochs) for job in jobs.values()} == {
+        ("mlp", "random", 2)
+    }
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -35,16 +49,18 @@ def test_recipes_of_the_repository_load(repository: Path) -> None:
         ("optimizer.lr=-1", "optimizer.lr"),
         ("strategy=best", "strategy"),
         ("name=../elsewhere", "name"),
-        ("batch_size=1", "batch_size 1 leaves some of the 2 workers without a pair"),
         ("workers=[3, 2]", "workers [3, 2]: the first must be the smaller one"),
         ("workers=0", "workers"),
+        ("workers=1000", "batch_size 64 leaves some of the 1000 workers without a pair"),
         ("media.layers={image: -1}", "media.layers"),
+        ("model.head=mlp", "set optimizer.ridge=0"),
+        ("loss.similarity_over=all", "media.pieces"),
         ("mode=medium", "mode"),
     ],
 )
 def test_a_mistake_is_one_line_with_the_field(override: str, message: str) -> None:
     with pytest.raises(UsageError) as error:
-        load_config(Recipe, None, ["dataset=d", override])
+        load_config(Recipe, None, ["dataset=d", "media.pieces=2", override])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -60,7 +76,8 @@ def test_what_the_paper_does_not_say_is_an_option_that_says_so() -> None:
 
     explained = descriptions(Recipe)
     unknown = [
-        "model.hidden", "mode", "optimizer.name", "optimizer.lr", "epochs", "loss.sigma", "loss.similarity_pairs",
+        "model.hidden", "model.head", "model.activation", "mode", "optimizer.name", "optimizer.lr", "epochs",
+        "loss.sigma", "loss.similarity_pairs", "loss.similarity_over",
     ]  # fmt: skip
     assert {name: "ot published" in explained[name] for name in unknown} == dict.fromkeys(unknown, True)
 
@@ -75,3 +92,8 @@ def test_a_recipe_survives_json() -> None:
     recipe = load_config(Recipe, None, ["dataset=d", "optimizer.betas=[0.8, 0.9]", "strategy=matched"])
     values: dict[str, Any] = recipe.model_dump(mode="json")
     assert Recipe.model_validate(values) == recipe
+
+
+def test_recipes_of_earlier_models_stay_readable() -> None:
+    recipe = Recipe.model_validate({"dataset": "d", "optimizer": {"name": "adam", "lr": 1e-3}, "workers": 2})
+    assert (recipe.optimizer.name, recipe.optimizer.weight_decay, recipe.worker_range) == ("adamw", 0.0, (2, 2))

@@ -1,4 +1,4 @@
-"""`mmva train` and `mmva evaluate`."""
+"""`mmva train`, `mmva evaluate` and `mmva reproduce`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ def add_verbs(root: typer.Typer) -> None:
     """Put the verbs on the root command."""
     root.command("train")(train)
     root.command("evaluate")(evaluate)
+    root.command("reproduce")(reproduce)
 
 
 def train(
@@ -21,7 +22,7 @@ def train(
     *,
     config: Annotated[Path | None, typer.Option(help="recipe (YAML)")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value on top of the recipe")] = None,
-    resume: Annotated[str | None, typer.Option(help="name of the run to resume")] = None,
+    resume: Annotated[str | None, typer.Option(help="name of the run to resume; needs nothing else")] = None,
     sweep: Annotated[Path | None, typer.Option(help="grid (YAML) to search instead; trains the best")] = None,
     as_json: Json = False,
 ) -> None:
@@ -29,7 +30,7 @@ def train(
     from mmva.errors import UsageError
     from mmva_platform.settings import load_config
     from mmva_platform.training.recipe import Recipe
-    from mmva_platform.workflows import sweep_and_register, train_and_register
+    from mmva_platform.workflows import resume_and_register, sweep_and_register, train_and_register
 
     if sweep is not None:
         from mmva_platform.training.sweep import SweepOptions
@@ -39,7 +40,12 @@ def train(
         found, best = sweep_and_register(load_config(SweepOptions, sweep, set_ or []), settings_of(context))
         emit(f"{found.to_text()}\n\n{best.to_text()}", {**best.to_json(), **found.to_json()}, as_json=as_json)
         return
-    outcome = train_and_register(load_config(Recipe, config, set_ or []), settings_of(context), resume=resume)
+    if resume is not None:
+        outcome = resume_and_register(
+            resume, settings_of(context), lambda own: load_config(Recipe, config, set_ or [], base=own)
+        )
+    else:
+        outcome = train_and_register(load_config(Recipe, config, set_ or []), settings_of(context))
     emit(outcome.to_text(), outcome.to_json(), as_json=as_json)
 
 
@@ -61,4 +67,19 @@ def evaluate(
     evaluation = evaluate_model(
         model, dataset, settings_of(context), split=split, clip_split=clip_split, embeddings=embeddings
     )
+    emit(evaluation.to_markdown(), evaluation.to_json(), as_json=as_json)
+
+
+def reproduce(
+    context: typer.Context,
+    folder: Annotated[str, typer.Argument(help="folder or URI of the files")],
+    *,
+    config: Annotated[Path, typer.Option(help="one of jobs/recipes/reproduce")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value on top of it")] = None,
+    as_json: Json = False,
+) -> None:
+    """Import, embed and train as the paper does; test figures of both splits beside the published ones."""
+    from mmva_platform.reproduction import load_reproduction, reproduce
+
+    evaluation = reproduce(load_reproduction(config, folder, set_ or []), settings_of(context))
     emit(evaluation.to_markdown(), evaluation.to_json(), as_json=as_json)

@@ -125,7 +125,7 @@ def _train(options: QuickstartOptions, place: Workspace, settings: Settings, ste
     from mmva_platform.training.trainer import train
 
     recipe = quickstart_recipe(options, str(place.dataset))
-    steps.next(f"train MMVA's towers on {recipe.workers} Ray Train workers, {recipe.epochs} epochs")
+    steps.next(f"train MMVA's towers with Ray Train, {recipe.epochs} epochs")
     result = train(recipe, settings)
     steps.next("evaluate on the test split: songs and images that training never saw")
     logger.info(result.evaluation.to_markdown())

@@ -98,9 +98,7 @@ def _row(
     verdict = "worse" if value >= floor else "better" if high < floor else "unsure"
     change = f"{abs(1 - value / floor):.0%}" if floor > 0 else "?"
     comparison = {"better": f"{change} below", "unsure": f"{change} below, unsure", "worse": f"{change} above"}[verdict]
-    published = {(each.modality, "valence"): each.valence_mse for each in PUBLISHED_FLOORS}
-    published |= {(each.modality, "arousal"): each.arousal_mse for each in PUBLISHED_FLOORS}
-    known = published.get((modality, axis))
+    known = dict(zip(AXES, PUBLISHED_FLOORS.get(modality, ()), strict=False)).get(axis)
     return ErrorRow(
         modality,
         axis,

@@ -1,34 +1,35 @@
-"""A sweep in MLflow: one parent run, and a child run for each trial."""
+"""A sweep in MLflow: one parent run, and a child run for each trial from its first epoch on."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 from mmva_platform.settings import Settings
-from mmva_platform.tracking.runs import flatten
-from mmva_platform.tracking.store import experiment_id, open_client, quiet
+from mmva_platform.tracking.store import experiment_id, global_tracking_uri, open_client, quiet
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from ray.tune import Callback
 
     from mmva_platform.training.sweep import SweepOptions, SweepResult
-
-_BATCH: Final = 100
-_PARENT: Final = "mlflow.parentRunId"
 
 
 @dataclass(frozen=True)
 class SweepLog:
-    """The parent run of a sweep that is being searched."""
+    """The parent run of a sweep that is being searched.
+
+    Attributes:
+        client: Of MLflow.
+        run_id: Of the parent.
+        callback: Ray's own, to be told of the trials.
+    """
 
     client: MlflowClient
-    experiment: str
     run_id: str
+    callback: Callback
 
     @classmethod
     @contextmanager
@@ -38,40 +39,27 @@ class SweepLog:
         Raises:
             UsageError: If MLflow cannot be opened.
         """
+        from ray.air.integrations.mlflow import MLflowLoggerCallback
+
         client = open_client(settings)
-        with quiet():
+        with quiet(), global_tracking_uri(settings.tracking_uri):
             experiment = experiment_id(client, settings)
             name = f"sweep-{options.name}" if options.name else "sweep"
             run_id = str(client.create_run(experiment, run_name=name, tags={"mmva.kind": "sweep"}).info.run_id)
             client.log_dict(run_id, options.model_dump(mode="json"), "sweep.json")
+            callback = MLflowLoggerCallback(
+                settings.tracking_uri,
+                registry_uri=settings.tracking_uri,
+                experiment_name=settings.tracking.experiment,
+                tags={"mlflow.parentRunId": run_id},
+            )
             try:
-                yield cls(client, experiment, run_id)
-            except BaseException:
-                client.set_terminated(run_id, "FAILED")
+                yield cls(client, run_id, callback)
+            except BaseException as error:
+                client.set_tag(run_id, "mmva.cause", str(error)[:500])
+                client.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
                 raise
             client.set_terminated(run_id, "FINISHED")
-
-    def log_trial(self, trial: Mapping[str, Any]) -> None:
-        """A trial as a child run: its recipe, its curves, how it ended."""
-        from mlflow.entities import Metric, Param
-
-        tags = {_PARENT: self.run_id, "mmva.ended_early": str(trial["ended_early"]).lower()}
-        tags |= {"mmva.error": trial["error"]} if trial["error"] else {}
-        name = ", ".join(f"{key}={value}" for key, value in trial["point"].items())
-        run_id = str(self.client.create_run(self.experiment, run_name=name, tags=tags).info.run_id)
-        now = int(time.time() * 1000)
-        params = [Param(key, value) for key, value in flatten(trial["recipe"].model_dump(mode="json"))]
-        metrics = [
-            Metric(f"train/{key}", float(value), now, epoch)
-            for epoch, row in enumerate(trial["history"])
-            for key, value in row.items()
-            if math.isfinite(value)
-        ]
-        for start in range(0, len(params), _BATCH):
-            self.client.log_batch(run_id, params=params[start : start + _BATCH])
-        for start in range(0, len(metrics), _BATCH):
-            self.client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
-        self.client.set_terminated(run_id, "FAILED" if trial["error"] else "FINISHED")
 
     def log_best(self, result: SweepResult) -> None:
         """The best trial's recipe, on the parent."""

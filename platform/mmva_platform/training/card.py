@@ -36,7 +36,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def evaluation_markdown(evaluation: Evaluation) -> str:
     """An evaluation's tables, warnings first."""
     counted = ", ".join(f"{n} {m} ({evaluation.groups[m]} groups)" for m, n in evaluation.rows.items())
-    floors = "; ".join(f"{f.modality} V {f.valence_mse:.4f}, A {f.arousal_mse:.4f}" for f in PUBLISHED_FLOORS)
+    floors = "; ".join(f"{m} V {valence:.4f}, A {arousal:.4f}" for m, (valence, arousal) in PUBLISHED_FLOORS.items())
     parts = [
         *(f"> **Warning.** {warning}" for warning in evaluation.warnings),
         f"Split `{evaluation.split}` of `{evaluation.dataset}` (digest `{evaluation.dataset_digest[:16]}`): {counted}.",
@@ -45,10 +45,10 @@ def evaluation_markdown(evaluation: Evaluation) -> str:
         f"On IMEMNet-C's own labels the best constants have an MSE of: {floors}.",
         f"Matching score (sigma {evaluation.sigma:g}), MSE over all pairs{_sampled(evaluation)}:",
         table(["pair", "MSE"], [[pair, figure] for pair, figure in evaluation.matching.items()]),
-        "Retrieval by distance of predicted points, judged by the labels' scores; in brackets, what chance gives:",
+        "Retrieval by distance of predicted points, judged by labels' scores (P, MRR: quadrants); in brackets, chance:",
         _retrieval_table(evaluation),
         "Related systems, by their own papers on their own data:",
-        table(["system", "data", "figure"], [[r.system, r.data, r.figure] for r in RELATED]),
+        table(["system", "data", "figure"], RELATED),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -68,12 +68,14 @@ def _va_table(evaluation: Evaluation) -> str:
 
 
 def _retrieval_table(evaluation: Evaluation) -> str:
-    names = ["ndcg@10", "recall@1", "recall@5", "recall@10"]
+    names = {"ndcg@10": "nDCG@10", "recall@1": "recall@1", "recall@10": "recall@10"}
+    names |= {"precision@1": "P@1", "precision@5": "P@5", "mrr": "MRR"}
     rows = [
-        [pair, *(f"{figures[name].value:.3f} ({figures[f'random_{name}'].value:.3f})" for name in names)]
+        [pair, *(f"{figures[name].value:.3f} ({figures[f'random_{name}'].value:.3f})" if name in figures else "-"
+                 for name in names)]
         for pair, figures in evaluation.retrieval.items()
-    ]
-    return table(["query -> gallery", "nDCG@10", "recall@1", "recall@5", "recall@10"], rows)
+    ]  # fmt: skip
+    return table(["query -> gallery", *names.values()], rows)
 
 
 def versions() -> dict[str, str]:

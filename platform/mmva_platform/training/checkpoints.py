@@ -1,113 +1,104 @@
-"""A run's checkpoints in storage: whole or absent, checked when read, the last two and the best ones kept.
+"""Checkpoints on any storage: named by position, written with a digest, checked when read.
 
-A file's name is its place in time and its digest: <epochs done>-<steps of the next>-<sha256[:16]>.pt. A file whose
-bytes are not those of its name is damaged; reading goes on with the one before and says so.
+Ray Train decides which stay. A folder is whole once its SHA256SUMS is there and agrees; a damaged one is skipped with a
+warning for the one before it. They are read with torch's safe loader: nothing in them can run.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import logging
-import math
 import pickle
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+import secrets
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
 
 from mmva.errors import CheckFailed
-from mmva_platform.datasets.schema import sha256_of
-from mmva_platform.storage import Storage, StorageNotFound
-from mmva_platform.training.checkpoint import read_state
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+    from ray.train import Checkpoint
+
+    from mmva_platform.training.state import World
 
 log = logging.getLogger(__name__)
-_NAME = re.compile(r"(\d{6})-(\d{9})-([0-9a-f]{16})\.pt")
-_LAST: Final = 2  # one to go on from, one in case that is damaged
+_NAME = re.compile(r"checkpoint_\d{6}-\d{9}-[0-9a-f]{6}")
+_STATE: Final = "state.pt"
+_SUMS: Final = "SHA256SUMS"
 
 
-class Saved(NamedTuple):
-    """One file: epochs done, steps done of the next epoch, first digits of its digest."""
-
-    epoch: int
-    done: int
-    digest: str
-
-    @property
-    def name(self) -> str:
-        """The file's."""
-        return f"{self.epoch:06d}-{self.done:09d}-{self.digest}.pt"
+def checkpoint_name(position: Mapping[str, int]) -> str:
+    """Folder of a new checkpoint: epochs done, steps done of the next, and a token, for none is written twice."""
+    return f"checkpoint_{position['epoch']:06d}-{position['done']:09d}-{secrets.token_hex(3)}"
 
 
-@dataclass(frozen=True)
-class Checkpoints:
-    """The checkpoints of one run.
+def write_checkpoint(checkpoint: Checkpoint, content: Mapping[str, Any]) -> Checkpoint:
+    """Write a state (see TrainState.state_dict) where the checkpoint says; its digest goes last."""
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    data = buffer.getvalue()
+    files, folder = checkpoint.filesystem, checkpoint.path
+    files.create_dir(folder, recursive=True)
+    sums = f"{hashlib.sha256(data).hexdigest()}  {_STATE}\n".encode()
+    for name, each in ((_STATE, data), (_SUMS, sums)):
+        with files.open_output_stream(f"{folder}/{name}") as file:
+            file.write(each)
+    return checkpoint
 
-    Attributes:
-        storage: Their folder.
-        keep: How many of the best epochs to keep.
-        metric: Which validation metric says so; the smallest is best.
+
+def read_checkpoint(files: FileSystem, folder: str) -> dict[str, Any]:
+    """A checkpoint's content, on the CPU.
+
+    Raises:
+        CheckFailed: If it is not there, or not what was written.
     """
+    try:
+        sums, data = (_read(files, f"{folder}/{name}") for name in (_SUMS, _STATE))
+        if sums.decode().split()[:1] != [hashlib.sha256(data).hexdigest()]:
+            raise CheckFailed(f"{folder}: is damaged, its bytes are not those that were written")
+        content: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (OSError, UnicodeDecodeError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        if isinstance(error, CheckFailed):
+            raise
+        raise CheckFailed(f"{folder}: does not load ({type(error).__name__})") from error
+    return content
 
-    storage: Storage
-    keep: int
-    metric: str
 
-    def saved(self) -> list[Saved]:
-        """What is there, oldest first; whether it is whole shows when it is read."""
-        found = [_NAME.fullmatch(entry.path) for entry in self.storage.list()]
-        return sorted(Saved(int(match[1]), int(match[2]), match[3]) for match in found if match)
+def checkpoint_folders(files: FileSystem, run: str) -> list[str]:
+    """A run's checkpoints, oldest first, whole or not."""
+    from pyarrow.fs import FileSelector
 
-    def save(self, data: bytes, *, epoch: int, done: int, history: Sequence[Mapping[str, Any]]) -> None:
-        """Write one, then remove those that nobody will want: neither among the last nor the end of a best epoch."""
-        self.storage.write(Saved(epoch, done, sha256_of(data)[:16]).name, data)
-        saved = self.saved()
-        best = {row["epoch"] + 1 for row in self._best_first(history)[: self.keep]}
-        for old in saved[:-_LAST]:
-            if old.done > 0 or old.epoch not in best:
-                self.storage.delete(old.name)
+    found = files.get_file_info(FileSelector(run, allow_not_found=True))
+    return sorted(each.path for each in found if _NAME.fullmatch(each.base_name))
 
-    def read(self, saved: Saved) -> dict[str, Any]:
-        """One file's content.
 
-        Raises:
-            CheckFailed: If it is gone, or not what was written.
-        """
+def newest_checkpoint(files: FileSystem, run: str) -> tuple[str, dict[str, Any]] | None:
+    """Folder and content of a run's newest whole checkpoint; None if there is none."""
+    folders = checkpoint_folders(files, run)
+    for folder in reversed(folders):
         try:
-            data = self.storage.read(saved.name)
-            if sha256_of(data)[:16] == saved.digest:
-                return read_state(data)
-        except (StorageNotFound, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise CheckFailed(f"{self.storage.join(saved.name)}: does not load ({type(error).__name__})") from error
-        raise CheckFailed(f"{self.storage.join(saved.name)}: is damaged, its bytes are not those that were written")
+            return folder, read_checkpoint(files, folder)
+        except CheckFailed as error:
+            log.warning("checkpoint: %s; going back to the one before it", error)
+    if folders:
+        log.warning("checkpoint: none of the %d is whole; the run begins anew", len(folders))
+    return None
 
-    def latest(self) -> tuple[Saved, dict[str, Any]] | None:
-        """The last whole checkpoint and its content; None when there is none, whole or not."""
-        saved = self.saved()
-        for candidate in reversed(saved):
-            try:
-                payload = self.read(candidate)
-            except CheckFailed as error:
-                log.warning("checkpoint: %s; going back to the one before it", error)
-            else:
-                return candidate, payload
-        if saved:
-            log.warning("checkpoint: none of the %d is whole; the run begins anew", len(saved))
+
+def agreed_checkpoint(files: FileSystem, run: str, world: World) -> dict[str, Any] | None:
+    """The newest whole checkpoint's content: rank 0 says which one that is, so that all go on from the same."""
+    found = newest_checkpoint(files, run) if world.rank == 0 else None
+    folder = world.first(None if found is None else found[0])
+    if folder is None:
         return None
+    return found[1] if found is not None else read_checkpoint(files, folder)
 
-    def best(self, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Content of the end of the best epoch; of the next best that is whole, if that is damaged.
 
-        Raises:
-            CheckFailed: If no epoch's end is whole.
-        """
-        ends = {saved.epoch: saved for saved in self.saved() if saved.done == 0}
-        for row in self._best_first(history):
-            if row["epoch"] + 1 in ends:
-                try:
-                    return self.read(ends[row["epoch"] + 1])
-                except CheckFailed as error:
-                    log.warning("checkpoint: %s; taking the next best epoch", error)
-        raise CheckFailed(f"{self.storage.uri}: no whole checkpoint of a finished epoch; train anew")
-
-    def _best_first(self, history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """Rows by metric; what diverged comes last."""
-        return sorted(history, key=lambda row: row[self.metric] if math.isfinite(row[self.metric]) else math.inf)
+def _read(files: FileSystem, path: str) -> bytes:
+    with files.open_input_stream(path) as file:
+        data: bytes = file.read()
+    return data

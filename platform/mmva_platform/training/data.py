@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mmva.errors import UsageError
+from mmva.metrics import matching_mse, va_metrics
 
 if TYPE_CHECKING:
     from mmva_platform.datasets.features import Features
@@ -112,3 +114,52 @@ def partners(
         "caption": np.concatenate([caption_of_clip, alone]),
     }
     return rows, {"music": np.arange(len(ids["music"])), "caption": alone}
+
+
+def batch_labels(
+    pairing: Pairing,
+    rows: Mapping[str, NDArray[np.int64]],
+    image_B: NDArray[np.int64],
+    partner_B: NDArray[np.int64],
+    like: torch.Tensor,
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Labels [B, 2] and masks [B] of pairs, by modality."""
+    labels = {
+        modality: torch.as_tensor(
+            pairing.image_va_N2[image_B] if modality == "image" else pairing.partner_va_M2[partner_B],
+            dtype=like.dtype,
+            device=like.device,
+        )
+        for modality in rows
+    }
+    return labels, {modality: torch.as_tensor(row_B >= 0, device=like.device) for modality, row_B in rows.items()}
+
+
+def validation_row(
+    points: Mapping[str, NDArray[np.floating]], labels: Mapping[str, NDArray[np.floating]], sigma: float
+) -> dict[str, Any]:
+    """The validation metrics that choose the best checkpoint.
+
+    Args:
+        points: Predicted points [K, 2] by modality; images and clips or captions among them.
+        labels: Their labels.
+        sigma: Of the matching score.
+
+    Returns:
+        val_va_mse (mean over modalities and axes), val_matching_mse (mean over image-music and image-caption, every
+        pair), val_total (their sum), and the R2 of each modality and axis for the curves.
+    """
+    row: dict[str, Any] = {}
+    errors = []
+    for modality, va_N2 in points.items():
+        for axis, values in va_metrics(va_N2, labels[modality]).items():
+            errors.append(values["mse"])
+            row[f"val_r2/{modality}/{axis}"] = values["r2"]
+    matching = [
+        matching_mse(points["image"], points[other], labels["image"], labels[other], sigma=sigma)
+        for other in points
+        if other != "image"
+    ]
+    row["val_va_mse"], row["val_matching_mse"] = float(np.mean(errors)), float(np.mean(matching))
+    row["val_total"] = row["val_va_mse"] + row["val_matching_mse"]
+    return row

@@ -9,14 +9,17 @@ Shapes: N rows of a modality. Intervals are 95 % percentile bootstrap by group: 
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BeforeValidator, TypeAdapter
+from pydantic.dataclasses import dataclass
 
 from mmva.errors import UsageError
 from mmva.modalities import AXES, MODALITIES, Modality
@@ -29,15 +32,16 @@ if TYPE_CHECKING:
     from mmva_platform.datasets.features import Features
 
 RESAMPLES = 1000
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
 
 @dataclass(frozen=True)
 class Figure:
     """A measured value with its 95 % interval; NaN where it is not defined."""
 
-    value: float
-    low: float
-    high: float
+    value: Number
+    low: Number
+    high: Number
 
     def __str__(self) -> str:
         """For people: value [low, high]."""
@@ -83,21 +87,13 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; what is not defined is null."""
-        plain: dict[str, Any] = _without_nan(asdict(self))
+        plain: dict[str, Any] = json.loads(TypeAdapter(Evaluation).dump_json(self))
         return plain
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Evaluation:
         """Inverse of to_json."""
-        values = dict(plain)
-        values["metrics"] = {
-            modality: {axis: _figures(figures) for axis, figures in axes.items()}
-            for modality, axes in plain["metrics"].items()
-        }
-        values["matching"] = _figures(plain["matching"])
-        values["retrieval"] = {pair: _figures(figures) for pair, figures in plain["retrieval"].items()}
-        values["warnings"] = tuple(plain["warnings"])
-        return cls(**values)
+        return TypeAdapter(cls).validate_python(plain)
 
     def to_markdown(self) -> str:
         """Tables for a person: VA metrics beside their floors, matching, retrieval, related systems."""
@@ -300,18 +296,3 @@ def _floor(rows: PredictedRows, mean_2: NDArray[np.float64] | None) -> dict[str,
     constant_2 = rows.label_N2.mean(axis=0) if mean_2 is None else mean_2
     errors_2 = np.square(rows.label_N2 - constant_2).mean(axis=0)
     return {axis: float(error) for axis, error in zip(AXES, errors_2, strict=True)}
-
-
-def _figures(plain: Mapping[str, Mapping[str, float | None]]) -> dict[str, Figure]:
-    return {
-        name: Figure(**{key: math.nan if value is None else value for key, value in figure.items()})
-        for name, figure in plain.items()
-    }
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

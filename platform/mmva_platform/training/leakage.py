@@ -6,22 +6,20 @@ ones beside them. So the song-disjoint evaluation stays what it is, and the leak
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmva.imemnet.splits import LEAKAGE_WARNING
-from mmva_platform.training.loop import Row, TrainState, Unwatched, fit
 from mmva_platform.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from mmva.model import MMVA
     from mmva_platform.datasets.features import Features
     from mmva_platform.training.evaluation import Evaluation
+    from mmva_platform.training.loop import Callback
 
 log = logging.getLogger(__name__)
 
@@ -67,19 +65,6 @@ def by_clip(features: Features, seed: int) -> Features:
     return replace(features, modalities=modalities, warnings=(LEAKAGE_WARNING,))
 
 
-class _Best(Unwatched):
-    """Keeps the averaged weights of the best epoch."""
-
-    def __init__(self, metric: str) -> None:
-        self._metric, self._value = metric, np.inf
-        self.weights: Mapping[str, Any] = {}
-
-    def after_epoch(self, state: TrainState, row: Row) -> None:
-        """Copy the weights if they are the best so far."""
-        if not self.weights or row[self._metric] < self._value:
-            self._value, self.weights = row[self._metric], copy.deepcopy(state.average.module.state_dict())
-
-
 def train_and_evaluate(recipe: Recipe, features: Features, split: str = "test") -> Evaluation:
     """A features-mode run in this process, without Ray and without a bundle, measured on a split."""
     from mmva_platform.training.evaluation import evaluate_model
@@ -88,18 +73,21 @@ def train_and_evaluate(recipe: Recipe, features: Features, split: str = "test") 
     return evaluate_model(model, features, split)
 
 
-def train_here(recipe: Recipe, features: Features) -> tuple[MMVA, list[Row]]:
+def train_here(
+    recipe: Recipe, features: Features, callback: Callback | None = None
+) -> tuple[MMVA, list[dict[str, Any]]]:
     """The best epoch's towers of a features-mode run in this process, and its history."""
-    from mmva_platform.training.build import build_model, new_state
     from mmva_platform.training.data import triplets
-    from mmva_platform.training.source import FeatureSource
+    from mmva_platform.training.features import FeatureSource
+    from mmva_platform.training.loop import fit
+    from mmva_platform.training.state import build_model, new_state
 
     train, val = triplets(features, "train"), triplets(features, "val")
     model = build_model(recipe, train)
-    best = _Best(recipe.checkpoint.metric)
-    state = new_state(model, recipe, train, val)
-    fit(state, FeatureSource(train, val, recipe.loss.sigma), recipe, watcher=best)
-    model.load_state_dict(best.weights)
+    source = FeatureSource(train, val, recipe.loss.sigma)
+    state = fit(new_state(model, recipe, train, val), source, recipe, callback=callback)
+    assert state.best is not None
+    model.load_state_dict(state.best["weights"])
     return model.eval(), state.history
 
 

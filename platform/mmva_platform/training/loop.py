@@ -1,44 +1,45 @@
-"""The training loop: pure torch, the same with and without Ray, the same for any number of workers.
+"""The training loop: plain PyTorch, the same with and without Ray, the same for any number of ranks.
 
-A step is defined by its *global* batch. Each worker computes its share's part of every mean (share / global count), and
-gradients are summed, so the tail batch, a share without captions and even an empty share all come out exactly as with
-one worker. Shapes: B pairs of the share; D differs by modality.
+A step is defined by its *global* batch, which every rank knows from the epoch's plan. Each rank computes its share of
+every mean (its sum of errors / the global count), so the tail batch, a share without captions and even an empty share
+come out exactly as with one rank. Shapes: B pairs of the share, T loss terms, S steps of an epoch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-from torch.optim.swa_utils import AveragedModel
+from numpy.typing import NDArray
+from torch import Tensor
 
-from mmva.losses import loss_counts, loss_sums
+from mmva.errors import OperationFailed
+from mmva.losses import Rows, loss_scales, loss_sums
 from mmva.matching import EpochPlan, batches, epoch_plan, score_histogram
 from mmva_platform.training.data import Pairing
-from mmva_platform.training.gradients import Gradients
 from mmva_platform.training.recipe import Recipe
-
-Row = dict[str, Any]
-StepSums = dict[str, tuple[float, float]]
+from mmva_platform.training.state import WORLD_OF_ONE, Row, TrainState, World
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's share of a global batch, in the pieces that go through the model one after another; B may be 0.
+    """A rank's share of a global batch, or one piece of it under gradient accumulation; B may be 0.
 
     Attributes:
-        inputs: What the model takes, piece by piece.
-        labels: Labels [B, 2] by modality, piece by piece.
+        inputs: What the model takes.
+        labels: Labels [B, 2] by modality.
         present: Masks [B] by modality: which rows have such an item.
     """
 
-    inputs: Sequence[Any]
-    labels: Sequence[Mapping[str, torch.Tensor]]
-    present: Sequence[Mapping[str, torch.Tensor]]
+    inputs: Any
+    labels: Mapping[str, Tensor]
+    present: Mapping[str, Tensor]
 
 
 class Source(Protocol):
@@ -48,133 +49,73 @@ class Source(Protocol):
     def pairing(self) -> Pairing:
         """What an epoch's plan is drawn from."""
 
-    def batches(self, plan: EpochPlan, epoch: int, shares: Sequence[slice], model: torch.nn.Module) -> Iterator[Batch]:
-        """The shares' batches in order, on the model's device."""
+    def batches(self, plan: EpochPlan, epoch: int, shares: Sequence[slice]) -> Iterator[list[Batch]]:
+        """Each share's pieces in order, on the model's device."""
 
     def validate(self, model: torch.nn.Module, world: World) -> Row:
-        """Metrics on the validation split, the same on every rank or only on rank 0; called on every rank."""
+        """Metrics on the validation split, at least on rank 0; called on every rank."""
 
 
-@dataclass(frozen=True)
-class World:
-    """Who computes: this process's rank among `size`."""
+class Callback(Protocol):
+    """Told of a run's progress, on every rank."""
 
-    rank: int = 0
-    size: int = 1
+    def on_step_end(self, state: TrainState, row: Row | None) -> bool:
+        """Called after each step; after an epoch's last one with its row of the history, the epoch being done.
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum over all workers, in place."""
-        if self.size > 1:
-            torch.distributed.all_reduce(tensor)
-        return tensor
-
-    def sum_later(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """Begins the sum over all workers, in place; what it gives waits for it."""
-        if self.size == 1:
-            return lambda: tensor
-        work = torch.distributed.all_reduce(tensor, async_op=True)
-
-        def summed() -> torch.Tensor:
-            work.wait()
-            return tensor
-
-        return summed
-
-    def first(self, value: Any) -> Any:
-        """Rank 0's value, on every rank (a collective call)."""
-        if self.size == 1:
-            return value
-        box = [value]
-        torch.distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-        return box[0]
-
-    def all(self, value: Any) -> list[Any]:
-        """Every rank's value, on every rank (a collective call)."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(values, value)
-        return values
+        True stops the run, on all ranks after the same step.
+        """
 
 
-WORLD_OF_ONE = World()
+def train_step(state: TrainState, pieces: Sequence[Batch], scale_T: Tensor, recipe: Recipe) -> Tensor:
+    """One optimizer step on the global batch of which `pieces` are this rank's share.
 
+    Args:
+        state: Moves.
+        pieces: One batch, or several whose gradients add up.
+        scale_T: Factors by which the loss terms' sums add up to the loss; see loss_scales.
+        recipe: The run's.
 
-@dataclass
-class TrainState:
-    """Everything a run carries from step to step; `checkpoint.py` writes it down.
-
-    Attributes:
-        model: The towers, or backbones and towers.
-        average: Moving average of its weights.
-        gradients: Of what trains.
-        optimizer: Moves the model.
-        schedule: Learning rate by step.
-        penalised: Weights and factors of their L2 penalty.
-        penalties: Ridge penalties [2] by modality, from which `penalised` is made.
-        epoch: Epochs done.
-        done: Steps done of the epoch that is not.
-        step: Steps done in all.
-        sums: Loss sums and counts of those `done` steps, over all ranks.
-        history: One row an epoch.
+    Returns:
+        Each loss term's sum of squared errors over the share, [T] on the model's device: nothing waits for it.
     """
-
-    model: torch.nn.Module
-    average: AveragedModel
-    gradients: Gradients
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LambdaLR
-    penalised: list[tuple[torch.Tensor, torch.Tensor]]
-    penalties: dict[str, list[float]]
-    epoch: int = 0
-    done: int = 0
-    step: int = 0
-    sums: StepSums = field(default_factory=dict)
-    history: list[Row] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What a rank asks of all between two steps."""
-
-    stop: bool = False
-    save: bool = False
-    look: bool = False
+    state.optimizer.zero_grad()
+    sums_T = torch.zeros_like(state.sums_T)
+    for number, piece in enumerate(pieces, start=1):
+        with _gradients_synced(state.parallel, last=number == len(pieces)):
+            va = state.parallel(piece.inputs)
+            everyone = gathered(va, piece, recipe) if recipe.loss.similarity_over == "all" else None
+            piece_sums_T = loss_sums(va, piece.labels, piece.present, recipe.loss, everyone)
+            torch.autograd.backward((piece_sums_T * scale_T).sum())
+        sums_T += piece_sums_T.detach()
+    if recipe.optimizer.max_grad_norm is not None:
+        torch.nn.utils.clip_grad_norm_(state.moving, recipe.optimizer.max_grad_norm)
+    for parameter, factor_21 in state.penalised:
+        assert parameter.grad is not None
+        parameter.grad.add_(factor_21 * parameter.detach())
+    state.optimizer.step()
+    state.schedule.step()
+    state.average.update()
+    state.step += 1
+    return sums_T
 
 
-class Watcher(Protocol):
-    """Who is told of a run's progress and may ask for a save or a stop; on every rank."""
-
-    def wishes(self) -> Wishes:
-        """This rank's wishes before a step; what one rank wishes, all do after it."""
-
-    def after_step(self, state: TrainState, wishes: Wishes) -> None:
-        """Called on every rank with the wishes of all; not after an epoch's last step."""
-
-    def after_epoch(self, state: TrainState, row: Row) -> None:
-        """Called on every rank with the state and the epoch's row of the history."""
-
-
-class Unwatched:
-    """A watcher without wishes; others override what they need."""
-
-    def wishes(self) -> Wishes:
-        """None."""
-        return Wishes()
-
-    def after_step(self, state: TrainState, wishes: Wishes) -> None:
-        """Nothing."""
-
-    def after_epoch(self, state: TrainState, row: Row) -> None:
-        """Nothing."""
-
-
-UNWATCHED = Unwatched()
-
-
-def steps_per_epoch(pairing: Pairing, recipe: Recipe) -> int:
-    """Optimiser steps an epoch takes: the smaller side's pairs in global batches, the tail included."""
-    return math.ceil(min(len(pairing.image_va_N2), len(pairing.partner_va_M2)) / recipe.batch_size)
+def gathered(va: Mapping[str, Tensor], share: Batch, recipe: Recipe) -> Rows | None:
+    """Points, labels and masks of the global batch, without gradients; None on a single process."""
+    if not torch.distributed.is_initialized() or (size := torch.distributed.get_world_size()) == 1:
+        return None
+    # Shares differ by one row at most in length, so each is filled up with a row that is masked.
+    columns = [column for m in va for column in (va[m].detach(), share.labels[m], share.present[m][:, None])]
+    own_BC = torch.cat([column.to(columns[0].dtype) for column in columns], dim=1)
+    padded_BC = own_BC.new_zeros(math.ceil(recipe.batch_size / size), own_BC.shape[1])
+    padded_BC[: len(own_BC)] = own_BC
+    parts = [torch.empty_like(padded_BC) for _ in range(size)]
+    torch.distributed.all_gather(parts, padded_BC)
+    by_modality = dict(zip(va, torch.cat(parts).chunk(len(va), dim=1), strict=True))
+    return Rows(
+        {m: all_B5[:, :2] for m, all_B5 in by_modality.items()},
+        {m: all_B5[:, 2:4] for m, all_B5 in by_modality.items()},
+        {m: all_B5[:, 4] > 0 for m, all_B5 in by_modality.items()},
+    )
 
 
 def fit(
@@ -183,117 +124,90 @@ def fit(
     recipe: Recipe,
     *,
     world: World = WORLD_OF_ONE,
-    watcher: Watcher = UNWATCHED,
-    stop_when: Callable[[Row], bool] = lambda _row: False,
+    callback: Callback | None = None,
 ) -> TrainState:
-    """Train from where the state is to the recipe's last epoch, or until somebody wishes to stop.
+    """Train from where the state is to the recipe's last epoch, or until the callback stops it.
 
-    Args:
-        state: Fresh or restored.
-        source: Batches and validation.
-        recipe: The run's recipe.
-        world: This worker's place.
-        watcher: Told of steps and epochs.
-        stop_when: Asked with each epoch's row; True ends the run (a sweep's trial, on one rank).
+    Raises:
+        OperationFailed: If the loss is not finite any more.
     """
     while state.epoch < recipe.epochs:
         began = time.monotonic()
-        if not train_epoch(state, source, recipe, world, watcher):
-            return state
-        row = epoch_row(state, source, recipe, world)
-        state.epoch, state.done, state.sums = state.epoch + 1, 0, {}
-        row |= source.validate(state.average.module, world)
+        plan = plan_epoch(source.pairing, recipe, state.epoch)
+        if not train_epoch(state, source, recipe, plan, world=world, callback=callback):
+            break
+        row = epoch_row(state, source.pairing, recipe, plan, world)
+        state.epoch, state.done = state.epoch + 1, 0
+        state.sums_T.zero_()
+        with state.average.applied():
+            row |= source.validate(state.model, world)
+            if recipe.checkpoint.metric in row:
+                state.keep_if_best(state.epoch, row[recipe.checkpoint.metric])
         row["seconds"] = time.monotonic() - began
         state.history.append(row)
-        watcher.after_epoch(state, row)
-        if stop_when(row):
-            return state
+        if callback is not None and callback.on_step_end(state, row):
+            break
     return state
 
 
-def train_epoch(state: TrainState, source: Source, recipe: Recipe, world: World, watcher: Watcher) -> bool:
+def train_epoch(
+    state: TrainState, source: Source, recipe: Recipe, plan: EpochPlan, *, world: World, callback: Callback | None
+) -> bool:
     """The rest of an epoch's plan; whether it came to its end."""
-    plan = plan_epoch(source.pairing, recipe, state.epoch)
     shares = batches(plan, recipe.batch_size, rank=world.rank, world_size=world.size)
+    like = next(parameter for parameter in state.model.parameters() if parameter.requires_grad)
+    counts_ST = torch.from_numpy(batch_counts(source.pairing, plan, recipe))
+    scale_ST = loss_scales(counts_ST, recipe.loss, world.size).to(like)
     state.model.train()
-    for batch in source.batches(plan, state.epoch, shares[state.done :], state.model):
-        step_sums, wishes = train_step(state, batch, recipe, world, watcher.wishes())
-        for name, (total, count) in step_sums.items():
-            before = state.sums.get(name, (0.0, 0.0))
-            state.sums[name] = (before[0] + total, before[1] + count)
+    for pieces in source.batches(plan, state.epoch, shares[state.done :]):
+        state.sums_T += train_step(state, pieces, scale_ST[state.done], recipe)
         state.done += 1
-        if state.done < len(shares):
-            watcher.after_step(state, wishes)
-            if wishes.stop:
-                return False
+        if state.done < len(shares) and callback is not None and callback.on_step_end(state, None):
+            return False
     assert state.done == len(shares), "a source gives one batch a share"
     return True
 
 
-def train_step(
-    state: TrainState,
-    share: Batch,
-    recipe: Recipe,
-    world: World = WORLD_OF_ONE,
-    wishes: Wishes = Wishes(),
-) -> tuple[StepSums, Wishes]:
-    """Forward, backward, one optimiser step on the global batch of which this is the rank's share.
+def batch_counts(pairing: Pairing, plan: EpochPlan, recipe: Recipe) -> NDArray[np.float64]:
+    """Squared errors in each loss term of each global batch, [S, T]: a function of the plan alone."""
+    present = {m: pairing.rows(m, plan.image_index_P, plan.music_index_P) >= 0 for m in pairing.modalities}
+    starts = [rows.start for rows in batches(plan, recipe.batch_size)]
+    counts_ST = np.zeros((len(starts), len(recipe.loss.terms())))
+    for number, term in enumerate(recipe.loss.terms()):
+        if all(modality in present for modality in term.modalities):
+            rows = [present[modality] for modality in term.modalities]
+            if recipe.loss.similarity_over == "drawn":
+                rows = [np.logical_and.reduce(rows)]
+            counts = [np.add.reduceat(rows_P, starts, dtype=np.int64) for rows_P in rows]
+            counts_ST[:, number] = term.values * np.prod(counts, axis=0)
+    return counts_ST
 
-    Returns:
-        Each loss term's sum and count over the global batch, and what any rank wished; the same on every rank.
+
+def epoch_row(state: TrainState, pairing: Pairing, recipe: Recipe, plan: EpochPlan, world: World) -> Row:
+    """The epoch's mean loss terms so far, their weighted sum as "loss", and the plan's target scores; collective.
+
+    Raises:
+        OperationFailed: If the loss is not finite: the run has diverged, on every rank.
     """
-    names = tuple(recipe.loss.weights())
-    counted = _global_counts(share, recipe, world, wishes)
-    sums_T = share.labels[0]["image"].new_zeros(len(names), dtype=torch.float64)
-    state.gradients.clear()
-    for inputs, labels, present in zip(share.inputs, share.labels, share.present, strict=True):
-        sums = loss_sums(state.model(inputs), labels, present, recipe.loss)
-        counts_T, wishes = counted()  # on their way during the first forward pass
-        torch.autograd.backward(sums.total(recipe.loss, counts_T))
-        sums_T += sums.sums_T.detach().double()
-    if world.size > 1:
-        sums_T = state.gradients.add_up(sums_T, world.sum)
-    parameters = [p for p in state.model.parameters() if p.requires_grad]
-    if recipe.optimizer.max_grad_norm is not None:
-        torch.nn.utils.clip_grad_norm_(parameters, recipe.optimizer.max_grad_norm)
-    with torch.no_grad():
-        for parameter, factor_21 in state.penalised:
-            assert parameter.grad is not None
-            parameter.grad.add_(factor_21 * parameter)
-    state.optimizer.step()
-    state.schedule.step()
-    state.average.update_parameters(state.model)
-    state.step += 1
-    return dict(zip(names, torch.stack([sums_T, counts_T], dim=1).tolist(), strict=True)), wishes
-
-
-def _global_counts(
-    share: Batch, recipe: Recipe, world: World, wishes: Wishes
-) -> Callable[[], tuple[torch.Tensor, Wishes]]:
-    """Values in each loss term over all ranks, which need no predictions; wishes travel along."""
-    counts_T = torch.stack([loss_counts(present, recipe.loss) for present in share.present]).sum(dim=0)
-    asked_3 = torch.tensor([wishes.stop, wishes.save, wishes.look], dtype=counts_T.dtype, device=counts_T.device)
-    summed = world.sum_later(torch.cat([counts_T, asked_3]))
-
-    def counted() -> tuple[torch.Tensor, Wishes]:
-        together = summed()
-        return together[:-3], Wishes(*(asked > 0 for asked in together[-3:].tolist()))
-
-    return counted
-
-
-def epoch_row(state: TrainState, source: Source, recipe: Recipe, world: World) -> Row:
-    """An epoch's mean loss parts, their weighted sum as "loss", and the plan's target scores."""
-    plan = plan_epoch(source.pairing, recipe, state.epoch)
-    means = {name: total / max(1.0, count) for name, (total, count) in state.sums.items()}
-    weights = recipe.loss.weights()
+    sums_T = torch.stack(world.all(state.sums_T.cpu())).sum(dim=0)
+    counts_T = batch_counts(pairing, plan, recipe)[: state.done].sum(axis=0)
+    means = {
+        term.name: total / max(1.0, count)
+        for term, total, count in zip(recipe.loss.terms(), sums_T.tolist(), counts_T.tolist(), strict=True)
+    }
+    loss = sum(term.weight * means[term.name] for term in recipe.loss.terms())
+    if not math.isfinite(loss):
+        raise OperationFailed(
+            f"training diverged: the loss is {loss} in epoch {state.epoch + 1}; lower optimizer.lr or media.lr, or set "
+            "optimizer.max_grad_norm"
+        )
     return {
         "epoch": state.epoch,
         "step": state.step,
         "workers": world.size,
         "lr": float(state.schedule.get_last_lr()[0]),
         "pairs": len(plan.target_P),
-        "loss": sum(weights[name] * mean for name, mean in means.items()),
+        "loss": loss,
         **means,
         "target_mean": float(plan.target_P.mean()),
         "target_histogram": [int(count) for count in score_histogram(plan.target_P)],
@@ -310,3 +224,10 @@ def plan_epoch(pairing: Pairing, recipe: Recipe, epoch: int) -> EpochPlan:
         strategy=recipe.strategy,
         sigma=recipe.loss.sigma,
     )
+
+
+def _gradients_synced(parallel: torch.nn.Module, *, last: bool) -> contextlib.AbstractContextManager[None]:
+    """DDP sums gradients over the ranks once a step, after the last piece."""
+    if last or not isinstance(parallel, torch.nn.parallel.DistributedDataParallel):
+        return contextlib.nullcontext()
+    return parallel.no_sync()

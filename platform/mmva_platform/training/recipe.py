@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mmva.losses import LossConfig
 from mmva.modalities import Modality
@@ -22,8 +22,13 @@ Workers = Annotated[int, Field(ge=1)]
 class OptimizerOptions(Config):
     """How weights move. Not published at all."""
 
-    name: Literal["adam", "sgd"] = Field(
-        "adam", description="not published; Adam, because three towers of different scale train at one lr under it"
+    name: Literal["adamw", "sgd"] = Field(
+        "adamw", description="not published; Adam, because three towers of different scale train at one lr under it"
+    )
+    weight_decay: float = Field(
+        0.0,
+        ge=0,
+        description="not published; none (AdamW is Adam then), because `ridge` holds the towers' linear paths",
     )
     lr: float = Field(
         3e-4, gt=0, description="peak learning rate; not published; small, because towers start as ridge regressions"
@@ -36,6 +41,12 @@ class OptimizerOptions(Config):
     )
     betas: tuple[float, float] = Field((0.9, 0.99), description="Adam's moments; sgd takes the first as momentum")
     max_grad_norm: float | None = Field(1.0, gt=0, description="clip the global gradient norm; null to leave it")
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _former_name(cls, name: object) -> object:
+        """Recipes of earlier models say "adam", which is AdamW without weight decay."""
+        return "adamw" if name == "adam" else name
 
 
 class ScheduleOptions(Config):
@@ -75,6 +86,12 @@ class MediaOptions(Config):
     pieces: int = Field(
         1, ge=1, description="gradient accumulation: a step's share goes through the model in so many pieces"
     )
+    loaders: int | None = Field(
+        None,
+        ge=0,
+        description="processes of each worker that decode media; default: one fewer than its CPUs, at least 1",
+    )
+    compile: bool = Field(default=False, description="torch.compile of the backbones: a slow first step, faster ones")
     recompute: bool = Field(default=False, description="gradient checkpointing: a third more computing for less memory")
     bf16: bool = Field(default=True, description="bfloat16 autocast of backbones on GPUs; a CPU computes in float32")
     augment: AugmentOptions = AugmentOptions()
@@ -89,14 +106,16 @@ class MediaOptions(Config):
 
 
 class CheckpointOptions(Config):
-    """What stays on disk."""
+    """What stays in the run's storage."""
 
-    keep: int = Field(1, ge=1, description="best checkpoints kept; the last one is always kept beside them")
+    keep: int = Field(2, ge=1, description="newest checkpoints kept: one to go on from, one in case that is damaged")
     metric: Literal["val_total", "val_va_mse", "val_matching_mse"] = Field(
         "val_total", description="smallest wins: mean VA MSE over modalities, matching-score MSE, or their sum"
     )
     every_s: float = Field(
-        60.0, ge=0, description="save in the middle of an epoch after this many seconds without one; 0: after each step"
+        30.0,
+        ge=0,
+        description="save after so many seconds, in the middle of an epoch, too; 0: as soon as one is written",
     )
 
 
@@ -116,10 +135,11 @@ class Recipe(Config):
     batch_size: int = Field(
         64, ge=1, description="pairs per step over all workers, so the result does not depend on them"
     )
-    workers: Workers | tuple[Workers, Workers] = Field(
-        2,
-        description="Ray Train workers; the result is the same for any number, but for dropout's random draws. "
-        "[min, max]: as many as the cluster has room for, fewer when a node goes and more when one comes",
+    workers: Workers | tuple[Workers, Workers] | Literal["auto"] = Field(
+        "auto",
+        description="Ray Train workers; the result is the same for any number, but for dropout's random draws. auto: "
+        "one for each GPU, or one without GPUs. [min, max]: as many as the cluster has room for, fewer when a node is "
+        "lost, more when one comes",
     )
     cpus_per_worker: float = Field(0.5, gt=0, description="logical CPUs; below 1 leaves Ray room on a small machine")
     strategy: Literal["random", "matched"] = Field(
@@ -140,16 +160,24 @@ class Recipe(Config):
 
     @property
     def worker_range(self) -> tuple[int, int]:
-        """Fewest and most workers."""
-        return self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)
+        """Fewest and most workers; one of `auto` without GPUs."""
+        if isinstance(self.workers, tuple):
+            return self.workers
+        return (1, 1) if self.workers == "auto" else (self.workers, self.workers)
 
     @model_validator(mode="after")
-    def _workers_fit(self) -> Recipe:
+    def _options_fit(self) -> Recipe:
         fewest, most = self.worker_range
         if fewest > most:
             raise ValueError(f"workers [{fewest}, {most}]: the first must be the smaller one")
         if self.batch_size < most:
             raise ValueError(f"batch_size {self.batch_size} leaves some of the {most} workers without a pair")
+        if self.loss.similarity_over == "all" and self.media.pieces > 1:
+            raise ValueError("media.pieces: with loss.similarity_over=all the whole share has to be one piece")
+        if self.model.head == "mlp" and self.optimizer.ridge != 0:
+            raise ValueError(
+                "model.head: mlp has no linear path that a ridge could start or hold; set optimizer.ridge=0"
+            )
         return self
 
 

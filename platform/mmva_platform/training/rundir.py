@@ -1,25 +1,34 @@
-"""The run directory: the only truth about a training run. Created once, never reused silently, readable without us.
+"""The run directory: the only truth about a training run. Created once, never reused silently, on any storage.
 
-`<runs_dir>/<run_name>/`: recipe.json and run.json (written first), checkpoints/, history.json,
-evaluation.json, bundle/ (written last; with it the run is finished).
+`<runs>/<name>/`: recipe.json and run.json (written first), checkpoint_*/ (Ray Train's), history.json, evaluation.json,
+bundle/ (written last; with it the run is finished). A bundle is made and read on this machine, under home; of a run on
+object storage it is then copied there.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from mmva.errors import UsageError
-from mmva_platform.settings import Config, validate
+from mmva_platform.settings import Config, Settings, validate
+from mmva_platform.storage import StorageNotFound, open_storage
+from mmva_platform.training.checkpoints import checkpoint_folders
 from mmva_platform.training.recipe import Recipe, fresh_name
 
 if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
     from mmva_platform.datasets.features import Features
 
-# Where a run is computed may change when it continues; what is computed may not.
-_MAY_CHANGE = frozenset({"name", "workers", "cpus_per_worker"})
+# What may change when a run continues: where it is computed and how much memory that takes, not what is computed.
+_MAY_CHANGE: Final = (
+    "name", "workers", "cpus_per_worker", "checkpoint.every_s", "checkpoint.keep", "media.pieces", "media.recompute",
+    "media.loaders", "media.compile",
+)  # fmt: skip
+_RAY_SNAPSHOT: Final = "checkpoint_manager_snapshot.json"
 
 
 class RunFacts(Config):
@@ -34,37 +43,34 @@ class RunFacts(Config):
         return cls(dataset_digest=features.digest, fingerprints={str(m): f for m, f in features.fingerprints.items()})
 
 
-@dataclass(frozen=True)
 class RunDirectory:
-    """One run on disk."""
+    """One run.
 
-    path: Path
+    Attributes:
+        storage: Its files.
+        path: Its folder on this machine, which holds the bundle at least.
+    """
 
-    @property
-    def name(self) -> str:
-        """The run's name."""
-        return self.path.name
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where checkpoints are."""
-        return self.path / "checkpoints"
-
-    @property
-    def backbones(self) -> Path:
-        """Where media mode leaves the layers that it tuned, unless the recipe says otherwise."""
-        return self.path / "backbones"
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name = name
+        self.storage = open_storage(f"{settings.runs_uri}/{name}", settings.storage)
+        here = self.storage.local_path("run.json")
+        self._local = here is not None
+        self.path = settings.home.resolve() / "runs" / name if here is None else here.parent
 
     @property
     def bundle(self) -> Path:
-        """Where the finished model is."""
+        """Where the finished model is on this machine."""
         return self.path / "bundle"
+
+    def filesystem(self) -> tuple[FileSystem, str]:
+        """For pyarrow and Ray: the file system and this directory's path in it."""
+        files, path = self.storage.filesystem()
+        return files, str(path)
 
     def write(self, name: str, content: Any) -> None:
         """Write a JSON file of the run, replacing it in one step."""
-        temporary = self.path / f".{name}.tmp"
-        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        temporary.replace(self.path / name)
+        self.storage.write(name, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
 
     def read(self, name: str) -> Any:
         """Read a JSON file of the run.
@@ -73,56 +79,108 @@ class RunDirectory:
             UsageError: If it is not there or not JSON: this is no run directory.
         """
         try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{self.path}: not a training run ({name}: {error})") from None
+            return json.loads(self.storage.read(name))
+        except (StorageNotFound, ValueError) as error:
+            raise UsageError(f"{self.storage.uri}: not a training run ({name}: {error})") from None
+
+    def finished(self) -> bool:
+        """Whether the run has its bundle, which is fetched here if it is elsewhere."""
+        if not self.storage.exists("bundle/SHA256SUMS"):
+            return False
+        if not self._local:
+            for entry in self.storage.list("bundle/"):
+                target = self.path / entry.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(self.storage.read(entry.path))
+        return True
+
+    def publish_bundle(self) -> None:
+        """Copy the bundle to the run's storage, its digests last."""
+        if not self._local:
+            for path in sorted(self.bundle.rglob("*"), key=lambda path: path.name == "SHA256SUMS"):
+                if path.is_file():
+                    self.storage.write(path.relative_to(self.path).as_posix(), path.read_bytes())
 
 
-def create_run(runs_dir: Path, recipe: Recipe, facts: RunFacts) -> RunDirectory:
+def create_run(settings: Settings, recipe: Recipe, facts: RunFacts) -> RunDirectory:
     """A new run directory with its recipe.
 
     Raises:
         UsageError: If a run of this name exists.
     """
-    run = RunDirectory(runs_dir / (recipe.name or fresh_name(recipe.preset)))
-    runs_dir.mkdir(parents=True, exist_ok=True)
-    try:
-        run.path.mkdir()
-    except FileExistsError:
-        raise UsageError(
-            f"run {run.name!r} exists already; continue it with --resume {run.name}, or use another name"
-        ) from None
-    run.write("run.json", facts.model_dump(mode="json"))
+    run = RunDirectory(recipe.name or fresh_name(recipe.preset), settings)
+    if not run.storage.put_if_absent("run.json", (json.dumps(facts.model_dump(mode="json")) + "\n").encode()):
+        raise UsageError(f"run {run.name!r} exists already; continue it with --resume {run.name}, or use another name")
     run.write("recipe.json", recipe.model_dump(mode="json"))
     return run
 
 
-def resume_run(runs_dir: Path, name: str, recipe: Recipe, facts: RunFacts) -> RunDirectory:
+def find_run(settings: Settings, name: str) -> RunDirectory:
+    """The directory of a run to continue; UsageError if there is no such run."""
+    try:
+        Recipe(name=name, dataset="any")
+        run = RunDirectory(name, settings)
+        found = run.storage.exists("run.json")
+    except ValueError:
+        found = False
+    if not found:
+        raise UsageError(f"--resume {name}: no such run in {settings.runs_uri}")
+    return run
+
+
+def stored_recipe(run: RunDirectory) -> dict[str, Any]:
+    """The run's own recipe, on which a resumed run's changes are applied."""
+    values: dict[str, Any] = run.read("recipe.json")
+    return values | {"name": run.name}
+
+
+def resume_run(settings: Settings, name: str, recipe: Recipe, facts: RunFacts) -> RunDirectory:
     """The directory of a run to continue, after checking that it would compute the same.
 
     Raises:
         UsageError: If there is no such run, it is finished, or recipe, dataset or embeddings differ from its own.
     """
-    run = RunDirectory(runs_dir / name)
-    if run.path.parent != runs_dir or not name or not run.path.is_dir():
-        raise UsageError(f"--resume {name}: no such run in {runs_dir}")
-    if run.bundle.exists():
+    run = find_run(settings, name)
+    if run.finished():
         raise UsageError(f"--resume {name}: this run is finished; its model is {run.bundle}")
     same_recipe(run, recipe)
-    _same(name, "the data", validate(RunFacts, run.read("run.json"), f"{run.path}/run.json"), facts)
+    _same(name, "the data", run_facts(run), facts)
+    files, path = run.filesystem()
+    if next(iter(run.storage.list("checkpoints/")), None) is not None:
+        raise UsageError(
+            f"--resume {name}: its checkpoints are of an earlier version, which this one cannot continue; start a new "
+            "run with its recipe.json"
+        )
+    for folder in checkpoint_folders(files, path)[: -recipe.checkpoint.keep]:
+        files.delete_dir(folder)
+    run.storage.delete(_RAY_SNAPSHOT)  # a driver that was killed may have cut it; what is whole shows when it is read
     return run
+
+
+def run_facts(run: RunDirectory) -> RunFacts:
+    """What the run was started on."""
+    return validate(RunFacts, run.read("run.json"), f"{run.storage.uri}/run.json")
 
 
 def same_recipe(run: RunDirectory, recipe: Recipe) -> None:
     """UsageError if the recipe would compute something else than the run's own."""
-    _same(run.name, "the recipe", validate(Recipe, run.read("recipe.json"), f"{run.path}/recipe.json"), recipe)
+    own = validate(Recipe, stored_recipe(run), f"{run.storage.uri}/recipe.json")
+    _same(run.name, "the recipe", own, recipe)
 
 
 def _same(name: str, what: str, before: Config, now: Config) -> None:
-    old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
-    for key in sorted(old.keys() - _MAY_CHANGE):
-        if old[key] != new[key]:
+    old, new = (dict(_flat(config.model_dump(mode="json"))) for config in (before, now))
+    for key in sorted(old.keys() | new.keys()):
+        if key not in _MAY_CHANGE and old.get(key) != new.get(key):
             raise UsageError(
-                f"--resume {name}: {what} changed ({key}: {old[key]!r} then, {new[key]!r} now); "
-                "start a new run for it, or give the run's own recipe.json"
+                f"--resume {name}: {what} changed ({key}: {old.get(key)!r} then, {new.get(key)!r} now); leave it out, "
+                "or start a new run for it"
             )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -9,15 +9,18 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import Field, model_validator
 
 from mmva.errors import OperationFailed, UsageError
 from mmva_platform.settings import Config, Settings, validate
 from mmva_platform.training.recipe import Recipe, fresh_name
+
+if TYPE_CHECKING:
+    from ray.tune import Callback
 
 log = logging.getLogger(__name__)
 Point = dict[str, Any]
@@ -101,15 +104,13 @@ class SweepResult:
         return "\n".join([f"{self.metric} of {len(self.trials)} trials", *lines])
 
 
-def sweep(
-    options: SweepOptions, settings: Settings, *, on_trial: Callable[[Trial], None] = lambda _trial: None
-) -> SweepResult:
+def sweep(options: SweepOptions, settings: Settings, *, callbacks: Sequence[Callback] = ()) -> SweepResult:
     """Train every point of the grid, ending those early that fall behind.
 
     Args:
         options: The grid.
         settings: Cluster and storage.
-        on_trial: Called with each finished trial's row, its history included.
+        callbacks: Ray Tune's, told of trials and their epochs as they run.
 
     Raises:
         UsageError: For a wrong key or value, trials on different embeddings, or embeddings that are missing or do not
@@ -126,14 +127,12 @@ def sweep(
     if len({recipe.checkpoint.metric for recipe in recipes}) > 1:
         raise UsageError("sweep: checkpoint.metric cannot vary; it is what trials are compared by")
     with ray_session(settings.cluster):
-        from mmva_platform.training.memory import share_features
+        from mmva_platform.training.features import share_features
 
         check_feasible(1, _CPUS)
         shared = share_features(first.dataset, first.preset, settings, first.embeddings)
-        trials = _run(options, recipes, shared, settings)
+        trials = _run(options, recipes, shared, settings, callbacks)
     finished = [trial for trial in trials if trial["value"] is not None and math.isfinite(trial["value"])]
-    for trial in trials:
-        on_trial(trial)
     if not finished:
         raise OperationFailed(f"sweep: none of {len(trials)} trials came to an end; train one of them to see why")
     best = min(finished, key=lambda trial: trial["value"])
@@ -143,7 +142,13 @@ def sweep(
     return SweepResult(options.recipe_at(best["point"]), trials, first.checkpoint.metric)
 
 
-def _run(options: SweepOptions, recipes: list[Recipe], shared: Mapping[str, Any], settings: Settings) -> list[Trial]:
+def _run(
+    options: SweepOptions,
+    recipes: list[Recipe],
+    shared: Mapping[str, Any],
+    settings: Settings,
+    callbacks: Sequence[Callback],
+) -> list[Trial]:
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
 
@@ -154,11 +159,8 @@ def _run(options: SweepOptions, recipes: list[Recipe], shared: Mapping[str, Any]
         grace_period=min(options.grace_epochs, epochs),
         reduction_factor=options.reduction,
     )
-    trainable = tune.with_resources(tune.with_parameters(_trial, shared=shared), {"cpu": _CPUS})
-    space = {
-        "number": tune.grid_search(list(range(len(recipes)))),
-        "recipes": [r.model_dump(mode="json") for r in recipes],
-    }
+    trainable = tune.with_resources(tune.with_parameters(_trial, shared=shared, options=options), {"cpu": _CPUS})
+    space = {key: tune.grid_search(values) for key, values in options.grid.items()}
     tuner = tune.Tuner(
         trainable,
         param_space=space,
@@ -166,55 +168,45 @@ def _run(options: SweepOptions, recipes: list[Recipe], shared: Mapping[str, Any]
             metric=metric, mode="min", scheduler=scheduler, max_concurrent_trials=options.at_once, reuse_actors=True
         ),
         run_config=tune.RunConfig(
-            name=fresh_name("sweep"), storage_path=str(settings.home.resolve() / "sweeps"), verbose=0, callbacks=[]
+            name=fresh_name("sweep"),
+            storage_path=str(settings.home.resolve() / "sweeps"),
+            verbose=0,
+            callbacks=[*callbacks],
         ),
     )
-    results = tuner.fit()
-    points = options.points()
-    rows = []
+    results, points, rows = tuner.fit(), options.points(), []
     for result in results:
-        number = result.config["number"]
-        history = [] if result.metrics_dataframe is None else result.metrics_dataframe.to_dict("records")
-        measured = [row[metric] for row in history]
+        number = points.index(result.config)
+        epochs_done = 0 if result.metrics_dataframe is None else len(result.metrics_dataframe)
         rows.append(
             {
                 "number": number,
-                "point": points[number],
-                "value": min(measured) if measured else None,
-                "epochs": len(history),
-                "ended_early": result.error is None and len(history) < recipes[number].epochs,
+                "point": result.config,
+                "value": float(result.metrics_dataframe[metric].min()) if epochs_done else None,
+                "epochs": epochs_done,
+                "ended_early": result.error is None and epochs_done < recipes[number].epochs,
                 "error": None if result.error is None else str(result.error).strip().splitlines()[-1],
-                "recipe": recipes[number],
-                "history": [
-                    {name: row[name] for name in row if name.startswith("val_") or name == "loss"} for row in history
-                ],
             }
         )
     return sorted(rows, key=lambda row: row["number"])
 
 
-def _trial(config: dict[str, Any], shared: Mapping[str, Any]) -> None:
+def _trial(config: Point, shared: Mapping[str, Any], options: SweepOptions) -> None:
     """One trial, in Tune's process: the loop, reporting each epoch."""
     import torch
     from ray import tune
 
-    from mmva_platform.training.build import build_model, new_state
-    from mmva_platform.training.data import triplets
-    from mmva_platform.training.loop import Row, TrainState, Unwatched, fit
-    from mmva_platform.training.memory import shared_features
-    from mmva_platform.training.source import FeatureSource
+    from mmva_platform.training.features import shared_features
+    from mmva_platform.training.leakage import train_here
+    from mmva_platform.training.state import Row, TrainState
 
-    class Reporting(Unwatched):
-        def after_epoch(self, state: TrainState, row: Row) -> None:
+    class Reporter:
+        def on_step_end(self, state: TrainState, row: Row | None) -> bool:
             del state
-            tune.report(
-                {name: value for name, value in row.items() if isinstance(value, int | float)}
-                | {"epoch": row["epoch"] + 1}
-            )
+            if row is not None:
+                numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
+                tune.report(numbers | {"epoch": row["epoch"] + 1})
+            return False
 
     torch.set_num_threads(1)
-    recipe = Recipe.model_validate(config["recipes"][config["number"]])
-    features = shared_features(shared)
-    train, val = triplets(features, "train"), triplets(features, "val")
-    state = new_state(build_model(recipe, train), recipe, train, val)
-    fit(state, FeatureSource(train, val, recipe.loss.sigma), recipe, watcher=Reporting())
+    train_here(options.recipe_at(config), shared_features(shared), Reporter())

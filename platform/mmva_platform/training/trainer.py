@@ -1,18 +1,30 @@
-"""A training run from recipe to bundle: features in, Ray Train around the loop, evaluation, model card, bundle out."""
+"""A training run from recipe to bundle: data in, Ray Train around the loop, evaluation, model card, bundle out."""
 
 from __future__ import annotations
 
 import logging
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from mmva.errors import OperationFailed
+from mmva.errors import OperationFailed, UsageError
 from mmva_platform.settings import Settings
 from mmva_platform.training.recipe import Recipe
-from mmva_platform.training.rundir import RunDirectory, RunFacts, create_run, resume_run
+from mmva_platform.training.rundir import (
+    RunDirectory,
+    RunFacts,
+    create_run,
+    find_run,
+    resume_run,
+    run_facts,
+    same_recipe,
+    stored_recipe,
+)
 
 if TYPE_CHECKING:
     from mmva.model import MMVA
@@ -23,8 +35,7 @@ log = logging.getLogger(__name__)
 Row = dict[str, Any]
 Progress = Callable[[Row], None]
 SPLITS = ("train", "val", "test")
-_MAX_FAILURES: Final = 3
-_RESIZE_S: Final = 30.0  # how often an elastic run looks whether there is room for more workers
+_QUIET_S: Final = 8.0
 
 
 @dataclass(frozen=True)
@@ -33,8 +44,8 @@ class TrainResult:
 
     Attributes:
         run_name: Its name.
-        run_dir: Its directory: recipe.json, run.json, history.json, evaluation.json, checkpoints.
-        bundle_dir: The model, from the best checkpoint.
+        run_dir: Its directory on this machine, which holds the bundle.
+        bundle_dir: The model, from the best epoch.
         bundle_digest: The model's digest.
         history: One row per epoch: loss and its terms, learning rate, target scores, validation metrics, seconds.
         evaluation: On the test split.
@@ -52,6 +63,16 @@ class TrainResult:
     dataset_digest: str
 
 
+class Tracker(Protocol):
+    """Who writes a run down while it runs, such as tracking.runs.RunLog."""
+
+    def started(self, run: RunDirectory, recipe: Recipe, facts: RunFacts) -> None:
+        """The run has its directory, new or resumed."""
+
+    def reported(self, ranks: list[Row]) -> None:
+        """The workers' reports of a moment, one for each rank; see worker.Reporter."""
+
+
 def log_epoch(row: Row) -> None:
     """The default progress: one line an epoch."""
     log.info(
@@ -64,177 +85,138 @@ def log_epoch(row: Row) -> None:
     )
 
 
+@contextmanager
+def stage(text: str) -> Iterator[None]:
+    """Say what is done now, and again every few seconds until it is."""
+    done = Event()
+
+    def repeat() -> None:
+        seconds = 0.0
+        while not done.wait(_QUIET_S):
+            seconds += _QUIET_S
+            log.info("training: still at it after %.0f s: %s", seconds, text)
+
+    log.info("training: %s", text)
+    thread = Thread(target=repeat, name="training-stage", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
 def train(
-    recipe: Recipe, settings: Settings, *, resume: str | None = None, progress: Progress = log_epoch
+    recipe: Recipe,
+    settings: Settings,
+    *,
+    resume: str | None = None,
+    progress: Progress = log_epoch,
+    tracker: Tracker | None = None,
 ) -> TrainResult:
-    """Train MMVA's towers on frozen embeddings.
+    """Train MMVA's towers on frozen embeddings, or backbones and towers on media.
 
     Args:
         recipe: What to train.
         settings: Home directory, cluster and storage.
         resume: Name of an unfinished run to continue from its last checkpoint; the recipe must be its own.
         progress: Called with each epoch's row as soon as it is known.
+        tracker: Told of the run from its start on.
 
     Raises:
         UsageError: If the dataset, its embeddings or a split is missing, the embeddings do not fit into memory, the
             run's name is taken, or a resumed run would not compute the same.
-        OperationFailed: If the run was told to stop (it has saved), or its workers failed too often.
+        OperationFailed: If the run was told to stop, diverged, or its workers failed too often.
     """
-    from mmva_platform.cluster import check_feasible, quiet_ray_data, ray_session
+    if resume is not None and find_run(settings, resume).finished():
+        raise UsageError(f"--resume {resume}: this run is finished")
+    with ExitStack() as stack:
+        with stage("starting Ray, or connecting to it"):
+            from mmva_platform.cluster import check_feasible, most_gpus, quiet_ray_data, ray_session
 
-    with ray_session(settings.cluster):
-        check_feasible(recipe.worker_range[0], recipe.cpus_per_worker)
+            stack.enter_context(ray_session(settings.cluster))
+            from mmva_platform.training.launch import plan_workers, run_on_ray
+        workers = plan_workers(recipe, most_gpus(settings.cluster))
+        check_feasible(workers.fewest, recipe.cpus_per_worker)
         quiet_ray_data()
-        work = _work(recipe, settings)
-        if resume is None:
-            run = create_run(settings.runs_dir, recipe, work.facts)
-        else:
-            run = resume_run(settings.runs_dir, resume, recipe, work.facts)
+        with stage(f"reading {recipe.dataset}"):
+            mode = _mode(recipe, settings)
+            if resume is None:
+                run = create_run(settings, recipe, mode.facts)
+            else:
+                run = resume_run(settings, resume, recipe, mode.facts)
         recipe = recipe.model_copy(update={"name": run.name})
-        best, last = _fit_on_ray(run, recipe, work.config, settings, progress)
-        model, features = work.trained(run, recipe, best)
-        return finish(run, recipe, model, features, settings, best=best, last=last)
+        if tracker is not None:
+            tracker.started(run, recipe, mode.facts)
+        log.info("training %s: %s; checkpoints in %s", run.name, workers, run.storage.uri)
+
+        def on_report(ranks: list[Row]) -> None:
+            if tracker is not None:
+                tracker.reported(ranks)
+            for row in ranks[0]["rows"]:
+                progress(row)
+
+        fit = partial(run_on_ray, run, recipe, mode.config, workers, settings=settings, on_report=on_report)
+        last = _trained(run, recipe, fit)
+        with stage("evaluating the best epoch and writing the bundle"):
+            model, features = mode.trained(run, recipe, last)
+            return finish(run, recipe, model, features, settings, last=last)
 
 
-class _Work(Protocol):
+def _trained(run: RunDirectory, recipe: Recipe, fit: Callable[[], bool]) -> dict[str, Any]:
+    """Fit, and read the last checkpoint; OperationFailed if the run was told to stop before its end."""
+    from mmva_platform.training.checkpoints import newest_checkpoint
+
+    found = newest_checkpoint(*run.filesystem())  # says here, where somebody reads it, what the workers go on from
+    if found is not None:
+        position = found[1]["position"]
+        log.info("training %s: going on in epoch %d after %d steps", run.name, position["epoch"] + 1, position["done"])
+    saved = fit()
+    found = newest_checkpoint(*run.filesystem())
+    if found is not None and found[1]["position"]["epoch"] >= recipe.epochs:
+        return found[1]
+    if found is None:
+        raise OperationFailed(
+            f"training {run.name}: stopped before its first checkpoint; go on with --resume {run.name}"
+        )
+    position = found[1]["position"]
+    how = "stopped and saved" if saved else "stopped, and goes on from its last checkpoint,"
+    where = f"in epoch {position['epoch'] + 1} after {position['done']} steps"
+    raise OperationFailed(f"training {run.name}: {how} {where}; go on with --resume {run.name}")
+
+
+class _Mode(Protocol):
     """One mode of training, on the driver."""
 
     facts: RunFacts
-    config: dict[str, Any]
+    config: Any
 
-    def trained(self, run: RunDirectory, recipe: Recipe, best: Mapping[str, Any]) -> tuple[MMVA, Features]:
-        """The best checkpoint's towers, and features of the backbones they belong to."""
+    def trained(self, run: RunDirectory, recipe: Recipe, last: Mapping[str, Any]) -> tuple[MMVA, Features]:
+        """The best epoch's towers of a checkpoint's content, and features of the backbones they belong to."""
 
 
-def _work(recipe: Recipe, settings: Settings) -> _Work:
+def _mode(recipe: Recipe, settings: Settings) -> _Mode:
     if recipe.mode == "media":
-        from mmva_platform.training.media.run import MediaWork
+        from mmva_platform.training.media.run import MediaMode
 
-        return MediaWork(recipe, settings)
-    from mmva_platform.training.features_run import FeaturesWork
+        return MediaMode(recipe, settings)
+    from mmva_platform.training.features import FeaturesMode
 
-    return FeaturesWork(recipe, settings)
-
-
-def _fit_on_ray(
-    run: RunDirectory, recipe: Recipe, data: dict[str, Any], settings: Settings, progress: Progress
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run Ray Train; returns the content of the best and of the last checkpoint.
-
-    Raises:
-        OperationFailed: If the run was told to stop before its end, or workers failed too often.
-    """
-    from ray.exceptions import RayError
-    from ray.train import TrainingFailedError
-
-    from mmva_platform.storage import open_storage
-    from mmva_platform.training.checkpoints import Checkpoints
-    from mmva_platform.training.room import Room
-    from mmva_platform.training.watching import interruptible, open_channel, watch
-
-    checkpoints = Checkpoints(
-        open_storage(run.checkpoints, settings.storage), recipe.checkpoint.keep, recipe.checkpoint.metric
-    )
-    found = checkpoints.latest()  # says here, where somebody reads it, what the workers will go on from
-    if found is not None:
-        log.info("training %s: going on in epoch %d after %d steps", run.name, found[0].epoch + 1, found[0].done)
-    channel = open_channel()
-    config = {
-        "recipe": recipe.model_dump(mode="json"),
-        **data,
-        "checkpoints": checkpoints,
-        "channel": channel,
-    }
-    explained: list[Exception] = []
-    try:
-        worker = _worker_resources(recipe)
-        room = Room(run.name, recipe.worker_range[0], worker)
-        with watch(channel, progress, room) as explained, interruptible():
-            _trainer(run, recipe, config, settings, worker).fit()
-    except TrainingFailedError as error:
-        if explained:
-            raise explained[0] from error
-        reason = str(error).strip().partition("\n")[0]
-        raise OperationFailed(
-            f"training {run.name}: workers failed more than {_MAX_FAILURES} times ({reason}); when the cause is gone, "
-            f"go on with --resume {run.name}"
-        ) from error
-    except RayError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise OperationFailed(
-            f"training {run.name}: the cluster went away ({reason}); go on with --resume {run.name}"
-        ) from error
-    found = checkpoints.latest()
-    if found is None or found[0].epoch < recipe.epochs:
-        where = (
-            "before its first step" if found is None else f"in epoch {found[0].epoch + 1} after {found[0].done} steps"
-        )
-        raise OperationFailed(f"training {run.name}: stopped {where}, and saved; go on with --resume {run.name}")
-    return checkpoints.best(found[1]["history"]), found[1]
-
-
-def _worker_resources(recipe: Recipe) -> dict[str, float]:
-    """Of one worker, by Ray's names: with a GPU where the cluster has one for each."""
-    import ray
-
-    gpus = ray.cluster_resources().get("GPU", 0)
-    return {"CPU": recipe.cpus_per_worker} | ({"GPU": 1.0} if gpus >= recipe.worker_range[0] else {})
-
-
-def _trainer(
-    run: RunDirectory, recipe: Recipe, config: dict[str, Any], settings: Settings, worker: Mapping[str, float]
-) -> Any:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.config import LoggingConfig
-
-    from mmva_platform.training.worker import train_worker
-
-    fewest, most = recipe.worker_range
-    use_gpu = "GPU" in worker
-    return TorchTrainer(
-        train_worker,
-        train_loop_config=config,
-        torch_config=TorchConfig(
-            # On GPUs, random states still travel between CPUs.
-            backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo",
-            timeout_s=int(settings.cluster.stall_timeout_s),
-        ),
-        scaling_config=ScalingConfig(
-            num_workers=most if fewest == most else (fewest, most),
-            use_gpu=use_gpu,
-            resources_per_worker=dict(worker),
-            elastic_resize_monitor_interval_s=_RESIZE_S,
-        ),
-        run_config=RunConfig(
-            name=run.name,
-            storage_path=str(run.path.parent),
-            failure_config=FailureConfig(max_failures=_MAX_FAILURES),
-            logging_config=LoggingConfig(log_level="WARNING"),
-        ),
-    )
+    return FeaturesMode(recipe, settings)
 
 
 def finish(
-    run: RunDirectory,
-    recipe: Recipe,
-    model: MMVA,
-    features: Features,
-    settings: Settings,
-    *,
-    best: Mapping[str, Any],
-    last: Mapping[str, Any],
+    run: RunDirectory, recipe: Recipe, model: MMVA, features: Features, settings: Settings, *, last: Mapping[str, Any]
 ) -> TrainResult:
-    """From checkpoints to a bundle: the best weights, evaluated on test; intervals from val, reference from train.
+    """From the best weights to a bundle: evaluated on test; intervals from val, reference from train.
 
     Args:
         run: The run's directory.
         recipe: Its recipe.
-        model: The best checkpoint's towers.
+        model: The best epoch's towers.
         features: The dataset's features, through the backbones that belong to them.
         settings: Where backbones come from.
-        best: Content of the best checkpoint.
-        last: Content of the last one, which holds the whole history.
+        last: Content of the last checkpoint, which holds the whole history.
     """
     from mmva.bundle import save_bundle
     from mmva_platform.datasets.dataset import Dataset
@@ -254,7 +236,7 @@ def finish(
         "dataset_digest": features.digest,
         "rows": {name: {m: len(f.ids) for m, f in features.split(name).items()} for name in SPLITS},
         "training_data": training_record(Dataset.open(features.uri, settings), model.dims),
-        "best_epoch": best["position"]["epoch"],
+        "best_epoch": last["best"]["epoch"],
         "recipe": recipe.model_dump(mode="json"),
         "commit": git_commit(),
         "versions": versions(),
@@ -263,9 +245,43 @@ def finish(
     intervals = intervals_from(model, features, "val")
     slices = slice_figures(model, features, settings)
     card = model_card(evaluation, recipe, model.backbones, intervals, provenance, slices=slices, terms=features.terms)
+    run.path.mkdir(parents=True, exist_ok=True)
     digest = save_bundle(run.bundle, model, intervals=intervals, card=card, provenance=provenance)
+    run.publish_bundle()
     return TrainResult(
         run.name, run.path, run.bundle, digest, list(last["history"]), evaluation, recipe, features.digest
+    )
+
+
+def finished_run(name: str, settings: Settings, overrides: Callable[[dict[str, Any]], Recipe]) -> TrainResult | None:
+    """What a run has that came to its end; None if it has no model yet.
+
+    Args:
+        name: Of the run.
+        settings: Where runs are.
+        overrides: Makes the recipe that was asked for from the run's own.
+
+    Raises:
+        UsageError: If there is no such run, or the recipe is not the run's.
+        CheckFailed: If the model's files are not what its SHA256SUMS says.
+    """
+    from mmva.bundle import read_bundle_info
+    from mmva_platform.training.evaluation import Evaluation
+
+    run = find_run(settings, name)
+    if not run.finished():
+        return None
+    recipe = overrides(stored_recipe(run))
+    same_recipe(run, recipe)
+    return TrainResult(
+        run_name=name,
+        run_dir=run.path,
+        bundle_dir=run.bundle,
+        bundle_digest=read_bundle_info(run.bundle).digest,
+        history=run.read("history.json"),
+        evaluation=Evaluation.from_json(run.read("evaluation.json")),
+        recipe=recipe.model_copy(update={"name": name}),
+        dataset_digest=run_facts(run).dataset_digest,
     )
 
 

@@ -1,144 +1,205 @@
-"""What each Ray Train worker runs: restore, fit, checkpoints at epochs' ends, by the clock and before it must go."""
+"""What each Ray Train worker runs: load the newest checkpoint, fit, report progress and checkpoints."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from mmva.errors import CheckFailed, OperationFailed, UsageError
-from mmva_platform.training.loop import Row, TrainState, Unwatched, Wishes, World
+import torch
+
+from mmva_platform.training.checkpoints import agreed_checkpoint, checkpoint_name, write_checkpoint
+from mmva_platform.training.loop import Source, epoch_row, fit, plan_epoch
 from mmva_platform.training.recipe import Recipe
+from mmva_platform.training.state import Row, TrainState, World
 
 if TYPE_CHECKING:
-    from mmva_platform.training.checkpoints import Checkpoints
-    from mmva_platform.training.loop import Source
+    from ray.util.queue import Queue
 
-_LOOK_S: Final = 1.0  # how often to ask Ray whether a node is to go; Ray itself looks every 5 s
+_PROGRESS_S: Final = 5.0
+_EPOCHS_S: Final = 0.5  # Ray Train takes one report each time it polls, and an epoch from embeddings may take less
+_DRAIN_S: Final = 1.0  # how often to ask Ray whether a node is drained; Ray itself looks every 5 s
+_STOP_S: Final = 0.5
 
 
 def train_worker(config: dict[str, Any]) -> None:
     """Ray Train's per-worker function.
 
     Args:
-        config: `recipe` (plain values), `features` (see share_features: workers of one machine read the same memory) or
-            `media` (a reference of MediaPlan), `checkpoints` (the run's) and `channel` (a Channel's handle).
+        config: `recipe` (plain values), `data` (what the mode's driver side prepared) and `stop` (a queue that is not
+            empty once the run is to save and end).
     """
-    import ray
-    from ray.train.torch import get_device
-
-    from mmva_platform.training.loop import fit
+    import ray.train
+    from ray.train.torch import get_device, prepare_model
 
     recipe = Recipe.model_validate(config["recipe"])
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
-    try:
-        state, source = prepare(recipe, config, world, get_device())
-        keeper = Keeper(config["checkpoints"], world, recipe.checkpoint.every_s, config["channel"])
-        fit(state, source, recipe, world=world, watcher=keeper)
-    except (UsageError, CheckFailed, OperationFailed) as error:
-        ray.get(config["channel"].fail.remote(error))  # its one line says more than Ray's report of it
-        raise
+    device = get_device()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32
+    storage = context.get_storage()
+    last = agreed_checkpoint(storage.storage_filesystem, storage.experiment_fs_path, world)
+    state, source = prepare(recipe, config["data"], last, world, device)
+    # DDP orders its buckets anew after the first step unless it looks for unused weights. Sums of three and more ranks
+    # round by that order, and a resumed run on CPUs promises the same bits. "all" lets weights train that nothing uses.
+    unused = device.type == "cpu" or "all" in recipe.media.layers.values()
+    options = {"broadcast_buffers": False, "find_unused_parameters": unused}
+    state.parallel = prepare_model(state.model, move_to_device=device, parallel_strategy_kwargs=options)
+    reporter = Reporter(recipe, source, world, config["stop"])
+    fit(state, source, recipe, world=world, callback=reporter)
+    reporter.close()
 
 
-def prepare(recipe: Recipe, config: dict[str, Any], world: World, device: Any) -> tuple[TrainState, Source]:
-    """State and source of this rank, from the last checkpoint if there is one."""
-    last = read_last(config["checkpoints"], world)
+def prepare(
+    recipe: Recipe, data: Any, last: dict[str, Any] | None, world: World, device: torch.device
+) -> tuple[TrainState, Source]:
+    """State and source of this rank, from the content of the last checkpoint if there is one."""
     if recipe.mode == "media":
         import ray
+        import ray.train
 
         from mmva_platform.training.media.run import prepare_media
 
-        return prepare_media(recipe, ray.get(config["media"]), last, world, device)
-    from mmva_platform.training.build import build_model, new_state, state_around
-    from mmva_platform.training.checkpoint import restore
-    from mmva_platform.training.data import triplets
-    from mmva_platform.training.memory import shared_features
-    from mmva_platform.training.source import FeatureSource
+        processes = ray.train.get_context().get_local_world_size()
+        return prepare_media(recipe, ray.get(data), last, world, device, processes=processes)
+    from mmva_platform.training.features import prepare_features
 
-    features = shared_features(config["features"])
-    train, val = triplets(features, "train"), triplets(features, "val")
-    model = build_model(recipe, train).to(device)
-    if last is None:
-        state = new_state(model, recipe, train, val, world)
-    else:
-        state = state_around(model, recipe, train, last["penalties"], world)
-        restore(state, last, world)
-    return state, FeatureSource(train, val, recipe.loss.sigma)
+    return prepare_features(recipe, data, last, world, device)
 
 
-def read_last(checkpoints: Checkpoints, world: World) -> dict[str, Any] | None:
-    """The last whole checkpoint: rank 0 says which one that is, so that all go on from the same."""
-    found = checkpoints.latest() if world.rank == 0 else None
-    chosen = world.first(None if found is None else found[0])
-    if chosen is None:
-        return None
-    return found[1] if found is not None else checkpoints.read(chosen)
+class Wanted(NamedTuple):
+    """What all ranks do after a step."""
+
+    stop: bool = False
+    save: bool = False
+    report: bool = False
+    look: bool = False  # ask Ray whether a node is drained
 
 
-class Keeper(Unwatched):
-    """Saves checkpoints, tells of epochs, and asks all ranks for a save or a stop when it is time.
+class Reporter:
+    """Reports to Ray Train, and saves: by the clock, at the end, and before the run stops or loses a node.
 
-    Rank 0's clock and flag count. What Ray knows of a node that is to be taken away is asked for by all ranks together
-    or by none: the question is a barrier, and a message to an actor besides.
+    Rank 0's clock counts, from `saved_at` on. It tells the others one step ahead, while the step computes, so nobody
+    waits for it.
     """
 
-    def __init__(self, checkpoints: Checkpoints, world: World, every_s: float, channel: Any) -> None:
-        self._checkpoints, self._world, self._every_s, self._channel = checkpoints, world, every_s, channel
-        self._saved_at = self._looked_at = time.monotonic()
-        self._stop = threading.Event()
-        self._leaving = False
+    def __init__(self, recipe: Recipe, source: Source, world: World, stop: Queue) -> None:
+        self._recipe, self._source, self._world, self._stop_queue = recipe, source, world, stop
+        self.saved_at = self._reported = self._looked = time.monotonic()
+        self._stop, self._closed, self._written = threading.Event(), threading.Event(), threading.Event()
+        self._draining, self._rows = False, list[Row]()
+        self._written.set()
+        self._pending: tuple[torch.Tensor, Any] | None = None
         if world.rank == 0:
             threading.Thread(target=self._listen, name="training-stop", daemon=True).start()
+        self._ask()
 
-    def wishes(self) -> Wishes:
-        """Stop when told to; save and look when the clock says so."""
-        if self._world.rank > 0:
-            return Wishes()
-        now = time.monotonic()
-        return Wishes(
-            stop=self._stop.is_set(),
-            save=now - self._saved_at >= self._every_s,
-            look=not self._leaving and now - self._looked_at >= _LOOK_S,
+    def close(self) -> None:
+        """Stop listening; the last broadcast has to end before the process group does."""
+        self._closed.set()
+        if self._pending is not None:
+            self._agreed()
+
+    def on_step_end(self, state: TrainState, row: Row | None) -> bool:
+        """Save or report if it is time; whether to stop."""
+        self._rows += [] if row is None else [row]
+        wanted = self._agreed()
+        drained = wanted.look and self._node_is_drained()
+        save = wanted.stop or wanted.save or drained or state.epoch == self._recipe.epochs
+        if save or wanted.report:
+            self._report(state, save=save)
+        if not wanted.stop:
+            self._ask()
+        return wanted.stop
+
+    def _report(self, state: TrainState, *, save: bool) -> None:
+        """Position, the rows of epochs that ended since the last report, and with a checkpoint the loss so far."""
+        import ray.train
+        from ray.train import Checkpoint, CheckpointUploadMode
+
+        metrics: Row = {"epoch": state.epoch, "done": state.done, "step": state.step, "rows": self._rows}
+        metrics["system"] = system_metrics()
+        name = checkpoint = upload = None
+        if save:
+            if state.done > 0:
+                plan = plan_epoch(self._source.pairing, self._recipe, state.epoch)
+                metrics["loss"] = epoch_row(state, self._source.pairing, self._recipe, plan, self._world)["loss"]
+            content = state.state_dict(self._world)
+            if self._world.rank == 0:
+                self._written.wait()  # one at a time: a slow storage must not pile up states in memory
+                self._written.clear()
+                storage, name = ray.train.get_context().get_storage(), checkpoint_name(content["position"])
+                path = storage.build_checkpoint_path_from_name(name)
+                checkpoint, upload = Checkpoint(path, storage.storage_filesystem), partial(self._write, content)
+            self.saved_at = time.monotonic()
+        self._rows, self._reported = [], time.monotonic()
+        ray.train.report(
+            metrics,
+            checkpoint,
+            checkpoint_dir_name=name,
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=False,
+            checkpoint_upload_fn=upload,
         )
 
-    def after_step(self, state: TrainState, wishes: Wishes) -> None:
-        """Save in the middle of an epoch; once, too, when this job's machines are to go."""
-        must_leave = wishes.look and self._must_leave()
-        if wishes.stop or wishes.save or must_leave:
-            self._save(state)
+    def _write(self, content: dict[str, Any], checkpoint: Any, _name: str) -> Any:
+        """In Ray Train's upload thread, while training goes on."""
+        try:
+            return write_checkpoint(checkpoint, content)
+        finally:
+            self._written.set()
 
-    def after_epoch(self, state: TrainState, row: Row) -> None:
-        """Save, then tell."""
-        self._save(state)
-        if self._world.rank == 0:
-            import ray
+    def _agreed(self) -> Wanted:
+        assert self._pending is not None
+        flags, work = self._pending
+        self._pending = None
+        if work is not None:
+            work.wait()
+        return Wanted(*(bool(flag) for flag in flags.tolist()))
 
-            ray.get(self._channel.tell.remote(row))
+    def _ask(self) -> None:
+        """Begin to tell all ranks what rank 0 wants after the next step."""
+        now = time.monotonic()
+        wanted = Wanted(
+            stop=self._stop.is_set(),
+            save=now - self.saved_at >= self._recipe.checkpoint.every_s and self._written.is_set(),
+            report=now - self._reported >= (_EPOCHS_S if self._rows else _PROGRESS_S),
+            look=not self._draining and now - self._looked >= _DRAIN_S,
+        )
+        flags = torch.tensor(wanted, dtype=torch.uint8)
+        work = torch.distributed.broadcast(flags, src=0, async_op=True) if self._world.size > 1 else None
+        self._pending = flags, work
 
-    def _save(self, state: TrainState) -> None:
-        """Rank 0 writes; the others go on as soon as it has their random states."""
-        from mmva_platform.training.checkpoint import random_state, state_bytes
-
-        rng = self._world.all(random_state())
-        if self._world.rank == 0:
-            data = state_bytes(state, rng)
-            self._checkpoints.save(data, epoch=state.epoch, done=state.done, history=state.history)
-            self._saved_at = time.monotonic()
-
-    def _must_leave(self) -> bool:
-        """Whether Ray has just learned that a node of this job is being drained; the same on every rank."""
+    def _node_is_drained(self) -> bool:
+        """Whether Ray has just learned that a node of this run is to go; the same on every rank, a collective call."""
         import ray.train
 
-        self._looked_at = time.monotonic()
-        self._leaving = ray.train.get_preemption_info() is not None
-        return self._leaving
+        self._looked = time.monotonic()
+        self._draining = ray.train.get_preemption_info() is not None
+        return self._draining
 
     def _listen(self) -> None:
-        import ray
         from ray.exceptions import RayError
 
         with contextlib.suppress(RayError):  # the driver is gone, and this worker soon too
-            ray.get(self._channel.stopped.remote())
-            self._stop.set()
+            while not self._closed.wait(_STOP_S):
+                if not self._stop_queue.empty():
+                    self._stop.set()
+                    return
+
+
+def system_metrics() -> dict[str, float]:
+    """This worker's processor and memory use, and its GPU's; MLflow shows them as system metrics."""
+    import resource
+
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    found = {"cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_memory_megabytes": usage.ru_maxrss / 1024}
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        found["gpu_memory_megabytes"] = (total - free) / 2**20
+        with contextlib.suppress(RuntimeError, ModuleNotFoundError):  # without NVML
+            found["gpu_utilization_percentage"] = float(torch.cuda.utilization())
+    return found

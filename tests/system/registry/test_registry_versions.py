@@ -24,8 +24,9 @@ from mmva_platform.tracking.resolve import resolve_model
 from mmva_platform.tracking.runs import log_training_run
 from mmva_platform.tracking.store import open_client, quiet
 from mmva_platform.training.evaluation import Evaluation
+from mmva_platform.training.recipe import Recipe
 from mmva_platform.training.rundir import RunDirectory
-from mmva_platform.workflows import train_and_register
+from mmva_platform.workflows import resume_and_register
 
 pytestmark = [pytest.mark.slow, pytest.mark.system]
 ONLY_SQLITE = pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
@@ -125,27 +126,27 @@ def test_a_run_that_ended_while_mlflow_was_away_is_only_registered_by_resume(
 ) -> None:
     monkeypatch.setattr(runs, "predict_split", lambda *_: {})
     monkeypatch.setattr(Evaluation, "to_markdown", lambda _: "made-up figures")
-    result = make_result(settings.runs_dir, name=f"away-{settings.tracking.model_name[-20:]}")
-    run = RunDirectory(result.run_dir)
+    result = make_result(settings.home / "runs", name=f"away-{settings.tracking.model_name[-20:]}")
+    run = RunDirectory(result.run_name, settings)
     run.write("run.json", {"dataset_digest": result.dataset_digest, "fingerprints": {}})
     run.write("recipe.json", result.recipe.model_dump(mode="json"))
     run.write("history.json", result.history)
     run.write("evaluation.json", result.evaluation.to_json())
     logged = log_training_run(result, settings)  # and the server went before it was registered
 
-    outcome = train_and_register(result.recipe, settings, resume=run.name)
+    outcome = resume_and_register(run.name, settings, Recipe.model_validate)
     (version,) = list_versions(settings)
     assert (version.run_id, version.model_digest) == (logged, result.bundle_digest)
     assert outcome.version == version.version
     assert training_history(version.version, settings) == result.history
     with pytest.raises(UsageError, match="this run is finished, and version 1 of"):
-        train_and_register(result.recipe, settings, resume=run.name)
+        resume_and_register(run.name, settings, Recipe.model_validate)
     with pytest.raises(UsageError, match="the recipe changed"):
-        train_and_register(result.recipe.model_copy(update={"epochs": 99}), settings, resume=run.name)
+        resume_and_register(run.name, settings, lambda own: Recipe.model_validate(own | {"epochs": 99}))
 
     open_client(settings).delete_run(logged)  # of a run that was never logged, too
     open_client(settings).delete_registered_model(settings.tracking.model_name)
-    assert train_and_register(result.recipe, settings, resume=run.name).run_id != logged
+    assert resume_and_register(run.name, settings, Recipe.model_validate).run_id != logged
 
 
 def test_no_model_yet_is_an_empty_list(settings: Settings) -> None:

@@ -11,7 +11,8 @@ from mmva_platform.settings import Settings
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """A home of these tests' own."""
-    return Settings(home=tmp_path_factory.mktemp("home"))
+    home = tmp_path_factory.mktemp("home")
+    return Settings(home=home, scratch=home / "scratch")
 
 
 @pytest.fixture(scope="session")

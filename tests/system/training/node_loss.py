@@ -1,12 +1,12 @@
-"""A node is lost in mid-epoch, then comes back: prints what became of the run as JSON.
+"""A node is lost in mid-run, then comes back: prints what became of the run as JSON.
 
-As a script, because it needs a Ray of its own: python node_loss.py DATASET HOME NAME WORKERS (as in a recipe) [stop].
-With `stop` it is told to stop while it waits for the node, and resumed once there is another.
+As a script, because it needs a Ray of its own: python node_loss.py SETTINGS DATASET NAME WORKERS (as in a recipe)
+[stop]. SETTINGS is the file of a Settings. With `stop` the run is told to stop while it waits for the node, and resumed
+once there is another.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
@@ -25,37 +25,29 @@ import ray
 from ray.cluster_utils import Cluster
 
 from mmva.errors import OperationFailed
-from mmva_platform.settings import ClusterSettings, Settings, validate
-from mmva_platform.training import trainer, watching
+from mmva_platform.settings import ClusterSettings, Settings, load_config, validate
+from mmva_platform.training import launch, trainer
+from mmva_platform.training.checkpoints import checkpoint_folders
 from mmva_platform.training.recipe import Recipe
+from mmva_platform.training.rundir import RunDirectory
 
-EPOCHS = 6
-WAITS_IN = 3  # the epoch at whose end an elastic run of one worker waits for the second
-PATIENCE_S = 180.0
+EPOCHS = 150
+PATIENCE_S = 120.0
 # A node is noticed dead after some 2 s instead of 15.
 QUICK = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
 CPUS, STORE = 2, 100 * 2**20  # of a node: room for one worker of 1.5 CPUs
 
 
 def recipe_of(dataset: str, name: str, workers: Any) -> Recipe:
-    """Without dropout, whose draws differ by the number of workers; a checkpoint after every step."""
+    """Without what makes a difference in the last bits grow: dropout, whose draws differ by rank, and Adam."""
     values = {"dataset": dataset, "preset": "tiny", "name": name, "epochs": EPOCHS, "batch_size": 2}
     values |= {"workers": workers, "cpus_per_worker": 1.5, "model": {"hidden": 32, "dropout": 0.0}}
+    values |= {"optimizer": {"name": "sgd", "lr": 0.02}}
     return validate(Recipe, values | {"checkpoint": {"every_s": 0}}, "recipe")
 
 
-class PatientChannel(watching.Channel):
-    """Keeps an elastic run that lost a worker at one epoch's end until it is ended there to grow."""
-
-    async def tell(self, row: dict[str, Any]) -> None:
-        """Hand on, and wait."""
-        await super().tell(row)
-        if row["workers"] == 1 and row["epoch"] == WAITS_IN:
-            await asyncio.sleep(PATIENCE_S)
-
-
 class Heard(logging.Handler):
-    """True once it has been logged."""
+    """True once it has been logged; everything goes to standard error."""
 
     def __init__(self, words: str) -> None:
         super().__init__()
@@ -64,6 +56,7 @@ class Heard(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self._heard |= self._words in record.getMessage()
         sys.stderr.write(record.getMessage() + "\n")
+        sys.stderr.flush()
 
     def __bool__(self) -> bool:
         return self._heard
@@ -73,7 +66,7 @@ def wait_for(condition: Callable[[], Any]) -> None:
     until = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < until, "not within the time allowed"
-        time.sleep(0.005)
+        time.sleep(0.01)
 
 
 def add_node(address: str) -> subprocess.Popen[bytes]:
@@ -101,64 +94,62 @@ def wait_for_both(address: str) -> None:
     ray.shutdown()
 
 
-def main(dataset: str, home: str, name: str, workers: Any, stop: bool) -> None:
+def pause_worker() -> None:
+    """Keep the one worker that is left from coming to the run's end before it can grow; growing kills it."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                process.suspend()
+
+
+def main(settings: Settings, dataset: str, name: str, workers: Any, stop: bool) -> None:
     """Train while a thread takes the second node away and brings another."""
-    watching.Channel = PatientChannel  # type: ignore[misc]
-    trainer._RESIZE_S = 1.0  # type: ignore[misc]
-    began = time.monotonic()
+    launch._RESIZE_S = 1.0  # type: ignore[misc]
     head = {"num_cpus": CPUS, "object_store_memory": STORE, "_system_config": QUICK}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [add_node(cluster.address)]
     wait_for_both(cluster.address)
-    settings = Settings(home=Path(home), cluster=ClusterSettings(address=cluster.address))
+    settings = settings.model_copy(update={"cluster": ClusterSettings(address=cluster.address)})
     rows: list[dict[str, Any]] = []
-    waiting = Heard("the run waits until it has more")
-    logging.getLogger("mmva_platform.training.room").addHandler(waiting)
-    logging.getLogger("mmva_platform.training.room").setLevel("INFO")
-    checkpoints = settings.runs_dir / name / "checkpoints"
-    found: dict[str, Any] = {"events": []}
+    waiting = Heard("waits for 2 workers")
+    logging.getLogger("mmva_platform").addHandler(waiting)
+    logging.getLogger("mmva_platform").setLevel("INFO")
+    run = RunDirectory(name, settings)
+    found: dict[str, Any] = {}
+    failures: list[str] = []
 
-    def say(what: str) -> None:
-        found["events"].append(f"{time.monotonic() - began:.1f} s: {what}")
-        sys.stderr.write(found["events"][-1] + "\n")
-        sys.stderr.flush()
-
-    def in_mid_epoch() -> int:
-        """Steps of the second epoch that the last checkpoint holds."""
-        last = max((path.name for path in checkpoints.glob("*.pt")), default="")
-        return int(last.split("-")[1]) if last.startswith("000001-") else 0
+    def newest() -> str:
+        return max((Path(path).name for path in checkpoint_folders(*run.filesystem())), default="")
 
     def fate() -> None:
-        wait_for(lambda: in_mid_epoch() >= 4)
-        kill(nodes[0])
-        found["lost_after_steps"] = in_mid_epoch()
-        say("node killed")
-        if isinstance(workers, list):
-            wait_for(lambda: rows[-1]["epoch"] == WAITS_IN)
-        if stop:
-            wait_for(lambda: waiting)
+        try:
+            wait_for(lambda: newest() >= "checkpoint_000002")
+            kill(nodes[0])
+            found["lost_at"] = newest()
+            if isinstance(workers, list):
+                wait_for(lambda: rows and rows[-1]["workers"] == 1)
+                pause_worker()
+            if stop:
+                wait_for(lambda: waiting)
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            nodes.append(add_node(cluster.address))
+        except BaseException as error:  # noqa: BLE001 - told by the main thread, which would wait for it in vain
+            failures.append(repr(error))
             os.kill(os.getpid(), signal.SIGTERM)
-            return
-        nodes.append(add_node(cluster.address))
-        say("another begins")
-        wait_for(lambda: ray.cluster_resources().get("CPU") == 2 * CPUS or nodes[-1].poll() is not None)
-        say(f"another is there: {ray.cluster_resources()}, ended with {nodes[-1].poll()}")
-
-    def progress(row: dict[str, Any]) -> None:
-        rows.append(row)
-        say(f"epoch {row['epoch']} with {row['workers']}")
 
     thread = threading.Thread(target=fate, daemon=True)
     thread.start()
     recipe = recipe_of(dataset, name, workers)
     try:
-        result = trainer.train(recipe, settings, progress=progress)
+        result = trainer.train(recipe, settings, progress=rows.append)
     except OperationFailed as error:
-        say(str(error))
+        assert not failures, failures
+        sys.stderr.write(f"{error}\n")
         nodes.append(add_node(cluster.address))
         wait_for_both(cluster.address)
-        result = trainer.train(recipe, settings, resume=name, progress=progress)
-    thread.join()
+        result = trainer.train(recipe, settings, resume=name, progress=rows.append)
+    thread.join(PATIENCE_S)
     found |= {"history": result.history, "bundle": str(result.bundle_dir)}
     for node in nodes[1:]:
         kill(node)
@@ -167,4 +158,6 @@ def main(dataset: str, home: str, name: str, workers: Any, stop: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4]), sys.argv[5:] == ["stop"])
+    main(
+        load_config(Settings, sys.argv[1]), sys.argv[2], sys.argv[3], json.loads(sys.argv[4]), sys.argv[5:] == ["stop"]
+    )

@@ -7,9 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from inline_pass import install
 
 from mmva import load_bundle
+from mmva.errors import UsageError
+from mmva.imemnet.splits import LEAKAGE_WARNING
 from mmva_platform.datasets.dataset import Dataset
+from mmva_platform.reproduction import load_reproduction, reproduce
 from mmva_platform.settings import Settings, load_config, validate
 from mmva_platform.training.evaluation import evaluate
 from mmva_platform.training.recipe import Recipe
@@ -21,7 +25,7 @@ pytestmark = [pytest.mark.system, pytest.mark.slow]
 def test_media_mode_tunes_backbones_into_a_bundle_that_serves(
     settings: Settings, dataset: str, repository: Path
 ) -> None:
-    changes = [f"dataset={dataset}", "name=tuned", "epochs=2", "mode=media"]
+    changes = [f"dataset={dataset}", "name=tuned", "epochs=2", "mode=media", "workers=2"]
     changes += ["media.layers={image: 1, music: 1, caption: 0}", "media.lr={image: 1e-3, music: 1e-3, caption: 1e-3}"]
     recipe = load_config(Recipe, repository / "jobs" / "recipes" / "tiny.yaml", changes)
     result = train(recipe, settings)
@@ -32,11 +36,21 @@ def test_media_mode_tunes_backbones_into_a_bundle_that_serves(
     plain = Dataset.open(dataset, settings)
     specs = {modality: record["spec"] for modality, record in model.backbones.items()}
     assert Path(specs["image"]["tuned"]).parent == result.run_dir / "backbones"
+    assert (settings.scratch / "mmva-media").is_dir()  # type: ignore[operator] # set by the fixture
     assert specs["caption"]["tuned"] is None
     # What service computes from media is what the dataset's new embeddings gave: one item of each kind.
     again = evaluate(result.bundle_dir, dataset, settings)
     assert again.metrics == result.evaluation.metrics
     assert again.rows == {m: plain.info.counts[m]["test"] for m in ("image", "music", "caption")}
+
+
+def test_a_mistake_that_a_worker_finds_ends_the_run_at_once_with_its_one_line(
+    settings: Settings, dataset: str, repository: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes = [f"dataset={dataset}", "name=mistaken", "mode=media", "media.layers={image: 9, music: 0, caption: 0}"]
+    with pytest.raises(UsageError, match=r"^media\.layers: 9 of .* 2 blocks$"):
+        train(load_config(Recipe, repository / "jobs" / "recipes" / "tiny.yaml", changes), settings)
+    assert "goes on from its last checkpoint" not in caplog.text
 
 
 def test_a_sweep_ends_trials_early_and_its_best_trial_is_a_normal_run(settings: Settings, dataset: str) -> None:
@@ -71,4 +85,22 @@ def test_a_sweep_ends_trials_early_and_its_best_trial_is_a_normal_run(settings: 
     assert len(children) == 4
     assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
     assert {run.data.params["optimizer.lr"] for run in children} == {"0.001", "3.0"}
+    curves = [client.get_metric_history(child.info.run_id, "val_total") for child in children]
+    assert sorted(map(len, curves)) == sorted(trial["epochs"] for trial in found.trials)
     assert parent.data.metrics["best/val_total"] == best["value"]
+
+
+def test_the_reproduction_runs_end_to_end_on_a_miniature(
+    settings: Settings, dataset: str, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch)
+    path = repository / "jobs" / "recipes" / "reproduce" / "miniature.yaml"
+    media = str(Path(dataset).parent / "media")
+    made = f"{settings.home}/reproduction"
+    job = load_reproduction(path, media, [f"recipe.dataset={made}", "recipe.epochs=2"])
+    evaluation = reproduce(job, settings)
+    assert evaluation.dataset == made
+    assert evaluation.clip_split is not None
+    text = evaluation.to_markdown()
+    for part in ("CDCML (2020)", "MMVA (2025)", "a split by clip", LEAKAGE_WARNING):
+        assert part in text

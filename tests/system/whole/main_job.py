@@ -20,10 +20,10 @@ PICTURES, CLIPS, CAPTIONS = 90, 6, 6
 BROKEN: Final = ("broken.jpg", "empty.txt")
 COMMITS: Final = "_mmva/000000/commits/"
 ITEMS: Final = PICTURES + CLIPS + CAPTIONS + len(BROKEN)
-EPOCHS: Final = 60
+EPOCHS: Final = 300
 RECIPE: Final = (
     *("--config", "jobs/recipes/tiny.yaml", "--set", f"dataset={DATASET}", "--set", f"epochs={EPOCHS}"),
-    *("--set", "checkpoint.every_s=0"),  # after each step, so that there is time to lose something
+    *("--set", "checkpoint.every_s=0", "--set", "workers=2"),
 )
 # The towers see random backbones and sixty pictures: whether the gate lets them pass is luck, and tested elsewhere.
 FORCED: Final = ("--force", "--reason", "random backbones learn next to nothing")

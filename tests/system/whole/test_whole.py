@@ -99,11 +99,13 @@ def test_the_heads_network_is_cut_for_a_minute_and_the_same_command_completes_th
 
 def test_a_worker_node_dies_during_training_and_the_model_is_the_same(champion: Topology) -> None:
     job = champion.submit("train", *RECIPE, "--set", "name=lost-node")
-    checkpoints = champion.root / "home" / "runs" / "lost-node" / "checkpoints"
-    until(lambda: any(each.name > "000005" for each in checkpoints.glob("*")), "five epochs", 120.0)
+    run = champion.root / "home" / "runs" / "lost-node"
+    until(lambda: any(each.name > "checkpoint_000005" for each in run.glob("checkpoint_0*")), "five epochs", 120.0)
     victim = max(champion.workers, key=lambda host: len(host.processes("ray::RayTrainWorker")))
     victim.kill()
-    assert max(each.name for each in checkpoints.iterdir()) < f"{EPOCHS:06d}", "it was to be caught on its way"
+    assert max(each.name for each in run.glob("checkpoint_0*")) < f"checkpoint_{EPOCHS:06d}", (
+        "it was to be caught on its way"
+    )
     ended(job)
     assert_same_run(champion, "lost-node")
     champion.boot(victim.name)

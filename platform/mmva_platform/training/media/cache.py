@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import shutil
+import tempfile
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +23,19 @@ class MediaCache:
     """Reads items; picklable.
 
     Attributes:
-        folder: On each node's own disk.
+        scratch: Folder on each node's own disk; one below the system's temporary folder if None.
         storage: The dataset's.
         shards: Its shards, by number.
     """
 
-    folder: Path
+    scratch: Path | None
     storage: Storage
     shards: tuple[ShardInfo, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Where this node has its media."""
+        return (self.scratch or Path(tempfile.gettempdir())) / "mmva-media"
 
     def read(self, shard: int, row: int) -> bytes:
         """An item's file.

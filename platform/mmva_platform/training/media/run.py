@@ -8,21 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 from mmva.backbones import BackboneSpec, Preset, preset
 from mmva.modalities import MODALITIES, Modality
+from mmva.model import MMVA
 from mmva_platform.datasets.dataset import Dataset
 from mmva_platform.datasets.embedder import EncoderLoader
 from mmva_platform.datasets.schema import sha256_of
 from mmva_platform.settings import Settings
 from mmva_platform.training.media.cache import MediaCache
-from mmva_platform.training.media.decoding import Decoder, Pipeline, ray_pipeline
+from mmva_platform.training.media.dataset import Decoder, MediaDataset, MediaSource, default_loaders
 from mmva_platform.training.media.items import MediaPairing, media_pairing
+from mmva_platform.training.media.model import Heads, media_state, start_heads, tuned_model
 from mmva_platform.training.recipe import Recipe
 from mmva_platform.training.rundir import RunDirectory, RunFacts
+from mmva_platform.training.state import TrainState, World, model_config
 
 if TYPE_CHECKING:
-    from mmva.model import MMVA
+    import torch
+
     from mmva_platform.datasets.features import Features
-    from mmva_platform.training.loop import Source, TrainState, World
-    from mmva_platform.training.media.build import Heads
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,9 @@ class MediaPlan:
 
     train: MediaPairing
     val: MediaPairing
-    decoder: Decoder
+    cache: MediaCache
+    load: EncoderLoader
+    specs: dict[str, dict[str, Any]]
     heads: Heads
 
 
@@ -43,16 +47,15 @@ def plan_media(recipe: Recipe, settings: Settings) -> tuple[MediaPlan, RunFacts]
             has nothing to train with.
     """
     from mmva_platform.datasets.features import FeatureSets
-    from mmva_platform.training.media.build import start_heads
 
     dataset = Dataset.open(recipe.dataset, settings)
     train, val = media_pairing(dataset, "train"), media_pairing(dataset, "val")
     sets = FeatureSets.open(recipe.dataset, recipe.preset, settings, embeddings=recipe.embeddings)
     features = sets.describe({modality: sets.load(modality, recipe.media.probe_items) for modality in sets.infos})
-    cache = MediaCache(settings.home.resolve() / "cache" / "media", dataset.storage, dataset.shards)
+    cache = MediaCache(settings.scratch, dataset.storage, dataset.shards)
     specs = {str(modality): info.spec for modality, info in sets.infos.items()}
-    decoder = Decoder(cache, EncoderLoader.of(settings), specs, recipe.media.augment)
-    return MediaPlan(train, val, decoder, start_heads(features, recipe)), RunFacts.of(features)
+    plan = MediaPlan(train, val, cache, EncoderLoader.of(settings), specs, start_heads(features, recipe))
+    return plan, RunFacts.of(features)
 
 
 def prepare_media(
@@ -60,46 +63,43 @@ def prepare_media(
     plan: MediaPlan,
     last: Mapping[str, Any] | None,
     world: World,
-    device: Any,
+    device: torch.device,
     *,
-    pipeline: Pipeline = ray_pipeline,
-) -> tuple[TrainState, Source]:
-    """State and source of one rank, from the content of the last checkpoint if there is one."""
-    from mmva_platform.training.checkpoint import restore
-    from mmva_platform.training.media.build import media_state, tuned_model
-    from mmva_platform.training.media.source import MediaSource
-
-    model = tuned_model(plan.heads, recipe, plan.decoder.specs, plan.decoder.load, device)
-    penalties = plan.heads.penalties if last is None else last["penalties"]
-    state = media_state(model, recipe, plan.train, penalties, world)
+    processes: int = 1,
+) -> tuple[TrainState, MediaSource]:
+    """State and source of one rank, of `processes` on its machine, from the content of a checkpoint if there is one."""
+    encoders = {m: plan.load(BackboneSpec.from_json(dict(plan.specs[m]))) for m in plan.heads.dims}
+    decoder = Decoder(plan.cache, encoders, recipe.media.augment)
+    model = tuned_model(plan.heads, recipe, encoders, device)
+    state = media_state(model, recipe, plan.train, plan.heads.penalties if last is None else last["penalties"], world)
     if last is not None:
-        restore(state, last, world)
-    return state, MediaSource(plan.train, plan.val, recipe, plan.decoder, pipeline)
+        state.load_state_dict(last, world)
+    loaders = default_loaders(processes) if recipe.media.loaders is None else recipe.media.loaders
+    dataset = MediaDataset(plan.train, plan.val, recipe, decoder, on_gpu=device.type == "cuda")
+    return state, MediaSource(dataset, model, loaders=loaders)
 
 
-class MediaWork:
-    """Media mode, on the driver."""
+class MediaMode:
+    """What the driver does in media mode."""
 
     def __init__(self, recipe: Recipe, settings: Settings) -> None:
         import ray
 
         self._settings = settings
         self._plan, self.facts = plan_media(recipe, settings)
-        self.config: dict[str, Any] = {"media": ray.put(self._plan)}
+        self.config = ray.put(self._plan)
 
-    def trained(self, run: RunDirectory, recipe: Recipe, best: Mapping[str, Any]) -> tuple[MMVA, Features]:
+    def trained(self, run: RunDirectory, recipe: Recipe, last: Mapping[str, Any]) -> tuple[MMVA, Features]:
         """Publish the tuned layers, embed the dataset through them, and give the towers that go with them."""
-        from mmva.model import MMVA, ModelConfig
         from mmva_platform.datasets.embedding import embed_dataset
         from mmva_platform.datasets.features import load_features
-        from mmva_platform.training.features_run import averaged
 
-        weights = averaged(best)
-        tuned = self._publish(run, recipe, weights)
+        weights = last["best"]["weights"]
+        # Buffers, such as a norm's statistics, stay as they were loaded.
+        tuned = self._publish(run, recipe, {name: weights[name] for name in last["average"]["values"]})
         embed_dataset(recipe.dataset, tuned, recipe.embeddings, self._settings)
         features = load_features(recipe.dataset, tuned.name, self._settings, embeddings=recipe.embeddings)
-        config = ModelConfig(**recipe.model.model_dump(), sigma=recipe.loss.sigma)
-        model = MMVA(self._plan.heads.dims, config)
+        model = MMVA(self._plan.heads.dims, model_config(recipe))
         model.load_state_dict(_below(weights, "mmva."))
         return model, features
 
@@ -108,12 +108,12 @@ class MediaWork:
         from mmva.backbones.sources import TUNED_FILE
         from mmva_platform.storage import open_storage
 
-        place = open_storage(recipe.media.out or str(run.backbones), self._settings.storage)
+        place = open_storage(recipe.media.out or f"{run.storage.uri}/backbones", self._settings.storage)
         specs: dict[Modality, BackboneSpec] = preset("tiny").specs  # of a modality that the dataset does not have
         for modality in MODALITIES:
-            if modality not in self._plan.decoder.specs:
+            if modality not in self._plan.specs:
                 continue
-            specs[modality] = BackboneSpec.from_json(self._plan.decoder.specs[modality])
+            specs[modality] = BackboneSpec.from_json(self._plan.specs[modality])
             if recipe.media.layers[modality] == 0:
                 continue
             data = _tuned_bytes(_below(weights, f"encoders.{modality}.network."))

@@ -1,0 +1,56 @@
+"""MMVA's experiment in one command: import, embed, train, and both splits beside the published figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from mmva_platform.datasets.import_plan import ImportConfig
+from mmva_platform.settings import Config, Settings, load_config
+from mmva_platform.training.evaluation import Evaluation
+from mmva_platform.training.recipe import Recipe
+
+
+class Reproduction(Config):
+    """What is trained on what."""
+
+    data: ImportConfig = Field(description="the sources; their roots are relative to the folder that is given")
+    recipe: Recipe = Field(description="its dataset is made, unless it is there already")
+
+
+def load_reproduction(path: Path, folder: str, overrides: list[str]) -> Reproduction:
+    """Read a recipe of jobs/recipes/reproduce for the files in a folder or under a URI.
+
+    Raises:
+        UsageError: As load_config.
+    """
+    job = load_config(Reproduction, path, overrides)
+    below = [folder if source.root == "." else f"{folder.rstrip('/')}/{source.root}" for source in job.data.sources]
+    sources = tuple(
+        source.model_copy(update={"root": root}) for source, root in zip(job.data.sources, below, strict=True)
+    )
+    return job.model_copy(update={"data": job.data.model_copy(update={"sources": sources})})
+
+
+def reproduce(job: Reproduction, settings: Settings) -> Evaluation:
+    """Run what is not there yet; the trained model is registered as any other.
+
+    Returns:
+        The test split's figures, with those of the same recipe on a split by clip in `clip_split`.
+
+    Raises:
+        UsageError, OperationFailed: As the steps do.
+    """
+    from mmva_platform.datasets.embedding import embed_dataset
+    from mmva_platform.datasets.importing import import_dataset
+    from mmva_platform.datasets.schema import DATASET_FILE
+    from mmva_platform.storage import open_storage
+    from mmva_platform.workflows import evaluate_model, train_and_register
+
+    dataset = job.recipe.dataset
+    if not open_storage(dataset, settings.storage).exists(DATASET_FILE):
+        import_dataset(job.data, dataset, settings)
+    embed_dataset(dataset, job.recipe.preset, job.recipe.embeddings, settings)
+    trained = train_and_register(job.recipe, settings)
+    return evaluate_model(f"{trained.run_dir}/bundle", dataset, settings)

@@ -1,0 +1,341 @@
+"""A run on the cluster: Ray Train in a thread of its own, while the driver tells what happens and minds signals.
+
+Ray Train's controller calls the callbacks in its own process; a queue brings to the driver what they are told. The main
+thread stays free, so Ctrl-C ends a run at once and SIGTERM, by which schedulers announce that a machine is taken away,
+lets the workers save first. A run whose workers wait for resources has nothing to save and ends at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import ray
+from ray.exceptions import RayError
+from ray.train import (
+    CheckpointConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    UserCallback,
+)
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.execution.callback import ControllerCallback  # DeveloperAPI, of which there is no other
+from ray.train.v2.api.config import LoggingConfig
+from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from mmva.errors import CheckFailed, OperationFailed, UsageError
+from mmva_platform.settings import Settings
+from mmva_platform.training.recipe import Recipe
+from mmva_platform.training.rundir import RunDirectory
+from mmva_platform.training.worker import train_worker
+
+log = logging.getLogger(__name__)
+_MAX_FAILURES: Final = 3
+_RESIZE_S: Final = 30.0  # how often an elastic run looks whether there is room for more workers
+_POLL_S: Final = 0.5
+_QUIET_S: Final = 8.0  # a run says something at least that often
+_GRACE_S: Final = 20.0  # to save after SIGTERM; Kubernetes kills after 30
+_ABORT_S: Final = 5.0
+_START_S: Final = 30.0  # that workers may take to start where their resources are free
+_WORKERLESS: Final = {"InitializingState", "SchedulingState", "ReschedulingState", "RestartingState", "ResizingState"}
+Reports = Callable[[list[dict[str, Any]]], None]
+
+
+class ReportCallback(UserCallback):
+    """Runs in the controller: hands reports and failures on; ends the run for an error that would come again."""
+
+    def __init__(self, events: Queue) -> None:
+        self._events = events
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """All workers have reported; a checkpoint is in storage by now."""
+        del run_context, checkpoint
+        self._events.put(("report", metrics))
+
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+        """A worker has failed. Raising ends the run: Ray Train does not retry an error of its callbacks."""
+        del run_context
+        for rank, error in worker_exceptions.items():
+            cause = getattr(error, "_base_exc", error)
+            if isinstance(cause, UsageError | CheckFailed | OperationFailed):
+                raise cause
+            self._events.put(("failure", f"worker {rank} failed ({one_line(cause)})"))
+
+
+class StateCallback(ControllerCallback):
+    """Runs in the controller: hands on its state, and once the controller itself, by which a run can be aborted."""
+
+    def __init__(self, events: Queue) -> None:
+        self._events, self._introduced = events, False
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        """Such as SchedulingState while workers wait for resources."""
+        if not self._introduced:
+            self._introduced = True
+            self._events.put(("controller", ray.get_runtime_context().current_actor))
+        if type(previous_state) is not type(current_state):
+            decision = getattr(current_state, "scaling_decision", None)
+            self._events.put(("state", (type(current_state).__name__, getattr(decision, "num_workers", 0))))
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many workers a run takes, and the resources of one by Ray's names."""
+
+    fewest: int
+    most: int
+    each: dict[str, float]
+
+    def __str__(self) -> str:
+        count = f"{self.most}" if self.fewest == self.most else f"{self.fewest} to {self.most}"
+        takes = ", ".join(f"{amount:g} {name}" for name, amount in self.each.items())
+        return f"{count} worker{'s' * (self.most > 1)} ({takes}{' each' * (self.most > 1)})"
+
+
+def plan_workers(recipe: Recipe, gpus: float) -> Workers:
+    """The recipe's workers on a cluster that has, or may grow to, so many GPUs.
+
+    Raises:
+        UsageError: If a step has fewer pairs than there are workers.
+    """
+    fewest, most = (max(1, int(gpus)),) * 2 if recipe.workers == "auto" else recipe.worker_range
+    if recipe.batch_size < most:
+        raise UsageError(f"batch_size {recipe.batch_size} leaves some of the {most} workers without a pair")
+    each = {"CPU": recipe.cpus_per_worker}
+    if 1 <= gpus < fewest:
+        log.warning("training: %d GPUs for %d workers, so it runs on CPUs; set workers: auto", gpus, fewest)
+    return Workers(fewest, most, each | ({"GPU": 1.0} if gpus >= fewest else {}))
+
+
+class Watch:
+    """What a run is doing, in one line at least every _QUIET_S."""
+
+    def __init__(self, run: str, workers: Workers) -> None:
+        self._run, self._workers = run, workers
+        self._state, self._last = "InitializingState", ""
+        self._since = self._said = time.monotonic()
+        self._waiting = False
+        self.controller: Any = None
+
+    @property
+    def workerless(self) -> bool:
+        """Whether there is no worker now that could save."""
+        return self._state in _WORKERLESS
+
+    def say(self, text: str, level: int = logging.INFO) -> None:
+        """A line."""
+        self._said = time.monotonic()
+        log.log(level, "training %s: %s", self._run, text)
+
+    def entered(self, state: str, workers: int) -> None:
+        """The controller changed its state."""
+        if self.workerless != (state in _WORKERLESS):
+            self._since = time.monotonic()
+        self._state, self._last = state, ""
+        if state == "RestartingState":
+            self.say("goes on from its last checkpoint", logging.WARNING)
+        elif state == "ResizingState":
+            self.say(f"goes on from its last checkpoint with {workers} workers")
+        elif state == "RunningState" and self._waiting:
+            self._waiting = False
+            self.say("its workers have their resources")
+
+    def stepped(self, report: Mapping[str, Any]) -> None:
+        """A worker's report."""
+        self._last = f"epoch {report['epoch'] + 1}, {report['done']} steps done"
+        if report["rows"]:
+            self._said = time.monotonic()  # an epoch has its own line
+
+    def tick(self, free: Callable[[], Mapping[str, float]] = ray.available_resources) -> None:
+        """Say something if it was quiet for long."""
+        now = time.monotonic()
+        if now - self._said < _QUIET_S:
+            return
+        here = {name: free().get(name, 0.0) for name in self._workers.each}
+        short = any(here[name] < self._workers.fewest * each for name, each in self._workers.each.items())
+        # What is free may lie on several nodes, none of which has room for a worker.
+        if self.workerless and (short or now - self._since > _START_S):
+            self._waiting = True
+            text = ", ".join(f"{amount:g} {name}" for name, amount in here.items())
+            self.say(f"waits for {self._workers}; free in the cluster: {text}", logging.WARNING)
+        else:
+            self.say(self._last or f"workers start or read data for {now - self._since:.0f} s")
+
+
+def run_on_ray(
+    run: RunDirectory, recipe: Recipe, data: Any, workers: Workers, *, settings: Settings, on_report: Reports
+) -> bool:
+    """Train on the cluster.
+
+    Args:
+        run: Where checkpoints go.
+        recipe: The run's.
+        data: What the workers get; see train_worker.
+        workers: How many.
+        settings: Cluster and storage.
+        on_report: Called here with each of the workers' reports, a row for each rank.
+
+    Returns:
+        Whether it came to its end, or saved when it was told to stop; False if it was cut off.
+
+    Raises:
+        KeyboardInterrupt: On Ctrl-C, after the workers have ended.
+        UsageError, CheckFailed, OperationFailed: What a worker said, or that workers failed too often.
+    """
+    events, stop = _queue(), _queue()
+    watch, outcome = Watch(run.name, workers), _Outcome(run, recipe, data, workers, settings, events, stop)
+    told_at: float | None = None
+    with terminated() as told:
+        outcome.start()
+        try:
+            while True:
+                alive = outcome.is_alive()  # asked first: what it reported before its end is in the queue
+                for kind, content in _taken(events):
+                    _handle(kind, content, watch, on_report)
+                if not alive:
+                    break
+                watch.tick()
+                if told.is_set() and told_at is None:
+                    told_at = time.monotonic()
+                    watch.say("told to stop")
+                    stop.actor.put.remote("stop")  # without waiting: on a full cluster its process may not be there
+                if told_at is not None and (watch.workerless or time.monotonic() - told_at > _GRACE_S):
+                    return False
+        finally:
+            if outcome.is_alive():
+                _abort(watch, events)
+                outcome.join(_ABORT_S)
+            for queue in (events, stop):
+                queue.shutdown(force=True)
+    if outcome.error is not None:
+        raise _explained(run.name, outcome.error) from outcome.error
+    return True
+
+
+class _Outcome(threading.Thread):
+    """Ray Train's fit in a thread, in which it leaves signals alone."""
+
+    def __init__(
+        self, run: RunDirectory, recipe: Recipe, data: Any, workers: Workers, settings: Settings, *queues: Queue
+    ) -> None:
+        super().__init__(name="ray-train", daemon=True)
+        events, stop = queues
+        self.error: BaseException | None = None
+        files, path = run.filesystem()
+        use_gpu = "GPU" in workers.each
+        self._trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"recipe": recipe.model_dump(mode="json"), "data": data, "stop": stop},
+            torch_config=TorchConfig(
+                # On GPUs, random states and flags still travel between CPUs.
+                backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo",
+                timeout_s=int(settings.cluster.stall_timeout_s),
+            ),
+            scaling_config=ScalingConfig(
+                num_workers=workers.most if workers.fewest == workers.most else (workers.fewest, workers.most),
+                use_gpu=use_gpu,
+                resources_per_worker=dict(workers.each),
+                elastic_resize_monitor_interval_s=_RESIZE_S,
+            ),
+            run_config=RunConfig(
+                name=run.name,
+                storage_path=path.rpartition("/")[0],
+                storage_filesystem=files,
+                failure_config=FailureConfig(max_failures=_MAX_FAILURES),
+                checkpoint_config=CheckpointConfig(num_to_keep=recipe.checkpoint.keep),
+                callbacks=[ReportCallback(events), StateCallback(events)],
+                logging_config=LoggingConfig(log_level="WARNING"),
+            ),
+        )
+
+    def run(self) -> None:
+        """Fit."""
+        try:
+            self._trainer.fit()
+        except BaseException as error:  # noqa: BLE001 - raised again by the main thread
+            self.error = error
+
+
+def _handle(kind: str, content: Any, watch: Watch, on_report: Reports) -> None:
+    if kind == "controller":
+        watch.controller = content
+    elif kind == "state":
+        watch.entered(*content)
+    elif kind == "failure":
+        watch.say(content, logging.WARNING)
+    else:
+        watch.stepped(content[0])
+        on_report(content)
+
+
+def _queue() -> Queue:
+    """On the driver's node: another may be lost while the run goes on."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+
+
+def _taken(events: Queue) -> Iterator[tuple[str, Any]]:
+    """What is in the queue, after a moment's wait if that is nothing."""
+    try:
+        yield events.get(timeout=_POLL_S)
+    except Empty:
+        return
+    for _ in range(events.qsize()):
+        yield events.get()
+
+
+def _abort(watch: Watch, events: Queue) -> None:
+    """End the controller and with it its workers; it does not answer while it waits for resources."""
+    with suppress(RayError):
+        until = time.monotonic() + _ABORT_S
+        while watch.controller is None and time.monotonic() < until:
+            for kind, content in _taken(events):
+                _handle(kind, content, watch, lambda _: None)
+        if watch.controller is not None:
+            with suppress(RayError):
+                ray.get(watch.controller.abort.remote(), timeout=_ABORT_S)
+            ray.kill(watch.controller)
+
+
+def _explained(run: str, error: BaseException) -> BaseException:
+    if isinstance(error, TrainingFailedError):
+        cause = getattr(error, "controller_failure", None)
+        if isinstance(cause, UsageError | CheckFailed | OperationFailed):
+            return cause
+        failures = list(getattr(error, "worker_failures", {}).values())
+        reason = one_line(getattr(failures[0], "_base_exc", failures[0]) if failures else cause or error)
+        return OperationFailed(
+            f"training {run}: workers failed more than {_MAX_FAILURES} times ({reason}); when the cause is gone, "
+            f"go on with --resume {run}"
+        )
+    if isinstance(error, RayError):
+        return OperationFailed(f"training {run}: the cluster went away ({one_line(error)}); go on with --resume {run}")
+    return error
+
+
+def one_line(error: BaseException) -> str:
+    """An error's kind and text on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+
+
+@contextmanager
+def terminated() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, instead of ending the process; never set outside the main thread."""
+    told = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield told
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,250 @@
+"""Media as a torch dataset: a share of a step, or a piece of validation, is decoded, augmented and collated at once.
+
+A DataLoader's processes do it ahead of the training thread, which only moves tensors to the device. An item's random
+draws depend on seed, epoch and its place in the epoch alone, not on who decodes it. Shapes: B pairs of a piece, K rows
+of a modality, G rows that the network takes at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mmva.engines.fronts import batches
+from mmva.errors import CheckFailed, MediaError, OperationFailed, UsageError
+from mmva.matching import EpochPlan
+from mmva_platform.training.data import batch_labels, row_labels, validation_row
+from mmva_platform.training.loop import Batch, plan_epoch
+from mmva_platform.training.media.augment import augment_image, augment_music
+from mmva_platform.training.media.cache import MediaCache
+from mmva_platform.training.media.items import MediaPairing, Place
+from mmva_platform.training.media.model import Groups, TunedMMVA
+from mmva_platform.training.recipe import AugmentOptions, Recipe
+from mmva_platform.training.state import Row, World
+
+if TYPE_CHECKING:
+    from mmva.backbones import Encoder
+
+_MEASURED_AT_ONCE: Final = 32
+_MOST_LOADERS: Final = 16
+# What to decode: ("train", epoch, first and end row of its plan) or ("val", modality, first and end row).
+Key = tuple[str, Any, int, int]
+
+
+@dataclass
+class Decoder:
+    """An item's bytes to the raw inputs of its network (Encoder.raw); one item may be several windows.
+
+    Attributes:
+        cache: Where media come from.
+        encoders: By modality; their networks are not used.
+        augment: What training items go through.
+    """
+
+    cache: MediaCache
+    encoders: dict[str, Encoder]
+    augment: AugmentOptions
+
+    def __call__(self, modality: str, place: Place, seed: Sequence[int] | None) -> list[dict[str, Tensor]]:
+        """Decode an item; with a seed it is augmented, and a long clip gives one window."""
+        encoder = self.encoders[modality]
+        try:
+            pieces = self._pieces(modality, place, encoder, None if seed is None else np.random.default_rng(seed))
+        except MediaError as error:
+            shard = self.cache.shards[place.shard].name
+            raise OperationFailed(
+                f"training: {modality} in row {place.row} of {shard} does not decode here "
+                f"though the import checked it ({error.code}: {error}); are the decoders of this worker the same?"
+            ) from error
+        return [encoder.raw(piece) for piece in pieces]
+
+    def _pieces(self, modality: str, place: Place, encoder: Encoder, rng: np.random.Generator | None) -> list[Any]:
+        from mmva.media.audio import decode_audio
+        from mmva.media.images import decode_image
+        from mmva.media.windows import HOP_S, WINDOW_S, windows
+
+        if modality == "caption":
+            return [place.text]
+        data = self.cache.read(place.shard, place.row)
+        if modality == "image":
+            image = decode_image(data)
+            return [image if rng is None else augment_image(image, self.augment, rng)]
+        assert encoder.sample_rate is not None
+        samples = decode_audio(data, encoder.sample_rate)
+        if rng is not None:
+            return [augment_music(samples, encoder.sample_rate, self.augment, rng)]
+        return windows(samples, encoder.sample_rate, WINDOW_S, HOP_S)[1]
+
+
+class MediaDataset(Dataset[Any]):
+    """Indexed by keys; gives what goes through the model, or an error to raise where it can be read."""
+
+    def __init__(
+        self, train: MediaPairing, val: MediaPairing, recipe: Recipe, decoder: Decoder, *, on_gpu: bool = False
+    ) -> None:
+        self.train, self.val, self.recipe, self.decoder = train, val, recipe, decoder
+        self._on_gpu = on_gpu
+        self._plan = lru_cache(maxsize=1)(self._plan_of)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the plan, which any process draws by itself."""
+        return {key: value for key, value in self.__dict__.items() if key != "_plan"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """See __getstate__."""
+        self.__dict__ |= state
+        self._plan = lru_cache(maxsize=1)(self._plan_of)
+
+    def __getitem__(self, key: Key) -> Any:
+        """Pieces of a share as [(inputs, labels, present)], or validation rows as (windows of each, inputs)."""
+        torch.set_num_threads(1)
+        kind, of, start, stop = key
+        try:
+            return self._share(of, slice(start, stop)) if kind == "train" else self._rows(of, range(start, stop))
+        except (OperationFailed, CheckFailed, UsageError) as error:
+            return error
+
+    def _plan_of(self, epoch: int) -> EpochPlan:
+        return plan_epoch(self.train, self.recipe, epoch)
+
+    def _share(self, epoch: int, share: slice) -> list[tuple[Any, Any, Any]]:
+        plan, rows = self._plan(epoch), share.stop - share.start
+        count = max(1, min(self.recipe.media.pieces, rows))
+        bounds = [share.start + rows * piece // count for piece in range(count + 1)]
+        return [self._piece(plan, epoch, slice(*bounds[piece : piece + 2])) for piece in range(count)]
+
+    def _piece(self, plan: EpochPlan, epoch: int, piece: slice) -> tuple[Any, Any, Any]:
+        image_B, partner_B = plan.image_index_P[piece], plan.music_index_P[piece]
+        rows = {modality: self.train.rows(modality, image_B, partner_B) for modality in self.train.items}
+        labels, present = batch_labels(self.train, rows, image_B, partner_B, torch.zeros(()))
+        inputs = {}
+        for number, (modality, row_B) in enumerate(rows.items()):
+            items = self.train.items[modality]
+            seeds = [(self.recipe.seed, epoch, number, position) for position in range(piece.start, piece.stop)]
+            decoded = [
+                self.decoder(modality, items.place(int(row)), seed)[0] if row >= 0 else None
+                for row, seed in zip(row_B, seeds, strict=True)
+            ]
+            inputs[modality] = (len(row_B), self._groups(modality, decoded))
+        return inputs, labels, present
+
+    def _rows(self, modality: str, rows: range) -> tuple[list[int], tuple[int, Groups]]:
+        items = self.val.items[modality]
+        decoded = [self.decoder(modality, items.place(row), None) for row in rows]
+        flat = [piece for item in decoded for piece in item]
+        return [len(item) for item in decoded], (len(flat), self._groups(modality, flat))
+
+    def _groups(self, modality: str, items: Sequence[dict[str, Tensor] | None]) -> Groups:
+        """Rows that may share a batch, collated, as the encoder's own `encode` would."""
+        encoder = self.decoder.encoders[modality]
+        rows = [row for row, item in enumerate(items) if item is not None]
+        there = [item for item in items if item is not None]
+        keys = [encoder.batch_key(item) for item in there]
+        sizes = [sum(tensor.numel() for tensor in item.values()) for item in there]
+        most = None if self._on_gpu else encoder.max_batch_elements  # a limit for the memory of a CPU
+        return [
+            (torch.tensor([rows[i] for i in chosen]), encoder.collate([there[i] for i in chosen]))
+            for chosen in batches(keys, sizes, most)
+        ]
+
+
+@dataclass
+class _Keys:
+    """A sampler whose keys are set anew for each pass, so that the loader's processes live as long as the run."""
+
+    keys: list[Key] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self.keys)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class MediaSource:
+    """Batches and validation of media mode."""
+
+    def __init__(self, dataset: MediaDataset, model: TunedMMVA, *, loaders: int) -> None:
+        self.dataset, self._model, self._keys = dataset, model, _Keys()
+        self._like = next(model.mmva.parameters())
+        self._loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=self._keys,
+            num_workers=loaders,
+            collate_fn=_as_it_is,
+            pin_memory=self._like.is_cuda,
+            persistent_workers=loaders > 0,
+        )
+
+    @property
+    def pairing(self) -> MediaPairing:
+        """The training split."""
+        return self.dataset.train
+
+    def batches(self, plan: EpochPlan, epoch: int, shares: Sequence[slice]) -> Iterator[list[Batch]]:
+        """Every row of the shares once, in `media.pieces` pieces."""
+        del plan  # each of the loader's processes draws it
+        for pieces in self._loaded([("train", epoch, share.start, share.stop) for share in shares]):
+            yield [Batch(*piece) for piece in pieces]
+
+    def validate(self, model: torch.nn.Module, world: World) -> Row:
+        """Every rank measures its part of the rows; all get the same figures."""
+        assert model is self._model
+        val = self.dataset.val
+        found: dict[str, NDArray[np.floating]] = {
+            m: np.concatenate(world.all(self.measured(m, world))) for m in val.items if m in self._model.mmva.dims
+        }
+        return validation_row(found, row_labels(val), self.dataset.recipe.loss.sigma)
+
+    @torch.inference_mode()
+    def measured(self, modality: str, world: World) -> NDArray[np.float32]:
+        """Points [K of this rank, 2] of a contiguous part of the validation rows; a long clip is its windows' mean."""
+        rows = len(self.dataset.val.items[modality])
+        first, last = (rows * rank // world.size for rank in (world.rank, world.rank + 1))
+        starts = range(first, last, _MEASURED_AT_ONCE)
+        points = [np.empty((0, 2), np.float32)]
+        for counts, (total, groups) in self._loaded(
+            [("val", modality, start, min(start + _MEASURED_AT_ONCE, last)) for start in starts]
+        ):
+            emb_WD = self._model.embed(modality, total, groups).float().cpu().numpy()
+            emb_KD = np.stack([windows.mean(axis=0) for windows in np.split(emb_WD, np.cumsum(counts)[:-1])])
+            points.append(self._model.mmva.predict_embeddings(modality, emb_KD))
+        return np.concatenate(points)
+
+    def _loaded(self, keys: list[Key]) -> Iterator[Any]:
+        """What the dataset gives for the keys, in order, on the model's device."""
+        if keys:
+            self._keys.keys = keys
+            for found in self._loader:
+                if isinstance(found, Exception):
+                    raise found
+                yield _moved(found, self._like)
+
+
+def default_loaders(processes: int) -> int:
+    """Decoding processes of one worker, of so many on this machine."""
+    from mmva_platform.cluster import own_cpus
+
+    return min(_MOST_LOADERS, max(1, own_cpus() // processes - 1))
+
+
+def _moved(value: Any, like: Tensor) -> Any:
+    """Nested tensors on a device; copies from pinned memory do not wait."""
+    if isinstance(value, Tensor):
+        return value.to(like.device, non_blocking=True)
+    if isinstance(value, dict):
+        return {key: _moved(each, like) for key, each in value.items()}
+    return type(value)(_moved(each, like) for each in value) if isinstance(value, list | tuple) else value
+
+
+def _as_it_is(value: Any) -> Any:
+    return value

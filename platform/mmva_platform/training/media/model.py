@@ -1,0 +1,167 @@
+"""Backbones and towers as one module that trains: which layers move, what is recomputed, in which precision.
+
+Towers start as probes on stored embeddings, backbones as they were loaded. Backbones stay in evaluation mode: no
+dropout, and BatchNorm keeps its statistics. So the same step comes out for any number of workers and pieces, and what
+was trained is what is served. Shapes: B rows, D a backbone's width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmva.errors import UsageError
+from mmva.model import MMVA
+from mmva_platform.training.data import triplets
+from mmva_platform.training.media.items import MediaPairing
+from mmva_platform.training.probe import start_from_probes
+from mmva_platform.training.recipe import Recipe
+from mmva_platform.training.state import TrainState, World, build_model, make_state, model_config, penalty_factors
+
+if TYPE_CHECKING:
+    from mmva.backbones import Encoder
+    from mmva_platform.datasets.features import Features
+
+Groups = list[tuple[Tensor, dict[str, Tensor]]]
+
+
+class TunedMMVA(nn.Module):
+    """Encoders before MMVA's towers.
+
+    Attributes:
+        mmva: The towers.
+        encoders: By modality.
+    """
+
+    def __init__(self, mmva: MMVA, encoders: Mapping[str, Encoder], *, bf16: bool) -> None:
+        super().__init__()
+        self.mmva = mmva
+        self.encoders = nn.ModuleDict(encoders)
+        self._bf16 = bf16
+        self.train()
+
+    def train(self, mode: bool = True) -> TunedMMVA:  # noqa: FBT001, FBT002 - torch's signature
+        """Only the towers have a training mode."""
+        super().train(mode)
+        self.encoders.eval()
+        return self
+
+    def forward(self, inputs: Mapping[str, tuple[int, Groups]]) -> dict[str, Tensor]:
+        """VA points [B, 2] by modality of collated groups of rows; rows without an item get some point or other."""
+        return {
+            modality: self.mmva.towers[modality](self.embed(modality, rows, groups))
+            for modality, (rows, groups) in inputs.items()
+        }
+
+    def embed(self, modality: str, rows: int, groups: Groups) -> Tensor:
+        """Embeddings [B, D] of grouped inputs, in the towers' precision; zero where a row has none."""
+        encoder = self.encoders[modality]
+        like = next(self.mmva.parameters())
+        emb_BD = torch.zeros(rows, self.mmva.tower(modality).dim, device=like.device)
+        trains = any(parameter.requires_grad for parameter in encoder.parameters())
+        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+            for row_G, batch in groups:
+                inputs = encoder.finish(batch)  # type: ignore[operator] # an Encoder
+                with torch.autocast(like.device.type, torch.bfloat16, enabled=self._bf16):
+                    emb_GD = encoder(**inputs)
+                emb_BD = emb_BD.index_copy(0, row_G, emb_GD.float())
+        return emb_BD.to(like.dtype)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Where the towers start.
+
+    Attributes:
+        dims: Width by modality.
+        weights: The towers' state.
+        penalties: Ridge penalties [2] by modality.
+    """
+
+    dims: dict[str, int]
+    weights: dict[str, Tensor]
+    penalties: dict[str, list[float]]
+
+
+def start_heads(features: Features, recipe: Recipe) -> Heads:
+    """Statistics and probes from stored embeddings of the untuned backbones, or of a sample of them.
+
+    Starting the backbones under random heads would first destroy what they know (Kumar et al., ICLR 2022).
+
+    Raises:
+        UsageError: If a modality has no entry in media.layers or media.lr, or validation lacks one.
+    """
+    options = recipe.media
+    if missing := [m for m in features.modalities if m not in options.layers or m not in options.lr]:
+        raise UsageError(f"media.layers and media.lr: {missing[0]!r} is missing; name every modality of the dataset")
+    train, val = triplets(features, "train"), triplets(features, "val")
+    model = build_model(recipe, train)
+    ridge = recipe.optimizer.ridge
+    penalties = start_from_probes(model, train, val) if ridge == "auto" else dict.fromkeys(model.dims, [ridge] * 2)
+    return Heads(
+        {str(m): dim for m, dim in model.dims.items()}, model.state_dict(), {str(m): p for m, p in penalties.items()}
+    )
+
+
+def tuned_model(heads: Heads, recipe: Recipe, encoders: Mapping[str, Encoder], device: torch.device) -> TunedMMVA:
+    """Loaded backbones, the chosen layers free to move, under the towers.
+
+    Raises:
+        UsageError: If a backbone has fewer blocks than are to train.
+    """
+    options = recipe.media
+    mmva = MMVA(heads.dims, model_config(recipe))
+    mmva.load_state_dict(heads.weights)
+    for modality, encoder in encoders.items():
+        layers = options.layers[modality]  # type: ignore[index] # a modality
+        choose_layers(encoder, layers)
+        if options.recompute and layers != 0:
+            recompute_blocks(encoder)
+        if options.compile:
+            encoder.network.compile()
+    return TunedMMVA(mmva, encoders, bf16=options.bf16 and device.type == "cuda").to(device)
+
+
+def media_state(
+    model: TunedMMVA, recipe: Recipe, train: MediaPairing, penalties: dict[str, list[float]], world: World
+) -> TrainState:
+    """The state to start with or load a checkpoint into; each backbone moves at its own rate."""
+    groups: list[dict[str, Any]] = [{"params": list(model.mmva.parameters())}]
+    for modality, encoder in model.encoders.items():
+        moving = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+        if moving:
+            groups.append({"params": moving, "lr": recipe.media.lr[modality]})  # type: ignore[index]
+    rows = {modality: len(items) for modality, items in train.items.items()}
+    penalised = penalty_factors(model.mmva, rows, penalties)
+    return make_state(model, recipe, train, world, groups=groups, penalised=penalised, penalties=penalties)
+
+
+def choose_layers(encoder: Encoder, layers: int | Literal["all"]) -> None:
+    """Let the last blocks train and what comes after them; 0 for nothing, "all" for everything.
+
+    Raises:
+        UsageError: If the network has fewer blocks.
+    """
+    encoder.network.requires_grad_(requires_grad=layers == "all")
+    if layers in {0, "all"}:
+        return
+    assert isinstance(layers, int)
+    blocks, after = encoder.blocks()
+    if layers > len(blocks):
+        raise UsageError(f"media.layers: {layers} of {type(encoder.network).__name__}'s {len(blocks)} blocks")
+    for module in [*blocks[-layers:], *after]:
+        module.requires_grad_(requires_grad=True)
+
+
+def recompute_blocks(encoder: Encoder) -> None:
+    """Gradient checkpointing: keep no activations inside blocks that train, compute them again in the backward pass."""
+    for block in encoder.blocks()[0]:
+        moves = any(parameter.requires_grad for parameter in block.parameters())
+        if moves and type(block).forward is not nn.Module.forward:  # a list of modules has none to wrap
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)

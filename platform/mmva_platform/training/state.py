@@ -1,0 +1,307 @@
+"""What a run carries from step to step: model, moving average, optimizer, schedule, position, history.
+
+One place makes it from a recipe, writes it down and reads it back, so that a resumed run, another worker and the final
+bundle all get the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from mmva.model import MMVA, ModelConfig
+from mmva_platform.training.data import Pairing, Triplets
+from mmva_platform.training.probe import start_from_probes
+from mmva_platform.training.recipe import OptimizerOptions, Recipe, ScheduleOptions
+
+Row = dict[str, Any]
+# Weights [2, *] that have an L2 penalty, and the factors [2, 1] by which they enter their own gradient.
+Penalties = list[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's rank among `size` processes, and what they tell each other besides gradients."""
+
+    rank: int = 0
+    size: int = 1
+
+    def first(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def all(self, value: Any) -> list[Any]:
+        """Every rank's value, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+
+WORLD_OF_ONE: Final = World()
+
+
+class WeightAverage:
+    """Exponential moving average of the weights that train; frozen ones are not copied."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self._parameters: list[Tensor] = [each for each in model.parameters() if each.requires_grad]
+        self.values = [parameter.detach().clone() for parameter in self._parameters]
+        self.updates = 0
+        self._mix = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch does not type it
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the weights in; the first call copies them."""
+        if self.updates == 0:
+            torch._foreach_copy_(self.values, self._parameters)
+        else:
+            self._mix(self.values, self._parameters, self.updates)
+        self.updates += 1
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model has the averaged weights for the length of the block."""
+        with torch.no_grad():
+            own = [parameter.detach().clone() for parameter in self._parameters]
+            torch._foreach_copy_(self._parameters, self.values)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self._parameters, own)
+
+    def state_dict(self) -> dict[str, Any]:
+        """By the model's own names."""
+        return {"updates": self.updates, "values": dict(zip(self.names, self.values, strict=True))}
+
+    def load_state_dict(self, content: Mapping[str, Any]) -> None:
+        """What state_dict gave."""
+        self.updates = content["updates"]
+        for name, value in zip(self.names, self.values, strict=True):
+            value.copy_(content["values"][name])
+
+
+@dataclass
+class TrainState:
+    """Everything a run carries from step to step.
+
+    Attributes:
+        model: The towers, or backbones and towers.
+        parallel: What a step calls: the model itself, or DDP around it.
+        average: Moving average of the weights that train.
+        optimizer: Moves the model.
+        schedule: Learning rate by step.
+        penalised: Weights that have an L2 penalty.
+        penalties: Ridge penalties [2] by modality, from which `penalised` is made.
+        sums_T: Sums of each loss term over the `done` steps, this rank's, float64.
+        epoch: Epochs done.
+        done: Steps done of the epoch that is not.
+        step: Steps done in all.
+        history: One row an epoch.
+        best: {"epoch", "value", "weights"} of the best epoch so far, the averaged weights; rank 0 has it.
+    """
+
+    model: nn.Module
+    parallel: nn.Module
+    average: WeightAverage
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    penalised: Penalties
+    penalties: dict[str, list[float]]
+    sums_T: Tensor
+    epoch: int = 0
+    done: int = 0
+    step: int = 0
+    history: list[Row] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+
+    @property
+    def moving(self) -> list[nn.Parameter]:
+        """The parameters that train."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def keep_if_best(self, epoch: int, value: float) -> None:
+        """Remember the model's weights if no epoch had a smaller value; call it with the average applied."""
+        if self.best is None or value < self.best["value"]:
+            weights = {name: tensor.detach().cpu().clone() for name, tensor in kept(self.model).items()}
+            self.best = {"epoch": epoch, "value": value, "weights": weights}
+
+    def state_dict(self, world: World = WORLD_OF_ONE) -> dict[str, Any]:
+        """Tensors and plain values, copied to the CPU, so that training can go on; a collective call."""
+        own = {"sums": self.sums_T, "cpu": torch.get_rng_state()}
+        if self.sums_T.is_cuda:
+            own["cuda"] = torch.cuda.get_rng_state(self.sums_T.device)
+        content = {
+            "model": kept(self.model),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "penalties": self.penalties,
+            "position": {"epoch": self.epoch, "done": self.done, "step": self.step},
+            "ranks": world.all(_copied(own)),
+            "history": list(self.history),
+        }
+        return {**_copied(content), "best": self.best}
+
+    def load_state_dict(self, content: Mapping[str, Any], world: World = WORLD_OF_ONE) -> None:
+        """What state_dict gave, in place. With another number of ranks only dropout's draws differ."""
+        missing = set(self.model.load_state_dict(content["model"], strict=False).missing_keys)
+        assert missing <= _frozen(self.model), "a checkpoint holds all that training moves"
+        self.average.load_state_dict(content["average"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.schedule.load_state_dict(content["schedule"])
+        position, ranks = content["position"], content["ranks"]
+        self.epoch, self.done, self.step = position["epoch"], position["done"], position["step"]
+        self.history, self.best = list(content["history"]), content["best"]
+        if len(ranks) == world.size:
+            own = ranks[world.rank]
+            self.sums_T.copy_(own["sums"])
+            torch.set_rng_state(own["cpu"])
+            if "cuda" in own and self.sums_T.is_cuda:
+                torch.cuda.set_rng_state(own["cuda"], self.sums_T.device)
+        elif world.rank == 0:
+            self.sums_T.copy_(torch.stack([each["sums"] for each in ranks]).sum(dim=0))
+
+
+def kept(module: nn.Module) -> dict[str, Tensor]:
+    """A module's state without the weights that stay as they were loaded."""
+    frozen = _frozen(module)
+    return {name: value for name, value in module.state_dict().items() if name not in frozen}
+
+
+def _frozen(module: nn.Module) -> set[str]:
+    return {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+
+
+def _copied(value: Any) -> Any:
+    """Nested values with copies of their tensors on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(each) for key, each in value.items()}
+    return [_copied(each) for each in value] if isinstance(value, list) else value
+
+
+def model_config(recipe: Recipe) -> ModelConfig:
+    """The towers' options."""
+    return ModelConfig(**recipe.model.model_dump(), sigma=recipe.loss.sigma)
+
+
+def build_model(recipe: Recipe, train: Triplets) -> MMVA:
+    """Untrained towers over the training split's embeddings: weights from the seed, statistics from the split."""
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        model = MMVA({modality: emb_ND.shape[1] for modality, emb_ND in train.emb.items()}, model_config(recipe))
+    model.set_statistics(train.emb)
+    return model
+
+
+def new_state(model: MMVA, recipe: Recipe, train: Triplets, val: Triplets, world: World = WORLD_OF_ONE) -> TrainState:
+    """A run's beginning: towers that start as ridge probes, unless the recipe has a penalty of its own.
+
+    Rank 0 computes the probes and all take its own: two machines' linear algebra may differ in the last bits.
+    """
+    if recipe.optimizer.ridge == "auto":
+        found = start_from_probes(model, train, val) if world.rank == 0 else None
+        weights, penalties = world.first((_copied(model.state_dict()), found))
+        model.load_state_dict(weights)
+    else:
+        penalties = dict.fromkeys(model.dims, [recipe.optimizer.ridge] * 2)
+    return state_around(model, recipe, train, penalties, world)
+
+
+def state_around(
+    model: MMVA, recipe: Recipe, train: Triplets, penalties: dict[str, list[float]], world: World = WORLD_OF_ONE
+) -> TrainState:
+    """A state at the run's beginning around towers and their known penalties: what a checkpoint is loaded into."""
+    rows = {modality: len(emb_ND) for modality, emb_ND in train.emb.items()}
+    groups = [{"params": list(model.parameters())}]
+    penalised = penalty_factors(model, rows, penalties)
+    return make_state(model, recipe, train, world, groups=groups, penalised=penalised, penalties=penalties)
+
+
+def make_state(
+    model: nn.Module,
+    recipe: Recipe,
+    pairing: Pairing,
+    world: World,
+    *,
+    groups: list[dict[str, Any]],
+    penalised: Penalties,
+    penalties: dict[str, list[float]],
+) -> TrainState:
+    """Optimizer, schedule and average around a model; starts this rank's random stream."""
+    optimizer = build_optimizer(groups, recipe.optimizer)
+    schedule = build_schedule(optimizer, recipe.schedule, total_steps=recipe.epochs * steps_per_epoch(pairing, recipe))
+    torch.manual_seed(int(np.random.SeedSequence([recipe.seed, world.rank]).generate_state(1)[0]))
+    average = WeightAverage(model, recipe.averaging.decay)
+    sums_T = torch.zeros(len(recipe.loss.terms()), dtype=torch.float64, device=next(model.parameters()).device)
+    return TrainState(model, model, average, optimizer, schedule, penalised, penalties, sums_T)
+
+
+def steps_per_epoch(pairing: Pairing, recipe: Recipe) -> int:
+    """Optimizer steps an epoch takes: the smaller side's pairs in global batches, the tail included."""
+    return math.ceil(min(len(pairing.image_va_N2), len(pairing.partner_va_M2)) / recipe.batch_size)
+
+
+def build_optimizer(groups: list[dict[str, Any]], options: OptimizerOptions) -> torch.optim.Optimizer:
+    """The optimizer; the ridge penalty is not its weight decay, see penalty_factors."""
+    if options.name == "sgd":
+        return torch.optim.SGD(groups, lr=options.lr, momentum=options.betas[0], weight_decay=options.weight_decay)
+    return torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay, fused=True)
+
+
+def penalty_factors(model: MMVA, rows: Mapping[str, int], penalties: Mapping[str, Sequence[float]]) -> Penalties:
+    """The towers' weights that have an L2 penalty.
+
+    The loss is a mean over rows and both axes, and a sigmoid's slope at its middle is 1/4: an L2 coefficient of
+    alpha / (16 rows) then weighs like alpha in a ridge regression on the labels themselves.
+
+    Args:
+        model: Towers.
+        rows: Training rows of each modality.
+        penalties: Ridge penalty per input dimension, [2] for each modality.
+    """
+    factors: Penalties = []
+    for modality in model.dims:
+        tower = model.tower(modality)
+        if tower.config.head == "mlp":  # such a recipe has no ridge penalty
+            continue
+        factor_21 = torch.tensor([penalty / (16 * rows[modality]) for penalty in penalties[modality]]).to(
+            tower.linear.weight
+        )[:, None]
+        factors.append((tower.linear.weight, factor_21 * tower.dim))
+        if tower.projection is not None:
+            factors.append((tower.head.weight, factor_21))
+    return factors
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, options: ScheduleOptions, total_steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear warm-up, then cosine to 0 or constant; one tick a step."""
+    warmup = round(options.warmup_fraction * total_steps)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        if options.kind == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total_steps - warmup)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -1,0 +1,106 @@
+"""What a run says while it starts, waits and fails, and how many workers it takes; no Ray is started."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.train import TrainingFailedError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+from mmva.errors import OperationFailed, UsageError
+from mmva_platform.training import launch
+from mmva_platform.training.launch import ReportCallback, Watch, Workers, plan_workers
+from mmva_platform.training.recipe import Recipe
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "expected"),
+    [
+        ("auto", 0, "1 worker (0.5 CPU)"),
+        ("auto", 1, "1 worker (0.5 CPU, 1 GPU)"),
+        ("auto", 8, "8 workers (0.5 CPU, 1 GPU each)"),
+        (2, 2, "2 workers (0.5 CPU, 1 GPU each)"),
+        (2, 0, "2 workers (0.5 CPU each)"),
+        ((1, 4), 2, "1 to 4 workers (0.5 CPU, 1 GPU each)"),
+    ],
+)
+def test_workers_take_the_gpus_there_are(workers: Any, gpus: float, expected: str) -> None:
+    assert str(plan_workers(Recipe(dataset="d", workers=workers), gpus)) == expected
+
+
+def test_training_beside_an_idle_gpu_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    assert "GPU" not in plan_workers(Recipe(dataset="d", workers=2), 1).each
+    assert "1 GPUs for 2 workers, so it runs on CPUs; set workers: auto" in caplog.text
+
+
+def test_more_gpus_than_pairs_of_a_step_is_a_mistake() -> None:
+    with pytest.raises(UsageError, match="batch_size 4 leaves some of the 8 workers"):
+        plan_workers(Recipe(dataset="d", batch_size=4), 8)
+
+
+def test_a_full_cluster_is_named_and_nothing_is_silent_for_long(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(launch.time, "monotonic", lambda: clock.now)
+    caplog.set_level(logging.INFO, logger=launch.__name__)
+    watch = Watch("one", Workers(2, 2, {"CPU": 1.5}))
+
+    def run_for(seconds: float, free: float = 1.0) -> list[str]:
+        caplog.clear()
+        until = clock.now + seconds
+        while clock.now < until:
+            clock.now += 0.5
+            watch.tick(lambda: {"CPU": free})
+        return [record.message for record in caplog.records]
+
+    watch.entered("SchedulingState", 2)
+    assert watch.workerless
+    assert run_for(9, free=3.0) == ["training one: workers start or read data for 8 s"]
+    assert run_for(20) == ["training one: waits for 2 workers (1.5 CPU each); free in the cluster: 1 CPU"] * 2
+    caplog.clear()
+    watch.entered("RunningState", 0)
+    assert caplog.messages == ["training one: its workers have their resources"]
+    assert not watch.workerless
+    assert run_for(9) == ["training one: workers start or read data for 8 s"]
+    watch.stepped({"epoch": 2, "done": 7, "rows": []})
+    assert run_for(9) == ["training one: epoch 3, 7 steps done"]
+    caplog.clear()
+    watch.entered("RestartingState", 0)
+    assert caplog.messages == ["training one: goes on from its last checkpoint"]
+    assert watch.workerless
+    assert "waits for 2 workers" in run_for(40, free=3.0)[-1], "3 CPUs on nodes of 1"
+
+
+def test_a_users_mistake_in_a_worker_ends_the_run_and_a_crash_does_not() -> None:
+    events: list[Any] = []
+    callback = ReportCallback(SimpleNamespace(put=events.append))  # type: ignore[arg-type]
+    callback.after_exception(None, {1: ValueError("a\nb")})
+    assert events == [("failure", "worker 1 failed (ValueError: a b)")]
+    wrapped = SimpleNamespace(_base_exc=UsageError("media.layers: 9 of 2"))
+    with pytest.raises(UsageError, match="9 of 2"):
+        callback.after_exception(None, {0: wrapped})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (ControllerError(UsageError("dataset: no val")), UsageError, "dataset: no val"),
+        (ControllerError(OperationFailed("diverged")), OperationFailed, "diverged"),
+        (
+            WorkerGroupError("long\ntext", {0: RuntimeError("boom")}),
+            OperationFailed,
+            (
+                "training one: workers failed more than 3 times (RuntimeError: boom); when the cause is gone, "
+                "go on with --resume one"
+            ),
+        ),
+    ],
+)
+def test_a_failed_run_has_one_line(error: TrainingFailedError, kind: type[Exception], message: str) -> None:
+    explained = launch._explained("one", error)
+    assert type(explained) is kind
+    assert str(explained) == message
