@@ -60,7 +60,7 @@ _COMPACT: Final = Preset(
 _LAYERS: Final[dict[Modality, tuple[str, ...]]] = {
     "image": ("last", "block-10", "block-15"),
     "music": ("mean_pool", "penultimate", "max_pool"),
-    "caption": tuple(f"layer-{number}" for number in range(7)),
+    "caption": ("layer-2", "layer-4", "layer-6"),
 }
 
 PRESETS: Final[dict[str, Preset]] = {
