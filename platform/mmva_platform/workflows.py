@@ -158,13 +158,32 @@ def evaluate_model(
     split: str = "test",
     clip_split: bool = True,
     embeddings: str | None = None,
+    folds: int | None = None,
 ) -> Evaluation:
-    """Evaluate a bundle or a registered model on a dataset's split, with what a split by clip would show beside it."""
+    """Evaluate a bundle or a registered model on a dataset's split, with what a split by clip would show beside it.
+
+    With `folds` it is not the model but its recipe that is evaluated: trained again on each fold by group of all rows.
+    """
     from mmva_platform.tracking.resolve import resolve_model
     from mmva_platform.training.evaluation import evaluate
 
     bundle = resolve_model(model, settings).bundle_dir
+    if folds is not None:
+        return _evaluate_folds(bundle, dataset, settings, folds, embeddings)
     return evaluate(bundle, dataset, settings, split=split, clip_split=clip_split, embeddings=embeddings)
+
+
+def _evaluate_folds(bundle: Path, dataset: str, settings: Settings, k: int, embeddings: str | None) -> Evaluation:
+    from mmva.bundle import read_bundle_info
+    from mmva_platform.datasets.features import load_features
+    from mmva_platform.training.folds import evaluate_folds, recipe_of
+    from mmva_platform.training.predictions import embedding_places
+
+    info = read_bundle_info(bundle)
+    recipe = recipe_of(info.provenance)
+    fingerprints = {modality: str(record["fingerprint"]) for modality, record in info.backbones.items()}
+    places = embedding_places(info.provenance, dataset, embeddings)
+    return evaluate_folds(recipe, load_features(dataset, fingerprints, settings, embeddings=places), k, recipe.seed)
 
 
 def report_annotation(out: str, file: Path, settings: Settings, version: int | None = None) -> None:
