@@ -150,6 +150,25 @@ def backbones_of(name: str, settings: Settings) -> Preset:
     return Preset(f"model-{info.digest[:16]}", **specs)
 
 
+def choose_model(model: str | None, settings: Settings) -> str:
+    """The model that a verb was given; else the champion or the starter, and then says which and how good it is.
+
+    Returns:
+        What resolve_model takes.
+    """
+    from mmva_platform.tracking.resolve import STARTER, default_model, quality_of, resolve_model
+
+    if model is not None:
+        return model
+    uri = default_model(settings)
+    found = resolve_model(uri, settings)
+    what = f"version {found.version} of {found.name}, the champion"
+    if uri == STARTER:
+        what = f"the starter, because there is no champion; its limits: {found.bundle_dir / 'MODEL_CARD.md'}"
+    logger.info("no --model: %s", "\n  ".join(line for line in (what, quality_of(found, settings)) if line))
+    return uri
+
+
 def evaluate_model(
     model: str,
     dataset: str,
