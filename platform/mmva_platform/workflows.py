@@ -205,8 +205,10 @@ def _evaluate_folds(bundle: Path, dataset: str, settings: Settings, k: int, embe
     return evaluate_folds(recipe, load_features(dataset, fingerprints, settings, embeddings=places), k, recipe.seed)
 
 
-def report_annotation(out: str, file: Path, settings: Settings, version: int | None = None) -> None:
-    """Write a version's report, HTML and beside it JSON, with what the registry knows of its model.
+def report_annotation(
+    out: str, file: Path, settings: Settings, version: int | None = None, *, note: str | None = None
+) -> None:
+    """Write a version's report, HTML and beside it JSON, with what the registry knows of its model, and a note on it.
 
     Raises:
         UsageError: If there is no such version, or the file is named .json.
@@ -235,6 +237,7 @@ def report_annotation(out: str, file: Path, settings: Settings, version: int | N
             "Catalog": plan.catalog.uri,
             "Model": f"{model.name} version {model.version}" if model.version else model.name,
             "Model digest": model.digest,
+            **({"Note": note} if note else {}),
             **origin,
             "Annotation": f"{annotation.uri} version {annotation.version}",
             "Annotation run": plan.run_id,

@@ -32,6 +32,13 @@ def evaluate_folds(recipe: Recipe, features: Features, k: int, seed: int = 0) ->
     Raises:
         UsageError: If there are too few groups, or a fold has nothing to train or validate with.
     """
+    return folds_of(recipe, features, k, seed)[0]
+
+
+def folds_of(
+    recipe: Recipe, features: Features, k: int, seed: int = 0
+) -> tuple[Evaluation, dict[Modality, PredictedRows]]:
+    """What evaluate_folds returns, and the held-out points that it was measured on."""
     from mmva_platform.training.evaluation import evaluate_rows
     from mmva_platform.training.leakage import train_here
 
@@ -41,7 +48,7 @@ def evaluate_folds(recipe: Recipe, features: Features, k: int, seed: int = 0) ->
         for modality, of in rows.items()
     }
     name = f"{k} folds by group"
-    return evaluate_rows(features, rows, split=name, sigma=recipe.loss.sigma, floors=floors)
+    return evaluate_rows(features, rows, split=name, sigma=recipe.loss.sigma, floors=floors), rows
 
 
 def predict_folds(
