@@ -10,8 +10,9 @@ import pytest
 
 from mmva.errors import UsageError
 from mmva_platform.datasets.features import Features, ModalityFeatures
-from mmva_platform.training.evaluation import Evaluation
+from mmva_platform.training.evaluation import Evaluation, evaluate_model
 from mmva_platform.training.folds import evaluate_folds, predict_folds, recipe_of
+from mmva_platform.training.leakage import train_here
 from mmva_platform.training.recipe import Recipe
 
 GROUPS, EACH = 30, 4
@@ -85,3 +86,18 @@ def test_too_few_groups_and_models_without_a_recipe_are_refused(features: Featur
     with pytest.raises(UsageError, match="backbones were tuned"):
         recipe_of({"recipe": {"mode": "media"}})
     assert recipe_of({"recipe": {**RECIPE.model_dump(mode="json"), "of_an_older_version": 1}}) == RECIPE
+
+
+@pytest.mark.parametrize("towers", [("image",), ("music",), ("caption",), ("music", "caption"), ("image", "caption")])
+def test_any_one_or_two_modalities_train(towers: tuple[str, ...]) -> None:
+    rows: dict[Any, ModalityFeatures] = {name: rows_of(name, seed) for seed, name in enumerate(towers)}
+    features = Features("data", "d" * 64, dict.fromkeys(rows, "f" * 64), {}, (), rows)
+    fold = next(features.folds(5))
+    model, history = train_here(RECIPE.model_copy(update={"epochs": 3}), fold)
+    assert tuple(model.dims) == towers
+    assert (history[-1]["val_matching_mse"] > 0) == ("image" in towers and len(towers) > 1)
+    found = evaluate_model(model, fold)
+    for modality in towers:
+        assert found.metrics[modality]["valence"]["pearson"].value > 0.3
+    assert len(found.matching) == len(towers) - 1
+    assert found.to_markdown()

@@ -244,7 +244,7 @@ def train_step(
     """
     names = tuple(recipe.loss.weights())
     counted = _global_counts(share, recipe, world, wishes)
-    sums_T = share.labels[0]["image"].new_zeros(len(names), dtype=torch.float64)
+    sums_T = next(iter(share.labels[0].values())).new_zeros(len(names), dtype=torch.float64)
     state.gradients.clear()
     for inputs, labels, present in zip(share.inputs, share.labels, share.present, strict=True):
         sums = loss_sums(state.model(inputs), labels, present, recipe.loss)

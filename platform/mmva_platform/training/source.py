@@ -86,7 +86,7 @@ def batch_labels(
     """Labels [B, 2] and masks [B] of pairs, by modality."""
     labels = {
         modality: torch.as_tensor(
-            pairing.image_va_N2[image_B] if modality == "image" else pairing.partner_va_M2[partner_B],
+            pairing.image_va_N2[image_B] if modality == pairing.lead else pairing.partner_va_M2[partner_B],
             dtype=like.dtype,
             device=like.device,
         )
@@ -99,13 +99,13 @@ def validation_row(points: Points, labels: Points, sigma: float) -> Row:
     """The validation metrics that choose the best checkpoint.
 
     Args:
-        points: Predicted points [K, 2] by modality; images and clips or captions among them.
+        points: Predicted points [K, 2] by modality.
         labels: Their labels.
         sigma: Of the matching score.
 
     Returns:
         val_va_mse (mean over modalities and axes), val_matching_mse (mean over image-music and image-caption, every
-        pair), val_total (their sum), and the R2 of each modality and axis for the curves.
+        pair; 0 where there are none), val_total (their sum), and the R2 of each modality and axis for the curves.
     """
     row: Row = {}
     errors = []
@@ -116,8 +116,8 @@ def validation_row(points: Points, labels: Points, sigma: float) -> Row:
     matching = [
         matching_mse(points["image"], points[other], labels["image"], labels[other], sigma=sigma)
         for other in points
-        if other != "image"
+        if "image" in points and other != "image"
     ]
-    row["val_va_mse"], row["val_matching_mse"] = float(np.mean(errors)), float(np.mean(matching))
+    row["val_va_mse"], row["val_matching_mse"] = float(np.mean(errors)), float(np.mean(matching or [0.0]))
     row["val_total"] = row["val_va_mse"] + row["val_matching_mse"]
     return row
