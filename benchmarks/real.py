@@ -133,29 +133,31 @@ def ridge(x_ND: Floats, va_N2: Floats, group_N: NDArray[Any], x_test_MD: Floats,
     rbf: float | None = options.get("rbf")
     solve: Any = _primal if len(x_ND) > x_ND.shape[1] and rbf is None else partial(_dual, rbf=rbf)
     inner_N = group_folds(group_N.tolist(), va_N2, 4)
+    # Rows of equal weight share their decomposition between both axes.
+    parts = [slice(0, 2)] if sd_N2 is None else [slice(0, 1), slice(1, 2)]
     points = []
-    for axis in range(2):
-        y_N, w_N = va_N2[:, axis], weight_N2[:, axis] / weight_N2[:, axis].mean()
-        errors_A = np.zeros(len(PENALTIES))
+    for part in parts:
+        y_NC, w_N = va_N2[:, part], weight_N2[:, part][:, 0] / weight_N2[:, part][:, 0].mean()
+        errors_AC = np.zeros((len(PENALTIES), y_NC.shape[1]))
         for fold in range(4):
             fit_N = inner_N != fold
-            found_AM = solve(x_ND[fit_N], y_N[fit_N], w_N[fit_N], x_ND[~fit_N], PENALTIES)
-            errors_A += np.square(found_AM - y_N[~fit_N]).sum(axis=1)
-        best = PENALTIES[[errors_A.argmin()]]
-        points.append(solve(x_ND, y_N, w_N, x_test_MD, best)[0])
+            found_AMC = solve(x_ND[fit_N], y_NC[fit_N], w_N[fit_N], x_ND[~fit_N])
+            errors_AC += np.square(found_AMC - y_NC[~fit_N]).sum(axis=1)
+        found_AMC = solve(x_ND, y_NC, w_N, x_test_MD)
+        points += [found_AMC[best, :, axis] for axis, best in enumerate(errors_AC.argmin(axis=0))]
     return np.clip(np.stack(points, axis=1), 0, 1)
 
 
-def _primal(x_ND: Floats, y_N: Floats, w_N: Floats, z_MD: Floats, alphas: Floats) -> Floats:
-    """Points [A, M] under each penalty."""
-    center = np.average(y_N, weights=w_N)
+def _primal(x_ND: Floats, y_NC: Floats, w_N: Floats, z_MD: Floats) -> Floats:
+    """Points [A, M, C] under each penalty."""
+    center_C = np.average(y_NC, weights=w_N, axis=0)
     value_D, vector_DD = np.linalg.eigh((x_ND * w_N[:, None]).T @ x_ND)
-    moment_D = vector_DD.T @ (x_ND.T @ (w_N * (y_N - center)))
-    coefficients_AD = moment_D / (value_D + x_ND.size * alphas[:, None])
-    return coefficients_AD @ (z_MD @ vector_DD).T + center
+    moment_DC = vector_DD.T @ (x_ND.T @ (w_N[:, None] * (y_NC - center_C)))
+    coefficients_ADC = moment_DC / (value_D + x_ND.size * PENALTIES[:, None])[..., None]
+    return (z_MD @ vector_DD) @ coefficients_ADC + center_C
 
 
-def _dual(x_ND: Floats, y_N: Floats, w_N: Floats, z_MD: Floats, alphas: Floats, *, rbf: float | None) -> Floats:
+def _dual(x_ND: Floats, y_NC: Floats, w_N: Floats, z_MD: Floats, *, rbf: float | None) -> Floats:
     """The same where rows are fewer than dimensions, or for a kernel."""
 
     def kernel(a_ND: Floats, b_ND: Floats) -> Floats:
@@ -165,11 +167,11 @@ def _dual(x_ND: Floats, y_N: Floats, w_N: Floats, z_MD: Floats, alphas: Floats, 
         return a_ND.shape[1] * np.exp(-rbf * squared / a_ND.shape[1])
 
     root_N = np.sqrt(w_N)
-    center = np.average(y_N, weights=w_N)
+    center_C = np.average(y_NC, weights=w_N, axis=0)
     value_N, vector_NN = np.linalg.eigh(kernel(x_ND, x_ND) * root_N[:, None] * root_N)
-    moment_N = vector_NN.T @ (root_N * (y_N - center))
-    coefficients_AN = moment_N / (value_N + x_ND.size * alphas[:, None])
-    return coefficients_AN @ (kernel(z_MD, x_ND) * root_N @ vector_NN).T + center
+    moment_NC = vector_NN.T @ (root_N[:, None] * (y_NC - center_C))
+    coefficients_ANC = moment_NC / (value_N + x_ND.size * PENALTIES[:, None])[..., None]
+    return (kernel(z_MD, x_ND) * root_N @ vector_NN) @ coefficients_ANC + center_C
 
 
 def ridge_folds(rows: ModalityFeatures, x_ND: Floats, fold_N: NDArray[np.int64], **options: Any) -> Floats:
