@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,11 +11,14 @@ import numpy as np
 import pytest
 
 from mmva.errors import UsageError
+from mmva_platform.cli.main import run
 from mmva_platform.datasets.features import Features, ModalityFeatures
 from mmva_platform.training.evaluation import Evaluation, evaluate_model
 from mmva_platform.training.folds import evaluate_folds, predict_folds, recipe_of
 from mmva_platform.training.leakage import train_here
 from mmva_platform.training.recipe import Recipe
+
+from .embedded_dataset import OURS, make_bundle, make_dataset
 
 GROUPS, EACH = 30, 4
 RECIPE = Recipe.model_validate(
@@ -101,3 +106,17 @@ def test_any_one_or_two_modalities_train(towers: tuple[str, ...]) -> None:
         assert found.metrics[modality]["valence"]["pearson"].value > 0.3
     assert len(found.matching) == len(towers) - 1
     assert found.to_markdown()
+
+
+def test_the_command_line_takes_the_recipe_and_the_backbones_of_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_dataset(tmp_path / "data", OURS)
+    bundle = make_bundle(tmp_path / "bundle", OURS, 0, provenance={"recipe": RECIPE.model_dump(mode="json")})
+    said = ["--home", str(tmp_path), "evaluate", str(bundle), str(data), "--folds", "3", "--json"]
+    assert run(said) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["rows"] == {"image": 30, "music": 40, "caption": 20}, "every row, whatever its split"
+    assert found["split"] == "3 folds by group"
+    assert found["metrics"]["image"]["valence"]["pearson"]["value"] > 0.4
+    assert run([*said[:5], "--folds", "1"]) == 2
