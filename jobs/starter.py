@@ -49,9 +49,10 @@ def make_starter(job: StarterJob, settings: Settings) -> dict[str, Any]:
 
     dataset = str(job.workdir / "dataset")
     recipe = load_config(Recipe, RECIPES / "ratings.yaml", ["dataset=starter"])
-    sources = [load_source(RECIPES / "sources" / f"{name}.yaml") for name in SOURCES]
-    # Nothing for test: the folds measure, and every row helps.
-    import_dataset(ImportConfig(sources=tuple(sources), fractions=(0.85, 0.15, 0.0)), dataset, settings)
+    if not (job.workdir / "dataset" / "dataset.json").exists():
+        sources = [load_source(RECIPES / "sources" / f"{name}.yaml") for name in SOURCES]
+        # Nothing for test: the folds measure, and every row helps.
+        import_dataset(ImportConfig(sources=tuple(sources), fractions=(0.85, 0.15, 0.0)), dataset, settings)
     embed_dataset(dataset, recipe.preset, None, settings)
     features = load_features(dataset, recipe.preset, settings)
     record = training_record(Dataset.open(dataset, settings), features.modalities)
