@@ -164,7 +164,7 @@ def choose_model(model: str | None, settings: Settings) -> str:
     found = resolve_model(uri, settings)
     what = f"version {found.version} of {found.name}, the champion"
     if uri == STARTER:
-        what = f"the starter, because there is no champion; its limits: {found.bundle_dir / 'MODEL_CARD.md'}"
+        what = f"the starter, because there is no champion; its limits: {found.bundle_dir / 'card.md'}"
     logger.info("no --model: %s", "\n  ".join(line for line in (what, quality_of(found, settings)) if line))
     return uri
 

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 from mmva.bundle import read_bundle_info
 from mmva.errors import CheckFailed, UsageError
+from mmva.modalities import AXES, MODALITIES
 from mmva.starter import BUNDLE
 from mmva_platform.settings import Settings
 from mmva_platform.tracking.model import BUNDLE_PATH, logged_model
@@ -88,9 +89,11 @@ def quality_of(model: ResolvedModel, settings: Settings) -> str:
         evaluation = show_version(model.version, settings).evaluation
     else:
         evaluation = read_bundle_info(model.bundle_dir).provenance.get("folds") or {}
+    metrics = evaluation.get("metrics") or {}
     figures = [
-        f"{modality} {axes['valence']['pearson']['value'] or 0:.2f} / {axes['arousal']['pearson']['value'] or 0:.2f}"
-        for modality, axes in (evaluation.get("metrics") or {}).items()
+        f"{modality} " + " / ".join(f"{metrics[modality][axis]['pearson']['value'] or 0:.2f}" for axis in AXES)
+        for modality in MODALITIES
+        if modality in metrics
     ]
     return f"r of valence / arousal on {evaluation['split']}: {', '.join(figures)}" if figures else ""
 
