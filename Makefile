@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt requirements-wheels.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-wheels.txt
 	@touch $(STAMP)
 
-quickstart: $(STAMP)  ## generate, import, embed, train, evaluate, promote, annotate, report
+quickstart: $(STAMP)  ## every step once on generated media; CATALOG=FOLDER annotates that with the starter
 	$(BIN)/mmva quickstart $(if $(WORKDIR),--workdir '$(WORKDIR)') $(if $(CATALOG),--catalog '$(CATALOG)')
 
 # JOBS tests at a time (2). Tests that share a server or a Ray cluster stay in one process.

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pydantic import Field
+
 from mmva_platform.cli.job import run_job
 from mmva_platform.settings import Config, Settings
 from mmva_platform.workflows import evaluate_model
@@ -15,6 +17,7 @@ class EvaluateJob(Config):
     split: str = "test"
     clip_split: bool = True
     embeddings: str | None = None
+    folds: int | None = Field(None, ge=2, description="train the recipe anew on so many folds by group")
 
 
 def evaluate(job: EvaluateJob, settings: Settings) -> dict[str, Any]:
@@ -26,6 +29,7 @@ def evaluate(job: EvaluateJob, settings: Settings) -> dict[str, Any]:
         split=job.split,
         clip_split=job.clip_split,
         embeddings=job.embeddings,
+        folds=job.folds,
     )
     return evaluation.to_json()
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmva.backbones.base import Encoder, Prepared
-from mmva.backbones.pretrained import architecture, load_network, quiet, settings
+from mmva.backbones.pretrained import architecture, hidden_states, layers_of, load_network, quiet, settings
 from mmva.backbones.spec import BackboneSpec
 from mmva.errors import UsageError
 
@@ -40,9 +40,10 @@ class MertEncoder(Encoder):
         super().__init__(
             spec,
             network,
-            dim=network.config.hidden_size,
+            dim=network.config.hidden_size * max(1, len(spec.layers)),
             preprocessing=settings(extractor, ("do_normalize", "sampling_rate"))
-            | {"pooling": "mean over time of the last hidden state"},
+            | {"pooling": "mean over time of the last hidden state"}
+            | layers_of(spec, network),
             architecture=architecture(network.config),
             sample_rate=extractor.sampling_rate,
         )
@@ -62,7 +63,7 @@ class MertEncoder(Encoder):
 
     def forward(self, **batch: Tensor) -> Tensor:
         """Embed input_values [B, T] of equal lengths."""
-        return self.network(**batch).last_hidden_state.mean(dim=1)
+        return hidden_states(self.network, self.spec.layers, batch).mean(dim=1)
 
 
 def load(spec: BackboneSpec, folder: Path) -> MertEncoder:

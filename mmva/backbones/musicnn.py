@@ -41,6 +41,7 @@ _TIMBRAL_FILTERS, _TEMPORAL_FILTERS, _MID_FILTERS = 204, 51, 64
 _FRONT: Final = 2 * _TIMBRAL_FILTERS + 3 * _TEMPORAL_FILTERS
 _POOL: Final = _FRONT + 3 * _MID_FILTERS
 _PENULTIMATE, _TAGS = 200, 50
+_WIDTHS: Final = {"mean_pool": _POOL, "max_pool": _POOL, "penultimate": _PENULTIMATE, "tags": _TAGS}
 _BATCH_NORM_EPSILON: Final = 1e-3
 
 
@@ -108,28 +109,30 @@ class MusicNN(nn.Module):
 
 
 class MusicnnEncoder(Encoder):
-    """Log-mel, network, and the layers of EMBEDDING_LAYERS side by side."""
+    """Log-mel, network, and some layers side by side, EMBEDDING_LAYERS by default."""
 
     # 48 s of samples: the front end keeps 3 MB a second.
     max_batch_elements: ClassVar[int | None] = 48 * SAMPLE_RATE
 
     def __init__(self, spec: BackboneSpec, network: MusicNN) -> None:
+        layers = spec.layers or EMBEDDING_LAYERS
         super().__init__(
             spec,
             network,
-            dim=_POOL + _PENULTIMATE,
+            dim=sum(_WIDTHS[layer] for layer in layers),
             preprocessing={
                 **_MEL,
                 "sample_rate": SAMPLE_RATE,
                 "mel": "slaney scale and norm, centred, zero-padded",
                 "compression": f"log10({_LOG_SCALE:g} x + 1)",
                 "repeat_to_frames": TRAINED_FRAMES,
-                "layers": list(EMBEDDING_LAYERS),
+                "layers": list(layers),
             },
             architecture={"name": "musicnn"},
             sample_rate=SAMPLE_RATE,
         )
         self.log_mel = LogMel()
+        self._layers = layers
 
     def prepare(self, item: NDArray[np.float32]) -> Prepared:
         """One clip as a tensor: samples [T]."""
@@ -141,7 +144,7 @@ class MusicnnEncoder(Encoder):
         repeats = -(-TRAINED_FRAMES // mel_BTF.shape[1])
         if repeats > 1:
             mel_BTF = mel_BTF.repeat(1, repeats, 1)[:, :TRAINED_FRAMES]
-        return _embedding(self.network(mel_BTF))
+        return _embedding(self.network(mel_BTF), self._layers)
 
     def blocks(self) -> tuple[list[nn.Module], list[nn.Module]]:
         """The front end as one block, the three of the middle; what makes the penultimate layer, without the tags."""
@@ -152,7 +155,7 @@ class MusicnnEncoder(Encoder):
     def exportable(self, items: Sequence[Any]) -> Exportable:
         """What follows the power spectrum; the spectrum itself is numpy's (front)."""
         power_BTP = self.log_mel.power(self.collate([self.prepare(item) for item in items])["samples"])
-        return Exportable(_FromPower(self.log_mel, self.network), {"power": power_BTP}, {"power": (0, 1)})
+        return Exportable(_FromPower(self.log_mel, self.network, self._layers), {"power": power_BTP}, {"power": (0, 1)})
 
     def front(self) -> dict[str, Any]:
         """Spectrum and repetition without torch."""
@@ -163,17 +166,17 @@ class MusicnnEncoder(Encoder):
 class _FromPower(nn.Module):
     """From the power spectrum on."""
 
-    def __init__(self, log_mel: LogMel, network: nn.Module) -> None:
+    def __init__(self, log_mel: LogMel, network: nn.Module, layers: Sequence[str]) -> None:
         super().__init__()
-        self.log_mel, self.network = log_mel, network
+        self.log_mel, self.network, self._layers = log_mel, network, layers
 
     def forward(self, power: Tensor) -> Tensor:
         """Embed power [B, T, 257] of at least TRAINED_FRAMES frames."""
-        return _embedding(self.network(self.log_mel.from_power(power)))
+        return _embedding(self.network(self.log_mel.from_power(power)), self._layers)
 
 
-def _embedding(layers: Mapping[str, Tensor]) -> Tensor:
-    return torch.cat([layers[name] for name in EMBEDDING_LAYERS], dim=1)
+def _embedding(found: Mapping[str, Tensor], layers: Sequence[str]) -> Tensor:
+    return torch.cat([found[name] for name in layers], dim=1)
 
 
 class _FrontBlock(nn.Module):

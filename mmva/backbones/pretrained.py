@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from mmva.backbones.spec import BackboneSpec
 from mmva.errors import UsageError
@@ -69,6 +69,28 @@ def settings(processor: Any, names: Sequence[str]) -> dict[str, Any]:
     """Named settings of a transformers image processor or feature extractor."""
     values = processor.to_dict()
     return {name: values[name] for name in names}
+
+
+def layers_of(spec: BackboneSpec, network: Any) -> dict[str, Any]:
+    """The spec's layers as a part of the preprocessing; empty for the default, whose fingerprint has no such part.
+
+    Raises:
+        UsageError: If the network has no such layer.
+    """
+    most = network.config.num_hidden_layers
+    for layer in spec.layers:
+        if layer != "last" and int(layer.removeprefix("layer-")) > most:
+            raise UsageError(f"backbone {spec.source}: layers: no {layer!r}, the last one is layer-{most}")
+    return {"layers": list(spec.layers)} if spec.layers else {}
+
+
+def hidden_states(network: Any, layers: Sequence[str], batch: Mapping[str, Tensor]) -> Tensor:
+    """Hidden states [B, T, D] of a transformer: the last, or those of the layers side by side [B, T, D * layers]."""
+    if not layers:
+        return network(**batch).last_hidden_state
+    found = network(**batch, output_hidden_states=True)
+    states = {f"layer-{number}": state for number, state in enumerate(found.hidden_states)}
+    return torch.cat([(states | {"last": found.last_hidden_state})[layer] for layer in layers], dim=-1)
 
 
 def first_line(error: BaseException) -> str:

@@ -24,6 +24,12 @@ FAMILIES: Final[dict[str, Modality]] = {
     "minilm": "caption",
     "tiny-caption": "caption",
 }
+# Family -> what `layers` may name: see the family's module for what each one is.
+_LAYERS: Final[dict[str, re.Pattern[str]]] = {
+    "efficientnet-lite": re.compile(r"last|crops|block-([0-9]|1[0-5])"),
+    "musicnn": re.compile(r"mean_pool|max_pool|penultimate|tags"),
+    **dict.fromkeys(("mert", "tiny-music", "roberta", "minilm", "tiny-caption"), re.compile(r"last|layer-[0-9]{1,3}")),
+}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -48,6 +54,10 @@ class BackboneSpec:
         tuned: Folder with tuned.safetensors, local or by URI: weights that a training run moved, instead of the
             source's.
         tuned_sha256: Digest of that file; always given with it.
+        layers: What an embedding consists of, side by side in this order; empty for the family's default. Families:
+            efficientnet-lite has "last", "crops" (last, mean of five crops; six times the work) and "block-0" to
+            "block-15"; musicnn "mean_pool", "max_pool", "penultimate" and "tags"; mert, roberta and minilm "last" and
+            "layer-0" (what the first block reads), "layer-1" and so on.
     """
 
     modality: Modality
@@ -58,6 +68,7 @@ class BackboneSpec:
     trust_remote_code: bool = False
     tuned: str | None = None
     tuned_sha256: str | None = None
+    layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Validate every field.
@@ -76,6 +87,7 @@ class BackboneSpec:
                 raise UsageError(f"backbone {self.source}: {name} must be 64 lower-case hex digits, got {digest!r}")
         if (self.tuned is None) != (self.tuned_sha256 is None):
             raise UsageError(f"backbone {self.source}: tuned and tuned_sha256 go together")
+        _check_layers(self.layers, self.family)
 
     @property
     def scheme(self) -> str:
@@ -89,8 +101,13 @@ class BackboneSpec:
         return self.source.partition(":")[2] if self.scheme in {"hf", "wheel", "random"} else self.source
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON-able dictionary, the inverse of from_json."""
-        return asdict(self)
+        """Plain JSON-able dictionary, the inverse of from_json; without `layers` where they are the family's default.
+
+        So specs that were stored before there were layers stay what they are.
+        """
+        values = asdict(self)
+        layers = list(values.pop("layers"))
+        return values | ({"layers": layers} if layers else {})
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any] | str) -> BackboneSpec:
@@ -101,10 +118,13 @@ class BackboneSpec:
             raise UsageError(f"backbone: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(known))}")
         if missing := sorted({"modality", "family", "source"} - set(loaded)):
             raise UsageError(f"backbone: key {missing[0]!r} is missing")
+        layers = loaded.pop("layers", [])
+        if not isinstance(layers, list | tuple) or not all(isinstance(layer, str) for layer in layers):
+            raise UsageError(f"backbone: layers cannot be {layers!r}")
         for name, value in loaded.items():
             if not isinstance(value, bool if name == "trust_remote_code" else str | None):
                 raise UsageError(f"backbone: {name} cannot be {value!r}")
-        return cls(**loaded)
+        return cls(**loaded, layers=tuple(layers))
 
 
 def _check_family(family: str, modality: str) -> None:
@@ -114,6 +134,18 @@ def _check_family(family: str, modality: str) -> None:
         raise UsageError(f"backbone: family {family!r} is unknown; {hint}")
     if FAMILIES[family] != modality:
         raise UsageError(f"backbone: family {family!r} reads {FAMILIES[family]} items, not {modality} items")
+
+
+def _check_layers(layers: tuple[str, ...], family: str) -> None:
+    pattern = _LAYERS.get(family)
+    if layers and pattern is None:
+        raise UsageError(f"backbone: family {family!r} has no choice of layers")
+    for layer in layers:
+        assert pattern is not None
+        if not pattern.fullmatch(layer):
+            raise UsageError(f"backbone: layers: {family!r} has no {layer!r}; it has {pattern.pattern}")
+    if len(set(layers)) < len(layers):
+        raise UsageError(f"backbone: layers {', '.join(layers)}: one of them is there twice")
 
 
 def _check_source(source: str, family: str) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from mmva.backbones.base import Encoder, Prepared
-from mmva.backbones.pretrained import architecture, load_network, quiet
+from mmva.backbones.pretrained import architecture, hidden_states, layers_of, load_network, quiet
 from mmva.backbones.spec import BackboneSpec
 
 # all-MiniLM-L6-v2 was trained with it, and a musical caption is a sentence or two.
@@ -44,12 +44,13 @@ class TextEncoder(Encoder):
         super().__init__(
             spec,
             network,
-            dim=network.config.hidden_size,
+            dim=network.config.hidden_size * max(1, len(spec.layers)),
             preprocessing={
                 "tokenizer": tokenizer.digest,
                 "max_tokens": MAX_TOKENS,
                 "pooling": "masked mean over tokens",
-            },
+            }
+            | layers_of(spec, network),
             architecture=architecture(network.config),
         )
         self._tokenizer = tokenizer
@@ -83,7 +84,7 @@ class TextEncoder(Encoder):
 
     def forward(self, **batch: Tensor) -> Tensor:
         """Embed input_ids and attention_mask [B, T]."""
-        hidden_BTD = self.network(**batch).last_hidden_state
+        hidden_BTD = hidden_states(self.network, self.spec.layers, batch)
         mask_BT1 = batch["attention_mask"].unsqueeze(-1).to(hidden_BTD.dtype)
         return (hidden_BTD * mask_BT1).sum(dim=1) / mask_BT1.sum(dim=1)
 

@@ -47,6 +47,20 @@ class CentralSquare(Front):
         return {"pixels": central_square(item, self._crop, self._side).transpose(2, 0, 1)}
 
 
+class CentralSquares(Front):
+    """The central square and five crops of an image: pixels uint8 [6, 3, side, side]."""
+
+    # Four images: six views of each go through the network.
+    max_batch_elements: ClassVar[int | None] = 4 * 6 * 3 * 224 * 224
+
+    def __init__(self, crop: float, side: int) -> None:
+        self._crop, self._side = crop, side
+
+    def prepare(self, item: Image.Image) -> Prepared:
+        """Crop and resize one RGB image."""
+        return {"pixels": central_squares(item, self._crop, self._side).transpose(0, 3, 1, 2)}
+
+
 class PowerSpectrogram(Front):
     """Mono samples to the power spectrum of overlapping frames: power float32 [F, n_fft / 2 + 1]."""
 
@@ -99,7 +113,7 @@ class Tokens(Front):
 
 
 _FRONTS: Final[dict[str, Callable[..., Front]]] = {
-    front.__name__: front for front in (CentralSquare, PowerSpectrogram, Tokens)
+    front.__name__: front for front in (CentralSquare, CentralSquares, PowerSpectrogram, Tokens)
 }
 
 
@@ -132,3 +146,18 @@ def central_square(image: Image.Image, crop: float, side: int) -> NDArray[np.uin
     left, top = (width - edge) / 2, (height - edge) / 2
     box = (left, top, left + edge, top + edge)
     return np.array(image.resize((side, side), Image.Resampling.BICUBIC, box, 2.0))
+
+
+def central_squares(image: Image.Image, crop: float, side: int) -> NDArray[np.uint8]:
+    """central_square of the image and of five parts of it, 3/4 of each side, at its corners and in its centre.
+
+    Returns:
+        uint8 [6, side, side, 3], the whole image first.
+    """
+    width, height = image.size
+    parts = [image]
+    for left, top in ((0, 0), (0.25, 0), (0, 0.25), (0.25, 0.25), (0.125, 0.125)):
+        box = (int(left * width), int(top * height), int((left + 0.75) * width), int((top + 0.75) * height))
+        # A picture one pixel high has no three quarters of it.
+        parts.append(image.crop((box[0], box[1], max(box[2], box[0] + 1), max(box[3], box[1] + 1))))
+    return np.stack([central_square(part, crop, side) for part in parts])

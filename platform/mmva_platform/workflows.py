@@ -177,6 +177,25 @@ def backbones_of(name: str, settings: Settings) -> Preset:
     return Preset(f"model-{info.digest[:16]}", **specs)
 
 
+def choose_model(model: str | None, settings: Settings) -> str:
+    """The model that a verb was given; else the champion or the starter, and then says which and how good it is.
+
+    Returns:
+        What resolve_model takes.
+    """
+    from mmva_platform.tracking.resolve import STARTER, default_model, quality_of, resolve_model
+
+    if model is not None:
+        return model
+    uri = default_model(settings)
+    found = resolve_model(uri, settings)
+    what = f"version {found.version} of {found.name}, the champion"
+    if uri == STARTER:
+        what = f"the starter, because there is no champion; its limits: {found.bundle_dir / 'card.md'}"
+    logger.info("no --model: %s", "\n  ".join(line for line in (what, quality_of(found, settings)) if line))
+    return uri
+
+
 def evaluate_model(
     model: str,
     dataset: str,
@@ -185,19 +204,44 @@ def evaluate_model(
     split: str = "test",
     clip_split: bool = True,
     embeddings: str | None = None,
+    folds: int | None = None,
 ) -> Evaluation:
-    """Evaluate a bundle or a registered model on a dataset's split, with what a split by clip would show beside it."""
+    """Evaluate a bundle or a registered model on a dataset's split, with what a split by clip would show beside it.
+
+    With `folds` it is not the model but its recipe that is evaluated: trained again on each fold by group of all rows.
+    """
     from mmva_platform.tracking.resolve import resolve_model
     from mmva_platform.training.evaluation import evaluate
 
     bundle = resolve_model(model, settings).bundle_dir
+    if folds is not None:
+        return _evaluate_folds(bundle, dataset, settings, folds, embeddings)
     return evaluate(bundle, dataset, settings, split=split, clip_split=clip_split, embeddings=embeddings)
 
 
+def _evaluate_folds(bundle: Path, dataset: str, settings: Settings, k: int, embeddings: str | None) -> Evaluation:
+    from mmva.bundle import read_bundle_info
+    from mmva_platform.datasets.features import load_features
+    from mmva_platform.training.folds import evaluate_folds, recipe_of
+    from mmva_platform.training.predictions import embedding_places
+
+    info = read_bundle_info(bundle)
+    recipe = recipe_of(info.provenance)
+    fingerprints = {modality: str(record["fingerprint"]) for modality, record in info.backbones.items()}
+    places = embedding_places(info.provenance, dataset, embeddings)
+    return evaluate_folds(recipe, load_features(dataset, fingerprints, settings, embeddings=places), k, recipe.seed)
+
+
 def report_annotation(
-    out: str, file: Path, settings: Settings, version: int | None = None, *, roots: Sequence[str] | None = None
+    out: str,
+    file: Path,
+    settings: Settings,
+    version: int | None = None,
+    *,
+    roots: Sequence[str] | None = None,
+    note: str | None = None,
 ) -> None:
-    """Write a version's report, HTML and beside it JSON, with what the registry knows of its model.
+    """Write a version's report, HTML and beside it JSON, with what the registry knows of its model, and a note on it.
 
     Args:
         out: The annotation.
@@ -206,6 +250,7 @@ def report_annotation(
         version: Of the annotation; the newest by default.
         roots: Media are shown only from below these, and only the bytes that were annotated. None trusts the
             annotation: for a person who may read the files anyway.
+        note: A line of the page, for example that the media are generated.
 
     Raises:
         UsageError: If there is no such version, or the file is named .json.
@@ -233,6 +278,7 @@ def report_annotation(
             "Catalog": plan.catalog.uri,
             "Model": f"{model.name} version {model.version}" if model.version else model.name,
             "Model digest": model.digest,
+            **({"Note": note} if note else {}),
             **origin,
             "Annotation": f"{annotation.uri} version {annotation.version}",
             "Annotation run": plan.run_id,

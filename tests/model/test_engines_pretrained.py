@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,12 +38,30 @@ def items_of(modality: str) -> list:
     return TEXTS
 
 
+@pytest.mark.parametrize("name", ["compact", "compact-layers"])
 @pytest.mark.parametrize("modality", ["image", "music", "caption"])
-def test_the_exported_network_is_the_encoder(modality):
-    encoder = load_encoder(preset("compact").specs[modality])
+def test_the_exported_network_is_the_encoder(modality, name):
+    encoder = load_encoder(preset(name).specs[modality])
     items = items_of(modality)
     exported = OnnxEncoder(export_onnx(encoder, items[:1] * 2))  # a front of its own: no encoder to fall back upon
-    np.testing.assert_allclose(exported.encode(items), encoder.encode(items), atol=5e-5)
+    expected = encoder.encode(items)
+    np.testing.assert_allclose(exported.encode(items), expected, atol=5e-6 * np.abs(expected).max())
+
+
+def test_crops_are_the_mean_of_five_parts_and_the_last_layer_stays_the_default():
+    plain = load_encoder(preset("compact").specs["image"])
+    encoder = load_encoder(replace(plain.spec, layers=("crops", "last")))
+    (image,) = items_of("image")[:1]
+    emb_D = encoder.encode([image])[0]
+    np.testing.assert_allclose(emb_D[1280:], plain.encode([image])[0], atol=1e-5)
+    width, height = image.size
+    corners = [(0, 0), (width // 4, 0), (0, height // 4), (width // 4, height // 4), (width // 8, height // 8)]
+    parts = [image.crop((x, y, x + int(0.75 * width), y + int(0.75 * height))) for x, y in corners]
+    near = np.corrcoef(emb_D[:1280], plain.encode(parts).mean(axis=0))[0, 1]
+    assert near > 0.999, "but for a pixel of rounding"
+    exported = OnnxEncoder(export_onnx(encoder, [image] * 2))
+    images = [*items_of("image"), Image.new("RGB", (1, 3_000), "grey")]
+    np.testing.assert_allclose(exported.encode(images), encoder.encode(images), atol=5e-5)
 
 
 def test_bf16_images_are_refused_by_the_calibration():

@@ -19,9 +19,10 @@ def data(rows: int, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return z_ND, 0.5 + z_ND @ weight_D2 + noise * rng.normal(size=(rows, 2))
 
 
-def test_weights_are_those_of_scikit_learn_at_the_chosen_penalty() -> None:
-    (z, va), (z_val, va_val) = data(80, 0.2, 1), data(60, 0.2, 2)
-    weight_D2, penalty_2 = fit_probe([z[:50], z[50:]], va, [z_val], va_val)
+@pytest.mark.parametrize("rows", [80, 20])
+def test_weights_are_those_of_scikit_learn_at_the_chosen_penalty(rows: int) -> None:
+    (z, va), (z_val, va_val) = data(rows, 0.2, 1), data(60, 0.2, 2)
+    weight_D2, penalty_2 = fit_probe([z[:15], z[15:]], va, [z_val], va_val)
     for axis in range(2):
         ridge = Ridge(alpha=30 * penalty_2[axis], fit_intercept=False).fit(z, va[:, axis] - va[:, axis].mean())
         assert weight_D2[:, axis] == pytest.approx(ridge.coef_, abs=1e-8)

@@ -256,3 +256,18 @@ def test_damaged_weights_are_one_line(tmp_path):
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("modality", ["music", "caption"])
+def test_layers_stand_side_by_side_and_are_another_encoder(modality):
+    items = items_of(modality, np.random.default_rng(0))
+    plain = load_encoder(TINY[modality])
+    layered = load_encoder(replace(TINY[modality], layers=("layer-1", "last")))
+    emb_ND = layered.encode(items)
+    assert layered.dim == emb_ND.shape[1] == 2 * plain.dim
+    np.testing.assert_allclose(emb_ND[:, plain.dim :], plain.encode(items), atol=1e-6)
+    assert np.abs(emb_ND[:, : plain.dim] - emb_ND[:, plain.dim :]).max() > 0.01
+    other_order = load_encoder(replace(TINY[modality], layers=("last", "layer-1")))
+    assert len({encoder.fingerprint for encoder in (plain, layered, other_order)}) == 3
+    with pytest.raises(UsageError, match="no 'layer-3', the last one is layer-2"):
+        load_encoder(replace(TINY[modality], layers=("layer-3",)))

@@ -18,6 +18,12 @@ def test_spec_survives_json():
     assert BackboneSpec.from_json(json.dumps(spec.to_json())) == spec
 
 
+def test_layers_survive_json_and_the_default_has_none_there():
+    chosen = preset("compact-layers").image
+    assert BackboneSpec.from_json(json.dumps(chosen.to_json())) == chosen
+    assert "layers" not in preset("compact").image.to_json()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -34,6 +40,10 @@ def test_spec_survives_json():
         ({"colour": "red"}, "unknown key 'colour'"),
         ({"revision": 7}, "revision cannot be 7"),
         ({"trust_remote_code": "no"}, "trust_remote_code cannot be 'no'"),
+        ({"layers": "last"}, "layers cannot be 'last'"),
+        ({"layers": ["last"]}, "family 'clip' has no choice of layers"),
+        ({"family": "efficientnet-lite", "layers": ["block-16"]}, "has no 'block-16'; it has last|crops"),
+        ({"family": "efficientnet-lite", "layers": ["last", "last"]}, "one of them is there twice"),
     ],
 )
 def test_bad_spec_is_one_line_naming_the_field(change, message):
@@ -64,7 +74,7 @@ def test_source_splits_into_scheme_and_name(source, scheme, name):
 
 
 def test_preset_with_a_typo_names_the_nearest_and_the_known():
-    with pytest.raises(UsageError, match=r"known: paper, compact, tiny.*did you mean 'compact'"):
+    with pytest.raises(UsageError, match=r"known: paper, compact, compact-layers, tiny.*did you mean 'compact'"):
         preset("compcat")
 
 

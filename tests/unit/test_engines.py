@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +28,21 @@ def items_of(modality: str) -> list:
     return ["sad", "a slow sad piano melody", "心 🎵"]
 
 
-@pytest.mark.parametrize("modality", ["image", "music", "caption"])
-def test_an_exported_network_computes_what_its_encoder_does(modality):
+@pytest.mark.parametrize(
+    ("modality", "layers"),
+    [
+        ("image", ()),
+        ("music", ()),
+        ("caption", ()),
+        ("music", ("last", "layer-0")),
+        ("caption", ("layer-1", "layer-2")),
+    ],
+)
+def test_an_exported_network_computes_what_its_encoder_does(modality, layers):
     from mmva.backbones import load_encoder, preset
     from mmva.engines.export import export_onnx
 
-    encoder = load_encoder(preset("tiny").specs[modality])
+    encoder = load_encoder(replace(preset("tiny").specs[modality], layers=layers))
     exported = OnnxEncoder(export_onnx(encoder, items_of(modality)[:1] * 2), lambda: encoder)
     assert (exported.fingerprint, exported.dim) == (encoder.fingerprint, encoder.dim)
     items = items_of(modality)

@@ -37,8 +37,11 @@ def annotate(
         str, typer.Argument(help="a folder, an S3 prefix, a Parquet, CSV or JSONL table, or a folder of them")
     ],
     *,
-    model: Annotated[str, typer.Option(help="a bundle's folder, runs:/... or models:/mmva@champion")],
     out: Annotated[str, typer.Option(help="URI of the annotation; the same again resumes")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="a bundle's folder, runs:/..., models:/... or starter; default: the champion, else starter"),
+    ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="say what would be done, and do nothing")] = False,
     lenient: Lenient = False,
     delimiter: Delimiter = None,
@@ -52,6 +55,10 @@ def annotate(
     as_json: Json = False,
 ) -> None:
     """Give every item of a catalog a VA point and an embedding, or a quarantine row that says why not."""
+    from mmva_platform.workflows import choose_model
+
+    settings = settings_of(context)
+    chosen = choose_model(model, settings)
     options = {
         "tables": {"lenient": lenient, "delimiter": delimiter},
         "engine": engine,
@@ -66,12 +73,12 @@ def annotate(
     if plan:
         from mmva_platform.annotation.preview import preview_run
 
-        found = preview_run(catalog, model, out, settings_of(context), **options)
+        found = preview_run(catalog, chosen, out, settings, **options)
         emit(found.to_text(), found.to_json(), as_json=as_json)
         return
     from mmva_platform.annotation.run import annotate as annotate_catalog
 
-    summary = annotate_catalog(catalog, model, out, settings_of(context), **options)
+    summary = annotate_catalog(catalog, chosen, out, settings, **options)
     emit(summary.to_text(), summary.to_json(), as_json=as_json)
 
 

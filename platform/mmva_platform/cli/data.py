@@ -91,7 +91,7 @@ def embed(
     backbones: Annotated[
         str,
         typer.Option(
-            help="preset (compact, paper, tiny), or a model whose own backbones to use: models:/mmva@champion"
+            help="preset (compact, compact-layers, paper, tiny), or a model whose to use: models:/mmva@champion"
         ),
     ] = "compact",
     out: Annotated[str | None, typer.Option(help="default: inside the dataset")] = None,

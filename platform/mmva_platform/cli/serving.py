@@ -36,18 +36,22 @@ def serve(
 ) -> None:
     """Serve annotation, jobs and search over HTTP; Ctrl-C ends it."""
     from mmva_platform.serving.auth import keys_file
+    from mmva_platform.workflows import choose_model, report_annotation
 
     settings = settings_of(context)
-    serving = load_config(ServingSettings, config, change or (), settings.serving.model_dump(mode="json"))
+    known = settings.serving.model_dump(mode="json", exclude_unset=True)
+    serving = load_config(ServingSettings, config, change or (), known)
     settings = settings.model_copy(update={"serving": serving})
     if new_key is not None:
         emit(add_key(keys_file(settings), new_key, scope or ["read"]), None, as_json=False)
         return
+    if "model" not in serving.model_fields_set and not serving.wait_for_model:
+        serving = serving.model_copy(update={"model": choose_model(None, settings)})
+        settings = settings.model_copy(update={"serving": serving})
     key = first_key(settings)
     if key is not None:
         emit(f"a first API key, shown this once: {key}", None, as_json=False)
     from mmva_platform.serving.deploy import serve_until_stopped
-    from mmva_platform.workflows import report_annotation
 
     serve_until_stopped(settings, report_annotation)
 

@@ -55,6 +55,10 @@ def evaluate(
     dataset: str,
     *,
     split: str = "test",
+    folds: Annotated[
+        int | None,
+        typer.Option(min=2, help="train the model's recipe anew on so many folds by group, and measure all rows"),
+    ] = None,
     clip_split: Annotated[bool, typer.Option(help="train the recipe again on a split by clip, which leaks")] = True,
     embeddings: Annotated[
         str | None, typer.Option(help="where they are; default: inside the dataset, or where the training read them")
@@ -65,7 +69,7 @@ def evaluate(
     from mmva_platform.workflows import evaluate_model
 
     evaluation = evaluate_model(
-        model, dataset, settings_of(context), split=split, clip_split=clip_split, embeddings=embeddings
+        model, dataset, settings_of(context), split=split, clip_split=clip_split, embeddings=embeddings, folds=folds
     )
     emit(evaluation.to_markdown(), evaluation.to_json(), as_json=as_json)
 

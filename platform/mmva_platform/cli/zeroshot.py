@@ -9,7 +9,10 @@ import typer
 
 from mmva_platform.cli.context import Json, emit, settings_of
 
-Model = Annotated[str, typer.Option(help="a bundle's folder, runs:/... or models:/mmva@champion")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="a bundle's folder, runs:/..., models:/... or starter; default: the champion, else starter"),
+]
 
 
 def add_verbs(root: typer.Typer) -> None:
@@ -62,7 +65,7 @@ def music_prompt(
     context: typer.Context,
     image: Annotated[Path, typer.Argument(help="a picture")],
     *,
-    model: Model = "models:/mmva@champion",
+    model: Model = None,
     generate: Annotated[Path | None, typer.Option(help="write the music itself to this .wav, by --musicgen")] = None,
     musicgen: Annotated[str | None, typer.Option(help="a MusicGen model: a folder, or a hub's NAME[@REVISION]")] = None,
     seconds: Annotated[float, typer.Option(help="of the music, at most 30")] = 10.0,
@@ -70,8 +73,11 @@ def music_prompt(
 ) -> None:
     """Say what music fits a picture, in the words that a text-to-music generator takes."""
     from mmva_platform.search.flow import prompt_for_image
+    from mmva_platform.workflows import choose_model
 
-    prompt = prompt_for_image(image, model, settings_of(context), generate=generate, musicgen=musicgen, seconds=seconds)
+    settings = settings_of(context)
+    chosen = choose_model(model, settings)
+    prompt = prompt_for_image(image, chosen, settings, generate=generate, musicgen=musicgen, seconds=seconds)
     emit(prompt.text, prompt.to_json(), as_json=as_json)
 
 
@@ -80,7 +86,7 @@ def summarize(
     video: Annotated[Path, typer.Argument(help="mp4, mov, mkv, webm or avi")],
     *,
     seconds: Annotated[float, typer.Option(help="how long the summary may be")] = 15.0,
-    model: Model = "models:/mmva@champion",
+    model: Model = None,
     out: Annotated[
         Path | None, typer.Option(help="clip to write, .webm or .mp4; the curve is drawn beside it as .png")
     ] = None,
@@ -93,11 +99,13 @@ def summarize(
 ) -> None:
     """Find the moments of a video in which its mood changes, and cut them into a clip."""
     from mmva_platform.search.flow import summarize_video
+    from mmva_platform.workflows import choose_model
 
+    settings = settings_of(context)
     summary = summarize_video(
         video,
-        model,
-        settings_of(context),
+        choose_model(model, settings),
+        settings,
         seconds=seconds,
         out=out,
         prompts=prompts,

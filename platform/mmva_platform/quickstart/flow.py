@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mmva_platform.quickstart.workspace import Workspace, fresh_workspace
 from mmva_platform.settings import Settings
+from mmva_platform.tracking.resolve import STARTER
 
 if TYPE_CHECKING:
     from mmva_platform.annotation.run import AnnotationSummary
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 STEPS = 9
+_GENERATED = (
+    "The model was trained on generated media. It shows that every step works, and says nothing about moods; "
+    "--model starter is the one that was trained on people's ratings"
+)
+_STARTER = (
+    "The starter: trained on people's ratings. The model that the quickstart trained on generated media is not in it"
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,9 @@ class QuickstartResult:
 def run_quickstart(options: QuickstartOptions, settings: Settings) -> QuickstartResult:
     """Run all steps in a fresh folder.
 
-    A model that the gate refuses is annotated with all the same, by its version number, so that a person sees why.
+    A person's own catalog is annotated with the starter: a model of generated media has nothing to say about it. The
+    demonstration's catalog is annotated with the trained model, by its version number if the gate refuses it, so that
+    a person sees why.
 
     Raises:
         UsageError: For a workdir that is in use, an unusable catalog or an unknown preset, before anything is written.
@@ -82,8 +92,8 @@ def run_quickstart(options: QuickstartOptions, settings: Settings) -> Quickstart
         result = _train(options, place, settings, steps)
         outcome, refused = _make_champion(result, settings, steps)
         model = f"models:/{outcome.model_name}" + (f"/{outcome.version}" if refused else "@champion")
-        summary = _annotate(options, place, model, settings, steps)
-    _report(place, settings, steps)
+        summary = _annotate(options, place, STARTER if options.catalog else model, settings, steps)
+    _report(place, settings, steps, _STARTER if options.catalog else _GENERATED)
     return QuickstartResult(_closing(place, outcome, summary, model, steps.seconds), refused)
 
 
@@ -161,32 +171,32 @@ def _annotate(
         steps.next("gather a catalog it never trained on: real photographs, music rendered another way, sentences")
         catalog = str(build_demo_catalog(place.catalog, seed=options.seed))
     else:
-        steps.next(f"take your catalog: {catalog}")
+        steps.next(f"take your catalog, and the starter for it: {catalog}")
     steps.next("annotate it: every item exactly once, annotated or in quarantine")
     summary = annotate(catalog, model, str(place.annotation), settings)
     logger.info(summary.to_text())
     return summary
 
 
-def _report(place: Workspace, settings: Settings, steps: _Steps) -> None:
+def _report(place: Workspace, settings: Settings, steps: _Steps, note: str) -> None:
     from mmva_platform.workflows import report_annotation
 
     steps.next("write the report")
-    report_annotation(str(place.annotation), place.report, settings)
+    report_annotation(str(place.annotation), place.report, settings, note=note)
 
 
 def _closing(place: Workspace, outcome: TrainOutcome, summary: AnnotationSummary, model: str, seconds: float) -> str:
     root = _short(place.root)
     return f"""
 Done in {seconds:.0f} s. What there is now, in {root}/:
-  report.html    open this: the catalog in the VA plane, the model's test metrics, the quarantine
+  report.html    open this: the catalog in the VA plane, the model's figures, the quarantine
   annotation/    {summary.ok} items annotated, {summary.quarantined} in quarantine: a Delta table
   dataset/       the imported dataset, immutable, with its embeddings
   runs/{outcome.run_name}/  checkpoints and the model bundle; in MLflow {model}
   mlflow.db      runs and registry:  mlflow ui --backend-store-uri sqlite:///{root}/mlflow.db --host 127.0.0.1
 
-Try next, with your own pictures and music:
-  mmva --home {root} annotate ~/Pictures --model {model} --out {root}/my-pictures
+Try next, with your own pictures and music, and with the model that was trained on people's ratings:
+  mmva --home {root} annotate ~/Pictures --model {STARTER} --out {root}/my-pictures
 """
 
 

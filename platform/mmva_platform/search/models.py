@@ -57,7 +57,11 @@ def open_query_model(index: AnnotationIndex, settings: Settings, model: str | No
         UsageError: If there is no such model, or none is given and the annotation's was never registered.
         CheckFailed: If it is another model than the annotation's.
     """
+    from mmva_platform.tracking.resolve import STARTER
+
     own = index.model
+    if own.name == STARTER and own.version is None:
+        model = model or STARTER
     if model is None and own.version is None:
         raise UsageError(
             f"{index.uri}: annotated with {own.name!r}, which is not registered; say where it is with --model "

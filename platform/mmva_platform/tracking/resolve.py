@@ -12,15 +12,18 @@ from urllib.parse import unquote
 
 from mmva.bundle import read_bundle_info
 from mmva.errors import CheckFailed, UsageError
+from mmva.modalities import AXES, MODALITIES
+from mmva.starter import BUNDLE
 from mmva_platform.settings import Settings
 from mmva_platform.tracking.model import BUNDLE_PATH, logged_model
-from mmva_platform.tracking.registry import find_version
+from mmva_platform.tracking.registry import CHAMPION, aliases_of, find_version, show_version
 from mmva_platform.tracking.runs import TAG_MODEL_DIGEST
 from mmva_platform.tracking.store import open_client, quiet
 
 _RUNS = re.compile(r"^runs:/(?P<run>[A-Za-z0-9]+)/(?P<model>[A-Za-z0-9_.-]+)$")
 _MODELS = re.compile(r"^models:/(?P<name>[A-Za-z0-9_.-]+)[@/](?P<reference>[A-Za-z0-9_.-]+)$")
-_FORMS: Final = "a bundle's folder, runs:/RUN/model, models:/NAME@ALIAS or models:/NAME/VERSION"
+STARTER: Final = "starter"  # instead of a URI: the model that ships with the package
+_FORMS: Final = "a bundle's folder, runs:/RUN/model, models:/NAME@ALIAS, models:/NAME/VERSION or starter"
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def resolve_model(uri: str, settings: Settings) -> ResolvedModel:
     """Find a model, fetch it if it is not here, and verify it.
 
     Args:
-        uri: A bundle's folder, runs:/RUN/model, models:/NAME@ALIAS or models:/NAME/VERSION.
+        uri: A bundle's folder, runs:/RUN/model, models:/NAME@ALIAS, models:/NAME/VERSION, or "starter".
         settings: Where MLflow and the cache are.
 
     Raises:
@@ -59,10 +62,40 @@ def resolve_model(uri: str, settings: Settings) -> ResolvedModel:
         return _from_registry(uri, model["name"], model["reference"], settings)
     if uri.startswith(("runs:", "models:")):
         raise UsageError(f"model {uri!r}: write it as {_FORMS}")
+    if uri == STARTER:
+        return ResolvedModel(BUNDLE, STARTER, None, read_bundle_info(BUNDLE).digest, uri)
     folder = Path(uri).expanduser()
     if not folder.is_dir():
         raise UsageError(f"model {uri!r}: no such folder; a model is {_FORMS}")
     return ResolvedModel(folder, folder.resolve().name, None, read_bundle_info(folder).digest, uri)
+
+
+def default_model(settings: Settings) -> str:
+    """What a verb uses that is given no model: the registry's champion; the starter if there is none.
+
+    Where MLflow's SQLite file does not exist yet, it is not made to ask it.
+    """
+    uri = settings.tracking_uri
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return STARTER
+    client, name = open_client(settings), settings.tracking.model_name
+    with quiet():
+        return f"models:/{name}@{CHAMPION}" if CHAMPION in aliases_of(client, name) else STARTER
+
+
+def quality_of(model: ResolvedModel, settings: Settings) -> str:
+    """How well a model's points agree with its own evaluation's labels, in one line; empty if nobody measured it."""
+    if model.version is not None:
+        evaluation = show_version(model.version, settings).evaluation
+    else:
+        evaluation = read_bundle_info(model.bundle_dir).provenance.get("folds") or {}
+    metrics = evaluation.get("metrics") or {}
+    figures = [
+        f"{modality} " + " / ".join(f"{metrics[modality][axis]['pearson']['value'] or 0:.2f}" for axis in AXES)
+        for modality in MODALITIES
+        if modality in metrics
+    ]
+    return f"r of valence / arousal on {evaluation['split']}: {', '.join(figures)}" if figures else ""
 
 
 def _from_run(uri: str, run_id: str, name: str, settings: Settings) -> ResolvedModel:

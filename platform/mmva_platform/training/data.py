@@ -1,13 +1,14 @@
 """What a training loop reads: the features of one split, and which items stand together.
 
 Shapes: N images, M partners, K rows of any modality; D differs by modality. A partner of images is a clip with its
-caption, a clip that has none, or a caption without a clip: nothing here assumes a complete triple.
+caption, a clip that has none, or a caption without a clip: nothing here assumes a complete triple. Without images,
+clips take their place and captions are the partners; a modality that is alone is its own partner.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from mmva.errors import UsageError
 from mmva.metrics import matching_mse, va_metrics
+from mmva.modalities import MODALITIES
 
 if TYPE_CHECKING:
     from mmva_platform.datasets.features import Features
@@ -28,24 +30,26 @@ class Pairing:
     """Which rows can meet, by labels alone: what an epoch's plan is drawn from.
 
     Attributes:
-        image_va_N2: Labels of the images, about [0, 1].
+        image_va_N2: Labels of the images, about [0, 1]; without images, of what takes their place.
         partner_va_M2: Labels of their partners; a clip and its caption share one.
         partner_rows: Row of each partner in its modality's rows, int64 [M]; -1 where it has no such item. Only the
             modalities of which there is at least one.
+        lead: "image", or the modality that takes the images' place.
     """
 
     image_va_N2: Floats
     partner_va_M2: Floats
     partner_rows: Mapping[str, NDArray[np.int64]]
+    lead: str = field(default="image", kw_only=True)
 
     @property
     def modalities(self) -> tuple[str, ...]:
         """Images and what their partners have."""
-        return ("image", *self.partner_rows)
+        return (self.lead, *self.partner_rows)
 
     def rows(self, modality: str, image_B: NDArray[np.int64], partner_B: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows [B] of a modality for pairs; -1 where a partner has no such item."""
-        return image_B if modality == "image" else self.partner_rows[modality][partner_B]
+        return image_B if modality == self.lead else self.partner_rows[modality][partner_B]
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Triplets(Pairing):
 
 def row_labels(pairing: Pairing) -> dict[str, Floats]:
     """Labels [K, 2] of every modality's rows."""
-    labels = {"image": pairing.image_va_N2}
+    labels = {pairing.lead: pairing.image_va_N2}
     for modality, row_M in pairing.partner_rows.items():
         has_M = row_M >= 0
         labels[modality] = np.empty((int(has_M.sum()), 2), pairing.partner_va_M2.dtype)
@@ -77,18 +81,19 @@ def triplets(features: Features, split: str) -> Triplets:
     """One split's rows; embeddings are views of the features'.
 
     Raises:
-        UsageError: If the split has no image, or neither clips nor captions.
+        UsageError: If the split has no rows.
     """
     rows = features.split(split)
-    found = {str(modality): rows[modality] for modality in rows if len(rows[modality])}
-    ids: dict[str, NDArray[np.str_]] = {m: found[m].ids for m in ("music", "caption") if m in found}
-    if "image" not in found or not ids:
-        missing = "image" if "image" not in found else "clip and no caption"
-        raise UsageError(f"dataset: split {split!r} has no {missing} to train with; import more data or other splits")
-    partner_rows, first = partners(ids)
+    found = {str(modality): rows[modality] for modality in MODALITIES if modality in rows and len(rows[modality])}
+    if not found:
+        raise UsageError(f"dataset: split {split!r} has nothing to train with; import more data or other splits")
+    emb = {modality: of.emb_ND for modality, of in found.items()}
+    lead, *others = found
+    if not others:
+        return Triplets(found[lead].va_N2, found[lead].va_N2, {}, emb, lead=lead)
+    partner_rows, first = partners({modality: found[modality].ids for modality in others})
     partner_va_M2 = np.concatenate([found[modality].va_N2[first[modality]] for modality in first])
-    emb = {modality: found[modality].emb_ND for modality in ("image", *ids)}
-    return Triplets(found["image"].va_N2, partner_va_M2, partner_rows, emb)
+    return Triplets(found[lead].va_N2, partner_va_M2, partner_rows, emb, lead=lead)
 
 
 def partners(
@@ -126,7 +131,7 @@ def batch_labels(
     """Labels [B, 2] and masks [B] of pairs, by modality."""
     labels = {
         modality: torch.as_tensor(
-            pairing.image_va_N2[image_B] if modality == "image" else pairing.partner_va_M2[partner_B],
+            pairing.image_va_N2[image_B] if modality == pairing.lead else pairing.partner_va_M2[partner_B],
             dtype=like.dtype,
             device=like.device,
         )
@@ -141,13 +146,13 @@ def validation_row(
     """The validation metrics that choose the best checkpoint.
 
     Args:
-        points: Predicted points [K, 2] by modality; images and clips or captions among them.
+        points: Predicted points [K, 2] by modality.
         labels: Their labels.
         sigma: Of the matching score.
 
     Returns:
         val_va_mse (mean over modalities and axes), val_matching_mse (mean over image-music and image-caption, every
-        pair), val_total (their sum), and the R2 of each modality and axis for the curves.
+        pair; 0 where there are none), val_total (their sum), and the R2 of each modality and axis for the curves.
     """
     row: dict[str, Any] = {}
     errors = []
@@ -158,8 +163,8 @@ def validation_row(
     matching = [
         matching_mse(points["image"], points[other], labels["image"], labels[other], sigma=sigma)
         for other in points
-        if other != "image"
+        if "image" in points and other != "image"
     ]
-    row["val_va_mse"], row["val_matching_mse"] = float(np.mean(errors)), float(np.mean(matching))
+    row["val_va_mse"], row["val_matching_mse"] = float(np.mean(errors)), float(np.mean(matching or [0.0]))
     row["val_total"] = row["val_va_mse"] + row["val_matching_mse"]
     return row

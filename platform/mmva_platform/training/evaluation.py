@@ -159,6 +159,19 @@ def evaluate_model(model: MMVA, features: Features, split: str = "test") -> Eval
     return replace(evaluation, warnings=(*features.warnings, *evaluation.warnings))
 
 
+def evaluate_rows(
+    features: Features,
+    rows: Mapping[Modality, PredictedRows],
+    *,
+    split: str,
+    sigma: float,
+    floors: dict[str, dict[str, float]],
+) -> Evaluation:
+    """Figures of points that are predicted already, such as those of several models on their own folds."""
+    where = (features.uri, features.digest, split)
+    return replace(_figures_of(rows, where, sigma=sigma, floors=floors), warnings=features.warnings)
+
+
 def _evaluation(
     model: MMVA,
     rows: Mapping[Modality, PredictedRows],
@@ -168,24 +181,36 @@ def _evaluation(
     split: str,
     means: Mapping[Modality, NDArray[np.float64]],
 ) -> Evaluation:
-    """Figures of predicted rows; `means` are the training split's mean labels [2]."""
+    """Figures of a model's rows; `means` are the training split's mean labels [2]."""
     if not rows:
         raise UsageError(f"dataset {uri}: split {split!r} has nothing to evaluate on; splits: train, val, test")
-    sigma = model.config.sigma
+    floors = {modality: _floor(each, means.get(modality)) for modality, each in rows.items()}
+    found = _figures_of(rows, (uri, digest, split), sigma=model.config.sigma, floors=floors)
+    warnings = tuple(f"split {split!r} has no {m}: not evaluated" for m in model.dims if m not in rows)
+    return replace(found, model_digest=model.digest, warnings=warnings)
+
+
+def _figures_of(
+    rows: Mapping[Modality, PredictedRows],
+    where: tuple[str, str, str],
+    *,
+    sigma: float,
+    floors: dict[str, dict[str, float]],
+) -> Evaluation:
     pairs = {modality: _sample(each) for modality, each in rows.items()}
+    uri, digest, split = where
     return Evaluation(
         dataset=uri,
         dataset_digest=digest,
         split=split,
-        model_digest=model.digest,
+        model_digest=None,
         rows={modality: len(each.ids) for modality, each in rows.items()},
         groups={modality: len(np.unique(each.group_N)) for modality, each in rows.items()},
         metrics={modality: _va_figures(each) for modality, each in rows.items()},
         matching=_matching(pairs, sigma),
         retrieval=_retrieval(pairs, sigma),
-        floors={modality: _floor(each, means.get(modality)) for modality, each in rows.items()},
+        floors=floors,
         sigma=sigma,
-        warnings=tuple(f"split {split!r} has no {m}: not evaluated" for m in model.dims if m not in rows),
         sampled={m: len(each.ids) for m, each in pairs.items() if len(each.ids) < len(rows[m].ids)},
     )
 

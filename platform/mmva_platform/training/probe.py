@@ -10,6 +10,7 @@ Shapes: N rows, D embedding width, A penalties tried; a last axis of 2 is (valen
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Final
 
 import numpy as np
@@ -30,7 +31,8 @@ PENALTIES: Final = np.logspace(-2.5, 2.0, 28)  # alpha per input dimension
 def fit_probe(z: Pieces, va_N2: Floats, z_val: Pieces, va_val_M2: Floats) -> tuple[Floats, Floats]:
     """Ridge regression on standardised embeddings; each axis has the penalty of PENALTIES that is best on validation.
 
-    From the Gram matrix, piece by piece: memory does not grow with the number of rows.
+    From the Gram matrix, piece by piece: memory does not grow with the number of rows. With fewer rows than dimensions
+    the rows themselves are decomposed, which is quicker.
 
     Args:
         z: Standardised embeddings [N, D] of the training split, in pieces.
@@ -42,15 +44,9 @@ def fit_probe(z: Pieces, va_N2: Floats, z_val: Pieces, va_val_M2: Floats) -> tup
         Weights [D, 2] of va - va_N2.mean(axis=0), and the penalties [2].
     """
     mean_2 = va_N2.mean(axis=0)
-    gram_DD: Floats | float = 0.0
-    moment_D2: Floats | float = 0.0
-    start = 0
-    for piece_BD in z:
-        gram_DD = gram_DD + piece_BD.T @ piece_BD
-        moment_D2 = moment_D2 + piece_BD.T @ (va_N2[start : start + len(piece_BD)] - mean_2)
-        start += len(piece_BD)
-    variance_K, v_DK = np.linalg.eigh(gram_DD)
-    shrink_AK = 1 / (variance_K.clip(0) + len(variance_K) * PENALTIES[:, None])
+    variance_K, v_DK, moment_D2 = _decomposed(z, va_N2 - mean_2)
+    dim = len(v_DK)
+    shrink_AK = 1 / (variance_K + dim * PENALTIES[:, None])
     projected_K2 = v_DK.T @ moment_D2
     errors_A2, start = np.zeros((len(PENALTIES), 2)), 0
     for piece_BD in z_val:
@@ -59,6 +55,25 @@ def fit_probe(z: Pieces, va_N2: Floats, z_val: Pieces, va_val_M2: Floats) -> tup
         start += len(piece_BD)
     best_2 = errors_A2.argmin(axis=0)
     return v_DK @ (shrink_AK[best_2].T * projected_K2), PENALTIES[best_2]
+
+
+def _decomposed(z: Pieces, va_N2: Floats) -> tuple[Floats, Floats, Floats]:
+    """Eigenvalues [K] and eigenvectors [D, K] of z.T @ z, and z.T @ va [D, 2]."""
+    pieces = iter(z)
+    first_BD = next(pieces)
+    if len(va_N2) < first_BD.shape[1]:
+        z_ND = np.concatenate([first_BD, *pieces])
+        _, singular_K, v_KD = np.linalg.svd(z_ND, full_matrices=False)
+        return np.square(singular_K), v_KD.T, z_ND.T @ va_N2
+    gram_DD: Floats | float = 0.0
+    moment_D2: Floats | float = 0.0
+    start = 0
+    for piece_BD in chain([first_BD], pieces):
+        gram_DD = gram_DD + piece_BD.T @ piece_BD
+        moment_D2 = moment_D2 + piece_BD.T @ va_N2[start : start + len(piece_BD)]
+        start += len(piece_BD)
+    variance_K, v_DK = np.linalg.eigh(gram_DD)
+    return variance_K.clip(0), v_DK, np.asarray(moment_D2)
 
 
 def check_probes(train: Triplets, val: Triplets) -> None:
