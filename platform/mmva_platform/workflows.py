@@ -221,13 +221,14 @@ def evaluate_model(
 
 def _evaluate_folds(bundle: Path, dataset: str, settings: Settings, k: int, embeddings: str | None) -> Evaluation:
     from mmva.bundle import read_bundle_info
+    from mmva.modalities import MODALITIES
     from mmva_platform.datasets.features import load_features
     from mmva_platform.training.folds import evaluate_folds, recipe_of
     from mmva_platform.training.predictions import embedding_places
 
     info = read_bundle_info(bundle)
     recipe = recipe_of(info.provenance)
-    fingerprints = {modality: str(record["fingerprint"]) for modality, record in info.backbones.items()}
+    fingerprints = {m: str(info.backbones[m]["fingerprint"]) for m in MODALITIES if m in info.backbones}
     places = embedding_places(info.provenance, dataset, embeddings)
     return evaluate_folds(recipe, load_features(dataset, fingerprints, settings, embeddings=places), k, recipe.seed)
 

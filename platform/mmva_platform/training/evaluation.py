@@ -184,7 +184,9 @@ def _evaluation(
     """Figures of a model's rows; `means` are the training split's mean labels [2]."""
     if not rows:
         raise UsageError(f"dataset {uri}: split {split!r} has nothing to evaluate on; splits: train, val, test")
-    floors = {modality: _floor(each, means.get(modality)) for modality, each in rows.items()}
+    floors: dict[str, dict[str, float]] = {
+        modality: _floor(each, means.get(modality)) for modality, each in rows.items()
+    }
     found = _figures_of(rows, (uri, digest, split), sigma=model.config.sigma, floors=floors)
     warnings = tuple(f"split {split!r} has no {m}: not evaluated" for m in model.dims if m not in rows)
     return replace(found, model_digest=model.digest, warnings=warnings)

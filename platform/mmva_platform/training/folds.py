@@ -43,7 +43,7 @@ def folds_of(
     from mmva_platform.training.leakage import train_here
 
     rows, constants = predict_folds(lambda fold: train_here(recipe, fold)[0], features, k, seed)
-    floors = {
+    floors: dict[str, dict[str, float]] = {
         modality: dict(zip(AXES, np.square(constants[modality] - of.label_N2).mean(axis=0).tolist(), strict=True))
         for modality, of in rows.items()
     }

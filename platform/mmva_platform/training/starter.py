@@ -73,7 +73,7 @@ def write_starter(
     evaluation, held_out = folds_of(recipe, features, job.folds, recipe.seed)
     model, _ = train_here(recipe, features)
     _attach(model, features, settings)
-    intervals = {
+    intervals: dict[str, dict[str, float]] = {
         modality: conformal_intervals(rows.predicted_N2, rows.label_N2, groups=rows.group_N)
         for modality, rows in held_out.items()
     }
