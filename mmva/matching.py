@@ -24,17 +24,11 @@ STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """An epoch's pairs in the order of training.
+    """An epoch's pairs in the order of training; no item twice."""
 
-    Attributes:
-        image_index_P: Row of each pair's image, int64; no row twice.
-        music_index_P: Row of each pair's clip, int64; no row twice.
-        target_P: Matching score of the two labels, float64 in (0, 1].
-    """
-
-    image_index_P: NDArray[np.int64]
-    music_index_P: NDArray[np.int64]
-    target_P: NDArray[np.float64]
+    image_index_P: NDArray[np.int64]  # row of each pair's image
+    music_index_P: NDArray[np.int64]  # row of each pair's clip
+    target_P: NDArray[np.float64]  # matching score of the two labels, in (0, 1]
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -53,24 +47,14 @@ def epoch_plan(
 ) -> EpochPlan:
     """Draw an epoch: P pairs of an image and a clip, each item at most once, a function of the arguments alone.
 
-    `random` is MMVA's random VA matching: any image with any clip, the target from their labels on the fly. Its targets
-    crowd around .4; about 1 % pass .9. `matched` gives every pair a wanted score, spread over the strata as `shares`
-    say, and looks for clips at the distance that this score means (see _draw_matched). The histogram becomes as flat as
-    the labels allow: nobody can pair two items of the middle at a score of .1.
+    `random` is MMVA's random VA matching: any image with any clip, the target computed from their labels. Its targets
+    crowd around .4; about 1 % exceed .9. `matched` gives every pair a wanted score, spread over equally wide strata of
+    [0, 1] by `shares` (None: the same in each), and looks for clips at the distance of this score (see _draw_matched).
+    The histogram becomes as flat as the labels allow: two items of the middle never have a score of .1.
 
-    The items of the larger side that sit an epoch out are drawn anew each epoch.
+    The items of the larger side that are left out are drawn again each epoch (counted from 0).
 
-    Args:
-        image_va_N2: Labels of the images.
-        music_va_M2: Labels of the clips.
-        seed: Of the run, >= 0.
-        epoch: Counted from 0.
-        strategy: "random" or "matched".
-        sigma: The matching score's scale.
-        shares: For "matched": wanted share of the pairs in equally wide strata of [0, 1]; None for the same in each.
-
-    Raises:
-        UsageError: For an unknown strategy, no items, labels that are not finite, or shares that are no shares.
+    Raises UsageError for an unknown strategy, no items, labels that are not finite, or invalid shares.
     """
     image_va, music_va = _labels(image_va_N2, "image"), _labels(music_va_M2, "music")
     if strategy not in STRATEGIES:

@@ -35,11 +35,7 @@ class Track:
 class Media:
     """What an item's bytes become; shared by all items of the same bytes.
 
-    Attributes:
-        tracks: Tower -> its windows, in the order in which their embeddings are stored.
-        duration_s: Of music and video.
-        error: Why the bytes cannot be used.
-        complete: Whether all of it is decoded.
+    `tracks` maps a tower to its windows, in the order in which embeddings are stored. `complete`: all of it is decoded.
     """
 
     tracks: dict[str, Track] = field(default_factory=dict)
@@ -93,7 +89,7 @@ def items_of(table: pa.Table) -> list[Item]:
 
 
 def refusal(decoder: Decoder, item: Item) -> MediaError | None:
-    """Why an item cannot be embedded, known before anything is fetched."""
+    """Why an item cannot be embedded, if that is known before anything is fetched."""
     error = decoder.refusal(item.modality)
     if error is None and item.caption is None and item.uri is None:
         return MediaError("no-media", "the row has neither a uri nor, for captions, a text", stage="catalog")
@@ -101,7 +97,7 @@ def refusal(decoder: Decoder, item: Item) -> MediaError | None:
 
 
 def embedding_table(items: Sequence[Item]) -> pa.Table:
-    """Embedded items (EMBEDDING_SCHEMA)."""
+    """Embedded items as a table (EMBEDDING_SCHEMA)."""
     media = [item.media for item in items if item.media is not None]
     if not media:
         return EMBEDDING_SCHEMA.empty_table()

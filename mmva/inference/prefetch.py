@@ -45,7 +45,7 @@ def prefetched(
             waiting.append(_Fetch(pool.submit(fetch, request), request))
         while waiting:
             yield waiting.popleft().future
-    finally:  # the caller stopped early: do not fetch what nobody reads
+    finally:  # the caller stopped early
         for one in waiting:
             one.future.cancel()
 

@@ -15,9 +15,9 @@ from mmva.errors import UsageError
 if TYPE_CHECKING:
     from mmva.zeroshot.video import Moment
 
-# Told apart with any kind of colour vision (Okabe & Ito 2008).
+# Distinguishable with any kind of colour vision (Okabe & Ito 2008).
 _VALENCE, _AROUSAL, _CHOSEN = "#0072B2", "#D55E00", "#F0E442"
-_MOST_FRAMES: Final = 8  # side by side; of more, the ones with most change
+_MOST_FRAMES: Final = 8  # in one row; of more, the ones with most change
 _CORNERS: Final = (("tense", 0.02, 0.98), ("excited", 0.98, 0.98), ("sad", 0.02, 0.02), ("calm", 0.98, 0.02))
 
 

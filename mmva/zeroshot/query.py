@@ -1,4 +1,4 @@
-"""One item, as a caller has it, to its point in the plane: by the same path as the items of an annotation."""
+"""One item to its point in the plane, by the same path as the items of an annotation."""
 
 from __future__ import annotations
 
@@ -23,17 +23,9 @@ if TYPE_CHECKING:
 def query_point(
     model: MMVA | Predictor, modality: str, data: bytes | str, limits: Limits | None = None
 ) -> NDArray[np.float64]:
-    """VA point [2] in [0, 1] of one image, piece of music or caption.
+    """VA point [2] in [0, 1] of one image, piece of music (encoded files) or caption (its text, also as UTF-8).
 
-    Args:
-        model: With the encoder of this modality.
-        modality: "image", "music" or "caption".
-        data: The encoded file; of a caption its text, or that as UTF-8.
-        limits: Limits of the item; the defaults if None.
-
-    Raises:
-        UsageError: If the model has no such tower.
-        MediaError: What is wrong with the item.
+    Raises UsageError if the model has no such tower, and MediaError if the item cannot be used.
     """
     if modality not in MODALITIES:
         raise UsageError(f"modality {modality!r}: a query is one of {', '.join(MODALITIES)}")

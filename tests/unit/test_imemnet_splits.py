@@ -80,7 +80,7 @@ def test_split_file() -> None:
     [
         (b"song,split\n2,train\n", "songs.csv: has no column 'song_id'"),
         (b"song_id,split\n2,dev\n", "songs.csv: column 'split' holds 'dev'"),
-        (b"song_id,split\n2,train\n2,test\n", "songs.csv: song '2' stands on several rows"),
+        (b"song_id,split\n2,train\n2,test\n", "songs.csv: song '2' is on several rows"),
     ],
 )
 def test_split_files_that_cannot_be_used(content: bytes, message: str) -> None:

@@ -8,9 +8,9 @@
 - Roughness and dissonance are unpleasant and tense; a bright timbre is active (Eerola & Vuoskoski 2013, "A review of
   music and emotion studies", Music Perception 30).
 
-Instruments, key, melody, hiss and sample rate carry no or little affect and so confound. A song is felt a little
-differently than it is labelled (label noise), and all its clips share that: a model that recognises the song knows the
-label better than one that listens, which is what a split by clip rewards and a split by song does not.
+Instruments, key, melody, hiss and sample rate have little or no affect and so confound. A song's feeling differs a
+little from its label (label noise), and all its clips share that: a model that recognises the song knows the label
+better than one that listens. A split by clip rewards this, a split by song does not.
 """
 
 from __future__ import annotations
@@ -143,14 +143,8 @@ def _melody(out: Samples, style: Style, number: int, at: float, rng: np.random.G
     for half in range(notes):
         degree = style.motif[(number * notes + half) % len(style.motif)] + int(rng.integers(-1, 2))
         length = beat / notes * (1.1 - 0.75 * style.detached)
-        sound = tone(
-            VOICES[style.lead],
-            _degree(style, degree) + 12,
-            length,
-            style.sample_rate,
-            brightness=style.brightness,
-            rng=rng,
-        )
+        pitch = _degree(style, degree) + 12
+        sound = tone(VOICES[style.lead], pitch, length, style.sample_rate, brightness=style.brightness, rng=rng)
         _add(out, sound, at + half * beat / notes, style.sample_rate, 0.5)
 
 

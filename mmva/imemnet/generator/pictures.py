@@ -9,8 +9,8 @@
 - Round things are liked better than pointed ones (Bar & Neta 2006, "Humans prefer curved visual objects", Psychol.
   Sci. 17), and smiles better than frowns.
 
-What is drawn (hills, towns, bowls of fruit, faces, ...) does not depend on the VA point and so confounds; each picture
-is moreover felt a little differently than it is labelled (label noise), and each cue follows the feeling loosely.
+What is drawn (hills, towns, bowls of fruit, faces, ...) does not depend on the VA point and so confounds; each
+picture's feeling also differs a little from its label (label noise), and each cue follows the feeling loosely.
 """
 
 from __future__ import annotations
