@@ -19,7 +19,7 @@ from mmva.media.limits import Limits
 from mmva.media.lost_end import decode_padded
 from mmva.media.png import needed_chunks
 
-# Pixels that image encoders take. Training and service decode alike, so it is the default of both.
+# The input size of image encoders. Training and inference decode alike, so it is the default of both.
 SHORT_SIDE: Final = 224
 
 
@@ -30,11 +30,8 @@ def decode_image(data: bytes, limits: Limits | None = None, at_least: int | None
     1-bit, 16-bit and float images are brought to 8 bits. Format, size in bytes and width x height are checked before
     any pixel is decoded.
 
-    Args:
-        data: The encoded file.
-        limits: Limits of an item; the defaults if None.
-        at_least: Short side in pixels that the caller needs. A larger JPEG is then decoded at 1/2, 1/4 or 1/8 of its
-            size, never below this; other formats, and None, are decoded in full.
+    A larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size, with a short side of `at_least` pixels or more; other
+    formats, and None, are decoded in full.
 
     Raises:
         MediaError: "empty-file", "too-many-bytes", "not-an-image", "unsupported-image", "too-many-pixels" or
@@ -48,18 +45,16 @@ def decode_image(data: bytes, limits: Limits | None = None, at_least: int | None
         from mmva.media.heif import decode_heif  # imports FFmpeg, which other pictures do without
 
         return _to_rgb(decode_heif(data, limits))
-    with _pillow_at_work(kind):
+    with _pillow_errors(kind):
         return _to_rgb(_upright(_loaded(data, kind, limits, at_least)))
 
 
 def _loaded(data: bytes, kind: str, limits: Limits, at_least: int | None) -> Image.Image:
-    """The decoded picture, of whose file the end may be lost as long as no pixels are."""
+    """The decoded picture; the end of the file may be lost if all pixels are there."""
 
     def load(data: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=[kind.upper()])
-        width, height = image.size
-        if width * height > limits.max_pixels:
-            raise MediaError("too-many-pixels", f"{width} x {height} pixels, over the limit of {limits.max_pixels:,}")
+        limits.check_pixels(*image.size)
         if at_least is not None and isinstance(image, ImageFile.ImageFile):
             image.draft(None, (at_least, at_least))
         correct_tiles(image)
@@ -78,10 +73,10 @@ def _loaded(data: bytes, kind: str, limits: Limits, at_least: int | None) -> Ima
 
 
 @contextmanager
-def _pillow_at_work(kind: str) -> Iterator[None]:
-    """Pillow's errors as MediaErrors; its warnings kept to itself.
+def _pillow_errors(kind: str) -> Iterator[None]:
+    """Pillow's errors as MediaErrors, without its warnings.
 
-    Our own limit rules, not Pillow's global one, and damaged metadata is no reason to refuse a picture.
+    Our own limit applies, not Pillow's global one, and damaged metadata must not cost a picture.
     """
     with refusals("corrupt-image", kind), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -90,9 +85,8 @@ def _pillow_at_work(kind: str) -> Iterator[None]:
         except Image.DecompressionBombError as error:
             raise MediaError("too-many-pixels", str(error)) from error
         except UnidentifiedImageError as error:
-            raise MediaError(
-                "corrupt-image", f"{kind} header that is damaged, or of a variant not read here"
-            ) from error
+            reason = f"{kind} header that is damaged, or of a variant not read here"
+            raise MediaError("corrupt-image", reason) from error
 
 
 def _upright(image: Image.Image) -> Image.Image:

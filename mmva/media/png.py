@@ -1,7 +1,7 @@
-"""PNG without the chunks that a picture does not need: text, thumbnails, private notes, and whatever is damaged there.
+"""PNG without the chunks that a picture does not need: text, thumbnails, private notes, and damaged ones.
 
-Pillow gives up on a text of over 1 MB and on a wrong checksum in any chunk. Browsers show such pictures, because only
-the chunks of pixels matter.
+Pillow refuses a text of over 1 MB and a wrong checksum in any chunk. Browsers show such pictures, because only the
+chunks of pixels matter.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import zlib
 from typing import Final
 
 _SIGNATURE_BYTES: Final = 8
-# Chunks that change what is seen, beside the critical ones (a capital first letter); APNG's tell where frames begin.
+# Chunks that change the picture, besides the critical ones (a capital first letter); APNG's separate the frames.
 _SEEN: Final = frozenset({b"tRNS", b"iCCP", b"gAMA", b"sRGB", b"cHRM", b"cICP", b"eXIf", b"acTL", b"fcTL", b"fdAT"})
 
 
