@@ -76,5 +76,5 @@ def test_captions_are_written_by_hand_not_by_the_generator(catalog: Path) -> Non
 
 def test_an_occupied_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.jpg").write_bytes(b"x")
-    with pytest.raises(UsageError, match="already holds"):
+    with pytest.raises(UsageError, match="not an empty folder"):
         build_demo_catalog(tmp_path, seed=0)

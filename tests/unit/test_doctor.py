@@ -195,18 +195,18 @@ def a_cluster_with_another_token(on: Machine) -> None:
 
 MISCONFIGURATIONS: dict[Callable[[Machine], None], tuple[str, str]] = {
     another_ray_than_asked_for: ("packages", "ray 2.40.0 is not"),
-    a_package_named_platform: ("standard library", "tree/platform/__init__.py, and nothing starts"),
+    a_package_named_platform: ("standard library", "tree/platform/__init__.py, so nothing starts"),
     a_library_that_does_not_load: ("native libraries", "soundfile does not load (OSError: libsndfile.so"),
     few_open_files: ("open files", "at most 1024"),
     a_home_that_cannot_be_written: ("home", "/proc/nothing/home: cannot be written"),
     a_home_on_a_full_disk: ("home", "home: cannot be written (No space left on device)"),
     a_tmpdir_on_a_full_disk: ("temporary files", "t: cannot be written (No space left on device)"),
     a_tmpdir_of_a_long_path: ("temporary files", "bytes too long for sockets"),
-    a_locale_without_utf8: ("locale", "names of files are read as iso8859-1"),
+    a_locale_without_utf8: ("locale", "file names are read as iso8859-1"),
     a_locked_registry: ("tracking", "locked.db: database is locked"),
     a_registry_that_is_no_database: ("tracking", "text.db: file is not a database"),
     a_proxy_before_loopback: ("proxies", "127.0.0.1 is not exempt"),
-    a_token_that_others_may_read: ("token", "may be read by others"),
+    a_token_that_others_may_read: ("token", "can be read by others"),
     an_mlflow_that_is_away: ("tracking", "no server answers"),
     a_store_where_every_writer_wins: ("storage", "ignores If-None-Match"),
     a_clock_that_is_wrong: ("clock", "s against http://127.0.0.1"),
@@ -303,11 +303,11 @@ class TestDetails:
         planted(machine.token(), "no token in")
         file.write_text("0" * 64)
         file.chmod(0o644)
-        planted(machine.token(), "may be read by others")
+        planted(machine.token(), "can be read by others")
         file.chmod(0o600)
         assert machine.token().verdict == "ok"
         file.write_text("")
-        planted(machine.token(), "holds no token")
+        planted(machine.token(), "does not contain a token")
         monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
         planted(machine.token(), "runs code", "warning")
 

@@ -141,6 +141,6 @@ def test_counts_out_of_range_are_usage_errors(tmp_path: Path, images: int, clips
 
 def test_an_occupied_folder_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(UsageError, match="already holds"):
+    with pytest.raises(UsageError, match="not an empty folder"):
         generate(tmp_path, images=1, clips=1)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

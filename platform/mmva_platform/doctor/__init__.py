@@ -1,4 +1,4 @@
-"""`mmva doctor`: what of this machine and the services that it uses works, and what to do about the rest."""
+"""`mmva doctor`: checks of this machine and of the services that it uses, and what to do about failed ones."""
 
 from mmva_platform.doctor.findings import Finding, Report
 from mmva_platform.doctor.run import examine

@@ -1,4 +1,4 @@
-"""Which checks there are to make, by what is configured."""
+"""The list of checks, by what is configured."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from mmva_platform.settings import Settings
 
 
 def examine(settings: Settings, storage: str | None = None, address: str | None = None) -> Report:
-    """Look at this machine, and at the services that it is configured for.
+    """Check this machine, and the services that it is configured for.
 
-    Args:
-        settings: What the verbs would be given.
-        storage: A place where outputs would go; a few objects are written there and removed.
-        address: The cluster's job server; RAY_API_SERVER_ADDRESS when None.
+    `storage` is a place for outputs; a few objects are written there and removed. `address` is the cluster's job
+    server, RAY_API_SERVER_ADDRESS by default.
     """
     findings = [
         machine.python(),
@@ -39,4 +37,4 @@ def examine(settings: Settings, storage: str | None = None, address: str | None 
 
 
 def _not_asked(check: str, option: str) -> Finding:
-    return ok(check, f"not looked at; {option} does")
+    return ok(check, f"not checked; {option} checks it")

@@ -2,8 +2,8 @@
 
 Plucked strings after Karplus & Strong 1983 ("Digital synthesis of plucked-string and drum timbres", Computer Music
 Journal 7), bells and electric pianos by frequency modulation after Chowning 1973 (J. Audio Eng. Soc. 21), and bowed
-drones; in other scales, metres and tempi, in stereo with echo. Mode, tempo, register and loudness still say what the
-piece is about, as music does.
+drones; in other scales, metres and tempi, in stereo with echo. Mode, tempo, register and loudness still express a
+piece's mood, as in music.
 
 Shapes: T samples at RATE Hz; samples_T2 is stereo.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RATE: Final = 44_100
-_FINGER: Final = 4  # rounds of averaging before the first that is heard: a fingertip, not a plectrum
+_FINGER: Final = 4  # rounds of averaging before the first audible one: a fingertip, not a plectrum
 Samples = NDArray[np.float64]
 _SCALES: Final = {
     "lydian": (0, 2, 4, 6, 7, 9, 11), "pentatonic": (0, 2, 4, 7, 9), "dorian": (0, 2, 3, 5, 7, 9, 10),
@@ -28,28 +28,16 @@ _SCALES: Final = {
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece: file name with its format, the quadrant it is meant for, and how it goes.
+    """A piece and how it is played."""
 
-    Attributes:
-        name: File name; the extension is the format.
-        quadrant: As mmva.affect names them. What the composer had in mind, not a label.
-        voice: "pluck", "fm" or "bow".
-        scale: Name of the scale.
-        bpm: Beats a minute.
-        metre: Beats a bar.
-        tonic: MIDI note number.
-        level_db: Loudness, RMS.
-        seconds: Length.
-    """
-
-    name: str
-    quadrant: str
-    voice: str
+    name: str  # file name; the extension is the format
+    quadrant: str  # as in mmva.affect: the composer's intention, not a label
+    voice: str  # "pluck", "fm" or "bow"
     scale: str
     bpm: float
-    metre: int
-    tonic: int
-    level_db: float
+    metre: int  # beats per bar
+    tonic: int  # MIDI note number
+    level_db: float  # RMS
     seconds: float
 
 
@@ -133,7 +121,5 @@ def _bow(hertz: float, seconds: float, rng: np.random.Generator) -> Samples:
 
 
 _VOICES: Final[dict[str, Callable[[float, float, np.random.Generator], Samples]]] = {
-    "pluck": _pluck,
-    "fm": _fm,
-    "bow": _bow,
-}
+    "pluck": _pluck, "fm": _fm, "bow": _bow,
+}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Jobs on a cluster: what is sent, how it is sent, and what becomes of it. All of it is Ray's own job submission."""
+"""Jobs on a cluster, through Ray's own job submission: packing, submitting, following."""
 
 from mmva_platform.submission.client import Jobs, JobState
 from mmva_platform.submission.packing import Package, choose_files, write_package
