@@ -47,11 +47,6 @@ def from_deam(rating: ArrayLike) -> NDArray[np.float64]:
     return (np.asarray(rating, np.float64) + _DEAM_SHIFT) / _DEAM_SPAN
 
 
-def to_deam(va: ArrayLike) -> NDArray[np.float64]:
-    """Inverse of from_deam."""
-    return np.asarray(va, np.float64) * _DEAM_SPAN - _DEAM_SHIFT
-
-
 def quadrant(va_B2: ArrayLike) -> NDArray[np.str_]:
     """Quadrant's name per VA point: excited (+V +A), tense (-V +A), sad (-V -A), calm (+V -A)."""
     va = np.asarray(va_B2, np.float64)

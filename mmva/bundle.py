@@ -6,7 +6,7 @@ fetches and checks them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -114,14 +114,13 @@ def load_bundle(
     directory: str | Path,
     *,
     load_encoders: bool = True,
-    fetch: Callable[[str], Path] | None = None,
     mirror: str | None = None,
     trusted_repos: Sequence[str] = (),
 ) -> MMVA:
     """Load a model, in evaluation mode.
 
-    Without `load_encoders` it takes embeddings only, and needs no transformers. `fetch`, `mirror` and `trusted_repos`
-    say where backbones come from, see mmva.backbones.load_encoder.
+    Without `load_encoders` it takes embeddings only, and needs no transformers. `mirror` and `trusted_repos` say where
+    backbones come from, see mmva.backbones.load_encoder.
 
     Raises:
         UsageError: If it is not a bundle, has another schema version, or is inconsistent.
@@ -139,7 +138,7 @@ def load_bundle(
 
         for modality, record in info.backbones.items():
             spec = BackboneSpec.from_json(record["spec"])
-            encoder = load_encoder(spec, fetch=fetch, mirror=mirror, trusted_repos=trusted_repos)
+            encoder = load_encoder(spec, mirror=mirror, trusted_repos=trusted_repos)
             model.attach_encoders({modality: encoder})
     return model.eval()
 

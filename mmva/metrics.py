@@ -48,15 +48,14 @@ def checked_pair(pred_N2: ArrayLike, label_N2: ArrayLike) -> tuple[NDArray[np.fl
     return pred, label
 
 
-def sample_rows(rows: int, most: int = PAIRED_ROWS, seed: int = 0) -> NDArray[np.int64]:
-    """Row numbers of a random sample without replacement, ascending: all rows if there are at most `most`.
+def sample_rows(rows: int) -> NDArray[np.int64]:
+    """Row numbers of a random sample of PAIRED_ROWS, ascending, the same in every call; all rows if there are fewer.
 
-    For figures on pairs of items (matching, retrieval), whose cost grows with the product of two modalities' rows. The
-    same seed gives the same sample.
+    For figures on pairs of items (matching, retrieval), whose cost grows with the product of two modalities' rows.
     """
-    if rows <= most:
+    if rows <= PAIRED_ROWS:
         return np.arange(rows)
-    return np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
+    return np.sort(np.random.default_rng(0).choice(rows, PAIRED_ROWS, replace=False))
 
 
 def item_moments(pred_N2: NDArray[np.float64], label_N2: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -48,10 +48,8 @@ def group_folds(groups: Sequence[str], va_N2: ArrayLike, k: int, seed: int = 0) 
     return _dealt(groups, va_N2, np.full(k, 1 / k), seed, "folds")
 
 
-def fold_splits(
-    groups: Sequence[str], va_N2: ArrayLike, k: int, seed: int = 0, val: float = 0.15
-) -> list[NDArray[np.str_]]:
-    """One split for each fold: the fold is "test", and the other groups are "train" and "val" (a share `val` of them).
+def fold_splits(groups: Sequence[str], va_N2: ArrayLike, k: int, seed: int = 0) -> list[NDArray[np.str_]]:
+    """One split for each fold: the fold is "test", and the other groups are "train" and "val" (15 % of them).
 
     Every row is in "test" exactly once. Raises UsageError if there are too few groups.
     """
@@ -61,7 +59,7 @@ def fold_splits(
     for fold in range(k):
         rest_N = fold_N != fold
         names_N = np.full(len(group_N), "test", "<U5")
-        names_N[rest_N] = split_groups(group_N[rest_N].tolist(), va_N2[rest_N], (1 - val, val, 0.0), seed)
+        names_N[rest_N] = split_groups(group_N[rest_N].tolist(), va_N2[rest_N], (0.85, 0.15, 0.0), seed)
         found.append(names_N)
     return found
 

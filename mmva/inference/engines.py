@@ -167,16 +167,9 @@ def _choose(modality: str, wanted: str, calibration: Calibration, network: bytes
         sha256 = sha256_hex(network)
         path = _network_path(modality, sha256)
         files.put_if_absent(path, network)
-    return EngineInfo.model_validate(
-        {
-            "name": name,
-            "file": path,
-            "sha256": sha256,
-            "max_va_difference": figures.max_va_difference,
-            "min_cosine": figures.min_cosine,
-            "items_per_s": {engine: round(other.items_per_s, 1) for engine, other in measured.items()},
-        }
-    )
+    speeds = {engine: round(other.items_per_s, 1) for engine, other in measured.items()}
+    record = {"name": name, "file": path, "sha256": sha256, "items_per_s": speeds}
+    return EngineInfo.model_validate(figures.model_dump() | record)
 
 
 def _spec(info: BundleInfo, modality: str) -> BackboneSpec:

@@ -63,25 +63,25 @@ class MusicPrompt:
 class PromptBank:
     """Templates and where they lie in the plane."""
 
-    def __init__(self, va_T2: ArrayLike, templates: Sequence[Template] = TEMPLATES) -> None:
+    def __init__(self, va_T2: ArrayLike) -> None:
         """Templates at known points [T, 2]."""
-        self.templates, self.va_T2 = tuple(templates), np.asarray(va_T2, np.float64)
-        assert self.va_T2.shape == (len(self.templates), 2)
+        self.va_T2 = np.asarray(va_T2, np.float64)
+        assert self.va_T2.shape == (len(TEMPLATES), 2)
 
     @classmethod
-    def place(cls, model: MMVA | Predictor, templates: Sequence[Template] = TEMPLATES) -> Self:
+    def place(cls, model: MMVA | Predictor) -> Self:
         """Let a model's caption tower place the templates (one batch of sentences); UsageError if it has none."""
         if "caption" not in model.dims:
             raise UsageError(f"music prompts need a caption tower; this model has {', '.join(model.dims)}")
-        sentences = [fill(template, template.home)["text"] for template in templates]
-        return cls(model.predict("caption", sentences), templates)
+        sentences = [fill(template, template.home)["text"] for template in TEMPLATES]
+        return cls(model.predict("caption", sentences))
 
     def prompt(self, va_2: ArrayLike) -> MusicPrompt:
         """The nearest template, filled for a target point."""
         target_2 = np.asarray(va_2, np.float64)
         distance_T = np.linalg.norm(self.va_T2 - target_2, axis=1)
         nearest = int(distance_T.argmin())
-        template, (valence, arousal) = self.templates[nearest], self.va_T2[nearest].tolist()
+        template, (valence, arousal) = TEMPLATES[nearest], self.va_T2[nearest].tolist()
         return MusicPrompt(
             template=template.name,
             va=(valence, arousal),

@@ -36,7 +36,6 @@ IMAGE_MOMENTS: Final[dict[str, Moments]] = {
     "IAPS": Moments((0.5305, 0.5502), (0.2519, 0.2054), -0.282),
     "NAPS": Moments((0.5205, 0.3328), (0.2341, 0.1958), -0.526),
 }
-ALL_IMAGES: Final = Moments((0.5521, 0.5273), (0.1550, 0.2198), 0.102)
 MUSIC_MOMENTS: Final = Moments((0.5605, 0.5600), (0.1649, 0.1682), 0.481)
 
 # Of every 40 images two are IAPS and one NAPS, as 4.7 % and 2.1 % are in the published file; the rest are EMOTIC.

@@ -51,12 +51,12 @@ def training_curves(history: Sequence[Mapping[str, Any]], series: Sequence[str],
     return _png(figure)
 
 
-def score_histogram(counts: Sequence[float], title: str = "Target matching scores of the pairs drawn") -> bytes:
+def score_histogram(counts: Sequence[float]) -> bytes:
     """Bars of how often each range of the target score (equal parts of [0, 1]) was drawn."""
     figure, (panel,) = _figure(1, 1, width=6.0, height=3.8)
     edges = np.linspace(0, 1, len(counts) + 1)
     panel.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color="#0072b2", edgecolor="white")
-    panel.set(xlim=(0, 1), xlabel="score", ylabel="pairs", title=title)
+    panel.set(xlim=(0, 1), xlabel="score", ylabel="pairs", title="Target matching scores of the pairs drawn")
     return _png(figure)
 
 
