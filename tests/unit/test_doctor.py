@@ -309,7 +309,7 @@ class TestDetails:
         file.write_text("")
         planted(machine.token(), "does not contain a token")
         monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-        planted(machine.token(), "runs code", "warning")
+        planted(machine.token(), "can run code", "warning")
 
     def test_storage_without_credentials(self, monkeypatch: pytest.MonkeyPatch, serve: Serve) -> None:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
