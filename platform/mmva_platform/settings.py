@@ -166,6 +166,14 @@ class Settings(Config):
         return given or f"sqlite:///{self.home.resolve() / 'mlflow.db'}"
 
     @property
+    def annotation_stall_timeout_s(self) -> float:
+        """Longest wait for a next shard of annotations, at least four times an item's limit.
+
+        An item that hangs costs that limit three times before it is given up: two workers, then careful mode's child.
+        """
+        return max(self.cluster.stall_timeout_s, 4 * self.annotation.item_timeout_s)
+
+    @property
     def runs_dir(self) -> Path:
         """Where training runs keep checkpoints and bundles."""
         return self.home.resolve() / "runs"
