@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmva.errors import MediaError
-from mmva.media.audio_sources import AudioSource, open_audio
+from mmva.media.audio_sources import AudioSource, open_audio, page_end
 from mmva.media.downmix import Downmix
 from mmva.media.formats import AUDIO_FORMATS, sound_start
 from mmva.media.guards import checked_format
 from mmva.media.limits import Limits
-from mmva.media.ogg import page_end
 from mmva.media.resample import resample_blocks
 
 # Encoders pad and trim a little: a file this close to its header's length is complete.

@@ -7,6 +7,7 @@ other files and hosts are never interpreted.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ from numpy.typing import NDArray
 from mmva.errors import MediaError
 from mmva.media.downmix import Block
 from mmva.media.guards import refusals
-from mmva.media.ogg import ogg_links
 from mmva.media.tags import xing_seconds
 
 # Not MP3: without a Xing tag libsndfile guesses its length from the first frame's bit rate, and stops there.
@@ -37,6 +37,9 @@ _LEAST_BYTES_A_SECOND: Final = 50
 _SAME_LENGTH: Final = 0.05  # relative difference of an MP3's own length and FFmpeg's
 # Formats with chunks of samples: mmva.media.audio compares their sizes with the bytes of the file.
 _CHUNKED: Final = frozenset({"wav", "aiff"})
+_PAGE_HEADER = 27
+# Pages that begin a stream; those of one link are adjacent at its start.
+_FIRST_PAGES = re.compile(rb"OggS\0[\x02\x03\x06\x07]", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,26 @@ def _chain(first: AudioSource, links: Sequence[bytes], kind: str) -> Iterator[Bl
     for link in links:
         with _open_link(link, kind) as source:
             yield from source.blocks
+
+
+# Ogg files are rows of links: consecutive streams in one file, each with its own parameters (RFC 3533).
+def ogg_links(data: bytes) -> list[bytes]:
+    """The links of a chain, each a file of its own; the data itself if there is only one."""
+    starts: list[int] = []
+    expected = -1
+    for match in _FIRST_PAGES.finditer(data):
+        if match.start() != expected:
+            starts.append(match.start())
+        expected = page_end(data, match.start())
+    if len(starts) < 2:
+        return [data]
+    return [data[start:stop] for start, stop in zip(starts, [*starts[1:], len(data)], strict=True)]
+
+
+def page_end(data: bytes, page: int) -> int:
+    """Where this page ends by its header, which may be after the data's end."""
+    segments = data[page + 26] if page + 26 < len(data) else 0
+    return page + _PAGE_HEADER + segments + sum(data[page + _PAGE_HEADER : page + _PAGE_HEADER + segments])
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -17,10 +18,12 @@ from mmva.media.formats import IMAGE_FORMATS, sniff
 from mmva.media.guards import checked_format, refusals
 from mmva.media.limits import Limits
 from mmva.media.lost_end import decode_padded
-from mmva.media.png import needed_chunks
 
 # The input size of image encoders. Training and inference decode alike, so it is the default of both.
 SHORT_SIDE: Final = 224
+_PNG_SIGNATURE_BYTES: Final = 8
+# Chunks that change the picture, besides the critical ones (a capital first letter); APNG's separate the frames.
+_PNG_SEEN: Final = frozenset({b"tRNS", b"iCCP", b"gAMA", b"sRGB", b"cHRM", b"cICP", b"eXIf", b"acTL", b"fcTL", b"fdAT"})
 
 
 def decode_image(data: bytes, limits: Limits | None = None, at_least: int | None = SHORT_SIDE) -> Image.Image:
@@ -62,7 +65,7 @@ def _loaded(data: bytes, kind: str, limits: Limits, at_least: int | None) -> Ima
         return image
 
     try:
-        return load(needed_chunks(data) if kind == "png" else data)
+        return load(_needed_png_chunks(data) if kind == "png" else data)
     except UnidentifiedImageError:
         raise
     except OSError:
@@ -114,3 +117,31 @@ def _on_white(image: Image.Image) -> Image.Image:
     paper = Image.new("RGB", image.size, "white")
     paper.paste(image, mask=image.getchannel("A"))
     return paper
+
+
+def _needed_png_chunks(data: bytes) -> bytes:
+    """The same picture without the chunks that it does not need: text, thumbnails, private notes, and damaged ones.
+
+    Pillow refuses a text of over 1 MB and a wrong checksum in any chunk. Browsers show such pictures, because only the
+    chunks of pixels matter.
+    """
+    kept: list[tuple[int, int]] = []
+    position = _PNG_SIGNATURE_BYTES
+    while position + 12 <= len(data):
+        name = data[position + 4 : position + 8]
+        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        critical = name[0] & 0x20 == 0
+        if critical or end > len(data) or (name in _PNG_SEEN and _is_whole_chunk(data, position, end)):
+            kept.append((position, end))
+        position = end
+        if name == b"IEND":
+            break
+    if sum(end - start for start, end in kept) + _PNG_SIGNATURE_BYTES >= position:
+        return data
+    whole = memoryview(data)
+    return b"".join([whole[:_PNG_SIGNATURE_BYTES], *(whole[start:end] for start, end in kept)])
+
+
+def _is_whole_chunk(data: bytes, position: int, end: int) -> bool:
+    content = memoryview(data)[position + 4 : end - 4]
+    return zlib.crc32(content) == int.from_bytes(data[end - 4 : end], "big")

@@ -12,9 +12,8 @@ from typing import Final
 
 import numpy as np
 
-from mmva.imemnet.generator.labels import Clip
+from mmva.imemnet.generator.labels import Clip, stream
 from mmva.imemnet.generator.music import Style
-from mmva.imemnet.generator.streams import stream
 
 _FELT_STD = 0.04  # how far the described feeling lies from the played one
 _REACH = 0.09  # distance in the plane over which mood words are confused

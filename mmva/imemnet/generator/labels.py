@@ -17,8 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta, norm, qmc
 
-from mmva.imemnet.generator.streams import stream
-
 FloatArray = NDArray[np.float64]
 
 
@@ -63,6 +61,11 @@ class Clip:
     def id(self) -> str:
         """The published form of a clip's id."""
         return f"{self.song}-{self.k}"
+
+
+def stream(seed: int, name: str, index: int = 0) -> np.random.Generator:
+    """A generator for one thing: a pure function of (seed, name, index), so an item does not depend on their number."""
+    return np.random.default_rng([seed, zlib.crc32(name.encode()), index])
 
 
 def image_source(index: int) -> str:

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmva.imemnet.generator.labels import Clip
-from mmva.imemnet.generator.streams import stream
+from mmva.imemnet.generator.labels import Clip, stream
 from mmva.imemnet.generator.synth import VOICES, Samples, hat, kick, snare, tone
 
 CLIP_SECONDS = 2.0

@@ -20,8 +20,8 @@ import io
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageStat
 
+from mmva.imemnet.generator.labels import stream
 from mmva.imemnet.generator.scenes import SCENES, Canvas, Look
-from mmva.imemnet.generator.streams import stream
 
 JPEG_QUALITY = 88
 _SIDE = (256, 320)
