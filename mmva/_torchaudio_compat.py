@@ -26,7 +26,8 @@ def ensure_torchaudio_importable() -> bool:
     torch_dir, torchaudio_dir = _package_dir("torch"), _package_dir("torchaudio")
     if torch_dir is None or torchaudio_dir is None or (torch_dir / "lib" / _CUDA_LIBRARY).exists():
         return False
-    if not _wants_cuda(torchaudio_dir / "lib"):
+    extensions = (torchaudio_dir / "lib").glob("_torchaudio*.so")
+    if not any(_CUDA_LIBRARY.encode() in path.read_bytes() for path in extensions):
         return False
     sys.modules[_LOADER] = _replacement()
     return True
@@ -35,10 +36,6 @@ def ensure_torchaudio_importable() -> bool:
 def _package_dir(name: str) -> Path | None:
     spec = importlib.util.find_spec(name)
     return Path(spec.origin).parent if spec is not None and spec.origin else None
-
-
-def _wants_cuda(lib_dir: Path) -> bool:
-    return any(_CUDA_LIBRARY.encode() in path.read_bytes() for path in lib_dir.glob("_torchaudio*.so"))
 
 
 def _replacement() -> ModuleType:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 
 class UsageError(ValueError):
     """A user's mistake. Its message is one line: what is wrong, where, and what to change (exit code 2)."""
@@ -32,8 +34,4 @@ class MediaError(ValueError):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep code and stage when the error is pickled."""
-        return (_rebuild_media_error, (self.code, str(self), self.stage))
-
-
-def _rebuild_media_error(code: str, message: str, stage: str) -> MediaError:
-    return MediaError(code, message, stage=stage)
+        return (partial(MediaError, stage=self.stage), (self.code, str(self)))

@@ -45,14 +45,10 @@ def conformal_intervals(
     residual_N2 = np.abs(pred - label)
     if not np.isfinite(residual_N2).all():
         raise ValueError("predictions or labels hold NaN or infinite values")
-    mass_N = _masses(np.arange(len(pred)) if groups is None else np.asarray(groups))
+    names_N = np.arange(len(pred)) if groups is None else np.asarray(groups)
+    _, group_N, count_K = np.unique(names_N, return_inverse=True, return_counts=True)
+    mass_N = 1 / ((len(count_K) + 1) * count_K[group_N])
     return {axis: _quantile(residual_N2[:, i], mass_N, coverage) for i, axis in enumerate(AXES)}
-
-
-def _masses(groups_N: NDArray[np.generic]) -> NDArray[np.float64]:
-    """Mass of each item [N]; they sum to K / (K + 1)."""
-    _, group_N, count_K = np.unique(groups_N, return_inverse=True, return_counts=True)
-    return 1 / ((len(count_K) + 1) * count_K[group_N])
 
 
 def _quantile(residual_N: NDArray[np.float64], mass_N: NDArray[np.float64], coverage: float) -> float:

@@ -125,23 +125,19 @@ def _needed_png_chunks(data: bytes) -> bytes:
     Pillow refuses a text of over 1 MB and a wrong checksum in any chunk. Browsers show such pictures, because only the
     chunks of pixels matter.
     """
+    whole = memoryview(data)
     kept: list[tuple[int, int]] = []
     position = _PNG_SIGNATURE_BYTES
     while position + 12 <= len(data):
         name = data[position + 4 : position + 8]
         end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        checksum = int.from_bytes(data[end - 4 : end], "big")
         critical = name[0] & 0x20 == 0
-        if critical or end > len(data) or (name in _PNG_SEEN and _is_whole_chunk(data, position, end)):
+        if critical or end > len(data) or (name in _PNG_SEEN and zlib.crc32(whole[position + 4 : end - 4]) == checksum):
             kept.append((position, end))
         position = end
         if name == b"IEND":
             break
     if sum(end - start for start, end in kept) + _PNG_SIGNATURE_BYTES >= position:
         return data
-    whole = memoryview(data)
     return b"".join([whole[:_PNG_SIGNATURE_BYTES], *(whole[start:end] for start, end in kept)])
-
-
-def _is_whole_chunk(data: bytes, position: int, end: int) -> bool:
-    content = memoryview(data)[position + 4 : end - 4]
-    return zlib.crc32(content) == int.from_bytes(data[end - 4 : end], "big")

@@ -132,8 +132,7 @@ def _sounds(data: bytes, info: VideoInfo, spans_s: Sequence[tuple[float, float]]
 
 def _at_most_two(block: Block) -> NDArray[np.float32]:
     """Surround sound as mono, which as_stereo puts on both sides."""
-    samples_TC = block.samples_TC
-    return samples_TC if samples_TC.shape[1] <= 2 else Downmix().mono(block)[:, None]
+    return block.samples_TC if block.samples_TC.shape[1] <= 2 else Downmix().mono(block)[:, None]
 
 
 def as_stereo(blocks: Iterable[NDArray[np.float32]], rate: int, kind: str) -> Iterator[NDArray[np.float32]]:

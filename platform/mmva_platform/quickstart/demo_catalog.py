@@ -12,7 +12,7 @@ from typing import Final
 import soundfile
 
 from mmva.errors import UsageError
-from mmva_platform.quickstart.demo_music import PIECES, RATE, Samples, render_piece
+from mmva_platform.quickstart.demo_music import PIECES, RATE, render_piece
 
 # Photographs inside the installed packages: scikit-image's other pictures would be downloaded on first use.
 _PHOTOGRAPHS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
@@ -56,13 +56,18 @@ def build_demo_catalog(out: Path, *, seed: int) -> Path:
     images, music, captions = (out / name for name in ("images", "music", "captions"))
     for folder in (images, music, captions):
         folder.mkdir(parents=True)
-    for photograph in photographs():
-        (images / photograph.name).write_bytes(photograph.read_bytes())
+    for path in photographs():
+        (images / path.name).write_bytes(path.read_bytes())
     for piece in PIECES:
-        _write_audio(music / piece.name, render_piece(piece, seed))
+        samples_T2 = render_piece(piece, seed)
+        with soundfile.SoundFile(music / piece.name, "w", samplerate=RATE, channels=2) as file:
+            for begin in range(0, len(samples_T2), _BLOCK):
+                file.write(samples_T2[begin : begin + _BLOCK])
     for number, text in enumerate(CAPTIONS, 1):
         (captions / f"{number:02d}.txt").write_text(text + "\n", encoding="utf-8")
-    _break_two(images, music)
+    photograph = photographs()[0].read_bytes()
+    (images / "broken-upload.jpg").write_bytes(photograph[: len(photograph) // 3])
+    (music / "13-not-a-song.mp3").write_bytes(photograph)
     return out
 
 
@@ -75,16 +80,3 @@ def photographs() -> list[Path]:
             paths = (Path(spec.origin).parent / folder / name for name in names)
             found += [path for path in paths if path.exists()]
     return found
-
-
-def _write_audio(path: Path, samples_T2: Samples) -> None:
-    with soundfile.SoundFile(path, "w", samplerate=RATE, channels=2) as file:
-        for begin in range(0, len(samples_T2), _BLOCK):
-            file.write(samples_T2[begin : begin + _BLOCK])
-
-
-def _break_two(images: Path, music: Path) -> None:
-    """A photograph cut off in the middle, and a photograph with the name of a song."""
-    photograph = photographs()[0].read_bytes()
-    (images / "broken-upload.jpg").write_bytes(photograph[: len(photograph) // 3])
-    (music / "13-not-a-song.mp3").write_bytes(photograph)

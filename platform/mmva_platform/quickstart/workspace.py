@@ -27,17 +27,12 @@ def fresh_workspace(asked_for: Path | None, parent: Path | None = None) -> Works
 
     Raises UsageError if the given folder is not empty; earlier output is never touched.
     """
-    if asked_for is not None:
-        if asked_for.exists() and (not asked_for.is_dir() or any(asked_for.iterdir())):
-            raise UsageError(f"--workdir {asked_for}: is not empty; give a new folder, or remove that one yourself")
-        root = asked_for
-    else:
-        root = _first_free(parent or Path())
+    root = asked_for
+    if root is None:
+        names = itertools.chain([_DEFAULT], (f"{_DEFAULT}-{number}" for number in itertools.count(2)))
+        root = next(place for name in names if not (place := (parent or Path()) / name).exists())
+    elif root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UsageError(f"--workdir {root}: is not empty; give a new folder, or remove that one yourself")
     root = root.resolve()
     root.mkdir(parents=True, exist_ok=True)
     return Workspace(root)
-
-
-def _first_free(parent: Path) -> Path:
-    names = itertools.chain([_DEFAULT], (f"{_DEFAULT}-{number}" for number in itertools.count(2)))
-    return next(parent / name for name in names if not (parent / name).exists())

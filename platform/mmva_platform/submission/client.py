@@ -185,17 +185,13 @@ class Jobs:
                 "RAY_API_SERVER_ADDRESS names the cluster's dashboard"
             ) from error
         except Exception as error:
-            if _is_about_tokens(error):
+            refused = any(f"status code {code}" in str(error) for code in (401, 403))
+            if refused or type(error).__name__ == "AuthenticationError":
                 raise UsageError(
                     f"{self.address}: the cluster does not accept this token; set RAY_AUTH_MODE=token and "
                     "RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN)"
                 ) from error
             raise
-
-
-def _is_about_tokens(error: Exception) -> bool:
-    name = type(error).__name__
-    return name == "AuthenticationError" or any(f"status code {code}" in str(error) for code in (401, 403))
 
 
 def _state(details: Any) -> JobState:
