@@ -1,4 +1,4 @@
-"""The bytes of items, read ahead: repeated during outages; errors of the environment are told from those of items."""
+"""The bytes of items, read ahead: repeated during outages; errors of the environment and of items are separated."""
 
 from __future__ import annotations
 

@@ -341,7 +341,7 @@ class TestDetails:
 
     def test_an_open_cluster_and_none(self, serve: Serve) -> None:
         ours = {"ray_version": metadata.version("ray")}
-        planted(services.cluster(serve(body=ours)), "takes jobs from anybody", "warning")
+        planted(services.cluster(serve(body=ours)), "accepts jobs without a token", "warning")
         planted(services.cluster("http://127.0.0.1:9"), "does not answer")
         planted(services.cluster(serve(404)), "answers 404")
 

@@ -15,7 +15,7 @@ import numpy as np
 from mmva.imemnet.generator.labels import Clip, stream
 from mmva.imemnet.generator.music import Style
 
-_FELT_STD = 0.04  # how far the described feeling lies from the played one
+_FELT_STD = 0.04  # distance of the described feeling from the played one
 _REACH = 0.09  # distance in the plane over which mood words are confused
 _VAGUE = 0.06  # share of captions without a mood word
 

@@ -23,7 +23,7 @@ from mmva.imemnet.generator.labels import Clip, stream
 from mmva.imemnet.generator.synth import VOICES, Samples, hat, kick, snare, tone
 
 CLIP_SECONDS = 2.0
-_FELT_STD = (0.065, 0.065)  # how far the feeling that is played lies from the label, per axis
+_FELT_STD = (0.065, 0.065)  # distance of the played feeling from the label, per axis
 _UNIT = 0.2  # one standard unit of the relations below, on the label's scale
 _MAJOR, _MINOR = (0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10)
 _PROGRESSIONS = ((0, 3, 4, 0), (0, 5, 3, 4), (0, 4, 5, 3), (0, 2, 5, 4), (0, 3, 0, 4))
@@ -110,7 +110,7 @@ def _degree(style: Style, degree: int) -> float:
 
 
 def _add(out: Samples, sound: Samples, at: float, rate: int, gain: float) -> None:
-    """Mix a sound in at a time in seconds; what lies outside the clip is cut."""
+    """Mix a sound in at a time in seconds; parts outside the clip are cut."""
     begin = round(at * rate)
     low, high = max(begin, 0), min(begin + len(sound), len(out))
     if low < high:

@@ -25,7 +25,7 @@ from mmva.imemnet.generator.scenes import SCENES, Canvas, Look
 
 JPEG_QUALITY = 88
 _SIDE = (256, 320)
-_FELT_STD = (0.045, 0.08)  # how far the feeling that is drawn lies from the label, per axis
+_FELT_STD = (0.045, 0.08)  # distance of the drawn feeling from the label, per axis
 _UNIT = 0.2  # one standard unit of the relations below, on the label's scale
 
 

@@ -46,7 +46,7 @@ class RegisteredVersion:
     verdict: str  # "passed", "refused", "forced", or "" if the gate never judged it
     created_at: datetime
     evaluation_sha256: str  # of the evaluation's file
-    forced: str = ""  # who made it champion against the gate, when and why; stays for ever
+    forced: str = ""  # who made it champion against the gate, when and why; never removed
 
     @property
     def gate(self) -> str:
