@@ -111,11 +111,7 @@ def read_bundle_info(directory: str | Path) -> BundleInfo:
 
 
 def load_bundle(
-    directory: str | Path,
-    *,
-    load_encoders: bool = True,
-    mirror: str | None = None,
-    trusted_repos: Sequence[str] = (),
+    directory: str | Path, *, load_encoders: bool = True, mirror: str | None = None, trusted_repos: Sequence[str] = ()
 ) -> MMVA:
     """Load a model, in evaluation mode.
 

@@ -71,9 +71,7 @@ def tracking(settings: Settings) -> Finding:
         except OSError as error:
             return broken("tracking", f"{shown}: no server answers ({error})", "tracking.uri, or start the server")
     if fault := _database_fault(uri):
-        return broken(
-            "tracking", f"{shown}: {fault}", "the process that holds it (fuser FILE), or permissions of that file"
-        )
+        return broken("tracking", f"{shown}: {fault}", "the process that holds it (fuser FILE), or its permissions")
     try:
         from mmva_platform.tracking.registry import list_versions
 

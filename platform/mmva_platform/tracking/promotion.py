@@ -32,14 +32,7 @@ from mmva_platform.tracking.gate.page import verdict_page
 from mmva_platform.tracking.gate.policy import GatePolicy
 from mmva_platform.tracking.gate.rules import judge
 from mmva_platform.tracking.gate.verdict import Finding, GateRefused, Verdict
-from mmva_platform.tracking.registry import (
-    CHALLENGER,
-    CHAMPION,
-    PREVIOUS,
-    RegisteredVersion,
-    aliases_of,
-    find_version,
-)
+from mmva_platform.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS, RegisteredVersion, aliases_of, find_version
 from mmva_platform.tracking.store import open_client, quiet, retry_while_busy
 
 if TYPE_CHECKING:
@@ -50,12 +43,7 @@ Aliases = dict[str, int | None]
 
 
 def promote(
-    version: int | str,
-    settings: Settings,
-    reason: str = "",
-    policy: GatePolicy | None = None,
-    *,
-    force: bool = False,
+    version: int | str, settings: Settings, reason: str = "", policy: GatePolicy | None = None, *, force: bool = False
 ) -> Verdict:
     """Make a version (number or alias) the champion, if the gate passes it: the old champion becomes `previous`.
 

@@ -42,9 +42,7 @@ class MmvaPyfunc(mlflow.pyfunc.PythonModel):
         """
         config = dict(context.model_config)
         self._model: MMVA = load_bundle(
-            Path(context.artifacts["bundle"]),
-            mirror=config["mirror"],
-            trusted_repos=tuple(config["trusted_repos"]),
+            Path(context.artifacts["bundle"]), mirror=config["mirror"], trusted_repos=tuple(config["trusted_repos"])
         )
         preprocessing = default_preprocessing(self._model.backbones, float(config["window_s"]), float(config["hop_s"]))
         self._pipeline = Pipeline(self._model.dims, self._model.encoder, preprocessing, _read)
