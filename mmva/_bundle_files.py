@@ -16,13 +16,8 @@ from mmva.files import write_atomically
 
 SUMS = "SHA256SUMS"
 HEADER, WEIGHTS, BACKBONES, PREPROCESSING, INTERVALS, CARD = FILES = (
-    "bundle.json",
-    "model.safetensors",
-    "backbones.json",
-    "preprocessing.json",
-    "intervals.json",
-    "card.md",
-)
+    "bundle.json", "model.safetensors", "backbones.json", "preprocessing.json", "intervals.json", "card.md",
+)  # fmt: skip
 _SUM_LINE = re.compile(r"([0-9a-f]{64})  (\S+)")
 
 

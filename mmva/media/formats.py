@@ -27,21 +27,11 @@ VIDEO_FORMATS: Final = ("mp4", "matroska", "avi", "mpeg", "mpegts")
 
 _MODALITY_BY_EXTENSION = {extension: modality for modality, names in EXTENSIONS.items() for extension in names}
 _PREFIXES = (
-    (b"\xff\xd8\xff", "jpeg"),
-    (b"\x89PNG\r\n\x1a\n", "png"),
-    (b"GIF87a", "gif"),
-    (b"GIF89a", "gif"),
-    (b"II*\0", "tiff"),
-    (b"MM\0*", "tiff"),
-    (b"BM", "bmp"),
-    (b"fLaC", "flac"),
-    (b"OggS", "ogg"),
-    (b"\x1a\x45\xdf\xa3", "matroska"),
+    (b"\xff\xd8\xff", "jpeg"), (b"\x89PNG\r\n\x1a\n", "png"), (b"GIF87a", "gif"), (b"GIF89a", "gif"), (b"BM", "bmp"),
+    (b"II*\0", "tiff"), (b"MM\0*", "tiff"), (b"\xff\x0a", "jpegxl"), (b"\0\0\0\x0cJXL \r\n\x87\n", "jpegxl"),
+    (b"fLaC", "flac"), (b"OggS", "ogg"), (b"\x1a\x45\xdf\xa3", "matroska"), (b"\0\0\1\xba", "mpeg"),
     (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
-    (b"\0\0\1\xba", "mpeg"),
-    (b"\xff\x0a", "jpegxl"),
-    (b"\0\0\0\x0cJXL \r\n\x87\n", "jpegxl"),
-)
+)  # fmt: skip
 _RIFF_KINDS = {b"WAVE": "wav", b"WEBP": "webp", b"AVI ": "avi"}
 # Files of chunks: the first four bytes, then the size, then the kind.
 _WAVE = {b"WAVE": "wav"}

@@ -5,11 +5,14 @@ The command line, the job scripts and the quickstart call these, so that all thr
 
 from __future__ import annotations
 
+import hashlib
+import io
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva_platform.settings import Settings
 
 if TYPE_CHECKING:
@@ -58,7 +61,6 @@ class TrainOutcome:
 
 def generate_lookalike(directory: Path, *, images: int, clips: int, seed: int) -> None:
     """Write a small look-alike of IMEMNet-C, with progress; see mmva.imemnet.generator."""
-    from mmva.errors import UsageError
     from mmva.imemnet.generator import generate
     from mmva_platform.progress import progress
 
@@ -105,7 +107,6 @@ def train_and_register(recipe: Recipe, settings: Settings, *, resume: str | None
 
 
 def _check_unregistered(result: TrainResult, settings: Settings) -> None:
-    from mmva.errors import UsageError
     from mmva_platform.tracking.registry import list_versions
 
     for version in list_versions(settings):
@@ -215,7 +216,6 @@ def _captions(annotations: pa.Table) -> dict[str, str]:
 def _provenance_of(model: ModelInfo, settings: Settings) -> dict[str, Any] | None:
     """The origin of the model's bundle; None if the registry does not have exactly this bundle."""
     from mmva.bundle import read_bundle_info
-    from mmva.errors import CheckFailed, OperationFailed, UsageError
     from mmva_platform.tracking.resolve import resolve_model
 
     if model.version is None:
@@ -230,7 +230,6 @@ def _provenance_of(model: ModelInfo, settings: Settings) -> dict[str, Any] | Non
 
 def _training_of(model: ModelInfo, settings: Settings) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, str]]:
     """Evaluation, history and lineage of a registered model; all empty if this registry does not have it."""
-    from mmva.errors import UsageError
     from mmva_platform.tracking.registry import show_version, training_history
 
     if model.version is None or model.name != settings.tracking.model_name:
@@ -262,7 +261,6 @@ def compare_on_catalog(
     The catalog's own place and settings.annotation.roots may be read from. Annotations of a sample stay under home and
     are not made twice. Raises UsageError if there is no such version, both are the same, or the catalog cannot be read.
     """
-    from mmva.errors import UsageError
     from mmva_platform.annotation.catalog import open_catalog
     from mmva_platform.annotation.reader import open_annotation
     from mmva_platform.annotation.roots import catalog_root
@@ -308,9 +306,6 @@ def compare_on_catalog(
 
 def _shadow_place(drawn: pa.Table, settings: Settings) -> tuple[Path, Path]:
     """Folder of a sample's annotations, and the sample as a catalog in it; the same sample gives the same folder."""
-    import hashlib
-    import io
-
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()

@@ -5,12 +5,5 @@ from mmva_platform.submission.packing import Package, choose_files, write_packag
 from mmva_platform.submission.request import JobRequest, Submission, make_submission
 
 __all__ = [
-    "JobRequest",
-    "JobState",
-    "Jobs",
-    "Package",
-    "Submission",
-    "choose_files",
-    "make_submission",
-    "write_package",
-]
+    "JobRequest", "JobState", "Jobs", "Package", "Submission", "choose_files", "make_submission", "write_package",
+]  # fmt: skip

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmva.bundle import load_bundle
 from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva.modalities import MODALITIES, Modality
 from mmva_platform.datasets.identity import Seen, seen_rows, shared_groups
@@ -147,7 +148,6 @@ def examine(
         CheckFailed: If files are not the published ones.
         OperationFailed: If media of the dataset cannot be decoded here.
     """
-    from mmva.bundle import load_bundle
     from mmva_platform.datasets.dataset import Dataset
     from mmva_platform.datasets.traits import TRAITS, measure, sources_of
     from mmva_platform.training.predictions import predict_rows

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import yaml
+
 from mmva_platform.pages import page_environment
 from mmva_platform.tracking.gate.verdict import Finding
 
@@ -59,8 +61,6 @@ class Plot:
 
 def verdict_page(record: Mapping[str, Any]) -> str:
     """The page of a verdict's JSON, with or without the fields that the audit log adds."""
-    import yaml
-
     findings = [Finding(**finding) for finding in record["findings"]]
     template = page_environment("mmva_platform.tracking").get_template("verdict.html.j2")
     return template.render(
