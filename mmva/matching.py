@@ -1,6 +1,6 @@
-"""Which image meets which clip: an epoch's pairs and batches as pure functions of seed, epoch and labels.
+"""Pairs of images and clips: an epoch's pairs and batches as pure functions of seed, epoch and labels.
 
-Shapes: N images, M clips, P = min(N, M) pairs. A clip brings its caption along. numpy only, so that any worker can draw
+Shapes: N images, M clips, P = min(N, M) pairs. A clip includes its caption. numpy only, so that each worker can draw
 the same plan by itself.
 """
 
@@ -141,15 +141,15 @@ def _draw_matched(
     sigma: float,
     rng: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """Clip of each image [P], a permutation, so that scores come near the wanted ones. O(P log P), nothing but numpy.
+    """Clip of each image [P], a permutation, with scores near the wanted ones. O(P log P), numpy only.
 
-    In each round every image that has no partner yet looks at the point its wanted score's distance away, in a random
-    direction (the farther, the more towards the middle of the clips: outwards there is nothing), and takes a free clip
-    from that point's cell. Wanted scores are dealt anew to those who found none; after the last round they take what is
-    left. The grid moves from round to round, so that no pair is favoured by where the cells' borders lie.
+    In each round every image without a partner chooses the point at its wanted score's distance, in a random direction
+    (the farther, the more towards the middle of the clips, because there are none outside), and takes a free clip from
+    that point's cell. Images that found none get new wanted scores; after the last round they take the remaining clips.
+    The grid moves between rounds, so that the cells' borders favour no pair.
     """
     partner_P = np.empty(len(wanted_P), np.int64)
-    # Single precision is plenty for choosing a cell, and three times as fast.
+    # Single precision is enough to choose a cell, and three times as fast.
     distance = (-sigma * np.log(wanted_P)).astype(np.float32)
     (image_x, image_y), (clip_x, clip_y) = image_va_P2.T.astype(np.float32), music_va_P2.T.astype(np.float32)
     middle = (clip_x.mean(), clip_y.mean())
@@ -168,7 +168,7 @@ def _draw_matched(
 def _look(
     x: Points, y: Points, middle: tuple[np.float32, np.float32], distance: Points, rng: np.random.Generator
 ) -> tuple[Points, Points]:
-    """The point that each image looks at, `distance` away and the farther, the more towards the middle."""
+    """The point that each image chooses: `distance` away, and the farther, the more towards the middle."""
     angle = rng.random(len(x), np.float32) * np.float32(2 * np.pi)
     inward_x, inward_y = middle[0] - x, middle[1] - y
     pull = 1 / np.sqrt(inward_x * inward_x + inward_y * inward_y + _TINY)
@@ -179,7 +179,7 @@ def _look(
 
 
 def _cell(x: Points, y: Points, shift: Points) -> NDArray[np.uint16]:
-    """Number of each point's cell. What lies outside the plane falls into a margin, where there are no clips."""
+    """Number of each point's cell. Points outside the plane are in a margin without clips."""
     column = np.clip(x * _CELLS + (shift[0] + 1), 0, _CELLS + 2).astype(np.uint16)
     row = np.clip(y * _CELLS + (shift[1] + 1), 0, _CELLS + 2).astype(np.uint16)
     # 16 bits: numpy then sorts by radix, in linear time.
