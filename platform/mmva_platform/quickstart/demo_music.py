@@ -31,7 +31,6 @@ class Piece:
     """A piece and how it is played."""
 
     name: str  # file name; the extension is the format
-    quadrant: str  # as in mmva.affect: the composer's intention, not a label
     voice: str  # "pluck", "fm" or "bow"
     scale: str
     bpm: float
@@ -41,19 +40,19 @@ class Piece:
     seconds: float
 
 
-PIECES: Final[tuple[Piece, ...]] = (
-    Piece("01-harvest-dance.flac", "excited", "pluck", "lydian", 152, 3, 64, -14, 20),
-    Piece("02-fairground.mp3", "excited", "fm", "pentatonic", 168, 4, 67, -13, 16),
-    Piece("03-kite-weather.ogg", "excited", "pluck", "pentatonic", 140, 5, 66, -15, 24),
-    Piece("04-pursuit.wav", "tense", "fm", "octatonic", 176, 5, 50, -12, 14),
-    Piece("05-alarm-below.ogg", "tense", "bow", "phrygian", 160, 4, 45, -12, 18),
-    Piece("06-wire-and-glass.flac", "tense", "pluck", "octatonic", 164, 7, 52, -13, 12),
-    Piece("07-empty-station.mp3", "sad", "bow", "harmonic", 54, 4, 48, -25, 30),
-    Piece("08-last-letter.ogg", "sad", "pluck", "harmonic", 58, 3, 50, -26, 28),
-    Piece("09-rain-at-four.flac", "sad", "fm", "dorian", 62, 4, 49, -27, 22),
-    Piece("10-lake-at-dawn.ogg", "calm", "bow", "pentatonic", 56, 3, 62, -26, 26),
-    Piece("11-warm-stones.wav", "calm", "fm", "lydian", 64, 6, 64, -25, 15),
-    Piece("12-porch-light.mp3", "calm", "pluck", "pentatonic", 66, 4, 62, -24, 25),
+PIECES: Final[tuple[Piece, ...]] = (  # three each for excited, tense, sad and calm: an intention, not a label
+    Piece("01-harvest-dance.flac", "pluck", "lydian", 152, 3, 64, -14, 20),
+    Piece("02-fairground.mp3", "fm", "pentatonic", 168, 4, 67, -13, 16),
+    Piece("03-kite-weather.ogg", "pluck", "pentatonic", 140, 5, 66, -15, 24),
+    Piece("04-pursuit.wav", "fm", "octatonic", 176, 5, 50, -12, 14),
+    Piece("05-alarm-below.ogg", "bow", "phrygian", 160, 4, 45, -12, 18),
+    Piece("06-wire-and-glass.flac", "pluck", "octatonic", 164, 7, 52, -13, 12),
+    Piece("07-empty-station.mp3", "bow", "harmonic", 54, 4, 48, -25, 30),
+    Piece("08-last-letter.ogg", "pluck", "harmonic", 58, 3, 50, -26, 28),
+    Piece("09-rain-at-four.flac", "fm", "dorian", 62, 4, 49, -27, 22),
+    Piece("10-lake-at-dawn.ogg", "bow", "pentatonic", 56, 3, 62, -26, 26),
+    Piece("11-warm-stones.wav", "fm", "lydian", 64, 6, 64, -25, 15),
+    Piece("12-porch-light.mp3", "pluck", "pentatonic", 66, 4, 62, -24, 25),
 )
 
 
