@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mmva.errors import MediaError
 from mmva.inference.decode import Decoder
-from mmva.inference.tables import EMBEDDING_SCHEMA, ERROR_SCHEMA, WINDOW_SCHEMA, lists, table_of
+from mmva.inference.tables import EMBEDDING_SCHEMA, ERROR_SCHEMA, WINDOW_SCHEMA, table_of
 
 _MESSAGE_CHARACTERS: Final = 500
 
@@ -103,7 +103,7 @@ def embedding_table(items: Sequence[Item]) -> pa.Table:
         return EMBEDDING_SCHEMA.empty_table()
     columns = {
         **_names(items),
-        "embedding": lists([np.concatenate([track.mean() for track in one.tracks.values()]) for one in media]),
+        "embedding": [np.concatenate([track.mean() for track in one.tracks.values()]) for one in media],
         "tracks": [
             list(one.tracks) if item.modality == "video" else None for item, one in zip(items, media, strict=True)
         ],
@@ -124,7 +124,7 @@ def window_table(items: Sequence[Item]) -> pa.Table:
     if not found:
         return WINDOW_SCHEMA.empty_table()
     ids, tracks, starts_s, embeddings = zip(*found, strict=True)
-    columns = {"id": ids, "track": tracks, "start_s": starts_s, "embedding": lists(embeddings)}
+    columns = {"id": ids, "track": tracks, "start_s": starts_s, "embedding": embeddings}
     return table_of(columns, WINDOW_SCHEMA)
 
 

@@ -96,22 +96,12 @@ class Predicted:
 
 def table_of(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
     """Columns (Arrow arrays, numpy arrays or lists) as a table of exactly this schema."""
-    arrays = []
-    for column in schema:
-        values = columns[column.name]
-        array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
-        arrays.append(array if array.type == column.type else array.cast(column.type))
-    return pa.Table.from_arrays(arrays, schema=schema)
+    return pa.Table.from_pydict(columns, schema=schema)
 
 
 def constant(value: Any, kind: pa.DataType, count: int) -> pa.Array:
     """A column of one value."""
     return pa.repeat(pa.scalar(value, kind), count)
-
-
-def lists(parts: Sequence[NDArray[Any]]) -> pa.ListArray:
-    """Vectors of any lengths as one list array; at least one vector."""
-    return pa.ListArray.from_arrays(offsets([len(part) for part in parts]), pa.array(np.concatenate(parts)))
 
 
 def offsets(lengths: Sequence[int] | NDArray[np.integer]) -> pa.Array:
