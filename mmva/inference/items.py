@@ -99,8 +99,6 @@ def refusal(decoder: Decoder, item: Item) -> MediaError | None:
 def embedding_table(items: Sequence[Item]) -> pa.Table:
     """Embedded items as a table (EMBEDDING_SCHEMA)."""
     media = [item.media for item in items if item.media is not None]
-    if not media:
-        return EMBEDDING_SCHEMA.empty_table()
     columns = {
         **_names(items),
         "embedding": [np.concatenate([track.mean() for track in one.tracks.values()]) for one in media],

@@ -194,8 +194,8 @@ def _table(rows: Sequence[_Row]) -> pa.Table:
     columns = {name: [getattr(item, name) for item in items] for name in ("id", "uri", "modality", "caption", "sha256")}
     columns |= {
         "bytes": [item.size for item in items],
-        "units": pa.array([row.units for row in rows], pa.list_(UNIT)),
-        "media": pa.array([row.media for row in rows], pa.large_binary()),
+        "units": [row.units for row in rows],
+        "media": [row.media for row in rows],
         "stage": [error and error.stage for error in errors],
         "error": [error and error.code for error in errors],
         "message": [error and str(error) for error in errors],
