@@ -4,33 +4,21 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmva.errors import UsageError
 
+if TYPE_CHECKING:
+    from mmva.zeroshot.video import Moment
+
 # Distinguishable with any kind of colour vision (Okabe & Ito 2008).
 _VALENCE, _AROUSAL, _CHOSEN = "#0072B2", "#D55E00", "#F0E442"
 _MOST_FRAMES: Final = 8  # in one row; of more, the ones with most change
 _CORNERS: Final = (("tense", 0.02, 0.98), ("excited", 0.98, 0.98), ("sad", 0.02, 0.02), ("calm", 0.98, 0.02))
-
-
-@dataclass(frozen=True)
-class Moment:
-    """A chosen segment, in seconds from the video's start."""
-
-    start_s: float
-    end_s: float
-    change: float  # share of all the curve's change, [0, 1]
-    valence: float  # mean over the segment
-    arousal: float
-    mood: str
-    suggestion: str | None  # music for that point, if it was asked for
-    jpeg: bytes = field(repr=False)  # a small picture from the middle of the segment; empty without pictures
 
 
 def write_picture(
@@ -60,7 +48,7 @@ def _draw_frames(figure: Any, moments: Sequence[Moment]) -> None:
         axes.set_axis_off()
         if one.jpeg:
             axes.imshow(np.asarray(Image.open(io.BytesIO(one.jpeg))))
-        axes.set_title(f"{number + 1}  {as_clock(one.start_s)} to {as_clock(one.end_s)}\n{one.mood}", fontsize=9)
+        axes.set_title(f"{number + 1}  {one.span}\n{one.mood}", fontsize=9)
 
 
 def _draw_time(axes: Any, time_s_W: NDArray[np.float64], va_W2: NDArray[np.float64], moments: Sequence[Moment]) -> None:
@@ -83,8 +71,3 @@ def _draw_plane(axes: Any, va_W2: NDArray[np.float64], moments: Sequence[Moment]
     axes.axhline(0.5, color="0.85", linewidth=0.8, zorder=0)
     axes.axvline(0.5, color="0.85", linewidth=0.8, zorder=0)
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="valence", ylabel="arousal")
-
-
-def as_clock(seconds: float) -> str:
-    """Minutes and seconds: "1:05.5"."""
-    return f"{int(seconds // 60)}:{seconds % 60:04.1f}"

@@ -15,7 +15,7 @@ import io
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -28,7 +28,6 @@ from mmva.media.limits import Limits
 from mmva.media.video import VideoInfo, pictures_at, probe_video, stream_sound
 from mmva.media.windows import HOP_S, WINDOW_S, stream_windows
 from mmva.zeroshot.clip import check_clip_name, write_clip
-from mmva.zeroshot.picture import Moment, as_clock, write_picture
 from mmva.zeroshot.summary import SHORTEST_S, Segment, choose_segments
 
 if TYPE_CHECKING:
@@ -42,6 +41,25 @@ _FINEST_S, _MOST_POINTS = 0.5, 1200  # a point every half second, further apart 
 _BATCH: Final = 8
 _THUMBNAIL: Final = (320, 320)
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A chosen segment, in seconds from the video's start."""
+
+    start_s: float
+    end_s: float
+    change: float  # share of all the curve's change, [0, 1]
+    valence: float  # mean over the segment
+    arousal: float
+    mood: str
+    suggestion: str | None  # music for that point, if it was asked for
+    jpeg: bytes = field(repr=False)  # a small picture from the middle of the segment; empty without pictures
+
+    @property
+    def span(self) -> str:
+        """For example "1:05.5 to 1:09.0"."""
+        return f"{as_clock(self.start_s)} to {as_clock(self.end_s)}"
 
 
 @dataclass(frozen=True)
@@ -93,9 +111,7 @@ class VideoSummary:
         held = f"{len(self.moments)} segments of {self.seconds:.1f} s hold {self.change:.0%} of its change"
         lines = [f"{self.video}: {self.duration_s:.1f} s, {curve}; {held}"]
         for one in self.moments:
-            lines.append(
-                f"  {as_clock(one.start_s)} to {as_clock(one.end_s)}  {one.valence:.2f} {one.arousal:.2f}  {one.mood}"
-            )
+            lines.append(f"  {one.span}  {one.valence:.2f} {one.arousal:.2f}  {one.mood}")
             lines += [f"      {one.suggestion}"] if one.suggestion else []
         return "\n".join([*lines, *(str(path) for path in (self.clip, self.picture) if path)])
 
@@ -134,6 +150,8 @@ def summarize(
     moments = [_moment(segment, curve, suggest) for segment in segments]
     picture = None
     if out is not None:
+        from mmva.zeroshot.picture import write_picture
+
         write_clip(data, info, [(one.start_s, one.end_s) for one in segments], out, limits)
         picture = out.with_suffix(".png")
         write_picture(picture, video.name, curve.time_s_W, curve.va_W2, moments)
@@ -244,3 +262,8 @@ def _small(picture: Any) -> bytes:
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
+
+
+def as_clock(seconds: float) -> str:
+    """Minutes and seconds: "1:05.5"."""
+    return f"{int(seconds // 60)}:{seconds % 60:04.1f}"
