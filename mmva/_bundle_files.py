@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -13,21 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from mmva.errors import CheckFailed, UsageError
+from mmva.files import write_atomically
 
 SUMS = "SHA256SUMS"
 HEADER, WEIGHTS, BACKBONES, PREPROCESSING, INTERVALS, CARD = FILES = (
-    "bundle.json",
-    "model.safetensors",
-    "backbones.json",
-    "preprocessing.json",
-    "intervals.json",
-    "card.md",
-)
+    "bundle.json", "model.safetensors", "backbones.json", "preprocessing.json", "intervals.json", "card.md",
+)  # fmt: skip
 _SUM_LINE = re.compile(r"([0-9a-f]{64})  (\S+)")
 
 
 def to_json(value: object, name: str) -> bytes:
-    """Deterministic JSON: sorted keys, one trailing newline; UsageError for what JSON cannot hold."""
+    """Deterministic JSON: sorted keys, one trailing newline; UsageError if the value does not fit into JSON."""
     try:
         text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError) as error:
@@ -36,7 +31,7 @@ def to_json(value: object, name: str) -> bytes:
 
 
 def from_json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    """A file's JSON object; UsageError naming the file if it is none."""
+    """A file's JSON object; UsageError with the file's name if it is not one."""
     try:
         value = json.loads(files[name])
     except ValueError as error:
@@ -47,13 +42,9 @@ def from_json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
 
 
 def publish(directory: Path, files: Mapping[str, bytes]) -> str:
-    """Write a bundle beside its place, then rename it there; nothing is ever overwritten.
+    """Write a bundle next to its place, then rename it; nothing is ever overwritten.
 
-    Returns:
-        The bundle's digest, the sha256 of SHA256SUMS' bytes.
-
-    Raises:
-        UsageError: If the place is taken or cannot be written.
+    Returns its digest, the sha256 of SHA256SUMS. Raises UsageError if the place is taken or cannot be written.
     """
     assert set(files) == set(FILES)
     if directory.exists():
@@ -67,7 +58,7 @@ def publish(directory: Path, files: Mapping[str, bytes]) -> str:
     try:
         temporary.chmod(0o755)
         for name, data in {**files, SUMS: sums}.items():
-            _write(temporary / name, data)
+            write_atomically(temporary / name, data)
         temporary.rename(directory)
     except OSError as error:
         raise UsageError(f"{directory}: cannot be written ({error.strerror})") from None
@@ -79,9 +70,8 @@ def publish(directory: Path, files: Mapping[str, bytes]) -> str:
 def read_verified(directory: Path) -> tuple[dict[str, bytes], str]:
     """All files of a bundle, each read once and checked against SHA256SUMS, and the bundle's digest.
 
-    Raises:
-        UsageError: If the directory is no bundle.
-        CheckFailed: If a file is missing, surplus or altered; names the file.
+    Raises UsageError if the directory is not a bundle, and CheckFailed with the name of a file that is missing, changed
+    or not listed.
     """
     if not (directory / SUMS).is_file():
         raise UsageError(f"{directory}: not a bundle (no {SUMS}); give the folder that training wrote")
@@ -97,7 +87,7 @@ def read_verified(directory: Path) -> tuple[dict[str, bytes], str]:
             raise CheckFailed(f"{path}: not a regular file")
         files[name] = path.read_bytes()
         if _sha256(files[name]) != digest:
-            raise CheckFailed(f"{path}: altered, its sha256 is not the one in {SUMS}")
+            raise CheckFailed(f"{path}: changed, its sha256 is not the one in {SUMS}")
     return files, _sha256(sums)
 
 
@@ -105,15 +95,8 @@ def _parse_sums(sums: bytes, directory: Path) -> dict[str, str]:
     matches = [_SUM_LINE.fullmatch(line) for line in sums.decode("utf-8", "replace").splitlines()]
     digests = {match[2]: match[1] for match in matches if match}
     if None in matches or len(digests) != len(matches) or set(digests) != set(FILES):
-        raise CheckFailed(f"{directory / SUMS}: must list exactly {', '.join(FILES)}, one 'sha256  name' a line")
+        raise CheckFailed(f"{directory / SUMS}: must list exactly {', '.join(FILES)}, one 'sha256  name' per line")
     return digests
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sha256(data: bytes) -> str:

@@ -1,9 +1,9 @@
-"""Make torchaudio importable beside a CPU-only torch.
+"""Make torchaudio importable next to a CPU-only torch.
 
-PyPI's only torchaudio build links libc10_cuda.so. Beside a CPU torch its extension fails to load, `import torchaudio`
-raises OSError, and so does transformers, which imports torchaudio whenever it is installed. torchaudio itself runs
-without the extension (forced_align and rnnt_loss are then unavailable, lfilter takes its Python path), so a stand-in
-for its loader module is put in place before anything imports it. A no-op wherever the real extension can load.
+PyPI's only torchaudio build links libc10_cuda.so. With a CPU torch its extension fails to load, and `import torchaudio`
+raises OSError; so does transformers, which imports torchaudio if it is installed. torchaudio itself works without the
+extension (forced_align and rnnt_loss are then unavailable, lfilter takes its Python path). So a replacement for its
+loader module is installed before anything imports it. Does nothing if the real extension can load.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ _CUDA_LIBRARY = "libc10_cuda.so"
 
 
 def ensure_torchaudio_importable() -> bool:
-    """Install the stand-in if it is needed; True when it was. Imports neither torch nor torchaudio."""
+    """Install the replacement if it is needed; True if it was. Imports neither torch nor torchaudio."""
     if sys.platform != "linux" or "torchaudio" in sys.modules or _LOADER in sys.modules:
         return False
     torch_dir, torchaudio_dir = _package_dir("torch"), _package_dir("torchaudio")
     if torch_dir is None or torchaudio_dir is None or (torch_dir / "lib" / _CUDA_LIBRARY).exists():
         return False
-    if not _wants_cuda(torchaudio_dir / "lib"):
+    extensions = (torchaudio_dir / "lib").glob("_torchaudio*.so")
+    if not any(_CUDA_LIBRARY.encode() in path.read_bytes() for path in extensions):
         return False
-    sys.modules[_LOADER] = _stand_in()
+    sys.modules[_LOADER] = _replacement()
     return True
 
 
@@ -37,11 +38,7 @@ def _package_dir(name: str) -> Path | None:
     return Path(spec.origin).parent if spec is not None and spec.origin else None
 
 
-def _wants_cuda(lib_dir: Path) -> bool:
-    return any(_CUDA_LIBRARY.encode() in path.read_bytes() for path in lib_dir.glob("_torchaudio*.so"))
-
-
-def _stand_in() -> ModuleType:
+def _replacement() -> ModuleType:
     module: Any = ModuleType(_LOADER)
     module._IS_TORCHAUDIO_EXT_AVAILABLE = False  # noqa: SLF001 - torchaudio's own names
     module._IS_ALIGN_AVAILABLE = False  # noqa: SLF001

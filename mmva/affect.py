@@ -31,16 +31,8 @@ DEAM_RANGE: Final[tuple[float, float]] = (-_DEAM_SHIFT, _DEAM_SPAN - _DEAM_SHIFT
 def matching_score(va_a: ArrayLike, va_b: ArrayLike, sigma: float = DEFAULT_SIGMA) -> NDArray[np.float64]:
     """How well items match: S = exp(-||va_a - va_b||_2 / sigma), in (0, 1], 1 for the same point.
 
-    Args:
-        va_a: VA points, shape [..., 2].
-        va_b: VA points that broadcast against va_a.
-        sigma: Distance at which the score has fallen to 1/e; see IMEMNET_SIGMA.
-
-    Returns:
-        Scores of the broadcast shape without its last axis.
-
-    Raises:
-        ValueError: If sigma is not a positive number.
+    `va_a` [..., 2] and `va_b` broadcast; the scores have their shape without the last axis. Sigma is the distance at
+    which the score has fallen to 1/e (see IMEMNET_SIGMA); ValueError if it is not a positive number.
 
     Source: IMEMNet's published scores (reproduced to 1e-12), MMVA section 3 (arXiv 2501.01094).
     """
@@ -53,11 +45,6 @@ def matching_score(va_a: ArrayLike, va_b: ArrayLike, sigma: float = DEFAULT_SIGM
 def from_deam(rating: ArrayLike) -> NDArray[np.float64]:
     """DEAM's dynamic rating on IMEMNet's scale: (x + .832) / 1.548, the same on both axes."""
     return (np.asarray(rating, np.float64) + _DEAM_SHIFT) / _DEAM_SPAN
-
-
-def to_deam(va: ArrayLike) -> NDArray[np.float64]:
-    """Inverse of from_deam."""
-    return np.asarray(va, np.float64) * _DEAM_SPAN - _DEAM_SHIFT
 
 
 def quadrant(va_B2: ArrayLike) -> NDArray[np.str_]:

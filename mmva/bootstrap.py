@@ -31,18 +31,12 @@ def bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, dict[str, Interval]]:
-    """Percentile intervals of va_metrics per axis and metric.
+    """Percentile intervals of va_metrics per axis and metric, holding `confidence` of the resamples.
 
-    Args:
-        pred_N2: Predicted VA points.
-        label_N2: Labels.
-        groups: Each item's group [N]; groups are resampled as a whole, with replacement.
-        resamples: Number of resamples.
-        confidence: Share of the resamples inside the interval.
-        seed: The same seed gives the same intervals.
+    `groups` [N] name each item's group; groups are resampled as a whole, with replacement.
 
     Returns:
-        {"valence": {"mse": (low, high), ...}, "arousal": {...}}; NaN where the metric is NaN in every resample.
+        {"valence": {"mse": (low, high), ...}, "arousal": {...}}; NaN if the metric is NaN in every resample.
     """
     pred, label = checked_pair(pred_N2, label_N2)
     sums_GK = _group_sums(item_moments(pred, label).reshape(len(pred), -1), groups)
@@ -69,21 +63,13 @@ def bootstrap_mean(
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """How much larger one model's MSE is than another's on the same rows.
-
-    Attributes:
-        first: MSE of the first model.
-        second: MSE of the second.
-        low: Lower end of the interval of first - second.
-        high: Upper end.
-        groups: Number of groups that were resampled.
-    """
+    """How much larger one model's MSE is than another's on the same rows: `low` to `high` is first - second."""
 
     first: float
     second: float
     low: float
     high: float
-    groups: int
+    groups: int  # number of groups that were resampled
 
 
 def bootstrap_paired_mse(
@@ -98,20 +84,11 @@ def bootstrap_paired_mse(
 ) -> dict[str, PairedDifference]:
     """Percentile interval of MSE(first) - MSE(second); each resample of groups weighs both models alike.
 
-    Args:
-        first_N2: Points that one model predicts.
-        second_N2: Points that the other predicts, of the same rows.
-        label_N2: The rows' labels.
-        groups: Each row's group [N]; groups are resampled as a whole, with replacement.
-        resamples: Number of resamples.
-        confidence: Share inside the interval; 0.9 makes `high` the one-sided upper 95 % bound.
-        seed: The same seed gives the same intervals.
+    A confidence of 0.9 makes `high` the one-sided upper 95 % bound. Raises ValueError for shapes that differ, no rows,
+    or values that are not finite.
 
     Returns:
         By axis, and "mean" for the mean of both axes' MSE.
-
-    Raises:
-        ValueError: For shapes that differ, no rows, or values that are not finite.
     """
     first, label = checked_pair(first_N2, label_N2)
     second, _ = checked_pair(second_N2, label_N2)
@@ -150,14 +127,14 @@ def bootstrap_matching(
 ) -> Interval:
     """Percentile interval of matching_mse over all N x M pairs; groups of both sides are resampled.
 
-    Sides with the same groups (clips and their captions) are resampled together, as one draw of songs. Takes time for
-    N x M pairs and memory for one number per pair of groups: draw a sample of large sides first (metrics.sample_rows).
+    If both sides have the same groups (clips and their captions), they are resampled together. Takes time for N x M
+    pairs and memory for one number per pair of groups: draw a sample of large sides first (metrics.sample_rows).
     """
     pred_a, label_a = checked_pair(pred_a_N2, label_a_N2)
     pred_b, label_b = checked_pair(pred_b_M2, label_b_M2)
     names_a, index_a_N = np.unique(np.asarray(groups_a).astype(str), return_inverse=True)
     names_b, index_b_M = np.unique(np.asarray(groups_b).astype(str), return_inverse=True)
-    order_M = np.argsort(index_b_M, kind="stable")  # a group's rows side by side, so that they can be summed up
+    order_M = np.argsort(index_b_M, kind="stable")  # the rows of a group are adjacent, so that they can be summed up
     pred_b, label_b = pred_b[order_M], label_b[order_M]
     size_G, size_H = np.bincount(index_a_N), np.bincount(index_b_M)
     first_H = np.concatenate([[0], np.cumsum(size_H)[:-1]])

@@ -6,7 +6,7 @@ fetches and checks them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -44,27 +44,16 @@ class _Backbone(MethodConfig):
 
 @dataclass(frozen=True)
 class BundleInfo:
-    """What a bundle says of itself, verified; its weights are not among it.
+    """What a verified bundle says about itself, without its weights."""
 
-    Attributes:
-        digest: Sha256 of SHA256SUMS' bytes, the model's identity.
-        config: The towers' options.
-        dims: Embedding width by modality.
-        backbones: {modality: {"spec", "fingerprint", "dim"}}.
-        preprocessing: {modality: JSON-able description}.
-        intervals: {modality: {"valence", "arousal"}}: half widths.
-        provenance: As given to save_bundle.
-        card: The model card's Markdown.
-    """
-
-    digest: str
+    digest: str  # sha256 of SHA256SUMS, the model's identity
     config: ModelConfig
-    dims: dict[str, int]
-    backbones: dict[str, dict[str, Any]]
-    preprocessing: dict[str, dict[str, Any]]
-    intervals: dict[str, dict[str, float]]
-    provenance: dict[str, Any]
-    card: str
+    dims: dict[str, int]  # embedding width by modality
+    backbones: dict[str, dict[str, Any]]  # {modality: {"spec", "fingerprint", "dim"}}
+    preprocessing: dict[str, dict[str, Any]]  # {modality: JSON-able description}
+    intervals: dict[str, dict[str, float]]  # {modality: {"valence", "arousal"}}: half widths
+    provenance: dict[str, Any]  # as given to save_bundle
+    card: str  # Markdown
 
 
 def save_bundle(
@@ -75,20 +64,16 @@ def save_bundle(
     card: str,
     provenance: Mapping[str, Any],
 ) -> str:
-    """Write a model as a bundle; the same model and texts give the same bytes.
+    """Write a model as a bundle and return its digest; the same model and texts give the same bytes.
 
     Args:
-        directory: Where; must not exist. Appears complete or not at all.
+        directory: Must not exist. It appears complete or not at all.
         model: Towers whose backbones are known (attach_encoders, or `model.backbones` and `model.preprocessing` set).
         intervals: Half widths by modality and axis (conformal_intervals).
         card: The model card, Markdown.
-        provenance: JSON-able; run, recipe, dataset digest.
+        provenance: JSON-able: run, recipe, dataset digest.
 
-    Returns:
-        The bundle's digest.
-
-    Raises:
-        UsageError: If the place is taken, a backbone is unknown, or a value is not JSON.
+    Raises UsageError if the place is taken, a backbone is unknown, or a value is not JSON.
     """
     from safetensors.torch import save
 
@@ -115,36 +100,27 @@ def save_bundle(
 
 
 def read_bundle(directory: str | Path) -> tuple[BundleInfo, dict[str, bytes]]:
-    """A verified bundle's descriptions and its files by name, without torch; raises as load_bundle."""
+    """A verified bundle's description and its files by name, without torch; raises as load_bundle."""
     files, digest = bundle_files.read_verified(Path(directory))
     return _info(files, digest), files
 
 
 def read_bundle_info(directory: str | Path) -> BundleInfo:
-    """Verify a bundle and read its descriptions, without weights or backbones; raises as load_bundle."""
+    """Verify a bundle and read its description, without weights or backbones; raises as load_bundle."""
     return read_bundle(directory)[0]
 
 
 def load_bundle(
-    directory: str | Path,
-    *,
-    load_encoders: bool = True,
-    fetch: Callable[[str], Path] | None = None,
-    mirror: str | None = None,
-    trusted_repos: Sequence[str] = (),
+    directory: str | Path, *, load_encoders: bool = True, mirror: str | None = None, trusted_repos: Sequence[str] = ()
 ) -> MMVA:
     """Load a model, in evaluation mode.
 
-    Args:
-        directory: The bundle.
-        load_encoders: False for the towers alone, which then take embeddings; needs no transformers.
-        fetch: How to bring a backbone's folder here from object storage (see mmva.backbones.load_encoder).
-        mirror: Where backbones are mirrored.
-        trusted_repos: Hub repositories whose code may run.
+    Without `load_encoders` it takes embeddings only, and needs no transformers. `mirror` and `trusted_repos` say where
+    backbones come from, see mmva.backbones.load_encoder.
 
     Raises:
-        UsageError: If it is no bundle, of another schema version, or inconsistent.
-        CheckFailed: If a file is missing, surplus or altered, or a backbone is not the one recorded.
+        UsageError: If it is not a bundle, has another schema version, or is inconsistent.
+        CheckFailed: If a file is missing, surplus or changed, or a backbone is not the recorded one.
     """
     from mmva.model import MMVA
 
@@ -158,7 +134,7 @@ def load_bundle(
 
         for modality, record in info.backbones.items():
             spec = BackboneSpec.from_json(record["spec"])
-            encoder = load_encoder(spec, fetch=fetch, mirror=mirror, trusted_repos=trusted_repos)
+            encoder = load_encoder(spec, mirror=mirror, trusted_repos=trusted_repos)
             model.attach_encoders({modality: encoder})
     return model.eval()
 

@@ -1,4 +1,4 @@
-"""Rows of a CSV file, read strictly: what RFC 4180 does not allow is named by its line, and never guessed at."""
+"""Rows of a CSV file, read strictly: a violation of RFC 4180 is reported with its line, never guessed."""
 
 from __future__ import annotations
 
@@ -14,30 +14,24 @@ _BLANK_BEFORE_QUOTE: Final = re.compile(r'[ \t]+"')
 
 
 class Malformed(NamedTuple):
-    """A row that cannot be read.
+    """A row that cannot be read."""
 
-    Attributes:
-        line: Number of its first line, from 1.
-        reason: One of a few texts, to count by.
-        detail: What is wrong with this row.
-    """
-
-    line: int
-    reason: str
-    detail: str
+    line: int  # number of its first line, from 1
+    reason: str  # one of a few texts, to count by
+    detail: str  # what is wrong with this row
 
 
 def csv_rows(
     file: BinaryIO, on_malformed: Callable[[Malformed], None], delimiter: str = ",", *, pad: bool = False
 ) -> Iterator[list[str]]:
-    """The header and the rows, all with as many fields as the header; lines without any character are no rows.
+    """The header and the rows, all with as many fields as the header; empty lines are skipped.
 
     Args:
         file: UTF-8, with or without a byte order mark; lines end with LF, CRLF or CR.
         on_malformed: Raises, or returns to leave the row out. Reading continues at the next line, so that an unclosed
-            quote does not cost the rows that it swallowed.
+            quote does not cost the rows after it.
         delimiter: Between the fields.
-        pad: Give rows that end too soon empty fields, for callers that report those.
+        pad: Fill up rows that are too short with empty fields, for callers that report those.
     """
     csv.field_size_limit(LONGEST_LINE)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -78,7 +72,7 @@ def _lines(text: io.TextIOWrapper, held: list[str], again: list[str]) -> Iterato
     while line := again.pop() if again else text.readline(LONGEST_LINE):
         if len(line) == LONGEST_LINE and not line.endswith(("\n", "\r")):
             while (rest := text.readline(LONGEST_LINE)) and not rest.endswith(("\n", "\r")):
-                pass  # the rest of the line is no row of its own
+                pass  # the rest of the line is not a row
             line += "\n"
         held.append(line)
         if len(line) > LONGEST_LINE:
@@ -95,7 +89,7 @@ def _explained(error: csv.Error) -> tuple[str, str]:
 
 
 def _fault(row: list[str], raw: str, number: int, width: int) -> tuple[str, str] | None:
-    """Reason and detail of what the parser lets pass; `raw` is the row as it is in the file."""
+    """Reason and detail of a fault that the parser accepts; `raw` is the row as it is in the file."""
     if len(row) != width:
         return "wrong number of fields", f"Row #{number}: Expected {width} columns, got {len(row)}"
     if not raw.isascii():

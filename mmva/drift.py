@@ -1,7 +1,7 @@
 """How far a catalog's predicted VA points lie from those of the training split: PSI and Wasserstein-1 per axis.
 
-Both compare predictions with predictions, so that a model's own bias does not count as drift. The reference is kept as
-QUANTILES quantiles per axis, which travel in a bundle's provenance; the training data need not be at hand.
+Both compare predictions with predictions, so that a model's own bias does not count as drift. The reference is stored
+in a bundle's provenance as QUANTILES quantiles per axis, so that the training data are not needed.
 """
 
 from __future__ import annotations
@@ -27,29 +27,17 @@ TOO_FEW: Final = "too few items"
 
 @dataclass(frozen=True)
 class Drift:
-    """One axis of one modality.
-
-    Attributes:
-        items: Predictions compared.
-        reference_items: Predictions that the reference was made of.
-        psi: Population stability index, at least 0; None where there are too few items.
-        wasserstein: Wasserstein-1 distance in units of the axis, in [0, 1]; None where there are too few items.
-        verdict: "stable" (PSI below .1), "shifted" (to .25), "strongly shifted" (above), or "too few items".
-    """
+    """One axis of one modality; no PSI and no distance if there are too few items."""
 
     items: int
     reference_items: int
-    psi: float | None
-    wasserstein: float | None
-    verdict: str
+    psi: float | None  # population stability index, at least 0
+    wasserstein: float | None  # Wasserstein-1 distance in units of the axis, in [0, 1]
+    verdict: str  # "stable" (PSI below .1), "shifted" (to .25), "strongly shifted" (above), or "too few items"
 
 
 def reference_quantiles(va_N2: ArrayLike) -> dict[str, list[float]]:
-    """The 0, 1, ... 100 % quantiles of each axis of VA points [N, 2]; JSON-able.
-
-    Raises:
-        ValueError: If there is no point, or the values are not finite.
-    """
+    """The 0, 1, ... 100 % quantiles of each axis of VA points [N, 2]; JSON-able. ValueError if not finite or empty."""
     va = np.asarray(va_N2, np.float64)
     if va.ndim != 2 or va.shape[1] != 2 or not len(va) or not np.isfinite(va).all():
         raise ValueError(f"a reference takes finite VA points of shape [N, 2] with N above 0, got {list(va.shape)}")
@@ -70,11 +58,9 @@ def drift(values_N: ArrayLike, quantiles_Q: ArrayLike, reference_items: int) -> 
 def drift_by_modality(
     va: Mapping[str, NDArray[np.floating]], reference: Mapping[str, Any]
 ) -> dict[str, dict[str, Drift]]:
-    """Drift of each modality [N, 2] that the reference knows, per axis.
+    """Drift per axis of each modality [N, 2] that the reference knows.
 
-    Args:
-        va: VA points by modality.
-        reference: A bundle's `provenance["reference"]`: {modality: {axis: quantiles}, "items": {modality: N}}.
+    The reference is a bundle's `provenance["reference"]`: {modality: {axis: quantiles}, "items": {modality: N}}.
     """
     return {
         modality: {
@@ -90,13 +76,8 @@ def psi(values_N: ArrayLike, quantiles_Q: ArrayLike, reference_items: int) -> fl
     """Population stability index: sum of (a - e) * ln(a / e) over bins; a, e: the values' and the reference's shares.
 
     The bins are the reference's BINS quantile ranges (equal quantiles merge). Half an item is added to every bin on
-    both sides, so that an empty one is no infinity. Source, also of the limits: Siddiqi,
-    Credit Risk Scorecards (2006).
-
-    Args:
-        values_N: Values, at least one, shape [N].
-        quantiles_Q: The reference's quantiles in equal steps from 0 to 100 %, ascending, shape [Q].
-        reference_items: Items that the reference was made of.
+    both sides, so that an empty bin does not give infinity. Source, also of the limits: Siddiqi, Credit Risk
+    Scorecards (2006). `quantiles_Q` rise in equal steps from 0 to 100 %; there is at least one value.
     """
     values, quantiles = np.asarray(values_N, np.float64), np.asarray(quantiles_Q, np.float64)
     wanted_I = np.linspace(0, len(quantiles) - 1, BINS + 1)[1:-1].round().astype(int)

@@ -1,10 +1,12 @@
-"""The kinds of failure that a caller can tell apart; anything else is a bug and keeps its traceback."""
+"""The kinds of failure that a caller can tell apart; any other exception is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
+from functools import partial
+
 
 class UsageError(ValueError):
-    """A user's mistake. Its message is one line that says what is wrong, where, and what to change (exit code 2)."""
+    """A user's mistake. Its message is one line: what is wrong, where, and what to change (exit code 2)."""
 
 
 class CheckFailed(RuntimeError):  # noqa: N818 - the established name
@@ -12,19 +14,17 @@ class CheckFailed(RuntimeError):  # noqa: N818 - the established name
 
 
 class OperationFailed(RuntimeError):  # noqa: N818 - named like CheckFailed
-    """Something outside the program failed (storage, cluster): one line that names the stage (exit code 1)."""
+    """Something outside the program failed (storage, cluster): one line with the stage (exit code 1)."""
 
 
 class EnvironmentFault(OperationFailed):
-    """The machine or its access to storage is at fault, not an item."""
+    """The machine or its access to storage has failed, not an item."""
 
 
 class MediaError(ValueError):
     """One item cannot be used; other items are not affected. Becomes a quarantine row, never a crash.
 
-    Attributes:
-        code: Stable cause in kebab case, such as "corrupt-image" or "too-many-pixels".
-        stage: Where it happened: "catalog", "fetch", "decode" or "infer".
+    `code` is a stable cause in kebab case ("corrupt-image"), `stage` is "catalog", "fetch", "decode" or "infer".
     """
 
     def __init__(self, code: str, message: str, *, stage: str = "decode") -> None:
@@ -34,8 +34,4 @@ class MediaError(ValueError):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep code and stage when the error is pickled."""
-        return (_rebuild_media_error, (self.code, str(self), self.stage))
-
-
-def _rebuild_media_error(code: str, message: str, stage: str) -> MediaError:
-    return MediaError(code, message, stage=stage)
+        return (partial(MediaError, stage=self.stage), (self.code, str(self)))

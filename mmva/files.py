@@ -15,26 +15,16 @@ TEMPORARY: Final = ".mmva-tmp-"  # start of the names of files that are not comp
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Create or replace a file and its folder: readers see the old bytes or the new ones, also after a power cut.
-
-    Raises:
-        OSError: If it cannot be written; then the old file stays as it was.
-    """
+    """Create or replace a file and its folder: readers see the old or the new bytes, also after a power cut."""
     with temporary_file(path, data) as temporary:
         temporary.replace(path)
         sync_folder(path.parent)
 
 
 def make_folder_once(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Create a folder unless it exists. Of any number of processes on this machine one fills it, the others wait.
+    """Create a folder unless it exists. One of all processes on this machine fills it, the others wait.
 
-    Args:
-        folder: The folder; its parents are created.
-        fill: Called with an empty folder to fill, which is then renamed. If the process dies in between, the next
-            call begins again.
-
-    Raises:
-        OSError: If the folder cannot be created; also whatever `fill` raises.
+    `fill` gets an empty folder, which is then renamed. If the process dies in between, the next call starts again.
     """
     if folder.is_dir():
         return

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mmva.modalities import AXES
 
-_ROUNDING: Final = 1e-9  # nine tenths of ten items are nine items, not ten for the sake of a last bit
+_ROUNDING: Final = 1e-9  # nine tenths of ten items are nine items, not ten because of a rounding error
 
 
 def conformal_intervals(
@@ -22,23 +22,18 @@ def conformal_intervals(
 ) -> dict[str, float]:
     """Half width q per axis such that [prediction - q, prediction + q] holds a new item's label `coverage` of the time.
 
-    Clips of one song err alike, so they are not as many witnesses as there are clips. Hierarchical conformal prediction
-    (Lee, Barber and Willett, arXiv 2306.06342; the pooled distribution functions of Dunn, Wasserman and Ramdas, J. Am.
-    Stat. Assoc. 118, 2023, with a correction for few groups) therefore counts groups: of K groups each has a mass of
-    1 / (K + 1), shared by its items, and what is missing to 1 lies at infinity; q is the smallest absolute residual up
-    to which the mass is `coverage`. Where every item is its own group, this is split conformal prediction (Lei et al.,
-    J. Am. Stat. Assoc. 113, 2018): the ceil((N + 1) * coverage)-th smallest residual. With too few groups for that
-    mass (at .9, fewer than nine), q is 1: all of the plane.
+    Clips of one song have similar errors, so they are not independent. Hierarchical conformal prediction (Lee, Barber
+    and Willett, arXiv 2306.06342; the pooled distribution functions of Dunn, Wasserman and Ramdas, J. Am. Stat. Assoc.
+    118, 2023, with a correction for few groups) therefore counts groups: each of K groups has a mass of 1 / (K + 1),
+    shared by its items, and the rest of 1 lies at infinity; q is the smallest absolute residual up to which the mass is
+    `coverage`. If every item is its own group, this is split conformal prediction (Lei et al., J. Am. Stat. Assoc. 113,
+    2018): the ceil((N + 1) * coverage)-th smallest residual. With too few groups for that mass (at .9, fewer than
+    nine), q is 1: all of the plane.
 
-    Args:
-        pred_N2: Predicted VA points of items that training has not seen, [N, 2].
-        label_N2: Their labels, [N, 2].
-        coverage: Wanted share, in (0, 1). The promise holds on average for an item of a new group, drawn as these
-            groups were; a long song counts no more than a short one.
-        groups: Each item's group [N], such as its song; by default each item is its own.
-
-    Raises:
-        ValueError: For shapes that differ, values that are not finite, or a coverage outside (0, 1).
+    Predictions and labels [N, 2] are of items that training has not seen, `groups` [N] for instance songs (by default
+    each item is its own). The promise holds on average for an item of a new group, drawn as these groups were; a long
+    song counts no more than a short one. Raises ValueError for shapes that differ, values that are not finite, or a
+    coverage outside (0, 1).
     """
     pred, label = np.asarray(pred_N2, np.float64), np.asarray(label_N2, np.float64)
     if pred.shape != label.shape or pred.ndim != 2 or pred.shape[1] != 2:
@@ -50,18 +45,14 @@ def conformal_intervals(
     residual_N2 = np.abs(pred - label)
     if not np.isfinite(residual_N2).all():
         raise ValueError("predictions or labels hold NaN or infinite values")
-    mass_N = _masses(np.arange(len(pred)) if groups is None else np.asarray(groups))
+    names_N = np.arange(len(pred)) if groups is None else np.asarray(groups)
+    _, group_N, count_K = np.unique(names_N, return_inverse=True, return_counts=True)
+    mass_N = 1 / ((len(count_K) + 1) * count_K[group_N])
     return {axis: _quantile(residual_N2[:, i], mass_N, coverage) for i, axis in enumerate(AXES)}
 
 
-def _masses(groups_N: NDArray[np.generic]) -> NDArray[np.float64]:
-    """Mass of each item [N]; they sum to K / (K + 1)."""
-    _, group_N, count_K = np.unique(groups_N, return_inverse=True, return_counts=True)
-    return 1 / ((len(count_K) + 1) * count_K[group_N])
-
-
 def _quantile(residual_N: NDArray[np.float64], mass_N: NDArray[np.float64], coverage: float) -> float:
-    """Smallest residual up to which the mass is `coverage`; 1 where all of it is less."""
+    """Smallest residual up to which the mass is `coverage`; 1 if all of the mass is less."""
     order = np.argsort(residual_N)
     found = np.searchsorted(np.cumsum(mass_N[order]), coverage - _ROUNDING)
     return float(residual_N[order[found]]) if found < len(order) else 1.0

@@ -1,4 +1,4 @@
-"""Labeled rows of one modality on the unit square, and everything that was wrong with the others.
+"""Labeled rows of one modality on the unit square, and the problems of the rows that were dropped.
 
 No label is ever chosen silently: rows in = rows kept + rows dropped, and every dropped row belongs to a problem.
 """
@@ -54,13 +54,10 @@ class Problem:
 class Labels:
     """Labels of one modality.
 
-    Attributes:
-        modality: "image", "music" or "caption".
-        rows: One row an id, in the file's order: id, source, group (str), valence, arousal (float64), caption (str, ""
-            where there is none). Readers of other tables than IMEMNet-C's add valence_sd, arousal_sd (float64, NaN
-            if missing), split ("" if not given), file, start_s and end_s (0, 0 for the whole file).
-        problems: What was wrong, in the order of the checks.
-        rows_in: Rows of the file.
+    `rows` has one row per id, in the file's order: id, source, group (str), valence, arousal (float64), caption (str,
+    "" if there is none). Readers of other tables than IMEMNet-C's add valence_sd, arousal_sd (float64, NaN if missing),
+    split ("" if not given), file, start_s and end_s (0, 0 for the whole file). `problems` are in the order of the
+    checks; `rows_in` counts the rows of the file.
     """
 
     modality: Modality
@@ -83,7 +80,7 @@ class Labels:
 
 
 def without_nameless(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
-    """Rows with an id, which is stripped, and a problem for each of the others."""
+    """Rows with an id, which is stripped, and a problem for each row without one."""
     table = table.assign(id=table["id"].str.strip())
     nameless = table["id"] == ""
     problems = [Problem("missing-id", "", f"row {row}", dropped=1) for row in np.flatnonzero(nameless)]
@@ -91,7 +88,7 @@ def without_nameless(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
 
 
 def without_repeated_ids(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
-    """Drop every row of an id that is described in two ways, and the copies of one that is described twice alike."""
+    """Drop all rows of an id with different contents, and all but the first of an id with equal rows."""
     problems = []
     dropped: list[int] = []
     repeated = table[table["id"].duplicated(keep=False)]
@@ -168,14 +165,9 @@ def match_files(
 ) -> tuple[dict[str, str], list[Problem]]:
     """Find the file of each id: the one at its key, or the only one whose name without extension is the key.
 
-    Args:
-        keys: For each id the path of its file, or the file's name without folder and extension, matched exactly; else
-            as the same text in Unicode (macOS writes names in NFD).
-        names: Names or relative paths of the files there are.
-        extensions: Accepted extensions without the dot, matched in any case (.jpg and .JPG both occur).
-
-    Returns:
-        Name by id for the ids that have exactly one file; a problem "missing-file" or "ambiguous-file" for the others.
+    `keys` are paths, or names without folder and extension; they match exactly, else as the same text in Unicode (macOS
+    writes names in NFD). `extensions` have no dot and match in any case. Returns the name by id for the ids that have
+    exactly one file, and a problem "missing-file" or "ambiguous-file" for the others.
     """
     accepted = {extension.lower() for extension in extensions}
     paths = set(names)
@@ -201,7 +193,7 @@ def match_files(
 
 
 def number(text: str) -> float:
-    """The number that a cell holds; NaN if it holds none."""
+    """The number in a cell; NaN if there is none."""
     try:
         return float(text)
     except ValueError:

@@ -1,6 +1,6 @@
-"""Which image meets which clip: an epoch's pairs and batches as pure functions of seed, epoch and labels.
+"""Pairs of images and clips: an epoch's pairs and batches as pure functions of seed, epoch and labels.
 
-Shapes: N images, M clips, P = min(N, M) pairs. A clip brings its caption along. numpy only, so that any worker can draw
+Shapes: N images, M clips, P = min(N, M) pairs. A clip includes its caption. numpy only, so that each worker can draw
 the same plan by itself.
 """
 
@@ -24,17 +24,11 @@ STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """An epoch's pairs in the order of training.
+    """An epoch's pairs in the order of training; no item twice."""
 
-    Attributes:
-        image_index_P: Row of each pair's image, int64; no row twice.
-        music_index_P: Row of each pair's clip, int64; no row twice.
-        target_P: Matching score of the two labels, float64 in (0, 1].
-    """
-
-    image_index_P: NDArray[np.int64]
-    music_index_P: NDArray[np.int64]
-    target_P: NDArray[np.float64]
+    image_index_P: NDArray[np.int64]  # row of each pair's image
+    music_index_P: NDArray[np.int64]  # row of each pair's clip
+    target_P: NDArray[np.float64]  # matching score of the two labels, in (0, 1]
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -53,24 +47,14 @@ def epoch_plan(
 ) -> EpochPlan:
     """Draw an epoch: P pairs of an image and a clip, each item at most once, a function of the arguments alone.
 
-    `random` is MMVA's random VA matching: any image with any clip, the target from their labels on the fly. Its targets
-    crowd around .4; about 1 % pass .9. `matched` gives every pair a wanted score, spread over the strata as `shares`
-    say, and looks for clips at the distance that this score means (see _draw_matched). The histogram becomes as flat as
-    the labels allow: nobody can pair two items of the middle at a score of .1.
+    `random` is MMVA's random VA matching: any image with any clip, the target computed from their labels. Its targets
+    crowd around .4; about 1 % exceed .9. `matched` gives every pair a wanted score, spread over equally wide strata of
+    [0, 1] by `shares` (None: the same in each), and looks for clips at the distance of this score (see _draw_matched).
+    The histogram becomes as flat as the labels allow: two items of the middle never have a score of .1.
 
-    The items of the larger side that sit an epoch out are drawn anew each epoch.
+    The items of the larger side that are left out are drawn again each epoch (counted from 0).
 
-    Args:
-        image_va_N2: Labels of the images.
-        music_va_M2: Labels of the clips.
-        seed: Of the run, >= 0.
-        epoch: Counted from 0.
-        strategy: "random" or "matched".
-        sigma: The matching score's scale.
-        shares: For "matched": wanted share of the pairs in equally wide strata of [0, 1]; None for the same in each.
-
-    Raises:
-        UsageError: For an unknown strategy, no items, labels that are not finite, or shares that are no shares.
+    Raises UsageError for an unknown strategy, no items, labels that are not finite, or invalid shares.
     """
     image_va, music_va = _labels(image_va_N2, "image"), _labels(music_va_M2, "music")
     if strategy not in STRATEGIES:
@@ -157,15 +141,15 @@ def _draw_matched(
     sigma: float,
     rng: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """Clip of each image [P], a permutation, so that scores come near the wanted ones. O(P log P), nothing but numpy.
+    """Clip of each image [P], a permutation, with scores near the wanted ones. O(P log P), numpy only.
 
-    In each round every image that has no partner yet looks at the point its wanted score's distance away, in a random
-    direction (the farther, the more towards the middle of the clips: outwards there is nothing), and takes a free clip
-    from that point's cell. Wanted scores are dealt anew to those who found none; after the last round they take what is
-    left. The grid moves from round to round, so that no pair is favoured by where the cells' borders lie.
+    In each round every image without a partner chooses the point at its wanted score's distance, in a random direction
+    (the farther, the more towards the middle of the clips, because there are none outside), and takes a free clip from
+    that point's cell. Images that found none get new wanted scores; after the last round they take the remaining clips.
+    The grid moves between rounds, so that the cells' borders favour no pair.
     """
     partner_P = np.empty(len(wanted_P), np.int64)
-    # Single precision is plenty for choosing a cell, and three times as fast.
+    # Single precision is enough to choose a cell, and three times as fast.
     distance = (-sigma * np.log(wanted_P)).astype(np.float32)
     (image_x, image_y), (clip_x, clip_y) = image_va_P2.T.astype(np.float32), music_va_P2.T.astype(np.float32)
     middle = (clip_x.mean(), clip_y.mean())
@@ -184,7 +168,7 @@ def _draw_matched(
 def _look(
     x: Points, y: Points, middle: tuple[np.float32, np.float32], distance: Points, rng: np.random.Generator
 ) -> tuple[Points, Points]:
-    """The point that each image looks at, `distance` away and the farther, the more towards the middle."""
+    """The point that each image chooses: `distance` away, and the farther, the more towards the middle."""
     angle = rng.random(len(x), np.float32) * np.float32(2 * np.pi)
     inward_x, inward_y = middle[0] - x, middle[1] - y
     pull = 1 / np.sqrt(inward_x * inward_x + inward_y * inward_y + _TINY)
@@ -195,7 +179,7 @@ def _look(
 
 
 def _cell(x: Points, y: Points, shift: Points) -> NDArray[np.uint16]:
-    """Number of each point's cell. What lies outside the plane falls into a margin, where there are no clips."""
+    """Number of each point's cell. Points outside the plane are in a margin without clips."""
     column = np.clip(x * _CELLS + (shift[0] + 1), 0, _CELLS + 2).astype(np.uint16)
     row = np.clip(y * _CELLS + (shift[1] + 1), 0, _CELLS + 2).astype(np.uint16)
     # 16 bits: numpy then sorts by radix, in linear time.

@@ -1,7 +1,7 @@
 """How well VA points are predicted: per axis, and as the error of the matching score.
 
-Shapes: N items, column 0 valence, column 1 arousal; everything is float64. Retrieval stands in mmva.retrieval,
-confidence intervals in mmva.bootstrap.
+Shapes: N items, column 0 valence, column 1 arousal; everything is float64. See also mmva.retrieval and, for confidence
+intervals, mmva.bootstrap.
 """
 
 from __future__ import annotations
@@ -28,11 +28,8 @@ def va_metrics(pred_N2: ArrayLike, label_N2: ArrayLike) -> dict[str, dict[str, f
     mean_y)^2) with population moments (Lin, Biometrics 45, 1989). Constant predictions show no association: r and CCC
     are 0. Against constant labels R2, r and CCC are not defined: NaN.
 
-    Returns:
-        {"valence": {"mse": ..., "mae": ..., "r2": ..., "pearson": ..., "ccc": ...}, "arousal": {...}}
-
-    Raises:
-        ValueError: If the shapes are not both [N, 2] with N >= 1, or a value is not finite.
+    Returns {"valence": {"mse": ..., "mae": ..., "r2": ..., "pearson": ..., "ccc": ...}, "arousal": {...}}. Raises
+    ValueError if the shapes are not both [N, 2] with N >= 1, or a value is not finite.
     """
     pred, label = checked_pair(pred_N2, label_N2)
     values = from_moments(item_moments(pred, label).sum(axis=0))
@@ -51,21 +48,20 @@ def checked_pair(pred_N2: ArrayLike, label_N2: ArrayLike) -> tuple[NDArray[np.fl
     return pred, label
 
 
-def sample_rows(rows: int, most: int = PAIRED_ROWS, seed: int = 0) -> NDArray[np.int64]:
-    """Row numbers of a random sample without replacement, ascending: all rows if there are at most `most`.
+def sample_rows(rows: int) -> NDArray[np.int64]:
+    """Row numbers of a random sample of PAIRED_ROWS, ascending, the same in every call; all rows if there are fewer.
 
-    For figures on pairs of items (matching, retrieval), whose cost grows with the product of two modalities' rows. The
-    same seed gives the same sample.
+    For figures on pairs of items (matching, retrieval), whose cost grows with the product of two modalities' rows.
     """
-    if rows <= most:
+    if rows <= PAIRED_ROWS:
         return np.arange(rows)
-    return np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
+    return np.sort(np.random.default_rng(0).choice(rows, PAIRED_ROWS, replace=False))
 
 
 def item_moments(pred_N2: NDArray[np.float64], label_N2: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What each item adds to the sums that every metric is made of (see from_moments), [N, 2 axes, 8].
+    """What each item adds to the sums from which from_moments computes every metric, [N, 2 axes, 8].
 
-    Values are taken from the labels' mean, or the sums of squares would lose the digits that the variance needs.
+    Values are relative to the labels' mean, because sums of large squares lose the digits that the variance needs.
     """
     error = pred_N2 - label_N2
     p, y = pred_N2 - label_N2.mean(axis=0), label_N2 - label_N2.mean(axis=0)
@@ -104,14 +100,7 @@ def matching_mse(
 ) -> float:
     """MSE between the scores of predicted points and the labels' scores, over all N x M pairs of two modalities.
 
-    Args:
-        pred_a_N2: Predicted points of one modality; label_a_N2 its labels.
-        pred_b_M2: Predicted points of the other; label_b_M2 its labels.
-        label_a_N2: See pred_a_N2.
-        label_b_M2: See pred_b_M2.
-        sigma: The score's scale.
-        max_pairs: Above this many pairs the mean is over that many pairs drawn at random, with replacement.
-        seed: For that draw.
+    Above `max_pairs` pairs, the mean is over that many pairs drawn at random, with replacement.
     """
     pred_a, label_a = checked_pair(pred_a_N2, label_a_N2)
     pred_b, label_b = checked_pair(pred_b_M2, label_b_M2)

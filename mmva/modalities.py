@@ -1,4 +1,4 @@
-"""The three modalities, by the names used in files, flags and columns, and what a catalog may hold beside them."""
+"""The three modalities, by the names used in files, flags and columns, and video, which a catalog may hold too."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Splits and folds by group: sizes in rows, no group on two sides, valence and arousal spread evenly.
+"""Splits and folds by group: sizes in rows, no group in two parts, valence and arousal spread evenly.
 
-Groups are walked along a path through the valence-arousal plane on which neighbors have similar labels, and each is
-given to the part that lacks most rows so far. So every stretch of the path is shared out in the requested sizes, which
-is what spreads the labels. Of several walks with other random choices the one with the most even labels is kept.
+Groups are visited along a path through the valence-arousal plane on which neighbors have similar labels, and each is
+given to the part that lacks most rows so far. So every stretch of the path is divided in the requested sizes, which
+spreads the labels. Of several paths with other random choices, the one with the most even labels is used.
 
 Shapes: N rows, G groups, K parts.
 """
@@ -29,20 +29,9 @@ def split_groups(
 ) -> NDArray[np.str_]:
     """Split of each row: "train", "val" or "test", the same for all rows of a group.
 
-    Each split has its share of the rows within the size of the largest group; where a share is smaller than a group,
-    the split has one group nevertheless. The order of the rows does not matter.
-
-    Args:
-        groups: Group of each row.
-        va_N2: Labels, finite.
-        sizes: Shares of the rows for train, val and test; they sum to 1.
-        seed: Another seed gives another split.
-
-    Returns:
-        Names, shape [N].
-
-    Raises:
-        UsageError: If the sizes are no shares, or there are fewer groups than splits.
+    `groups` and finite labels are of each row, in any order; `sizes` are the shares of train, val and test, and sum to
+    1. Each split has its share of the rows within the size of the largest group; if a share is smaller than a group,
+    the split still has one group. Raises UsageError for invalid sizes, or fewer groups than splits.
     """
     if min(sizes) < 0 or abs(sum(sizes) - 1) > 1e-6:
         raise UsageError(f"split sizes must be >= 0 and sum to 1, got {sizes}")
@@ -52,40 +41,17 @@ def split_groups(
 def group_folds(groups: Sequence[str], va_N2: ArrayLike, k: int, seed: int = 0) -> NDArray[np.int64]:
     """Fold of each row, 0 to k - 1; folds have the same number of rows within the size of the largest group.
 
-    Args:
-        groups: Group of each row.
-        va_N2: Labels, finite.
-        k: Number of folds, at least 2.
-        seed: Another seed gives other folds.
-
-    Returns:
-        Fold of each row, shape [N].
-
-    Raises:
-        UsageError: If k is below 2, or there are fewer groups than folds.
+    Raises UsageError if k is below 2, or there are fewer groups than folds.
     """
     if k < 2:
         raise UsageError(f"folds: {k} is too few; give at least 2")
     return _dealt(groups, va_N2, np.full(k, 1 / k), seed, "folds")
 
 
-def fold_splits(
-    groups: Sequence[str], va_N2: ArrayLike, k: int, seed: int = 0, val: float = 0.15
-) -> list[NDArray[np.str_]]:
-    """One split a fold: the fold is "test", and the other groups are "train" and "val".
+def fold_splits(groups: Sequence[str], va_N2: ArrayLike, k: int, seed: int = 0) -> list[NDArray[np.str_]]:
+    """One split for each fold: the fold is "test", and the other groups are "train" and "val" (15 % of them).
 
-    Args:
-        groups: Group of each row.
-        va_N2: Labels, finite.
-        k: Number of folds, at least 2.
-        seed: Of the folds and of the split of the rest.
-        val: Share of the rest that is "val".
-
-    Returns:
-        k arrays of names, each of shape [N]. Every row is in "test" exactly once.
-
-    Raises:
-        UsageError: If there are too few groups.
+    Every row is in "test" exactly once. Raises UsageError if there are too few groups.
     """
     fold_N, va_N2 = group_folds(groups, va_N2, k, seed), np.asarray(va_N2, np.float64)
     group_N = np.asarray(groups, np.str_)
@@ -93,7 +59,7 @@ def fold_splits(
     for fold in range(k):
         rest_N = fold_N != fold
         names_N = np.full(len(group_N), "test", "<U5")
-        names_N[rest_N] = split_groups(group_N[rest_N].tolist(), va_N2[rest_N], (1 - val, val, 0.0), seed)
+        names_N[rest_N] = split_groups(group_N[rest_N].tolist(), va_N2[rest_N], (0.85, 0.15, 0.0), seed)
         found.append(names_N)
     return found
 
@@ -166,7 +132,7 @@ def _walk(path_G: NDArray[np.int64], rows_G: NDArray[np.int64], share_K: NDArray
 
 
 def _fill_empty(part_G: NDArray[np.int64], rows_G: NDArray[np.int64], share_K: NDArray[np.float64]) -> None:
-    """Give each part that should have rows and has none the smallest group of the part that has most too many."""
+    """Give each empty part that should have rows the smallest group of the part with the largest surplus."""
     for part in np.flatnonzero(share_K > 0):
         if (part_G == part).any():
             continue
@@ -190,7 +156,7 @@ def _even_out(part_G: NDArray[np.int64], rows_G: NDArray[np.int64], share_K: NDA
 
 
 def _surplus(part_G: NDArray[np.int64], rows_G: NDArray[np.int64], share_K: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows above what is due to each part, below 0 where rows are lacking."""
+    """Rows of each part above its share, below 0 if rows are missing."""
     return np.bincount(part_G, rows_G, minlength=len(share_K)) - share_K * rows_G.sum()
 
 
@@ -201,7 +167,7 @@ def _unevenness(
     square_G2: NDArray[np.float64],
     share_K: NDArray[np.float64],
 ) -> float:
-    """How far the parts' means and standard deviations are from the whole's, and their sizes from what is due."""
+    """How far the parts' means and standard deviations are from the whole's, and their sizes from their shares."""
     wanted = np.flatnonzero(share_K > 0)
 
     def moments(mask_G: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -1,4 +1,4 @@
-"""The one way a table of labels is opened: every cell a string, every mistake one line that names file and column.
+"""The one way to open a table of labels: every cell is a string, every mistake is one line with file and column.
 
 CSV (with commas, semicolons or tabs), TSV, Parquet and JSON lines, in UTF-8.
 """
@@ -23,28 +23,17 @@ from mmva.errors import UsageError
 
 @dataclass(frozen=True)
 class Cells:
-    """A table as it was written.
+    """A table as it was written."""
 
-    Attributes:
-        name: What errors call it.
-        rows: Strings; "" where a cell is missing.
-        ragged: What was wrong with each malformed row, such as one with more cells than the header; they are not in
-            `rows`.
-    """
-
-    name: str
-    rows: pd.DataFrame
-    ragged: tuple[str, ...] = ()
+    name: str  # for errors
+    rows: pd.DataFrame  # strings; "" for a missing cell
+    ragged: tuple[str, ...] = ()  # what was wrong with each malformed row; these are not in `rows`
 
     def choose(self, columns: Mapping[str, str], optional: Collection[str] = ()) -> pd.DataFrame:
-        """Some of the columns under our names.
+        """Some of the columns under our names (`columns`: our name by the file's).
 
-        Args:
-            columns: Our name by the file's; `Clip ID`, `clip_id` and `CLIP_ID` are the same column.
-            optional: Columns of the file that become "" when they are missing.
-
-        Raises:
-            UsageError: If a column is missing, or there twice.
+        `Clip ID`, `clip_id` and `CLIP_ID` are the same column. A missing column becomes "" if it is `optional`.
+        Raises UsageError if a column is missing, or there twice.
         """
         found: dict[str, int] = {}
         times = Counter(map(_normal, self.rows.columns))
@@ -64,11 +53,7 @@ class Cells:
 
 
 def read_cells(data: bytes, name: str) -> Cells:
-    """Open a table; the extension decides the format; a name with an unknown extension is read as CSV.
-
-    Raises:
-        UsageError: If it is not a table of that format.
-    """
+    """Open a table by its extension; an unknown extension means CSV. UsageError if it is not of that format."""
     extension = name.rpartition(".")[2].lower()
     readers: dict[str, tuple[str, Callable[[bytes, str], Cells]]] = {
         "parquet": ("a Parquet file", _parquet), "jsonl": ("a file of JSON lines in UTF-8", _json_lines),
@@ -84,16 +69,9 @@ def read_cells(data: bytes, name: str) -> Cells:
 def read_strings(
     source: str | Path | bytes, name: str, columns: Mapping[str, str], optional: Collection[str] = ()
 ) -> pd.DataFrame:
-    """Columns of a table under our names, see Cells.choose; extra columns (the row index) are left out.
+    """Columns of a table (a path, or its content with a name for errors), see Cells.choose; the others are left out.
 
-    Args:
-        source: Path or content.
-        name: What errors call the content when `source` is bytes; a path is called by itself.
-        columns: Our name by the file's.
-        optional: Columns of the file that become "" when they are missing.
-
-    Raises:
-        UsageError: If the file is missing, is no table, has a malformed row, or lacks a column.
+    Raises UsageError if the file is missing, is not a table, has a malformed row, or lacks a column.
     """
     if not isinstance(source, bytes):
         name = str(source)
@@ -123,7 +101,7 @@ def _delimited(data: bytes, name: str) -> Cells:
 
 
 def _delimiter(text: str, name: str) -> str:
-    """By the name, unless the header has other ones alone."""
+    """By the name, unless the header has only other ones."""
     first_line = text.partition("\n")[0]
     by_name = "\t" if name.lower().endswith((".tsv", ".tab")) else ","
     return by_name if by_name in first_line else next((mark for mark in ";\t" if mark in first_line), by_name)

@@ -2,7 +2,7 @@
 
 `torch`       the encoder as training and evaluation use it.
 `torch-bf16`  the same under bfloat16 autocast, where the processor has instructions for it.
-`onnx`        the network exported once, run by ONNX Runtime on one thread; numpy alone prepares the items where the
-              family has a front without torch, so such a worker imports neither torch nor transformers.
+`onnx`        the network exported once, run by ONNX Runtime on one thread. If the family has a front in numpy, such a
+              worker imports neither torch nor transformers.
 `cuda`        the encoder on a GPU in float32; `cuda-bf16` under autocast.
 """

@@ -24,12 +24,7 @@ class Bf16Encoder:
     """An encoder under autocast on the CPU; embeddings stay float32."""
 
     def __init__(self, encoder: Encoder) -> None:
-        """Wrap an encoder.
-
-        Raises:
-            OperationFailed: If this processor has no bfloat16 instructions: it need not be the one that chose the
-                engine.
-        """
+        """Wrap an encoder; OperationFailed without bfloat16: this processor need not be the one that was measured."""
         if not has_bf16():
             raise OperationFailed("engine torch-bf16: this worker's processor has no bfloat16; choose another --engine")
         self._encoder = encoder

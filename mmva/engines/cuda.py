@@ -29,11 +29,7 @@ class CudaEncoder:
     """An encoder on this process's GPU, in true float32 or under bfloat16 autocast; embeddings are float32."""
 
     def __init__(self, encoder: Encoder, *, bf16: bool = False) -> None:
-        """Move an encoder to the GPU.
-
-        Raises:
-            OperationFailed: If torch sees no GPU, or this GPU has no bfloat16.
-        """
+        """Move an encoder to the GPU; OperationFailed if torch sees no GPU, or this GPU has no bfloat16."""
         if not torch.cuda.is_available():
             raise OperationFailed(
                 "engine cuda: torch sees no GPU on this worker; choose --engine auto, or install torch's CUDA build"

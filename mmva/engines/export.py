@@ -21,17 +21,10 @@ _OPSET: Final = 18
 
 
 def export_onnx(encoder: Encoder, items: Sequence[Any]) -> bytes:
-    """Export what of an encoder runs as a graph.
+    """Export the part of an encoder that runs as a graph.
 
-    Args:
-        encoder: On the CPU, in evaluation mode, its weights verified by load_encoder.
-        items: A few decoded items to trace it with.
-
-    Returns:
-        The file; its metadata name the encoder's fingerprint and the front that prepares items for it.
-
-    Raises:
-        OperationFailed: If this network has no ONNX form.
+    The encoder is on the CPU, in evaluation mode, with verified weights; it is traced with a few decoded `items`. The
+    file's metadata name its fingerprint and the front that prepares items. OperationFailed if it cannot be exported.
     """
     import onnx
 
@@ -40,7 +33,7 @@ def export_onnx(encoder: Encoder, items: Sequence[Any]) -> bytes:
     buffer = io.BytesIO()
     try:
         with warnings.catch_warnings(), torch.inference_mode():
-            # The tracer warns of every Python branch; what it computes is compared with the encoder afterwards.
+            # The tracer warns about every Python branch; its results are compared with the encoder afterwards.
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 _ByPosition(module, names).eval(),

@@ -1,7 +1,7 @@
-"""What stands before an exported network: an encoder's preparation of items in numpy, without torch or transformers.
+"""Before an exported network: an encoder's preparation of items in numpy, without torch or transformers.
 
-Each front equals its encoder's own preparation, and is made from the description that the export keeps inside the
-file. Shapes: T samples, F frames, S positions of a caption.
+Each front equals its encoder's own preparation, and is made from a description in the exported file. Shapes: T samples,
+F frames, S positions of a caption.
 """
 
 from __future__ import annotations
@@ -124,12 +124,9 @@ def make_front(description: Mapping[str, Any]) -> Front:
 
 
 def batches(keys: Sequence[Any], sizes: Sequence[int], most: int | None) -> Iterator[list[int]]:
-    """Rows that may go through a network together: of equal keys, and no more than `most` elements in a batch.
+    """Rows that may go through a network together: of equal keys, and at most `most` elements in a batch.
 
-    Args:
-        keys: Of each prepared item.
-        sizes: Elements of each.
-        most: Elements of a batch; None sets no limit. An item above it is a batch of its own.
+    `sizes` are the elements of each item; an item above `most` is a batch of its own. None sets no limit.
     """
     groups: dict[Any, list[int]] = {}
     for row, key in enumerate(keys):

@@ -1,4 +1,4 @@
-"""An encoder whose network runs in ONNX Runtime; everything about it stands in the exported file."""
+"""An encoder whose network runs in ONNX Runtime; the exported file describes everything else."""
 
 from __future__ import annotations
 
@@ -20,23 +20,13 @@ DESCRIPTION: Final = "mmva"
 
 
 class OnnxEncoder:
-    """Encodes as the encoder that was exported does.
-
-    Attributes:
-        fingerprint: Of that encoder; its weights were verified when it was exported.
-        dim: D, length of an embedding.
-        sample_rate: Rate in Hz that music must have; None for others.
-    """
+    """Gives the embeddings of the encoder that was exported; its weights were verified when it was exported."""
 
     def __init__(self, data: bytes, load_encoder: Callable[[], Encoder] | None = None) -> None:
-        """Open an exported network.
+        """Open an exported network; CheckFailed if this package did not export it.
 
-        Args:
-            data: The file's bytes, whose digest the caller has checked.
-            load_encoder: Loads the torch encoder, for a family without a front of its own.
-
-        Raises:
-            CheckFailed: If it is no network that this package exported.
+        The caller has checked the digest of `data`. `load_encoder` loads the torch encoder, for a family without a
+        front of its own.
         """
         self._session, description = _open(data)
         self.fingerprint: str = description["fingerprint"]

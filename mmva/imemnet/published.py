@@ -1,8 +1,8 @@
 """IMEMNet-C's label files, read as they were published, with everything that is wrong in them reported.
 
 `image_va.csv` has the columns `(row index), img, valence, arousal`, `music_va.csv` the columns `(row index), Clip ID,
-Valence, Arousal, Caption`. Known defects: 8 image ids stand on 22 rows with labels up to .74 apart (IAPS suffixes were
-lost), and a few labels pass 1.0 by up to .006 (the affine map from DEAM's scale). No label is ever chosen silently:
+Valence, Arousal, Caption`. Known defects: 8 image ids are on 22 rows with labels up to .74 apart (IAPS suffixes were
+lost), and a few labels exceed 1.0 by up to .006 (the affine map from DEAM's scale). No label is ever chosen silently:
 rows in = rows kept + rows dropped, and every dropped row belongs to a reported problem.
 """
 
@@ -29,14 +29,9 @@ _DEAM_CLIP_ID = re.compile(r"\d+-\d+")
 
 
 def read_image_labels(source: str | Path | bytes, name: str = "image_va.csv") -> Labels:
-    """Read `image_va.csv`: ids without extension; each image is its own group.
+    """Read `image_va.csv` (a path, or its content with a name for errors); each image is its own group.
 
-    Args:
-        source: Path or content.
-        name: What errors call the content when `source` is bytes.
-
-    Raises:
-        UsageError: If the file cannot be read as such a table; the message names file and column.
+    Raises UsageError with file and column if it cannot be read as such a table.
     """
     table = read_strings(source, name, {"img": "id", "valence": "valence", "arousal": "arousal"})
     table["caption"] = ""
@@ -51,13 +46,8 @@ def read_music_labels(
 ) -> Labels:
     """Read `music_va.csv`; the group of a clip `song-k` is its song, that of any other id the id itself.
 
-    Args:
-        source: Path or content. Column names may be written `Clip ID` or `clip_id`, in any case.
-        name: What errors call the content when `source` is bytes.
-        require_captions: Whether a file without a Caption column is an error or a table of captionless clips.
-
-    Raises:
-        UsageError: If the file cannot be read as such a table; the message names file and column.
+    A file without a Caption column is an error, or, without `require_captions`, a table of clips without captions.
+    Raises UsageError with file and column if it cannot be read as such a table.
     """
     columns = {"Clip ID": "id", "Valence": "valence", "Arousal": "arousal", "Caption": "caption"}
     table = read_strings(source, name, columns, optional=() if require_captions else ("Caption",))
@@ -71,12 +61,12 @@ def read_music_labels(
 
 
 def image_source(image_id: str) -> str:
-    """Collection that an image id belongs to by its pattern: IAPS, NAPS, EMOTIC or "other"."""
+    """Collection of an image id by its pattern: IAPS, NAPS, EMOTIC or "other"."""
     return next((source for source, pattern in _IMAGE_SOURCES if pattern.fullmatch(image_id)), "other")
 
 
 def song_of(clip_id: str) -> str:
-    """Song of a clip id `song-k`; an id of another form is a song of its own."""
+    """Song of a clip id `song-k`; an id of another form is its own song."""
     match = _CLIP_ID.fullmatch(clip_id)
     return match["song"] if match else clip_id
 

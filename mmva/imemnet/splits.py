@@ -1,4 +1,4 @@
-"""Splits that do not leak: whole songs and images, never clips of one song on both sides.
+"""Splits that do not leak: whole songs and images, never clips of one song in two splits.
 
 IMEMNet's own split is by song, 1,442 / 90 / 270 for train / val / test: the fractions .8 / .05 / .15 of 1,802 songs.
 """
@@ -19,10 +19,10 @@ from mmva.tables import read_strings
 
 FRACTIONS: Final = (0.8, 0.05, 0.15)
 LEAKAGE_WARNING: Final = (
-    "This dataset was split by clip, so clips of one song stand on both sides. Neighbouring 2 s clips of a song differ "
-    "by an MSE of only .00015: a model that recognises the song scores far better than one that hears the emotion "
-    "(MMVA reports a music-arousal MSE of .0002; .010-.015 is state of the art when songs are disjoint). Do not set "
-    "these figures beside those of a split by song."
+    "This dataset was split by clip, so clips of one song are in several splits. Neighbouring 2 s clips of a song "
+    "differ by an MSE of only .00015: a model that recognises the song scores far better than one that hears the "
+    "emotion (MMVA reports a music-arousal MSE of .0002; .010-.015 is state of the art when songs are disjoint). Do "
+    "not compare these figures with those of a split by song."
 )
 
 
@@ -32,18 +32,10 @@ def split_by_group(
     """Split name of each item, the same for all items of a group.
 
     Groups are ordered by a hash of seed and name, then cut: the result does not depend on the order or number of a
-    group's rows, and the shares of groups are exact to rounding, with at least one group in every split asked for.
+    group's rows, and the shares (train, val, test; they sum to 1) of groups are exact to rounding, with at least one
+    group in every split with a share.
 
-    Args:
-        groups: Group of each item, length N.
-        seed: Any integer; another seed gives another split.
-        fractions: Shares of the groups for train, val and test; they sum to 1.
-
-    Returns:
-        "train", "val" or "test" per item, shape [N].
-
-    Raises:
-        UsageError: If the fractions are no shares, or there are fewer groups than splits.
+    Raises UsageError for invalid fractions, or fewer groups than splits.
     """
     if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6 or fractions[0] == 0:
         raise UsageError(f"split fractions must be >= 0, sum to 1 and leave some for train, got {fractions}")
@@ -60,15 +52,14 @@ def split_by_group(
 def split_by_clip(
     ids: Sequence[str], seed: int = 0, fractions: tuple[float, float, float] = FRACTIONS
 ) -> NDArray[np.str_]:
-    """Split name of each clip on its own: it leaks (LEAKAGE_WARNING), and is there to be shown beside the other."""
+    """Split name of each clip on its own: it leaks (LEAKAGE_WARNING), and exists for comparison."""
     return split_by_group(ids, seed, fractions)
 
 
 def read_split_file(source: str | Path | bytes, name: str = "song_split.csv") -> dict[str, str]:
     """Split of each song from a published file with the columns song_id and split.
 
-    Raises:
-        UsageError: If a column is missing, a split is not one of train, val and test, or a song stands twice.
+    Raises UsageError if a column is missing, a split is not one of train, val and test, or a song is there twice.
     """
     table = read_strings(source, name, {"song_id": "song_id", "split": "split"})
     unknown = sorted(set(table["split"]) - set(SPLITS))
@@ -76,16 +67,12 @@ def read_split_file(source: str | Path | bytes, name: str = "song_split.csv") ->
         raise UsageError(f"{name}: column 'split' holds {unknown[0]!r}; it must be one of {', '.join(SPLITS)}")
     repeated = table["song_id"][table["song_id"].duplicated()]
     if len(repeated):
-        raise UsageError(f"{name}: song {repeated.iloc[0]!r} stands on several rows; keep one")
+        raise UsageError(f"{name}: song {repeated.iloc[0]!r} is on several rows; keep one")
     return dict(zip(table["song_id"], table["split"], strict=True))
 
 
 def split_by_file(groups: Sequence[str], split_of: Mapping[str, str]) -> NDArray[np.str_]:
-    """Split name of each item by its group's entry in a split file.
-
-    Raises:
-        UsageError: If a group has no entry; the message names the first.
-    """
+    """Split name of each item by its group's entry in a split file; UsageError with the first group without one."""
     missing = sorted(set(groups) - set(split_of))
     if missing:
         raise UsageError(f"the split file has no row for {len(missing)} songs, such as {missing[0]!r}; add them")

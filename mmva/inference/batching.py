@@ -1,4 +1,4 @@
-"""Units of many items through the encoders in full batches; an error costs the item that causes it, not its batch."""
+"""Units of many items through the encoders in full batches; an error affects only the item that causes it."""
 
 from __future__ import annotations
 

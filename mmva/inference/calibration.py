@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from mmva.errors import OperationFailed
 from mmva.files import write_atomically
 
 if TYPE_CHECKING:
-    from mmva.predictor import Predictor
+    from mmva.predictor import ItemEncoder, Predictor
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +36,6 @@ MIN_COSINE: Final = 0.9999
 BATCH: Final = 16
 _REPEATS: Final = 3
 _VERSIONS: Final = ("torch", "transformers", "onnx", "onnxruntime", "numpy")
-
-
-class Encodes(Protocol):
-    """An encoder under any engine."""
-
-    def encode(self, items: Sequence[Any], batch_size: int = 16) -> NDArray[np.float32]:
-        """Embeddings [N, D]."""
 
 
 class Measured(MethodConfig):
@@ -68,13 +61,7 @@ class Calibration(MethodConfig):
 def calibrate(model: Predictor, modality: str, cache: CalibrationCache) -> tuple[Calibration, bytes | None]:
     """Measure the CPU engines of a modality on this machine, unless the cache has them.
 
-    Args:
-        model: Loads the torch encoder; only if something must be measured.
-        modality: A tower of the model.
-        cache: Of this machine.
-
-    Returns:
-        The figures, and the network exported for the engine "onnx"; None if this encoder has no such form.
+    Returns the figures, and the network exported for the engine "onnx" (None if this encoder cannot be exported).
     """
     known = cache.read()
     if known is not None:
@@ -85,7 +72,7 @@ def calibrate(model: Predictor, modality: str, cache: CalibrationCache) -> tuple
 
     encoder: Any = model.encoder(modality)
     batch = made_up_items(modality, encoder.sample_rate)
-    encoders: dict[str, Encodes] = {"torch": encoder}
+    encoders: dict[str, ItemEncoder] = {"torch": encoder}
     if has_bf16():
         encoders["torch-bf16"] = Bf16Encoder(encoder)
     network = _exported(encoder, batch, cache)
@@ -101,18 +88,15 @@ def calibrate(model: Predictor, modality: str, cache: CalibrationCache) -> tuple
 
 
 def measure(
-    encoders: Mapping[str, Encodes],
+    encoders: Mapping[str, ItemEncoder],
     items: Sequence[Any],
     predict: Callable[[NDArray[np.float32]], NDArray[np.float32]],
     timer: Callable[[], float] = time.process_time,
 ) -> dict[str, Measured]:
-    """Compare engines on a batch; "torch" among them is the reference.
+    """Compare engines (name -> encoder, one thread each) on a batch; "torch" among them is the reference.
 
-    Args:
-        encoders: Engine -> encoder; one thread each.
-        items: At least one decoded item; repeated to a full batch.
-        predict: The tower: embeddings [N, D] to VA points [N, 2].
-        timer: Seconds; of the processor by default, so that a busy machine does not decide.
+    `items` are decoded and repeated to a full batch. `predict` is the tower: embeddings [N, D] to VA points [N, 2].
+    `timer` gives seconds of the processor by default, so that a busy machine does not change the choice.
     """
     batch = [items[index % len(items)] for index in range(BATCH)]
     emb = {name: encoder.encode(batch, batch_size=BATCH) for name, encoder in encoders.items()}
@@ -151,7 +135,7 @@ class CalibrationCache:
         self._file = folder / f"{sha256_hex(key.encode())[:32]}.json"
 
     def read(self) -> Calibration | None:
-        """What was measured before; None if nothing was, or it cannot be read."""
+        """The stored measurement; None if there is none or it cannot be read."""
         try:
             return Calibration.model_validate_json(self._file.read_bytes())
         except (OSError, ValidationError):
@@ -162,7 +146,7 @@ class CalibrationCache:
         write_atomically(self._file, calibration.model_dump_json(indent=1).encode())
 
     def read_network(self, sha256: str | None = None) -> bytes | None:
-        """The exported network if it is here undamaged, and has this digest if one is given."""
+        """The exported network; None if it is missing, damaged, or has another digest than `sha256`."""
         try:
             data = self.network.read_bytes()
             stored = self.network.with_suffix(".sha256").read_text(encoding="ascii")
@@ -171,17 +155,13 @@ class CalibrationCache:
         return data if sha256_hex(data) == stored and sha256 in {None, stored} else None
 
     def write_network(self, data: bytes) -> None:
-        """Store an exported network with its digest beside it."""
+        """Store an exported network and its digest."""
         write_atomically(self.network, data)
         write_atomically(self.network.with_suffix(".sha256"), sha256_hex(data).encode())
 
 
 def made_up_items(modality: str, sample_rate: int | None) -> list[Any]:
-    """Decoded items to calibrate with, the same in every call.
-
-    Raises:
-        ValueError: For music without a sample rate.
-    """
+    """Decoded items to calibrate with, the same in every call; ValueError for music without a sample rate."""
     rng = np.random.default_rng(0)
     if modality == "image":
         from PIL import Image
@@ -203,7 +183,7 @@ def sha256_hex(data: bytes) -> str:
 
 
 def _exported(encoder: Any, items: Sequence[Any], cache: CalibrationCache) -> bytes | None:
-    """The encoder's network as ONNX, from the cache or now; None if it has no such form."""
+    """The encoder's network as ONNX, from the cache or now; None if it cannot be exported."""
     data = cache.read_network()
     if data is not None:
         return data
@@ -248,5 +228,5 @@ def _cosines(a_ND: NDArray[np.float32], b_ND: NDArray[np.float32]) -> NDArray[np
 
 
 def _or_worst(value: Any, worst: float) -> float:
-    """A figure, or the worst one where the engine gave NaN."""
+    """A figure, or the worst one if the engine gave NaN."""
     return float(value) if np.isfinite(value) else worst

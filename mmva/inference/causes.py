@@ -6,7 +6,7 @@ from typing import Final
 
 from mmva.errors import CheckFailed, EnvironmentFault, MediaError, OperationFailed, UsageError
 
-# Raised where no item can be at fault, such as a model that cannot be loaded.
+# Raised where no item can be the cause, such as a model that cannot be loaded.
 NOT_AN_ITEM: Final = (OperationFailed, CheckFailed, UsageError)
 _CUDA_MARKS: Final = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS")
 
@@ -19,7 +19,7 @@ def as_media_error(error: Exception, stage: str) -> MediaError:
 
 
 def fetch_error(error: Exception) -> MediaError:
-    """Why an item's bytes could not be read."""
+    """An item's MediaError for an error of reading its bytes."""
     if isinstance(error, FileNotFoundError):
         return MediaError("not-found", str(error), stage="fetch")
     if isinstance(error, PermissionError):
@@ -30,7 +30,7 @@ def fetch_error(error: Exception) -> MediaError:
 
 
 def is_environment_fault(error: Exception) -> bool:
-    """Whether a failed fetch says that access to storage as a whole is broken (expired credentials, no such bucket)."""
+    """Whether a failed fetch shows that storage as a whole is not accessible (expired credentials, no such bucket)."""
     return isinstance(error, EnvironmentFault) or bool(getattr(error, "environment", False))
 
 

@@ -31,7 +31,7 @@ class Preprocessing(MethodConfig):
 def default_preprocessing(
     backbones: Mapping[str, Mapping[str, Any]], window_s: float = WINDOW_S, hop_s: float = HOP_S
 ) -> Preprocessing:
-    """What a bundle records of its backbones ({modality: {"fingerprint": ...}}), and how media are cut by default."""
+    """Preprocessing for a bundle's backbones ({modality: {"fingerprint": ...}}), with the default windows."""
     fingerprints = {modality: str(record["fingerprint"]) for modality, record in backbones.items()}
     return Preprocessing(
         fingerprints=fingerprints, window_s=window_s, hop_s=hop_s, short_side=SHORT_SIDE, decoders=DECODERS
@@ -45,9 +45,9 @@ class EngineInfo(MethodConfig):
     file: str | None = Field(None, description="the exported network, relative to the run; onnx only")
     sha256: str | None = Field(None, description="of the file")
     max_va_difference: float | None = Field(
-        0.0, description="largest difference to fp32 torch on the calibration batch; none if it was not compared"
+        0.0, description="largest difference to fp32 torch on the calibration batch; null if it was not compared"
     )
-    min_cosine: float | None = Field(1.0, description="of its embeddings with those of fp32 torch, there")
+    min_cosine: float | None = Field(1.0, description="of its embeddings with those of fp32 torch, on that batch")
     items_per_s: dict[str, float] = Field({}, description="engine -> calibrated speed of one core, for --plan")
 
     @property
@@ -57,11 +57,7 @@ class EngineInfo(MethodConfig):
 
 
 def check_engine_name(name: str) -> str:
-    """The name of an engine, or "auto"; needs no model.
-
-    Raises:
-        UsageError: If there is no such engine.
-    """
+    """The name of an engine, or "auto"; UsageError if there is no such engine."""
     if name not in ENGINE_CHOICES:
         raise UsageError(f"engine {name!r} is unknown; choose one of {', '.join(ENGINE_CHOICES)}")
     return name

@@ -19,13 +19,10 @@ from mmva.modalities import MEDIA_KINDS, towers_of
 
 
 class Unit(NamedTuple):
-    """What an encoder embeds at once.
+    """What an encoder embeds at once: `content` is an RGB image, mono float32 samples [T], or text.
 
-    Attributes:
-        track: The tower that reads it.
-        start_s: Start of its window in seconds; 0 for images and captions.
-        end_s: Length of the track in seconds as far as it is known; 0 for images and captions.
-        content: RGB image, mono float32 samples [T], or text; or what an encoder prepared from it.
+    `track` is the tower that reads it (then `content` may be what its encoder prepared). `start_s` is the start of the
+    window and `end_s` the known length of the track, in seconds; both are 0 for images and captions.
     """
 
     track: str
@@ -52,14 +49,7 @@ class Decoder:
         preprocessing: Preprocessing,
         limits: Limits,
     ) -> None:
-        """Bind to what the model needs.
-
-        Args:
-            towers: Modalities that the model has a tower for.
-            sample_rate: Gives the rate of music in Hz; called when the first music is decoded.
-            preprocessing: Windows, and the size of images.
-            limits: Limits of an item.
-        """
+        """Bind to what the model needs; `sample_rate` gives the rate of music in Hz when the first music is decoded."""
         self._towers, self._sample_rate = towers, sample_rate
         self._preprocessing, self._limits = preprocessing, limits
 
@@ -74,11 +64,7 @@ class Decoder:
         return None
 
     def units(self, modality: str, data: bytes) -> Iterator[Unit]:
-        """The units of an item, track after track.
-
-        Raises:
-            MediaError: What is wrong with it, possibly after some units: a file may be damaged at its end.
-        """
+        """The units of an item, track after track. MediaError, possibly after some units, if the file is damaged."""
         if modality == "caption":
             yield Unit("caption", 0.0, 0.0, clean_caption(data, self._limits))
         elif modality == "image":

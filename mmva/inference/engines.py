@@ -54,16 +54,14 @@ def choose_engines(
         bundle: The model's files by name.
         wanted: "auto" or an engine's name. "auto" is "cuda" if the workers have a GPU, else the fastest CPU engine that
             is faithful to fp32 torch. GPU engines are not measured: this process may have no GPU.
-        towers: Those that the catalog needs; one that the model lacks is left out.
+        towers: Modalities in the catalog; those without a tower are left out.
         files: The run's output.
         cache: Folder for this machine's calibrations.
         load: Loads an encoder.
         gpu: Whether the workers have a GPU.
-        measure: Modality -> its calibration; `calibrate_bundle` in this process by default. A cluster runs it on a
-            worker.
+        measure: Modality -> its calibration, for a cluster that measures on a worker; by default measured here.
 
-    Raises:
-        UsageError: For an unknown engine, or one that does not exist for a modality.
+    Raises UsageError for an unknown engine, or one that does not exist for a modality.
     """
     name = check_engine_name(wanted)
     if name == "auto" and gpu:
@@ -96,16 +94,10 @@ def calibrate_bundle(
 def load_predictor(
     bundle: Mapping[str, bytes], engines: Mapping[str, EngineInfo], files: Files, load: LoadEncoder
 ) -> Predictor:
-    """The model with its engines; each encoder is loaded when it is first used.
+    """The model with its engines (fp32 torch by default); each encoder is loaded when it is first used.
 
-    Args:
-        bundle: The model's files by name.
-        engines: Modality -> engine; fp32 torch for others.
-        files: The run's output, from which alone exported networks are read.
-        load: Loads an encoder.
-
-    Raises:
-        CheckFailed: If the bundle was altered; later, if an exported network is not the one that was planned.
+    Exported networks are read from the run's `files` only. Raises CheckFailed if the bundle was changed; later, if an
+    exported network is not the planned one.
     """
     info, contents = unpacked(bundle)
 
@@ -139,12 +131,12 @@ def sample_rate_of(info: BundleInfo) -> int | None:
 
 
 def pack_bundle(directory: Path) -> dict[str, bytes]:
-    """A bundle's files by name, to ship to workers: their machines need not have the folder."""
+    """A bundle's files by name, to send to workers that do not have the folder."""
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
 
 
 def unpacked(bundle: Mapping[str, bytes]) -> tuple[BundleInfo, Mapping[str, bytes]]:
-    """Description and files of a bundle that was shipped as bytes; CheckFailed if it was altered."""
+    """Description and files of a bundle that was sent as bytes; CheckFailed if it was changed."""
     with tempfile.TemporaryDirectory(prefix="mmva-bundle-") as folder:
         for name, data in bundle.items():
             (Path(folder) / name).write_bytes(data)
@@ -175,16 +167,9 @@ def _choose(modality: str, wanted: str, calibration: Calibration, network: bytes
         sha256 = sha256_hex(network)
         path = _network_path(modality, sha256)
         files.put_if_absent(path, network)
-    return EngineInfo.model_validate(
-        {
-            "name": name,
-            "file": path,
-            "sha256": sha256,
-            "max_va_difference": figures.max_va_difference,
-            "min_cosine": figures.min_cosine,
-            "items_per_s": {engine: round(other.items_per_s, 1) for engine, other in measured.items()},
-        }
-    )
+    speeds = {engine: round(other.items_per_s, 1) for engine, other in measured.items()}
+    record = {"name": name, "file": path, "sha256": sha256, "items_per_s": speeds}
+    return EngineInfo.model_validate(figures.model_dump() | record)
 
 
 def _spec(info: BundleInfo, modality: str) -> BackboneSpec:

@@ -1,4 +1,4 @@
-"""The bytes of items, read ahead of their turn: retried through outages, with faults of the environment told apart."""
+"""The bytes of items, read ahead: repeated during outages; errors of the environment and of items are separated."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _REPORT_S: Final = 5.0
 
 
 class Outage:
-    """How long storage has been unavailable, as all threads of a process see it; any answer of storage ends it."""
+    """How long storage has been unavailable, for all threads of a process; any answer of storage ends the outage."""
 
     def __init__(self, patience_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._patience_s, self._clock = patience_s, clock
@@ -68,13 +68,9 @@ class Fetching:
     ) -> None:
         """Bind to a way of reading; nothing is read yet.
 
-        Args:
-            fetch: Reads one file. An error with a true attribute `environment` is an EnvironmentFault.
-            max_bytes: Largest file to read.
-            is_outage: Whether an error means that storage gives no answer; the request is then repeated.
-            patience_s: Seconds that an outage may last before its error is raised.
-            threads: Requests in flight.
-            on_progress: Called with "fetch" when the caller has to wait for bytes, and every few seconds of the wait.
+        `is_outage` says whether an error means that storage does not answer: the request is then repeated for up to
+        `patience_s` seconds. An error with a true attribute `environment` is an EnvironmentFault. `on_progress` is
+        called with "fetch" when the caller has to wait for bytes, and every few seconds of the wait.
         """
         self._fetch, self._max_bytes, self._is_outage = fetch, max_bytes, is_outage
         self._outage, self._on_progress = Outage(patience_s), on_progress
@@ -84,9 +80,8 @@ class Fetching:
     def read(self, items: Sequence[Item], *, items_at_fault: bool = False) -> Generator[tuple[Item, bytes], None, None]:
         """Yield items with their bytes, in order; an item that cannot be read gets its error and is left out.
 
-        Args:
-            items: Without an error; each has a caption or a URI.
-            items_at_fault: The environment is known to work: a cause that all fetches share is then the items' own.
+        Each item has a caption or a URI and no error. With `items_at_fault` (the environment is known to work), a cause
+        that all fetches share is the items' own.
 
         Raises:
             EnvironmentFault: If an error of the environment is met, or all fetches (at least 8) fail for one cause.
@@ -151,13 +146,13 @@ class Fetching:
 def _check_failures(
     failed: Sequence[tuple[Item, Exception, MediaError]], requests: int, *, items_at_fault: bool
 ) -> None:
-    """Raise EnvironmentFault if all fetches failed and their items are not to blame."""
+    """Raise EnvironmentFault if all fetches failed for a cause that is not the items' own."""
     if not failed or len(failed) < requests:
         return
     item, error, cause = failed[0]
     if all(is_environment_fault(one) for _, one, _ in failed):
         raise _as_fault(error, item.uri) from error
-    # A MediaError is raised for what a file is (too large, outside the roots), which says nothing of the environment.
+    # A MediaError is about the file (too large, outside the roots) and says nothing about the environment.
     alike = all(found.code == cause.code and not isinstance(one, MediaError) for _, one, found in failed)
     if alike and len(failed) >= _ALL_FAILED and not items_at_fault:
         raise EnvironmentFault(f"fetch: all {len(failed)} files fail with {cause.code}, first {item.uri}: {cause}")

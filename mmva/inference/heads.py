@@ -43,9 +43,7 @@ _NON_FINITE: Final = {
 def predict(model: MMVA | Predictor, embedded: Embedded) -> Predicted:
     """Run the heads over embedded items. An item whose embedding or point is not finite becomes an error.
 
-    Args:
-        model: Towers; encoders are not used.
-        embedded: As Pipeline.embed gives it, or read from storage; its windows may be float16.
+    `embedded` may be read from storage, with float16 windows. The model's encoders are not used.
     """
     rows, windows = embedded.rows, embedded.windows
     va_N2, finite_N = _points(model, rows)

@@ -17,15 +17,10 @@ _POLL_S: Final = 0.1
 def interleaved(
     streams: Iterator[tuple[KeyT, Iterator[ValueT]]], threads: int
 ) -> Generator[tuple[KeyT, ValueT], None, None]:
-    """Values of many streams with their keys; each stream keeps its order.
+    """Values of many streams with their keys; each stream keeps its order. Raises the first error of a stream.
 
-    Args:
-        streams: Taken one after another, by one thread at a time.
-        threads: 0 drains one stream after another in the caller's thread. Otherwise each thread drains a stream of its
-            own, the streams mix, and at most two values a thread wait for the consumer.
-
-    Raises:
-        Exception: The first error of a stream, or of `streams` itself.
+    With 0 `threads` the caller's thread drains one stream after another. Otherwise each thread drains its own stream,
+    the streams mix, and at most two values per thread wait for the consumer.
     """
     if not threads:
         yield from ((key, value) for key, stream in streams for value in stream)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mmva.errors import MediaError
 from mmva.inference.decode import Decoder
-from mmva.inference.tables import EMBEDDING_SCHEMA, ERROR_SCHEMA, WINDOW_SCHEMA, lists, table_of
+from mmva.inference.tables import EMBEDDING_SCHEMA, ERROR_SCHEMA, WINDOW_SCHEMA, table_of
 
 _MESSAGE_CHARACTERS: Final = 500
 
@@ -35,11 +35,7 @@ class Track:
 class Media:
     """What an item's bytes become; shared by all items of the same bytes.
 
-    Attributes:
-        tracks: Tower -> its windows, in the order in which their embeddings are stored.
-        duration_s: Of music and video.
-        error: Why the bytes cannot be used.
-        complete: Whether all of it is decoded.
+    `tracks` maps a tower to its windows, in the order in which embeddings are stored. `complete`: all of it is decoded.
     """
 
     tracks: dict[str, Track] = field(default_factory=dict)
@@ -93,7 +89,7 @@ def items_of(table: pa.Table) -> list[Item]:
 
 
 def refusal(decoder: Decoder, item: Item) -> MediaError | None:
-    """Why an item cannot be embedded, known before anything is fetched."""
+    """Why an item cannot be embedded, if that is known before anything is fetched."""
     error = decoder.refusal(item.modality)
     if error is None and item.caption is None and item.uri is None:
         return MediaError("no-media", "the row has neither a uri nor, for captions, a text", stage="catalog")
@@ -101,13 +97,11 @@ def refusal(decoder: Decoder, item: Item) -> MediaError | None:
 
 
 def embedding_table(items: Sequence[Item]) -> pa.Table:
-    """Embedded items (EMBEDDING_SCHEMA)."""
+    """Embedded items as a table (EMBEDDING_SCHEMA)."""
     media = [item.media for item in items if item.media is not None]
-    if not media:
-        return EMBEDDING_SCHEMA.empty_table()
     columns = {
         **_names(items),
-        "embedding": lists([np.concatenate([track.mean() for track in one.tracks.values()]) for one in media]),
+        "embedding": [np.concatenate([track.mean() for track in one.tracks.values()]) for one in media],
         "tracks": [
             list(one.tracks) if item.modality == "video" else None for item, one in zip(items, media, strict=True)
         ],
@@ -128,7 +122,7 @@ def window_table(items: Sequence[Item]) -> pa.Table:
     if not found:
         return WINDOW_SCHEMA.empty_table()
     ids, tracks, starts_s, embeddings = zip(*found, strict=True)
-    columns = {"id": ids, "track": tracks, "start_s": starts_s, "embedding": lists(embeddings)}
+    columns = {"id": ids, "track": tracks, "start_s": starts_s, "embedding": embeddings}
     return table_of(columns, WINDOW_SCHEMA)
 
 

@@ -1,9 +1,9 @@
-"""The one path from bytes to embeddings: fetch, decode, batch across items, embed. It knows no run and no plan.
+"""The one path from bytes to embeddings: fetch, decode, batch across items, embed. It does not know runs or plans.
 
     pipeline = Pipeline(model.dims, model.encoder, preprocessing, fetch)
     predicted = predict(model, pipeline.embed(items))          # mmva.inference.heads
 
-Every item ends in exactly one of two tables: embeddings or errors. Items of the same bytes are embedded once.
+Every item is a row of exactly one of two tables: embeddings or errors. Items of the same bytes are embedded once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Sources = Generator[tuple[Item, Iterator[Unit]], None, None]
 
 @dataclass
 class _Call:
-    """One call's items: bytes already met, and time by stage."""
+    """One call's items: bytes met so far, and time by stage."""
 
     media: dict[tuple[str, str], tuple[Item, Media]] = field(default_factory=dict)
     shared: list[Item] = field(default_factory=list)
@@ -68,17 +68,17 @@ class Pipeline:
 
         Args:
             towers: Modalities that there is an encoder for.
-            encoder: Tower -> its encoder; called once a tower, when its first item comes.
+            encoder: Tower -> its encoder; called once for each tower, with its first item.
             preprocessing: Windows, and the size of images.
             fetch: (URI, known size or None, most bytes) -> bytes, from several threads; see Fetching.
             batch_size: Images, windows or captions embedded at once; results do not depend on it.
-            limits: Limits of an item; the defaults if None.
-            is_outage: Whether a fetch's error means that storage gives no answer; the fetch is then repeated.
-            patience_s: Seconds that an outage may last.
+            limits: Limits of an item.
+            is_outage: See Fetching.
+            patience_s: See Fetching.
             fetch_threads: Requests in flight.
             decode_threads: Threads that decode and prepare while a GPU computes; 0 decodes in the caller's thread.
-            on_progress: Called with "load" (an encoder), "fetch", "decode" or "infer" when such a step begins; "fetch"
-                only if there is something to wait for.
+            on_progress: Called with "load", "fetch", "decode" or "infer" when such a step begins; "fetch" only if there
+                is something to wait for.
         """
         self._batch_size, self._decode_threads, self._on_progress = batch_size, decode_threads, on_progress
         limits = limits or Limits()
@@ -96,17 +96,15 @@ class Pipeline:
         self._remembered_bytes = 0
 
     def embed(self, items: pa.Table, *, items_at_fault: bool = False) -> Embedded:
-        """Embed items from their bytes.
+        """Embed items: columns id, uri, modality, and optionally caption (the text itself) and bytes (the known size).
 
-        Args:
-            items: Columns id, uri, modality, and optionally caption (the text itself) and bytes (the known size).
-            items_at_fault: The environment is known to work, so a failure that all items share is the items' own.
+        With `items_at_fault` the environment is known to work, so a failure that all items share is the items' own.
 
         Raises:
             EnvironmentFault: If fetches or the encoder fail for every item, or the GPU is lost; there are no results.
             OperationFailed: If an encoder cannot be loaded.
-            Exception: The error of an outage that lasts longer than patience_s. Embeddings that are done are kept, so
-                a second call does not compute them again.
+            Exception: The error of an outage that lasts longer than patience_s. Finished embeddings are kept, so a
+                second call does not compute them again.
         """
         call = _Call()
         all_items = items_of(items)
@@ -114,7 +112,7 @@ class Pipeline:
         return self._embedded(all_items, sources, call, items_at_fault=items_at_fault)
 
     def embed_decoded(self, decoded: pa.Table, *, items_at_fault: bool = False) -> Embedded:
-        """Embed the items of a decode stage (DECODED_SCHEMA); the results are those of `embed`. Raises likewise."""
+        """Embed the items of a decode stage (DECODED_SCHEMA), with the results and errors of `embed`."""
         call = _Call()
         all_items, states = decoded_items(decoded)
         sources = self._staged(all_items, states, call, items_at_fault=items_at_fault)
@@ -190,7 +188,7 @@ class Pipeline:
         yield from self._fetched(later, call, items_at_fault=items_at_fault)
 
     def _is_new(self, item: Item, call: _Call) -> bool:
-        """Give an item its media: those of the same bytes, if there are any; whether they are new."""
+        """Give an item its media, or that of an earlier item of the same bytes; whether it is new."""
         if item.key in call.media:
             item.media = call.media[item.key][1]
         elif item.key in self._remembered:

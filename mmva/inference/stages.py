@@ -49,9 +49,8 @@ DECODED_SCHEMA: Final = pa.schema(
         pa.field("caption", pa.string()),
         pa.field("bytes", pa.int64()),
         pa.field("sha256", pa.string()),  # null where nothing was fetched
-        pa.field(
-            "units", pa.list_(UNIT)
-        ),  # null where the item does not travel decoded, or an earlier row has its bytes
+        # null if the item does not travel decoded, or an earlier row has its bytes
+        pa.field("units", pa.list_(UNIT)),
         pa.field("media", pa.large_binary()),  # the encoded bytes of an item that does not travel decoded
         pa.field("stage", pa.string()),  # of an error, else null
         pa.field("error", pa.string()),
@@ -76,14 +75,9 @@ class DecodeStage:
     ) -> None:
         """Bind to what the model needs.
 
-        Args:
-            towers: Modalities that the model has a tower for.
-            sample_rate: Rate of music in Hz, see engines.sample_rate_of; None if there is no music.
-            preprocessing: Windows, and the size of images.
-            fetch: See Fetching.
-            limits: Limits of an item; the defaults if None.
-            most_bytes: Bytes of decoded and encoded media in one table; one item more may be held.
-            fetching: Makes the Fetching, for outages and progress: partial(Fetching, is_outage=..., patience_s=...).
+        `sample_rate` is the rate of music in Hz (engines.sample_rate_of), None if there is no music. One table holds at
+        most `most_bytes` of decoded and encoded media, and one item more. `fetching` makes the Fetching, for outages
+        and progress: partial(Fetching, is_outage=..., patience_s=...).
         """
         limits = limits or Limits()
         self._decoder = Decoder(towers, lambda: sample_rate, preprocessing, limits)
@@ -93,9 +87,8 @@ class DecodeStage:
     def __call__(self, items: pa.Table, *, items_at_fault: bool = False) -> pa.Table:
         """Decode items (columns as for Pipeline.embed) into a table (DECODED_SCHEMA) for Pipeline.embed_decoded.
 
-        Raises:
-            EnvironmentFault: If an error of the environment is met, or all fetches fail for one cause.
-            Exception: The error of an outage that lasts too long.
+        Raises EnvironmentFault if all fetches fail for one cause or an error of the environment is met, and the error
+        of an outage that lasts too long.
         """
         all_items = items_of(items)
         for item in all_items:
@@ -125,7 +118,7 @@ class _Row:
         self.media: bytes | None = None
 
     def fill(self, decoder: Decoder, data: bytes) -> int:
-        """Decode the item, or keep its bytes if the decoded form is large; bytes that it holds now."""
+        """Decode the item, or keep its bytes if the decoded form is large; returns the bytes that it holds now."""
         if self.item.modality == "video":
             self.media = data
             return len(data)
@@ -147,7 +140,7 @@ class _Row:
 
 
 def decoded_items(decoded: pa.Table) -> tuple[list[Item], list[Iterator[Unit] | bytes | None]]:
-    """The items of a table (DECODED_SCHEMA) and what travelled of each: units, encoded bytes, or nothing."""
+    """The items of a table (DECODED_SCHEMA), and for each: its units, its encoded bytes, or nothing."""
     items = items_of(decoded)
     columns = (decoded[name].combine_chunks() for name in ("sha256", "stage", "error", "message", "units", "media"))
     states: list[Iterator[Unit] | bytes | None] = []
@@ -194,8 +187,8 @@ def _table(rows: Sequence[_Row]) -> pa.Table:
     columns = {name: [getattr(item, name) for item in items] for name in ("id", "uri", "modality", "caption", "sha256")}
     columns |= {
         "bytes": [item.size for item in items],
-        "units": pa.array([row.units for row in rows], pa.list_(UNIT)),
-        "media": pa.array([row.media for row in rows], pa.large_binary()),
+        "units": [row.units for row in rows],
+        "media": [row.media for row in rows],
         "stage": [error and error.stage for error in errors],
         "error": [error and error.code for error in errors],
         "message": [error and str(error) for error in errors],

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 WINDOW: Final = pa.struct([("start_s", pa.float64()), ("valence", pa.float32()), ("arousal", pa.float32())])
 
-# What is known of an item before the heads run.
+# What is known about an item before the heads run.
 EMBEDDING_FIELDS: Final = {
     one.name: one
     for one in (
@@ -73,56 +73,35 @@ ERROR_SCHEMA: Final = pa.schema(
 class Embedded:
     """Items as embeddings: each item is in exactly one of `rows` and `errors`, in the items' order.
 
-    Attributes:
-        ids: Of all items, in their order.
-        rows: EMBEDDING_SCHEMA.
-        windows: WINDOW_SCHEMA; sorted by item, track and start.
-        errors: ERROR_SCHEMA.
-        same_bytes: Ids of the rows that have the embedding of another item with the same bytes.
-        seconds: Time of this process by stage: "fetch", "decode", "infer".
+    `ids` are of all items, `same_bytes` of the rows that share the embedding of another item with the same bytes.
+    `seconds` is the time of this process by stage: "fetch", "decode", "infer".
     """
 
     ids: pa.Array
-    rows: pa.Table
-    windows: pa.Table
-    errors: pa.Table
+    rows: pa.Table  # EMBEDDING_SCHEMA
+    windows: pa.Table  # WINDOW_SCHEMA; sorted by item, track and start
+    errors: pa.Table  # ERROR_SCHEMA
     same_bytes: pa.Array = field(default_factory=lambda: pa.array([], pa.string()))
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """Items as rows with points: each item is in exactly one of `rows` and `errors`, in the items' order.
+    """Items as rows with points: each item is in exactly one of `rows` and `errors`, in the items' order."""
 
-    Attributes:
-        rows: ROW_SCHEMA.
-        windows: WINDOW_SCHEMA, of the items in `rows`.
-        errors: ERROR_SCHEMA.
-    """
-
-    rows: pa.Table
-    windows: pa.Table
-    errors: pa.Table
+    rows: pa.Table  # ROW_SCHEMA
+    windows: pa.Table  # WINDOW_SCHEMA, of the items in `rows`
+    errors: pa.Table  # ERROR_SCHEMA
 
 
 def table_of(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
     """Columns (Arrow arrays, numpy arrays or lists) as a table of exactly this schema."""
-    arrays = []
-    for column in schema:
-        values = columns[column.name]
-        array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
-        arrays.append(array if array.type == column.type else array.cast(column.type))
-    return pa.Table.from_arrays(arrays, schema=schema)
+    return pa.Table.from_pydict(columns, schema=schema)
 
 
 def constant(value: Any, kind: pa.DataType, count: int) -> pa.Array:
     """A column of one value."""
     return pa.repeat(pa.scalar(value, kind), count)
-
-
-def lists(parts: Sequence[NDArray[Any]]) -> pa.ListArray:
-    """Vectors of any lengths as one list array; at least one vector."""
-    return pa.ListArray.from_arrays(offsets([len(part) for part in parts]), pa.array(np.concatenate(parts)))
 
 
 def offsets(lengths: Sequence[int] | NDArray[np.integer]) -> pa.Array:

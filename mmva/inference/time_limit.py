@@ -1,4 +1,4 @@
-"""A limit on each step of an item, for decoders that hang in native code and react to nothing but the process's end."""
+"""A limit on each step of an item, for decoders that hang in native code: only the end of the process stops them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Self
 class TimeLimit:
     """Ends the process if a step takes too long, with a traceback on stderr.
 
-    Fetching is not timed, because storage has limits of its own; nor is the loading of an encoder, which may download.
+    Fetching is not timed, because storage has its own limits; nor is the loading of an encoder, which may download.
     """
 
     def __init__(self, limit_s: float) -> None:

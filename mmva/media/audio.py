@@ -12,17 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmva.errors import MediaError
-from mmva.media.audio_sources import AudioSource, open_audio
+from mmva.media.audio_sources import AudioSource, open_audio, page_end
 from mmva.media.downmix import Downmix
 from mmva.media.formats import AUDIO_FORMATS, sound_start
 from mmva.media.guards import checked_format
 from mmva.media.limits import Limits
-from mmva.media.ogg import page_end
 from mmva.media.resample import resample_blocks
 
-# Encoders pad and trim a little: a file this close to its header's length is whole.
+# Encoders pad and trim a little: a file this close to its header's length is complete.
 _WHOLE_SHARE, _CODEC_DELAY_FRAMES = 0.98, 4096
-# Data sizes from here up are what writers to a pipe put when they do not know the length.
+# Data sizes from here up are written to a pipe, when the length is not known.
 _UNKNOWN_CHUNK_SIZE = 0x7FFF_F000
 _ROUNDING = 1e-9  # of sums of seconds
 _ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
@@ -41,12 +40,8 @@ class AudioInfo:
 def decode_audio(data: bytes, sample_rate: int, limits: Limits | None = None) -> NDArray[np.float32]:
     """Decode to mono, shape [T] float32, finite, full scale 1, resampled to `sample_rate` Hz.
 
-    Channels are mixed as mmva.media.downmix says. Memory is about twice the result: see stream_audio.
-
-    Args:
-        data: The encoded file: wav, aiff, flac, mp3, ogg (Vorbis, Opus), m4a/mp4, mka/webm, wma or raw AAC.
-        sample_rate: Hz wanted.
-        limits: Limits of an item; the defaults if None.
+    `data` is a file: wav, aiff, flac, mp3, ogg (Vorbis, Opus), m4a/mp4, mka/webm, wma or raw AAC. Channels are mixed as
+    described in mmva.media.downmix. Memory is about twice the result: see stream_audio.
 
     Raises:
         MediaError: "empty-file", "too-many-bytes", "not-audio", "corrupt-audio", "truncated-audio", "no-sound",
@@ -62,8 +57,8 @@ def stream_audio(
     """The result of decode_audio in blocks of some seconds, so that memory does not grow with the duration.
 
     `accepted` are the formats to read; mmva.media.video names those whose sound is one track of several. Raises what
-    decode_audio raises, possibly after some blocks: a file may turn out damaged only at its end. Where the sample rate
-    changes midway, resampling begins anew.
+    decode_audio raises, possibly after some blocks: a file may turn out damaged only at its end. If the sample rate
+    changes midway, resampling starts again.
     """
     limits = limits or Limits()
     kind, data = _sound_of(data, limits, accepted)
@@ -74,10 +69,9 @@ def stream_audio(
 
 
 def probe_audio(data: bytes, limits: Limits | None = None) -> AudioInfo:
-    """Read the header and check it against the limits; sound is decoded only if the header knows no duration.
+    """Read the header and check it against the limits; sound is decoded only if the header has no duration.
 
-    Raises:
-        MediaError: As decode_audio, as far as the header shows it.
+    Raises MediaError as decode_audio, as far as the header shows it.
     """
     limits = limits or Limits()
     kind, data = _sound_of(data, limits, AUDIO_FORMATS)
@@ -90,18 +84,20 @@ def probe_audio(data: bytes, limits: Limits | None = None) -> AudioInfo:
 
 
 def _sound_of(data: bytes, limits: Limits, accepted: Collection[str]) -> tuple[str, bytes]:
-    """The format, and the data from where the sound begins, checked to reach its end."""
+    """The format, and the data from the start of the sound, checked to be complete."""
     kind = checked_format(data, limits, accepted, "not-audio")
     start = sound_start(data)
     sound = data[start:] if start else data
-    _refuse_truncated(sound, kind)
+    # Some decoders accept truncated files: compare their end with the sizes in the header.
+    if kind in _MISSING_BYTES and (missing := _MISSING_BYTES[kind](sound)) > 0:
+        raise MediaError("truncated-audio", f"the file ends {missing:,} bytes early")
     return kind, sound
 
 
 def _check_header(source: AudioSource, limits: Limits) -> None:
     _check_parameters(source.sample_rate, source.channels, limits)
-    if source.duration_s is not None and source.duration_s > limits.max_duration_s:
-        raise MediaError("too-long", f"{source.duration_s:,.0f} s, over the limit of {limits.max_duration_s:,.0f}")
+    if source.duration_s is not None:
+        limits.check_duration(source.duration_s)
 
 
 def _check_parameters(sample_rate: int, channels: int, limits: Limits) -> None:
@@ -115,7 +111,7 @@ def _check_parameters(sample_rate: int, channels: int, limits: Limits) -> None:
 
 
 def _mono(source: AudioSource, limits: Limits) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Sample rate and mono samples of each block, with every promise of the header and every sample checked."""
+    """Sample rate and mono samples of each block; checks the header's claims and every sample."""
     downmix = Downmix()
     held_s = 0.0
     for block in source.blocks:
@@ -139,25 +135,14 @@ def _mono(source: AudioSource, limits: Limits) -> Iterator[tuple[int, NDArray[np
     downmix.refuse_cancelled()
 
 
-def _refuse_truncated(data: bytes, kind: str) -> None:
-    """Decoders do not notice that these formats are cut short: compare what they promise with the file's end."""
-    count = _MISSING_BYTES.get(kind)
-    if count is not None and (missing := count(data)) > 0:
-        raise MediaError("truncated-audio", f"the file ends {missing:,} bytes early")
-
-
 def _missing_wav_bytes(data: bytes) -> int:
-    """Of RF64 and BW64 the decoder knows: their sizes of 64 bits stand elsewhere."""
+    """RF64 and BW64 have sizes of 64 bits in another place, which the decoder checks."""
     order: Literal["little", "big"] = "big" if data[:4] == b"RIFX" else "little"
     return _missing_chunk_bytes(data, b"data", order) if data[:4] in {b"RIFF", b"RIFX"} else 0
 
 
-def _missing_aiff_bytes(data: bytes) -> int:
-    return _missing_chunk_bytes(data, b"SSND", "big")
-
-
 def _missing_chunk_bytes(data: bytes, name: bytes, order: Literal["little", "big"]) -> int:
-    """How many bytes the chunk with the samples lacks."""
+    """How many bytes are missing in the chunk with the samples."""
     position = 12
     while position + 8 <= len(data):
         size = int.from_bytes(data[position + 4 : position + 8], order)
@@ -166,10 +151,6 @@ def _missing_chunk_bytes(data: bytes, name: bytes, order: Literal["little", "big
             return missing if size < _UNKNOWN_CHUNK_SIZE and missing > (1 - _WHOLE_SHARE) * size else 0
         position += 8 + size + size % 2
     return 0
-
-
-def _missing_ogg_bytes(data: bytes) -> int:
-    return page_end(data, data.rfind(b"OggS")) - len(data)
 
 
 def _missing_asf_bytes(data: bytes) -> int:
@@ -181,5 +162,8 @@ def _missing_asf_bytes(data: bytes) -> int:
 
 
 _MISSING_BYTES: Final[dict[str, Callable[[bytes], int]]] = {
-    "wav": _missing_wav_bytes, "aiff": _missing_aiff_bytes, "ogg": _missing_ogg_bytes, "asf": _missing_asf_bytes,
-}  # fmt: skip
+    "wav": _missing_wav_bytes,
+    "aiff": lambda data: _missing_chunk_bytes(data, b"SSND", "big"),
+    "ogg": lambda data: page_end(data, data.rfind(b"OggS")) - len(data),
+    "asf": _missing_asf_bytes,
+}

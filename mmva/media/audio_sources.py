@@ -1,12 +1,13 @@
-"""The two decoders of audio, libsndfile and FFmpeg (PyAV), behind one small interface: a header and blocks of frames.
+"""The two decoders of audio, libsndfile and FFmpeg (PyAV), behind one interface: a header and blocks of frames.
 
-FFmpeg's demuxer is always named after the sniffed format, never probed: playlists (HLS, concat) that would open other
-files and hosts are therefore never interpreted.
+FFmpeg's demuxer is always chosen by the sniffed format, never by probing: so playlists (HLS, concat) that would open
+other files and hosts are never interpreted.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ from numpy.typing import NDArray
 from mmva.errors import MediaError
 from mmva.media.downmix import Block
 from mmva.media.guards import refusals
-from mmva.media.ogg import ogg_links
 from mmva.media.tags import xing_seconds
 
 # Not MP3: without a Xing tag libsndfile guesses its length from the first frame's bit rate, and stops there.
@@ -30,40 +30,34 @@ _SOUNDFILE_FORMATS = frozenset({"wav", "flac", "ogg"})
 _SOUNDFILE_CHANNELS: Final = 2
 _DEMUXERS = {"mp4": "mov"}
 _BLOCK_VALUES = 2**18
-# A damaged packet is some 20 ms that players skip; more of them than this, and the file is no longer the music.
+# A damaged packet is some 20 ms that players skip; with a larger share the file is no longer the music.
 _TOLERATED_BAD_PACKETS = 0.02
-# Fewer bytes a second than any codec writes, silence included: such a length is a mistake or means "unknown".
+# Fewer bytes per second than any codec writes, even for silence: such a length is a mistake or means "unknown".
 _LEAST_BYTES_A_SECOND: Final = 50
-_SAME_LENGTH: Final = 0.05  # of what an MP3 says of its length and what FFmpeg makes of that
-# These have chunks of samples: what they promise is compared with the bytes that are there (mmva.media.audio).
+_SAME_LENGTH: Final = 0.05  # relative difference of an MP3's own length and FFmpeg's
+# Formats with chunks of samples: mmva.media.audio compares their sizes with the bytes of the file.
 _CHUNKED: Final = frozenset({"wav", "aiff"})
+_PAGE_HEADER = 27
+# Pages that begin a stream; those of one link are adjacent at its start.
+_FIRST_PAGES = re.compile(rb"OggS\0[\x02\x03\x06\x07]", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class AudioSource:
-    """Opened audio.
+    """Opened audio."""
 
-    Attributes:
-        sample_rate: Hz at the start.
-        channels: Channels at the start.
-        promised_s: Seconds that the header promises; None where it makes no promise worth holding it to.
-        duration_s: Seconds by the header; None if it does not say, or says what cannot be.
-        blocks: The frames, once.
-    """
-
-    sample_rate: int
-    channels: int
-    promised_s: float | None
-    duration_s: float | None
-    blocks: Iterator[Block]
+    sample_rate: int  # Hz at the start
+    channels: int  # at the start
+    promised_s: float | None  # seconds that the file must have; None if the header is not reliable
+    duration_s: float | None  # seconds by the header; None if it does not say, or cannot be true
+    blocks: Iterator[Block]  # the frames, once
 
 
 @contextmanager
 def open_audio(data: bytes, kind: str) -> Iterator[AudioSource]:
-    """Open audio of a sniffed format that begins with its first byte: with libsndfile where it can, else with FFmpeg.
+    """Open audio of a sniffed format, without tags in front: with libsndfile if possible, else with FFmpeg.
 
-    Raises:
-        MediaError: "corrupt-audio", "no-sound" or "unsupported-audio", here or from `blocks`.
+    Raises MediaError "corrupt-audio", "no-sound" or "unsupported-audio", here or from `blocks`.
     """
     links = ogg_links(data) if kind == "ogg" else [data]
     with _open_link(links[0], kind) as first:
@@ -80,26 +74,50 @@ def _chain(first: AudioSource, links: Sequence[bytes], kind: str) -> Iterator[Bl
             yield from source.blocks
 
 
+# Ogg files are rows of links: consecutive streams in one file, each with its own parameters (RFC 3533).
+def ogg_links(data: bytes) -> list[bytes]:
+    """The links of a chain, each a file of its own; the data itself if there is only one."""
+    starts: list[int] = []
+    expected = -1
+    for match in _FIRST_PAGES.finditer(data):
+        if match.start() != expected:
+            starts.append(match.start())
+        expected = page_end(data, match.start())
+    if len(starts) < 2:
+        return [data]
+    return [data[start:stop] for start, stop in zip(starts, [*starts[1:], len(data)], strict=True)]
+
+
+def page_end(data: bytes, page: int) -> int:
+    """Where this page ends by its header, which may be after the data's end."""
+    segments = data[page + 26] if page + 26 < len(data) else 0
+    return page + _PAGE_HEADER + segments + sum(data[page + _PAGE_HEADER : page + _PAGE_HEADER + segments])
+
+
 @contextmanager
 def _open_link(data: bytes, kind: str) -> Iterator[AudioSource]:
-    opened = _open_with_soundfile(data) if kind in _SOUNDFILE_FORMATS else None
-    if opened is not None:
-        with opened:
-            duration_s = opened.frames / opened.samplerate
-            blocks = _soundfile_blocks(opened, kind)
-            yield AudioSource(opened.samplerate, opened.channels, duration_s, duration_s, blocks)
+    sound = _open_with_soundfile(data) if kind in _SOUNDFILE_FORMATS else None
+    if sound is not None:
+        with sound:
+            duration_s = sound.frames / sound.samplerate
+            blocks = _soundfile_blocks(sound, kind)
+            yield AudioSource(sound.samplerate, sound.channels, duration_s, duration_s, blocks)
         return
-    with refusals("corrupt-audio", kind):
-        container = av.open(io.BytesIO(data), format=_DEMUXERS.get(kind, kind), metadata_errors="ignore")
-    with closing(container):
+    with opened(data, kind, "corrupt-audio") as container:
         yield _pyav_source(container, kind, data)
 
 
-def _open_with_soundfile(data: bytes) -> soundfile.SoundFile | None:
-    """The opened file, or None where FFmpeg may do better.
+@contextmanager
+def opened(data: bytes, kind: str, code: str) -> Iterator[Any]:
+    """A file of a sniffed format, opened by FFmpeg; MediaError with this code if it cannot be opened."""
+    with refusals(code, kind):
+        container = av.open(io.BytesIO(data), format=_DEMUXERS.get(kind, kind), metadata_errors="ignore")
+    with closing(container):
+        yield container
 
-    That is for unknown codecs, surround sound, and headers without the length or with one that cannot be.
-    """
+
+def _open_with_soundfile(data: bytes) -> soundfile.SoundFile | None:
+    """The opened file, or None for unknown codecs, surround sound, and headers with no or an impossible length."""
     try:
         opened = soundfile.SoundFile(io.BytesIO(data))
     except soundfile.LibsndfileError:
@@ -134,7 +152,7 @@ def _pyav_source(container: av.container.InputContainer, kind: str, data: bytes)
         said_s = float(stream.duration * stream.time_base)
         duration_s = said_s if 0 < said_s <= len(data) / _LEAST_BYTES_A_SECOND else None
     if kind == "mp3" and duration_s is not None:
-        # FFmpeg too estimates the length of a bare stream from its first bit rate; it just does not stop there.
+        # FFmpeg too estimates the length of a bare stream from its first bit rate, but does not stop there.
         written_s = xing_seconds(data) or 0.0
         duration_s = duration_s if abs(duration_s - written_s) < _SAME_LENGTH * written_s else None
     if kind in _CHUNKED and duration_s is not None and stream.codec_context.bit_rate:
@@ -158,11 +176,7 @@ def _pyav_blocks(container: av.container.InputContainer, stream: av.AudioStream,
 
 
 def decoded_frames(container: av.container.InputContainer, stream: Any, code: str, kind: str) -> Iterator[Any]:
-    """Frames of a stream; a damaged packet is left out, as players do.
-
-    Raises:
-        MediaError: `code`, at the end, if more packets than those were damaged.
-    """
+    """Frames of a stream; a damaged packet is left out, as in players. MediaError `code` at the end for too many."""
     packets = bad = 0
     for packet in container.demux(stream):
         packets += 1

@@ -7,8 +7,8 @@ import unicodedata
 from mmva.errors import MediaError
 from mmva.media.limits import Limits
 
-# Controls, lone surrogates and unassigned code points carry no words. Format characters (Cf) stay: joiners are part
-# of the spelling in several scripts and of emoji.
+# Controls, lone surrogates and unassigned code points are not words. Format characters (Cf) stay: joiners are part of
+# the spelling in several scripts and of emoji.
 _DROPPED_CATEGORIES = frozenset({"Cc", "Cs", "Cn"})
 _BYTE_ORDER_MARK = "\ufeff"
 _MAX_BYTES_A_CHARACTER = 4
@@ -17,12 +17,8 @@ _MAX_BYTES_A_CHARACTER = 4
 def clean_caption(text: str | bytes, limits: Limits | None = None) -> str:
     """Text in NFC without control characters, every run of whitespace folded to one space.
 
-    Args:
-        text: A caption; bytes are read as UTF-8, with or without a byte order mark.
-        limits: Limits of an item; the defaults if None.
-
-    Raises:
-        MediaError: "not-text", "caption-too-long" or "empty-caption".
+    Bytes are read as UTF-8, with or without a byte order mark. Raises MediaError "not-text", "caption-too-long" or
+    "empty-caption".
     """
     limit = (limits or Limits()).max_caption_characters
     if len(text) > limit * (_MAX_BYTES_A_CHARACTER if isinstance(text, bytes) else 1):
@@ -32,7 +28,7 @@ def clean_caption(text: str | bytes, limits: Limits | None = None) -> str:
         raise MediaError("caption-too-long", f"caption of {len(decoded)} is over the limit of {limit} characters")
     folded = " ".join(decoded.replace(_BYTE_ORDER_MARK, "").split())
     kept = "".join(c for c in folded if unicodedata.category(c) not in _DROPPED_CATEGORIES)
-    # Dropping controls can leave two spaces side by side; NFC comes last so that nothing recomposes after it.
+    # Dropping controls can leave two spaces together; NFC comes last so that nothing recomposes after it.
     cleaned = unicodedata.normalize("NFC", " ".join(kept.split()))
     if not any(unicodedata.category(c) not in {"Cf", "Zs"} for c in cleaned):
         raise MediaError("empty-caption", "caption has no visible characters")

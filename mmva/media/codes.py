@@ -1,6 +1,6 @@
-"""Every cause that decoding can give for refusing an item: the codes people group a quarantine by.
+"""Every cause for refusing an item in decoding: the codes by which people group a quarantine.
 
-A code never changes its meaning; a new cause gets a new code. The message beside it may be reworded at any time.
+A code never changes its meaning; a new cause gets a new code. Messages may change at any time.
 """
 
 from __future__ import annotations

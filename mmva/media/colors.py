@@ -1,4 +1,4 @@
-"""Colours as the file means them to sRGB, which encoders were trained on: ICC profiles, and gamma in PNG."""
+"""Colours as the file defines them to sRGB, which encoders were trained on: ICC profiles, and gamma in PNG."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ _MODES: Final = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 # Of 255; a profile that moves no colour further is sRGB by another name.
 _SAME: Final = 3
 _SRGB_GAMMA: Final = 1 / 2.2
-# What a PNG's gamma can mean; others are mistakes.
+# Plausible values of a PNG's gamma; others are mistakes.
 _GAMMAS: Final = (0.1, 5.0)
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """The image in sRGB, mode RGB or RGBA, by its profile.
 
-    Unchanged without a profile, and with one that is damaged or for other channels than the image has: broken metadata
-    is no reason to refuse a picture.
+    Unchanged without a profile, or if it is damaged or for other channels: broken metadata must not cost a picture.
     """
     if not profile:
         return image
@@ -39,7 +38,7 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def gamma_exponent(info: dict[Any, Any]) -> float | None:
-    """The power that brings a PNG's levels in [0, 1] to sRGB; None where a profile rules, or nothing is to be done."""
+    """The power that brings a PNG's levels in [0, 1] to sRGB; None if a profile applies, or no change is needed."""
     gamma = info.get("gamma")
     if not isinstance(gamma, float) or "srgb" in info or info.get("icc_profile"):
         return None
@@ -49,7 +48,7 @@ def gamma_exponent(info: dict[Any, Any]) -> float | None:
 
 
 def with_gamma(image: Image.Image, exponent: float) -> Image.Image:
-    """Levels of an RGB, RGBA or L image to a power; alpha stays."""
+    """Levels of an RGB, RGBA or L image raised to a power; alpha stays."""
     levels = [round(255 * (level / 255) ** exponent) for level in range(256)]
     colours = len(image.getbands()) - image.mode.endswith("A")
     return image.point(levels * colours + list(range(256)) * (len(image.getbands()) - colours))

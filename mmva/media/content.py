@@ -1,7 +1,7 @@
 """The modality of bytes, whatever their name: a picture, music, or a video.
 
-Containers that hold either music or a video are told by their tracks, read here in plain Python: no native decoder sees
-bytes from the network before the worker that is made for it.
+In containers that hold either music or a video, the tracks decide. They are read here in plain Python: no native
+decoder may see bytes from the network outside of the worker that may die.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from mmva.modalities import MediaKind
 _SEGMENT, _TRACKS, _ENTRY, _TYPE = 0x18538067, 0x1654AE6B, 0xAE, 0x83
 _MOVING: Final = 1
 _MOST_ELEMENTS: Final = 10_000
-# What tells that a file with sound has moving pictures too; such files are not read here, neither as music.
+# Signs that a file with sound also has moving pictures; such files are not read here, not even as music.
 _PICTURED: Final = {"asf": bytes.fromhex("c0ef19bc4d5bcf11a8fd00805f5c442b"), "ogg": b"\x80theora"}
 _HEADER_BYTES: Final = 2**16
 
 
 def modality_of_content(data: bytes) -> MediaKind | None:
-    """What the bytes are; None for text and for formats that are not known here."""
+    """The modality of the bytes; None for text and for unknown formats."""
     kind = sniff(data)
     if kind in IMAGE_FORMATS or kind == "jpegxl":
         return "image"
@@ -37,7 +37,7 @@ def modality_of_content(data: bytes) -> MediaKind | None:
 
 
 def _has_pictures_mp4(data: bytes, start: int) -> bool:
-    """Whether a track's handler is that of video."""
+    """Whether a track has the handler of video."""
     level = [(start, len(data))]
     for wanted, most in ((b"moov", 4), (b"trak", 64), (b"mdia", 64), (b"hdlr", 64)):
         found = [place for outer in level for place in _inside(data, *outer, wanted)]
@@ -50,7 +50,7 @@ def _inside(data: bytes, start: int, end: int, wanted: bytes) -> list[tuple[int,
 
 
 def _has_pictures_matroska(data: bytes, start: int) -> bool:
-    """Whether a track's type is that of video; the elements before the first cluster tell."""
+    """Whether a track has the type of video; the elements before the first cluster are enough."""
     level = [(start, len(data))]
     for wanted in (_SEGMENT, _TRACKS, _ENTRY):
         level = [found for place in level for found in _elements(data, *place, wanted)]

@@ -18,14 +18,14 @@ _INTEGER_WHITES: Final = (255.0, 65_535.0, 2**31 - 1.0, 2**32 - 1.0)
 # Floats are 0 to 1, or 0 to 255 or 65,535 where integers were converted. Highlights above 1 are few.
 _FLOAT_WHITES: Final = (1.0, 255.0, 65_535.0)
 _HIGHLIGHTS: Final = 0.01
-# A picture whose brightest pixels are below this share of the white that holds them is of no such range.
+# The brightest pixels of a plausible picture exceed this share of its white.
 _PLAUSIBLE: Final = 1 / 16
-# libtiff hands over numbers in the machine's byte order; Pillow swaps these once more.
+# libtiff returns numbers in the machine's byte order; Pillow swaps these once more.
 _NATIVE: Final = {"F;32BF": "F;32NF", "I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;64BF": "F;64NF"}
 
 
 def correct_tiles(image: Image.Image) -> None:
-    """Correct how an opened TIFF is going to be read: 16-bit planes as such, and floats in their byte order."""
+    """Correct how Pillow will read an opened TIFF: planes of 16 bits as such, and floats in their byte order."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return
     tags = image.tag_v2
@@ -51,14 +51,10 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def grey_levels(image: Image.Image, exponent: float | None = None) -> Image.Image:
-    """Greys of 16 or 32 bits or floats as mode L, scaled from their white; Pillow would clip them.
+    """Greys of 16 or 32 bits or floats as mode L, scaled by their white level; Pillow would clip them.
 
-    Args:
-        image: Of one channel.
-        exponent: Power of the levels in [0, 1], of linear light for example; None for 1.
-
-    Raises:
-        MediaError: "corrupt-image" for pixels that are no numbers, "unsupported-image" for floats of no usual range.
+    `exponent` is a power of the levels in [0, 1], of linear light for example. Raises MediaError "corrupt-image" for
+    pixels that are NaN or infinite, and "unsupported-image" for floats of an unusual range.
     """
     grey_HW, white = _numbers_and_white(image)
     if not np.isfinite(grey_HW).all():
@@ -77,7 +73,7 @@ def grey_levels(image: Image.Image, exponent: float | None = None) -> Image.Imag
 
 
 def _numbers_and_white(image: Image.Image) -> tuple[NDArray[np.float32], float | None]:
-    """Pixels as float32, and their white where the file's own type tells it."""
+    """Pixels as float32, and their white level if the file's type defines it."""
     if image.mode.startswith("I;16"):
         return np.array(image, np.float32), 65_535.0
     bits, sample_format = _tag(image, _BITS), _tag(image, _SAMPLE_FORMAT) or _UNSIGNED
@@ -89,7 +85,7 @@ def _numbers_and_white(image: Image.Image) -> tuple[NDArray[np.float32], float |
 
 
 def _white_of_floats(grey_HW: NDArray[np.float32]) -> float:
-    """By all pixels but the brightest hundredth: a few highlights above 1 do not make a picture of 0 to 255."""
+    """The white level without the brightest hundredth: a few highlights above 1 do not mean a range of 0 to 255."""
     ordinary = float(np.quantile(grey_HW, 1 - _HIGHLIGHTS, method="lower"))
     white = _smallest(ordinary, _FLOAT_WHITES)
     if white > 1 and ordinary < _PLAUSIBLE * white:

@@ -1,9 +1,9 @@
-"""Many channels to one: the coefficients of ITU-R BS.775-3, and sound that vanishes when channels are added.
+"""Many channels to one with the coefficients of ITU-R BS.775-3; finds sound that vanishes when channels are added.
 
 BS.775 (Annex 4) adds centre and surrounds to left and right with 1/sqrt(2) and leaves the effects channel out. Mono is
-the mean of that left and right, so stereo content is as loud in a file of six channels as in one of two. The standard's
-further lowering of everything, so that no sum can pass full scale, would undo that; instead only sound that does pass
-full scale is lowered, from there on (see Limiter).
+the mean of that left and right, so stereo content is equally loud in files of six and two channels. The standard also
+lowers everything so that no sum exceeds full scale, which would undo that; here only sound that does exceed full scale
+is lowered, from there on (see Downmix.gain).
 
 Shapes: T samples, C channels.
 """
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mmva.errors import MediaError
 
 _HALF_POWER: Final = 0.5**0.5
-# Gains in mono by FFmpeg's names of channels; a left or right of the front has 1/2.
+# Gains in mono by FFmpeg's channel names; a left or right of the front has 1/2.
 _GAINS: Final = {
     **dict.fromkeys(("FL", "FR", "FLC", "FRC", "DL", "DR", "WL", "WR"), 0.5),
     "FC": _HALF_POWER,
@@ -37,29 +37,23 @@ _USUAL: Final = {
     7: ("FL", "FR", "FC", "LFE", "BC", "SL", "SR"),
     8: ("FL", "FR", "FC", "LFE", "BL", "BR", "SL", "SR"),
 }
-# A sum 30 dB below what the channels have is what codecs leave of sound that cancels; below -80 dB there is no sound.
+# Codecs leave a sum 30 dB below the channels of sound that cancels; below -80 dB there is no sound.
 _CANCELLED: Final = 1e-3
 _SILENCE: Final = 1e-8
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Some frames as decoded.
+    """Some decoded frames; `names` are FFmpeg's channel names, empty if unknown."""
 
-    Attributes:
-        samples_TC: float32, full scale 1.
-        sample_rate: Hz; may change from block to block.
-        names: What FFmpeg calls the channels; empty if nothing names them.
-    """
-
-    samples_TC: NDArray[np.float32]
-    sample_rate: int
+    samples_TC: NDArray[np.float32]  # full scale 1
+    sample_rate: int  # Hz; may change from block to block
     names: tuple[str, ...] = ()
 
 
 @lru_cache(maxsize=64)
 def gains(channels: int, names: tuple[str, ...]) -> NDArray[np.float32]:
-    """Share of each channel in mono, [C]: the mean of one or two channels and of those that nobody can name."""
+    """Share of each channel in mono, [C]: the mean for one or two channels and for unknown ones."""
     known = names if len(names) == channels and all(name in _GAINS for name in names) else _USUAL.get(channels, ())
     gains_C = np.array([_GAINS[name] for name in known], np.float32)
     if channels <= 2 or len(gains_C) == 0 or not gains_C.any():
@@ -69,10 +63,9 @@ def gains(channels: int, names: tuple[str, ...]) -> NDArray[np.float32]:
 
 @dataclass(slots=True)
 class Downmix:
-    """Blocks to mono, one after another; counts on the way what is left of the channels' energy.
+    """Blocks to mono, one after another; sums up the energy before and after.
 
-    Attributes:
-        gain: Factor of what is beyond full scale; falls when a sum passes it, and never rises, which would pump.
+    `gain` falls when a sum exceeds full scale, and never rises, because that would pump.
     """
 
     gain: float = 1.0

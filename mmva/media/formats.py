@@ -1,4 +1,4 @@
-"""The modality that a name stands for, and the format of the bytes."""
+"""The modality by a file name's extension, and the format of the bytes."""
 
 from __future__ import annotations
 
@@ -27,21 +27,11 @@ VIDEO_FORMATS: Final = ("mp4", "matroska", "avi", "mpeg", "mpegts")
 
 _MODALITY_BY_EXTENSION = {extension: modality for modality, names in EXTENSIONS.items() for extension in names}
 _PREFIXES = (
-    (b"\xff\xd8\xff", "jpeg"),
-    (b"\x89PNG\r\n\x1a\n", "png"),
-    (b"GIF87a", "gif"),
-    (b"GIF89a", "gif"),
-    (b"II*\0", "tiff"),
-    (b"MM\0*", "tiff"),
-    (b"BM", "bmp"),
-    (b"fLaC", "flac"),
-    (b"OggS", "ogg"),
-    (b"\x1a\x45\xdf\xa3", "matroska"),
+    (b"\xff\xd8\xff", "jpeg"), (b"\x89PNG\r\n\x1a\n", "png"), (b"GIF87a", "gif"), (b"GIF89a", "gif"), (b"BM", "bmp"),
+    (b"II*\0", "tiff"), (b"MM\0*", "tiff"), (b"\xff\x0a", "jpegxl"), (b"\0\0\0\x0cJXL \r\n\x87\n", "jpegxl"),
+    (b"fLaC", "flac"), (b"OggS", "ogg"), (b"\x1a\x45\xdf\xa3", "matroska"), (b"\0\0\1\xba", "mpeg"),
     (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
-    (b"\0\0\1\xba", "mpeg"),
-    (b"\xff\x0a", "jpegxl"),
-    (b"\0\0\0\x0cJXL \r\n\x87\n", "jpegxl"),
-)
+)  # fmt: skip
 _RIFF_KINDS = {b"WAVE": "wav", b"WEBP": "webp", b"AVI ": "avi"}
 # Files of chunks: the first four bytes, then the size, then the kind.
 _WAVE = {b"WAVE": "wav"}
@@ -58,16 +48,16 @@ _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _STILL_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1"})
 # Start of the first packet and bytes from packet to packet: broadcast, and recorders that add a time stamp.
 _TS_PACKETS = ((0, 188), (4, 192))
-# No format is told by more than its first packets or brands.
+# The first packets or brands are enough for every format.
 _HEAD_BYTES = 4096
-# Told by the header of a frame, of which more must follow.
+# Found by the header of a frame, of which more must follow.
 _FRAMED = frozenset({"mp3", "aac"})
-# What may stand behind zeros: formats whose own first bytes are no zeros.
+# Formats that may follow zeros: their own first bytes are not zeros.
 _PADDED = frozenset({"wav", "flac", "ogg", "aiff"})
 
 
 def modality_of(uri: str) -> MediaKind | None:
-    """Modality (or "video") that the extension of a path or URI stands for, in any case; None for every other name."""
+    """Modality (or "video") by the extension of a path or URI, in any case; None for every other name."""
     name = uri.replace("\\", "/").rsplit("/", 1)[-1]
     stem, dot, extension = name.rpartition(".")
     return _MODALITY_BY_EXTENSION.get(extension.lower()) if stem and dot else None
@@ -78,13 +68,13 @@ def sniff(data: bytes) -> str | None:
 
     "ogg" covers Vorbis, Opus and FLAC in Ogg; "mp4" is m4a, mp4 and mov; "matroska" is mkv and webm; "asf" is wma and
     wmv; "mpeg" is an MPEG program stream and "mpegts" a transport stream; "wav" is RIFF, RIFX, RF64 and BW64. Sound is
-    found behind tags, zeros and the rest of a frame (see sound_start). "jpegxl" is recognized but not read.
+    found after tags, zeros and the rest of a frame (see sound_start). "jpegxl" is recognized but not read.
     """
     return _sniff_sound_inside(data)[0]
 
 
 def sound_start(data: bytes) -> int:
-    """Where sound begins: behind tags, zeros and junk; 0 for what begins with its own first bytes."""
+    """Where sound begins: after tags, zeros and junk; 0 for data that begin with their format's first bytes."""
     return _sniff_sound_inside(data)[1]
 
 
@@ -104,7 +94,7 @@ def _sniff_sound_inside(data: bytes) -> tuple[str | None, int]:
 
 
 def _sniff_behind_junk(data: bytes, start: int) -> tuple[str | None, int]:
-    """Sound behind zeros, or a row of frames behind anything."""
+    """Sound after zeros, or a row of frames after anything."""
     padded = start + zero_bytes(data, start)
     kind = _sniff_at(data, padded)
     if padded > start and kind in _PADDED:

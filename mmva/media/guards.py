@@ -1,4 +1,4 @@
-"""What every decoder starts with (size and real format) and how its failures become a MediaError."""
+"""The first checks of every decoder (size and real format), and its failures as a MediaError."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmva.errors import MediaError
 from mmva.media.formats import sniff
 from mmva.media.limits import Limits
 
-# By the class of FFmpeg's error; PyAV is not imported for it, since pictures do without.
+# By the class of FFmpeg's error; PyAV is not imported for it, because pictures do not need it.
 _FFMPEG_REASONS: Final = {
     "InvalidDataError": "it is damaged or not of this format",
     "EOFError": "it ends too early",
@@ -21,11 +21,7 @@ _ADDRESS: Final = re.compile(r"<_io\.BytesIO object at 0x[0-9a-f]+>")
 
 
 def checked_format(data: bytes, limits: Limits, accepted: Collection[str], refusal: str) -> str:
-    """Format of the bytes, one of `accepted`; a renamed file of another format is refused with the code `refusal`.
-
-    Raises:
-        MediaError: "empty-file", "too-many-bytes" or `refusal`.
-    """
+    """Format of the bytes, one of `accepted`; MediaError "empty-file", "too-many-bytes" or, for others, `refusal`."""
     if not data:
         raise MediaError("empty-file", "the file has no bytes")
     if len(data) > limits.max_bytes:
@@ -38,9 +34,9 @@ def checked_format(data: bytes, limits: Limits, accepted: Collection[str], refus
 
 @contextmanager
 def refusals(code: str, kind: str) -> Iterator[None]:
-    """Turn whatever a third-party decoder raises inside into a MediaError with this code.
+    """Turn any exception of a third-party decoder inside into a MediaError with this code.
 
-    Only the decoder's own calls belong inside: a mistake of ours must keep its traceback.
+    Call only the decoder inside: a mistake of ours must keep its traceback.
     """
     try:
         yield
@@ -51,7 +47,7 @@ def refusals(code: str, kind: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """One line, without the decoder's own numbers and the names that it gives to bytes in memory."""
+    """One line, without the decoder's own numbers and its names for bytes in memory."""
     if type(error).__module__.startswith("av."):
         known = _FFMPEG_REASONS.get(type(error).__name__)
         return known or str(getattr(error, "strerror", None) or "it is invalid").rstrip(".").lower()

@@ -1,15 +1,14 @@
 """HEIC, the pictures of phones: the boxes are read here, and FFmpeg's own HEVC decoder (LGPL) decodes the tiles.
 
-pillow-heif is not used: its wheels contain x265 and are GPL-2.0 for it. Read are single pictures and grids of tiles,
-cropped, turned, mirrored, and with a colour profile. Refused are HDR transfer curves and overlays, which would be shown
-wrongly otherwise, and other codecs than HEVC.
+pillow-heif is not used: its wheels contain x265 and are GPL-2.0 for it. Reads single pictures and grids of tiles,
+cropped, turned, mirrored, and with a colour profile. Refuses other codecs than HEVC, and HDR transfer curves and
+overlays, because they would look wrong.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Final
 
@@ -26,7 +25,7 @@ from mmva.media.limits import Limits
 # H.273: transfer curves of HDR (PQ and HLG), and the matrix of ITU-R BT.709.
 _HDR_CURVES: Final = frozenset({16, 18})
 _BT709: Final = 1
-# Properties (ISO/IEC 23008-12) whose neglect does not change what is seen.
+# Properties (ISO/IEC 23008-12) that may be ignored, or are handled below.
 _HARMLESS: Final = frozenset(
     {b"ispe", b"pixi", b"pasp", b"hvcC", b"colr", b"irot", b"imir", b"clap", b"clli", b"mdcv", b"cclv", b"amve"}
     | {b"rloc", b"auxC", b"udes", b"altt", b"aebr", b"wbbr", b"fobr", b"iscl", b"prdi", b"crtt", b"mdft"}
@@ -35,14 +34,6 @@ _QUARTER_TURNS: Final = (
     None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270,
 )  # fmt: skip
 _MIRRORS: Final = (Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.FLIP_LEFT_RIGHT)
-
-
-@dataclass(frozen=True, slots=True)
-class _Grid:
-    rows: int
-    columns: int
-    width: int
-    height: int
 
 
 def decode_heif(data: bytes, limits: Limits) -> Image.Image:
@@ -66,30 +57,27 @@ def decode_heif(data: bytes, limits: Limits) -> Image.Image:
 
 
 def _grid(file: HeifFile, limits: Limits) -> Image.Image:
-    grid = _grid_of(file.content(file.primary))
-    _check_size(grid.width, grid.height, limits)
+    _, flags, rows, columns = (content := file.content(file.primary))[:4]
+    rows, columns = rows + 1, columns + 1
+    width, height = struct.unpack_from(">II" if flags & 1 else ">HH", content, 4)
+    limits.check_pixels(width, height)
     tiles = file.tiles(file.primary)
-    if len(tiles) != grid.rows * grid.columns or not grid.width or not grid.height:
-        raise MediaError("corrupt-image", f"heif grid of {grid.rows} x {grid.columns} with {len(tiles)} tiles")
+    if len(tiles) != rows * columns or not width or not height:
+        raise MediaError("corrupt-image", f"heif grid of {rows} x {columns} with {len(tiles)} tiles")
     # The whole is cut from its tiles at the right and at the bottom: by less than a tile.
     first = _tile(file, tiles[0], limits)
-    across, down = first.width * grid.columns, first.height * grid.rows
-    if not (across - first.width < grid.width <= across and down - first.height < grid.height <= down):
-        raise MediaError("corrupt-image", f"heif grid whose tiles do not make {grid.width} x {grid.height} pixels")
-    if across * down > 2 * limits.max_pixels:  # what is cut off costs time too
-        raise MediaError("too-many-pixels", f"tiles of {across} x {down} pixels for {grid.width} x {grid.height}")
-    whole = Image.new("RGB", (grid.width, grid.height))
+    across, down = first.width * columns, first.height * rows
+    if not (across - first.width < width <= across and down - first.height < height <= down):
+        raise MediaError("corrupt-image", f"heif grid whose tiles do not make {width} x {height} pixels")
+    if across * down > 2 * limits.max_pixels:  # parts that are cut off cost time too
+        raise MediaError("too-many-pixels", f"tiles of {across} x {down} pixels for {width} x {height}")
+    whole = Image.new("RGB", (width, height))
     for number, tile in enumerate(tiles):
         picture = first if number == 0 else _tile(file, tile, limits)
         if picture.size != first.size:
             raise MediaError("corrupt-image", "heif tiles of several sizes")
-        whole.paste(picture, (number % grid.columns * first.width, number // grid.columns * first.height))
+        whole.paste(picture, (number % columns * first.width, number // columns * first.height))
     return whole
-
-
-def _grid_of(content: bytes) -> _Grid:
-    _, flags, rows, columns = content[:4]
-    return _Grid(rows + 1, columns + 1, *struct.unpack_from(">II" if flags & 1 else ">HH", content, 4))
 
 
 def _tile(file: HeifFile, item: int, limits: Limits) -> Image.Image:
@@ -100,11 +88,11 @@ def _tile(file: HeifFile, item: int, limits: Limits) -> Image.Image:
     _refuse_what_would_be_wrong(file.properties(item))
     if b"ispe" in properties:
         width, height = struct.unpack_from(">II", properties[b"ispe"], 4)
-        _check_size(width, height, limits)
+        limits.check_pixels(width, height)
     frame = next(_frames(properties[b"hvcC"], file.content(item), limits), None)
     if frame is None:
         raise MediaError("corrupt-image", "heif data without a picture")
-    _check_size(frame.width, frame.height, limits)
+    limits.check_pixels(frame.width, frame.height)
     matrix, full = _matrix_and_range(file.properties(item) + file.properties(file.primary))
     rgb_HWC = frame.to_ndarray(format="rgb24", src_colorspace=matrix, src_color_range=full)
     return Image.fromarray(np.ascontiguousarray(rgb_HWC))
@@ -114,20 +102,18 @@ def _frames(configuration: bytes, content: bytes, limits: Limits) -> Iterator[An
     context: Any = av.CodecContext.create("hevc", "r")
     context.extradata = configuration
     context.thread_count = 1  # actors share the CPUs: one thread each
-    # FFmpeg adds a border of 128 pixels to what it compares with this; the frame itself is compared again.
+    # FFmpeg adds a border of 128 pixels before it compares with this; the frame itself is checked again.
     context.options = {"max_pixels": str(limits.max_pixels + 2**22)}
     yield from context.decode(av.Packet(content))
     yield from context.decode(None)
 
 
 def _matrix_and_range(properties: list[tuple[bytes, bytes]]) -> tuple[Colorspace | None, ColorRange | None]:
-    """What the file says of YCbCr; nothing where the stream itself is to say."""
+    """The matrix and range of YCbCr by the file; None if the stream itself must say."""
     for name, body in properties:
         if name == b"colr" and body[:4] == b"nclx" and len(body) >= 11:
-            matrix = int.from_bytes(body[8:10], "big")
-            return Colorspace.ITU709 if matrix == _BT709 else Colorspace.ITU601, ColorRange.JPEG if body[
-                10
-            ] & 0x80 else ColorRange.MPEG
+            matrix = Colorspace.ITU709 if int.from_bytes(body[8:10], "big") == _BT709 else Colorspace.ITU601
+            return matrix, ColorRange.JPEG if body[10] & 0x80 else ColorRange.MPEG
     return None, None
 
 
@@ -154,7 +140,7 @@ def _transformed(image: Image.Image, name: bytes, body: bytes) -> Image.Image:
 
 
 def _cropped(image: Image.Image, body: bytes) -> Image.Image:
-    """The clean aperture: a size, and how far its centre is from the picture's."""
+    """The clean aperture: a size, and the distance of its centre from the picture's."""
     width, height, right, down = (
         Fraction(above, below) for above, below in zip(*[iter(struct.unpack_from(">8i", body))] * 2, strict=True)
     )
@@ -163,8 +149,3 @@ def _cropped(image: Image.Image, body: bytes) -> Image.Image:
     if not (0 <= box[0] < box[2] <= image.width and 0 <= box[1] < box[3] <= image.height):
         raise MediaError("corrupt-image", "heif picture cropped to what it does not hold")
     return image.crop(box)
-
-
-def _check_size(width: int, height: int, limits: Limits) -> None:
-    if width * height > limits.max_pixels:
-        raise MediaError("too-many-pixels", f"{width} x {height} pixels, over the limit of {limits.max_pixels:,}")

@@ -16,27 +16,17 @@ _MOST_BOXES: Final = 20_000
 
 @dataclass(slots=True)
 class HeifFile:
-    """The items of a file.
-
-    Attributes:
-        data: The file.
-        primary: The number of the main picture.
-        kinds: Types by item.
-        places: By item, whether its bytes are in the file or in `item_data`, and starts and lengths.
-        boxes: Names and bodies of all properties.
-        associated: Numbers of an item's properties, from 1.
-        derived_from: Tiles by grid.
-        item_data: The box idat.
-    """
+    """The items of a file."""
 
     data: bytes
-    primary: int = -1
-    kinds: dict[int, bytes] = field(default_factory=dict)
+    primary: int = -1  # the number of the main picture
+    kinds: dict[int, bytes] = field(default_factory=dict)  # types by item
+    # By item, whether its bytes are in the file or in `item_data`, and starts and lengths.
     places: dict[int, tuple[int, list[tuple[int, int]]]] = field(default_factory=dict)
-    boxes: list[tuple[bytes, bytes]] = field(default_factory=list)
-    associated: dict[int, list[int]] = field(default_factory=dict)
-    derived_from: dict[int, list[int]] = field(default_factory=dict)
-    item_data: bytes = b""
+    boxes: list[tuple[bytes, bytes]] = field(default_factory=list)  # names and bodies of all properties
+    associated: dict[int, list[int]] = field(default_factory=dict)  # numbers of an item's properties, from 1
+    derived_from: dict[int, list[int]] = field(default_factory=dict)  # tiles by grid
+    item_data: bytes = b""  # the box idat
 
     def kind(self, item: int) -> bytes:
         """An item's type, such as b"hvc1" or b"grid"."""
@@ -49,15 +39,11 @@ class HeifFile:
         return [self.boxes[index - 1] for index in self.associated.get(item, []) if 0 < index <= len(self.boxes)]
 
     def tiles(self, item: int) -> list[int]:
-        """The items that a grid is made of; of another item, itself."""
+        """The items of a grid; of another item, itself."""
         return self.derived_from.get(item) or [item]
 
     def content(self, item: int) -> bytes:
-        """An item's bytes.
-
-        Raises:
-            MediaError: "corrupt-image" if they are not all there.
-        """
+        """An item's bytes; MediaError "corrupt-image" if they are not all there."""
         method, extents = self.places.get(item, (-1, []))
         source = {_FILE: self.data, _ITEM_DATA: self.item_data}.get(method)
         if source is None or not extents:
@@ -71,7 +57,7 @@ class HeifFile:
 
 
 def read_heif(data: bytes) -> HeifFile:
-    """Read the box `meta`; raises MediaError, struct.error or IndexError for what is damaged."""
+    """Read the box `meta`; raises MediaError, struct.error or IndexError if it is damaged."""
     file = HeifFile(data)
     for name, start, end in boxes(data, 0, len(data)):
         if name == b"meta":

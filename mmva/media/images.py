@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -17,10 +18,12 @@ from mmva.media.formats import IMAGE_FORMATS, sniff
 from mmva.media.guards import checked_format, refusals
 from mmva.media.limits import Limits
 from mmva.media.lost_end import decode_padded
-from mmva.media.png import needed_chunks
 
-# Pixels that image encoders take. Training and service decode alike, so it is the default of both.
+# The input size of image encoders. Training and inference decode alike, so it is the default of both.
 SHORT_SIDE: Final = 224
+_PNG_SIGNATURE_BYTES: Final = 8
+# Chunks that change the picture, besides the critical ones (a capital first letter); APNG's separate the frames.
+_PNG_SEEN: Final = frozenset({b"tRNS", b"iCCP", b"gAMA", b"sRGB", b"cHRM", b"cICP", b"eXIf", b"acTL", b"fcTL", b"fdAT"})
 
 
 def decode_image(data: bytes, limits: Limits | None = None, at_least: int | None = SHORT_SIDE) -> Image.Image:
@@ -30,11 +33,8 @@ def decode_image(data: bytes, limits: Limits | None = None, at_least: int | None
     1-bit, 16-bit and float images are brought to 8 bits. Format, size in bytes and width x height are checked before
     any pixel is decoded.
 
-    Args:
-        data: The encoded file.
-        limits: Limits of an item; the defaults if None.
-        at_least: Short side in pixels that the caller needs. A larger JPEG is then decoded at 1/2, 1/4 or 1/8 of its
-            size, never below this; other formats, and None, are decoded in full.
+    A larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size, with a short side of `at_least` pixels or more; other
+    formats, and None, are decoded in full.
 
     Raises:
         MediaError: "empty-file", "too-many-bytes", "not-an-image", "unsupported-image", "too-many-pixels" or
@@ -48,18 +48,16 @@ def decode_image(data: bytes, limits: Limits | None = None, at_least: int | None
         from mmva.media.heif import decode_heif  # imports FFmpeg, which other pictures do without
 
         return _to_rgb(decode_heif(data, limits))
-    with _pillow_at_work(kind):
+    with _pillow_errors(kind):
         return _to_rgb(_upright(_loaded(data, kind, limits, at_least)))
 
 
 def _loaded(data: bytes, kind: str, limits: Limits, at_least: int | None) -> Image.Image:
-    """The decoded picture, of whose file the end may be lost as long as no pixels are."""
+    """The decoded picture; the end of the file may be lost if all pixels are there."""
 
     def load(data: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=[kind.upper()])
-        width, height = image.size
-        if width * height > limits.max_pixels:
-            raise MediaError("too-many-pixels", f"{width} x {height} pixels, over the limit of {limits.max_pixels:,}")
+        limits.check_pixels(*image.size)
         if at_least is not None and isinstance(image, ImageFile.ImageFile):
             image.draft(None, (at_least, at_least))
         correct_tiles(image)
@@ -67,7 +65,7 @@ def _loaded(data: bytes, kind: str, limits: Limits, at_least: int | None) -> Ima
         return image
 
     try:
-        return load(needed_chunks(data) if kind == "png" else data)
+        return load(_needed_png_chunks(data) if kind == "png" else data)
     except UnidentifiedImageError:
         raise
     except OSError:
@@ -78,10 +76,10 @@ def _loaded(data: bytes, kind: str, limits: Limits, at_least: int | None) -> Ima
 
 
 @contextmanager
-def _pillow_at_work(kind: str) -> Iterator[None]:
-    """Pillow's errors as MediaErrors; its warnings kept to itself.
+def _pillow_errors(kind: str) -> Iterator[None]:
+    """Pillow's errors as MediaErrors, without its warnings.
 
-    Our own limit rules, not Pillow's global one, and damaged metadata is no reason to refuse a picture.
+    Our own limit applies, not Pillow's global one, and damaged metadata must not cost a picture.
     """
     with refusals("corrupt-image", kind), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -90,9 +88,8 @@ def _pillow_at_work(kind: str) -> Iterator[None]:
         except Image.DecompressionBombError as error:
             raise MediaError("too-many-pixels", str(error)) from error
         except UnidentifiedImageError as error:
-            raise MediaError(
-                "corrupt-image", f"{kind} header that is damaged, or of a variant not read here"
-            ) from error
+            reason = f"{kind} header that is damaged, or of a variant not read here"
+            raise MediaError("corrupt-image", reason) from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -120,3 +117,27 @@ def _on_white(image: Image.Image) -> Image.Image:
     paper = Image.new("RGB", image.size, "white")
     paper.paste(image, mask=image.getchannel("A"))
     return paper
+
+
+def _needed_png_chunks(data: bytes) -> bytes:
+    """The same picture without the chunks that it does not need: text, thumbnails, private notes, and damaged ones.
+
+    Pillow refuses a text of over 1 MB and a wrong checksum in any chunk. Browsers show such pictures, because only the
+    chunks of pixels matter.
+    """
+    whole = memoryview(data)
+    kept: list[tuple[int, int]] = []
+    position = _PNG_SIGNATURE_BYTES
+    while position + 12 <= len(data):
+        name = data[position + 4 : position + 8]
+        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        checksum = int.from_bytes(data[end - 4 : end], "big")
+        critical = name[0] & 0x20 == 0
+        if critical or end > len(data) or (name in _PNG_SEEN and zlib.crc32(whole[position + 4 : end - 4]) == checksum):
+            kept.append((position, end))
+        position = end
+        if name == b"IEND":
+            break
+    if sum(end - start for start, end in kept) + _PNG_SIGNATURE_BYTES >= position:
+        return data
+    return b"".join([whole[:_PNG_SIGNATURE_BYTES], *(whole[start:end] for start, end in kept)])

@@ -5,33 +5,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-# To be raised whenever some file's pixels, samples or text come out otherwise than before: annotations record it.
+from mmva.errors import MediaError
+
+# Raise this if pixels, samples or text of some file change: annotations record it.
 # 2: colour profiles, downmix by channel, TIFF's kinds of pixels, streams of unknown length.
 DECODERS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of one item; the defaults accept a 108-megapixel photograph and a two-hour mix.
+    """Limits of one item; the defaults accept a 108-megapixel photograph and a two-hour mix."""
 
-    Attributes:
-        max_bytes: Size of the encoded file.
-        max_pixels: Width x height of an image. Pillow refuses more than 178,956,970 in any case.
-        max_duration_s: Seconds of audio or video.
-        min_duration_s: Seconds of audio; what is shorter is a click and has no mood.
-        min_sample_rate: Hz, of the file.
-        max_sample_rate: Hz, of the file.
-        max_channels: Channels of audio.
-        max_peak: Largest sample magnitude; full scale is 1, decoded MP3 overshoots a little.
-        max_caption_characters: Length of a caption.
-    """
-
-    max_bytes: int = 256 * 2**20
-    max_pixels: int = 120_000_000
-    max_duration_s: float = 2 * 3600.0
-    min_duration_s: float = 0.1
-    min_sample_rate: int = 2_000
+    max_bytes: int = 256 * 2**20  # of the encoded file
+    max_pixels: int = 120_000_000  # width x height; Pillow refuses more than 178,956,970 in any case
+    max_duration_s: float = 2 * 3600.0  # of audio or video
+    min_duration_s: float = 0.1  # of audio; anything shorter is a click and has no mood
+    min_sample_rate: int = 2_000  # Hz, of the file
     max_sample_rate: int = 384_000
     max_channels: int = 32
-    max_peak: float = 16.0
+    max_peak: float = 16.0  # sample magnitude; full scale is 1, decoded MP3 overshoots a little
     max_caption_characters: int = 20_000
+
+    def check_pixels(self, width: int, height: int) -> None:
+        """MediaError "too-many-pixels" above the limit."""
+        if width * height > self.max_pixels:
+            raise MediaError("too-many-pixels", f"{width} x {height} pixels, over the limit of {self.max_pixels:,}")
+
+    def check_duration(self, seconds: float) -> None:
+        """MediaError "too-long" above the limit."""
+        if seconds > self.max_duration_s:
+            raise MediaError("too-long", f"{seconds:,.0f} s, over the limit of {self.max_duration_s:,.0f}")

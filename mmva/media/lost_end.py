@@ -1,7 +1,7 @@
-"""Pictures whose last bytes are lost: whole if every pixel is in what is left.
+"""Pictures whose last bytes are lost: accepted if every pixel is in the rest.
 
-Decoders that run out of bytes refuse the file, even if only the end marker is gone. Whether pixels are missing is found
-by decoding with two different paddings: what the padding changes was not in the file.
+Decoders refuse a truncated file, even if only the end marker is missing. To find whether pixels are missing, the file
+is decoded with two different paddings: pixels that depend on the padding were not in the file.
 """
 
 from __future__ import annotations
@@ -13,21 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-# Formats that store pixels from first to last, and what ends them.
+# Formats that store pixels from first to last, and their end markers.
 _END_MARKERS: Final = {"jpeg": b"\xff\xd9", "gif": b"\0;", "bmp": b"", "tiff": b""}
-# As for sound, which may lack as much: a picture with less than this is not what it was.
+# As for sound; with fewer pixels than this share, it is another picture.
 _WHOLE_SHARE: Final = 0.98
 _BLOCK: Final = 16
 _PROGRESSIVE: Final = b"\xff\xc2"
 
 
 def decode_padded(data: bytes, kind: str, decode: Callable[[bytes], Image.Image]) -> Image.Image | None:
-    """The picture, or None if more than 2 % of its pixels are not in the data.
+    """The picture of a file that ends too early; None if more than 2 % of its pixels are not in the data.
 
-    Args:
-        data: A file that ends too early.
-        kind: Its format.
-        decode: Gives the picture of a file; raises what Pillow raises.
+    `decode` gives the picture of a file, and raises Pillow's errors.
     """
     marker = _END_MARKERS.get(kind)
     if marker is None or (kind == "jpeg" and not _holds_every_scan(data)):
@@ -41,14 +38,14 @@ def decode_padded(data: bytes, kind: str, decode: Callable[[bytes], Image.Image]
 
 
 def _fillings(kind: str, size: int) -> tuple[bytes, bytes]:
-    """Two paddings that nothing decodes alike; of JPEG with what a decoder waits for in each of its rows."""
+    """Two paddings that decode differently; for JPEG with the markers that a decoder expects in each of its rows."""
     other = b"\x5a" * size
     restarts = b"".join(bytes([0xFF, 0xD0 + number]) + b"\x5a" * 64 for number in range(8))
     return bytes(size), other + restarts if kind == "jpeg" else other
 
 
 def _behind_first(changed_HW: NDArray[np.bool_]) -> float:
-    """Share of the pixels from the first changed one on: blocks of 16 rows from left to right, whatever fills them."""
+    """Share of the pixels from the first changed one on: blocks of 16 rows from left to right."""
     rows = np.flatnonzero(changed_HW.any(axis=1))
     if len(rows) == 0:
         return 0.0

@@ -24,16 +24,10 @@ _BLOCK_SAMPLES = 2**17
 def resample_blocks(
     blocks: Iterable[NDArray[np.float32]], orig_rate: int, new_rate: int
 ) -> Iterator[NDArray[np.float32]]:
-    """Resample mono audio that arrives in blocks of any size.
+    """Resample mono audio that arrives in blocks [t] of any size, T samples in all.
 
-    Args:
-        blocks: Arrays of shape [t], in order, T samples in all.
-        orig_rate: Hz of the blocks.
-        new_rate: Hz wanted.
-
-    Yields:
-        Arrays of shape [t'], together ceil(T * new_rate / orig_rate) samples for every usual rate, equal to
-        torchaudio's Resample of the whole to rounding. Some 10 s of input are held at a time.
+    Gives blocks [t'], together ceil(T * new_rate / orig_rate) samples for every usual rate, equal to torchaudio's
+    Resample of the whole to rounding. Some 10 s of input are held at a time.
     """
     ratio = Fraction(new_rate, orig_rate).limit_denominator(_MAX_DENOMINATOR)
     if ratio == 1:
@@ -41,7 +35,7 @@ def resample_blocks(
         return
     new, orig = ratio.numerator, ratio.denominator
     resample = _resampler(orig, new)
-    # What a block's output depends on before and behind it, in whole periods of the ratio so that phases stay.
+    # A block's output depends on this much before and after it, in whole periods of the ratio so that phases stay.
     context = orig * ceil((resample.width + orig) / orig)
     step = orig * ceil(max(_BLOCK_SAMPLES, context) / orig)
     nothing = before = np.empty(0, np.float32)

@@ -1,13 +1,13 @@
-"""What stands in front of sound: tags (ID3v2, APE), zeros, and the rest of a stream that was cut into."""
+"""Bytes in front of sound: tags (ID3v2, APE), zeros, and the rest of a stream that was cut."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
-# Recorders and download tools leave some hundred bytes in front of the first frame, seldom more than this.
+# Recorders and download tools leave some hundred bytes before the first frame, seldom more than this.
 _MOST_JUNK: Final = 2**16
-# One header of 32 bits is easily met by chance; three that lead from one to the next are not.
+# One header of 32 bits often occurs by chance; three that follow one another do not.
 _CHAIN: Final = 3
 _SYNC: Final = re.compile(rb"\xff[\xe2-\xff]", re.DOTALL)
 _NOT_ZERO: Final = re.compile(rb"[^\0]", re.DOTALL)
@@ -27,7 +27,7 @@ _XING_BYTES: Final = 64
 
 
 def tag_bytes(data: bytes) -> int:
-    """Length of the tags that a file begins with, which may be more than the data; 0 without a tag."""
+    """Length of the tags at the start of a file, which may exceed the data; 0 without a tag."""
     position = 0
     while (length := _id3_bytes(data, position) or _ape_bytes(data, position)) > 0:
         position += length
@@ -35,7 +35,7 @@ def tag_bytes(data: bytes) -> int:
 
 
 def zero_bytes(data: bytes, start: int) -> int:
-    """How many zeros follow from `start`; all that is left if there is nothing else."""
+    """How many zeros follow `start`; the rest of the data if there are only zeros."""
     found = _NOT_ZERO.search(data, start)
     return (len(data) if found is None else found.start()) - start
 
@@ -49,9 +49,9 @@ def first_frame(data: bytes, start: int) -> int | None:
 
 
 def mpeg_frame(header: bytes) -> tuple[str, int] | None:
-    """Format, "mp3" or "aac", and length in bytes of the frame with this header; None if it is no such header.
+    """Format, "mp3" or "aac", and length in bytes of the frame with this header; None if it is not such a header.
 
-    The length is 0 where the header does not tell (free format), and for a header of under 6 bytes of AAC.
+    The length is 0 if the header does not say (free format), and for an AAC header of under 6 bytes.
     """
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE0 != 0xE0:
         return None
@@ -59,7 +59,7 @@ def mpeg_frame(header: bytes) -> tuple[str, int] | None:
 
 
 def xing_seconds(data: bytes) -> float | None:
-    """How long an MP3 says it is, in the frame that encoders of variable bit rate put first; None without it."""
+    """The length of an MP3 by its Xing tag, the first frame of a variable bit rate; None without it."""
     at = max(data.find(b"Xing", 0, _XING_BYTES), data.find(b"Info", 0, _XING_BYTES))
     if at < 0 or _layer_frame(data[:4]) is None or len(data) < at + 12 or not data[at + 7] & 1:
         return None
@@ -109,7 +109,7 @@ def _id3_bytes(data: bytes, position: int) -> int:
 
 
 def _ape_bytes(data: bytes, position: int) -> int:
-    """An APEv2 tag in front: its header, and the size that it names, which includes the footer."""
+    """An APEv2 tag in front: its header, and the size in it, which includes the footer."""
     header = data[position : position + _APE_HEADER]
     if header[:8] != b"APETAGEX" or len(header) < _APE_HEADER:
         return 0

@@ -1,14 +1,12 @@
-"""Video bytes to a row of RGB pictures, one for each window of time; the sound track is decoded as all audio.
+"""Video bytes to RGB pictures, one for each window of time; the sound track is decoded like any audio.
 
 Two passes over the bytes: the first reads packets without decoding and gives the true duration, and so the windows; the
-second decodes and holds one picture at a time. As with audio, the demuxer is named after the sniffed format.
+second decodes and holds one picture at a time. The demuxer is chosen by the sniffed format, as for audio.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -20,41 +18,30 @@ from PIL import Image
 
 from mmva.errors import MediaError
 from mmva.media.audio import stream_audio
-from mmva.media.audio_sources import decoded_frames
+from mmva.media.audio_sources import decoded_frames, opened
 from mmva.media.formats import VIDEO_FORMATS
 from mmva.media.guards import checked_format, refusals
 from mmva.media.limits import Limits
 from mmva.media.windows import window_bounds
 
-_DEMUXERS = {"mp4": "mov"}
 _TICKS_PER_S: Final = 1000  # windows of pictures are cut on a grid of milliseconds
-# Encoders and containers round a little: a file this close to its header's length is whole.
+# Encoders and containers round a little: a file this close to its header's length is complete.
 _WHOLE_SHARE, _ROUNDING_S = 0.98, 0.5
-# By the rotation that the file asks for, in degrees counterclockwise.
+# By the file's rotation, in degrees counterclockwise.
 _UPRIGHT = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """What a video holds.
+    """The contents of a video, by its packets, not by what its header claims."""
 
-    Attributes:
-        duration_s: End of the last packet, of pictures or sound; what the file holds, not what its header says.
-        picture_s: End of the last picture; None without pictures.
-        width: Pixels of a picture as stored, before rotation; 0 without pictures.
-        height: Likewise.
-        sound: Whether there is a sound track.
-        format: The sniffed format.
-        fps: Pictures a second as the header has them on average; 0 where it does not say.
-    """
-
-    duration_s: float
-    picture_s: float | None
-    width: int
+    duration_s: float  # end of the last packet, of pictures or sound
+    picture_s: float | None  # end of the last picture; None without pictures
+    width: int  # pixels of a picture as stored, before rotation; 0 without pictures
     height: int
     sound: bool
-    format: str
-    fps: float
+    format: str  # as sniffed
+    fps: float  # pictures per second on average, by the header; 0 if it does not say
 
 
 def probe_video(data: bytes, limits: Limits | None = None) -> VideoInfo:
@@ -69,7 +56,7 @@ def probe_video(data: bytes, limits: Limits | None = None) -> VideoInfo:
     missing = 8 + int.from_bytes(data[4:8], "little") - len(data) if kind == "avi" else 0
     if missing > 0:
         raise MediaError("truncated-video", f"the file ends {missing:,} bytes early")
-    with _opened(data, kind) as container:
+    with opened(data, kind, "corrupt-video") as container:
         picture, sound = _picture_stream(container), bool(container.streams.audio)
         if picture is None and not sound:
             raise MediaError("no-track", f"{kind} data with neither pictures nor sound")
@@ -94,20 +81,10 @@ def probe_video(data: bytes, limits: Limits | None = None) -> VideoInfo:
 def stream_frames(
     data: bytes, info: VideoInfo, window_s: float, hop_s: float, limits: Limits | None = None
 ) -> Iterator[tuple[float, Image.Image]]:
-    """The picture at the centre of each window, one after another.
+    """The picture at the centre of each window, one after another, with the start of the window in seconds.
 
-    Args:
-        data: The encoded file.
-        info: What probe_video says of it.
-        window_s: Length of a window; the end is cut as window_bounds says.
-        hop_s: Seconds between the starts of two windows.
-        limits: Limits of an item; the defaults if None.
-
-    Yields:
-        Start of the window in seconds, and its picture: RGB, turned upright as the file's rotation says.
-
-    Raises:
-        MediaError: "corrupt-video" or "too-many-pixels", possibly after some pictures.
+    `info` is the result of probe_video; the end is cut by window_bounds. Pictures are RGB, turned upright by the file's
+    rotation. Raises MediaError "corrupt-video" or "too-many-pixels", possibly after some pictures.
     """
     if info.picture_s is None:
         return
@@ -122,16 +99,10 @@ def stream_frames(
 def pictures_at(
     data: bytes, info: VideoInfo, times_s: Iterable[float], limits: Limits | None = None
 ) -> Iterator[Image.Image]:
-    """The picture that a viewer sees at each of these moments: RGB, upright; one is held at a time.
+    """The picture that a viewer sees at each of these times: RGB, upright; one is held at a time.
 
-    Args:
-        data: The encoded file.
-        info: What probe_video says of it; it must have pictures.
-        times_s: Seconds from the start, rising; after the end the last picture stands.
-        limits: Limits of an item; the defaults if None.
-
-    Raises:
-        MediaError: "corrupt-video" or "too-many-pixels", possibly after some pictures.
+    `info` is the result of probe_video; the video must have pictures. Times rise, in seconds from the start; after the
+    end comes the last picture. Raises MediaError "corrupt-video" or "too-many-pixels", possibly after some pictures.
     """
     waiting = iter(times_s)
     wanted_s = next(waiting, None)
@@ -151,16 +122,8 @@ def pictures_at(
 
 
 def stream_sound(data: bytes, sample_rate: int, limits: Limits | None = None) -> Iterator[NDArray[np.float32]]:
-    """A video's sound track as stream_audio gives it, however short; raises likewise."""
+    """A video's sound track like stream_audio, however short."""
     return stream_audio(data, sample_rate, replace(limits or Limits(), min_duration_s=0.0), accepted=VIDEO_FORMATS)
-
-
-@contextmanager
-def _opened(data: bytes, kind: str) -> Iterator[Any]:
-    with refusals("corrupt-video", kind):
-        container = av.open(io.BytesIO(data), format=_DEMUXERS.get(kind, kind), metadata_errors="ignore")
-    with closing(container):
-        yield container
 
 
 def _picture_stream(container: Any) -> Any:
@@ -169,20 +132,13 @@ def _picture_stream(container: Any) -> Any:
 
 
 def _check_header(container: Any, picture: Any, limits: Limits) -> None:
-    promised_s = (container.duration or 0) / av.time_base
-    if promised_s > limits.max_duration_s:
-        raise MediaError("too-long", f"{promised_s:,.0f} s, over the limit of {limits.max_duration_s:,.0f}")
+    limits.check_duration((container.duration or 0) / av.time_base)
     if picture is None:
         return
     context = picture.codec_context
     if context is None:
         raise MediaError("unsupported-video", "pictures in a codec that FFmpeg does not know")
-    _check_pixels(context.width, context.height, limits)
-
-
-def _check_pixels(width: int, height: int, limits: Limits) -> None:
-    if width * height > limits.max_pixels:
-        raise MediaError("too-many-pixels", f"{width} x {height} pixels, over the limit of {limits.max_pixels:,}")
+    limits.check_pixels(context.width, context.height)
 
 
 def _ends(container: Any, picture: Any, kind: str, limits: Limits) -> dict[int, float]:
@@ -213,14 +169,14 @@ def _refuse_truncated(container: Any, ends_s: dict[int, float]) -> None:
 
 def _frames(data: bytes, kind: str, limits: Limits) -> Iterator[tuple[float, Any]]:
     """Time from the start in seconds and frame, in the order of showing."""
-    with _opened(data, kind) as container:
+    with opened(data, kind, "corrupt-video") as container:
         stream = _picture_stream(container)
         stream.codec_context.thread_count = 1  # actors share the CPUs: one thread each
         stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
         start, last_s = stream.start_time or 0, 0.0
         with refusals("corrupt-video", kind):
             for frame in decoded_frames(container, stream, "corrupt-video", kind):
-                _check_pixels(frame.width, frame.height, limits)
+                limits.check_pixels(frame.width, frame.height)
                 if frame.pts is not None:
                     last_s = float((frame.pts - start) * frame.time_base)
                 yield last_s, frame

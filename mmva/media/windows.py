@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from mmva.errors import UsageError
 
-# Everything that cuts music cuts it like this, so that a model sees in service what it saw in training. Near the 2 s
-# clips that IMEMNet-C labels, and exactly what musicnn was trained on: shorter ones cost it as much.
+# The windows of all music, so that inference and training use the same. Near the 2 s clips that IMEMNet-C labels, and
+# exactly what musicnn was trained on: shorter ones take it as much time.
 WINDOW_S: Final = 3.0
 HOP_S: Final = 1.5
 
@@ -19,17 +19,9 @@ HOP_S: Final = 1.5
 def window_bounds(samples: int, length: int, hop: int) -> list[tuple[int, int]]:
     """First and last-plus-one sample of each window.
 
-    Windows start every `hop` samples and hold `length` of them. What is left at the end becomes a window of its own if
-    it is at least half as long as the others, and else joins the last one, so windows are between 1/2 and 3/2 of the
-    length; audio shorter than a window is one window.
-
-    Args:
-        samples: Number of samples, at least 1.
-        length: Samples of a window, at least 1.
-        hop: Samples between the starts of two windows, 1 to `length`, so that none is skipped.
-
-    Raises:
-        UsageError: If length and hop are no such numbers.
+    Windows start every `hop` samples and hold `length` of them. The rest at the end becomes a window if it is at least
+    half as long as the others, and else joins the last one, so windows are between 1/2 and 3/2 of the length; audio
+    shorter than a window is one window. Raises UsageError unless 0 < hop <= length.
     """
     if not 0 < hop <= length:
         raise UsageError(f"window hop must be above 0 and at most the window's length, got hop {hop}, length {length}")
@@ -46,19 +38,9 @@ def window_bounds(samples: int, length: int, hop: int) -> list[tuple[int, int]]:
 def windows(
     samples: NDArray[np.float32], sample_rate: int, length_s: float, hop_s: float
 ) -> tuple[NDArray[np.float64], list[NDArray[np.float32]]]:
-    """Cut audio into overlapping windows (views, no copies); see window_bounds for what happens at the end.
+    """Cut mono audio [T] into overlapping windows (views); their starts in seconds, float64 [W], and the windows.
 
-    Args:
-        samples: Mono audio, shape [T], T at least 1.
-        sample_rate: Hz.
-        length_s: Seconds of a window.
-        hop_s: Seconds between the starts of two windows, at most `length_s`.
-
-    Returns:
-        Start of each window in seconds, float64 [W], and the W windows.
-
-    Raises:
-        UsageError: If length and hop are not positive, or the hop would skip samples.
+    See window_bounds for the end. Raises UsageError unless 0 < hop_s <= length_s.
     """
     bounds = window_bounds(len(samples), round(length_s * sample_rate), round(hop_s * sample_rate))
     start_s_W = np.array([start for start, _ in bounds], np.float64) / sample_rate
@@ -68,22 +50,12 @@ def windows(
 def stream_windows(
     blocks: Iterable[NDArray[np.float32]], sample_rate: int, length_s: float, hop_s: float
 ) -> Iterator[tuple[float, NDArray[np.float32]]]:
-    """What `windows` gives, of audio that arrives in blocks: no more than a window, a hop and a block are held.
+    """The windows of audio that arrives in blocks [t], with their starts in seconds; see `windows`.
 
-    Args:
-        blocks: Mono audio, arrays of shape [t], in order.
-        sample_rate: Hz.
-        length_s: Seconds of a window.
-        hop_s: Seconds between the starts of two windows, at most `length_s`.
-
-    Yields:
-        Start in seconds and samples of one window after another; none of audio without samples.
-
-    Raises:
-        UsageError: If length and hop are not positive, or the hop would skip samples.
+    No more than a window, a hop and a block are held. Audio without samples has no window.
     """
     length, hop = round(length_s * sample_rate), round(hop_s * sample_rate)
-    window_bounds(length, length, hop)  # raises for what it cannot cut
+    window_bounds(length, length, hop)  # raises for invalid lengths
     held, start = np.empty(0, np.float32), 0
     for block in blocks:
         held = np.concatenate([held, block])

@@ -1,4 +1,4 @@
-"""What a model's points are good for without further training: retrieval, music prompts, video summaries.
+"""Uses of a model's points without further training: retrieval, music prompts, video summaries.
 
     search.py    nearest neighbours in the VA plane, exact, with filters and pages
     query.py     one item's bytes or text -> its VA point
@@ -6,5 +6,5 @@
     summary.py   a VA curve -> the segments that hold most of its change
     video.py     a video -> its curve, segments, clip and picture
 
-Only numpy is needed to import search, prompts and summary; decoders and encoders come with the other two.
+Importing search, prompts and summary needs only numpy; the other two need decoders and encoders.
 """

@@ -1,9 +1,7 @@
-"""Stretches of a video, joined into a clip of their own with their sound.
+"""Parts of a video, joined into a clip with their sound.
 
-VP9 and Opus, in WebM or MP4: browsers play both, and their encoders are free (BSD). Pictures and sound are decoded side
-by side and written in the order of time, so memory does not grow with the clip.
-
-Shapes: T samples, C channels.
+VP9 and Opus, in WebM or MP4: browsers play both, and their encoders are free (BSD). Pictures and sound are decoded in
+parallel and written in the order of time, so memory does not grow with the clip. Shapes: T samples, C channels.
 """
 
 from __future__ import annotations
@@ -31,16 +29,16 @@ from mmva.media.video import VideoInfo, pictures_at
 
 CONTAINERS: Final = {".webm": "webm", ".mp4": "mp4"}
 _LONG_SIDE: Final = 1280  # pixels; larger pictures are made smaller
-_FPS: Final = (1.0, 30.0, 25.0)  # fewest and most a second, and where the header does not say
+_FPS: Final = (1.0, 30.0, 25.0)  # fewest and most per second, and if the header does not say
 _FADE_S: Final = 0.01  # of the sound at each cut: a wave that is cut clicks
-_SOUND_RATE: Final = 48_000  # Opus'
+_SOUND_RATE: Final = 48_000  # that of Opus
 # Fast enough for one core; the quality of a preview.
 _PICTURE_OPTIONS: Final = {"deadline": "realtime", "cpu-used": "8", "crf": "34", "b": "0", "threads": "1"}
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """What comes next in the clip: a picture or some samples [T, 2], at a time of the clip."""
+    """The next part of the clip: a picture or some samples [T, 2], at a time of the clip."""
 
     at_s: float
     picture: Image.Image | None = None
@@ -53,26 +51,21 @@ class _Piece:
 def write_clip(data: bytes, info: VideoInfo, spans_s: Sequence[tuple[float, float]], out: Path, limits: Limits) -> None:
     """Write the spans, one after another; the file appears whole or not at all.
 
-    Args:
-        data: The encoded video.
-        info: What probe_video says of it.
-        spans_s: Start and end of each, in order and apart.
-        out: The clip, ending in .webm or .mp4; replaced if it exists.
-        limits: What the video may ask for.
+    Spans (start and end in seconds) are in order and do not overlap. `out` ends in .webm or .mp4; it is replaced.
 
     Raises:
-        UsageError: If the clip's name has another ending, or its folder cannot be written to.
+        UsageError: If the name has another ending, or the folder cannot be written to.
         MediaError: What is wrong with the video, found while it is decoded.
     """
     check_clip_name(out)
     fps = Fraction(min(max(info.fps or _FPS[2], _FPS[0]), _FPS[1])).limit_denominator(1001)
-    # Whole pictures, so that the sound does not run away from them.
+    # Whole pictures, so that sound and pictures stay together.
     whole_s = [(start, start + max(1, round((end - start) * fps)) / float(fps)) for start, end in spans_s]
     size: tuple[int, int] | None = None
     sources: list[Iterator[_Piece]] = []
     if info.picture_s is not None:
         pictures = _pictures(data, info, whole_s, float(fps), limits)
-        first = next(pictures)  # says the size: the header's is before rotation
+        first = next(pictures)  # has the size: the header's is before rotation
         assert first.picture is not None
         size = even_size(first.picture.size)
         sources.append(itertools.chain([first], pictures))
@@ -88,9 +81,9 @@ def write_clip(data: bytes, info: VideoInfo, spans_s: Sequence[tuple[float, floa
 
 
 def check_clip_name(out: Path) -> None:
-    """UsageError unless the name ends as a clip's does."""
+    """Raises UsageError unless the name ends as a clip's does."""
     if out.suffix.lower() not in CONTAINERS:
-        raise UsageError(f"{out}: a clip is written as {' or '.join(CONTAINERS)}; end the name so")
+        raise UsageError(f"{out}: the name of a clip must end in {' or '.join(CONTAINERS)}")
 
 
 def _encode(path: Path, pieces: Iterable[_Piece], fps: Fraction, size: tuple[int, int] | None, *, sound: bool) -> None:
@@ -139,17 +132,14 @@ def _sounds(data: bytes, info: VideoInfo, spans_s: Sequence[tuple[float, float]]
 
 def _at_most_two(block: Block) -> NDArray[np.float32]:
     """Surround sound as mono, which as_stereo puts on both sides."""
-    samples_TC = block.samples_TC
-    return samples_TC if samples_TC.shape[1] <= 2 else Downmix().mono(block)[:, None]
+    return block.samples_TC if block.samples_TC.shape[1] <= 2 else Downmix().mono(block)[:, None]
 
 
 def as_stereo(blocks: Iterable[NDArray[np.float32]], rate: int, kind: str) -> Iterator[NDArray[np.float32]]:
     """Blocks [t, C] as blocks [t, 2] at the clip's rate; more than two channels become their mean on both sides.
 
-    Samples that are no numbers are silent, and those beyond full scale are at it: encoders take nothing else.
-
-    Raises:
-        MediaError: "corrupt-audio", for a rate that cannot be converted.
+    NaN becomes silence, and samples beyond full scale are cut: encoders refuse them. MediaError "corrupt-audio" for a
+    rate that cannot be converted.
     """
     with refusals("corrupt-audio", kind):
         to_clip = av.AudioResampler(format="flt", layout="stereo", rate=_SOUND_RATE)
@@ -173,7 +163,7 @@ def _audio_frame(samples_T2: NDArray[np.float32], rate: int) -> Any:
 def cut(
     blocks: Iterable[NDArray[np.float32]], spans_s: Sequence[tuple[float, float]], rate: int
 ) -> Iterator[NDArray[np.float32]]:
-    """The spans' samples out of a stream of blocks [t, C], faded at each cut; silence where the stream ends early."""
+    """The spans' samples of a stream of blocks [t, C], faded at each cut; silence if the stream ends early."""
     spans = [(round(start * rate), round(end * rate)) for start, end in spans_s]
     fade, position, channels = max(1, round(_FADE_S * rate)), 0, 1
     waiting = iter(spans)

@@ -1,6 +1,6 @@
-"""From a musical prompt to sound, by a MusicGen model in transformers (Copet et al. 2023), where its weights are there.
+"""From a musical prompt to sound, with a MusicGen model in transformers (Copet et al. 2023), if its weights are here.
 
-Weights are safetensors and nothing else, and code that a repository brings along is not run.
+Weights must be safetensors, and code from a repository does not run.
 """
 
 from __future__ import annotations
@@ -27,13 +27,9 @@ class MusicGenerator:
 
     @classmethod
     def load(cls, source: str) -> Self:
-        """A model by its place.
+        """A model from a local folder in the hub's layout, or a repository of the hub as NAME or NAME@REVISION.
 
-        Args:
-            source: A local folder in the hub's layout, or a repository of the hub as NAME or NAME@REVISION.
-
-        Raises:
-            UsageError: If there are no such weights, or they are not a MusicGen model's.
+        Raises UsageError if there are no such weights, or they are not a MusicGen model's.
         """
         from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
@@ -47,10 +43,10 @@ class MusicGenerator:
                 model, report = MusicgenForConditionalGeneration.from_pretrained(
                     name, use_safetensors=True, output_loading_info=True, **options
                 )
-        except Exception as error:  # it raises whatever its parts do; all of them mean that there is no usable model
+        except Exception as error:  # transformers raises many types; each means that there is no usable model
             raise UsageError(
-                f"--musicgen {source}: no MusicGen weights there ({first_line(error)}); name a folder or a repository "
-                "of the hub that holds them as safetensors"
+                f"--musicgen {source}: no MusicGen weights there ({first_line(error)}); give a folder or a repository "
+                "of the hub that has them as safetensors"
             ) from error
         if report["missing_keys"]:
             raise UsageError(
@@ -62,8 +58,7 @@ class MusicGenerator:
     def generate(self, prompt: str, seconds: float, seed: int = 0) -> NDArray[np.float32]:
         """Sound [T, C] in [-1, 1] at `sample_rate`; the same seed gives the same sound on the same machine.
 
-        Raises:
-            UsageError: For a length that is not above 0 and at most LONGEST_S.
+        Raises UsageError unless 0 < seconds <= LONGEST_S.
         """
         import torch
 
@@ -86,11 +81,7 @@ class MusicGenerator:
 
 
 def write_wav(path: Path, sound_TC: NDArray[np.float32], sample_rate: int) -> None:
-    """Write 16-bit PCM, whole or not at all; an existing file is replaced.
-
-    Raises:
-        UsageError: If the name does not end in .wav, or the file cannot be written.
-    """
+    """Write 16-bit PCM, whole or not at all; an existing file is replaced. UsageError if it cannot be written."""
     import soundfile
 
     check_wav(path)
@@ -105,6 +96,6 @@ def write_wav(path: Path, sound_TC: NDArray[np.float32], sample_rate: int) -> No
 
 
 def check_wav(path: Path) -> None:
-    """UsageError for a name that is not a WAV file's."""
+    """Raises UsageError if the name is not a WAV file's."""
     if path.suffix.lower() != ".wav":
-        raise UsageError(f"{path}: sound is written as .wav, end the name so")
+        raise UsageError(f"{path}: the name of a sound file must end in .wav")

@@ -15,9 +15,9 @@ from mmva.errors import UsageError
 if TYPE_CHECKING:
     from mmva.zeroshot.video import Moment
 
-# Told apart with any kind of colour vision (Okabe & Ito 2008).
+# Distinguishable with any kind of colour vision (Okabe & Ito 2008).
 _VALENCE, _AROUSAL, _CHOSEN = "#0072B2", "#D55E00", "#F0E442"
-_MOST_FRAMES: Final = 8  # side by side; of more, the ones with most change
+_MOST_FRAMES: Final = 8  # in one row; of more, the ones with most change
 _CORNERS: Final = (("tense", 0.02, 0.98), ("excited", 0.98, 0.98), ("sad", 0.02, 0.02), ("calm", 0.98, 0.02))
 
 
@@ -44,13 +44,11 @@ def write_picture(
 def _draw_frames(figure: Any, moments: Sequence[Moment]) -> None:
     from PIL import Image
 
-    from mmva.zeroshot.video import as_clock
-
     for number, (axes, one) in enumerate(zip(figure.subplots(1, len(moments), squeeze=False)[0], moments, strict=True)):
         axes.set_axis_off()
         if one.jpeg:
             axes.imshow(np.asarray(Image.open(io.BytesIO(one.jpeg))))
-        axes.set_title(f"{number + 1}  {as_clock(one.start_s)} to {as_clock(one.end_s)}\n{one.mood}", fontsize=9)
+        axes.set_title(f"{number + 1}  {one.span}\n{one.mood}", fontsize=9)
 
 
 def _draw_time(axes: Any, time_s_W: NDArray[np.float64], va_W2: NDArray[np.float64], moments: Sequence[Moment]) -> None:

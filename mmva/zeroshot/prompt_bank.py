@@ -1,7 +1,7 @@
-"""The templates of musical prompts: genres and instruments, and the corner of the plane each is at home in.
+"""The templates of musical prompts: genres and instruments, and where in the plane each belongs.
 
-A home is where a template is filled for the caption tower to place it; it is our own guess of where such music lies
-and decides nothing else.
+A template's home is the point for which it is filled when the caption tower places it; it is our own guess of where
+such music lies and decides nothing else.
 """
 
 from __future__ import annotations
@@ -12,14 +12,7 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Template:
-    """Music of one kind; mood, tempo, mode and loudness are filled in.
-
-    Attributes:
-        name: Its name, unique in the bank.
-        genre: As it stands in the sentence.
-        instruments: Likewise.
-        home: The point it is filled for when it is placed.
-    """
+    """Music of one kind; mood, tempo, mode and loudness are filled in. The name is unique."""
 
     name: str
     genre: str

@@ -1,4 +1,4 @@
-"""One item, as a caller has it, to its point in the plane: by the same path as the items of an annotation."""
+"""One item to its point in the plane, by the same path as the items of an annotation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from mmva.errors import MediaError, UsageError
 from mmva.inference.config import default_preprocessing
 from mmva.inference.heads import predict
 from mmva.inference.pipeline import Pipeline
-from mmva.media.limits import Limits
 from mmva.modalities import MODALITIES
 
 if TYPE_CHECKING:
@@ -20,29 +19,17 @@ if TYPE_CHECKING:
     from mmva.predictor import Predictor
 
 
-def query_point(
-    model: MMVA | Predictor, modality: str, data: bytes | str, limits: Limits | None = None
-) -> NDArray[np.float64]:
-    """VA point [2] in [0, 1] of one image, piece of music or caption.
+def query_point(model: MMVA | Predictor, modality: str, data: bytes | str) -> NDArray[np.float64]:
+    """VA point [2] in [0, 1] of one image, piece of music (encoded files) or caption (its text, also as UTF-8).
 
-    Args:
-        model: With the encoder of this modality.
-        modality: "image", "music" or "caption".
-        data: The encoded file; of a caption its text, or that as UTF-8.
-        limits: Limits of the item; the defaults if None.
-
-    Raises:
-        UsageError: If the model has no such tower.
-        MediaError: What is wrong with the item.
+    Raises UsageError if the model has no such tower, and MediaError if the item cannot be used.
     """
     if modality not in MODALITIES:
         raise UsageError(f"modality {modality!r}: a query is one of {', '.join(MODALITIES)}")
     if modality not in model.dims:
         raise UsageError(f"this model has no {modality!r} tower; it has {', '.join(model.dims)}")
     encoded = data.encode(errors="replace") if isinstance(data, str) else data
-    pipeline = Pipeline(
-        model.dims, model.encoder, default_preprocessing(model.backbones), lambda *_: encoded, limits=limits
-    )
+    pipeline = Pipeline(model.dims, model.encoder, default_preprocessing(model.backbones), lambda *_: encoded)
     item = pa.table({"id": ["query"], "uri": ["query"], "modality": [modality]})
     predicted = predict(model, pipeline.embed(item, items_at_fault=True))
     for error in predicted.errors.to_pylist():

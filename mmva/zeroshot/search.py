@@ -1,9 +1,9 @@
 """Exact nearest neighbours in the valence-arousal plane, with filters and pages.
 
-Points lie sorted by group and valence. A strided sample of the points that pass the filters bounds the distance of the
-K-th neighbour from above, so only a strip of the plane about the query has to be scanned. A tree is faster while
-nothing is filtered, and hundreds of times slower where it must pass over what the filters refuse; this takes both as
-they come, and nothing has to be built but a sort. benchmarks/search.py measures it against scipy's cKDTree and FAISS.
+Points are sorted by group and valence. A strided sample of the points that pass the filters bounds the distance of the
+K-th neighbour from above, so only a strip of the plane around the query has to be scanned. A tree is faster without
+filters, and hundreds of times slower if it must skip what the filters refuse; this handles both, and needs only a sort.
+benchmarks/search.py compares it with scipy's cKDTree and FAISS.
 
 Shapes: N points, K neighbours, G groups; va_N2 holds (valence, arousal) per row.
 """
@@ -27,11 +27,7 @@ _ROUNDING: Final = 1e-6  # float32 distances in the unit square are this exact
 
 @dataclass(frozen=True)
 class Region:
-    """A rectangle of the plane, bounds included; all of it by default.
-
-    Raises:
-        UsageError: If a bound is not in [0, 1], or a low bound is above its high one.
-    """
+    """A rectangle of the plane, bounds included; by default all of it. UsageError unless 0 <= low <= high <= 1."""
 
     valence: tuple[float, float] = (0, 1)
     arousal: tuple[float, float] = (0, 1)
@@ -47,12 +43,7 @@ class PlaneIndex:
     """Points of the plane in memory, 16 bytes a point."""
 
     def __init__(self, va_N2: ArrayLike, group_N: ArrayLike | None = None) -> None:
-        """Sort the points.
-
-        Args:
-            va_N2: Points, kept as float32.
-            group_N: A small integer per point, such as its modality; all points are one group if None.
-        """
+        """Sort the points [N, 2]; `group_N` is a small integer per point, such as its modality (None: one group)."""
         va = np.asarray(va_N2, np.float32).reshape(-1, 2)
         group = np.zeros(len(va), np.int64) if group_N is None else np.asarray(group_N)
         self._row_N = np.lexsort((va[:, 0], group))
@@ -76,19 +67,10 @@ class PlaneIndex:
         groups: Collection[int] | None = None,
         region: Region | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The points nearest to a query that pass the filters.
+        """The points nearest to a query that pass the filters; the first `offset` of them are left out.
 
-        Equal distances stand in the order of the rows, so pages neither overlap nor leave gaps.
-
-        Args:
-            va_2: The query.
-            count: How many to return at most.
-            offset: How many of the nearest to leave out before.
-            groups: Only these; all of them if None.
-            region: Only points in it.
-
-        Returns:
-            Rows and distances, nearest first, [K] each, K <= count.
+        Equal distances are in the order of the rows, so pages neither overlap nor leave gaps. `groups` None means all.
+        Returns rows and distances, nearest first, [K] each, K <= count.
         """
         query_2, region = np.asarray(va_2, np.float64), region or Region()
         wanted = offset + count
@@ -112,7 +94,7 @@ class PlaneIndex:
         return row_K[order_K], distance_K[order_K]
 
     def _reach(self, chosen: list[tuple[int, int]], query_2: NDArray[np.float64], wanted: int, region: Region) -> float:
-        """A distance within which the `wanted` nearest lie: of a sample the K-th is no nearer than of them all."""
+        """A distance within which the `wanted` nearest lie: a sample's K-th is never nearer than that of all points."""
         step = sum(stop - start for start, stop in chosen) // max(_SAMPLES, _SAMPLES_A_NEIGHBOUR * wanted)
         if step < 2:
             return math.inf

@@ -1,9 +1,9 @@
 """Which moments of a video matter: the segments that hold most of its curve's change within a budget of time.
 
-The change between two neighbouring points of the curve is their distance in the VA plane. It is felt by what stands
-before it and after it, so it is spread over a second or two (a triangle); then a dynamic programme finds the
-segments: of all choices that keep within the budget, and whose segments are no shorter than one wants to watch and a
-second apart, none holds more. A change therefore stands in the middle of its segment.
+The change between two neighbouring points of the curve is their distance in the VA plane. A viewer notices it by what
+comes before and after it, so it is spread over a second or two (a triangle). A dynamic programme then finds the
+segments: of all choices within the budget, with segments that are not too short and at least a second apart, no other
+has more change. So a change is in the middle of its segment.
 
 Shapes: W points of the curve, S = W - 1 steps between them, M segments.
 """
@@ -25,13 +25,7 @@ _JITTER: Final = 3  # points of the running median that takes single outliers aw
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of time, and how much of the curve's change it holds.
-
-    Attributes:
-        start_s: Seconds.
-        end_s: Seconds.
-        change: Its share of all the change there is, [0, 1].
-    """
+    """A part of the video in seconds, and its share of all the curve's change, [0, 1]."""
 
     start_s: float
     end_s: float
@@ -55,18 +49,11 @@ def choose_segments(
 ) -> list[Segment]:
     """The segments that cover most of the curve's change within the budget, in order.
 
-    Their total length is at most the budget; a budget as long as the video gives all of it. Among choices that cover
-    equally much the earlier moments win, so of a curve without any change the beginning is chosen.
+    Their total length is at most the budget; a budget as long as the video gives all of it. Among equally good choices
+    the earlier moments win, so of a curve without any change the beginning is chosen. Points are evenly spaced, in
+    rising order. No segment is shorter than `shortest_s`, or the budget if that is shorter.
 
-    Args:
-        time_s_W: When each point was seen, evenly spaced and rising.
-        va_W2: The points.
-        duration_s: Of the video.
-        budget_s: Of the summary.
-        shortest_s: Least length of a segment; the budget if that is shorter.
-
-    Raises:
-        UsageError: If the budget is not above 0.
+    Raises UsageError if the budget is not above 0.
     """
     if not budget_s > 0:
         raise UsageError(f"seconds {budget_s:g}: a summary needs more than 0 seconds")
@@ -110,13 +97,10 @@ def spread(change_S: NDArray[np.float64], width: int) -> NDArray[np.float64]:
 def most_change(weight_S: NDArray[np.float64], budget: int, least: int, apart: int = 1) -> list[tuple[int, int]]:
     """The runs of steps with the greatest sum of weights: at most `budget` steps in all, each run `least` or more.
 
-    Runs are `apart` steps from each other, or more.
+    Returns the first and last-plus-one step of each run, in order and at least `apart` steps from each other.
 
-    Exact: best[u] is the greatest sum that the steps so far can give with u of them used, `inside` of it with a run
-    that goes on to the last one and is long enough. Needs memory for S times budget decisions.
-
-    Returns:
-        First and last-plus-one step of each run, in order and apart from each other.
+    Exact: best[u] is the greatest sum of the steps so far with u of them used, `inside` that with a run that continues
+    to the last step and is long enough. Needs memory for S times budget decisions.
     """
     count = len(weight_S)
     if budget < least:

@@ -1,10 +1,10 @@
 """A video summarised by its mood: a curve in the plane, the segments that hold most of its change, a clip, a picture.
 
 Pictures are sampled evenly and go through the image tower; the sound track goes through the music tower in windows, as
-an annotation's does, and is read off at the pictures' times. The curve is the mean of the two, or whichever there is.
+in an annotation, and is interpolated at the pictures' times. The curve is the mean of the two, or the one that exists.
 
-Hostile files: the guards of mmva.media.video, with tighter limits on pixels, and a limit on the time a video may take.
-A decoder that crashes in native code still takes its process along: a service runs this in a process that may die.
+Hostile files: the guards of mmva.media.video, with tighter limits on pixels, and a limit on the time of a video. A
+decoder that crashes in native code still ends its process: a service must run this in a process that may die.
 
 Shapes: W points of the curve.
 """
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mmva.model import MMVA
     from mmva.predictor import Predictor
 
-# 4K pictures; a batch of them is what is held at once.
+# 4K pictures; one batch of them is held at a time.
 SUMMARY_LIMITS: Final = Limits(max_pixels=4096 * 2304)
 TIME_LIMIT_S: Final = 900.0
 _FINEST_S, _MOST_POINTS = 0.5, 1200  # a point every half second, further apart in videos over ten minutes
@@ -45,54 +45,36 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Moment:
-    """A chosen segment.
-
-    Attributes:
-        start_s: Seconds from the video's start.
-        end_s: Likewise.
-        change: Share of all the curve's change, [0, 1].
-        valence: Mean over the segment.
-        arousal: Likewise.
-        mood: Of that point.
-        suggestion: Music for that point, where it was asked for.
-        jpeg: A small picture from the middle of the segment; empty without pictures.
-    """
+    """A chosen segment, in seconds from the video's start."""
 
     start_s: float
     end_s: float
-    change: float
-    valence: float
+    change: float  # share of all the curve's change, [0, 1]
+    valence: float  # mean over the segment
     arousal: float
     mood: str
-    suggestion: str | None
-    jpeg: bytes = field(repr=False)
+    suggestion: str | None  # music for that point, if it was asked for
+    jpeg: bytes = field(repr=False)  # a small picture from the middle of the segment; empty without pictures
+
+    @property
+    def span(self) -> str:
+        """For example "1:05.5 to 1:09.0"."""
+        return f"{as_clock(self.start_s)} to {as_clock(self.end_s)}"
 
 
 @dataclass(frozen=True)
 class VideoSummary:
-    """What a video came to.
-
-    Attributes:
-        video: Its name.
-        duration_s: Its length.
-        tracks: Towers that the curve comes from: "image", "music" or both.
-        time_s_W: When each point of the curve was seen.
-        va_W2: The curve.
-        moments: The chosen segments, in order.
-        clip: Where they were written, if they were.
-        picture: Where the curve was drawn, if it was.
-        digest: The model's.
-    """
+    """The summary of a video: its curve, and the segments that were chosen and written."""
 
     video: str
     duration_s: float
-    tracks: tuple[str, ...]
+    tracks: tuple[str, ...]  # towers that the curve comes from: "image", "music" or both
     time_s_W: NDArray[np.float64]
     va_W2: NDArray[np.float64]
-    moments: list[Moment]
+    moments: list[Moment]  # in order
     clip: Path | None
     picture: Path | None
-    digest: str | None
+    digest: str | None  # the model's
 
     @property
     def seconds(self) -> float:
@@ -129,9 +111,7 @@ class VideoSummary:
         held = f"{len(self.moments)} segments of {self.seconds:.1f} s hold {self.change:.0%} of its change"
         lines = [f"{self.video}: {self.duration_s:.1f} s, {curve}; {held}"]
         for one in self.moments:
-            lines.append(
-                f"  {as_clock(one.start_s)} to {as_clock(one.end_s)}  {one.valence:.2f} {one.arousal:.2f}  {one.mood}"
-            )
+            lines.append(f"  {one.span}  {one.valence:.2f} {one.arousal:.2f}  {one.mood}")
             lines += [f"      {one.suggestion}"] if one.suggestion else []
         return "\n".join([*lines, *(str(path) for path in (self.clip, self.picture) if path)])
 
@@ -147,22 +127,15 @@ def summarize(
     limits: Limits = SUMMARY_LIMITS,
     time_limit_s: float = TIME_LIMIT_S,
 ) -> VideoSummary:
-    """Summarise a video.
+    """Summarise a local video (mp4, mov, mkv, webm or avi) in at most `seconds`.
 
-    Args:
-        video: A local file: mp4, mov, mkv, webm or avi.
-        model: With an image tower, a music tower or both.
-        seconds: Budget of the summary.
-        out: The clip to write, .webm or .mp4; beside it, as .png, the picture. Neither if None.
-        suggest: Names music for a point of the plane; called once a segment.
-        shortest_s: Least length of a segment.
-        limits: What the video may ask for.
-        time_limit_s: Seconds that sampling may take.
+    Writes a clip to `out` (.webm or .mp4), and the picture next to it as .png; neither if None. `suggest` names music
+    for a point of the plane, once for each segment. `time_limit_s` limits the sampling.
 
     Raises:
         UsageError: If the file cannot be read, the clip cannot be written, or the budget is not above 0.
-        MediaError: What is wrong with the video; "timed-out" above the limit; "no-tower" if this model has no use for
-            what the video holds.
+        MediaError: What is wrong with the video; "timed-out" above the limit; "no-tower" if this model cannot use what
+            the video holds.
     """
     if not seconds > 0:
         raise UsageError(f"seconds {seconds:g}: a summary needs more than 0 seconds")
@@ -220,7 +193,7 @@ def _curve(data: bytes, info: VideoInfo, model: MMVA | Predictor, limits: Limits
     if info.sound and "music" in model.dims:
         tracks["music"] = _sound_curve(data, model, time_W, limits, deadline)
     if not tracks:
-        raise MediaError("no-tower", f"this model has {', '.join(model.dims)}: no use for what this video holds")
+        raise MediaError("no-tower", f"this model has {', '.join(model.dims)}: it cannot use what this video holds")
     va_W2 = np.asarray(np.mean(list(tracks.values()), axis=0), np.float64)
     if not np.isfinite(va_W2).all():
         raise MediaError("non-finite", "the model gave NaN or infinite values", stage="infer")
@@ -230,7 +203,7 @@ def _curve(data: bytes, info: VideoInfo, model: MMVA | Predictor, limits: Limits
 def _sound_curve(
     data: bytes, model: MMVA | Predictor, time_W: NDArray[np.float64], limits: Limits, deadline: float
 ) -> NDArray[np.float64]:
-    """Points of the sound at the curve's times, between the centres of its windows [W, 2]."""
+    """Points of the sound at the curve's times [W, 2], interpolated between the centres of its windows."""
     rate = model.encoder("music").sample_rate
     assert rate is not None
     step_s = float(time_W[1] - time_W[0]) if len(time_W) > 1 else HOP_S

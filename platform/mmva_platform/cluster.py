@@ -1,4 +1,4 @@
-"""Ray: connect or start it, and say beforehand what cannot run on it."""
+"""Ray: connect or start it, and report beforehand what cannot run on it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NICE_VARIABLE: Final = "MMVA_NICE"
 _START_ATTEMPTS: Final = 3  # a busy machine misses the limits that are built into Ray
 _CONNECT_TIMEOUT_S = 10.0
 _LONGEST_SOCKET: Final = 107 if sys.platform == "linux" else 103  # bytes of a path; a limit of the kernel
-_TEMPORARY_MB: Final = 64  # Ray's logs and sockets; on a full disk its processes end without a word
+_TEMPORARY_MB: Final = 64  # Ray's logs and sockets; on a full disk its processes end without a message
 _GROWS_TO: ContextVar[float] = ContextVar("mmva_cluster_grows_to", default=0.0)
 _RAY_ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # of this process: what goes wrong arrives as an exception
@@ -42,7 +42,7 @@ _RAY_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class ClusterInfo:
-    """What a session runs on; `cpus` are logical."""
+    """The cluster of a session; `cpus` are logical."""
 
     address: str
     nodes: int
@@ -53,14 +53,13 @@ class ClusterInfo:
 
 @contextmanager
 def ray_session(settings: ClusterSettings | None = None) -> Iterator[ClusterInfo]:
-    """Ray for the length of a block: the running session, the configured cluster, or a private one on this machine.
+    """Ray during a block: the running session, the configured cluster, or a private one on this machine.
 
-    Only what was started or connected here is shut down at the end. Inside a submitted job RAY_ADDRESS names the
-    cluster.
+    At the end, shuts down only what was started or connected here. Inside a submitted job RAY_ADDRESS is the cluster.
 
     Raises:
         UsageError: If the configured cluster does not answer.
-        OperationFailed: If Ray does not start on this machine; EnvironmentFault if TMPDIR is why.
+        OperationFailed: If Ray does not start on this machine; EnvironmentFault if TMPDIR is the reason.
     """
     settings = settings or ClusterSettings()
     grows = _GROWS_TO.set(float(settings.max_cpus or 0))
@@ -122,7 +121,7 @@ def lower_priority() -> None:
 
 
 def check_feasible(workers: int, cpus_per_worker: float) -> None:
-    """UsageError when the workers of a training and one free CPU do not fit the cluster: it would hang silently."""
+    """UsageError if the workers of a training and one free CPU do not fit the cluster: it would hang silently."""
     cpus = most_cpus()
     wanted = workers * cpus_per_worker + FREE_CPUS
     if wanted > cpus:
@@ -149,7 +148,7 @@ def most_gpus(settings: ClusterSettings) -> float:
 
 
 def quiet_ray_data() -> None:
-    """Make Ray Data's context, which Ray Train asks for, without the warnings about its own deprecated defaults."""
+    """Create Ray Data's context, which Ray Train needs, without warnings about its own deprecated defaults."""
     import ray.data
 
     with warnings.catch_warnings():
@@ -188,7 +187,7 @@ def _connect(address: str) -> None:
 
 
 def temporary_folder() -> tuple[str, str]:
-    """Where Ray keeps its sockets and logs on this machine, chosen as Ray does it, and the variable that sets it."""
+    """The folder of Ray's sockets and logs on this machine, chosen as Ray does it, and the variable that sets it."""
     name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
     return os.environ.get(name, "/tmp"), name  # noqa: S108 - Ray's own default
 
@@ -207,7 +206,7 @@ def temporary_fault() -> tuple[str, str] | None:
             file.write(bytes(2**20))
         free_mb = shutil.disk_usage(place).free / 1e6
     except OSError as error:
-        todo = f"set {name} to a folder with room and rights"
+        todo = f"set {name} to a writable folder with free space"
         return f"{name} {folder}: cannot be written ({error.strerror})", todo
     if free_mb < _TEMPORARY_MB:
         return f"{name} {folder}: {free_mb:.0f} MB free", f"set {name} to a folder with {_TEMPORARY_MB} MB or more"
@@ -231,7 +230,7 @@ def _start(settings: ClusterSettings) -> None:
                     logging_level=logging.ERROR,
                     log_to_driver=False,
                 )
-        except Exception as error:  # Ray raises this very class when its processes are not up within 30 s
+        except Exception as error:  # Ray raises this class if its processes are not up within 30 s
             ray.shutdown()
             reason = str(error).strip().partition("\n")[0]
             if attempt == _START_ATTEMPTS:
@@ -245,8 +244,8 @@ def _start(settings: ClusterSettings) -> None:
 def _environment(**values: str) -> Iterator[None]:
     """Variables that Ray's processes inherit when they start.
 
-    As a runtime_env, workers would wait for its agent, and those that Ray starts beforehand would be of no use: the
-    first result came some 3 s later.
+    A runtime_env would delay the first result by some 3 s: workers would wait for its agent, and the workers that Ray
+    starts in advance could not be used.
     """
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
@@ -262,7 +261,7 @@ def _environment(**values: str) -> Iterator[None]:
 
 @contextmanager
 def _native_stderr_closed() -> Iterator[None]:
-    """Ray's C++ core says on the file descriptor that its log level was set; errors come as exceptions all the same."""
+    """Ray's C++ core prints to the file descriptor that its log level was set; errors come as exceptions anyway."""
     sys.stderr.flush()
     saved = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -276,14 +275,14 @@ def _native_stderr_closed() -> Iterator[None]:
 
 
 def _knock(address: str) -> None:
-    """OSError at once where nobody listens; Ray itself would try for minutes."""
+    """OSError at once if no server listens; Ray itself would retry for minutes."""
     place = urlsplit(address if "://" in address else f"//{address}")
     if place.port is not None:
         socket.create_connection((place.hostname or "", place.port), timeout=_CONNECT_TIMEOUT_S).close()
 
 
 def worker_python_path() -> str:
-    """PYTHONPATH by which workers find both packages, also when they run from a checkout that is not installed."""
+    """PYTHONPATH with which workers find both packages, also in a checkout that is not installed."""
     roots = [str(Path(str(package.__file__)).parents[1]) for package in (mmva, mmva_platform)]
     before = os.environ.get("PYTHONPATH", "")
     ours = [root for root in roots if not root.endswith(("site-packages", "dist-packages"))]

@@ -1,4 +1,4 @@
-"""SIGTERM as a request: finish what is under way, begin nothing more."""
+"""SIGTERM as a request: finish the running work, start nothing more."""
 
 from __future__ import annotations
 
@@ -14,13 +14,10 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def drain_on_sigterm() -> Iterator[Callable[[], bool]]:
-    """Take SIGTERM as a request to stop for the length of a block; a second one ends the process at once.
+    """Treat SIGTERM as a request to stop during a block; a second one ends the process at once.
 
-    Enter it after Ray's session: Ray sets a handler of its own at its start. In other threads than the main one, where
-    Python delivers no signals, nothing is changed.
-
-    Yields:
-        stopping(): whether the request has come.
+    Enter it after Ray's session, because Ray sets its own handler when it starts. Outside the main thread, where Python
+    delivers no signals, nothing changes. Yields stopping(): whether the request has come.
     """
     asked = threading.Event()
 
@@ -28,7 +25,7 @@ def drain_on_sigterm() -> Iterator[Callable[[], bool]]:
         if asked.is_set():
             raise SystemExit(128 + signal.SIGTERM)
         asked.set()
-        logger.warning("asked to stop: finishing the shards under way; a second SIGTERM ends at once")
+        logger.warning("asked to stop: finishing the running shards; a second SIGTERM ends at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set

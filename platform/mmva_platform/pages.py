@@ -1,4 +1,4 @@
-"""Jinja as every page of the platform uses it."""
+"""The Jinja environment of every page of the platform."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def page_environment(package: str) -> Environment:
-    """A package's templates: what a catalog or a person wrote is escaped, a name that is not there is an error."""
+    """A package's templates: all text from catalogs and people is escaped, an unknown name is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar where a person watches, a log line every few seconds elsewhere."""
+"""Progress of long work: a bar on a terminal, else a log line every few seconds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOG_EVERY_S: Final = 5.0
 
 
 class Advance(Protocol):
-    """Tell that n more are done; from the thread that opened the progress."""
+    """Report n more as done; from the thread that opened the progress."""
 
     def __call__(self, n: int = 1, /) -> None:
         """Count n more."""
@@ -25,16 +25,7 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(label: str, total: int, console: Console | None = None) -> Iterator[Advance]:
-    """Show progress on standard error for the length of a block.
-
-    Args:
-        label: What is being done, such as "embed image".
-        total: Number of items.
-        console: Where to show it; standard error when None.
-
-    Yields:
-        advance(n): call it with the number of items done since the last call.
-    """
+    """Show progress on standard error (or `console`) during a block; yields advance(n), which counts n more as done."""
     console = console or Console(stderr=True)
     with _bar(label, total, console) if console.is_terminal else _lines(label, total) as advance:
         yield advance
@@ -42,14 +33,8 @@ def progress(label: str, total: int, console: Console | None = None) -> Iterator
 
 @contextmanager
 def _bar(label: str, total: int, console: Console) -> Iterator[Advance]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task(label, total=total)
         yield lambda n=1: bar.advance(task, n)
 

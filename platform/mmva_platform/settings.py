@@ -1,7 +1,7 @@
-"""The one typed configuration of the platform, and the one way configuration files are read.
+"""The typed configuration of the platform, and the one way to read configuration files.
 
-Every room's own configuration (a recipe, an import, an annotation run) is a `Config` beside the code it configures;
-this module holds what all of them share and the loader whose errors name the field.
+Other configurations (a recipe, an import, an annotation run) are a `Config` next to the code that they configure; this
+module has the common settings, and the loader whose errors name the field.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class StorageSettings(Config):
     max_attempts: int = Field(6, ge=1, le=20, description="tries for a transient storage error")
     connect_timeout_s: float = Field(5.0, gt=0)
     read_timeout_s: float = Field(20.0, gt=0, description="for an answer; six attempts then take some two minutes")
-    patience_s: float = Field(120.0, ge=0, description="how long a run waits for storage that is away before it ends")
+    patience_s: float = Field(120.0, ge=0, description="how long a run waits while storage is unavailable")
 
 
 class ClusterSettings(Config):
-    """Where Ray runs. Without an address a private one is started on this machine and stopped at the end."""
+    """The Ray cluster. Without an address a private one is started on this machine and stopped at the end."""
 
-    address: str | None = Field(None, description='"auto", or ray://host:port; none starts a local one')
+    address: str | None = Field(None, description='"auto", or ray://host:port; null starts a local one')
     num_cpus: int | None = Field(None, ge=1, description="logical CPUs of a local Ray; default: the machine's")
     max_cpus: int | None = Field(None, ge=1, description="CPUs that an autoscaling cluster may grow to")
     max_gpus: int | None = Field(None, ge=1, description="GPUs that an autoscaling cluster may grow to, also from zero")
@@ -169,7 +169,7 @@ class LogSettings(Config):
 
 
 class Settings(Config):
-    """What all verbs share: one home directory, storage, cluster, tracking, annotation, serving and logs."""
+    """The settings of all verbs: one home directory, storage, cluster, tracking, annotation, serving and logs."""
 
     home: Path = Field(Path("mmva-home"), description="where runs, the registry and caches live by default")
     runs: str | None = Field(
@@ -227,17 +227,10 @@ def load_config(
     overrides: Sequence[str] = (),
     base: Mapping[str, Any] | None = None,
 ) -> ConfigT:
-    """Read a YAML file into a configuration, then apply `key=value` overrides with dotted keys.
+    """Read a YAML file (if there is one) over the values of `base`, then apply `key=value` overrides with dotted keys.
 
-    Args:
-        kind: The configuration's class.
-        path: YAML file; None for defaults only.
-        overrides: Such as "optimizer.lr=3e-4"; values are YAML.
-        base: Values underneath the file's.
-
-    Raises:
-        UsageError: For an unreadable file, a line that is not key=value, an unknown key or a value out of range;
-            one line that names the file and the field.
+    Values of overrides are YAML, for example "optimizer.lr=3e-4". Raises UsageError, one line with the file and the
+    field, for an unreadable file, a line that is not key=value, an unknown key or a value out of range.
     """
     values: dict[str, Any] = dict(base or {})
     where = str(path) if path is not None else kind.__name__
@@ -257,16 +250,12 @@ def validate(kind: type[ConfigT], values: Mapping[str, Any], where: str) -> Conf
 
 
 def without_password(uri: str) -> str:
-    """A URI for messages: what stands between its user and its host is left out."""
+    """A URI for messages, without the password between its user and its host."""
     return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:...@", uri)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds; empty for an empty file.
-
-    Raises:
-        UsageError: If the file cannot be read, or holds something else.
-    """
+    """The mapping in a YAML file; empty for an empty file. UsageError if the file cannot be read, or is no mapping."""
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -299,7 +288,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 def _explain(kind: type[BaseModel], error: ValidationError) -> str:
     """First problem of a validation error in words, with the nearest known key for a typo.
 
-    An unknown key comes before a missing one: it may be the missing one, misspelled.
+    An unknown key comes before a missing one: it may be the missing one with a typo.
     """
     problems = error.errors()
     problem = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
@@ -308,14 +297,14 @@ def _explain(kind: type[BaseModel], error: ValidationError) -> str:
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if problem["type"] == "extra_forbidden":
         known = _known_keys(kind, location[:-1])
-        hint = f"; {did_you_mean(location[-1], known)}" if known else ""  # in lists of several kinds they are not known
+        hint = f"; {did_you_mean(location[-1], known)}" if known else ""  # unknown inside lists of several kinds
         return f"unknown key {field!r}{hint}{more}"
     got = "" if problem["type"] == "missing" else f", got {problem['input']!r}"
     return f"{field}: {problem['msg']}{got}{more}"
 
 
 def did_you_mean(name: str, known: Iterable[str], kind: str = "keys") -> str:
-    """Half a sentence for an error: the known name that is nearest, or all of them."""
+    """Part of an error message: the nearest known name, or all of them."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known {kind}: {', '.join(names)}"

@@ -1,16 +1,19 @@
-"""Verbs that join rooms: train + track + register, evaluate a registered model, report on an annotation.
+"""Verbs that use several packages: train + track + register, evaluate a registered model, report on an annotation.
 
 The command line, the job scripts and the quickstart call these, so that all three do the same.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva_platform.settings import Settings
 
 if TYPE_CHECKING:
@@ -50,7 +53,7 @@ class TrainOutcome:
         return asdict(self)
 
     def to_text(self) -> str:
-        """The evaluation, then what to do next."""
+        """The evaluation, then the next command."""
         return (
             f"{self.evaluation_markdown}\n\n"
             f"run {self.run_name} ({self.run_dir})\n"
@@ -60,12 +63,11 @@ class TrainOutcome:
 
 def generate_lookalike(directory: Path, *, images: int, clips: int, seed: int) -> None:
     """Write a small look-alike of IMEMNet-C, with progress; see mmva.imemnet.generator."""
-    from mmva.errors import UsageError
     from mmva.imemnet.generator import generate
     from mmva_platform.progress import progress
 
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UsageError(f"{directory}: is not empty; name a new folder")
+        raise UsageError(f"{directory}: is not empty; give a new folder")
     with progress("generate", images + clips) as advance:
         done = 0
 
@@ -132,7 +134,6 @@ def _track(recipe: Recipe, settings: Settings, resume: str | None) -> TrainOutco
 
 
 def _check_unregistered(result: TrainResult, settings: Settings) -> None:
-    from mmva.errors import UsageError
     from mmva_platform.tracking.registry import list_versions
 
     for version in list_versions(settings):
@@ -143,7 +144,7 @@ def _check_unregistered(result: TrainResult, settings: Settings) -> None:
 
 
 def track_and_register(result: TrainResult, settings: Settings) -> TrainOutcome:
-    """Log a finished run, unless that was done before, and register its bundle."""
+    """Log a finished run, unless it is logged already, and register its bundle."""
     from mmva_platform.tracking.registry import register
     from mmva_platform.tracking.runs import log_training_run, logged_run
 
@@ -309,15 +310,14 @@ def _media_of(annotations: pa.Table, settings: Settings, roots: Sequence[str] | 
 
 
 def _captions(annotations: pa.Table) -> dict[str, str]:
-    """Texts of captions that stand in the catalog, by id."""
+    """Texts of captions in the catalog, by id."""
     texts = annotations.filter(annotations["caption"].is_valid())
     return dict(zip(texts["id"].to_pylist(), texts["caption"].to_pylist(), strict=True))
 
 
 def _provenance_of(model: ModelInfo, settings: Settings) -> dict[str, Any] | None:
-    """What the model's bundle says of its origin; None if the registry does not hold just this bundle."""
+    """The origin of the model's bundle; None if the registry does not have exactly this bundle."""
     from mmva.bundle import read_bundle_info
-    from mmva.errors import CheckFailed, OperationFailed, UsageError
     from mmva_platform.tracking.resolve import resolve_model
 
     if model.version is None:
@@ -331,8 +331,7 @@ def _provenance_of(model: ModelInfo, settings: Settings) -> dict[str, Any] | Non
 
 
 def _training_of(model: ModelInfo, settings: Settings) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, str]]:
-    """Evaluation, history and lineage of a registered model; all empty for one that this registry does not hold."""
-    from mmva.errors import UsageError
+    """Evaluation, history and lineage of a registered model; all empty if this registry does not have it."""
     from mmva_platform.tracking.registry import show_version, training_history
 
     if model.version is None or model.name != settings.tracking.model_name:
@@ -359,21 +358,11 @@ def compare_on_catalog(
     seed: int = 0,
     report: Path | None = None,
 ) -> Shadow:
-    """Annotate a sample of unlabelled media with two registered versions and see where they differ.
+    """Annotate a sample of unlabelled media with two registered versions (number or alias) and see where they differ.
 
-    Args:
-        version: Number or alias.
-        other: The version it is held against.
-        catalog: As for annotate; its own place and settings.annotation.roots may be read from.
-        settings: Registry, storage, cluster; annotations of a sample stay under home and are not made twice.
-        sample: Items drawn, all if there are fewer.
-        seed: Of the draw.
-        report: Write an HTML page here.
-
-    Raises:
-        UsageError: If there is no such version, both are the same, or the catalog cannot be read.
+    The catalog's own place and settings.annotation.roots may be read from. Annotations of a sample stay under home and
+    are not made twice. Raises UsageError if there is no such version, both are the same, or the catalog cannot be read.
     """
-    from mmva.errors import UsageError
     from mmva_platform.annotation.catalog import open_catalog
     from mmva_platform.annotation.reader import open_annotation
     from mmva_platform.annotation.roots import catalog_root
@@ -418,10 +407,7 @@ def compare_on_catalog(
 
 
 def _shadow_place(drawn: pa.Table, settings: Settings) -> tuple[Path, Path]:
-    """Folder of a sample's annotations, and the sample as a catalog in it; the same sample is the same folder."""
-    import hashlib
-    import io
-
+    """Folder of a sample's annotations, and the sample as a catalog in it; the same sample gives the same folder."""
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()

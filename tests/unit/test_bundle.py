@@ -1,4 +1,4 @@
-"""The bundle: deterministic bytes, all or nothing, and no altered or surplus byte gets through."""
+"""The bundle: deterministic bytes, all or nothing, and no changed or surplus byte gets through."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_one_flipped_byte_is_noticed_and_named(bundle: Path, name: str) -> None:
     data = bytearray((bundle / name).read_bytes())
     data[len(data) // 2] ^= 1
     (bundle / name).write_bytes(data)
-    with pytest.raises(CheckFailed, match=f"{name}: altered"):
+    with pytest.raises(CheckFailed, match=f"{name}: changed"):
         load_bundle(bundle, load_encoders=False)
 
 
@@ -233,7 +233,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
             raise OSError(28, "No space left on device")
         path.write_bytes(data)
 
-    monkeypatch.setattr(_bundle_files, "_write", full)
+    monkeypatch.setattr(_bundle_files, "write_atomically", full)
     with pytest.raises(UsageError, match="No space left"):
         save(tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,6 @@ import pytest
 import soundfile
 from PIL import Image
 
-from mmva.affect import QUADRANTS
 from mmva.errors import UsageError
 from mmva.imemnet.generator.captions import LEXICON
 from mmva_platform.quickstart import demo_catalog
@@ -55,13 +54,8 @@ def test_music_decodes_in_four_formats_and_one_file_is_no_music(catalog: Path) -
         assert np.sqrt(np.mean(samples**2)) > 0.01
 
 
-def test_pieces_cover_the_quadrants_and_last_12_to_30_seconds() -> None:
-    assert sorted(piece.quadrant for piece in PIECES) == sorted(3 * list(QUADRANTS))
-    assert {piece.seconds for piece in PIECES} <= set(range(12, 31))
-
-
 def test_a_piece_is_a_function_of_its_seed() -> None:
-    piece = Piece("x.wav", "calm", "pluck", "dorian", 60, 3, 60, -20, 3)
+    piece = Piece("x.wav", "pluck", "dorian", 60, 3, 60, -20, 3)
     np.testing.assert_array_equal(render_piece(piece, 1), render_piece(piece, 1))
     assert not np.array_equal(render_piece(piece, 1), render_piece(piece, 2))
 
@@ -76,5 +70,5 @@ def test_captions_are_written_by_hand_not_by_the_generator(catalog: Path) -> Non
 
 def test_an_occupied_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.jpg").write_bytes(b"x")
-    with pytest.raises(UsageError, match="already holds"):
+    with pytest.raises(UsageError, match="not an empty folder"):
         build_demo_catalog(tmp_path, seed=0)

@@ -196,18 +196,18 @@ def a_cluster_with_another_token(on: Machine) -> None:
 
 MISCONFIGURATIONS: dict[Callable[[Machine], None], tuple[str, str]] = {
     another_ray_than_asked_for: ("packages", "ray 2.40.0 is not"),
-    a_package_named_platform: ("standard library", "tree/platform/__init__.py, and nothing starts"),
+    a_package_named_platform: ("standard library", "tree/platform/__init__.py, so nothing starts"),
     a_library_that_does_not_load: ("native libraries", "soundfile does not load (OSError: libsndfile.so"),
     few_open_files: ("open files", "at most 1024"),
     a_home_that_cannot_be_written: ("home", "/proc/nothing/home: cannot be written"),
     a_home_on_a_full_disk: ("home", "home: cannot be written (No space left on device)"),
     a_tmpdir_on_a_full_disk: ("temporary files", "t: cannot be written (No space left on device)"),
     a_tmpdir_of_a_long_path: ("temporary files", "bytes too long for sockets"),
-    a_locale_without_utf8: ("locale", "names of files are read as iso8859-1"),
+    a_locale_without_utf8: ("locale", "file names are read as iso8859-1"),
     a_locked_registry: ("tracking", "locked.db: database is locked"),
     a_registry_that_is_no_database: ("tracking", "text.db: file is not a database"),
     a_proxy_before_loopback: ("proxies", "127.0.0.1 is not exempt"),
-    a_token_that_others_may_read: ("token", "may be read by others"),
+    a_token_that_others_may_read: ("token", "can be read by others"),
     an_mlflow_that_is_away: ("tracking", "no server answers"),
     a_store_where_every_writer_wins: ("storage", "ignores If-None-Match"),
     a_clock_that_is_wrong: ("clock", "s against http://127.0.0.1"),
@@ -272,10 +272,6 @@ def test_each_misconfiguration_is_found_by_its_own_message_and_nothing_else(
     assert found["todo"]
 
 
-def test_there_are_more_than_ten_with_a_message_each() -> None:
-    assert len(set(MISCONFIGURATIONS.values())) == len(MISCONFIGURATIONS) > 10
-
-
 def test_where_nothing_can_start_the_command_still_says_why(tmp_path: Path) -> None:
     (tmp_path / "platform").mkdir()
     (tmp_path / "platform" / "__init__.py").touch()
@@ -308,13 +304,13 @@ class TestDetails:
         planted(machine.token(), "no token in")
         file.write_text("0" * 64)
         file.chmod(0o644)
-        planted(machine.token(), "may be read by others")
+        planted(machine.token(), "can be read by others")
         file.chmod(0o600)
         assert machine.token().verdict == "ok"
         file.write_text("")
-        planted(machine.token(), "holds no token")
+        planted(machine.token(), "does not contain a token")
         monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-        planted(machine.token(), "runs code", "warning")
+        planted(machine.token(), "can run code", "warning")
 
     def test_storage_without_credentials(self, monkeypatch: pytest.MonkeyPatch, serve: Serve) -> None:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
@@ -346,7 +342,7 @@ class TestDetails:
 
     def test_an_open_cluster_and_none(self, serve: Serve) -> None:
         ours = {"ray_version": metadata.version("ray")}
-        planted(services.cluster(serve(body=ours)), "takes jobs from anybody", "warning")
+        planted(services.cluster(serve(body=ours)), "accepts jobs without a token", "warning")
         planted(services.cluster("http://127.0.0.1:9"), "does not answer")
         planted(services.cluster(serve(404)), "answers 404")
 

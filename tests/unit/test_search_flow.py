@@ -151,7 +151,7 @@ def test_what_is_no_generator_is_one_line(
         ([*clip, "--musicgen", str(pickled)], "no MusicGen weights there"),
         ([*clip, "--musicgen", str(partial)], "1 weights are missing, the first decoder.lm_heads.0.weight"),
         (clip, "give both"),
-        (["--generate", "clip.mp3", "--musicgen", str(musicgen)], "end the name so"),
+        (["--generate", "clip.mp3", "--musicgen", str(musicgen)], "must end in .wav"),
     ]
     for options, named in cases:
         assert run(["music-prompt", str(picture), "--model", str(bundle), *options]) == 2
@@ -171,7 +171,7 @@ def test_mistakes_are_one_line(
         (["music-prompt", str(tmp_path / "none.png"), "--model", str(bundle)], 2, "cannot be read"),
         (["summarize", str(tmp_path / "no.mp4"), "--model", str(bundle)], 2, "no.mp4: not-video"),
         (["summarize", str(film), "--model", str(bundle), "--seconds", "0"], 2, "more than 0 seconds"),
-        (["summarize", str(film), "--model", str(bundle), "--out", "clip.gif"], 2, "end the name so"),
+        (["summarize", str(film), "--model", str(bundle), "--out", "clip.gif"], 2, "must end in .webm or .mp4"),
         (["summarize", str(film), "--model", str(bundle), "--prompts", "--music-from", "x"], 2, "not both"),
         (["summarize", str(film), "--model", str(bundle), "--version", "0"], 2, "give both"),
         (

@@ -109,7 +109,7 @@ class TestSubmission:
         assert sent.resources == {"entrypoint_num_cpus": 2, "entrypoint_memory": 3 * 2**29}
         assert (sent.runtime_env["image_uri"], sent.submission_id) == ("registry/mmva:1", "nightly")
         assert (sent.package.files, sent.runtime_env["env_vars"].get("PYTHONPATH")) == ((), None)
-        assert "none beside an image" in sent.to_text()
+        assert "none; with an image" in sent.to_text()
         with pytest.raises(UsageError, match="leave --settings out"):
             submission(project, image="x", settings=project / "settings.yaml")
         assert "--submission-id nightly" in sent.to_text()

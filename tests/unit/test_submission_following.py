@@ -48,5 +48,5 @@ def test_following_ends_with_the_job_though_its_stream_stays_open(monkeypatch: p
 
 
 def test_following_ends_when_the_cluster_is_silent_and_says_how_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OperationFailed, match=r"lost the connection .* `mmva jobs logs a --follow` comes back to it"):
+    with pytest.raises(OperationFailed, match=r"lost the connection .* `mmva jobs logs a --follow` shows it again"):
         followed(monkeypatch, "RUNNING", "RUNNING")

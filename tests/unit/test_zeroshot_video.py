@@ -136,7 +136,7 @@ def test_without_sound_without_pictures_and_with_one_tower(tmp_path: Path) -> No
         assert (info.sound, info.picture_s is not None) == (track == "music", track == "image")
     both = write_video(tmp_path / "both.mp4", scenes)
     assert summarize(both, Moods("music"), seconds=3.0, out=None).tracks == ("music",)
-    with pytest.raises(MediaError, match="no use for what this video holds") as caught:
+    with pytest.raises(MediaError, match="it cannot use what this video holds") as caught:
         summarize(silent, Moods("music"), seconds=3.0, out=None)
     assert caught.value.code == "no-tower"
 
@@ -185,7 +185,7 @@ def test_no_more_than_a_batch_of_pictures_is_held(film: Path, monkeypatch: pytes
 def test_mistakes_are_named(film: Path, tmp_path: Path) -> None:
     for options, named in (
         ({"seconds": 0.0}, "more than 0 seconds"),
-        ({"out": tmp_path / "clip.gif"}, "end the name so"),
+        ({"out": tmp_path / "clip.gif"}, "must end in .webm or .mp4"),
         ({"out": tmp_path / "nowhere" / "clip.webm"}, "cannot be written"),
         ({"video": tmp_path / "none.mp4"}, "cannot be read"),
         ({"out": film}, "is the video itself"),

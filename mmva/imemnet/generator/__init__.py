@@ -1,7 +1,7 @@
 """A small look-alike of IMEMNet-C: images, music and captions that follow published relations to valence and arousal.
 
-It exists to exercise the whole platform where the real media may not go. What a model reaches on it says nothing about
-IMEMNet-C. One file a part: labels, pictures (with scenes), music (with synth), captions, write.
+It exercises the whole platform where the real media may not go. Results on it do not carry over to IMEMNet-C. Its
+parts: labels, pictures (with scenes), music (with synth), captions, write.
 """
 
 from __future__ import annotations

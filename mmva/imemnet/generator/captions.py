@@ -2,8 +2,8 @@
 
 The words' valence and arousal are approximate and our own, placed with the norms of ANEW (Bradley & Lang 1999) and
 Warriner, Kuperman & Brysbaert 2013 ("Norms of valence, arousal, and dominance for 13,915 English lemmas", Behav. Res.
-Methods 45) in mind. Instruments, places and occasions are drawn without regard to the VA point and so confound; some
-captions name no mood at all.
+Methods 45) in mind. Instruments, places and occasions do not depend on the VA point and so confound; some captions
+name no mood at all.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from typing import Final
 
 import numpy as np
 
-from mmva.imemnet.generator.labels import Clip
+from mmva.imemnet.generator.labels import Clip, stream
 from mmva.imemnet.generator.music import Style
-from mmva.imemnet.generator.streams import stream
 
-_FELT_STD = 0.04  # how far the feeling that is told lies from the one that is played
+_FELT_STD = 0.04  # distance of the described feeling from the played one
 _REACH = 0.09  # distance in the plane over which mood words are confused
 _VAGUE = 0.06  # share of captions without a mood word
 

@@ -8,9 +8,9 @@
 - Roughness and dissonance are unpleasant and tense; a bright timbre is active (Eerola & Vuoskoski 2013, "A review of
   music and emotion studies", Music Perception 30).
 
-Instruments, key, melody, hiss and sample rate carry no or little affect and so confound. A song is felt a little
-differently than it is labelled (label noise), and all its clips share that: a model that recognises the song knows the
-label better than one that listens, which is what a split by clip rewards and a split by song does not.
+Instruments, key, melody, hiss and sample rate have little or no affect and so confound. A song's feeling differs a
+little from its label (label noise), and all its clips share that: a model that recognises the song knows the label
+better than one that listens. A split by clip rewards this, a split by song does not.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmva.imemnet.generator.labels import Clip
-from mmva.imemnet.generator.streams import stream
+from mmva.imemnet.generator.labels import Clip, stream
 from mmva.imemnet.generator.synth import VOICES, Samples, hat, kick, snare, tone
 
 CLIP_SECONDS = 2.0
-_FELT_STD = (0.065, 0.065)  # how far the feeling that is played lies from the label, per axis
+_FELT_STD = (0.065, 0.065)  # distance of the played feeling from the label, per axis
 _UNIT = 0.2  # one standard unit of the relations below, on the label's scale
 _MAJOR, _MINOR = (0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10)
 _PROGRESSIONS = ((0, 3, 4, 0), (0, 5, 3, 4), (0, 4, 5, 3), (0, 2, 5, 4), (0, 3, 0, 4))
@@ -111,7 +110,7 @@ def _degree(style: Style, degree: int) -> float:
 
 
 def _add(out: Samples, sound: Samples, at: float, rate: int, gain: float) -> None:
-    """Mix a sound in at a time in seconds; what lies outside the clip is cut."""
+    """Mix a sound in at a time in seconds; parts outside the clip are cut."""
     begin = round(at * rate)
     low, high = max(begin, 0), min(begin + len(sound), len(out))
     if low < high:
@@ -143,14 +142,8 @@ def _melody(out: Samples, style: Style, number: int, at: float, rng: np.random.G
     for half in range(notes):
         degree = style.motif[(number * notes + half) % len(style.motif)] + int(rng.integers(-1, 2))
         length = beat / notes * (1.1 - 0.75 * style.detached)
-        sound = tone(
-            VOICES[style.lead],
-            _degree(style, degree) + 12,
-            length,
-            style.sample_rate,
-            brightness=style.brightness,
-            rng=rng,
-        )
+        pitch = _degree(style, degree) + 12
+        sound = tone(VOICES[style.lead], pitch, length, style.sample_rate, brightness=style.brightness, rng=rng)
         _add(out, sound, at + half * beat / notes, style.sample_rate, 0.5)
 
 

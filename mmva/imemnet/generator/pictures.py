@@ -9,8 +9,8 @@
 - Round things are liked better than pointed ones (Bar & Neta 2006, "Humans prefer curved visual objects", Psychol.
   Sci. 17), and smiles better than frowns.
 
-What is drawn (hills, towns, bowls of fruit, faces, ...) does not depend on the VA point and so confounds; each picture
-is moreover felt a little differently than it is labelled (label noise), and each cue follows the feeling loosely.
+What is drawn (hills, towns, bowls of fruit, faces, ...) does not depend on the VA point and so confounds; each
+picture's feeling also differs a little from its label (label noise), and each cue follows the feeling loosely.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import io
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageStat
 
+from mmva.imemnet.generator.labels import stream
 from mmva.imemnet.generator.scenes import SCENES, Canvas, Look
-from mmva.imemnet.generator.streams import stream
 
 JPEG_QUALITY = 88
 _SIDE = (256, 320)
-_FELT_STD = (0.045, 0.08)  # how far the feeling that is drawn lies from the label, per axis
+_FELT_STD = (0.045, 0.08)  # distance of the drawn feeling from the label, per axis
 _UNIT = 0.2  # one standard unit of the relations below, on the label's scale
 
 

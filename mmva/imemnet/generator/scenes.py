@@ -1,4 +1,4 @@
-"""What the generated pictures show: eight kinds of scene, drawn on a canvas whose colours and density the look sets.
+"""Contents of the generated pictures: eight kinds of scene on a canvas with the colours and density of the look.
 
 The kind of scene never depends on the VA point. Coordinates are in pixels, hues in [0, 1) of the colour circle.
 """
@@ -31,14 +31,7 @@ class Look:
 
 
 class Canvas:
-    """An RGB image to draw on, with a palette between warm and cold.
-
-    Attributes:
-        image, draw: The picture so far and its pen.
-        width, height: In pixels.
-        look: What the VA point decides.
-        rng: Decides everything else.
-    """
+    """An RGB image to draw on, with a palette between warm and cold; `rng` decides what the look does not."""
 
     def __init__(self, size: tuple[int, int], look: Look, rng: np.random.Generator) -> None:
         self.width, self.height = size
@@ -47,7 +40,7 @@ class Canvas:
         self.look, self.rng = look, rng
 
     def colour(self, value: float, saturation: float = 0.6, natural_hue: float | None = None) -> Colour:
-        """A colour of this brightness; its hue is the object's natural one at times, else the palette's."""
+        """A colour of this brightness; its hue is sometimes the object's natural one, else the palette's."""
         warm = self.rng.random() < self.look.warmth
         hue = (_WARM_HUE if warm else _COLD_HUE) + self.rng.normal(0.0, 0.06)
         if natural_hue is not None and self.rng.random() < 0.5:
@@ -156,9 +149,8 @@ def still_life(canvas: Canvas) -> None:
     for _ in range(canvas.count(2, 16)):
         radius = canvas.at(14, 46 - 16 * canvas.look.complexity)
         x, y = canvas.at(10, canvas.width - 10), table + canvas.at(-radius, 60)
-        canvas.draw.ellipse(
-            (x - radius, y + radius * 0.7, x + 1.3 * radius, y + radius * 1.1), fill=canvas.colour(0.25)
-        )
+        shadow = (x - radius, y + radius * 0.7, x + 1.3 * radius, y + radius * 1.1)
+        canvas.draw.ellipse(shadow, fill=canvas.colour(0.25))
         canvas.thing(x, y, radius, canvas.colour(0.7, 0.75, canvas.at(0.0, 0.3)))
         canvas.disc(x - radius / 3, y - radius / 3, radius / 4, canvas.colour(0.95, 0.2))
 

@@ -19,21 +19,13 @@ _VIBRATO_HZ = 5.5
 
 @dataclass(frozen=True)
 class Voice:
-    """How an instrument sounds.
+    """How an instrument sounds."""
 
-    Attributes:
-        partials: Relative strength of the harmonics, before brightness tilts them.
-        attack_s: Time to full loudness.
-        decay_s: Time constant of the fall while the note lasts; large for blown and bowed voices.
-        vibrato: Depth in semitones.
-        breath: Share of noise.
-    """
-
-    partials: tuple[float, ...]
-    attack_s: float
-    decay_s: float
-    vibrato: float = 0.0
-    breath: float = 0.0
+    partials: tuple[float, ...]  # relative strength of the harmonics, before brightness tilts them
+    attack_s: float  # time to full loudness
+    decay_s: float  # time constant of the decay during the note; large for blown and bowed voices
+    vibrato: float = 0.0  # depth in semitones
+    breath: float = 0.0  # share of noise
 
 
 VOICES: Final[dict[str, Voice]] = {
@@ -57,20 +49,15 @@ def frequency(midi: float) -> float:
 def tone(
     voice: Voice, midi: float, seconds: float, sample_rate: int, *, brightness: float, rng: np.random.Generator
 ) -> Samples:
-    """One note.
+    """One note at a (fractional) MIDI note number.
 
-    Args:
-        voice: The instrument.
-        midi: Pitch as a (fractional) MIDI note number.
-        seconds: Length, greater than 0.
-        sample_rate: In Hz; partials above .45 of it are left out.
-        brightness: In [0, 1]; tilts the spectrum from -9 to +3 dB an octave or so.
-        rng: Decides the phase and the breath.
+    Partials above .45 of the sample rate are left out. Brightness in [0, 1] tilts the spectrum by about -9 to +3 dB per
+    octave; `rng` decides the phase and the breath.
     """
     hertz = frequency(midi)
     count = max(1, int(seconds * sample_rate))
     time = np.arange(count, dtype=np.float32) / np.float32(sample_rate)
-    # The phase wants float64: a float32 second of it drifts audibly.
+    # The phase needs float64: in float32, a second of it drifts audibly.
     phase = np.arange(count) * (hertz / sample_rate * _TABLE) + rng.random() * _TABLE
     if voice.vibrato:
         depth = (_SEMITONE**voice.vibrato - 1) * hertz / (2 * np.pi * _VIBRATO_HZ) * _TABLE

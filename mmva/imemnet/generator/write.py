@@ -1,7 +1,7 @@
 """Write the look-alike to a folder, in exactly the layout in which IMEMNet-C is published.
 
-From 100 images on, one id stands on two rows with different labels; from 100 clips on, one arousal label passes 1.0 by
-a hair and one caption is empty: warts of the published files, for the import's report to show.
+From 100 images on, one id is on two rows with different labels; from 100 clips on, one arousal label is slightly above
+1.0 and one caption is empty: defects of the published files, for the import's report to show.
 """
 
 from __future__ import annotations
@@ -31,15 +31,9 @@ _CAPITAL_EVERY = 12  # one file in so many has its extension in capitals
 def generate(out: Path, *, images: int, clips: int, seed: int = 0, progress: Progress | None = None) -> None:
     """Write image_va.csv, music_va.csv, images/*.jpg and audio/*.wav; the same seed gives the same bytes.
 
-    Args:
-        out: Folder to create; nothing in it is ever overwritten. The CSVs are written last.
-        images: Number of pictures, at least 1.
-        clips: Number of 2 s clips, at least 1.
-        seed: Not negative. An item's content does not depend on how many there are.
-        progress: Called with (done, total, "images" or "audio") after each file.
-
-    Raises:
-        UsageError: For counts or a seed out of range, or a folder that already holds something.
+    `out` must be new or empty; the CSVs are written last. An item's content does not depend on how many there are.
+    `progress` is called with (done, total, "images" or "audio") after each file. Raises UsageError for counts below 1,
+    a seed below 0, or a folder that is not empty.
     """
     out = Path(out)
     _check(out, images, clips, seed)
@@ -57,7 +51,7 @@ def _check(out: Path, images: int, clips: int, seed: int) -> None:
     if images < 1 or clips < 1 or seed < 0:
         raise UsageError(f"images and clips must be at least 1 and seed at least 0, got {images}, {clips}, {seed}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} already holds something; name a new or empty folder")
+        raise UsageError(f"{out} is not an empty folder; give a new or empty one")
 
 
 def _write_pictures(folder: Path, ids: Sequence[str], va_N2: FloatArray, seed: int, tell: Progress) -> None:
@@ -69,7 +63,7 @@ def _write_pictures(folder: Path, ids: Sequence[str], va_N2: FloatArray, seed: i
 
 
 def _write_audio(folder: Path, clips: Sequence[Clip], seed: int, tell: Progress) -> list[str]:
-    """Write the clips as 16-bit mono WAV; their captions."""
+    """Write the clips as 16-bit mono WAV, and return their captions."""
     folder.mkdir(parents=True)
     style_of = lru_cache(maxsize=1)(lambda song, va: song_style(song, va, seed))
     captions: list[str] = []
@@ -100,7 +94,7 @@ def _music_rows(clips: Sequence[Clip], captions: Sequence[str]) -> list[tuple[ob
         v, a = clip.va
         if len(clips) >= WARTS_FROM:
             a = _A_HAIR if number == highest else a
-            caption = "" if number == _UNCAPTIONED else caption  # noqa: PLW2901 - a wart put in on purpose
+            caption = "" if number == _UNCAPTIONED else caption  # noqa: PLW2901 - a defect on purpose
         rows.append((number, clip.id, v, a, caption))
     return rows
 

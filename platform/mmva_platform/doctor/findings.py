@@ -1,4 +1,4 @@
-"""What an examination finds."""
+"""The results of an examination."""
 
 from __future__ import annotations
 
@@ -11,19 +11,12 @@ Verdict = Literal["ok", "warning", "broken"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One check's result.
-
-    Attributes:
-        check: What was looked at.
-        verdict: "warning" for what works and should not stay so.
-        says: What was seen.
-        todo: What to change; empty if ok.
-    """
+    """One check's result."""
 
     check: str
-    verdict: Verdict
+    verdict: Verdict  # "warning": it works, but should be changed
     says: str
-    todo: str = ""
+    todo: str = ""  # what to change; empty if ok
 
 
 @dataclass(frozen=True)
@@ -34,7 +27,7 @@ class Report:
 
     @property
     def broken(self) -> list[Finding]:
-        """What keeps something from working."""
+        """Findings that keep something from working."""
         return [finding for finding in self.findings if finding.verdict == "broken"]
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -42,7 +35,7 @@ class Report:
         return [dataclasses.asdict(finding) for finding in self.findings]
 
     def to_text(self) -> str:
-        """A line a check, and below it what to do."""
+        """A line for each check, and below it what to do."""
         width = max(len(finding.check) for finding in self.findings)
         lines = []
         for finding in self.findings:
@@ -58,7 +51,7 @@ def ok(check: str, says: str) -> Finding:
 
 
 def warning(check: str, says: str, todo: str) -> Finding:
-    """It works, and should not stay so."""
+    """It works, but should be changed."""
     return Finding(check, "warning", says, todo)
 
 

@@ -33,20 +33,18 @@ def python() -> Finding:
 
 
 def standard_library() -> Finding:
-    """Whether something stands before Python's own `platform` module in workers, who get a path of their own."""
+    """Whether a file hides Python's own `platform` module in workers, which have their own path."""
     for folder in (Path.cwd(), *map(Path, worker_python_path().split(os.pathsep))):
         package = folder / "platform" / "__init__.py"
         if package.exists():
-            return broken(
-                "standard library",
-                f"in workers `import platform` finds {package}, and nothing starts",
-                "remove that file (the folder is a source root), or the folder above it from PYTHONPATH",
-            )
+            says = f"in workers `import platform` finds {package}, so nothing starts"
+            todo = "remove that file (the folder is a source root), or the folder above it from PYTHONPATH"
+            return broken("standard library", says, todo)
     return ok("standard library", "not shadowed")
 
 
 def packages() -> Finding:
-    """Whether what is installed is what mmva-platform asks for."""
+    """Whether the installed packages satisfy mmva-platform's requirements."""
     try:
         wanted = [Requirement(text) for text in metadata.requires("mmva-platform") or []]
     except metadata.PackageNotFoundError:
@@ -68,7 +66,7 @@ def packages() -> Finding:
 
 
 def native_libraries() -> Finding:
-    """Whether the libraries load; in a process of its own, because one that breaks may take it down."""
+    """Whether the libraries load; in a separate process, because a broken one may crash it."""
     code = f"import mmva, importlib\nfor name in {_NATIVE}: print(name, flush=True); importlib.import_module(name)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)  # noqa: S603
     if done.returncode == 0:
@@ -87,7 +85,7 @@ def open_files() -> Finding:
 
 
 def home(folder: Path) -> Finding:
-    """Where runs and caches go: writable, on a disk with room."""
+    """The folder of runs and caches: writable, on a disk with free space."""
     place = folder.resolve()
     while not place.exists():
         place = place.parent
@@ -95,7 +93,7 @@ def home(folder: Path) -> Finding:
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(bytes(2**20))
     except OSError as error:
-        todo = "another --home, or room and rights there"
+        todo = "another --home, or free space and permissions there"
         return broken("home", f"{folder}: cannot be written ({error.strerror})", todo)
     free_gb = shutil.disk_usage(place).free / 1e9
     if free_gb < _FREE_GB:
@@ -104,17 +102,17 @@ def home(folder: Path) -> Finding:
 
 
 def temporary() -> Finding:
-    """Where Ray and planning put temporary files: a short path, writable, with room."""
+    """The folder for temporary files of Ray and planning: a short path, writable, with free space."""
     if fault := temporary_fault():
         return broken("temporary files", *fault)
-    return ok("temporary files", f"{temporary_folder()[0]}: writable, with room")
+    return ok("temporary files", f"{temporary_folder()[0]}: writable, with free space")
 
 
 def locale() -> Finding:
-    """Whether names of files are read as UTF-8, and the terminal shows them."""
+    """Whether file names are read as UTF-8, and the terminal shows them."""
     names, shown = sys.getfilesystemencoding().lower(), (sys.stdout.encoding or "utf-8").lower()
     if names != "utf-8":
-        says = f"names of files are read as {names}: those that are not ASCII would be wrong or left out"
+        says = f"file names are read as {names}: those that are not ASCII would be wrong or left out"
         return broken("locale", says, "PYTHONUTF8=1, or LC_ALL=C.UTF-8")
     if shown not in {"utf-8", "utf8"}:
         todo = "PYTHONIOENCODING=utf-8, or LC_ALL=C.UTF-8"
@@ -123,7 +121,7 @@ def locale() -> Finding:
 
 
 def proxies() -> Finding:
-    """A proxy that also gets what is meant for this machine breaks Ray, MLflow and storage on it."""
+    """A proxy that also gets requests to this machine breaks Ray, MLflow and storage on it."""
     if any(scheme in getproxies() for scheme in ("http", "all")) and not proxy_bypass("127.0.0.1"):
         return broken("proxies", "a proxy is set, and 127.0.0.1 is not exempt", "NO_PROXY=127.0.0.1,localhost")
     return ok("proxies", "none in the way")
@@ -140,10 +138,11 @@ def _token_file() -> Path:
 
 
 def token() -> Finding:
-    """Ray's token: on, there, and private."""
+    """Ray's token: enabled, present, and private."""
     mode = os.environ.get("RAY_AUTH_MODE", "").lower()
     if mode == "disabled":
-        return warning("token", "RAY_AUTH_MODE=disabled: who reaches a port of Ray runs code", "RAY_AUTH_MODE=token")
+        says = "RAY_AUTH_MODE=disabled: anyone who reaches a port of Ray can run code"
+        return warning("token", says, "RAY_AUTH_MODE=token")
     if os.environ.get("RAY_AUTH_TOKEN"):
         return ok("token", "in RAY_AUTH_TOKEN")
     file = _token_file()
@@ -152,14 +151,14 @@ def token() -> Finding:
 
 def _token_in(file: Path) -> Finding:
     if file.stat().st_mode & 0o077:
-        return broken("token", f"{file} may be read by others", f"chmod 600 {file}")
+        return broken("token", f"{file} can be read by others", f"chmod 600 {file}")
     if not re.fullmatch(r"\S{16,}", file.read_text().strip()):
-        return broken("token", f"{file} holds no token", "ray get-auth-token --generate")
+        return broken("token", f"{file} does not contain a token", "ray get-auth-token --generate")
     return ok("token", f"in {file}")
 
 
 def _no_token(file: Path, *, wanted: bool) -> Finding:
     todo = "ray get-auth-token --generate"
     if wanted:
-        return broken("token", f"RAY_AUTH_MODE=token, and no token in {file}", todo)
+        return broken("token", f"RAY_AUTH_MODE=token, but there is no token in {file}", todo)
     return warning("token", "none: Ray starts without authentication", todo)

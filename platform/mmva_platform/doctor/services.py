@@ -1,4 +1,4 @@
-"""What this machine is configured to use: storage, MLflow, the cluster."""
+"""Checks of the services that this machine is configured to use: storage, MLflow, the cluster."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _QUICK: Final = {"max_attempts": 1, "connect_timeout_s": _WAIT_S, "read_timeout_
 
 
 def storage(uri: str, settings: StorageSettings) -> Finding:
-    """Whether a run could write there: reach, rights, and put-if-absent; a few objects, removed again."""
+    """Whether a run can write there: access, permissions, put-if-absent. Writes a few objects and removes them."""
     try:
         place = open_storage(uri, settings.model_copy(update=_QUICK))
         probe_put_if_absent(place)
     except StorageDenied as error:
-        return broken("storage", str(error), "credentials in boto3's chain; rights as in deploy/iam/annotate.json")
+        return broken("storage", str(error), "credentials in boto3's chain; permissions as in deploy/iam/annotate.json")
     except StorageNotFound as error:
-        return broken("storage", str(error), "create the bucket, or name another")
+        return broken("storage", str(error), "create the bucket, or give another")
     except CheckFailed as error:
         return broken("storage", str(error), "another store for outputs")
     except (UsageError, OperationFailed) as error:
@@ -42,11 +42,11 @@ def storage(uri: str, settings: StorageSettings) -> Finding:
 
 
 def clock(endpoint: str) -> Finding:
-    """This machine's clock against storage's, by its answer's Date."""
+    """This machine's clock compared with storage's, by the Date header of an answer."""
     try:
         with _open(endpoint) as answer:
             date = answer.headers.get("Date")
-    except urllib.error.HTTPError as error:  # S3 answers so to the nameless; it has the time all the same
+    except urllib.error.HTTPError as error:  # S3 refuses a request without credentials, but its answer has the time
         date = error.headers.get("Date")
     except OSError as error:
         return broken("clock", f"{endpoint} does not answer ({error})", "storage.s3_endpoint and the network between")
@@ -54,9 +54,8 @@ def clock(endpoint: str) -> Finding:
         return ok("clock", f"{endpoint} does not say the time")
     skew_s = time.time() - parsedate_to_datetime(date).timestamp()
     if abs(skew_s) > _MOST_SKEW_S:
-        return broken(
-            "clock", f"{skew_s:+.0f} s against {endpoint}", "synchronise the clock: signatures will be refused"
-        )
+        todo = "synchronise the clock: signatures will be refused"
+        return broken("clock", f"{skew_s:+.0f} s against {endpoint}", todo)
     return ok("clock", f"{skew_s:+.0f} s against {endpoint}")
 
 
@@ -72,7 +71,7 @@ def tracking(settings: Settings) -> Finding:
         except OSError as error:
             return broken("tracking", f"{shown}: no server answers ({error})", "tracking.uri, or start the server")
     if fault := _database_fault(uri):
-        return broken("tracking", f"{shown}: {fault}", "the process that holds it (fuser FILE), or rights on that file")
+        return broken("tracking", f"{shown}: {fault}", "the process that holds it (fuser FILE), or its permissions")
     try:
         from mmva_platform.tracking.registry import list_versions
 
@@ -91,7 +90,7 @@ def _is_missing_file(uri: str) -> bool:
 
 
 def _database_fault(uri: str) -> str | None:
-    """Why an SQLite file cannot be written; None if it can, is not there yet, or the URI names another database."""
+    """Why an SQLite file cannot be written; None if it can, does not exist yet, or the URI is another database."""
     file = Path(uri.removeprefix("sqlite:///")).absolute()
     if not uri.startswith("sqlite:///") or not file.exists():
         return None
@@ -108,7 +107,7 @@ def _database_fault(uri: str) -> str | None:
 
 
 def cluster(address: str) -> Finding:
-    """The job server: there, of our Ray, and closed to who has no token."""
+    """The job server: it answers, has our version of Ray, and requires a token."""
     url = f"{address}/api/version"
     try:
         try:
@@ -128,7 +127,7 @@ def cluster(address: str) -> Finding:
         todo = "the same version on both; constraints.txt"
         return broken("cluster", f"{address} runs Ray {version}, here is {ours}", todo)
     if not closed:
-        says = f"{address}: Ray {version} takes jobs from anybody who reaches it"
+        says = f"{address}: Ray {version} accepts jobs without a token"
         return warning("cluster", says, "RAY_AUTH_MODE=token on its head and nodes")
     return ok("cluster", f"{address}: Ray {version}, with tokens")
 

@@ -1,6 +1,6 @@
 """A small catalog that no model here was trained on: real photographs, other music, sentences written by hand.
 
-One image and one audio file are broken on purpose, so that quarantine has something to show.
+One image and one audio file are broken on purpose, so that quarantine has examples.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Final
 import soundfile
 
 from mmva.errors import UsageError
-from mmva_platform.quickstart.demo_music import PIECES, RATE, Samples, render_piece
+from mmva_platform.quickstart.demo_music import PIECES, RATE, render_piece
 
-# Photographs inside the installed packages themselves: scikit-image's other pictures would be downloaded on first use.
+# Photographs inside the installed packages: scikit-image's other pictures would be downloaded on first use.
 _PHOTOGRAPHS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("matplotlib", "mpl-data/sample_data", ("grace_hopper.jpg",)),
     ("sklearn", "datasets/images", ("china.jpg", "flower.jpg")),
@@ -42,40 +42,37 @@ CAPTIONS: Final[tuple[str, ...]] = (
     "Long, glowing synthesizer chords drift over slow waves, made for falling asleep.",
     "A choir hums quietly in a sunlit chapel while birds sing outside.",
 )
-_BLOCK = RATE  # libsndfile's Vorbis encoder takes long pieces a second at a time
+_BLOCK = RATE  # libsndfile's Vorbis encoder needs long pieces one second at a time
 
 
 def build_demo_catalog(out: Path, *, seed: int) -> Path:
-    """Write the catalog: images/, music/ (flac, ogg, mp3, wav) and captions/*.txt.
+    """Write the catalog into a new or empty folder: images/, music/ (flac, ogg, mp3, wav) and captions/*.txt.
 
-    Args:
-        out: Folder to create; nothing in it is ever overwritten.
-        seed: Of the music; photographs and captions are always the same.
-
-    Returns:
-        The folder.
-
-    Raises:
-        UsageError: If the folder already holds something.
+    The seed changes only the music. Raises UsageError if the folder is not empty.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} already holds something; name a new or empty folder")
+        raise UsageError(f"{out} is not an empty folder; give a new or empty one")
     images, music, captions = (out / name for name in ("images", "music", "captions"))
     for folder in (images, music, captions):
         folder.mkdir(parents=True)
-    for photograph in photographs():
-        (images / photograph.name).write_bytes(photograph.read_bytes())
+    for path in photographs():
+        (images / path.name).write_bytes(path.read_bytes())
     for piece in PIECES:
-        _write_audio(music / piece.name, render_piece(piece, seed))
+        samples_T2 = render_piece(piece, seed)
+        with soundfile.SoundFile(music / piece.name, "w", samplerate=RATE, channels=2) as file:
+            for begin in range(0, len(samples_T2), _BLOCK):
+                file.write(samples_T2[begin : begin + _BLOCK])
     for number, text in enumerate(CAPTIONS, 1):
         (captions / f"{number:02d}.txt").write_text(text + "\n", encoding="utf-8")
-    _break_two(images, music)
+    photograph = photographs()[0].read_bytes()
+    (images / "broken-upload.jpg").write_bytes(photograph[: len(photograph) // 3])
+    (music / "13-not-a-song.mp3").write_bytes(photograph)
     return out
 
 
 def photographs() -> list[Path]:
-    """The photographs that the installed packages hold; at least matplotlib's one, which is always installed."""
+    """The photographs in the installed packages; at least matplotlib's one, which is always installed."""
     found: list[Path] = []
     for package, folder, names in _PHOTOGRAPHS:
         spec = importlib.util.find_spec(package)
@@ -83,16 +80,3 @@ def photographs() -> list[Path]:
             paths = (Path(spec.origin).parent / folder / name for name in names)
             found += [path for path in paths if path.exists()]
     return found
-
-
-def _write_audio(path: Path, samples_T2: Samples) -> None:
-    with soundfile.SoundFile(path, "w", samplerate=RATE, channels=2) as file:
-        for begin in range(0, len(samples_T2), _BLOCK):
-            file.write(samples_T2[begin : begin + _BLOCK])
-
-
-def _break_two(images: Path, music: Path) -> None:
-    """A photograph cut off in the middle, and a photograph that calls itself a song."""
-    photograph = photographs()[0].read_bytes()
-    (images / "broken-upload.jpg").write_bytes(photograph[: len(photograph) // 3])
-    (music / "13-not-a-song.mp3").write_bytes(photograph)

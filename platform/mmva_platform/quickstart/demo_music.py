@@ -2,8 +2,8 @@
 
 Plucked strings after Karplus & Strong 1983 ("Digital synthesis of plucked-string and drum timbres", Computer Music
 Journal 7), bells and electric pianos by frequency modulation after Chowning 1973 (J. Audio Eng. Soc. 21), and bowed
-drones; in other scales, metres and tempi, in stereo with echo. Mode, tempo, register and loudness still say what the
-piece is about, as music does.
+drones; in other scales, metres and tempi, in stereo with echo. Mode, tempo, register and loudness still express a
+piece's mood, as in music.
 
 Shapes: T samples at RATE Hz; samples_T2 is stereo.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RATE: Final = 44_100
-_FINGER: Final = 4  # rounds of averaging before the first that is heard: a fingertip, not a plectrum
+_FINGER: Final = 4  # rounds of averaging before the first audible one: a fingertip, not a plectrum
 Samples = NDArray[np.float64]
 _SCALES: Final = {
     "lydian": (0, 2, 4, 6, 7, 9, 11), "pentatonic": (0, 2, 4, 7, 9), "dorian": (0, 2, 3, 5, 7, 9, 10),
@@ -28,44 +28,31 @@ _SCALES: Final = {
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece: file name with its format, the quadrant it is meant for, and how it goes.
+    """A piece and how it is played."""
 
-    Attributes:
-        name: File name; the extension is the format.
-        quadrant: As mmva.affect names them. What the composer had in mind, not a label.
-        voice: "pluck", "fm" or "bow".
-        scale: Name of the scale.
-        bpm: Beats a minute.
-        metre: Beats a bar.
-        tonic: MIDI note number.
-        level_db: Loudness, RMS.
-        seconds: Length.
-    """
-
-    name: str
-    quadrant: str
-    voice: str
+    name: str  # file name; the extension is the format
+    voice: str  # "pluck", "fm" or "bow"
     scale: str
     bpm: float
-    metre: int
-    tonic: int
-    level_db: float
+    metre: int  # beats per bar
+    tonic: int  # MIDI note number
+    level_db: float  # RMS
     seconds: float
 
 
-PIECES: Final[tuple[Piece, ...]] = (
-    Piece("01-harvest-dance.flac", "excited", "pluck", "lydian", 152, 3, 64, -14, 20),
-    Piece("02-fairground.mp3", "excited", "fm", "pentatonic", 168, 4, 67, -13, 16),
-    Piece("03-kite-weather.ogg", "excited", "pluck", "pentatonic", 140, 5, 66, -15, 24),
-    Piece("04-pursuit.wav", "tense", "fm", "octatonic", 176, 5, 50, -12, 14),
-    Piece("05-alarm-below.ogg", "tense", "bow", "phrygian", 160, 4, 45, -12, 18),
-    Piece("06-wire-and-glass.flac", "tense", "pluck", "octatonic", 164, 7, 52, -13, 12),
-    Piece("07-empty-station.mp3", "sad", "bow", "harmonic", 54, 4, 48, -25, 30),
-    Piece("08-last-letter.ogg", "sad", "pluck", "harmonic", 58, 3, 50, -26, 28),
-    Piece("09-rain-at-four.flac", "sad", "fm", "dorian", 62, 4, 49, -27, 22),
-    Piece("10-lake-at-dawn.ogg", "calm", "bow", "pentatonic", 56, 3, 62, -26, 26),
-    Piece("11-warm-stones.wav", "calm", "fm", "lydian", 64, 6, 64, -25, 15),
-    Piece("12-porch-light.mp3", "calm", "pluck", "pentatonic", 66, 4, 62, -24, 25),
+PIECES: Final[tuple[Piece, ...]] = (  # three each for excited, tense, sad and calm: an intention, not a label
+    Piece("01-harvest-dance.flac", "pluck", "lydian", 152, 3, 64, -14, 20),
+    Piece("02-fairground.mp3", "fm", "pentatonic", 168, 4, 67, -13, 16),
+    Piece("03-kite-weather.ogg", "pluck", "pentatonic", 140, 5, 66, -15, 24),
+    Piece("04-pursuit.wav", "fm", "octatonic", 176, 5, 50, -12, 14),
+    Piece("05-alarm-below.ogg", "bow", "phrygian", 160, 4, 45, -12, 18),
+    Piece("06-wire-and-glass.flac", "pluck", "octatonic", 164, 7, 52, -13, 12),
+    Piece("07-empty-station.mp3", "bow", "harmonic", 54, 4, 48, -25, 30),
+    Piece("08-last-letter.ogg", "pluck", "harmonic", 58, 3, 50, -26, 28),
+    Piece("09-rain-at-four.flac", "fm", "dorian", 62, 4, 49, -27, 22),
+    Piece("10-lake-at-dawn.ogg", "bow", "pentatonic", 56, 3, 62, -26, 26),
+    Piece("11-warm-stones.wav", "fm", "lydian", 64, 6, 64, -25, 15),
+    Piece("12-porch-light.mp3", "pluck", "pentatonic", 66, 4, 62, -24, 25),
 )
 
 
@@ -133,7 +120,5 @@ def _bow(hertz: float, seconds: float, rng: np.random.Generator) -> Samples:
 
 
 _VOICES: Final[dict[str, Callable[[float, float, np.random.Generator], Samples]]] = {
-    "pluck": _pluck,
-    "fm": _fm,
-    "bow": _bow,
-}
+    "pluck": _pluck, "fm": _fm, "bow": _bow,
+}  # fmt: skip

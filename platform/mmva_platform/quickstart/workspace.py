@@ -1,9 +1,8 @@
-"""Where a quickstart writes: a fresh folder each time, laid out so that a person finds everything."""
+"""Where a quickstart writes: a fresh folder each time, with a clear layout."""
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from pathlib import Path
 
 from mmva.errors import UsageError
@@ -11,55 +10,29 @@ from mmva.errors import UsageError
 _DEFAULT = "mmva-quickstart"
 
 
-@dataclass(frozen=True)
 class Workspace:
     """Paths of one quickstart; `root` is also the home of its runs and its registry."""
 
-    root: Path
-
-    @property
-    def published(self) -> Path:
-        """The generated look-alike, in the published layout."""
-        return self.root / "imemnet-lookalike"
-
-    @property
-    def dataset(self) -> Path:
-        """The imported dataset with its embeddings."""
-        return self.root / "dataset"
-
-    @property
-    def catalog(self) -> Path:
-        """Media that the model never trained on."""
-        return self.root / "catalog"
-
-    @property
-    def annotation(self) -> Path:
-        """The published annotation of the catalog."""
-        return self.root / "annotation"
-
-    @property
-    def report(self) -> Path:
-        """The page a person looks at."""
-        return self.root / "report.html"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.published = root / "imemnet-lookalike"  # generated, in the published layout
+        self.dataset = root / "dataset"
+        self.catalog = root / "catalog"  # media that the model never trained on
+        self.annotation = root / "annotation"
+        self.report = root / "report.html"
 
 
 def fresh_workspace(asked_for: Path | None, parent: Path | None = None) -> Workspace:
-    """A folder that no earlier run wrote to: the one asked for, else mmva-quickstart, mmva-quickstart-2, ...
+    """A folder that no earlier run wrote to: the given one, else mmva-quickstart, mmva-quickstart-2, ...
 
-    Raises:
-        UsageError: If the folder asked for holds something already; earlier output is never touched.
+    Raises UsageError if the given folder is not empty; earlier output is never touched.
     """
-    if asked_for is not None:
-        if asked_for.exists() and (not asked_for.is_dir() or any(asked_for.iterdir())):
-            raise UsageError(f"--workdir {asked_for}: is not empty; name a new folder, or remove that one yourself")
-        root = asked_for
-    else:
-        root = _first_free(parent or Path())
+    root = asked_for
+    if root is None:
+        names = itertools.chain([_DEFAULT], (f"{_DEFAULT}-{number}" for number in itertools.count(2)))
+        root = next(place for name in names if not (place := (parent or Path()) / name).exists())
+    elif root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UsageError(f"--workdir {root}: is not empty; give a new folder, or remove that one yourself")
     root = root.resolve()
     root.mkdir(parents=True, exist_ok=True)
     return Workspace(root)
-
-
-def _first_free(parent: Path) -> Path:
-    names = itertools.chain([_DEFAULT], (f"{_DEFAULT}-{number}" for number in itertools.count(2)))
-    return next(parent / name for name in names if not (parent / name).exists())

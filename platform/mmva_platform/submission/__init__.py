@@ -1,16 +1,9 @@
-"""Jobs on a cluster: what is sent, how it is sent, and what becomes of it. All of it is Ray's own job submission."""
+"""Jobs on a cluster, through Ray's own job submission: packing, submitting, following."""
 
 from mmva_platform.submission.client import Jobs, JobState
 from mmva_platform.submission.packing import Package, choose_files, write_package
 from mmva_platform.submission.request import JobRequest, Submission, make_submission
 
 __all__ = [
-    "JobRequest",
-    "JobState",
-    "Jobs",
-    "Package",
-    "Submission",
-    "choose_files",
-    "make_submission",
-    "write_package",
-]
+    "JobRequest", "JobState", "Jobs", "Package", "Submission", "choose_files", "make_submission", "write_package",
+]  # fmt: skip

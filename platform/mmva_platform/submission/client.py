@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -19,46 +19,30 @@ from mmva_platform.submission.request import Submission
 
 _ENDED: Final = {"SUCCEEDED", "FAILED", "STOPPED"}
 _POLL_S: Final = 0.5
-_LOOK_S: Final = 5.0  # how often a job that is followed is asked for
-_SILENCE_S: Final = 120.0  # of a cluster, before its jobs are no longer followed
-_AGENT_WAIT_S: Final = 60.0  # a cluster that has just started answers before it can take jobs
+_LOOK_S: Final = 5.0  # how often the state of a followed job is checked
+_SILENCE_S: Final = 120.0  # without an answer of the cluster, following ends
+_AGENT_WAIT_S: Final = 60.0  # a cluster that has just started answers before it can accept jobs
 
 
 @dataclass(frozen=True)
 class JobState:
-    """A job as the cluster tells it.
-
-    Attributes:
-        id: Its name for logs and stop.
-        status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
-        entrypoint: What runs.
-        begun: When it was submitted, if known.
-        exit_code: Of the driver, once it has ended by itself.
-        message: Why it stands as it does, in the cluster's words.
-    """
+    """A job as the cluster reports it."""
 
     id: str
-    status: str
+    status: str  # PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED
     entrypoint: str
-    begun: datetime | None
-    exit_code: int | None
-    message: str
+    begun: datetime | None  # when it was submitted, if known
+    exit_code: int | None  # of the driver, if it ended by itself
+    message: str  # the cluster's reason for the status
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen."""
+        """Whether the job has ended."""
         return self.status in _ENDED
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for --json."""
-        return {
-            "id": self.id,
-            "status": self.status,
-            "entrypoint": self.entrypoint,
-            "begun": self.begun.isoformat() if self.begun else None,
-            "exit_code": self.exit_code,
-            "message": self.message,
-        }
+        return asdict(self) | {"begun": self.begun.isoformat() if self.begun else None}
 
 
 class Jobs:
@@ -78,10 +62,9 @@ class Jobs:
             self._client = JobSubmissionClient(address, headers=headers)
 
     def submit(self, submission: Submission) -> str:
-        """Upload the package, unless the cluster has it already, and begin; the job's id.
+        """Upload the package, unless the cluster has it already, and start the job; returns its id.
 
-        Raises:
-            UsageError: If the name is taken, or the cluster refuses the submission.
+        Raises UsageError if the name is taken, or the cluster refuses the submission.
         """
         with tempfile.TemporaryDirectory(prefix="mmva-job-") as folder:
             archive = Path(folder) / "working-dir.zip" if submission.package.files else None
@@ -93,22 +76,18 @@ class Jobs:
                     return self._submitted(submission, archive)
                 except RuntimeError as error:
                     if "try again later" not in str(error) or time.monotonic() > deadline:
-                        raise UsageError(f"{self.address}: the job is refused ({_first_line(error)})") from error
+                        raise UsageError(f"{self.address}: the job was refused ({_first_line(error)})") from error
                 time.sleep(_POLL_S)
 
     def list(self) -> list[JobState]:
-        """Jobs that were submitted, the newest first."""
+        """Jobs that were submitted, newest first."""
         with self._explained():
             details = self._client.list_jobs()
         states = [_state(job) for job in details if job.submission_id]
         return sorted(states, key=lambda state: state.begun or datetime.min.replace(tzinfo=UTC), reverse=True)
 
     def state(self, job: str) -> JobState:
-        """One job.
-
-        Raises:
-            UsageError: If the cluster knows no such job.
-        """
+        """One job; UsageError if the cluster does not know it."""
         try:
             with self._explained():
                 return _state(self._client.get_job_info(job))
@@ -116,15 +95,14 @@ class Jobs:
             raise UsageError(f"{self.address}: no job {job} ({_first_line(error)})") from error
 
     def logs(self, job: str) -> str:
-        """All that the driver has said so far; raises as `state`."""
+        """All output of the driver so far; raises as `state`."""
         self.state(job)
         return str(self._client.get_job_logs(job))
 
     def follow(self, job: str, tell: Callable[[str], object]) -> JobState:
-        """Hand on what the driver says, from its beginning until it ends; where it then stands.
+        """Pass on the driver's output from its start to its end; returns the final state.
 
-        Raises:
-            OperationFailed: If the cluster goes away meanwhile; the job does not mind.
+        Raises OperationFailed if the cluster stops answering meanwhile; the job continues.
         """
         from aiohttp import ClientError
 
@@ -134,15 +112,15 @@ class Jobs:
             tell(str(self._client.get_job_logs(job))[told:])
         except (OSError, RuntimeError, ClientError, UsageError) as error:
             raise OperationFailed(
-                f"{self.address}: lost the connection ({_first_line(error)}); the job goes on without it, "
-                f"`mmva jobs logs {job} --follow` comes back to it"
+                f"{self.address}: lost the connection ({_first_line(error)}); the job continues, and "
+                f"`mmva jobs logs {job} --follow` shows it again"
             ) from error
         return state
 
     async def _follow(self, job: str, tell: Callable[[str], object]) -> tuple[JobState, int]:
-        """Where the job stands at its end, and how many characters were told.
+        """The job's final state, and how many characters were passed on.
 
-        The stream alone is not to be relied on: Ray does not always close it, and a cable that is pulled never does.
+        The stream alone is not reliable: Ray does not always close it, and neither does a lost connection.
         """
         told = 0
 
@@ -172,14 +150,14 @@ class Jobs:
                 return state, told
 
     def wait(self, job: str, timeout_s: float = float("inf")) -> JobState:
-        """Where a job stands at its end, or after so many seconds."""
+        """A job's state at its end, or after so many seconds."""
         deadline = time.monotonic() + timeout_s
         while not (state := self.state(job)).ended and time.monotonic() < deadline:
             time.sleep(_POLL_S)
         return state
 
     def stop(self, job: str) -> None:
-        """Ask a job to end: the driver gets SIGTERM, and mmva annotate finishes and commits the shards under way."""
+        """Ask a job to end: the driver gets SIGTERM, and mmva annotate finishes and commits the running shards."""
         self.state(job)
         with self._explained():
             self._client.stop_job(job)
@@ -199,7 +177,7 @@ class Jobs:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """What a person can do something about, in one line."""
+        """Errors that a user can fix, in one line."""
         try:
             yield
         except ConnectionError as error:
@@ -208,17 +186,13 @@ class Jobs:
                 "RAY_API_SERVER_ADDRESS names the cluster's dashboard"
             ) from error
         except Exception as error:
-            if _is_about_tokens(error):
+            refused = any(f"status code {code}" in str(error) for code in (401, 403))
+            if refused or type(error).__name__ == "AuthenticationError":
                 raise UsageError(
                     f"{self.address}: the cluster does not accept this token; set RAY_AUTH_MODE=token and "
                     "RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN)"
                 ) from error
             raise
-
-
-def _is_about_tokens(error: Exception) -> bool:
-    name = type(error).__name__
-    return name == "AuthenticationError" or any(f"status code {code}" in str(error) for code in (401, 403))
 
 
 def _state(details: Any) -> JobState:

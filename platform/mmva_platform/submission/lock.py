@@ -1,4 +1,4 @@
-"""The part of a lock that the platform needs at run time, for Ray's pip environment."""
+"""The part of a lock file that the platform needs at run time, for Ray's pip environment."""
 
 from __future__ import annotations
 
@@ -16,17 +16,10 @@ _THE_CLUSTERS_OWN: Final = {"ray"}  # a job cannot bring another Ray than the on
 
 
 def locked_requirements(lock: Path, package: str) -> list[str]:
-    """Pins of a lock that a package needs, directly or through others; without its extras, tests and tools.
+    """Pins of a lock file (`name==version` lines, such as constraints.txt) that a package needs, sorted.
 
-    Args:
-        lock: A file of `name==version` lines, such as constraints.txt.
-        package: An installed distribution.
-
-    Returns:
-        Its pins, sorted; all of the lock's where the package is not installed here.
-
-    Raises:
-        UsageError: If the file cannot be read or a line is no pin.
+    Directly or through others, without extras, tests and tools; all pins if the package is not installed here. Raises
+    UsageError if the file cannot be read or a line is not a pin.
     """
     pins = _read(lock)
     needed = closure([package])
@@ -50,7 +43,7 @@ def _read(lock: Path) -> dict[str, str]:
 
 
 def closure(requirements: Iterable[str]) -> set[str]:
-    """Canonical names of everything installed that these require here, themselves included."""
+    """Canonical names of all installed distributions that these require here, including themselves."""
     found: set[str] = set()
     waiting = [(wanted.name, frozenset(wanted.extras)) for wanted in map(Requirement, requirements)]
     seen: set[tuple[str, frozenset[str]]] = set()

@@ -1,4 +1,4 @@
-"""The working directory as one zip file: what goes in is chosen and measured here, before anything is sent.
+"""The working directory as one zip file: its files are chosen and measured here, before anything is sent.
 
 The same files give the same bytes, so Ray, which names a package by its digest, uploads an unchanged one once.
 """
@@ -16,7 +16,7 @@ from pathspec import GitIgnoreSpec
 
 from mmva.errors import UsageError
 
-# Never sent: history, environments, caches, what a run wrote here, and what holds credentials. In gitignore's language.
+# Never sent: history, environments, caches, outputs of runs, and credentials. In gitignore's language.
 EXCLUDED: Final = (
     ".git/", ".venv/", "venv/", "__pycache__/", "*.egg-info/", ".*_cache/", ".hypothesis/", "build/", "dist/",
     "mmva-home/", "mmva-quickstart*/", "mmva-work/", "mlruns/", "*.db", "*.sock",
@@ -30,38 +30,26 @@ _EXECUTABLE: Final = 0o111
 
 @dataclass(frozen=True)
 class Package:
-    """The files of a working directory that a job gets.
-
-    Attributes:
-        directory: The working directory.
-        files: Paths relative to it, sorted.
-        size: Their bytes together, before compression.
-        added: Name in the package -> a file from elsewhere.
-    """
+    """The files of a working directory that a job gets."""
 
     directory: Path
-    files: tuple[str, ...]
-    size: int
-    added: Mapping[str, Path] = field(default_factory=dict)
+    files: tuple[str, ...]  # relative to it, sorted
+    size: int  # bytes before compression
+    added: Mapping[str, Path] = field(default_factory=dict)  # name in the package -> a file from elsewhere
 
 
 def choose_files(directory: Path, exclude: Sequence[str] = (), max_mb: float = 100.0) -> Package:
-    """Choose what of a directory is sent.
+    """Choose the files of a directory to send, at most `max_mb` (10^6 bytes) before compression.
 
-    Args:
-        directory: The working directory. Its `.gitignore` and `.rayignore` files are obeyed, nested ones too.
-        exclude: More patterns in gitignore's language, relative to the directory.
-        max_mb: Largest size in MB (10^6 bytes), before compression.
-
-    Raises:
-        UsageError: If it is no directory, nothing is left, or it is too large; names the largest files.
+    Its `.gitignore` and `.rayignore` files apply, nested ones too, and the patterns in `exclude`, relative to the
+    directory. Raises UsageError if it is not a directory, nothing is left, or it is too large (with the largest files).
     """
     if not directory.is_dir():
         raise UsageError(f"working directory {directory}: not a directory")
     sizes = {path.relative_to(directory).as_posix(): path.stat().st_size for path in _walk(directory, exclude)}
     total = sum(sizes.values())
     if not sizes:
-        raise UsageError(f"working directory {directory}: nothing is left to send after its excludes")
+        raise UsageError(f"working directory {directory}: no files to send after its excludes")
     if total > max_mb * 1e6:
         largest = sorted(sizes, key=lambda name: -sizes[name])[:_LARGEST_SHOWN]
         named = ", ".join(f"{name} ({sizes[name] / 1e6:.1f} MB)" for name in largest)
@@ -90,7 +78,7 @@ def _walk(directory: Path, exclude: Sequence[str]) -> Iterator[Path]:
         here = Path(folder)
         own = [line for name in _IGNORE_FILES if name in names for line in _lines(here / name)]
         if here == directory:
-            rules[here] = GitIgnoreSpec.from_lines([*own, *EXCLUDED, *exclude])  # no file brings back what is excluded
+            rules[here] = GitIgnoreSpec.from_lines([*own, *EXCLUDED, *exclude])  # no file can undo these excludes
         elif own:
             rules[here] = GitIgnoreSpec.from_lines(own)
         chain = [(place, spec) for place, spec in rules.items() if place == here or place in here.parents]

@@ -1,7 +1,7 @@
-"""From what a person typed to the exact submission: entry point, runtime environment, resources, metadata.
+"""From the user's options to the exact submission: entry point, runtime environment, resources, metadata.
 
-Secrets are named, never read: a value would stand in the cluster's job table, for everybody who may list jobs. What is
-sent is `${NAME}`, which Ray replaces on the node that runs the process, from that node's own environment.
+Secrets are sent by name, never read: everyone who may list jobs would see a value in the cluster's job table. Ray
+replaces `${NAME}` on the node that runs the process, from that node's own environment.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from mmva_platform.settings import Config, Settings, load_config
 from mmva_platform.submission.lock import locked_requirements
 from mmva_platform.submission.packing import Package, choose_files
 
-SECRETS_VARIABLE: Final = "MMVA_REQUIRED_SECRETS"  # names that must have a value before the verb begins
-# With an underscore on the cluster's side: an AWS access key in its place would look like a name otherwise.
+SECRETS_VARIABLE: Final = "MMVA_REQUIRED_SECRETS"  # names that must have a value before the verb starts
+# With an underscore in the cluster's name: otherwise an AWS access key would look like a name.
 _SECRET: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(=[A-Z]+_[A-Z0-9_]*)?")
 _SETTINGS_FILE: Final = ".mmva-settings.yaml"
 _STOP_WAIT_S: Final = 900  # Ray kills a stopped job after 3 s; the shards under way need longer
 
 
 class JobRequest(Config):
-    """What `mmva jobs submit` is asked for."""
+    """The options of `mmva jobs submit`."""
 
     arguments: tuple[str, ...] = Field(min_length=1, description="a verb of mmva and its arguments")
-    settings: Path | None = Field(None, description="settings file of the job; sent, wherever it lies")
+    settings: Path | None = Field(None, description="settings file of the job; sent from any folder")
     home: str | None = Field(None, description="of the job, on the cluster")
     working_dir: Path = Field(Path(), description="sent to the cluster, less its excludes")
     exclude: tuple[str, ...] = Field((), description="patterns in gitignore's language")
     max_mb: float = Field(100.0, gt=0, description="largest working directory, in MB before compression")
     lock: Path | None = Field(None, description="pip installs these exact versions on the cluster, for this job")
-    image: str | None = Field(None, description="container image that the job's processes run in; no files go with it")
+    image: str | None = Field(None, description="container image for the job's processes; no files are sent then")
     cpus: float | None = Field(None, ge=0, description="of the driver; with 0 it runs on the head")
     gpus: float | None = Field(None, ge=0, description="of the driver")
     memory_gb: float | None = Field(None, gt=0, description="of the driver")
@@ -48,7 +48,7 @@ class JobRequest(Config):
 
 @dataclass(frozen=True)
 class Submission:
-    """The exact submission, but for the package's address, which Ray gives it at upload."""
+    """The exact submission, except for the package's address, which Ray creates at upload."""
 
     entrypoint: str
     runtime_env: dict[str, Any]
@@ -73,9 +73,9 @@ class Submission:
         }
 
     def to_text(self) -> str:
-        """For a person; the plain `ray job submit` that comes to the same stands last."""
+        """For a person; the last line is the equivalent `ray job submit`."""
         size = f"{len(self.package.files)} files, {self.package.size / 1e6:.2f} MB before compression"
-        sent = f"{self.package.directory}, {size}" if self.package.files else "none; Ray sends none beside an image"
+        sent = f"{self.package.directory}, {size}" if self.package.files else "none; with an image Ray sends no files"
         lines = [
             f"entry point: {self.entrypoint}",
             f"working directory: {sent}",
@@ -100,25 +100,24 @@ class Submission:
 
 
 def make_submission(request: JobRequest) -> Submission:
-    """Choose the files and spell out the submission; nothing is sent.
+    """Choose the files and build the submission; nothing is sent.
 
-    Raises:
-        UsageError: For a working directory that is too large or none, a lock that is none, a lock or settings and an
-            image, or a secret's value where its name belongs.
+    Raises UsageError for an unusable working directory or lock, a lock or settings together with an image, or a
+    secret's value instead of its name.
     """
     _check_references(request.secrets)
     if request.lock and request.image:
         raise UsageError("jobs submit: an image brings its own packages; use --lock or --image, not both")
     if request.image and request.settings:
         raise UsageError(
-            "jobs submit: Ray sends no files beside an image; leave --settings out, and let MMVA_SETTINGS of the image "
+            "jobs submit: Ray sends no files with an image; leave --settings out, and let MMVA_SETTINGS of the image "
             "name a file in it"
         )
     directory = request.working_dir.resolve()
     package = Package(directory, (), 0) if request.image else choose_files(directory, request.exclude, request.max_mb)
     before: list[str] = []
     if request.settings is not None:
-        load_config(Settings, request.settings)  # what is wrong with it is said here
+        load_config(Settings, request.settings)  # reports mistakes now
         package = replace(package, added={_SETTINGS_FILE: request.settings})
         before += ["--settings", _SETTINGS_FILE]
     if request.home is not None:
@@ -145,12 +144,12 @@ def make_submission(request: JobRequest) -> Submission:
 
 
 def _check_references(secrets: Sequence[str]) -> None:
-    """UsageError for what may be a value; the message does not repeat it."""
+    """UsageError for a possible value; the message does not repeat it."""
     for secret in secrets:
         if not _SECRET.fullmatch(secret):
             name = secret.partition("=")[0]
             raise UsageError(
-                f"--secret {name}: write {name} or {name}=NAME_ON_THE_CLUSTER (capitals and underscores); secrets go "
+                f"--secret {name}: write {name} or {name}=NAME_ON_THE_CLUSTER (capitals and underscores); give secrets "
                 "by name, never by value"
             )
 

@@ -1,8 +1,8 @@
-"""Who moved which alias, when and why: one JSON object a record, numbered, each put if absent; and its replay.
+"""The audit log: who moved which alias, when and why, one numbered JSON object per record; and its replay.
 
-Of two writers that reach for the same number one wins, on one machine or on two, so the log needs no lock. Each record
-holds the SHA-256 of the one before: a record that was changed, taken out or put in between later is noticed. Tags and
-artifacts of a version are functions of its records, so a replay can compare them with what the registry has.
+Each record is put if absent. If two writers want the same number, one wins, so the log needs no lock. Each record holds
+the SHA-256 of the one before, so a record that was changed, removed or inserted later is noticed. Tags and artifacts of
+a version are functions of its records, so a replay can compare them with the registry.
 """
 
 from __future__ import annotations
@@ -53,36 +53,32 @@ class AuditLog:
 
     @property
     def uri(self) -> str:
-        """Where the records lie."""
+        """Where the records are."""
         return self._storage.join(self._model)
 
     def read(self) -> list[Record]:
-        """All records, oldest first; none if nothing was ever recorded.
-
-        Raises:
-            CheckFailed: If a record is missing, not JSON, or not followed by one that knows its digest; names it.
-        """
+        """All records, oldest first; CheckFailed with the name of one that is missing, not JSON, or was changed."""
         records: list[Record] = []
         prior = _NO_RECORD
         for number, entry in enumerate(self._storage.list(f"{self._model}/"), start=1):
             if entry.path != self._path(number):
-                raise CheckFailed(f"{self.uri}: record {number} is missing, there is {entry.path}; the log was damaged")
+                raise CheckFailed(f"{self.uri}: record {number} is missing, found {entry.path}; the log was damaged")
             data, place = self._storage.read(entry.path), self._storage.join(entry.path)
             try:
                 record = dict(json.loads(data))
             except (ValueError, TypeError):
                 raise CheckFailed(f"{place}: is not a JSON object; the log was damaged") from None
             if (record.get("number"), record.get("prior")) != (number, prior):
-                raise CheckFailed(f"{place}: does not follow from the record before; one of them was changed")
+                raise CheckFailed(f"{place}: does not continue the record before; one of them was changed")
             records.append(record)
             prior = hashlib.sha256(data).hexdigest()
         return records
 
     def append(self, record: Mapping[str, Any], after: list[Record]) -> Record | None:
-        """Append a record behind those that were read; on disk, or in the store, when this returns.
+        """Append a record after those that were read; it is on disk, or in the store, when this returns.
 
-        Returns:
-            The record with its number and the digest of the one before; None if somebody else was first: read again.
+        Returns the record with its number and the digest of the one before; None if another writer was first: read
+        again.
         """
         prior = digest(after[-1]) if after else _NO_RECORD
         whole = {**record, "number": len(after) + 1, "prior": prior}
@@ -93,7 +89,7 @@ class AuditLog:
 
 
 def to_bytes(record: Mapping[str, Any]) -> bytes:
-    """A record as it is stored, here and beside the version's run."""
+    """A record as it is stored, in the log and among the artifacts of the version's run."""
     return (json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
@@ -103,12 +99,12 @@ def digest(record: Mapping[str, Any]) -> str:
 
 
 def artifact_of(record: Mapping[str, Any]) -> str:
-    """Where a record stands among the artifacts of its version's run."""
+    """Path of a record among the artifacts of its version's run."""
     return f"verdicts/{record['number']:08d}-{record['action']}-v{record['candidate']}.json"
 
 
 def tags_of(record: Record) -> dict[str, str]:
-    """Tags of the version that a record is about; only the gate's own say that it passed."""
+    """Tags of the version that a record is about; only the gate's own tag shows that it passed."""
     prefix = TAG_VERDICT if record["action"] == "promote" else f"mmva.{record['action']}"
     tags = {
         prefix: str(record["outcome"]),
@@ -124,37 +120,30 @@ def tags_of(record: Record) -> dict[str, str]:
 
 
 def is_settled(client: MlflowClient, record: Mapping[str, Any]) -> bool:
-    """Whether all of a record was done: its version says so, last of all."""
+    """Whether a record was completely applied: the last step marks its version."""
     tags = client.get_model_version(str(record["model"]), str(record["candidate"])).tags
     return str(tags.get(TAG_SETTLED)) == str(record["number"])
 
 
 class Difference(NamedTuple):
-    """One thing that is not as the log says."""
+    """One difference between the log and the registry."""
 
     where: str
     recorded: str
     found: str
 
     def __str__(self) -> str:
-        """Such as "alias champion: the log says 2, the registry has 3"."""
+        """For example "alias champion: the log says 2, the registry has 3"."""
         return f"{self.where}: the log says {self.recorded}, the registry has {self.found}"
 
 
 @dataclass(frozen=True)
 class AuditReport:
-    """What a replay found.
+    """The result of a replay."""
 
-    Attributes:
-        uri: Where the log lies.
-        model: The registered model.
-        records: All of them, oldest first.
-        differences: None if log, aliases and tags agree.
-    """
-
-    uri: str
-    model: str
-    records: tuple[Record, ...]
+    uri: str  # of the log
+    model: str  # the registered model
+    records: tuple[Record, ...]  # oldest first
     differences: tuple[Difference, ...]
 
     @property
@@ -168,7 +157,7 @@ class AuditReport:
         return plain | {"agrees": self.agrees}
 
     def to_text(self) -> str:
-        """A line a record, then what differs."""
+        """A line for each record, then the differences."""
         lines = [f"audit log of {self.model!r} in {self.uri}: {len(self.records)} records"]
         lines += [
             f"  {record['number']}  {record['when']}  {record['who']}  "
@@ -180,11 +169,7 @@ class AuditReport:
 
 
 def audit(settings: Settings) -> AuditReport:
-    """Replay the log; changes nothing, not even what a crash left undone.
-
-    Raises:
-        CheckFailed: If the log itself was damaged.
-    """
+    """Replay the log; changes nothing, not even what a crash left unfinished. CheckFailed if the log was damaged."""
     log, name = AuditLog.of(settings), settings.tracking.model_name
     records = log.read()
     client = open_client(settings)
@@ -199,7 +184,7 @@ def audit(settings: Settings) -> AuditReport:
 
 
 def _aliases(client: MlflowClient, name: str, records: list[Record]) -> Iterator[Difference]:
-    """Aliases between two records, and now."""
+    """Differences of aliases between two records, and now."""
     now = aliases_of(client, name)
     recorded = dict.fromkeys(ALIASES)
     for record in records:
@@ -216,7 +201,7 @@ def _aliases(client: MlflowClient, name: str, records: list[Record]) -> Iterator
 def _versions(
     client: MlflowClient, versions: Mapping[int, RegisteredVersion], records: list[Record]
 ) -> Iterator[Difference]:
-    """Tags and digests of every version, and whether the last record was carried out."""
+    """Differences of every version's tags and digest, and whether the last record was completely applied."""
     wanted: dict[int, dict[str, str]] = {version: {} for version in versions}
     for record in records:
         version = int(record["candidate"])
@@ -229,7 +214,7 @@ def _versions(
         if record["candidate_digest"] != registered:
             yield Difference(f"version {version}'s digest in {where}", record["candidate_digest"][:16], registered[:16])
         if record is records[-1] and not is_settled(client, record):
-            yield Difference(where, "it was carried out", "not all of it; the next command finishes it")
+            yield Difference(where, "it was applied", "not all of it; the next command finishes it")
     for version, tags in wanted.items():
         found = client.get_model_version(versions[version].name, str(version)).tags
         for key in sorted({*tags, *(key for key in (TAG_VERDICT, TAG_FORCED) if key in found)}):
@@ -241,7 +226,7 @@ def _versions(
 def _artifacts(
     client: MlflowClient, versions: Mapping[int, RegisteredVersion], records: list[Record]
 ) -> Iterator[Difference]:
-    """Verdicts beside the runs, byte by byte."""
+    """Differences of verdicts among the artifacts, byte by byte."""
     from mlflow.exceptions import MlflowException
 
     for record in records:

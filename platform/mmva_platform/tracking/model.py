@@ -1,4 +1,4 @@
-"""A bundle as an MLflow model: pyfunc from code, with a signature; nothing in it can run but our own file."""
+"""A bundle as an MLflow model: pyfunc from code, with a signature; only our own file can run."""
 
 from __future__ import annotations
 
@@ -18,19 +18,16 @@ if TYPE_CHECKING:
 
 MODEL_NAME: Final = "model"
 BUNDLE_PATH: Final = "artifacts/bundle"
-# What a loader may override: mlflow.pyfunc.load_model(uri, model_config={"mirror": ...}). The windows are those of an
-# annotation run. No repository's code is trusted by default, whatever the one who trained the model trusted.
+# A loader may override these: mlflow.pyfunc.load_model(uri, model_config={"mirror": ...}). The windows are those of an
+# annotation run. No repository's code is trusted by default, whatever was trusted in training.
 MODEL_CONFIG: Final[dict[str, Any]] = {"window_s": WINDOW_S, "hop_s": HOP_S, "mirror": None, "trusted_repos": []}
 
 
 def log_model(client: MlflowClient, run_id: str, bundle_dir: Path, tags: Mapping[str, str]) -> str:
-    """Log a bundle as the run's model.
+    """Log a bundle as the run's model, and return MLflow's id of the model.
 
     MLflow's own log_model works on the process-wide tracking URI and active run; the client's calls do the same
     without either.
-
-    Returns:
-        MLflow's id of the model.
     """
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
@@ -42,11 +39,9 @@ def log_model(client: MlflowClient, run_id: str, bundle_dir: Path, tags: Mapping
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
             description = Model(
-                artifact_path=logged.artifact_location,
-                run_id=run_id,
-                model_uuid=logged.model_id,
-                model_id=logged.model_id,
-            )
+                artifact_path=logged.artifact_location, run_id=run_id,
+                model_uuid=logged.model_id, model_id=logged.model_id,
+            )  # fmt: skip
             save_model(folder, bundle_dir, description)
             client.log_model_artifacts(logged.model_id, str(folder))
     except BaseException:
@@ -62,7 +57,7 @@ def save_model(folder: Path, bundle_dir: Path, description: Any = None) -> None:
     import pandas as pd
 
     with tempfile.TemporaryDirectory() as temporary:
-        # MLflow names the artifact after the folder it comes from.
+        # MLflow names the artifact after its folder.
         bundle = Path(shutil.copytree(bundle_dir, Path(temporary) / Path(BUNDLE_PATH).name))
         mlflow.pyfunc.save_model(
             path=str(folder),
@@ -77,7 +72,7 @@ def save_model(folder: Path, bundle_dir: Path, description: Any = None) -> None:
 
 
 def signature() -> ModelSignature:
-    """Columns in and out; see pyfunc.py for what they mean."""
+    """Columns in and out; see pyfunc.py for their meaning."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
 

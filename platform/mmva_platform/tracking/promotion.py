@@ -1,7 +1,7 @@
-"""Moving aliases: judged, recorded, and only then done. Rolling back needs no gate, but is recorded the same way.
+"""Moving aliases: first judged, then recorded, then done. A rollback needs no gate, but is recorded the same way.
 
-Everything after the audit log (artifacts, tags, aliases) is a function of the record, so that the next command finishes
-what a crash left undone. Nobody appends before the last record is applied, and the log gives each number once.
+Everything after the audit log (artifacts, tags, aliases) is a function of the record, so that the next command can
+finish after a crash. A record is appended only after the last one was applied, and each number exists once.
 """
 
 from __future__ import annotations
@@ -32,14 +32,7 @@ from mmva_platform.tracking.gate.page import verdict_page
 from mmva_platform.tracking.gate.policy import GatePolicy
 from mmva_platform.tracking.gate.rules import judge
 from mmva_platform.tracking.gate.verdict import Finding, GateRefused, Verdict
-from mmva_platform.tracking.registry import (
-    CHALLENGER,
-    CHAMPION,
-    PREVIOUS,
-    RegisteredVersion,
-    aliases_of,
-    find_version,
-)
+from mmva_platform.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS, RegisteredVersion, aliases_of, find_version
 from mmva_platform.tracking.store import open_client, quiet, retry_while_busy
 
 if TYPE_CHECKING:
@@ -50,30 +43,19 @@ Aliases = dict[str, int | None]
 
 
 def promote(
-    version: int | str,
-    settings: Settings,
-    reason: str = "",
-    policy: GatePolicy | None = None,
-    *,
-    force: bool = False,
+    version: int | str, settings: Settings, reason: str = "", policy: GatePolicy | None = None, *, force: bool = False
 ) -> Verdict:
-    """Make a version the champion, if the gate lets it: the old champion becomes `previous`.
+    """Make a version (number or alias) the champion, if the gate passes it: the old champion becomes `previous`.
 
-    The verdict, passed or not, is in the audit log before any alias moves.
-
-    Args:
-        version: Number or alias of a registered version.
-        settings: Where MLflow and the audit log are.
-        reason: Why; stands in the record.
-        policy: What the gate tolerates.
-        force: Do it whatever the gate says; needs a reason, and stands in the version's tags for ever.
+    The verdict, passed or not, is in the audit log before any alias moves. `force` ignores the gate; it needs a reason,
+    and stays in the version's tags.
 
     Raises:
         UsageError: If there is no such version, it is the champion already, or force comes without a reason.
-        GateRefused: If the gate says no, or another promotion came first; one line with the rules that failed.
+        GateRefused: If the gate refuses, or another promotion came first; one line with the failed rules.
     """
     if force and not reason.strip():
-        raise UsageError("--force overrules the gate and stays on record for ever: say why with --reason TEXT")
+        raise UsageError("--force ignores the gate and stays on record: say why with --reason TEXT")
     policy = policy or GatePolicy()
     reconcile(settings)
     client = open_client(settings)
@@ -92,10 +74,9 @@ def promote(
 
 
 def compare(version: int | str, other: int | str, settings: Settings, policy: GatePolicy | None = None) -> Verdict:
-    """What the gate would say to a version if another were the champion; nothing is recorded, nothing moves.
+    """The gate's verdict on a version if another were the champion; nothing is recorded, nothing moves.
 
-    Raises:
-        UsageError: If there is no such version, or both are the same.
+    Raises UsageError if there is no such version, or both are the same.
     """
     policy = policy or GatePolicy()
     client = open_client(settings)
@@ -108,11 +89,9 @@ def compare(version: int | str, other: int | str, settings: Settings, policy: Ga
 
 
 def challenge(version: int | str, settings: Settings, reason: str = "") -> Verdict:
-    """Name a version `challenger`, the one that is to be compared with the champion; needs no gate, is recorded.
+    """Name a version `challenger`, the next to compare with the champion; needs no gate, is recorded.
 
-    Raises:
-        UsageError: If there is no such version, or it is the champion.
-        CheckFailed: If the champion changed meanwhile.
+    Raises UsageError if there is no such version or it is the champion, CheckFailed if the champion changed meanwhile.
     """
     reconcile(settings)
     client = open_client(settings)
@@ -128,9 +107,7 @@ def challenge(version: int | str, settings: Settings, reason: str = "") -> Verdi
 def rollback(settings: Settings, reason: str = "") -> Verdict:
     """Swap `champion` and `previous`, at once and without a gate: the previous champion was judged when it became one.
 
-    Raises:
-        UsageError: If there is no previous champion.
-        CheckFailed: If the champion changed meanwhile.
+    Raises UsageError if there is no previous champion, and CheckFailed if the champion changed meanwhile.
     """
     reconcile(settings)
     client = open_client(settings)
@@ -169,7 +146,7 @@ def _judged(
 
 
 def _verdict(action: str, candidate: RegisteredVersion, champion: int | None, reason: str) -> Verdict:
-    """A verdict without a gate, passed; by the name at the tracking server if there is one, else this machine's."""
+    """A passed verdict without a gate, by the user's name at the tracking server if set, else on this machine."""
     user = os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
     return Verdict(
         action=action,
@@ -186,10 +163,9 @@ def _verdict(action: str, candidate: RegisteredVersion, champion: int | None, re
 
 
 def settle(client: MlflowClient, settings: Settings, verdict: Verdict) -> Verdict:
-    """Record a verdict and do what it says, unless the champion is no longer the one it was judged against.
+    """Record a verdict and apply it, unless the champion is no longer the one it was judged against.
 
-    Returns:
-        The verdict as recorded: refused, with a finding, when another promotion came first.
+    Returns the verdict as recorded: refused, with a finding, if another promotion came first.
     """
     log, name = AuditLog.of(settings), settings.tracking.model_name
     while True:
@@ -209,7 +185,7 @@ def settle(client: MlflowClient, settings: Settings, verdict: Verdict) -> Verdic
 
 
 def moved(verdict: Verdict, before: Aliases) -> Aliases:
-    """Aliases when a verdict has been carried out: previous <- champion <- challenger, or what its action says."""
+    """Aliases after a verdict: previous <- champion <- challenger, or as its action says."""
     if verdict.action == "challenge":
         return before | {CHALLENGER: verdict.candidate}
     after = before | {CHAMPION: verdict.candidate}
@@ -221,7 +197,7 @@ def moved(verdict: Verdict, before: Aliases) -> Aliases:
 
 
 def reconcile(settings: Settings) -> None:
-    """Finish what the last recorded command left undone when it died; nothing is opened where nothing was recorded."""
+    """Finish the last recorded command if it died; without records, MLflow is not opened."""
     log = AuditLog.of(settings)
     if log.read():
         client = open_client(settings)
@@ -230,9 +206,9 @@ def reconcile(settings: Settings) -> None:
 
 
 def _catch_up(client: MlflowClient, log: AuditLog, name: str) -> list[Record]:
-    """Apply the last record if it was not, until none came after the one that was applied; the records.
+    """Apply the last record if necessary, until no other came after it; returns the records.
 
-    Only the last one can be unfinished, for every command begins here. A writer that fell asleep over an older record
+    Only the last one can be unfinished, because every command begins here. A slow writer that applied an older record
     and overwrote a newer one's aliases finds the newer one here, and applies it again.
     """
     applied = 0
@@ -253,7 +229,7 @@ def _catch_up(client: MlflowClient, log: AuditLog, name: str) -> list[Record]:
 
 
 def _apply(client: MlflowClient, record: Record) -> None:
-    """Artifacts, tags, aliases, and last the mark that all of it is done. Doing it again changes nothing."""
+    """Artifacts, tags, aliases, and finally the mark that all of it is done. Doing it again changes nothing."""
     name, version = str(record["model"]), str(record["candidate"])
     file = artifact_of(record)
     run_id = find_version(client, name, int(version)).run_id

@@ -1,11 +1,11 @@
-"""The registered model as MLflow runs it: this file is copied beside the bundle and imports mmva, never the platform.
+"""The registered model as MLflow runs it: this file is copied next to the bundle and imports mmva, never the platform.
 
     model = mlflow.pyfunc.load_model("models:/mmva@champion")
     model.predict(pandas.DataFrame({"modality": ["caption"], "caption": ["calm piano"]}))
 
 Columns in: modality; `uri`, a local file, for images, music, videos and .txt captions; or `caption`, the text itself.
 Columns out: valence and arousal in [0, 1], the bounds of their 90 % conformal intervals, and `error`. A row that cannot
-be used has NaN and the reason in `error`; other rows are not affected. Rows go the same way as an annotation's items.
+be used has NaN and the reason in `error`; other rows are not affected. Rows are processed like an annotation's items.
 """
 
 from __future__ import annotations
@@ -37,20 +37,18 @@ class MmvaPyfunc(mlflow.pyfunc.PythonModel):
     def load_context(self, context: Any) -> None:
         """Load the bundle with its encoders.
 
-        `model_config` holds window_s and hop_s (how long music and video are cut), and what a loader may set: `mirror`,
-        a folder of backbones, and `trusted_repos`, whose code may run.
+        `model_config` holds window_s and hop_s (the windows of music and video), `mirror` (a folder of backbones) and
+        `trusted_repos`, whose code may run.
         """
         config = dict(context.model_config)
         self._model: MMVA = load_bundle(
-            Path(context.artifacts["bundle"]),
-            mirror=config["mirror"],
-            trusted_repos=tuple(config["trusted_repos"]),
+            Path(context.artifacts["bundle"]), mirror=config["mirror"], trusted_repos=tuple(config["trusted_repos"])
         )
         preprocessing = default_preprocessing(self._model.backbones, float(config["window_s"]), float(config["hop_s"]))
         self._pipeline = Pipeline(self._model.dims, self._model.encoder, preprocessing, _read)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:  # noqa: ARG002
-        """VA points of the rows, in their order; see the module's text for the columns."""
+        """VA points of the rows, in their order; see the module's docstring for the columns."""
         rows = [_item(number, row) for number, row in enumerate(model_input.to_dict("records"))]
         items = pa.Table.from_pylist(rows, _ITEM_SCHEMA)
         predicted = predict(self._model, self._pipeline.embed(items, items_at_fault=True))
@@ -78,11 +76,9 @@ def _text(cell: object) -> str | None:
 
 
 def _read(uri: str, _size: int | None, most: int) -> bytes:
-    """Bytes of a local file. Nothing else: a model that strangers use must not fetch for them."""
+    """Bytes of a local file. Only local: a model with unknown users must not fetch for them."""
     if "://" in uri:
-        raise MediaError(
-            "not-local", "only local files are read here; use `mmva annotate` for object storage", stage="fetch"
-        )
+        raise MediaError("not-local", "only local files are read; `mmva annotate` reads object storage", stage="fetch")
     path = Path(uri)
     try:
         if path.stat().st_size > most:

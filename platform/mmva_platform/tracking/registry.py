@@ -33,39 +33,24 @@ _FIGURES: Final = ("mse", "mae", "r2", "pearson", "ccc")
 
 @dataclass(frozen=True)
 class RegisteredVersion:
-    """One version as the registry knows it.
+    """One version as the registry knows it."""
 
-    Attributes:
-        name: The registered model's name.
-        version: Its number, from 1.
-        aliases: Such as ("champion",).
-        run_id: MLflow's id of the run that made it.
-        model_digest: The bundle's digest when it was registered.
-        dataset_digest: Of the dataset it was trained and evaluated on.
-        preset: Its backbones.
-        mse: Mean test MSE over the axes by modality.
-        verdict: "passed", "refused", "forced", or "" when the gate never saw it.
-        created_at: When it was registered.
-        evaluation_sha256: Digest of the evaluation's file when it was registered.
-        forced: Who made it champion against the gate, when and why; it stays for ever. Empty if nobody did.
-    """
-
-    name: str
-    version: int
+    name: str  # the registered model's
+    version: int  # from 1
     aliases: tuple[str, ...]
-    run_id: str
-    model_digest: str
-    dataset_digest: str
-    preset: str
-    mse: Mapping[str, float]
-    verdict: str
+    run_id: str  # MLflow's id of the run that made it
+    model_digest: str  # the bundle's when it was registered, as all digests here
+    dataset_digest: str  # of the dataset it was trained and evaluated on
+    preset: str  # its backbones
+    mse: Mapping[str, float]  # mean test MSE over the axes by modality
+    verdict: str  # "passed", "refused", "forced", or "" if the gate never judged it
     created_at: datetime
-    evaluation_sha256: str
-    forced: str = ""
+    evaluation_sha256: str  # of the evaluation's file
+    forced: str = ""  # who made it champion against the gate, when and why; never removed
 
     @property
     def gate(self) -> str:
-        """What the gate said last, for a person, and whether it was ever overruled."""
+        """The gate's last verdict, for a person, and whether it was ever overruled."""
         said = f"gate {self.verdict}" if self.verdict else "never judged"
         return f"{said}; FORCED by {self.forced}" if self.forced else said
 
@@ -74,7 +59,7 @@ class RegisteredVersion:
         return asdict(self) | {"created_at": self.created_at.isoformat()}
 
     def to_text(self) -> str:
-        """One line: number, aliases, age, backbones, mean test MSE by modality, digest, what the gate said."""
+        """One line: number, aliases, age, backbones, mean test MSE by modality, digest, the gate's verdict."""
         mse = ", ".join(f"{modality} {_short(value)}" for modality, value in self.mse.items())
         aliases = f" ({', '.join(self.aliases)})" if self.aliases else ""
         return (
@@ -114,17 +99,9 @@ class VersionDetails:
 
 
 def register(run_id: str, settings: Settings) -> int:
-    """Register a logged run's model as a new version. It gets no alias: that is the gate's to give.
+    """Register a logged run's model as a new version, and return its number. Only the gate gives it an alias.
 
-    Args:
-        run_id: MLflow's id, from log_training_run.
-        settings: Where MLflow is, and the registered model's name.
-
-    Returns:
-        The version's number.
-
-    Raises:
-        UsageError: If there is no such run, or it did not finish and logged no model.
+    Raises UsageError if there is no such run, or it did not finish and logged no model.
     """
     client = open_client(settings)
     with quiet():
@@ -153,7 +130,7 @@ def register(run_id: str, settings: Settings) -> int:
 
 
 def training_history(version: int | str, settings: Settings) -> list[dict[str, Any]]:
-    """The rows, one an epoch, of the run that made a version; none if it recorded none. Raises as show_version."""
+    """The rows, one per epoch, of the run that made a version; empty if it recorded none. Raises as show_version."""
     client = open_client(settings)
     with quiet():
         found = find_version(client, settings.tracking.model_name, version)
@@ -162,7 +139,7 @@ def training_history(version: int | str, settings: Settings) -> list[dict[str, A
 
 
 def list_versions(settings: Settings) -> list[RegisteredVersion]:
-    """All versions of the registered model, oldest first; none if nothing was registered."""
+    """All versions of the registered model, oldest first."""
     client = open_client(settings)
     with quiet():
         return versions_of(client, settings.tracking.model_name)
@@ -171,9 +148,7 @@ def list_versions(settings: Settings) -> list[RegisteredVersion]:
 def show_version(version: int | str, settings: Settings) -> VersionDetails:
     """One version with its evaluation.
 
-    Raises:
-        UsageError: If there is no such version.
-        CheckFailed: If its evaluation was changed after it was registered.
+    Raises UsageError if there is no such version, and CheckFailed if its evaluation was changed afterwards.
     """
     client = open_client(settings)
     with quiet():
@@ -182,7 +157,7 @@ def show_version(version: int | str, settings: Settings) -> VersionDetails:
 
 
 def versions_of(client: MlflowClient, name: str) -> list[RegisteredVersion]:
-    """All versions of a registered model, oldest first; none if there is no such model."""
+    """All versions of a registered model, oldest first; empty if there is no such model."""
     aliases = aliases_of(client, name)
     found, token = [], None
     while True:
@@ -206,11 +181,7 @@ def aliases_of(client: MlflowClient, name: str) -> dict[str, int]:
 
 
 def find_version(client: MlflowClient, name: str, reference: str | int) -> RegisteredVersion:
-    """A version by number or alias.
-
-    Raises:
-        UsageError: If there is none; the message lists what there is.
-    """
+    """A version by number or alias; UsageError with the existing ones if there is no such version."""
     known = versions_of(client, name)
     for each in known:
         if str(each.version) == str(reference) or reference in each.aliases:
@@ -221,21 +192,16 @@ def find_version(client: MlflowClient, name: str, reference: str | int) -> Regis
 
 
 def evaluation_of(client: MlflowClient, version: RegisteredVersion) -> dict[str, Any]:
-    """A version's evaluation, empty if its run has none.
-
-    Raises:
-        CheckFailed: If the file is not the one that was registered.
-    """
+    """A version's evaluation, empty if its run has none; CheckFailed if the file is not the registered one."""
     data = read_artifact(client, version.run_id, EVALUATION_FILE)
     if version.evaluation_sha256 and hashlib.sha256(data).hexdigest() != version.evaluation_sha256:
-        raise CheckFailed(
-            f"version {version.version}: {EVALUATION_FILE} of its run was changed after it was registered"
-        )
+        where = f"version {version.version}: {EVALUATION_FILE} of its run"
+        raise CheckFailed(f"{where} was changed after it was registered")
     return dict(json.loads(data or b"{}"))
 
 
 def read_artifact(client: MlflowClient, run_id: str, name: str) -> bytes:
-    """The bytes of a run's artifact, empty if it has none of this name."""
+    """The bytes of a run's artifact, empty if it does not exist."""
     if not any(entry.path == name for entry in client.list_artifacts(run_id, name.rpartition("/")[0] or None)):
         return b""
     with tempfile.TemporaryDirectory() as temporary:
@@ -243,7 +209,7 @@ def read_artifact(client: MlflowClient, run_id: str, name: str) -> bytes:
 
 
 def _mean_mse(evaluation: Mapping[str, Any]) -> dict[str, float]:
-    """Mean of the axes' test MSE, by the modalities that were evaluated."""
+    """Mean of the axes' test MSE, by evaluated modality."""
     return {
         modality: sum(float(axes[axis]["mse"]["value"]) for axis in AXES) / len(AXES)
         for modality, axes in evaluation.get("metrics", {}).items()

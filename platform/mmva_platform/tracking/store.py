@@ -1,4 +1,4 @@
-"""The door to MLflow: one client a settings object, quiet, without telemetry and without global state."""
+"""The access to MLflow: one client for the settings, quiet, without telemetry and without global state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from mmva_platform.settings import Settings
 
-# Read by MLflow when it is imported; a user's own values win.
+# MLflow reads these when it is imported; a user's own values win.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -30,9 +30,9 @@ _ENVIRONMENT = {
 }
 _ENDPOINT: Final = "MLFLOW_S3_ENDPOINT_URL"
 _pointed_at: set[str] = set()
-# How MLflow words an answer for the user, not for us: wrong or no password, no permission, nobody there.
+# MLflow's words for a wrong or missing password, a missing permission, or no answer: the user must act.
 _REFUSALS = ("error code 401", "error code 403", "Permission denied", "PERMISSION_DENIED", "Max retries exceeded")
-# The last two: MLflow looks whether a tag is there and then inserts it; two that finish one record meet in between.
+# The last two: MLflow checks for a tag and then inserts it; two processes that finish one record may collide.
 _BUSY: Final = (
     "database is locked", "deadlock detected", "could not serialize access",
     "UNIQUE constraint failed", "duplicate key value violates unique constraint",
@@ -42,17 +42,14 @@ Result = TypeVar("Result")
 
 
 def open_client(settings: Settings) -> MlflowClient:
-    """A client of the configured MLflow; its SQLite file and schema are made on the first call (about 5 s).
+    """A client of the configured MLflow; the first call creates its SQLite file and schema (about 5 s).
 
-    Raises:
-        UsageError: If the tracking URI is a file store, which MLflow 3 refuses, or cannot be opened.
+    Raises UsageError if the tracking URI is a file store, which MLflow 3 refuses, or cannot be opened.
     """
     uri = settings.tracking_uri
     if "://" not in uri or uri.startswith("file:"):
-        raise UsageError(
-            f"tracking.uri {without_password(uri)!r}: MLflow 3 needs sqlite:///FILE, a database or a server's http(s) "
-            "address"
-        )
+        said = "MLflow 3 needs sqlite:///FILE, a database or a server's http(s) address"
+        raise UsageError(f"tracking.uri {without_password(uri)!r}: {said}")
     if settings.storage.s3_endpoint:
         _point_artifacts_at(settings.storage.s3_endpoint)
     if uri.startswith("sqlite:///"):
@@ -70,7 +67,7 @@ def open_client(settings: Settings) -> MlflowClient:
 
 
 def _point_artifacts_at(endpoint: str) -> None:
-    """Where MLflow's own client puts and gets artifacts on S3. A user's value wins, one of an earlier call does not."""
+    """Set the S3 endpoint of MLflow's artifacts. A user's value wins, but not one of an earlier call."""
     if os.environ.get(_ENDPOINT) in {None, *_pointed_at}:
         os.environ[_ENDPOINT] = endpoint
         _pointed_at.add(endpoint)
@@ -78,11 +75,11 @@ def _point_artifacts_at(endpoint: str) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Import and call MLflow without its telemetry, its informational log lines and three warnings of its own."""
+    """Import and call MLflow without its telemetry, its informational log lines and three of its warnings."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with warnings.catch_warnings():
-        # MLflow 3.17 about itself: on SQLAlchemy 2.1, its own type hints (both at import), and on pandas 3.
+        # MLflow 3.17 itself causes these: with SQLAlchemy 2.1, its own type hints (both at import), and with pandas 3.
         warnings.filterwarnings("ignore", message=r"The ``noload`` loader strategy", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message=r".*Any type hint is inferred as AnyType", category=UserWarning)
         warnings.filterwarnings("ignore", message=r"Operation with range is deprecated")
@@ -95,7 +92,7 @@ def quiet() -> Iterator[None]:
             yield
         except MlflowException as error:
             if any(words in str(error) for words in _REFUSALS):
-                raise OperationFailed(f"MLflow's server said no or nothing: {_one_line(error)}") from error
+                raise OperationFailed(f"MLflow's server refused or did not answer: {_one_line(error)}") from error
             raise
 
 
@@ -105,7 +102,7 @@ def _one_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def global_tracking_uri(uri: str) -> Iterator[None]:
-    """For the few MLflow calls that read the process-wide tracking URI whatever client they belong to."""
+    """For the few MLflow calls that read the process-wide tracking URI instead of their client's."""
     import mlflow
 
     before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
@@ -117,7 +114,7 @@ def global_tracking_uri(uri: str) -> Iterator[None]:
 
 
 def experiment_id(client: MlflowClient, settings: Settings) -> str:
-    """Id of the configured experiment, made when missing; a local store keeps its artifacts under home."""
+    """Id of the configured experiment, created if missing; a local store keeps its artifacts under home."""
     from mlflow.exceptions import MlflowException
 
     name = settings.tracking.experiment
@@ -132,14 +129,13 @@ def experiment_id(client: MlflowClient, settings: Settings) -> str:
             if found is None:
                 raise
     if found.lifecycle_stage != "active":
-        raise UsageError(
-            f"MLflow experiment {name!r} was deleted; restore it or set tracking.experiment to another name"
-        )
+        todo = "restore it or set tracking.experiment to another name"
+        raise UsageError(f"MLflow experiment {name!r} was deleted; {todo}")
     return str(found.experiment_id)
 
 
 def retry_while_busy(call: Callable[[], Result]) -> Result:
-    """Call again while another process, or another of the server's transactions, holds the database; some 10 s."""
+    """Call again while the database is locked by another process or transaction; for some 10 s."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import OperationalError
 

@@ -1,7 +1,4 @@
-"""What the gate judges by: the candidate, the champion and the best champions so far, on the rows of one exam.
-
-N rows of a modality.
-"""
+"""The evidence of the gate: the candidate, the champion and the best champions so far, on the rows of one exam (N)."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmva.bundle import load_bundle
 from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva.modalities import MODALITIES, Modality
 from mmva_platform.datasets.identity import Seen, seen_rows, shared_groups
@@ -30,38 +28,23 @@ Points = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the gate reads from a version's bundle.
+    """What the gate reads from a version's bundle."""
 
-    Attributes:
-        modalities: Its towers.
-        intervals: Half widths of the 90 % intervals by modality and axis.
-        shared_groups: Groups in more than one split of its training data, None if it does not say.
-        seen: Rows of the exam that it was trained on, by modality; None if it does not say what it was trained on.
-    """
-
-    modalities: tuple[Modality, ...]
-    intervals: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    shared_groups: int | None = None
-    seen: Mapping[Modality, Seen] | None = None
+    modalities: tuple[Modality, ...]  # its towers
+    intervals: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # half widths by modality and axis
+    shared_groups: int | None = None  # groups in more than one split of its training data; None if unknown
+    seen: Mapping[Modality, Seen] | None = None  # rows of the exam that it was trained on; None if unknown
 
 
 @dataclass(frozen=True)
 class ExamRows:
-    """One modality's rows of the exam.
-
-    Attributes:
-        label_N2: Labels.
-        points: Predicted points [N, 2] by version, of the versions that have the tower.
-        group_N: Song, image or another group.
-        source_N: Where a row came from.
-        trait_N: Loudness of music in dBFS, brightness of images from 0 to 1; None where it was not measured.
-    """
+    """One modality's rows of the exam."""
 
     label_N2: Points
-    points: Mapping[int, Points]
-    group_N: NDArray[np.str_]
-    source_N: NDArray[np.str_]
-    trait_N: NDArray[np.float64] | None = None
+    points: Mapping[int, Points]  # predicted points [N, 2] by version, of the versions that have the tower
+    group_N: NDArray[np.str_]  # song, image or another group
+    source_N: NDArray[np.str_]  # collection of the row
+    trait_N: NDArray[np.float64] | None = None  # loudness of music in dBFS, brightness of images in [0, 1], if measured
 
     def known(self, *versions: int) -> bool:
         """Whether each of these versions gave a finite point for every row, and there are rows."""
@@ -78,47 +61,29 @@ class ExamRows:
 
 @dataclass(frozen=True)
 class Examined:
-    """Versions on the exam.
+    """Versions on the exam."""
 
-    Attributes:
-        digest: Of the dataset that was found.
-        shared_groups: Groups in more than one of its splits.
-        expected: Rows of the split by modality, as dataset.json counts them.
-        rows: By modality of the candidate.
-        models: By version.
-    """
-
-    digest: str
-    shared_groups: int
-    expected: Mapping[str, int]
-    rows: Mapping[Modality, ExamRows]
-    models: Mapping[int, ModelFacts]
+    digest: str  # of the dataset that was found
+    shared_groups: int  # groups in more than one of its splits
+    expected: Mapping[str, int]  # rows of the split by modality, as dataset.json counts them
+    rows: Mapping[Modality, ExamRows]  # by modality of the candidate
+    models: Mapping[int, ModelFacts]  # by version
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a verdict is about; without a champion only the absolute rules apply.
-
-    Attributes:
-        candidate: The version to be judged.
-        champion: The version it is compared with.
-        policy: What is tolerated.
-        exam: What they are judged on; None if it could not be determined.
-        examined: Both on the exam, None if that was not possible.
-        best: The best champion so far by modality, of those that the gate passed on this exam.
-        trouble: Why there is no comparison, in one line.
-    """
+    """The basis of a verdict; without a champion only the absolute rules apply."""
 
     candidate: int
     champion: int | None
     policy: GatePolicy
-    exam: Exam | None = None
-    examined: Examined | None = None
-    best: Mapping[Modality, int] = field(default_factory=dict)
-    trouble: str = ""
+    exam: Exam | None = None  # None if it could not be determined
+    examined: Examined | None = None  # the versions on the exam, None if that was not possible
+    best: Mapping[Modality, int] = field(default_factory=dict)  # of the champions that the gate passed on this exam
+    trouble: str = ""  # why there is no comparison, in one line
 
     def figures(self) -> dict[str, dict[str, float]]:
-        """Mean MSE of both axes by version and modality; recorded, so that the best champion can be found later."""
+        """Mean MSE of both axes by version and modality; recorded, to find the best champion later."""
         found: dict[str, dict[str, float]] = {}
         for modality, rows in self.examined.rows.items() if self.examined else ():
             for version in rows.points:
@@ -135,11 +100,9 @@ def gather(
     champion: RegisteredVersion | None,
     policy: GatePolicy,
 ) -> Evidence:
-    """All that the rules look at; what prevents a comparison becomes the evidence's trouble.
+    """All inputs of the rules; a reason that prevents a comparison becomes the evidence's trouble.
 
-    Raises:
-        UsageError: If the candidate's bundle is not there.
-        CheckFailed: If its bundle or its evaluation is not the registered one.
+    Raises UsageError if the candidate's bundle is not there, and CheckFailed if its bundle or evaluation was changed.
     """
     records = AuditLog.of(settings).read()
     holder = None if champion is None else champion.version
@@ -160,7 +123,7 @@ def gather(
 
 
 def best_champions(records: Iterable[Record], exam: Exam, known: set[int]) -> dict[Modality, int]:
-    """The version with the lowest recorded MSE on the exam, by modality, of all that passed the gate and are known."""
+    """By modality, the known version with the lowest recorded MSE on the exam, of all that passed the gate."""
     found: dict[Modality, dict[int, float]] = {}
     passed = known & {r["candidate"] for r in records if r["action"] == "promote" and r["outcome"] == "passed"}
     for record in records:
@@ -176,21 +139,15 @@ def best_champions(records: Iterable[Record], exam: Exam, known: set[int]) -> di
 def examine(
     exam: Exam, bundles: Mapping[int, Path], settings: Settings, policy: GatePolicy, candidate: int
 ) -> Examined:
-    """Predict bundles on the exam; their backbones may differ, the embeddings of all must be there.
+    """Predict bundles (by version) on the exam; their backbones may differ, but all embeddings must be there.
 
-    Args:
-        exam: The rows.
-        bundles: By version.
-        settings: Storage, and home for what is measured of media.
-        policy: Loudness and brightness are measured only if its slices ask for them.
-        candidate: The version whose towers are judged.
+    The candidate's towers are judged. Loudness and brightness are measured only if the policy's slices need them.
 
     Raises:
         UsageError: If the dataset or embeddings of a bundle's backbones are not there.
         CheckFailed: If files are not the published ones.
-        OperationFailed: If media of the dataset do not decode here.
+        OperationFailed: If media of the dataset cannot be decoded here.
     """
-    from mmva.bundle import load_bundle
     from mmva_platform.datasets.dataset import Dataset
     from mmva_platform.datasets.traits import TRAITS, measure, sources_of
     from mmva_platform.training.predictions import predict_rows
@@ -227,7 +184,7 @@ def _bundle(name: str, version: int, settings: Settings) -> Path:
 
 
 def _judged_on(client: MlflowClient, champion: RegisteredVersion, records: Sequence[Record]) -> Mapping[str, Any]:
-    """The exam that made a version champion; its evaluation's dataset where no record has one."""
+    """The exam that made a version champion; without a record, its evaluation's dataset."""
     for record in reversed(records):
         if record["action"] == "promote" and record["candidate"] == champion.version and record.get("exam"):
             return dict(record["exam"])

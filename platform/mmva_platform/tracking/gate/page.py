@@ -1,6 +1,6 @@
-"""A recorded verdict as one HTML file: no network, no script, whatever people wrote is escaped.
+"""A recorded verdict as one HTML file: no network, no script, all text is escaped.
 
-A pure function of the record, so that whoever finishes a record that was cut off writes the same bytes.
+A pure function of the record, so that the process that finishes an interrupted record writes the same bytes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+
+import yaml
 
 from mmva_platform.pages import page_environment
 from mmva_platform.tracking.gate.verdict import Finding
@@ -34,7 +36,7 @@ _TITLES: Final = {
 
 @dataclass(frozen=True)
 class Whisker:
-    """A paired difference on the scale of its plot; `limit` is where its right end has to stay."""
+    """A paired difference on the scale of its plot; its right end must stay left of `limit`."""
 
     label: str
     passed: bool
@@ -47,7 +49,7 @@ class Whisker:
 
 @dataclass(frozen=True)
 class Plot:
-    """Whiskers over one scale, in units of WIDTH; `left_out` are findings that have no interval."""
+    """Whiskers over one scale, in units of WIDTH; `left_out` are findings without an interval."""
 
     title: str
     lead: str
@@ -58,9 +60,7 @@ class Plot:
 
 
 def verdict_page(record: Mapping[str, Any]) -> str:
-    """The page of a verdict's JSON, with or without what the audit log adds to it."""
-    import yaml
-
+    """The page of a verdict's JSON, with or without the fields that the audit log adds."""
     findings = [Finding(**finding) for finding in record["findings"]]
     template = page_environment("mmva_platform.tracking").get_template("verdict.html.j2")
     return template.render(
@@ -76,7 +76,7 @@ def verdict_page(record: Mapping[str, Any]) -> str:
 
 
 def _plot(rule: str, findings: Sequence[Finding]) -> Plot | None:
-    """The rule's findings as whiskers, None if it has none at all."""
+    """The rule's findings as whiskers, None if it has no findings."""
     mine = [finding for finding in findings if finding.rule == rule]
     drawn = [(each, shares) for each in mine if (shares := _shares(each)) is not None]
     if not mine:
@@ -117,12 +117,12 @@ def _shares(finding: Finding) -> tuple[float, float, float, float] | None:
 
 
 def _step(span: float) -> float:
-    """A round step that gives some four ticks."""
+    """A round step that gives about four ticks."""
     rough = span / 4
     power = 10.0 ** math.floor(math.log10(rough))
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
 
 
 def _bars(rule: str, findings: Sequence[Finding]) -> list[Finding]:
-    """A rule's findings that have a share and one that is needed, each from 0 to 1."""
+    """A rule's findings with a share and a limit, each from 0 to 1."""
     return [f for f in findings if f.rule == rule and isinstance(f.value, float) and isinstance(f.limit, float)]

@@ -1,4 +1,4 @@
-"""What the gate judges on and what it tolerates: a file of numbers with defaults; a wrong field is named."""
+"""The gate's policy, a file of numbers with defaults: what it judges on and what it tolerates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmva_platform.settings import Config
 
 
 class PerAxis(Config):
-    """A number for each axis; none leaves it to the default."""
+    """A number for each axis; null means the default."""
 
     valence: float | None = Field(None, ge=0, le=1)
     arousal: float | None = Field(None, ge=0, le=1)
@@ -25,13 +25,13 @@ class PerModality(Config):
     caption: PerAxis = PerAxis()
 
     def of(self, modality: Modality, axis: str) -> float | None:
-        """The number for a modality's axis, None where there is none."""
+        """The number for a modality's axis, None if there is none."""
         value: float | None = getattr(getattr(self, modality), axis)
         return value
 
 
 class Margins(PerModality):
-    """By which share of the champion's MSE a challenger's may be larger, at the upper 95 % bound of the difference."""
+    """By which share of the champion's MSE a candidate's may be larger, at the upper 95 % bound of the difference."""
 
     default: float = Field(0.05, ge=0, lt=1)
 
@@ -44,19 +44,17 @@ class Margins(PerModality):
 class Slices(Config):
     """The same comparison on parts of the rows, on the mean of both axes."""
 
-    apply: bool = Field(default=True, description="False: slices are neither computed nor asked for")
+    apply: bool = Field(default=True, description="False: slices are neither computed nor required")
     by: tuple[Literal["source", "quadrant", "loudness", "brightness"], ...] = (
         "source", "quadrant", "loudness", "brightness",
     )  # fmt: skip
-    margin: float = Field(0.15, ge=0, lt=1, description="as margins; wider, for a slice has fewer rows")
-    smallest_groups: int = Field(20, ge=2, description="with fewer songs or images a slice is too few to judge")
-    too_few_fails: bool = Field(
-        default=False, description="whether a slice that is too few to judge refuses the candidate"
-    )
+    margin: float = Field(0.15, ge=0, lt=1, description="as margins; wider, because a slice has fewer rows")
+    smallest_groups: int = Field(20, ge=2, description="a slice with fewer songs or images is not judged")
+    too_few_fails: bool = Field(default=False, description="whether a slice with too few groups refuses the candidate")
 
 
 class Exam(Config):
-    """The fixed rows that versions are judged on: a split of a dataset that nobody trains on."""
+    """The fixed rows that versions are judged on: a split of a dataset that is not used for training."""
 
     dataset: str = Field(description="URI of the dataset")
     digest: str = Field(pattern="^[0-9a-f]{64}$", description="its digest; other data at the URI are refused")
@@ -68,16 +66,16 @@ class GatePolicy(Config):
     """What the gate judges on and what it tolerates."""
 
     exam: Exam | None = Field(
-        None, description="null: what the champion was judged on; for a first champion, the split it was evaluated on"
+        None, description="null: the champion's exam; for a first champion, the split it was evaluated on"
     )
     text_overlap: float = Field(
-        0.02, ge=0, lt=1, description="share of the exam's sentences that may stand in the training data word for word"
+        0.02, ge=0, lt=1, description="share of the exam's sentences that may be in the training data word for word"
     )
     margins: Margins = Margins()
     resamples: int = Field(1000, ge=100, le=100_000, description="of the paired bootstrap")
-    smallest_groups: int = Field(30, ge=2, description="songs or images that a modality's comparison needs at least")
+    smallest_groups: int = Field(30, ge=2, description="fewest songs or images for a modality's comparison")
     constant_share: float = Field(1.0, gt=0, le=1, description="MSE must be below this share of the best constant's")
-    ceilings: PerModality = Field(PerModality(), description="absolute MSE that must not be exceeded, where given")
+    ceilings: PerModality = Field(PerModality(), description="absolute MSE that must not be exceeded, if given")
     slices: Slices = Slices()
     largest_shortfall: float = Field(
         0.05, ge=0, lt=1, description="by how much fewer than 90 % of the labels may lie inside the 90 % intervals"

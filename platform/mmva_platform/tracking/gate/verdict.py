@@ -1,4 +1,4 @@
-"""Findings of rules, and the verdict made of them: plain values that are recorded and shown."""
+"""Findings of rules, and the verdict on them: plain values that are recorded and shown."""
 
 from __future__ import annotations
 
@@ -14,30 +14,19 @@ RECORDED = "-"  # the limit of a value that is recorded and compared with nothin
 
 @dataclass(frozen=True)
 class Finding:
-    """One rule applied to one thing.
-
-    Attributes:
-        rule: Its name.
-        subject: What it was applied to.
-        value: What was found; None if it is missing.
-        limit: What the value is compared with, or RECORDED.
-        passed: Whether the rule is met.
-        note: In words, what else to know.
-        needs: The comparison of value and limit.
-        detail: Numbers behind the value, for a page: first, second, low, high, groups of a paired difference.
-    """
+    """One rule applied to one thing."""
 
     rule: str
-    subject: str
-    value: float | str | None
-    limit: float | str | None
+    subject: str  # what it was applied to
+    value: float | str | None  # None if it is missing
+    limit: float | str | None  # what the value is compared with, or RECORDED
     passed: bool
     note: str = ""
-    needs: Literal["<", "<=", ">=", "="] = "="
-    detail: Mapping[str, float] | None = None
+    needs: Literal["<", "<=", ">=", "="] = "="  # the comparison of value and limit
+    detail: Mapping[str, float] | None = None  # for a page: first, second, low, high, groups of a paired difference
 
     def __str__(self) -> str:
-        """Such as "below-constant image/valence: 0.0310, needs < 0.0240"."""
+        """For example "below-constant image/valence: 0.0310, needs < 0.0240"."""
         note = f" ({self.note})" if self.note else ""
         return f"{self.rule} {self.subject}: {self.shown}, needs {self.needed}{note}"
 
@@ -48,45 +37,28 @@ class Finding:
 
     @property
     def needed(self) -> str:
-        """Such as "< 0.0240"; "-" where nothing is."""
+        """For example "< 0.0240"; "-" if nothing is needed."""
         return RECORDED if self.limit == RECORDED else f"{self.needs} {_as_text(self.limit)}"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was decided, by which findings, about which versions, by whom, when and why.
+    """A decision: by which findings, about which versions, by whom, when and why."""
 
-    Attributes:
-        action: "promote", "rollback", "challenge" or, judged and not to be recorded, "compare".
-        candidate: The version that is to be champion.
-        champion: The champion it was judged against.
-        candidate_digest: The candidate's bundle.
-        dataset_digest: The dataset that the candidate was registered with.
-        findings: Of every rule that applied.
-        passed: Whether all of them passed.
-        who: The user.
-        when: UTC, ISO 8601.
-        why: The reason given.
-        forced: Whether it was done although the gate refused it.
-        policy: What was tolerated, plain values.
-        exam: The rows it was judged on: dataset, digest, split, embeddings.
-        figures: Mean MSE on the exam by version and modality.
-    """
-
-    action: str
-    candidate: int
-    champion: int | None
-    candidate_digest: str
-    dataset_digest: str
-    findings: tuple[Finding, ...]
+    action: str  # "promote", "rollback", "challenge" or, never recorded, "compare"
+    candidate: int  # the version that is to be champion
+    champion: int | None  # the champion it was judged against
+    candidate_digest: str  # of its bundle
+    dataset_digest: str  # of the dataset that the candidate was registered with
+    findings: tuple[Finding, ...]  # of every rule that applied
     passed: bool
     who: str
-    when: str
+    when: str  # UTC, ISO 8601
     why: str
-    forced: bool = False
-    policy: Mapping[str, Any] | None = None
-    exam: Mapping[str, Any] | None = None
-    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    forced: bool = False  # done although the gate refused it
+    policy: Mapping[str, Any] | None = None  # plain values, as the rest
+    exam: Mapping[str, Any] | None = None  # dataset, digest, split, embeddings
+    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # mean MSE by version and modality
 
     @property
     def carried_out(self) -> bool:
@@ -104,11 +76,11 @@ class Verdict:
         return [finding for finding in self.findings if not finding.passed]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; numbers in it are finite, missing ones are None."""
+        """Plain values; numbers are finite, missing ones are None."""
         return asdict(self) | {"outcome": self.outcome}
 
     def to_text(self) -> str:
-        """What was decided and by which numbers: a table for a person."""
+        """The decision and its numbers: a table for a person."""
         against = "no champion yet" if self.champion is None else f"champion was version {self.champion}"
         said = {"passed": "done", "forced": "FORCED against the gate", "refused": "refused"}[self.outcome]
         if self.action == "compare":
@@ -123,7 +95,7 @@ class Verdict:
 
 
 class GateRefused(CheckFailed):
-    """The gate refused a version; the message is one line, `verdict` has all of it, as recorded."""
+    """The gate refused a version; the message is one line, `verdict` is all of it, as recorded."""
 
     def __init__(self, name: str, verdict: Verdict) -> None:
         failures = verdict.failures
@@ -134,7 +106,7 @@ class GateRefused(CheckFailed):
 
 
 def _table(findings: Sequence[Finding]) -> list[str]:
-    """Lines of columns: whether it passed, rule, subject, what was found, what was needed, a note."""
+    """Lines of columns: whether it passed, rule, subject, value, limit, note."""
     cells = [("NO" if not f.passed else "ok", f.rule, f.subject, f.shown, f.needed, f.note) for f in findings]
     header = ("", "rule", "subject", "found", "needed", "")
     widths = [max((len(row[i]) for row in (header, *cells)), default=0) for i in range(5)]
@@ -145,7 +117,7 @@ def _table(findings: Sequence[Finding]) -> list[str]:
 
 
 def _as_text(value: float | str | None) -> str:
-    """A value for a table: whole numbers as such, "missing" for what is."""
+    """A value for a table: whole numbers as such, "missing" for None."""
     if value is None:
         return "missing"
     if isinstance(value, str):
