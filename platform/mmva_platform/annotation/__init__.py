@@ -7,8 +7,6 @@
 docs/annotation.md describes what an annotation holds.
 """
 
-from __future__ import annotations
-
 from mmva_platform.annotation.catalog import Catalog, open_catalog
 from mmva_platform.annotation.clean import clean
 from mmva_platform.annotation.export import export

@@ -6,14 +6,12 @@ them. Every file and row is accounted for: files that are left out are counted, 
 stays, to be quarantined. Memory does not grow with the catalog.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 import pyarrow as pa
@@ -62,7 +60,7 @@ class Catalog:
         self.skipped: Counter[str] = Counter()
 
     @classmethod
-    def of_table(cls, uri: str, table: pa.Table) -> Catalog:
+    def of_table(cls, uri: str, table: pa.Table) -> Self:
         """A catalog of items that are in memory (CATALOG_SCHEMA)."""
         return cls(uri, lambda _skipped: [table])
 

@@ -1,7 +1,5 @@
 """Cells of table files as text. Ids and texts come from text and integers: Python's repr of the rest is no text."""
 
-from __future__ import annotations
-
 from typing import Final
 
 import numpy as np

@@ -1,7 +1,5 @@
 """From a table's columns to catalog rows (CATALOG_SCHEMA): pure functions on Arrow arrays."""
 
-from __future__ import annotations
-
 import os
 import posixpath
 import stat

@@ -1,7 +1,5 @@
 """Table files of a catalog, read in parts: Parquet, CSV, TSV and JSONL, alone or many in a folder, also with gzip."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import zlib

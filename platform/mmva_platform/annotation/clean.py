@@ -1,7 +1,5 @@
 """`clean`: what no kept version needs, first shown and then deleted. Nothing else ever deletes from an annotation."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Iterable

@@ -4,8 +4,6 @@ A crash before the record leaves files that nobody reads; a second writer of the
 lets it stand. So a shard counts once, however often it was run.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 import time

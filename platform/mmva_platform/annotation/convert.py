@@ -1,7 +1,5 @@
 """`convert`: version 0 of a table from an annotation of the earlier format (schema 2), which is not changed."""
 
-from __future__ import annotations
-
 import io
 import json
 import time

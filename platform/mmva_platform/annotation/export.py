@@ -1,7 +1,5 @@
 """`export`: a version as one plain file, CSV or Parquet, or as a Lance dataset for vector search."""
 
-from __future__ import annotations
-
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence

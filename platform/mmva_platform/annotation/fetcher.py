@@ -1,7 +1,5 @@
 """Media by URI: only below a run's roots, with one connection a bucket."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import lru_cache
 

@@ -1,7 +1,5 @@
 """`heartbeats.json`: which shards the workers had under way when the driver last looked. Read by people only."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 Per item of that version, 24 bytes are in memory: digests of ids and of rows of the catalog, and where the row is.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc

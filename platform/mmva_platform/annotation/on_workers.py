@@ -1,7 +1,5 @@
 """What a plan must know of the workers: whether they have GPUs, and how fast each engine is on one of their CPUs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path

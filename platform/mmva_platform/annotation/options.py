@@ -1,7 +1,5 @@
 """What a caller may choose about an annotation run, besides catalog, model and output."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Final, Self, get_args
 

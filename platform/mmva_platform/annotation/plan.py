@@ -5,13 +5,11 @@ In `_mmva/<version>/`, `plan/items-<first shard>-<digest>.parquet` hold the item
 the same version one wins. The catalog is not read again: what is added to it later is for a later version.
 """
 
-from __future__ import annotations
-
 import json
 from bisect import bisect_right
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -151,7 +149,7 @@ class Plan(Config):
             flat[f"{name} engine"] = engine.name
         return flat
 
-    def differences(self, other: Plan) -> list[str]:
+    def differences(self, other: Self) -> list[str]:
         """What keeps another plan from sharing this one's output, one line each."""
         there, now = self.decisive(), other.decisive()
         return [
@@ -160,7 +158,7 @@ class Plan(Config):
             if there.get(key) != now.get(key)
         ]
 
-    def check_same(self, other: Plan, out: str) -> None:
+    def check_same(self, other: Self, out: str) -> None:
         """Raise CheckFailed, naming every difference, if another plan cannot share this one's output."""
         differences = "; ".join(self.differences(other))
         if differences and self.version:

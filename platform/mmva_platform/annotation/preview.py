@@ -1,7 +1,5 @@
 """`annotate --plan`: what a call would do, with what, and for about how long. Writes nothing to the output."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping

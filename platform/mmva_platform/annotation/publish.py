@@ -4,8 +4,6 @@ Both are functions of the plan and the commit records. So it does not matter whi
 a process that dies in between leaves nothing that the next one cannot finish.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime

@@ -1,7 +1,5 @@
 """Where media may be read from: an item outside these folders and prefixes is quarantined, and its file not opened."""
 
-from __future__ import annotations
-
 import os.path
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`annotate` and `resume`: plan, execute, commit, publish. A call that was cut short is continued by either."""
 
-from __future__ import annotations
-
 import logging
 import time
 from pathlib import Path

@@ -3,8 +3,6 @@
 Bump ANNOTATION_VERSION with any change of a column: a run of another version is never resumed or mixed.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -67,12 +65,7 @@ REFERENCE_SCHEMA: Final = pa.schema([pa.field("embedding_file", pa.string()), pa
 
 # Rows of annotated items. `modality` is a partition of the table: it is in no data file.
 ANNOTATION_SCHEMA: Final = pa.schema(
-    [
-        *(column for column in ROW_SCHEMA if column.name != "embedding"),
-        *_FROM_CATALOG,
-        *REFERENCE_SCHEMA,
-        *STAMP_SCHEMA,
-    ]
+    [*(column for column in ROW_SCHEMA if column.name != "embedding"), *_FROM_CATALOG, *REFERENCE_SCHEMA, *STAMP_SCHEMA]
 )
 QUARANTINE_SCHEMA: Final = pa.schema(
     [

@@ -3,8 +3,6 @@
 A shard is the unit of commit and retry. It takes about a minute at the calibrated speed of the run's model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise

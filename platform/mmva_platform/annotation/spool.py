@@ -4,8 +4,6 @@ The first pass writes every row here, and only then is it known which modalities
 which ids repeat. The second pass reads the rows in the order of the work. Memory holds one batch.
 """
 
-from __future__ import annotations
-
 import errno
 import tempfile
 from collections import Counter, defaultdict
@@ -120,9 +118,7 @@ def as_new(batch: pa.Table) -> pa.Table:
 
 @contextmanager
 def spooled(
-    catalog: Catalog,
-    roots: Sequence[str] | None = None,
-    lookup: Callable[[pa.Table], pa.Table] = as_new,
+    catalog: Catalog, roots: Sequence[str] | None = None, lookup: Callable[[pa.Table], pa.Table] = as_new
 ) -> Iterator[Spool]:
     """Read a catalog once, into a temporary folder that is removed at the end.
 
@@ -140,10 +136,7 @@ def spooled(
 
 
 def _fill(
-    folder: Path,
-    catalog: Catalog,
-    allowed: AllowedRoots | None,
-    lookup: Callable[[pa.Table], pa.Table],
+    folder: Path, catalog: Catalog, allowed: AllowedRoots | None, lookup: Callable[[pa.Table], pa.Table]
 ) -> Spool:
     ids_folder = folder / "ids"
     ids_folder.mkdir()

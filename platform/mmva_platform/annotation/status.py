@@ -1,7 +1,5 @@
 """How far an annotation is, and its history: from its directory alone, while a run works, after a crash, when done."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The models' files beside the table, so that a resume needs neither the registry nor the model's folder."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The result of annotate, resume or retry, for a person and for a machine."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, Final

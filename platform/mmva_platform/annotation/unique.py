@@ -1,7 +1,5 @@
 """Which ids occur more than once, in bounded memory: digests of the ids in bucket files, compared bucket by bucket."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Final
 

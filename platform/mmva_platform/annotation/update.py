@@ -5,8 +5,6 @@ items have changed or are gone, the rows of the others are copied, without their
 backbone runs its heads over stored embeddings.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import Counter
@@ -155,13 +153,7 @@ def _looked_up(before: Annotation, options: UpdateOptions, settings: Settings) -
 
 
 def _carried_out(
-    before: Annotation,
-    plan: Plan | None,
-    bundle_dir: Path,
-    settings: Settings,
-    *,
-    options: RetryOptions,
-    begun: float,
+    before: Annotation, plan: Plan | None, bundle_dir: Path, settings: Settings, *, options: RetryOptions, begun: float
 ) -> AnnotationSummary:
     if plan is None:
         logger.info("%s: nothing has changed since version %d", before.uri, before.version)

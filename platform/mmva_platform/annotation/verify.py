@@ -4,8 +4,6 @@ Data files are checked a shard at a time, on the cluster if there are many. Dige
 driver's memory does not grow with the annotation.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import tempfile
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """The worker of `verify`: data files against their digests, the plan, and the embeddings that they refer to."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Collection
 from dataclasses import dataclass, field

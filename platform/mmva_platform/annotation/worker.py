@@ -159,9 +159,6 @@ class ShardDecoder:
             Fetcher(storage, self._run.plan.roots),
             limits=limits_of(self._run.settings),
             fetching=partial(
-                Fetching,
-                is_outage=is_outage,
-                patience_s=storage.patience_s,
-                on_progress=self._on_progress,
+                Fetching, is_outage=is_outage, patience_s=storage.patience_s, on_progress=self._on_progress
             ),
         )

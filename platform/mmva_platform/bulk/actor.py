@@ -1,7 +1,5 @@
 """What Ray Data's actors run: a row that names a shard goes in, a row that says how it went comes out."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

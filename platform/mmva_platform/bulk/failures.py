@@ -1,7 +1,5 @@
 """Which failed shards are tried again, and when a pass gives up."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Final
 

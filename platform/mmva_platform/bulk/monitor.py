@@ -4,8 +4,6 @@ A worker that dies leaves no message. The monitor knows that it had the shard, s
 told. What is known ends with the driver: a killed driver or a lost node never counts against a shard.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What the actors of a pass reserve, how many there may be, and whether the cluster can hold even one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final

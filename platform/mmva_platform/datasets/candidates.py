@@ -1,7 +1,5 @@
 """Labels of a collection and a listing of its media -> labeled rows with their file, cut into shards, and findings."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

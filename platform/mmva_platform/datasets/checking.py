@@ -1,7 +1,5 @@
 """Is a dataset still what was imported? Everything that dataset.json says is computed again from the bytes."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass

@@ -12,14 +12,7 @@ from pydantic import BaseModel, ValidationError
 from mmva.errors import CheckFailed, UsageError
 from mmva.modalities import Modality
 from mmva_platform.cluster import quiet_ray_data
-from mmva_platform.datasets.schema import (
-    DATASET_FILE,
-    SCHEMA_VERSION,
-    DatasetInfo,
-    ShardInfo,
-    read_parquet,
-    sha256_of,
-)
+from mmva_platform.datasets.schema import DATASET_FILE, SCHEMA_VERSION, DatasetInfo, ShardInfo, read_parquet, sha256_of
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, StorageNotFound, open_storage
 

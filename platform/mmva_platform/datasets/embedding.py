@@ -4,8 +4,6 @@ An interrupted run is resumed by running it again: parts made from the same shar
 preset that shares a backbone reuses its embeddings.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -3,10 +3,9 @@
 Shapes: N items of a modality, D the dimension of its encoder.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,12 +39,12 @@ class ModalityFeatures:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def where(self, mask_N: NDArray[np.bool_]) -> ModalityFeatures:
+    def where(self, mask_N: NDArray[np.bool_]) -> Self:
         """The rows where the mask is True, in order; views, not copies, if they are adjacent."""
         first, count = int(mask_N.argmax()) if len(mask_N) else 0, int(mask_N.sum())
         adjacent = bool(mask_N[first : first + count].all())
         rows: slice | NDArray[np.bool_] = slice(first, first + count) if adjacent else mask_N
-        return ModalityFeatures(self.ids[rows], self.emb_ND[rows], self.va_N2[rows], self.split[rows], self.group[rows])
+        return type(self)(self.ids[rows], self.emb_ND[rows], self.va_N2[rows], self.split[rows], self.group[rows])
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Features(Mapping[Modality, ModalityFeatures]):
     def __len__(self) -> int:
         return len(self.modalities)
 
-    def folds(self, k: int, seed: int = 0) -> Iterator[Features]:
+    def folds(self, k: int, seed: int = 0) -> Iterator[Self]:
         """These features with other splits: once for each of k folds by group, in which the fold is "test".
 
         Every row is in "test" once. A caption follows its clip; images, clips and other captions are dealt each by
@@ -146,7 +145,7 @@ class FeatureSets:
         settings: Settings,
         *,
         embeddings: str | Sequence[str] | None = None,
-    ) -> FeatureSets:
+    ) -> Self:
         """Find the sets and read no rows; arguments and errors are those of load_features."""
         dataset = Dataset.open(dataset_uri, settings)
         return cls(dataset, open_sets(dataset, backbones, settings, embeddings=embeddings))

@@ -5,8 +5,6 @@ its words without case and spacing. A group is known by its source and its name.
 a million training rows and an exam of a hundred thousand, a false match has a chance of 1 in 10^8.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 from collections.abc import Collection, Iterable, Mapping

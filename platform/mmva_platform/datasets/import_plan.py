@@ -1,7 +1,5 @@
 """What is to be imported, how its rows are split, and how they are counted in the report."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ content occurs twice is known only after that pass: shards that lose a row by it
 again. The same input gives the same bytes, so an interrupted import is resumed by running it again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import pyarrow as pa

@@ -1,7 +1,5 @@
 """What an import sees of each media file, which is read, hashed and decoded once, and of content that occurs twice."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import math

@@ -1,7 +1,5 @@
 """What an import found: every row of the tables is kept, or dropped for a cause, and the counts add up."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

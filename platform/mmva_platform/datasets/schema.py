@@ -6,8 +6,6 @@ absent: without it there is no dataset. A name contains the first 16 digits of t
 the same place never overwrite a file with other bytes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter

@@ -3,8 +3,6 @@
 N rows of a modality. The media are read once for a set of rows; the numbers are then cached under settings.home.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Shards written on the cluster: each by the worker that inspects its files, and again if other shards require it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """One JSON object a line, with what the process was at: run, shard, attempt. On by `logs.format: json`."""
 
-from __future__ import annotations
-
 import json
 import logging
 import sys

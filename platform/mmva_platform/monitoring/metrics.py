@@ -5,8 +5,6 @@ causes, seconds by stage. So nothing of the workers is missing but work that was
 a label, not one a worker. Ray puts `ray_` before each name.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from typing import Any, Final

@@ -1,7 +1,5 @@
 """Line charts as numbers for an SVG: scales, ticks and polylines. The template only writes them down."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -82,11 +80,7 @@ def _number(value: Any) -> float:
 
 
 def _chart(
-    title: str,
-    note: str,
-    series: Sequence[tuple[str, str, list[float]]],
-    floor: float,
-    ceiling: float | None = None,
+    title: str, note: str, series: Sequence[tuple[str, str, list[float]]], floor: float, ceiling: float | None = None
 ) -> Chart | None:
     drawn = [(name, style, values) for name, style, values in series if any(map(math.isfinite, values))]
     if not drawn:

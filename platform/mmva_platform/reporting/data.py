@@ -1,7 +1,5 @@
 """What a report is made of, as plain tables and values: reporting knows no storage, no registry and no training."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,5 @@
 """Which items show what the corners of the plane look and sound like."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from pathlib import PurePosixPath

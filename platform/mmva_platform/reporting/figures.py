@@ -1,7 +1,5 @@
 """The evaluation as rows of a table: every error with its interval beside the floor it has to beat."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

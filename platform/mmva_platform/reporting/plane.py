@@ -3,8 +3,6 @@
 The drawing is a square of SIDE units; valence runs to the right and arousal up, both from 0 to 1.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Final

@@ -1,7 +1,5 @@
 """What stands for an item in a report: a thumbnail, a waveform with a few seconds to hear, or the text; small."""
 
-from __future__ import annotations
-
 import base64
 import io
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The run card's facts: the same plain values are drawn in the page and written beside it as JSON."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections import Counter
@@ -26,11 +24,7 @@ NO_BUNDLE: Final = "the model's bundle was not found, so there is no reference t
 
 
 def run_facts(
-    plan: Plan,
-    record: VersionRecord,
-    annotations: pa.Table,
-    quarantine: pa.Table,
-    provenance: Mapping[str, Any] | None,
+    plan: Plan, record: VersionRecord, annotations: pa.Table, quarantine: pa.Table, provenance: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Everything countable about a version, JSON-able.
 

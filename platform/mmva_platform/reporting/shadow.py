@@ -3,8 +3,6 @@
 N items of a modality that both could annotate.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final

@@ -1,7 +1,5 @@
 """The page of a shadow comparison: how differences spread, and the items that differ most, to look at."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path

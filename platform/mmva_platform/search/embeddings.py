@@ -1,7 +1,5 @@
 """Stored embeddings of an annotation, a data file at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, Final
 

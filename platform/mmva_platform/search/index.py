@@ -1,7 +1,5 @@
 """The points of a published annotation in memory, and who they belong to; embeddings are read when needed."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Self

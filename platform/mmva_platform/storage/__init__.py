@@ -4,8 +4,6 @@
 paths relative to a root, writes that are atomic, and put-if-absent with exactly one winner.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from urllib.parse import unquote
 

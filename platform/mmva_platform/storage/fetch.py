@@ -1,7 +1,5 @@
 """A folder of any storage as a folder of this machine, for libraries that read paths only."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 from collections.abc import Callable

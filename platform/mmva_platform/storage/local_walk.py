@@ -1,7 +1,5 @@
 """Walking a local folder of any size in order of path."""
 
-from __future__ import annotations
-
 import os
 import stat
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Waiting while storage gives no answer."""
 
-from __future__ import annotations
-
 import logging
 import random
 import time

@@ -1,7 +1,5 @@
 """Whether a store keeps the one promise that commits rest on: of racing put-if-absent calls exactly one wins."""
 
-from __future__ import annotations
-
 import logging
 import uuid
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """A remote object as a seekable file: every read is a range request."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from typing import Final, NamedTuple

@@ -1,7 +1,5 @@
 """Which kind of storage error an S3 failure is, and how long to wait before another attempt."""
 
-from __future__ import annotations
-
 import random
 
 from botocore.exceptions import (
@@ -24,9 +22,7 @@ from botocore.exceptions import (
     SSOError,
     TokenRetrievalError,
 )
-from botocore.exceptions import (
-    ConnectionError as BotoConnectionError,
-)
+from botocore.exceptions import ConnectionError as BotoConnectionError
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError as UrllibError
 

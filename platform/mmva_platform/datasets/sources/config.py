@@ -8,8 +8,6 @@ columns: {file: picture, valence: pleasant, arousal: active, group: day}
 scale: [1, 9]
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 A table has the columns CELLS. Where a collection has several tables, they are joined here and checked elsewhere.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Final

@@ -1,7 +1,5 @@
 """A source -> labeled rows on the unit square, with everything that is wrong in it, and the folder of its media."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
