@@ -29,23 +29,14 @@ LOAD_TIMEOUT_S = 300.0  # to start a process and load an encoder, on a machine t
 
 @dataclass
 class Annotator:
-    """The model and its pipeline, loaded on first use; picklable until then.
+    """The model and its pipeline, loaded on first use; picklable until then."""
 
-    Attributes:
-        bundle: The bundle's files by name.
-        plan: The run's plan.
-        out: URI of the annotation, which holds exported networks, too.
-        settings: Storage, and where backbones come from.
-        batch_size: See Pipeline.
-        on_progress: Called when a step begins; see Pipeline.
-    """
-
-    bundle: Mapping[str, bytes]
+    bundle: Mapping[str, bytes]  # files by name
     plan: Plan
-    out: str
+    out: str  # URI of the annotation; exported networks are stored in it
     settings: Settings
-    batch_size: int = 16
-    on_progress: Callable[[str], None] = report_step
+    batch_size: int = 16  # see Pipeline
+    on_progress: Callable[[str], None] = report_step  # called when a step begins
 
     def __call__(
         self, shard: str, items: pa.Table, *, decoded: pa.Table | None = None, items_at_fault: bool = False
@@ -85,16 +76,10 @@ class Annotator:
 def annotate_isolated(
     annotator: Annotator, shard: str, items: pa.Table, on_item: Callable[[int], None] = lambda _number: None
 ) -> ShardResult:
-    """Annotate a shard item by item in a process that may die: for items that killed or blocked workers before.
+    """Annotate a shard item by item in a child process, because its items killed or blocked workers before.
 
-    Args:
-        annotator: Loaded in the child only.
-        shard: Its name.
-        items: Its items.
-        on_item: Called with the number of each item that is finished.
-
-    Raises:
-        OperationFailed: If the child cannot load the model, or storage does not answer.
+    `on_item` is called with the number of each finished item. Raises OperationFailed if the child cannot load the model
+    or storage does not answer.
     """
     from mmva.inference.items import error_table, items_of
     from mmva.inference.tables import ROW_SCHEMA, WINDOW_SCHEMA, Predicted

@@ -37,25 +37,17 @@ _BATCH_ROWS: Final = 65_536
 
 
 class Catalog:
-    """A catalog that is read anew by every call of `batches`.
+    """A catalog. Each call of `batches` reads it again.
 
-    Attributes:
-        uri: Where it is, in full; the same catalog has the same URI however it was written.
-        skipped: Files of the last reading that are not media, counted by extension ("hidden" for dot files), and those
-            that cannot be listed and malformed rows, by reason.
-        tables: How its table files are read.
+    `uri` is absolute: the same catalog has the same URI however it was written. `skipped` counts what the last reading
+    left out: files that are not media by extension ("hidden" for dot files), unlisted files and malformed rows by
+    reason.
     """
 
     def __init__(
         self, uri: str, read: Callable[[Counter[str]], Iterable[pa.Table]], tables: TableOptions = PLAIN_TABLES
     ) -> None:
-        """Read nothing yet.
-
-        Args:
-            uri: See Attributes.
-            read: Gives tables of CATALOG_SCHEMA, and counts in its argument what it skips.
-            tables: See Attributes.
-        """
+        """Read nothing yet. `read` yields tables of CATALOG_SCHEMA and counts what it skips in its argument."""
         self.uri, self.tables, self._read = uri, tables, read
         self.skipped: Counter[str] = Counter()
 
@@ -67,9 +59,8 @@ class Catalog:
     def batches(self) -> Generator[pa.Table]:
         """Rows in the order of the source (CATALOG_SCHEMA), in tables of bounded size; ids may repeat.
 
-        Raises:
-            UsageError: If it does not exist, may not be read, has no usable column or no item; one line.
-            StorageError: If storage does not answer.
+        Raises UsageError if the catalog does not exist, may not be read, or has no usable column or no item,
+        StorageError if storage does not answer.
         """
         self.skipped.clear()
         rows = 0
@@ -103,16 +94,10 @@ class Catalog:
 
 
 def open_catalog(uri: str, settings: StorageSettings, tables: TableOptions = PLAIN_TABLES) -> Catalog:
-    """A catalog by its URI; nothing is read yet.
+    """Open a catalog by its URI; nothing is read yet.
 
-    Args:
-        uri: A folder, an S3 prefix, or a table or folder of table files (see TABLE_SUFFIXES); a local path, file:// or
-            s3://.
-        settings: How to reach object storage.
-        tables: How table files are read. Lenient reading counts malformed rows in `Catalog.skipped`.
-
-    Raises:
-        UsageError: If the URI is of another kind.
+    The URI is a folder, an S3 prefix, a table file or a folder of table files (see TABLE_SUFFIXES): a local path,
+    file:// or s3://. Lenient reading counts malformed rows in `Catalog.skipped`. Raises UsageError for any other URI.
     """
     uri = uri.rstrip("/") or "/"
 

@@ -27,14 +27,10 @@ _SLASH: Final = pa.scalar("/", pa.large_string())
 def listed_rows(
     paths: pa.Array, sizes: pa.Array, etags: pa.Array, root: str | pa.Array, skipped: Counter[str]
 ) -> pa.Table:
-    """Rows of listed files; hidden files and files that are not media are counted in `skipped` and left out.
+    """Rows of N listed files. Hidden files and files that are not media are left out and counted in `skipped`.
 
-    Args:
-        paths: Relative to the root, with forward slashes; N rows.
-        sizes: In bytes.
-        etags: What changes when the content does.
-        root: URI of the folder or prefix, without a trailing slash: one for all files, or one for each.
-        skipped: Counts by extension, "hidden" for names with a leading dot.
+    `paths` are relative to `root` (one URI, or one per file, without a trailing slash), `sizes` in bytes. `skipped`
+    counts by extension, "hidden" for names with a leading dot.
     """
     paths = paths.cast(pa.large_string())
     suffixes, kinds = _by_suffix(paths)
@@ -51,12 +47,10 @@ def listed_rows(
 
 
 def table_rows(columns: Mapping[str, pa.Array], first: int, base: str) -> pa.Table:
-    """Rows of a table, with what they leave out filled in: folder of the URI, modality, id, a local file's state.
+    """Rows of a table with missing values filled in: the URI's folder, modality, id, and a local file's size and time.
 
-    Args:
-        columns: Some of id, uri, modality, caption, bytes and etag, of N rows and any type that has a text form.
-        first: Number of the first row in the catalog; a row without id, URI and caption is named by its number.
-        base: URI of the folder that relative URIs start from.
+    `columns` are some of id, uri, modality, caption, bytes and etag, N rows each. `first` is the number of the first
+    row in the catalog; it names rows that have no id, URI and caption. Relative URIs start from the folder `base`.
     """
     count = len(next(iter(columns.values())))
     nothing = pa.nulls(count, pa.large_string())

@@ -20,22 +20,13 @@ _DELETERS: Final = 16
 
 @dataclass(frozen=True)
 class Cleaning:
-    """Files that no kept version needs.
-
-    Attributes:
-        out: The annotation.
-        kept: Versions that stay readable.
-        lost: Versions that will no longer be.
-        files: Number of files.
-        size: Their bytes.
-        deleted: Whether they are gone.
-    """
+    """Files that no kept version needs."""
 
     out: str
     kept: tuple[int, ...]
-    lost: tuple[int, ...]
-    files: int
-    size: int
+    lost: tuple[int, ...]  # versions that can no longer be read
+    files: int  # number of files
+    size: int  # in bytes
     deleted: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -53,20 +44,11 @@ class Cleaning:
 
 
 def clean(out: str, settings: Settings, *, keep: int = 1, delete: bool = False) -> Cleaning:
-    """Find, and delete on request, what none of the newest versions needs: data files and embeddings.
+    """Find, and with `delete` remove, data files and embeddings that none of the `keep` newest versions needs.
 
-    Plans, commit records, models and the table's log stay, so the history does, too. Nobody else should read an older
-    version, or update the annotation, meanwhile.
-
-    Args:
-        out: A published annotation.
-        settings: Storage.
-        keep: Number of newest versions that stay readable.
-        delete: Delete; otherwise nothing is changed.
-
-    Raises:
-        UsageError: If nothing is published, or keep is below 1.
-        CheckFailed: If a kept version cannot be read; nothing is deleted then.
+    Plans, commit records, models and the table's log stay, so the history stays complete. Do not read older versions or
+    update the annotation at the same time. Raises UsageError if nothing is published or keep is below 1, CheckFailed if
+    a kept version cannot be read; then nothing is deleted.
     """
     if keep < 1:
         raise UsageError(f"keep must be at least 1, got {keep}")

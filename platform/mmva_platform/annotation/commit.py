@@ -50,19 +50,16 @@ class DataFile(Config):
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What a worker made of a shard's items: every item in exactly one of the first two tables.
+    """What a worker made from a shard's items. Every item is in exactly one of the first two tables.
 
-    Attributes:
-        ok: ANNOTATION_SCHEMA; the rows' references are null if their embeddings are given here.
-        quarantined: QUARANTINE_SCHEMA.
-        embeddings: EMBEDDING_FILE_SCHEMA, a row for each row of `ok`; empty if those refer to files that exist.
-        work: Number of items by how they were annotated: "media" (from their bytes), "same bytes" (as another item of
-            the shard), "heads" (from stored embeddings), "carried" (copied), "quarantined".
-        seconds: Of this process by stage: "fetch", "decode", "infer", "heads".
+    `work` counts items by how they were annotated: "media" (from their bytes), "same bytes" (as another item of the
+    shard), "heads" (from stored embeddings), "carried" (copied), "quarantined". `seconds` of this process are by stage:
+    "fetch", "decode", "infer", "heads".
     """
 
-    ok: pa.Table
-    quarantined: pa.Table
+    ok: pa.Table  # ANNOTATION_SCHEMA; references are null if `embeddings` holds the rows' embeddings
+    quarantined: pa.Table  # QUARANTINE_SCHEMA
+    # EMBEDDING_FILE_SCHEMA, a row for each of `ok`; empty if those refer to files that exist
     embeddings: pa.Table = field(default_factory=EMBEDDING_FILE_SCHEMA.empty_table)
     work: Mapping[str, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -87,18 +84,7 @@ class CommitRecord(Config):
 
 
 def commit_shard(storage: Storage, plan: Plan, shard: str, result: ShardResult, *, attempt: int = 1) -> CommitRecord:
-    """Write a shard's rows and make them count.
-
-    Args:
-        storage: The annotation.
-        plan: Of the version that is made.
-        shard: Its name.
-        result: Its rows.
-        attempt: Number of this try.
-
-    Returns:
-        The shard's record: this one, or the one another writer put first.
-    """
+    """Write a shard's rows and commit them. Returns this record, or the one that another writer put first."""
     begun = time.monotonic()
     files, embeddings = _write_files(storage, plan, shard, result)
     record = CommitRecord(
@@ -144,11 +130,7 @@ def read_commits(storage: Storage, version: int, shards: Iterable[str]) -> list[
 
 
 def parse_commit(storage: Storage, path: str) -> CommitRecord:
-    """The record at a path.
-
-    Raises:
-        CheckFailed: If it is not a commit record; says which file to look at.
-    """
+    """The record at a path. Raises CheckFailed, with the file's URI, if it is not a commit record."""
     try:
         return CommitRecord.model_validate_json(storage.read(path))
     except ValidationError as error:

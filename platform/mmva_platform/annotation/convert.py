@@ -48,18 +48,10 @@ class _OldShard:
 
 
 def convert(old: str, out: str, settings: Settings) -> AnnotationSummary:
-    """Write an annotation of the earlier format as a table, with its retries; the same call again continues.
+    """Write an annotation of schema 2, with its retries, as a table; the same call again continues.
 
-    The old format holds no model. So `retry` needs a version that `update --model` made.
-
-    Args:
-        old: A published annotation of schema 2.
-        out: URI of the table to make.
-        settings: Storage.
-
-    Raises:
-        UsageError: If `old` is not published or not of schema 2, or `out` holds something else.
-        CheckFailed: If a file of `old` is damaged.
+    The old format holds no model, so `retry` needs a version that `update --model` made. Raises UsageError if `old` is
+    not published or not of schema 2, or `out` holds something else, CheckFailed if a file of `old` is damaged.
     """
     begun = time.monotonic()
     source, target = open_storage(old, settings.storage), open_storage(out, settings.storage)

@@ -30,24 +30,11 @@ def carry_out(
     batch_size: int = 16,
     max_errors: str | None = None,
 ) -> tuple[VersionRecord, int]:
-    """Run the shards of a settled plan that are not committed, and publish the version.
+    """Run the uncommitted shards of a plan and publish the version. Returns its record and the shards committed before.
 
-    Args:
-        storage: The annotation.
-        plan: Of the version.
-        bundle_dir: The model's files.
-        settings: Storage and cluster.
-        workers: Most actors.
-        batch_size: See Pipeline.
-        max_errors: End the run when more items are quarantined; see ErrorLimit.
-
-    Returns:
-        The version's record, and how many shards were committed before.
-
-    Raises:
-        CheckFailed: If more items than `max_errors` are quarantined; what is committed stays.
-        ShardsFailedError, StorageUnavailable, StalledError: When the run cannot continue; what is committed stays.
-        StoppedError: After SIGTERM, with the shards that were under way committed.
+    `workers` is the largest number of actors. Raises CheckFailed if more items than `max_errors` are quarantined (see
+    ErrorLimit), ShardsFailedError, StorageUnavailable or StalledError if the run cannot continue, StoppedError after
+    SIGTERM. Committed shards always stay.
     """
     if is_published(storage, plan.version):
         return read_record(storage, plan.version), len(plan.shards)

@@ -31,23 +31,14 @@ def export(
     modality: str | None = None,
     version: int | None = None,
 ) -> int:
-    """Write annotated items into one file; memory holds a few files of the annotation.
+    """Write annotated items into one file and return the number of rows; memory holds a few files of the annotation.
 
-    Args:
-        out: A published annotation.
-        file: To create, on this machine; for Lance a folder.
-        settings: Storage.
-        to: "csv", "parquet" or "lance".
-        columns: See Annotation.tables; by default those that the format can hold, for Lance with the embedding.
-        modality: Only items of this one. Lance needs it: embeddings of different modalities differ in length.
-        version: The newest by default.
+    `file` is created on this machine; for Lance it is a folder. `to` is "csv", "parquet" or "lance". `columns` are
+    those of Annotation.tables, by default all that the format can hold. Lance needs a modality: the lengths of
+    embeddings differ.
 
-    Returns:
-        Number of rows.
-
-    Raises:
-        UsageError: If the format is unknown or cannot hold a column, the file exists, or no item is left.
-        CheckFailed: If a file is damaged.
+    Raises UsageError if the format is unknown or cannot hold a column, the file exists, or there is no item,
+    CheckFailed if a file is damaged.
     """
     if to not in _WRITERS:
         raise UsageError(f"export to {to!r}: choose one of {', '.join(_WRITERS)}")

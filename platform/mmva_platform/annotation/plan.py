@@ -174,11 +174,7 @@ class Plan(Config):
 
 
 def read_plan(storage: Storage, version: int = 0) -> Plan:
-    """The plan of a version.
-
-    Raises:
-        UsageError: If there is none, or it is not readable as one.
-    """
+    """The plan of a version. Raises UsageError if it is missing or cannot be read as a plan."""
     path = plan_file(version)
     try:
         return Plan.model_validate_json(storage.read(path))
@@ -205,11 +201,7 @@ class ItemReader:
         self._file: pq.ParquetFile | None = None
 
     def __call__(self, shard: str) -> pa.Table:
-        """Items of a shard (ITEM_SCHEMA).
-
-        Raises:
-            CheckFailed: If the part is not as it was planned.
-        """
+        """Items of a shard (ITEM_SCHEMA). Raises CheckFailed if the part is not as it was planned."""
         number = int(shard)
         part = self._parts[bisect_right(self._firsts, number) - 1]
         group = number - part.first_shard

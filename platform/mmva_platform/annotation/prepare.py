@@ -33,25 +33,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """A call of annotate with every name looked up; nothing is listed yet.
-
-    Attributes:
-        catalog: What to annotate.
-        resolved: With what, on this machine.
-        storage: The run's output.
-        preprocessing: How media are cut, and the model's backbones.
-        roots: Where media may be read from, the catalog's own place first.
-        options: As given.
-        settled: The plan that the output has already; None for a new run.
-    """
+    """A call of annotate with every name looked up; nothing is listed yet."""
 
     catalog: Catalog
-    resolved: ResolvedModel
+    resolved: ResolvedModel  # the model on this machine
     storage: Storage
-    preprocessing: Preprocessing
-    roots: tuple[str, ...]
+    preprocessing: Preprocessing  # how media are cut, and the model's backbones
+    roots: tuple[str, ...]  # where media may be read from, the catalog's own place first
     options: AnnotateOptions
-    settled: Plan | None
+    settled: Plan | None  # the plan that the output already has; None for a new run
 
     @property
     def model(self) -> ModelInfo:
@@ -64,11 +54,7 @@ class Request:
         return self.settled.differences(self._asked(self.settled)) if self.settled else []
 
     def continued(self) -> Plan | None:
-        """The run's own plan, if there is one; the catalog is not read.
-
-        Raises:
-            CheckFailed: If the run was planned with other options; names every difference.
-        """
+        """The plan of the existing run, or None. Raises CheckFailed, with every difference, if its options differ."""
         if self.settled is not None:
             self.settled.check_same(self._asked(self.settled), self.storage.uri)
         return self.settled
@@ -91,18 +77,10 @@ class Request:
 
 
 def look_up(catalog: str, model: str, out: str, settings: Settings, options: AnnotateOptions) -> Request:
-    """Find what a call names: the model, the output, the plan that is there. Lists and writes nothing.
+    """Find the model, the output, and the plan that is there; arguments as for annotate. Lists and writes nothing.
 
-    Args:
-        catalog: A folder, an S3 prefix, a table or a folder of table files; see open_catalog.
-        model: A bundle's folder, runs:/... or models:/mmva@champion.
-        out: The run's output.
-        settings: Storage and registry.
-        options: See AnnotateOptions.
-
-    Raises:
-        UsageError: If there is no such model, a URI is malformed, or the output holds a plan of another format.
-        CheckFailed: If the model is not the one that was registered.
+    Raises UsageError if there is no such model, a URI is malformed, or the output has a plan of another format,
+    CheckFailed if the model is not the registered one.
     """
     from mmva_platform.tracking.resolve import resolve_model
 
@@ -122,17 +100,11 @@ def look_up(catalog: str, model: str, out: str, settings: Settings, options: Ann
 
 
 def make_plan(request: Request, settings: Settings, workers: Workers | None = None) -> Plan:
-    """Read the catalog, choose the engines, and write the run's plan.
+    """Read the catalog, choose the engines (measured on `workers`, or in this process) and write the run's plan.
 
-    Args:
-        request: What to plan.
-        settings: Storage, and where backbones come from.
-        workers: Where engines are measured; this process if None.
-
-    Raises:
-        UsageError: If the catalog cannot be read or all of it is outside the roots, or an engine does not exist here.
-        CheckFailed: If the output's store cannot hold a run, or another driver put a different plan meanwhile.
-        OperationFailed: If the local temporary folder is full.
+    Raises UsageError if the catalog cannot be read, all of it is outside the roots, or an engine does not exist here,
+    CheckFailed if the output's store cannot hold a run or another driver put a different plan, OperationFailed if the
+    local temporary folder is full.
     """
     storage, options = request.storage, request.options
     request.catalog.check()
@@ -189,20 +161,11 @@ def choose_towers(
     workers: Workers | None = None,
     adopted: Mapping[str, EngineInfo] | None = None,
 ) -> dict[str, EngineInfo]:
-    """The engine of each tower; exported networks are put into the annotation.
+    """The engine of each tower in `needed`; exported networks are put into the annotation.
 
-    Args:
-        bundle_dir: The model's files.
-        needed: Towers.
-        storage: The annotation.
-        settings: Where backbones come from, and what was measured before.
-        wanted: An engine's name, or "auto" for the fastest.
-        workers: Where engines are measured; this process if None.
-        adopted: Engines that are settled already.
-
-    Raises:
-        UsageError: If an engine on GPUs is wanted and the cluster has none. Nothing is written then, so that the same
-            output takes another engine.
+    `wanted` is an engine's name or "auto" for the fastest. `adopted` are engines chosen earlier. `workers` measure
+    engines; None: this process. Raises UsageError, before anything is written, if a GPU engine is wanted and the
+    cluster has no GPU.
     """
     from mmva.inference.engines import calibrate_bundle, choose_engines, pack_bundle
     from mmva_platform.datasets.embedder import EncoderLoader

@@ -29,46 +29,28 @@ _SHOWN: Final = 3
 
 @dataclass(frozen=True)
 class PlanPreview:
-    """What a call of annotate would do. What needs a listing is None for a run that is there.
-
-    Attributes:
-        out: The output.
-        state: "new", "resume" or "published".
-        refused: Why the call would be refused: what differs from the run that is there.
-        catalog: Its URI.
-        model: Name, version and digest.
-        items: Of the catalog, by modality; items_left: those that are not committed.
-        skipped: Files that are left out, and why.
-        duplicates: Rows that are left out because an earlier row has their id.
-        roots: Where media may be read from.
-        shards: Of the run; shards_left: those that are not committed.
-        engines: Tower -> engine, and its items a second of one worker; "" and None where they are not known yet.
-        workers: Actors that the run would get.
-        problem: Why the cluster cannot be asked.
-        seconds: Estimate without the start; None if the speed of an engine was never measured.
-        outside: Items outside the roots, estimated from a part of a large catalog.
-        bytes: Sum of the known sizes of files; sizes_unknown: files of unknown size.
-    """
+    """What a call of annotate would do. For a run that exists, values that need a listing are None."""
 
     out: str
-    state: str
-    refused: tuple[str, ...]
+    state: str  # "new", "resume" or "published"
+    refused: tuple[str, ...]  # why the call would be refused: differences to the run that is there
     catalog: str
-    model: str
-    items: dict[str, int]
-    items_left: int
-    skipped: dict[str, int]
-    duplicates: int
-    roots: tuple[str, ...]
+    model: str  # name, version and digest
+    items: dict[str, int]  # of the catalog, by modality
+    items_left: int  # those that are not committed
+    skipped: dict[str, int]  # files that are left out, by reason
+    duplicates: int  # rows that are left out because an earlier row has their id
+    roots: tuple[str, ...]  # where media may be read from
     shards: int
     shards_left: int
+    # tower -> engine and its items/s in one worker; "" and None if not known yet
     engines: dict[str, tuple[str, float | None]]
-    workers: int
-    problem: str | None
-    seconds: float | None
-    outside: int | None = None
-    bytes: int | None = None
-    sizes_unknown: int | None = None
+    workers: int  # actors that the run would get
+    problem: str | None  # why the cluster cannot be asked
+    seconds: float | None  # estimate without the start; None if an engine was never measured
+    outside: int | None = None  # items outside the roots, estimated from a part of a large catalog
+    bytes: int | None = None  # sum of the known sizes of files
+    sizes_unknown: int | None = None  # number of files of unknown size
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for --json."""

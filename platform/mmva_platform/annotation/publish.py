@@ -72,12 +72,10 @@ def add_up(commits: Iterable[CommitRecord]) -> Totals:
 
 
 def publish(storage: Storage, plan: Plan, commits: Iterable[CommitRecord]) -> VersionRecord:
-    """Publish a version whose shards are all committed; a concurrent driver's, if it came first, stands.
+    """Publish a version whose shards are all committed. If a concurrent driver published first, its commit counts.
 
-    Raises:
-        CheckFailed: If a shard is missing or foreign, the counts do not balance, or another program wrote this version
-            of the table. Nothing is published then.
-        StorageError: If it cannot be written; publishing again finishes it.
+    Raises CheckFailed, and publishes nothing, if a shard is missing or foreign, the counts do not balance, or another
+    program wrote this version of the table; StorageError if it cannot be written: publishing again finishes it.
     """
     ordered = tuple(sorted(commits, key=lambda commit: commit.shard))
     if [commit.shard for commit in ordered] != plan.shards or {commit.run_id for commit in ordered} - {plan.run_id}:
@@ -114,11 +112,7 @@ def publish(storage: Storage, plan: Plan, commits: Iterable[CommitRecord]) -> Ve
 
 
 def read_record(storage: Storage, version: int) -> VersionRecord:
-    """The record of a published version.
-
-    Raises:
-        UsageError: If the version is not published, or was made by another program.
-    """
+    """The record of a published version. Raises UsageError if it is not published or was made by another program."""
     path = _record_file(version)
     try:
         record = VersionRecord.model_validate_json(storage.read(path))

@@ -38,8 +38,7 @@ def annotate_items(
 ) -> ShardResult:
     """Annotate a shard's items (ITEM_SCHEMA) from their bytes, or from a decode stage; rows are in the items' order.
 
-    Raises:
-        EnvironmentFault, OperationFailed, StorageUnavailable: See Pipeline.embed.
+    Raises EnvironmentFault, OperationFailed and StorageUnavailable as Pipeline.embed.
     """
     if decoded is None:
         embedded = pipeline.embed(items, items_at_fault=items_at_fault)

@@ -112,8 +112,8 @@ _REPEATED: Final = frozenset({
 def table_to_parquet(table: pa.Table) -> bytes:
     """A table as the bytes of one Parquet file; equal tables give equal bytes.
 
-    Embeddings are noise to a compressor, so they are stored plain: reading and writing them is most of what a run over
-    stored embeddings does. The rest is zstd. Pages have checksums.
+    Embeddings do not compress, so they are stored plain: reading and writing them is most of what a run over stored
+    embeddings does. The rest is zstd. Pages have checksums.
     """
     leaves = [path for field in table.schema for path in _leaves(field)]
     plain = {path for path in leaves if "embedding" in path.split(".")}
@@ -145,9 +145,9 @@ def _leaves(field: pa.Field, prefix: str = "", name: str | None = None) -> list[
 
 
 def item_digests(items: pa.Table) -> NDArray[np.int64]:
-    """64-bit digests of rows of a catalog (CATALOG_SCHEMA), shape [N]: an item with the same digest has not changed.
+    """64-bit digests of catalog rows (CATALOG_SCHEMA), shape [N]; an item with the same digest has not changed.
 
-    Of a table without sizes and etags, a file that was replaced under the same URI is not noticed.
+    A table without sizes and etags does not show that a file was replaced under the same URI.
     """
     text = pa.large_string()
     columns = [items[name].cast(text) for name in CATALOG_SCHEMA.names]

@@ -42,29 +42,17 @@ class Group(NamedTuple):
 
 @dataclass
 class Spool:
-    """A catalog's rows in a temporary folder.
-
-    Attributes:
-        uri: The catalog's.
-        tables: How its table files were read.
-        skipped: What is not media, by extension, or cannot be listed, by reason.
-        by_modality: Items of each modality without repeated ids; "unknown" where none is named.
-        rows: Items of each group, repeated ids included; an estimate of the work needs no more.
-        units: Sum of `shards.units` for each group, likewise.
-        bytes: Sum of the known sizes, and how many sizes of files are not known.
-        duplicates: Rows whose id an earlier row has; they are left out.
-        duplicate_ids: The first few such ids.
-    """
+    """A catalog's rows in a temporary folder. `units` sums `shards.units` by group."""
 
     uri: str
     tables: TableOptions
-    skipped: dict[str, int]
-    by_modality: dict[str, int]
-    rows: Counter[Group]
+    skipped: dict[str, int]  # files that are not media by extension, unlisted files by reason
+    by_modality: dict[str, int]  # items without repeated ids; "unknown" where the row names none
+    rows: Counter[Group]  # of each group, repeated ids included; an estimate of the work needs no more
     units: dict[Group, float]
-    bytes: tuple[int, int]
-    duplicates: int
-    duplicate_ids: tuple[str, ...]
+    bytes: tuple[int, int]  # sum of the known sizes, number of unknown sizes
+    duplicates: int  # rows that are left out because an earlier row has their id
+    duplicate_ids: tuple[str, ...]  # the first few of them
     _folder: Path = field(repr=False)
     _repeated: NDArray[np.int64] = field(repr=False)
 
@@ -122,14 +110,9 @@ def spooled(
 ) -> Iterator[Spool]:
     """Read a catalog once, into a temporary folder that is removed at the end.
 
-    Args:
-        catalog: What to read.
-        roots: If given, at least one item must be below one of them.
-        lookup: Gives the items (ITEM_SCHEMA) of a batch of the catalog (CATALOG_SCHEMA).
-
-    Raises:
-        UsageError: If the catalog cannot be read, or all its items are outside the roots.
-        OperationFailed: If the temporary folder is full.
+    At least one item must be below one of the `roots`, if given. `lookup` gives the items (ITEM_SCHEMA) of a batch of
+    the catalog (CATALOG_SCHEMA). Raises UsageError if the catalog cannot be read or all its items are outside the
+    roots, OperationFailed if the temporary folder is full.
     """
     with tempfile.TemporaryDirectory(prefix="mmva-plan-") as name, _full_disk_named(name):
         yield _fill(Path(name), catalog, AllowedRoots(roots) if roots is not None else None, lookup)

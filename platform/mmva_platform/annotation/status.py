@@ -18,37 +18,21 @@ from mmva_platform.storage import Storage, open_storage
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How far a version is: the one that is under way, or the newest that is published.
-
-    Attributes:
-        out: The annotation.
-        version: Of the table.
-        kind: What makes it.
-        run_id: Its run.
-        model: What it annotates with.
-        published: Whether readers see it.
-        shards: Planned shards.
-        shards_done: Committed ones.
-        items: Planned items; those that are kept by reference are not among them.
-        totals: Of the committed shards.
-        heartbeats: The shards that workers had under way when a driver last looked; None once it is published.
-        annotated: Items that readers see now.
-        quarantined: Items that readers see in quarantine.
-    """
+    """State of a version: the unpublished one, or the newest published one."""
 
     out: str
     version: int
     kind: Kind
     run_id: str
     model: ModelInfo
-    published: bool
-    shards: int
+    published: bool  # readers see it
+    shards: int  # planned
     shards_done: int
-    items: int
-    totals: Totals
-    heartbeats: Heartbeats | None
-    annotated: int
-    quarantined: int
+    items: int  # planned, without those kept by reference
+    totals: Totals  # of the committed shards
+    heartbeats: Heartbeats | None  # shards that workers had when a driver last looked; None once it is published
+    annotated: int  # items that readers see now
+    quarantined: int  # items that readers see in quarantine
 
     @property
     def items_per_worker_s(self) -> float | None:
@@ -86,11 +70,10 @@ class RunStatus:
 
 
 def status(out: str, settings: Settings) -> RunStatus:
-    """How far the version is that is under way; the newest published one if none is.
+    """State of the unpublished version, or else of the newest published one.
 
-    Raises:
-        UsageError: If there is no annotation.
-        CheckFailed: If a commit record is damaged, or another program wrote the newest version.
+    Raises UsageError if there is no annotation, CheckFailed if a commit record is damaged or another program wrote the
+    newest version.
     """
     storage = open_storage(out, settings.storage)
     latest = latest_version(storage)
@@ -119,12 +102,7 @@ def status(out: str, settings: Settings) -> RunStatus:
 
 @dataclass(frozen=True)
 class History:
-    """All versions of an annotation.
-
-    Attributes:
-        out: The annotation.
-        versions: From the first to the newest; the text says why a version has no record.
-    """
+    """All versions of an annotation, from the first to the newest; a text tells why a version has no record."""
 
     out: str
     versions: tuple[VersionRecord | str, ...]
@@ -142,11 +120,7 @@ class History:
 
 
 def history(out: str, settings: Settings) -> History:
-    """What each version was made from, with which model, and what changed.
-
-    Raises:
-        UsageError: If nothing is published.
-    """
+    """What each version was made from, its model and its changes. Raises UsageError if nothing is published."""
     storage = open_storage(out, settings.storage)
     latest = latest_version(storage)
     if latest is None:

@@ -41,12 +41,8 @@ class StoredRows:
     """Makes shards from rows of the version before."""
 
     def __init__(self, load_model: Callable[[], MMVA | Predictor], plan: Plan, before: Annotation) -> None:
-        """Bind to a plan; nothing is read yet.
-
-        Args:
-            load_model: Gives the towers, without encoders; called only if the version before has another model.
-            plan: Of an update.
-            before: The version that it updates.
+        """Read nothing yet. `load_model` gives the towers without encoders; it is called only if `before` has another
+        model.
         """
         assert plan.base is not None
         self._load_model, self._plan, self._before = load_model, plan, before
@@ -58,9 +54,7 @@ class StoredRows:
     def __call__(self, shard: str, items: pa.Table) -> ShardResult:
         """Rows of a shard's items (ITEM_SCHEMA, `base_file` never null), in their order.
 
-        Raises:
-            CheckFailed: If the version before is not what it was when the plan was made.
-            StorageError: If it cannot be read.
+        Raises CheckFailed if the version before has changed since the plan was made, StorageError if it cannot be read.
         """
         begun = time.monotonic()
         ok, quarantined = self._rows(items, "ok"), self._rows(items, "quarantined")

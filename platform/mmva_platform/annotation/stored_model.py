@@ -19,10 +19,8 @@ def store_bundle(storage: Storage, bundle_dir: Path, model: ModelInfo) -> None:
 
 @contextmanager
 def stored_bundle(storage: Storage, model: ModelInfo) -> Iterator[Path]:
-    """The bundle of a run as a temporary local folder.
-
-    Raises:
-        CheckFailed: If its files are missing, or not those that the run was planned with.
+    """The bundle of a run as a temporary local folder. Raises CheckFailed if its files are missing or not the planned
+    ones.
     """
     with tempfile.TemporaryDirectory(prefix="mmva-bundle-") as name:
         for entry in storage.list(_folder(model)):

@@ -32,21 +32,13 @@ _DECORATION: Final = re.compile(r"\x1b\[[0-9]*m|↳")  # of deltalake's messages
 
 
 class TableFile(NamedTuple):
-    """A data file of the table.
-
-    Attributes:
-        path: Relative to the annotation.
-        rows: Its rows, as many as items.
-        size: In bytes.
-        status: "ok" or "quarantined".
-        modality: Of all its items; None if it is not known, in quarantine only.
-    """
+    """A data file of the table; `path` is relative to the annotation."""
 
     path: str
-    rows: int
-    size: int
-    status: str
-    modality: str | None
+    rows: int  # one per item
+    size: int  # in bytes
+    status: str  # "ok" or "quarantined"
+    modality: str | None  # of all its items; None if unknown, in quarantine only
 
     @property
     def digest(self) -> str:
@@ -60,9 +52,8 @@ def digest_in(path: str) -> str:
 
 
 def data_path(version: int, shard: str, status: str, modality: str | None, digest: str) -> str:
-    """Where a data file is; the folders are named as those of other partitioned tables.
-
-    A catalog may name any text as a modality, and not every text can be part of a path.
+    """Where a data file is, in folders of Hive's naming. A modality is any text, and not every text can be part of a
+    path.
     """
     folder = modality if modality in MEDIA_KINDS else "__HIVE_DEFAULT_PARTITION__"
     return f"status={status}/modality={folder}/{version:06d}-{shard}-{digest}.parquet"
@@ -81,10 +72,8 @@ def is_published(storage: Storage, version: int) -> bool:
 def open_table(storage: Storage, version: int | None = None) -> DeltaTable:
     """The table at a version, the newest by default.
 
-    Raises:
-        UsageError: If nothing is published here, or there is no such version.
-        CheckFailed: If another program wrote the version, or its log is damaged.
-        StorageUnavailable: If storage does not answer.
+    Raises UsageError if nothing is published or there is no such version, CheckFailed if another program wrote the
+    version or its log is damaged, StorageUnavailable if storage does not answer.
     """
     from deltalake import DeltaTable
 
@@ -133,34 +122,21 @@ def run_of(storage: Storage, version: int) -> str | None:
 
 @dataclass(frozen=True)
 class TableChange:
-    """What a version of the table adds to and removes from the one before.
-
-    Attributes:
-        version: The next one.
-        run_id: The run that makes it.
-        added: New data files.
-        removed: Files of the version before that this one no longer has.
-        created_at: For the table's log.
-        notes: For people who look at the table's history.
-    """
+    """What a version of the table adds to and removes from the one before."""
 
     version: int
     run_id: str
     added: Sequence[TableFile]
-    removed: Iterable[TableFile]
+    removed: Iterable[TableFile]  # files of the version before that this one does not have
     created_at: datetime
-    notes: Mapping[str, str]
+    notes: Mapping[str, str]  # for people who read the table's history
 
 
 def commit_version(storage: Storage, change: TableChange) -> None:
     """Add a version to the table, unless the same run has already done so.
 
-    A change is a function of the run's plan and commit records, so it does not matter which process commits it, or how
-    often.
-
-    Raises:
-        CheckFailed: If another run or program has committed this version.
-        StorageError: If it cannot be written.
+    The change depends only on the run's plan and commit records, so any process may commit it, any number of times.
+    Raises CheckFailed if another run or program has committed this version, StorageError if it cannot be written.
     """
     version = change.version
     if not is_published(storage, version):

@@ -44,22 +44,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Update:
-    """An update with every name looked up.
+    """An update with every name looked up."""
 
-    Attributes:
-        before: The version that is updated.
-        plan_before: Its plan.
-        catalog: What the next version is of.
-        model: With what, and where its files are on this machine.
-        bundle_dir: The model's files.
-        options: As given.
-    """
-
-    before: Annotation
+    before: Annotation  # the version that is updated
     plan_before: Plan
-    catalog: Catalog
+    catalog: Catalog  # what the next version is of
     model: ModelInfo
-    bundle_dir: Path
+    bundle_dir: Path  # the model's files
     options: UpdateOptions
 
     @property
@@ -81,20 +72,14 @@ class _Update:
 
 
 def update(out: str, settings: Settings, **options: Any) -> AnnotationSummary:
-    """Add a version: new and changed items of the catalog are annotated, removed ones disappear, others are kept.
+    """Add a version: annotate new and changed items of the catalog, drop removed ones, keep the others.
 
-    With another model of the same backbones, the heads run over the stored embeddings of unchanged items.
+    With another model of the same backbones, the heads run over the stored embeddings of unchanged items. The same call
+    again finishes an update that was interrupted. `options` are fields of UpdateOptions.
 
-    Args:
-        out: A published annotation. The same call again finishes an update that was cut short.
-        settings: Storage, cluster, registry.
-        options: Fields of UpdateOptions.
-
-    Raises:
-        UsageError: If `out` is not published, the catalog or model cannot be read, no item of the catalog is in the
-            annotation, or media must be read again and `reread` is not set.
-        CheckFailed: If another update is under way, or another program wrote to the table.
-        StorageUnavailable, StalledError, StoppedError: As annotate.
+    Raises UsageError if `out` is not published, the catalog or model cannot be read, no item of the catalog is in the
+    annotation, or media must be read again without `reread`; CheckFailed if another update is unfinished or another
+    program wrote to the table; StorageUnavailable, StalledError and StoppedError as annotate.
     """
     begun = time.monotonic()
     chosen = validate(UpdateOptions, options, "update")
@@ -108,17 +93,12 @@ def update(out: str, settings: Settings, **options: Any) -> AnnotationSummary:
 
 
 def retry(out: str, settings: Settings, **options: Any) -> AnnotationSummary:
-    """Add a version in which quarantined items are tried again, with the model of the version before.
+    """Add a version in which quarantined items are tried again with the same model. `options` are fields of
+    RetryOptions.
 
-    Args:
-        out: A published annotation. The same call again finishes a retry that was cut short.
-        settings: Storage, cluster.
-        options: Fields of RetryOptions.
-
-    Raises:
-        UsageError: If `out` is not published.
-        CheckFailed: If the model's files are damaged, or an update is under way.
-        StorageUnavailable, StalledError, StoppedError: As annotate.
+    The same call again finishes a retry that was interrupted. Raises UsageError if `out` is not published, CheckFailed
+    if the model's files are damaged or an update is unfinished; StorageUnavailable, StalledError and StoppedError as
+    annotate.
     """
     begun = time.monotonic()
     chosen = validate(RetryOptions, options, "retry")

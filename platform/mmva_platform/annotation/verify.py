@@ -33,25 +33,15 @@ _READERS: Final = 16
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """Every problem found, one line each. Without problems every item of the catalog is there exactly once.
-
-    Attributes:
-        out: The annotation.
-        version: Of the table; None if nothing is published.
-        problems: What is wrong.
-        items: That the version should have.
-        annotated: Rows found.
-        quarantined: Rows found in quarantine.
-        notes: Worth knowing and no fault: files that a crash left behind, an update under way.
-    """
+    """Every problem found. Without problems every item of the catalog is in the version exactly once."""
 
     out: str
-    version: int | None
+    version: int | None  # None if nothing is published
     problems: tuple[str, ...]
-    items: int
-    annotated: int = 0
-    quarantined: int = 0
-    notes: tuple[str, ...] = ()
+    items: int  # that the version should have
+    annotated: int = 0  # rows found
+    quarantined: int = 0  # rows found
+    notes: tuple[str, ...] = ()  # no faults: files that a crash left, an unfinished update
 
     @property
     def ok(self) -> bool:
@@ -70,11 +60,10 @@ class VerifyReport:
 
 
 def verify(out: str, settings: Settings, version: int | None = None) -> VerifyReport:
-    """Check a version from its bytes; the newest by default.
+    """Check a version, the newest by default, from its bytes.
 
-    Raises:
-        UsageError: If there is no annotation, or no such version.
-        ShardsFailedError, StorageError: If its files cannot be read.
+    Raises UsageError if there is no annotation or no such version, ShardsFailedError or StorageError if its files
+    cannot be read.
     """
     storage = open_storage(out, settings.storage)
     if version is None and latest_version(storage) is None:

@@ -29,20 +29,13 @@ _IDS_SHOWN: Final = 5
 
 @dataclass
 class Findings:
-    """What was found in some files.
-
-    Attributes:
-        name: Of the unit of work.
-        problems: One line each.
-        annotated: Rows of annotated items.
-        quarantined: Rows in quarantine.
-        digest_N2: 128-bit digests of all ids, shape [N, 2].
-    """
+    """What was found in a unit of work."""
 
     name: str
     problems: list[str] = field(default_factory=list)
     annotated: int = 0
     quarantined: int = 0
+    # 128-bit digests of all ids, shape [N, 2]
     digest_N2: NDArray[np.uint64] = field(default_factory=lambda: np.empty((0, 2), np.uint64))
 
 
@@ -55,9 +48,8 @@ class FileVerifier:
     def __call__(self, shard: dict[str, Any], attempt: Attempt) -> Findings:
         """Check files from their bytes.
 
-        Args:
-            shard: "shard", its name; "files", each a TableFile; "planned", the version's shard that made them, or None.
-            attempt: Told of each step.
+        `shard` holds "shard", its name, "files", the TableFiles, and "planned", the version's shard that made them, or
+        None.
         """
         attempt.step("fetch")
         found = Findings(shard["shard"])

@@ -57,12 +57,7 @@ class ShardWorker:
     def __init__(self, bundle: Mapping[str, bytes], plan: Plan, out: str, settings: Settings, batch_size: int) -> None:
         """Connect; the model is loaded when the first shard needs it.
 
-        Args:
-            bundle: The bundle's files by name; shipped, because a worker's machine need not have the folder.
-            plan: The run's plan.
-            out: URI of the run's output.
-            settings: Storage, and where backbones come from.
-            batch_size: See Pipeline.
+        `bundle` holds the bundle's files by name, because a worker's machine need not have the folder; `out` is a URI.
         """
         self._run = _Run(plan, out, settings)
         self._attempt = Attempt()
@@ -72,13 +67,9 @@ class ShardWorker:
     def __call__(self, shard: dict[str, Any], attempt: Attempt) -> CommitRecord:
         """Annotate and commit a shard, unless another driver's worker already has.
 
-        Args:
-            shard: "shard", its name; with GPUs "before", the table of ShardDecoder or None.
-            attempt: See Attempt.
-
-        Raises:
-            EnvironmentFault: If this machine or its access to storage is broken.
-            StorageUnavailable: If storage has been unavailable for settings.storage.patience_s.
+        `shard` holds "shard", its name, and with GPUs "before", the table of ShardDecoder or None. Raises
+        EnvironmentFault if this machine or its access to storage is broken, StorageUnavailable after
+        settings.storage.patience_s without storage.
         """
         name: str = shard["shard"]
         self._attempt = attempt
@@ -126,11 +117,7 @@ class ShardDecoder:
         self._attempt = Attempt()
 
     def __call__(self, shard: dict[str, Any], attempt: Attempt) -> dict[str, Any]:
-        """The shard with "before": its decoded items, or None if there is nothing to decode here.
-
-        Raises:
-            EnvironmentFault, StorageUnavailable: See ShardWorker.
-        """
+        """The shard with "before": its decoded items, or None if there is nothing to decode. Raises as ShardWorker."""
         name: str = shard["shard"]
         self._attempt = attempt
         with bound(run=self._run.plan.run_id, shard=name, attempt=attempt.number):

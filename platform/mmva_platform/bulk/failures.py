@@ -27,13 +27,7 @@ class Failures:
     """The failed attempts of a pass."""
 
     def __init__(self, stage: str, shards: int, max_attempts: int) -> None:
-        """Nothing has failed yet.
-
-        Args:
-            stage: Name of the pass in messages.
-            shards: How many it has.
-            max_attempts: Tries of a shard before it has failed.
-        """
+        """`max_attempts` are the tries of a shard before it has failed."""
         self._stage, self._shards, self._max_attempts = stage, shards, max_attempts
         self._errors: dict[str, BaseException] = {}
         self._attempts: dict[str, int] = {}
@@ -51,17 +45,10 @@ class Failures:
         self._errors.pop(shard, None)
 
     def failed(self, shard: str, node: str, error: BaseException, nodes: int) -> None:
-        """An attempt failed.
+        """Note that a shard's attempt on a node failed; `nodes` is the number of nodes that the pass can use now.
 
-        Args:
-            shard: Its name.
-            node: Id of the node it ran on.
-            error: What its worker raised.
-            nodes: How many nodes the pass can use now.
-
-        Raises:
-            BaseException: The worker's error, if nothing has succeeded and it is not one node's doing.
-            ShardsFailedError: If too large a share of the attempts fails, and not on one node alone.
+        Raises the worker's error if nothing has succeeded and more than one node is affected, ShardsFailedError if too
+        large a share of the attempts fails, and not on one node alone.
         """
         self._errors[shard] = error
         self._attempts[shard] = self._attempts.get(shard, 0) + 1
@@ -77,12 +64,9 @@ class Failures:
             raise self._summary(f"{self._failed} of {done} attempts failed")
 
     def to_retry(self, nodes: set[str]) -> dict[str, int]:
-        """Failed shards that deserve another try, each with the number of that try.
+        """Failed shards that deserve another try, with the number of that try. `nodes` are the ids of usable nodes.
 
         A user's mistake is the same on every try, unless the node makes the difference.
-
-        Args:
-            nodes: Ids of the nodes that the pass can use now.
         """
         return {
             shard: self._attempts[shard] + 1

@@ -43,10 +43,11 @@ class Monitor:
         self._stopping = False
 
     def begin(self, key: tuple[str, str], node: str, pid: int, actor: Any) -> tuple[int, bool]:
-        """A worker takes a shard of a stage: (deaths of earlier workers at it, whether to leave it because of a stop).
+        """A worker takes a shard of a stage; returns earlier workers' deaths at it and whether to leave it because of a
+        stop.
 
-        An earlier process died if it never gave its shard back and its node is alive: another process has the shard
-        now, or Ray has started the actor anew and it has another shard first.
+        An earlier process died if it never returned its shard and its node is alive: another process has the shard now,
+        or Ray has restarted the actor and it has another shard first.
         """
         dead = {
             other: holder

@@ -41,27 +41,17 @@ def run_pass(
 ) -> None:
     """Run every shard; results arrive one by one in this thread, in no order. Needs a Ray session.
 
-    Args:
-        shards: Picklable mappings, each with a unique name under "shard".
-        worker: Importable class whose objects run a shard; constructed once in each actor.
-        stage: Name for errors and logs, such as "embed".
-        settings: cluster.* bounds workers, attempts and waits.
-        on_result: Called with each result; what it raises ends the pass.
-        kwargs: For `worker`.
-        resources: Of an actor of `worker`; one CPU by default.
-        before: A stage before, with actors of its own, whose result `worker` gets instead of the shard: a mapping. For
-            decoding on CPUs what GPUs infer.
-        step_limit_s: Longest step of a worker; see Attempt.step. settings.cluster.stall_timeout_s by default.
-        stopping: Asked every second; once it returns True, shards under way are finished and no other begins.
-        on_heartbeat: Called every few seconds with the shards under way.
+    Each shard is a picklable mapping with a unique name under "shard". `worker` is an importable class; each actor
+    constructs it once, with `kwargs`. `stage` is the name in errors and logs. What `on_result` raises ends the pass.
+    `resources` are those of an actor, one CPU by default. `before` is an earlier stage with its own actors; `worker`
+    gets its result, a mapping, instead of the shard: CPUs decode what GPUs infer. `step_limit_s` is the longest step of
+    a worker (see Attempt.step), by default settings.cluster.stall_timeout_s. `stopping` is asked every second; once it
+    is True, shards in flight finish and no other begins. `on_heartbeat` gets the shards in flight every few seconds.
 
-    Raises:
-        UsageError: If not even one actor fits the cluster; or the worker's own, if nothing but errors came back.
-        CheckFailed, OperationFailed, MediaError: The worker's own error, if nothing but errors came back.
-        ShardsFailedError: If shards failed on every attempt; the others are done.
-        StoppedError: After `stopping`, if shards are left.
-        StalledError: If nothing can run for settings.cluster.stall_timeout_s, or .start_timeout_s where nodes start on
-            demand.
+    Raises UsageError if not even one actor fits the cluster, the worker's own error if every shard failed,
+    ShardsFailedError if shards failed on every attempt (the others are done), StoppedError after `stopping` if shards
+    are left, StalledError if nothing can run for settings.cluster.stall_timeout_s, or .start_timeout_s if nodes start
+    on demand.
     """
     if not shards:
         return

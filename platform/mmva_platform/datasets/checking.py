@@ -75,9 +75,7 @@ class CheckedShard:
 def check_dataset(uri: str, settings: Settings | None = None) -> CheckReport:
     """Compute a dataset's digests, counts and rules again from its bytes; on the cluster if it has many shards.
 
-    Raises:
-        UsageError: If there is no dataset.
-        StorageError: If the place cannot be read.
+    Raises UsageError if there is no dataset, StorageError if the place cannot be read.
     """
     settings = settings or Settings()
     dataset = Dataset.open(uri, settings)
@@ -120,10 +118,8 @@ class ShardChecker:
         self._dataset, self._patience_s = dataset, settings.storage.patience_s
 
     def __call__(self, shard: dict[str, Any], attempt: bulk.Attempt) -> tuple[ShardInfo, CheckedShard]:
-        """Check the shard whose ShardInfo is under "info".
-
-        Raises:
-            EnvironmentFault: If this worker does not see the dataset at all.
+        """Check the shard whose ShardInfo is under "info". Raises EnvironmentFault if this worker does not see the
+        dataset.
         """
         attempt.step("fetch")
         return shard["info"], retry_while_unavailable(lambda: self._checked(shard["info"]), self._patience_s, "check")

@@ -35,12 +35,7 @@ class _Versioned(BaseModel):
 
 
 class Dataset:
-    """Labeled media that `mmva data import` published.
-
-    Attributes:
-        storage: The folder of the dataset.
-        info: Content of dataset.json.
-    """
+    """Labeled media that `mmva data import` published; `info` is the content of dataset.json."""
 
     def __init__(self, storage: Storage, info: DatasetInfo) -> None:
         self.storage = storage
@@ -50,9 +45,8 @@ class Dataset:
     def open(cls, uri: str, settings: Settings | None = None) -> Dataset:
         """Open the dataset at the URI of a folder.
 
-        Raises:
-            UsageError: If there is no dataset, or one of another schema version.
-            StorageError: If the place cannot be read.
+        Raises UsageError if there is no dataset, or one of another schema version, StorageError if the place cannot be
+        read.
         """
         storage = open_storage(uri, (settings or Settings()).storage)
         try:
@@ -98,8 +92,7 @@ class Dataset:
     def labels(self) -> pa.Table:
         """Every row without its media, in shard order (LABELS_SCHEMA); read once.
 
-        Raises:
-            CheckFailed: If the file is not the one that was published.
+        Raises CheckFailed if the file is not the published one.
         """
         return self._labels
 
@@ -124,11 +117,9 @@ class Dataset:
         return found
 
     def read_shard(self, name: str) -> pa.Table:
-        """One shard with its media (DATASET_SCHEMA), after a comparison with its digest.
+        """One shard with its media (DATASET_SCHEMA), checked against its digest.
 
-        Raises:
-            CheckFailed: If its bytes are not the published ones.
-            KeyError: If the dataset has no such shard.
+        Raises CheckFailed if its bytes are not the published ones, KeyError if the dataset has no such shard.
         """
         digests = {shard.name: shard.sha256 for shard in self.shards}
         return read_parquet(self._verified(name, digests[name]))

@@ -102,27 +102,20 @@ class Embedder:
         batch_size: int,
         engine: Engine,
     ) -> None:
-        """Load nothing yet.
+        """Load nothing yet. `dataset` is the folder of the dataset, `out` the root of the embeddings.
 
-        Args:
-            load: Gives the encoders.
-            dataset: The dataset.
-            out: Root of the embeddings.
-            settings: Limits of an item's time, and of an outage of storage.
-            batch_size: Images, windows or captions that are embedded together.
-            engine: "torch" for the CPU, "cuda", or "auto" for CUDA if torch sees a GPU.
+        `engine` is "torch" for the CPU, "cuda", or "auto" for CUDA if torch sees a GPU. `batch_size` counts images,
+        windows or captions.
         """
         self._load, self._dataset, self._out, self._settings = load, dataset, out, settings
         self._batch_size, self._engine = batch_size, engine
         self._encoders: dict[str, ItemEncoder] = {}
 
     def __call__(self, shard: dict[str, Any], attempt: bulk.Attempt) -> tuple[str, PartInfo]:
-        """Stem and description of the Part under "part", which is computed unless an earlier run has written it.
+        """Stem and description of the Part under "part"; computes it unless an earlier run has written it.
 
-        Raises:
-            OperationFailed: If an item cannot be embedded; the message names it.
-            CheckFailed: If the shard is not the published one.
-            EnvironmentFault: If the encoder fails for every item.
+        Raises OperationFailed, with the item, if one cannot be embedded, CheckFailed if the shard is not the published
+        one, EnvironmentFault if the encoder fails for every item.
         """
         part: Part = shard["part"]
         attempt.step("fetch")
@@ -208,8 +201,7 @@ def _load_encoder(load: EncoderLoader, part: Part, engine: Engine) -> ItemEncode
 def on_gpu(encoder: Encoder, *, required: bool) -> ItemEncoder:
     """An encoder on this process's GPU; if torch sees none and it is not required, the encoder as it is.
 
-    Raises:
-        OperationFailed: If torch sees no GPU and `required` is True.
+    Raises OperationFailed if torch sees no GPU and `required` is True.
     """
     import torch
 
@@ -246,17 +238,9 @@ def embed_part(
 ) -> NDArray[np.float32]:
     """Embeddings of a part's items, float32 [N, D], by the same path as in annotation and serving.
 
-    Args:
-        part: Its items.
-        encoder: Of its modality.
-        read: Row -> the bytes of its media; None for captions.
-        batch_size: Images, windows or captions embedded at once.
-        items_at_fault: The environment is known to work; see Pipeline.embed.
-        on_progress: Called when a step begins; see Pipeline.
-
-    Raises:
-        OperationFailed: If an item does not decode; names it.
-        EnvironmentFault: If the encoder fails for every item.
+    `read` gives the bytes of a row's media; None for captions. `batch_size`, `items_at_fault` and `on_progress`: see
+    Pipeline. Raises OperationFailed, with the item, if one does not decode, EnvironmentFault if the encoder fails for
+    every item.
     """
     count, modality = len(part.ids), part.modality
     columns = {

@@ -39,24 +39,14 @@ def embed_dataset(
     batch_size: int = 16,
     engine: Engine = "auto",
 ) -> dict[Modality, str]:
-    """Embed what is not embedded yet.
+    """Embed what is not embedded yet; returns the URI of the embedding set of each modality that the dataset has.
 
-    Args:
-        dataset_uri: Of an imported dataset.
-        backbones: A preset of mmva.backbones, by name or as an object; modalities that it has no encoder for are left
-            out.
-        out: URI for the embeddings; default "<dataset>/embeddings".
-        settings: Storage, cluster, mirror, trusted repositories.
-        batch_size: Images, windows or captions that are embedded together.
-        engine: "torch" (CPU), "cuda", or "auto" for CUDA if the cluster has a GPU.
+    `backbones` is a preset of mmva.backbones, by name or as an object; modalities without an encoder are left out.
+    `out` is a URI, by default "<dataset>/embeddings". `batch_size` counts images, windows or captions. `engine` is
+    "torch" (CPU), "cuda", or "auto" for CUDA if the cluster has a GPU.
 
-    Returns:
-        URI of the embedding set by modality, for the modalities that the dataset has.
-
-    Raises:
-        UsageError: For an unknown preset or engine, a missing dataset or backbone, or an `out` that holds the
-            embeddings of another dataset.
-        OperationFailed: If an item does not decode on a worker although the import checked it.
+    Raises UsageError for an unknown preset or engine, a missing dataset or backbone, or an `out` with the embeddings of
+    another dataset, OperationFailed if an item does not decode on a worker although the import checked it.
     """
     if engine not in ENGINES:
         raise UsageError(f"embed: engine {engine!r} is unknown; choose one of {', '.join(ENGINES)}")

@@ -59,12 +59,7 @@ class Pointer(Config):
 
 @dataclass(frozen=True)
 class EmbeddingSet:
-    """A finished set, opened for reading.
-
-    Attributes:
-        storage: Root of the embeddings.
-        info: Content of embeddings.json.
-    """
+    """A finished set, opened for reading; `storage` is the root of the embeddings."""
 
     storage: Storage
     info: EmbeddingsInfo
@@ -81,15 +76,8 @@ class EmbeddingSet:
     ) -> EmbeddingSet:
         """Open one modality's embeddings of a dataset.
 
-        Args:
-            dataset_uri: Of the dataset.
-            backbones: Name of a preset.
-            modality: Which one.
-            settings: Storage.
-            embeddings: URI of the embeddings if they are not inside the dataset.
-
-        Raises:
-            UsageError: If the dataset is not embedded with the preset, or has no such modality.
+        `backbones` is the name of a preset; `embeddings` a URI, if they are not inside the dataset. Raises UsageError
+        if the dataset is not embedded with the preset, or has no such modality.
         """
         dataset = Dataset.open(dataset_uri, settings)
         sets = open_sets(dataset, backbones, settings, embeddings=embeddings)
@@ -102,11 +90,7 @@ class EmbeddingSet:
         return [f"{folder_name(self.info.modality, self.info.fingerprint)}/{part.name}" for part in self.info.parts]
 
     def read(self, number: int) -> tuple[list[str], NDArray[np.float32]]:
-        """Ids and embeddings of a part, float32 [N, D].
-
-        Raises:
-            CheckFailed: If its bytes are not the published ones.
-        """
+        """Ids and embeddings of a part, float32 [N, D]. Raises CheckFailed if its bytes are not the published ones."""
         path = self.paths()[number]
         data = self.storage.read(path)
         if sha256_of(data) != self.info.parts[number].sha256:
@@ -125,17 +109,10 @@ def open_sets(
     *,
     embeddings: str | Sequence[str] | None = None,
 ) -> dict[Modality, EmbeddingSet]:
-    """The sets of a preset, or of the encoders with these fingerprints, by modality.
+    """The sets of a preset (by its name), or of the encoders with these fingerprints, by modality.
 
-    Args:
-        dataset: The dataset.
-        backbones: A preset's name, or the encoders' fingerprints by modality.
-        settings: Storage.
-        embeddings: Where the embeddings are; of several places, each set comes from the first that has it. Default:
-            inside the dataset.
-
-    Raises:
-        UsageError: If one does not exist; the message has the command that makes it.
+    `embeddings` says where they are, by default inside the dataset; of several places, each set comes from the first
+    that has it. Raises UsageError if one does not exist; the message has the command that makes it.
     """
     inside = dataset.storage.join(EMBEDDINGS_FOLDER)
     given = (embeddings,) if isinstance(embeddings, str) else tuple(embeddings or (inside,))

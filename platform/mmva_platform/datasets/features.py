@@ -20,21 +20,13 @@ from mmva_platform.settings import Settings
 
 @dataclass(frozen=True)
 class ModalityFeatures:
-    """Items of one modality, row by row.
+    """N items of one modality; the encoder's dimension is D."""
 
-    Attributes:
-        ids: Item ids, str [N]; a caption that belongs to a clip has the id of the clip.
-        emb_ND: Embeddings, float32 [N, D].
-        va_N2: Labels, float64 [N, 2], about [0, 1].
-        split: "train", "val" or "test", str [N].
-        group: What a split keeps together, such as the song or the theme, str [N].
-    """
-
-    ids: NDArray[np.str_]
+    ids: NDArray[np.str_]  # [N]; a caption that belongs to a clip has the id of the clip
     emb_ND: NDArray[np.float32]
-    va_N2: NDArray[np.float64]
-    split: NDArray[np.str_]
-    group: NDArray[np.str_]
+    va_N2: NDArray[np.float64]  # labels, about [0, 1]
+    split: NDArray[np.str_]  # "train", "val" or "test"
+    group: NDArray[np.str_]  # a split keeps it together: the song, the theme
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -49,25 +41,15 @@ class ModalityFeatures:
 
 @dataclass(frozen=True)
 class Features(Mapping[Modality, ModalityFeatures]):
-    """Features by modality, for the modalities that the dataset has.
+    """Features by modality, for the modalities that the dataset has."""
 
-    Attributes:
-        uri: Of the dataset.
-        digest: Of the dataset.
-        fingerprints: Of the encoder, by modality.
-        specs: Plain values of the encoder's BackboneSpec, by modality.
-        warnings: Of the dataset: every report must repeat them.
-        modalities: The features.
-        terms: License or terms of the dataset's sources, by name.
-    """
-
-    uri: str
-    digest: str
-    fingerprints: dict[Modality, str]
-    specs: dict[Modality, dict[str, object]]
-    warnings: tuple[str, ...]
+    uri: str  # of the dataset
+    digest: str  # of the dataset
+    fingerprints: dict[Modality, str]  # of the encoder
+    specs: dict[Modality, dict[str, object]]  # plain values of the encoder's BackboneSpec
+    warnings: tuple[str, ...]  # of the dataset: every report must repeat them
     modalities: dict[Modality, ModalityFeatures]
-    terms: Mapping[str, str] = field(default_factory=dict)
+    terms: Mapping[str, str] = field(default_factory=dict)  # license or terms of the dataset's sources, by name
 
     def __getitem__(self, modality: Modality) -> ModalityFeatures:
         return self.modalities[modality]
@@ -81,11 +63,8 @@ class Features(Mapping[Modality, ModalityFeatures]):
     def folds(self, k: int, seed: int = 0) -> Iterator[Self]:
         """These features with other splits: once for each of k folds by group, in which the fold is "test".
 
-        Every row is in "test" once. A caption follows its clip; images, clips and other captions are dealt each by
-        themselves, so that the folds of each have the same size.
-
-        Raises:
-            UsageError: If there are too few groups.
+        Every row is in "test" once. A caption follows its clip; images, clips and other captions are divided
+        separately, so that the folds of each have the same size. Raises UsageError if there are too few groups.
         """
         music = self.modalities.get("music")
         dealt = {
@@ -111,15 +90,9 @@ def load_features(
 ) -> Features:
     """Load embeddings with their labels.
 
-    Args:
-        dataset_uri: Of an embedded dataset.
-        backbones: A preset's name, or the encoders' fingerprints by modality.
-        settings: Storage.
-        embeddings: URI of the embeddings if they are not inside the dataset; see open_sets for several.
-
-    Raises:
-        UsageError: If the dataset has no such embeddings; the message has the command that makes them.
-        CheckFailed: If a part is not the one that was published.
+    `backbones` is a preset's name, or the encoders' fingerprints by modality. `embeddings` is a URI, if they are not
+    inside the dataset; see open_sets for several. Raises UsageError, with the command that makes them, if the dataset
+    has no such embeddings, CheckFailed if a part is not the published one.
     """
     sets = FeatureSets.open(dataset_uri, backbones, settings or Settings(), embeddings=embeddings)
     return sets.describe({modality: sets.load(modality) for modality in sets.infos})
@@ -127,12 +100,7 @@ def load_features(
 
 @dataclass(frozen=True)
 class FeatureSets:
-    """What load_features would load, and one modality of it at a time.
-
-    Attributes:
-        dataset: The dataset.
-        sets: The chosen embedding sets by modality.
-    """
+    """The embedding sets of load_features, to load one modality at a time."""
 
     dataset: Dataset
     sets: dict[Modality, EmbeddingSet]
@@ -158,13 +126,9 @@ class FeatureSets:
     def load(self, modality: Modality, most: int | None = None, split: str | None = None) -> ModalityFeatures:
         """One modality's rows, sorted by split, within a split in the order of the dataset.
 
-        Args:
-            modality: One of `sets`.
-            most: Read only evenly spaced parts, with about this number of rows together; None for every row.
-            split: Keep only this split's rows; memory is then that of these rows and one part.
-
-        Raises:
-            CheckFailed: If a part is not the one that was published, or the set has other items than the dataset.
+        `most` reads only evenly spaced parts, with about this number of rows together. `split` keeps only this split's
+        rows; memory then holds these rows and one part. Raises CheckFailed if a part is not the published one, or the
+        set has other items than the dataset.
         """
         info = self.sets[modality].info
         step = 1 if most is None else max(1, round(info.rows / most))

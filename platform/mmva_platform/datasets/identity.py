@@ -24,25 +24,18 @@ _KINDS: Final = ("media", "texts", "groups")
 
 @dataclass(frozen=True)
 class Seen:
-    """Rows of a split that a model knows from its training.
+    """Rows of a split that a model was trained on."""
 
-    Attributes:
-        rows: All rows of the modality in the split.
-        certain: Rows whose media or whose group it was trained on.
-        by_text: Further rows whose words it was trained on; a phrase may stand in two letters by chance.
-    """
-
-    rows: int
-    certain: int
-    by_text: int
+    rows: int  # all rows of the modality in the split
+    certain: int  # rows whose media or group it was trained on
+    by_text: int  # further rows whose words it was trained on; a phrase may be in two letters by chance
 
 
 def training_record(dataset: Dataset, modalities: Collection[str]) -> dict[str, Any]:
-    """What a model's provenance keeps of the rows that it is trained and chosen on; plain values.
+    """The rows that a model is trained and chosen on, for its provenance; plain values.
 
-    Returns:
-        {"dataset": digest, "shared_groups": groups in more than one split, modality: {"media", "texts", "groups"}},
-        the digests sorted and in base64.
+    Returns {"dataset": digest, "shared_groups": groups in more than one split, modality: {"media", "texts", "groups"}},
+    the digests sorted and in base64.
     """
     record: dict[str, Any] = {"dataset": dataset.digest, "shared_groups": shared_groups(dataset)}
     for modality in MODALITIES:

@@ -37,21 +37,11 @@ __all__ = ["ImportConfig", "import_dataset"]
 
 
 def import_dataset(config: ImportConfig, out: str, settings: Settings | None = None) -> ImportReport:
-    """Import as configured.
+    """Import as configured into the URI `out`; returns the report, which is also written next to the dataset.
 
-    Args:
-        config: What and how.
-        out: URI of the new dataset.
-        settings: Storage and cluster.
-
-    Returns:
-        The report, which is also written next to the dataset.
-
-    Raises:
-        UsageError: If `out` holds a dataset or another import publishes one there meanwhile, a table does not exist
-            or lacks a column, or no usable item of a source is left.
-        EnvironmentFault: If the workers do not see the files that this process listed.
-        StorageError: If something cannot be read or written.
+    Raises UsageError if `out` holds a dataset or another import publishes one there meanwhile, a table does not exist
+    or lacks a column, or no usable item of a source is left; EnvironmentFault if the workers do not see the files that
+    this process listed; StorageError if something cannot be read or written.
     """
     settings = settings or Settings()
     target = open_storage(out, settings.storage)

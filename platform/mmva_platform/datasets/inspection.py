@@ -50,11 +50,7 @@ class Inspected:
 
 
 def check_decodes(modality: Modality, data: bytes) -> None:
-    """Decode media to the end and forget the result.
-
-    Raises:
-        MediaError: If that fails.
-    """
+    """Decode media to the end and discard the result. Raises MediaError if that fails."""
     if modality == "image":
         from mmva.media.images import decode_image
 
@@ -85,8 +81,7 @@ class MediaChecker:
     def __call__(self, part: Part) -> bytes | None:
         """The clip as a WAV file; None if the item is the whole file.
 
-        Raises:
-            MediaError: If the file does not decode, or the song is shorter than the clip's end.
+        Raises MediaError if the file does not decode, or the song is shorter than the clip's end.
         """
         if part.end_s <= part.start_s:
             check_decodes(self._modality, part.data)
@@ -126,18 +121,9 @@ def inspect_sentence(candidate: Candidate) -> Inspected:
 def inspect(
     candidate: Candidate, read: Callable[[], bytes], check: Callable[[Part], bytes | None]
 ) -> tuple[Inspected, bytes]:
-    """Hash and decode the file of a candidate.
+    """Hash and decode the file of a candidate; returns what was seen, and the bytes of the file or of the clip.
 
-    Args:
-        candidate: Of an import.
-        read: Gives the bytes of its file.
-        check: See MediaChecker.
-
-    Returns:
-        What was seen, and the bytes of the file or of the clip.
-
-    Raises:
-        StorageError: If the file cannot be read for another reason than that it is missing.
+    `check`: see MediaChecker. Raises StorageError if the file exists but cannot be read.
     """
     try:
         data = read()
@@ -155,10 +141,9 @@ def inspect(
 
 
 def settle(inspected: Sequence[Inspected]) -> tuple[list[Inspected], list[Finding]]:
-    """Decide what stays: what decodes, and of each content within a modality one, or none if its labels disagree.
+    """Decide which rows stay: those that decode, one of each content within a modality, none if its labels disagree.
 
-    Returns:
-        The kept ones, sorted by their place in the dataset, and a finding for each of the others.
+    Returns the kept ones, sorted by their place in the dataset, and a finding for each of the others.
     """
     kept: list[Inspected] = []
     findings = [_finding(entry, entry.code, entry.detail) for entry in inspected if entry.code]

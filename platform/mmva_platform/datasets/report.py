@@ -33,25 +33,15 @@ class ModalityCounts:
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import kept and dropped.
+    """What an import kept and dropped."""
 
-    Attributes:
-        out: URI of the dataset.
-        digest: Of the dataset; "" if no usable item was left.
-        counts: By modality.
-        sources: By source, then by modality.
-        splits: Kept rows by modality and split.
-        problems: Every finding, in order.
-        warnings: What every later report must repeat.
-    """
-
-    out: str
-    digest: str
+    out: str  # URI of the dataset
+    digest: str  # of the dataset; "" if no usable item was left
     counts: dict[Modality, ModalityCounts]
     sources: dict[str, dict[Modality, ModalityCounts]]
-    splits: dict[str, dict[str, int]]
-    problems: list[Finding]
-    warnings: tuple[str, ...]
+    splits: dict[str, dict[str, int]]  # kept rows by modality and split
+    problems: list[Finding]  # every finding, in order
+    warnings: tuple[str, ...]  # every later report must repeat them
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

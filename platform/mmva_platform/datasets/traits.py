@@ -48,9 +48,8 @@ def loudness(data: bytes) -> float:
 def measure(dataset: Dataset, modality: Modality, ids: Sequence[str], settings: Settings) -> NDArray[np.float64]:
     """The trait of some of a modality's rows [N], in the order of the ids; NaN for an id without media.
 
-    Raises:
-        CheckFailed: If a shard is not the one that was published.
-        OperationFailed: If media do not decode here although the import checked them.
+    Raises CheckFailed if a shard is not the published one, OperationFailed if media do not decode although the import
+    checked them.
     """
     key = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
     name = f"{dataset.digest[:16]}-{modality}-{key}-{_VERSION}.parquet"
@@ -113,20 +112,10 @@ def part_names(
     source_N: NDArray[np.str_],
     trait_N: NDArray[np.float64] | None,
 ) -> NDArray[np.str_] | None:
-    """The slice that each row belongs to.
+    """The slice that each row belongs to; None if rows of this modality are not divided by this kind.
 
-    Args:
-        kind: "source", "quadrant" (of the labels), "loudness" or "brightness".
-        modality: Of the rows.
-        label_N2: Their labels.
-        source_N: Their sources.
-        trait_N: Their brightness or loudness; may be None.
-
-    Returns:
-        Names; None if rows of this modality are not divided by this kind.
-
-    Raises:
-        ValueError: If `kind` is the trait of this modality and it is unknown for a row.
+    `kind` is "source", "quadrant" (of the labels), "loudness" or "brightness". `trait_N`, the brightness or loudness,
+    may be None; raises ValueError if `kind` needs it.
     """
     if kind == "source":
         return source_N

@@ -29,31 +29,20 @@ _LOAD_TIMEOUT_S: Final = 120.0  # of the decoders, in a process of their own on 
 
 @dataclass(frozen=True)
 class Written:
-    """A shard as it was written.
+    """A shard as it was written."""
 
-    Attributes:
-        name: Of the PlannedShard.
-        inspected: All of its candidates.
-        split_of: Split by id of the candidates that decode.
-        shard: None if no candidate decodes.
-    """
-
-    name: str
-    inspected: tuple[Inspected, ...]
-    split_of: dict[str, str]
-    shard: ShardInfo | None
+    name: str  # of the PlannedShard
+    inspected: tuple[Inspected, ...]  # all candidates
+    split_of: dict[str, str]  # split by id of the candidates that decode
+    shard: ShardInfo | None  # None if no candidate decodes
 
 
 def write_shards(
     planned: Sequence[PlannedShard], media: Mapping[str, Storage], out: Storage, settings: Settings
 ) -> list[Written]:
-    """Write each shard with those of its candidates that decode; needs a Ray session.
+    """Write each shard with those of its candidates that decode; `media` says where the files of a collection are.
 
-    Args:
-        planned: The shards.
-        media: Where the files are, by collection.
-        out: The dataset.
-        settings: Of the cluster, and limits.
+    Needs a Ray session.
     """
     written: dict[str, Written] = {}
     with progress("import", sum(len(shard.candidates) for shard in planned)) as advance:
@@ -77,16 +66,11 @@ def write_shards(
 def amend_shards(
     written: Sequence[Written], split_of: Mapping[tuple[str, str], str], out: Storage, settings: Settings
 ) -> list[ShardInfo]:
-    """The shards of exactly the rows that are left: those with other rows or other splits are written again.
+    """The shards of exactly the rows that are left: shards with other rows or other splits are written again.
 
     A shard is read back for that, so no media file is read twice. Its new file has another name, and the old one stays
-    until the dataset is published. Needs a Ray session.
-
-    Args:
-        written: The shards so far.
-        split_of: Split of each row that is left, by modality and id.
-        out: The dataset.
-        settings: Of the cluster.
+    until the dataset is published. `split_of` has the split of each row that is left, by modality and id. Needs a Ray
+    session.
     """
     shards: dict[str, ShardInfo] = {}
     tasks = []
@@ -112,22 +96,15 @@ class ShardWriter:
     """Worker of an import: inspects the files of a shard and writes it. The same files give the same bytes and name."""
 
     def __init__(self, media: Mapping[str, Storage], out: Storage, settings: Settings) -> None:
-        """Connect to nothing yet.
-
-        Args:
-            media: Where the files are, by collection.
-            out: The dataset.
-            settings: Limits of a file's time, and of an outage of storage.
-        """
+        """Connect to nothing yet. `media` says where the files of a collection are."""
         self._media, self._out, self._settings = media, out, settings
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="mmva-fetch")
 
     def __call__(self, shard: dict[str, Any], attempt: bulk.Attempt) -> Written:
         """Inspect the candidates of the PlannedShard under "planned", and write those that decode.
 
-        Raises:
-            EnvironmentFault: If no file of the shard is there, although the driver listed them.
-            StorageError: If a file cannot be read for another reason, or the shard cannot be written.
+        Raises EnvironmentFault if no file of the shard is there, although the driver listed them, StorageError if a
+        file cannot be read for another reason or the shard cannot be written.
         """
         planned: PlannedShard = shard["planned"]
         attempt.step("fetch")

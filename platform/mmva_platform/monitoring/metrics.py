@@ -16,14 +16,7 @@ class RunMetrics:
     """Counters of one run; needs a Ray session."""
 
     def __init__(self, run_id: str, model: Mapping[str, str], shards: int, done: int) -> None:
-        """Show a run.
-
-        Args:
-            run_id: The plan's.
-            model: name, version, digest.
-            shards: Planned ones.
-            done: Those that were committed before.
-        """
+        """Show a run; `model` has name, version and digest, `done` shards were committed before."""
         from ray.util.metrics import Counter, Gauge, Histogram
 
         prefix, run = "mmva_annotate", ("run_id",)

@@ -12,7 +12,7 @@ _R2_FLOOR: Final = -0.25  # the first epochs' R2 can be far below 0 and would fl
 
 @dataclass(frozen=True)
 class Line:
-    """One series: `points` is an SVG polyline's attribute, `last` the value it ends at."""
+    """One series: `points` is an SVG polyline's attribute, `last` its last value."""
 
     name: str
     style: str

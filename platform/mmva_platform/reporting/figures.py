@@ -14,31 +14,16 @@ _OTHERS: Final = ("mae", "r2", "pearson", "ccc")
 
 @dataclass(frozen=True)
 class ErrorRow:
-    """A modality's axis on the test split.
-
-    Attributes:
-        modality: Which.
-        axis: Which.
-        mse: Value, low, high.
-        floor: MSE of the best constant on the same rows.
-        published_floor: The best constant's on IMEMNet-C's own labels, "" where none is published.
-        verdict: "better", "unsure" (the interval reaches the floor) or "worse".
-        comparison: The same in words.
-        others: MAE, R2, Pearson r and CCC, in this order, as text.
-        low_x: The interval's and floor's places on a scale of SCALE units.
-        value_x: Likewise.
-        high_x: Likewise.
-        floor_x: Likewise.
-    """
+    """A modality's axis on the test split; the `_x` are places on a scale of SCALE units."""
 
     modality: str
     axis: str
-    mse: tuple[float, float, float]
-    floor: float
-    published_floor: str
-    verdict: str
-    comparison: str
-    others: tuple[str, ...]
+    mse: tuple[float, float, float]  # value, low, high
+    floor: float  # MSE of the best constant on the same rows
+    published_floor: str  # the best constant's on IMEMNet-C's own labels; "" if not published
+    verdict: str  # "better", "unsure" (the interval reaches the floor) or "worse"
+    comparison: str  # the verdict in words
+    others: tuple[str, ...]  # MAE, R2, Pearson r and CCC, as text
     low_x: float
     value_x: float
     high_x: float

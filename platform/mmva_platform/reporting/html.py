@@ -45,17 +45,10 @@ class Cause:
 
 
 def write_report(path: Path | str, data: ReportData) -> Path:
-    """Write the report, and its facts beside it as JSON under the same stem; each appears complete or not at all.
+    """Write the HTML report, and its facts next to it as JSON under the same stem; each appears complete or not at all.
 
-    Args:
-        path: The HTML file.
-        data: What to show. Media are read for some twenty examples only.
-
-    Returns:
-        The HTML file's path.
-
-    Raises:
-        UsageError: If the path ends in .json, where the facts are written, or is a folder.
+    Media are read for some twenty examples only. Raises UsageError if the path ends in .json (the facts are written
+    there) or is a folder.
     """
     path = Path(path)
     if path.suffix == ".json":

@@ -24,31 +24,18 @@ _FADE_S: Final = 0.05
 
 @dataclass(frozen=True)
 class Preview:
-    """One of the three, or none of them when the media could not be read.
+    """A thumbnail, a piece of music or a text."""
 
-    Attributes:
-        image: Data URI of a JPEG.
-        width: Its width in pixels.
-        height: Its height.
-        bars: Loudness along the first HEARD_S seconds of a piece of music, 0 to 1.
-        audio: Data URI of a few seconds as MP3, from the middle of these.
-        text: A caption, cut to CAPTION_CHARACTERS.
-    """
-
-    image: str | None = None
-    width: int = 0
+    image: str | None = None  # data URI of a JPEG
+    width: int = 0  # in pixels
     height: int = 0
-    bars: tuple[float, ...] = ()
-    audio: str | None = None
-    text: str | None = None
+    bars: tuple[float, ...] = ()  # loudness along the first HEARD_S seconds of a piece of music, 0 to 1
+    audio: str | None = None  # data URI of a few seconds as MP3, from the middle of these
+    text: str | None = None  # a caption, cut to CAPTION_CHARACTERS
 
 
 def preview(modality: str, data: bytes | str) -> Preview:
-    """Make the preview of an item's bytes (or a caption's text).
-
-    Raises:
-        MediaError: If the media cannot be decoded.
-    """
+    """Make the preview of an item's bytes (or a caption's text). Raises MediaError if the media cannot be decoded."""
     if modality == "caption":
         text = clean_caption(data)
         return Preview(text=text if len(text) <= CAPTION_CHARACTERS else text[: CAPTION_CHARACTERS - 1].rstrip() + "…")

@@ -14,11 +14,8 @@ logger = logging.getLogger(__name__)
 def write_shadow_page(path: Path, shadow: Shadow, read: Callable[[str], bytes], captions: Mapping[str, str]) -> None:
     """Write the page, complete or not at all.
 
-    Args:
-        path: The HTML file.
-        shadow: What to show.
-        read: Fetches the bytes of an item by its URI; may raise, the item then has no picture.
-        captions: Text by id, for captions whose text stands in the catalog.
+    `read` fetches the bytes of an item by its URI; if it raises, the item has no picture. `captions` are texts by id,
+    for captions whose text is in the catalog.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     items = [(item, _preview(item, read, captions)) for item in shadow.furthest]

@@ -18,13 +18,8 @@ if TYPE_CHECKING:
 def load_predictor(model: str, settings: Settings) -> Predictor:
     """A model in fp32 torch, the reference; the encoder of a modality is loaded when it is first needed.
 
-    Args:
-        model: A bundle's folder, runs:/RUN/model, models:/NAME@ALIAS or models:/NAME/VERSION.
-        settings: Where MLflow, the cache and the backbones are.
-
-    Raises:
-        UsageError: If there is no such model.
-        CheckFailed: If its files are not those that were logged or registered.
+    `model` is a bundle's folder, runs:/RUN/model, models:/NAME@ALIAS or models:/NAME/VERSION. Raises UsageError if
+    there is no such model, CheckFailed if its files are not those that were logged or registered.
     """
     from mmva_platform.tracking.resolve import resolve_model
 
@@ -46,16 +41,9 @@ def load_predictor(model: str, settings: Settings) -> Predictor:
 def open_query_model(index: AnnotationIndex, settings: Settings, model: str | None = None) -> Predictor:
     """The model that an annotation was made with, to place queries among its items.
 
-    Two models put the same item at different points, so no other will do, however new.
-
-    Args:
-        index: The annotation.
-        settings: Where MLflow, the cache and the backbones are.
-        model: Where to find the model; the version that the annotation names if None.
-
-    Raises:
-        UsageError: If there is no such model, or none is given and the annotation's was never registered.
-        CheckFailed: If it is another model than the annotation's.
+    Two models put the same item at different points, so no other model can be used. `model` says where to find it;
+    default: the version that the annotation names. Raises UsageError if there is no such model, or none is given and
+    the annotation's was never registered, CheckFailed if it is another model than the annotation's.
     """
     own = index.model
     if model is None and own.version is None:

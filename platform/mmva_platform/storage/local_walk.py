@@ -20,12 +20,10 @@ class _Folder:
 
 
 def walk_folder(root: Path, prefix: str, on_skip: OnSkip) -> Iterator[Entry]:
-    """The regular files below a folder whose path below it starts with `prefix`, in the order of the paths' bytes.
+    """The regular files below a folder whose relative path starts with `prefix`, in the order of the paths' bytes.
 
-    Links to places below the root are followed. An entry that cannot be listed is reported to `on_skip`.
-
-    Raises:
-        OSError: If the folder that the prefix names exists and cannot be listed.
+    Links to places below the root are followed. An entry that cannot be listed is reported to `on_skip`. Raises OSError
+    if the folder that the prefix names exists and cannot be listed.
     """
     start = prefix.rpartition("/")[0]
     if not (root / start).is_dir():

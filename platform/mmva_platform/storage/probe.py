@@ -17,14 +17,11 @@ _ADVICE: Final = f"two writers of one shard would both win; {_USE}"
 
 
 def probe_put_if_absent(storage: Storage) -> None:
-    """Prove put_if_absent with a few objects of some bytes, which are removed again.
+    """Test put_if_absent with two small objects, which are removed again.
 
-    A second put must be refused and the first one's bytes must stand; of four puts at once one must win. Some S3
-    gateways ignore the condition and let every writer win.
-
-    Raises:
-        CheckFailed: If the store does not keep the promise; says what it does and what to use.
-        StorageError: If it cannot be reached or written.
+    A second put must be refused and the first one's bytes must stay; of four puts at once one must win. Some S3
+    gateways ignore the condition and let every writer win. Raises CheckFailed, with what to use instead, if the store
+    fails the test, StorageError if it cannot be reached or written.
     """
     paths = [f"{PROBE_PREFIX}{uuid.uuid4().hex}" for _ in range(2)]
     try:

@@ -38,7 +38,7 @@ class _Range:
     """Keys with a prefix, after `after` and before `until` (None: to the end).
 
     `token` continues an earlier request and replaces `after`. `future` is the request for the first page, `found` its
-    answer once the ranges behind it stand in line.
+    answer once the ranges behind it are in the line.
     """
 
     prefix: str
@@ -52,13 +52,8 @@ class _Range:
 def walk_keys(list_page: ListPage, prefix: str, *, divide: bool = True) -> Iterator[Entry]:
     """Every key with a prefix as an Entry with its full key, in the server's order; folder markers are left out.
 
-    Args:
-        list_page: Makes one request from the arguments Prefix, StartAfter and ContinuationToken.
-        prefix: Start of the keys.
-        divide: False for servers that list in no order; then the requests follow one another.
-
-    Raises:
-        StorageError: As `list_page`.
+    `list_page` makes one request from Prefix, StartAfter and ContinuationToken; its errors are raised. With `divide`
+    False, for servers that list in no order, requests are made one after the other.
     """
     line = [_Range(prefix)]  # in order; the ranges behind a page follow it
     with ThreadPoolExecutor(THREADS, thread_name_prefix="list") as pool:
@@ -126,10 +121,10 @@ def _divided(part: _Range, first: str, last: str) -> list[_Range]:
 
 
 def between(low: str, high: str | None) -> str | None:
-    """A short name near the middle between two names, of use to divide them; None if there is none.
+    """A short name near the middle of two names that divides the range between them; None if there is none.
 
-    It is greater than "low/...", it has no slash, and every name that begins with it is less than `high`. Only names of
-    the same kind as `low` are divided: those that go on with a digit, a capital or a small letter.
+    It is greater than "low/...", has no slash, and every name that begins with it is less than `high`. Only names of
+    the same kind as `low` are divided: those that continue with a digit, a capital or a small letter.
     """
     for i in range(len(low) + 1):
         floor = ord(low[i]) if i < len(low) else ord("/")

@@ -160,14 +160,9 @@ LAYOUTS: Final[Mapping[str, type[_Source]]] = {
 
 
 def load_source(path: str | Path, root: str | None = None) -> Source:
-    """Read a source file.
+    """Read a source file (YAML); `root` replaces its own `root` and is relative to the working directory.
 
-    Args:
-        path: YAML.
-        root: Where the files are, instead of the file's own `root`; relative to the working directory.
-
-    Raises:
-        UsageError: One line that names the file and the key.
+    Raises UsageError, one line with the file and the key.
     """
     values = read_yaml(Path(path))
     layout = values.get("layout", "table")

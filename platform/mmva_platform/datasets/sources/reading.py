@@ -54,19 +54,12 @@ _Scales = Mapping[str, Range]
 
 @dataclass(frozen=True)
 class Collection:
-    """A source that was read.
-
-    Attributes:
-        source: What was configured.
-        labels: Its rows by modality.
-        media: Where its files are.
-        split_of: IMEMNet-C with a split file: split of each song.
-    """
+    """A source that was read."""
 
     source: Source
-    labels: tuple[Labels, ...]
-    media: Storage
-    split_of: Mapping[str, str] | None = None
+    labels: tuple[Labels, ...]  # by modality
+    media: Storage  # where its files are
+    split_of: Mapping[str, str] | None = None  # split of each song, for IMEMNet-C with a split file
 
     @property
     def name(self) -> str:
@@ -85,9 +78,8 @@ class Collection:
 def read_source(source: Source, settings: StorageSettings) -> Collection:
     """Read the tables of a source.
 
-    Raises:
-        UsageError: If a table does not exist, is no table, or lacks a column.
-        StorageError: If the place cannot be read.
+    Raises UsageError if a table does not exist, is not a table, or lacks a column, StorageError if the place cannot be
+    read.
     """
     if isinstance(source, ImemnetSource):
         return _read_imemnet(source, settings)
