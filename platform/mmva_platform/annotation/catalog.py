@@ -23,15 +23,7 @@ from mmva_platform.annotation.options import PLAIN_TABLES, TableOptions
 from mmva_platform.annotation.roots import is_table
 from mmva_platform.annotation.schema import CATALOG_SCHEMA
 from mmva_platform.settings import StorageSettings
-from mmva_platform.storage import (
-    Entry,
-    Storage,
-    StorageDenied,
-    StorageNotFound,
-    StoragePathError,
-    open_storage,
-    split_uri,
-)
+from mmva_platform.storage import Storage, StorageDenied, StorageNotFound, StoragePathError, open_storage, split_uri
 
 _BATCH_ROWS: Final = 65_536
 
@@ -107,8 +99,9 @@ def open_catalog(uri: str, settings: StorageSettings, tables: TableOptions = PLA
     if is_table(uri):
         folder, name = split_uri(uri)
         parent = open_storage(folder, settings)
-        whole = f"{parent.uri}/{name}"
-        return Catalog(whole, lambda skipped: _of_table(parent, name, settings, skipped, reader(skipped)), tables)
+        return Catalog(
+            f"{parent.uri}/{name}", lambda skipped: _of_table(parent, name, settings, skipped, reader(skipped)), tables
+        )
     place = open_storage(uri, settings)
     return Catalog(place.uri, lambda skipped: _of_folder(place, skipped, reader(skipped)), tables)
 
@@ -119,8 +112,7 @@ def _of_table(
     """One table file, or the table files of a folder that is named like a table."""
     place = open_storage(f"{parent.uri}/{name}", settings)
     local = parent.local_path(name)
-    is_folder = local.is_dir() if local else not parent.exists(name)
-    if not is_folder:
+    if not local.is_dir() if local else parent.exists(name):
         yield from _rows_of_files(parent, [name], parent.uri, skipped, reader)
         return
     entries = place.walk(on_skip=lambda _path, reason: skipped.update([reason]))
@@ -140,27 +132,19 @@ def _of_folder(place: Storage, skipped: Counter[str], reader: TableReader) -> It
     unlisted = Counter[str]()
     entries = place.walk(on_skip=lambda _path, reason: unlisted.update([reason]))
     while part := list(islice(entries, _BATCH_ROWS)):
-        media = _listed(part, place.uri, skipped)
+        # A .txt file is a caption whose text is fetched when it is annotated.
+        paths, sizes, etags = map(pa.array, zip(*part, strict=True))
+        media = listed_rows(paths, sizes, etags, place.uri.rstrip("/"), skipped)
         found = found or media.num_rows > 0
         yield media
         if not found:
             files += [entry.path for entry in part if is_table(entry.path) and not _is_marker(entry.path)]
-    if files and not found:
-        skipped.clear()  # a catalog of tables: their markers and checksums are no media that were left out
+    if found:
+        files = []
+    if files:
+        skipped.clear()  # a catalog of tables: their markers and checksums are not media that were left out
     skipped.update(unlisted)
-    if files and not found:
-        yield from _rows_of_files(place, files, place.uri, skipped, reader)
-
-
-def _listed(entries: list[Entry], root: str, skipped: Counter[str]) -> pa.Table:
-    """Rows of listed files. A .txt file is a caption whose text is fetched when it is annotated."""
-    return listed_rows(
-        pa.array([entry.path for entry in entries], pa.large_string()),
-        pa.array([entry.size for entry in entries], pa.int64()),
-        pa.array([entry.etag for entry in entries], pa.large_string()),
-        root.rstrip("/"),
-        skipped,
-    )
+    yield from _rows_of_files(place, files, place.uri, skipped, reader)
 
 
 def _rows_of_files(

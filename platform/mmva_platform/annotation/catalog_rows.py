@@ -42,8 +42,7 @@ def listed_rows(
     prefix = pa.scalar(root, pa.large_string()) if isinstance(root, str) else root
     uris = pc.binary_join_element_wise(prefix, paths, _SLASH)
     columns = [paths, uris, kinds, pa.nulls(len(paths), pa.large_string()), sizes, etags]
-    table = pa.Table.from_arrays([_as(column, field) for column, field in _typed(columns)], schema=CATALOG_SCHEMA)
-    return table.filter(pc.and_(pc.is_valid(kinds), pc.invert(hidden)))
+    return pa.Table.from_arrays(columns, schema=CATALOG_SCHEMA).filter(pc.and_(pc.is_valid(kinds), pc.invert(hidden)))
 
 
 def table_rows(columns: Mapping[str, pa.Array], first: int, base: str) -> pa.Table:
@@ -65,8 +64,7 @@ def table_rows(columns: Mapping[str, pa.Array], first: int, base: str) -> pa.Tab
     # A music row may have a caption beside it; the modality decides what is annotated.
     is_caption = pc.fill_null(pc.equal(modalities, "caption"), fill_value=False)
     captions = pc.if_else(is_caption, text["caption"], nothing)
-    arrays = [ids, locations, modalities, captions, sizes, etags]
-    return pa.Table.from_arrays([_as(column, field) for column, field in _typed(arrays)], schema=CATALOG_SCHEMA)
+    return pa.Table.from_arrays([ids, locations, modalities, captions, sizes, etags], schema=CATALOG_SCHEMA)
 
 
 def inventory_rows(columns: Mapping[str, pa.Array], skipped: Counter[str]) -> pa.Table:
@@ -164,11 +162,3 @@ def _state(uri: str | None) -> os.stat_result | None:
     except (OSError, ValueError):
         return None
     return state if state is not None and stat.S_ISREG(state.st_mode) else None
-
-
-def _typed(columns: list[pa.Array]) -> list[tuple[pa.Array, pa.Field]]:
-    return list(zip(columns, CATALOG_SCHEMA, strict=True))
-
-
-def _as(column: pa.Array, field: pa.Field) -> pa.Array:
-    return column if column.type == field.type else column.cast(field.type)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ from mmva_platform.annotation.table import TableFile, data_path
 from mmva_platform.settings import Config
 from mmva_platform.storage import Storage
 
+NumberT = TypeVar("NumberT", int, float)
 _READERS: Final = 16  # at once; one after another, a million records would take hours
 
 
@@ -102,10 +103,9 @@ def commit_shard(storage: Storage, plan: Plan, shard: str, result: ShardResult, 
         files=tuple(files),
         embeddings=tuple(embeddings),
     )
-    path = commit_path(plan.version, shard)
-    if storage.put_if_absent(path, record.model_dump_json(indent=1).encode()):
+    if storage.put_if_absent(commit_path(plan.version, shard), record.model_dump_json(indent=1).encode()):
         return record
-    return parse_commit(storage, path)
+    return read_commit(storage, plan.version, shard)
 
 
 def committed_shards(storage: Storage, version: int) -> set[str]:
@@ -119,25 +119,20 @@ def committed_shards(storage: Storage, version: int) -> set[str]:
 
 
 def read_commit(storage: Storage, version: int, shard: str) -> CommitRecord:
-    """The record of a committed shard."""
-    return parse_commit(storage, commit_path(version, shard))
+    """The record of a committed shard. Raises CheckFailed, with the file's URI, if it is not a commit record."""
+    path = commit_path(version, shard)
+    try:
+        return CommitRecord.model_validate_json(storage.read(path))
+    except ValidationError as error:
+        raise CheckFailed(
+            f"{storage.join(path)}: not a commit record ({error.errors()[0]['msg']}); delete it to run the shard again"
+        ) from None
 
 
 def read_commits(storage: Storage, version: int, shards: Iterable[str]) -> list[CommitRecord]:
     """Records of committed shards, in the order given; some at a time, because each is a request of its own."""
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(lambda shard: read_commit(storage, version, shard), shards))
-
-
-def parse_commit(storage: Storage, path: str) -> CommitRecord:
-    """The record at a path. Raises CheckFailed, with the file's URI, if it is not a commit record."""
-    try:
-        return CommitRecord.model_validate_json(storage.read(path))
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise CheckFailed(
-            f"{storage.join(path)}: not a commit record ({reason}); delete it to run the shard again"
-        ) from None
 
 
 def commit_path(version: int, shard: str) -> str:
@@ -147,6 +142,15 @@ def commit_path(version: int, shard: str) -> str:
 
 def _commits(version: int) -> str:
     return f"{version_folder(version)}/commits/"
+
+
+def summed(parts: Iterable[Mapping[str, NumberT]]) -> dict[str, NumberT]:
+    """Sums by name, in the order of the names' first part."""
+    found: dict[str, NumberT] = {}
+    for part in parts:
+        for name, value in part.items():
+            found[name] = found[name] + value if name in found else value
+    return found
 
 
 def _counts(values: pa.ChunkedArray) -> dict[str, int]:
@@ -160,7 +164,8 @@ def _write_files(storage: Storage, plan: Plan, shard: str, result: ShardResult) 
     written: list[str] = []
     for modality, rows, at_N in _by_modality(result.ok):
         if result.embeddings.num_rows:
-            path, data = _named(f"{plan.folder}/embeddings/{shard}", result.embeddings.take(at_N).combine_chunks())
+            data = table_to_parquet(result.embeddings.take(at_N).combine_chunks())
+            path = f"{plan.folder}/embeddings/{shard}-{sha256_hex(data)}.parquet"
             storage.write(path, data)
             written.append(path)
             rows = _referring(rows, path)  # noqa: PLW2901 - the rows of this file from here on
@@ -178,11 +183,6 @@ def _data_file(version: int, shard: str, status: str, modality: str | None, rows
     return DataFile(path=path, rows=rows.num_rows, size=len(data), status=status, modality=modality), data
 
 
-def _named(stem: str, table: pa.Table) -> tuple[str, bytes]:
-    data = table_to_parquet(table)
-    return f"{stem}-{sha256_hex(data)}.parquet", data
-
-
 def _by_modality(table: pa.Table) -> Iterator[tuple[str | None, pa.Table, pa.Array]]:
     """Modality, rows, and their positions, in the order of the first item of each modality."""
     for modality in pc.unique(table["modality"]).to_pylist():
@@ -193,10 +193,8 @@ def _by_modality(table: pa.Table) -> Iterator[tuple[str | None, pa.Table, pa.Arr
 
 def _referring(rows: pa.Table, path: str) -> pa.Table:
     """Rows that refer to the rows of a file of embeddings, one by one."""
-    columns = (
-        pa.repeat(pa.scalar(path, pa.string()), rows.num_rows),
-        pa.array(np.arange(rows.num_rows, dtype=np.int32)),
-    )
+    count = rows.num_rows
+    columns = (pa.repeat(pa.scalar(path, pa.string()), count), pa.array(np.arange(count, dtype=np.int32)))
     for column, values in zip(REFERENCE_SCHEMA, columns, strict=True):
         rows = rows.set_column(ANNOTATION_SCHEMA.get_field_index(column.name), column, values)
     return rows

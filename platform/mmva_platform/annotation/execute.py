@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from mmva.errors import CheckFailed
+from mmva.inference.engines import pack_bundle
 from mmva_platform.annotation.commit import CommitRecord, committed_shards, read_commits
 from mmva_platform.annotation.heartbeats import HeartbeatFile
 from mmva_platform.annotation.options import ErrorLimit
 from mmva_platform.annotation.plan import Plan
 from mmva_platform.annotation.publish import VersionRecord, publish, read_record
 from mmva_platform.annotation.table import is_published
+from mmva_platform.annotation.worker import ShardDecoder, ShardWorker
 from mmva_platform.bulk import Resources, Stage, run_pass
+from mmva_platform.cluster import ray_session
+from mmva_platform.draining import drain_on_sigterm
 from mmva_platform.monitoring import RunMetrics, bound
+from mmva_platform.progress import progress
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage
 
@@ -45,8 +50,6 @@ def carry_out(
         watch(commit)
     todo = [shard for shard in plan.shards if shard not in before]
     if todo:
-        from mmva.inference.engines import pack_bundle
-
         run = {"bundle": pack_bundle(bundle_dir), "plan": plan, "out": storage.uri, "settings": settings}
         left = sum(plan.rows) - sum(commit.items for commit in commits)
         with bound(run=plan.run_id):
@@ -65,11 +68,6 @@ def _execute(
     workers: int | None,
 ) -> list[CommitRecord]:
     """Run shards on the cluster; their records."""
-    from mmva_platform.annotation.worker import ShardDecoder, ShardWorker
-    from mmva_platform.cluster import ray_session
-    from mmva_platform.draining import drain_on_sigterm
-    from mmva_platform.progress import progress
-
     plan: Plan = run["plan"]
     settings: Settings = run["settings"]
     resources, before, limit_s = Resources(max_workers=workers), None, settings.annotation.item_timeout_s
@@ -115,7 +113,7 @@ class _Errors:
 
     def __call__(self, record: CommitRecord) -> None:
         """Count a shard; CheckFailed if it is one too many."""
-        carried = record.work.get("carried", 0)  # copied from the version before: they say nothing of this run
+        carried = record.work.get("carried", 0)  # copied from the version before: not a result of this run
         self._done += record.items - carried
         self._quarantined += record.work.get("quarantined", 0)
         if not carried:
@@ -124,5 +122,5 @@ class _Errors:
             (cause, count), *_ = self._causes.most_common(1) or [("of no cause", 0)]
             raise CheckFailed(
                 f"{self._uri}: {self._quarantined} of {self._done} items are quarantined ({count} {cause}), over the "
-                f"limit of {self._limit.text}; what is committed stays, a higher --max-errors continues from there"
+                f"limit of {self._limit.text}; committed shards stay, a higher --max-errors continues from there"
             )

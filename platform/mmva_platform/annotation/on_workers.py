@@ -12,7 +12,7 @@ from mmva_platform.settings import ClusterSettings
 
 
 class Workers:
-    """Asks the cluster. Ray's session begins with the first question and lasts until the block ends."""
+    """Questions to the cluster. Ray's session begins with the first one and lasts until the block ends."""
 
     def __init__(self, settings: ClusterSettings) -> None:
         self._settings, self._stack, self._connected = settings, ExitStack(), False

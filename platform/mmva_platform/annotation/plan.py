@@ -152,24 +152,21 @@ class Plan(Config):
     def differences(self, other: Self) -> list[str]:
         """What keeps another plan from sharing this one's output, one line each."""
         there, now = self.decisive(), other.decisive()
-        return [
-            f"{key}: {there.get(key)} there, {now.get(key)} now"
-            for key in there | now
-            if there.get(key) != now.get(key)
-        ]
+        pairs = {key: (there.get(key), now.get(key)) for key in there | now}
+        return [f"{key}: {old} there, {new} now" for key, (old, new) in pairs.items() if old != new]
 
     def check_same(self, other: Self, out: str) -> None:
         """Raise CheckFailed, naming every difference, if another plan cannot share this one's output."""
         differences = "; ".join(self.differences(other))
         if differences and self.version:
             raise CheckFailed(
-                f"{out}: version {self.version} is under way with other options ({differences}); `mmva annotations "
+                f"{out}: version {self.version} was begun with other options ({differences}); `mmva annotations "
                 "resume` finishes it"
             )
         if differences:
             raise CheckFailed(
-                f"{out} holds annotations made otherwise ({differences}); choose another output, or call with the same "
-                "options; `mmva annotations resume` needs none"
+                f"{out} holds annotations made with other options ({differences}); choose another output, or use the "
+                "same options; `mmva annotations resume` needs none"
             )
 
 

@@ -1,6 +1,6 @@
-"""From a caller's words to a plan: names first, then the catalog, then what computes the embeddings.
+"""From a call of annotate to a plan: names first, then the catalog, then the engines.
 
-Nothing of the run is done here; only the model's files and exported networks are put into its directory.
+This annotates nothing; it only puts the model's files and exported networks into the run's directory.
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from mmva.bundle import read_bundle_info
 from mmva.errors import UsageError
 from mmva.inference.config import ON_GPU, EngineInfo, Preprocessing, default_preprocessing
+from mmva.inference.engines import calibrate_bundle, choose_engines, pack_bundle
 from mmva.modalities import towers_of
 from mmva_platform.annotation.catalog import Catalog, open_catalog
+from mmva_platform.annotation.on_workers import Workers
 from mmva_platform.annotation.options import AnnotateOptions
 from mmva_platform.annotation.plan import INTERNAL, ModelInfo, Plan, plan_file, read_plan
 from mmva_platform.annotation.planning import write_plan
 from mmva_platform.annotation.roots import catalog_root, normalised_root
 from mmva_platform.annotation.spool import Spool, spooled
 from mmva_platform.annotation.stored_model import store_bundle
+from mmva_platform.datasets.embedder import EncoderLoader
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, open_storage, probe_put_if_absent
-
-if TYPE_CHECKING:
-    from mmva_platform.annotation.on_workers import Workers
-    from mmva_platform.tracking.resolve import ResolvedModel
+from mmva_platform.tracking.resolve import ResolvedModel, resolve_model
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,7 @@ class Request:
     @property
     def model(self) -> ModelInfo:
         """The model as a plan names it."""
-        version = None if self.resolved.version is None else str(self.resolved.version)
-        return ModelInfo(name=self.resolved.name, version=version, digest=self.resolved.digest)
+        return model_info(self.resolved)
 
     def differences(self) -> list[str]:
         """Why this call cannot continue the run that is there, one line each."""
@@ -82,8 +81,6 @@ def look_up(catalog: str, model: str, out: str, settings: Settings, options: Ann
     Raises UsageError if there is no such model, a URI is malformed, or the output has a plan of another format,
     CheckFailed if the model is not the registered one.
     """
-    from mmva_platform.tracking.resolve import resolve_model
-
     resolved = resolve_model(model, settings)
     found = open_catalog(catalog, settings.storage, options.tables)
     storage = open_storage(out, settings.storage)
@@ -91,10 +88,12 @@ def look_up(catalog: str, model: str, out: str, settings: Settings, options: Ann
         catalog=found,
         resolved=resolved,
         storage=storage,
-        preprocessing=_preprocessing(resolved, options),
+        preprocessing=default_preprocessing(
+            read_bundle_info(resolved.bundle_dir).backbones, options.window_s, options.hop_s
+        ),
         roots=roots_for([catalog_root(found.uri)], settings, options.roots),
         options=options,
-        # An annotation of the earlier format is not to be mixed with this one: read_plan says so.
+        # read_plan refuses an annotation of the earlier format.
         settled=read_plan(storage) if storage.exists(plan_file(0)) or storage.exists("plan.json") else None,
     )
 
@@ -114,7 +113,7 @@ def make_plan(request: Request, settings: Settings, workers: Workers | None = No
         needed = towers_needed(spool.by_modality, request.preprocessing)
         bundle_dir = request.resolved.bundle_dir
         engines = choose_towers(bundle_dir, needed, storage, settings, wanted=options.engine, workers=workers)
-        store_bundle(storage, request.resolved.bundle_dir, request.model)
+        store_bundle(storage, bundle_dir, request.model)
         return write_plan(
             storage,
             spool,
@@ -126,6 +125,12 @@ def make_plan(request: Request, settings: Settings, workers: Workers | None = No
             command=options.command,
             keep_windows=options.keep_windows,
         )
+
+
+def model_info(resolved: ResolvedModel) -> ModelInfo:
+    """A model as a plan names it."""
+    version = None if resolved.version is None else str(resolved.version)
+    return ModelInfo(name=resolved.name, version=version, digest=resolved.digest)
 
 
 def roots_for(places: Iterable[str], settings: Settings, named: Iterable[str]) -> tuple[str, ...]:
@@ -146,9 +151,8 @@ def tell(spool: Spool) -> None:
         logger.info("catalog %s: skipped: %s", spool.uri, kinds)
     if spool.duplicates:
         first = ", ".join(spool.duplicate_ids)
-        logger.warning(
-            "catalog %s: %d rows repeat an earlier id and are left out: %s", spool.uri, spool.duplicates, first
-        )
+        message = "catalog %s: %d rows repeat an earlier id and are left out: %s"
+        logger.warning(message, spool.uri, spool.duplicates, first)
 
 
 def choose_towers(
@@ -167,9 +171,6 @@ def choose_towers(
     engines; None: this process. Raises UsageError, before anything is written, if a GPU engine is wanted and the
     cluster has no GPU.
     """
-    from mmva.inference.engines import calibrate_bundle, choose_engines, pack_bundle
-    from mmva_platform.datasets.embedder import EncoderLoader
-
     found = {tower: adopted[tower] for tower in needed if adopted and tower in adopted}
     missing = [tower for tower in needed if tower not in found]
     if not missing:
@@ -190,10 +191,3 @@ def choose_towers(
         gpu=gpu,
         measure=lambda modality: calibrate(bundle, modality, cache, load),
     )
-
-
-def _preprocessing(resolved: ResolvedModel, options: AnnotateOptions) -> Preprocessing:
-    """What the bundle records of its backbones, and how media are cut for them."""
-    from mmva.bundle import read_bundle_info
-
-    return default_preprocessing(read_bundle_info(resolved.bundle_dir).backbones, options.window_s, options.hop_s)

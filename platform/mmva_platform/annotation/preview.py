@@ -171,19 +171,14 @@ def _known_engines(request: Request, modalities: Iterable[str], settings: Settin
 
 
 def _shown(engines: Mapping[str, EngineInfo], towers: Iterable[str]) -> dict[str, tuple[str, float | None]]:
-    unknown = ("", None)
-    return {
-        tower: (engines[tower].name, engines[tower].items_per_s.get(engines[tower].name))
-        if tower in engines
-        else unknown
-        for tower in towers
-    }
+    known = {tower: (engine.name, engine.items_per_s.get(engine.name)) for tower, engine in engines.items()}
+    return {tower: known.get(tower, ("", None)) for tower in towers}
 
 
 def _seconds(spool: Spool, engines: Mapping[str, EngineInfo], request: Request, workers: int) -> float | None:
     """Work of all items, shared by the workers."""
     needed = towers_needed(spool.by_modality, request.preprocessing)
-    if any(engines[tower].name not in engines[tower].items_per_s if tower in engines else True for tower in needed):
+    if any(speed is None for _, speed in _shown(engines, needed).values()):
         return None
     unit_s = seconds_per_unit(engines, request.preprocessing.hop_s)
     return sum(unit_s.get(group.modality, 0.0) * spool.units[group] for group in spool.groups) / workers

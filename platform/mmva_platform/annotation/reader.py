@@ -21,12 +21,7 @@ import pyarrow.parquet as pq
 from mmva.errors import CheckFailed, UsageError
 from mmva_platform.annotation.plan import ModelInfo, cleaned_mark
 from mmva_platform.annotation.publish import VersionRecord, read_record
-from mmva_platform.annotation.schema import (
-    ANNOTATION_SCHEMA,
-    EMBEDDING_FILE_SCHEMA,
-    QUARANTINE_SCHEMA,
-    REFERENCE_SCHEMA,
-)
+from mmva_platform.annotation.schema import EMBEDDING_FILE_SCHEMA, REFERENCE_SCHEMA, SCHEMAS
 from mmva_platform.annotation.table import TableFile, files_of, open_table
 from mmva_platform.settings import StorageSettings
 from mmva_platform.storage import Storage, StorageError, StorageNotFound, open_storage
@@ -39,7 +34,6 @@ ResultT = TypeVar("ResultT")
 
 # Columns that are not in the data files but in those of the embeddings, by the name they have here.
 EMBEDDING_COLUMNS: Final = {"embedding": "embedding", "window_embeddings": "windows"}
-_SCHEMAS: Final = {"ok": ANNOTATION_SCHEMA, "quarantined": QUARANTINE_SCHEMA}
 _READERS: Final = 8  # files at once; threads hide the waiting of remote storage
 
 
@@ -148,10 +142,10 @@ class Annotation:
 
     def columns(self, status: str = "ok") -> list[str]:
         """Names of the columns that are read by default."""
-        return list(_SCHEMAS[status].names)
+        return list(SCHEMAS[status].names)
 
     def _checked(self, columns: Sequence[str] | None, status: str) -> list[str]:
-        known = _SCHEMAS[status].names
+        known = SCHEMAS[status].names
         if columns is None:
             return list(known)
         extra = list(EMBEDDING_COLUMNS) if status == "ok" else []
@@ -199,7 +193,7 @@ def read_columns(storage: Storage, path: str, columns: Sequence[str]) -> pa.Tabl
 def _field(status: str, name: str) -> pa.Field:
     if name in EMBEDDING_COLUMNS and status == "ok":
         return EMBEDDING_FILE_SCHEMA.field(EMBEDDING_COLUMNS[name]).with_name(name)
-    return _SCHEMAS[status].field(name)
+    return SCHEMAS[status].field(name)
 
 
 def _ahead(call: Callable[[ValueT], ResultT], values: Sequence[ValueT]) -> Iterator[ResultT]:

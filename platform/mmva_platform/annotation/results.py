@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmva.inference.heads import predict
+from mmva.inference.pipeline import Pipeline
 from mmva.inference.tables import WINDOW_SCHEMA, Predicted, constant, offsets, table_of
+from mmva.predictor import Predictor
 from mmva_platform.annotation.commit import ShardResult
 from mmva_platform.annotation.plan import Plan
 from mmva_platform.annotation.schema import (
@@ -20,10 +22,6 @@ from mmva_platform.annotation.schema import (
     REFERENCE_SCHEMA,
     STAMP_SCHEMA,
 )
-
-if TYPE_CHECKING:
-    from mmva.inference.pipeline import Pipeline
-    from mmva.predictor import Predictor
 
 
 def annotate_items(
@@ -46,16 +44,10 @@ def annotate_items(
         embedded = pipeline.embed_decoded(decoded, items_at_fault=items_at_fault)
     begun = time.monotonic()
     predicted = predict(model, embedded)
-    same = pc.is_in(predicted.rows["id"], value_set=embedded.same_bytes)
-    same_bytes = pc.sum(same).as_py() or 0
-    work = {
-        "media": predicted.rows.num_rows - same_bytes,
-        "same bytes": same_bytes,
-        "quarantined": predicted.errors.num_rows,
-    }
+    same = pc.sum(pc.is_in(predicted.rows["id"], value_set=embedded.same_bytes)).as_py() or 0
+    work = {"media": predicted.rows.num_rows - same, "same bytes": same, "quarantined": predicted.errors.num_rows}
     result = stamped(predicted, plan, shard, items)
-    seconds = {**embedded.seconds, "heads": time.monotonic() - begun}
-    return ShardResult(result.ok, result.quarantined, result.embeddings, work, seconds)
+    return replace(result, work=work, seconds={**embedded.seconds, "heads": time.monotonic() - begun})
 
 
 def stamped(predicted: Predicted, plan: Plan, shard: str, items: pa.Table) -> ShardResult:
@@ -63,8 +55,8 @@ def stamped(predicted: Predicted, plan: Plan, shard: str, items: pa.Table) -> Sh
     rows, errors = predicted.rows, predicted.errors
     columns = _columns(rows) | _of_items(items, rows["id"]) | stamps(plan, shard, rows.num_rows)
     columns |= {column.name: pa.nulls(rows.num_rows, column.type) for column in REFERENCE_SCHEMA}
-    run = {"run_id": plan.run_id, "shard": shard}
-    named = {name: constant(value, pa.string(), errors.num_rows) for name, value in run.items()}
+    run = {"run_id": plan.run_id, "shard": shard}.items()
+    named = {name: constant(value, pa.string(), errors.num_rows) for name, value in run}
     embeddings = {
         "id": rows["id"],
         "embedding": rows["embedding"],

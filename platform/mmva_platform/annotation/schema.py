@@ -4,8 +4,6 @@ Bump ANNOTATION_VERSION with any change of a column: a run of another version is
 """
 
 import hashlib
-from collections.abc import Sequence
-from hashlib import blake2b
 from typing import Final
 
 import numpy as np
@@ -89,7 +87,8 @@ EMBEDDING_FILE_SCHEMA: Final = pa.schema(
 )
 
 PARTITIONS: Final = ("status", "modality")
-STATUSES: Final = ("ok", "quarantined")
+SCHEMAS: Final = {"ok": ANNOTATION_SCHEMA, "quarantined": QUARANTINE_SCHEMA}  # by status
+STATUSES: Final = tuple(SCHEMAS)
 
 
 def _table_schema() -> pa.Schema:
@@ -129,11 +128,6 @@ def table_to_parquet(table: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def parquet_to_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """Inverse of table_to_parquet; `columns` reads only these, in the file's order."""
-    return pq.ParquetFile(pa.BufferReader(data)).read(columns=columns and list(columns))
-
-
 def _leaves(field: pa.Field, prefix: str = "", name: str | None = None) -> list[str]:
     """Paths of a field's columns in Parquet: "embedding.list.element", "windows.list.element.start_s"."""
     path = prefix + (name or field.name)
@@ -157,7 +151,7 @@ def item_digests(items: pa.Table) -> NDArray[np.int64]:
     pairs = zip(lengths, columns, strict=True)
     parts = [pc.binary_join_element_wise(*pair, colon).fill_null(nothing) for pair in pairs]
     joined = pc.binary_join_element_wise(*parts, pa.scalar("", text))
-    digests = (blake2b(row.encode(), digest_size=8).digest() for row in joined.to_pylist())
+    digests = (hashlib.blake2b(row.encode(), digest_size=8).digest() for row in joined.to_pylist())
     return np.frombuffer(b"".join(digests), "<i8").astype(np.int64)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -95,13 +95,8 @@ class Spool:
 def as_new(batch: pa.Table) -> pa.Table:
     """Items (ITEM_SCHEMA) of a batch of a catalog (CATALOG_SCHEMA) of which no earlier version is known."""
     count = batch.num_rows
-    columns = [
-        *batch.select(CATALOG_SCHEMA.names).columns,
-        pa.array(item_digests(batch)),
-        pa.array(np.ones(count, np.int32)),
-        *(pa.nulls(count, ITEM_SCHEMA.field(name).type) for name in ("base_file", "base_row")),
-    ]
-    return pa.Table.from_arrays(columns, schema=ITEM_SCHEMA)
+    columns = [*batch.select(CATALOG_SCHEMA.names).columns, pa.array(item_digests(batch)), np.ones(count, np.int32)]
+    return pa.Table.from_arrays([*columns, pa.nulls(count), pa.nulls(count)], schema=ITEM_SCHEMA)
 
 
 @contextmanager
@@ -129,11 +124,15 @@ def _fill(
     named: Counter[str] = Counter()
     known_bytes = unknown = 0
     first_outside: str | None = None
-    with _Writers(folder) as writers:
+    writers: dict[Group, pa.RecordBatchStreamWriter] = {}  # one Arrow file for each group
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with ExitStack() as opened:
         for batch in catalog.batches():
             if allowed is not None:
-                first_outside = first_outside or _first_uri(batch)
-                allowed = None if _some_inside(batch, allowed) else allowed
+                uris = batch["uri"].drop_null().to_pylist()
+                first_outside = first_outside or next(iter(uris), None)
+                if len(uris) < batch.num_rows or any(map(allowed.allow, uris)):  # some item needs no file or is inside
+                    allowed = None
             ids.add(batch["id"])
             named.update(_counts(batch["modality"]))
             of_files = batch.filter(pc.and_(batch["uri"].is_valid(), batch["caption"].is_null()))
@@ -142,7 +141,10 @@ def _fill(
             number = pa.array(np.arange(rows.total(), rows.total() + batch.num_rows))
             items = lookup(batch).append_column(_ROW, number)
             for group, table in _grouped(items):
-                writers.write(group, table)
+                if group not in writers:
+                    writer = pa.ipc.new_stream(_path(folder, group), ITEM_SCHEMA.append(_ROW), options=options)
+                    writers[group] = opened.enter_context(writer)
+                writers[group].write_table(table)
                 rows[group] += table.num_rows
                 units_of[group] += float(units(table).sum())
     if allowed is not None:
@@ -165,27 +167,6 @@ def _fill(
         _folder=folder,
         _repeated=repeated,
     )
-
-
-class _Writers:
-    """One Arrow file for each group, opened with its first rows."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._open = folder, ExitStack()
-        self._writers: dict[Group, pa.RecordBatchFileWriter] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def write(self, group: Group, table: pa.Table) -> None:
-        if group not in self._writers:
-            options = pa.ipc.IpcWriteOptions(compression="lz4")
-            writer = pa.ipc.new_stream(_path(self._folder, group), ITEM_SCHEMA.append(_ROW), options=options)
-            self._writers[group] = self._open.enter_context(writer)
-        self._writers[group].write_table(table)
-
-    def __exit__(self, *_exception: object) -> None:
-        self._open.close()
 
 
 def _path(folder: Path, group: Group) -> str:
@@ -229,16 +210,6 @@ def _grouped(items: pa.Table) -> Iterator[tuple[Group, pa.Table]]:
 def _counts(modalities: pa.ChunkedArray) -> dict[str, int]:
     """Items of each modality, in the order of their first; "unknown" where none is named."""
     return {entry["values"] or "unknown": entry["counts"] for entry in modalities.value_counts().to_pylist()}
-
-
-def _first_uri(batch: pa.Table) -> str | None:
-    found = batch["uri"].drop_null()
-    return found[0].as_py() if len(found) else None
-
-
-def _some_inside(batch: pa.Table, allowed: AllowedRoots) -> bool:
-    """Whether an item is below a root, or needs no file."""
-    return bool(batch["uri"].null_count) or any(allowed.allow(uri) for uri in batch["uri"].to_pylist())
 
 
 @contextmanager

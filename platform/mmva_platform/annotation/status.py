@@ -1,6 +1,5 @@
 """How far an annotation is, and its history: from its directory alone, while a run works, after a crash, when done."""
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from mmva_platform.annotation.publish import Totals, VersionRecord, add_up, read
 from mmva_platform.annotation.reader import open_annotation
 from mmva_platform.annotation.summary import changes_of
 from mmva_platform.annotation.table import is_published, latest_version
-from mmva_platform.settings import Settings
+from mmva_platform.settings import Config, Settings
 from mmva_platform.storage import Storage, open_storage
 
 
@@ -42,10 +41,8 @@ class RunStatus:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for --json."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        heartbeats = self.heartbeats and self.heartbeats.model_dump()
-        plain = {"totals": self.totals.model_dump(), "model": self.model.model_dump(), "heartbeats": heartbeats}
-        return values | plain | {"items_per_worker_s": self.items_per_worker_s}
+        models = {name: part and part.model_dump() for name, part in vars(self).items() if isinstance(part, Config)}
+        return vars(self) | models | {"items_per_worker_s": self.items_per_worker_s}
 
     def to_text(self) -> str:
         """A few lines for a person."""

@@ -23,18 +23,11 @@ from mmva_platform.annotation.commit import ShardResult
 from mmva_platform.annotation.plan import Plan
 from mmva_platform.annotation.reader import Annotation
 from mmva_platform.annotation.results import flat_windows, stamped
-from mmva_platform.annotation.schema import (
-    ANNOTATION_SCHEMA,
-    EMBEDDING_FILE_SCHEMA,
-    QUARANTINE_SCHEMA,
-    REFERENCE_SCHEMA,
-)
+from mmva_platform.annotation.schema import EMBEDDING_FILE_SCHEMA, REFERENCE_SCHEMA, SCHEMAS
 
 if TYPE_CHECKING:
     from mmva.model import MMVA
     from mmva.predictor import Predictor
-
-_SCHEMAS = {"ok": ANNOTATION_SCHEMA, "quarantined": QUARANTINE_SCHEMA}
 
 
 class StoredRows:
@@ -72,15 +65,14 @@ class StoredRows:
 
     def _rows(self, items: pa.Table, status: str) -> pa.Table:
         """The items' rows of one status."""
-        found = [_SCHEMAS[status].empty_table()]
+        found = [SCHEMAS[status].empty_table()]
         for path in pc.unique(items["base_file"]).to_pylist():
             if path not in self._files:
                 raise CheckFailed(
-                    f"{self._before.uri}: {path} is planned with and not in version {self._before.version}"
+                    f"{self._before.uri}: version {self._before.version} lacks {path}, which the plan uses"
                 )
             if self._files[path].status == status:
-                here = items.filter(pc.equal(items["base_file"], path))
-                found.append(self._taken(path, here))
+                found.append(self._taken(path, items.filter(pc.equal(items["base_file"], path))))
         return pa.concat_tables(found).combine_chunks()
 
     def _taken(self, path: str, items: pa.Table) -> pa.Table:
@@ -94,7 +86,7 @@ class StoredRows:
 
     def _read(self, path: str) -> pa.Table:
         file = self._files[path]
-        return self._before.read(file, _SCHEMAS[file.status].names)
+        return self._before.read(file, SCHEMAS[file.status].names)
 
     @cached_property
     def _model(self) -> MMVA | Predictor:

@@ -68,18 +68,13 @@ def summarize(
         out=out,
         version=record.version,
         run_id=record.run_id,
-        items=totals.items,
-        ok=totals.ok,
-        quarantined=totals.quarantined,
-        by_modality=totals.by_modality,
-        causes=totals.causes,
         duplicates=plan.catalog.duplicates if plan and first_look else 0,
         skipped=plan.catalog.skipped if plan and first_look else {},
         shards=len(plan.shards) if plan else 0,
         resumed_shards=resumed,
         seconds=round(seconds, 2),
-        work=totals.work,
         changes=changes_of(plan.base) if plan and plan.base else None,
+        **totals.model_dump(exclude={"seconds"}),
     )
 
 

@@ -13,18 +13,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice, takewhile
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Schema
+from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
 
 from mmva.errors import CheckFailed, UsageError
 from mmva.modalities import MEDIA_KINDS
 from mmva_platform.annotation.schema import PARTITIONS, TABLE_SCHEMA
 from mmva_platform.storage import Storage, StorageError, StorageUnavailable
-
-if TYPE_CHECKING:
-    from deltalake import DeltaTable
-    from deltalake.transaction import AddAction, RemoveAction
 
 LOG: Final = "_delta_log/"
 _RUN: Final = "mmvaRunId"  # in the commit's own information
@@ -75,8 +73,6 @@ def open_table(storage: Storage, version: int | None = None) -> DeltaTable:
     Raises UsageError if nothing is published or there is no such version, CheckFailed if another program wrote the
     version or its log is damaged, StorageUnavailable if storage does not answer.
     """
-    from deltalake import DeltaTable
-
     versions = _versions(storage)
     if not versions:
         verb = "convert` reads the earlier format" if storage.exists("MANIFEST.json") else "resume` finishes a run"
@@ -96,18 +92,9 @@ def open_table(storage: Storage, version: int | None = None) -> DeltaTable:
 
 def files_of(table: DeltaTable) -> list[TableFile]:
     """The data files of a version, by path."""
+    columns = ("path", "num_records", "size_bytes", "partition.status", "partition.modality")
     actions = pa.table(table.get_add_actions(flatten=True)).to_pylist()
-    found = [
-        TableFile(
-            path=action["path"],
-            rows=action["num_records"],
-            size=action["size_bytes"],
-            status=action["partition.status"],
-            modality=action["partition.modality"],
-        )
-        for action in actions
-    ]
-    return sorted(found)
+    return sorted(TableFile(*(action[name] for name in columns)) for action in actions)
 
 
 def run_of(storage: Storage, version: int) -> str | None:
@@ -146,15 +133,10 @@ def commit_version(storage: Storage, change: TableChange) -> None:
             if not is_published(storage, version):
                 raise _failure(storage, error) from error
     if run_of(storage, version) != change.run_id:
-        raise CheckFailed(
-            f"{storage.uri}: version {version} was committed by another run or program; nothing of it is changed"
-        )
+        raise CheckFailed(f"{storage.uri}: another run or program committed version {version}; it stays unchanged")
 
 
 def _commit(storage: Storage, change: TableChange) -> None:
-    from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Schema
-    from deltalake.transaction import create_table_with_add_actions
-
     options = storage.object_store_options()
     common: dict[str, Any] = {
         "schema": Schema.from_arrow(TABLE_SCHEMA),
@@ -164,34 +146,19 @@ def _commit(storage: Storage, change: TableChange) -> None:
         # Old versions stay readable until `clean`.
         "post_commithook_properties": PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False),
     }
-    adds = [_add_action(file, change.created_at) for file in change.added]
+    at_ms = int(change.created_at.timestamp() * 1000)
+    adds = [
+        AddAction(file.path, file.size, _partition(file), at_ms, True, json.dumps({"numRecords": file.rows}))  # noqa: FBT003
+        for file in change.added
+    ]
     if change.version == 0:
         create_table_with_add_actions(
             storage.uri, add_actions=adds, mode="error", name="annotations", storage_options=options, **common
         )
         return
     table = DeltaTable(storage.uri, version=change.version - 1, storage_options=options)
-    removes = [_remove_action(file, change.created_at) for file in change.removed]
+    removes = [RemoveAction(file.path, True, at_ms, file.size, _partition(file)) for file in change.removed]  # noqa: FBT003
     table.create_write_transaction([*adds, *removes], mode="append", **common)
-
-
-def _add_action(file: TableFile, at: datetime) -> AddAction:
-    from deltalake.transaction import AddAction
-
-    return AddAction(
-        path=file.path,
-        size=file.size,
-        partition_values=_partition(file),
-        modification_time=int(at.timestamp() * 1000),
-        data_change=True,
-        stats=json.dumps({"numRecords": file.rows}),
-    )
-
-
-def _remove_action(file: TableFile, at: datetime) -> RemoveAction:
-    from deltalake.transaction import RemoveAction
-
-    return RemoveAction(file.path, True, int(at.timestamp() * 1000), file.size, _partition(file))  # noqa: FBT003
 
 
 def _partition(file: TableFile) -> dict[str, str | None]:

@@ -28,7 +28,7 @@ from mmva_platform.annotation.on_workers import Workers
 from mmva_platform.annotation.options import RetryOptions, UpdateOptions
 from mmva_platform.annotation.plan import Base, ModelInfo, Plan, plan_file, read_plan
 from mmva_platform.annotation.planning import Stored, write_plan
-from mmva_platform.annotation.prepare import choose_towers, roots_for, tell, towers_needed
+from mmva_platform.annotation.prepare import choose_towers, model_info, roots_for, tell, towers_needed
 from mmva_platform.annotation.reader import Annotation, open_annotation
 from mmva_platform.annotation.roots import catalog_root
 from mmva_platform.annotation.run import finished
@@ -38,6 +38,7 @@ from mmva_platform.annotation.spool import OTHER, Spool, spooled
 from mmva_platform.annotation.stored_model import store_bundle, stored_bundle
 from mmva_platform.annotation.summary import AnnotationSummary, summarize
 from mmva_platform.settings import Settings, validate
+from mmva_platform.tracking.resolve import resolve_model
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class _Update:
 
     @property
     def version(self) -> int:
-        """The version to come."""
+        """Number of the next version."""
         return self.before.version + 1
 
     @property
@@ -103,15 +104,14 @@ def retry(out: str, settings: Settings, **options: Any) -> AnnotationSummary:
     begun = time.monotonic()
     chosen = validate(RetryOptions, options, "retry")
     before = open_annotation(out, settings.storage)
-    next_plan = plan_file(before.version + 1)
-    model = read_plan(before.storage, before.version).model
-    with stored_bundle(before.storage, model) as bundle_dir:
-        if before.storage.exists(next_plan):
+    plan_before = read_plan(before.storage, before.version)
+    with stored_bundle(before.storage, plan_before.model) as bundle_dir:
+        if before.storage.exists(plan_file(before.version + 1)):
             plan: Plan | None = read_plan(before.storage, before.version + 1)
             if plan is not None and plan.kind != "retry":
                 raise _under_way(before, plan)
         else:
-            plan = _plan_retry(before, chosen)
+            plan = _plan_retry(before, plan_before, chosen)
         return _carried_out(before, plan, bundle_dir, settings, options=chosen, begun=begun)
 
 
@@ -124,12 +124,8 @@ def _looked_up(before: Annotation, options: UpdateOptions, settings: Settings) -
         with stored_bundle(before.storage, plan.model) as bundle_dir:
             yield _Update(before, plan, catalog, plan.model, bundle_dir, options)
         return
-    from mmva_platform.tracking.resolve import resolve_model
-
     resolved = resolve_model(options.model, settings)
-    version = None if resolved.version is None else str(resolved.version)
-    model = ModelInfo(name=resolved.name, version=version, digest=resolved.digest)
-    yield _Update(before, plan, catalog, model, resolved.bundle_dir, options)
+    yield _Update(before, plan, catalog, model_info(resolved), resolved.bundle_dir, options)
 
 
 def _carried_out(
@@ -168,7 +164,13 @@ def _plan_update(request: _Update, settings: Settings, workers: Workers) -> Plan
         tell(spool)
         places_before = _places(spool)
         known = sum(places_before.values())
-        changed = _changed(spool)
+        # base_row is CHANGED for items that the version before holds with another digest
+        changed = sum(
+            pc.sum(pc.equal(chunk["base_row"], CHANGED)).as_py() or 0
+            for group in spool.groups
+            if not group.stored
+            for chunk in spool.chunks(group)
+        )
         if before.all_files and not known and not changed:
             raise UsageError(
                 f"{before.uri}: no item of {request.catalog.uri} is in it; annotate that catalog to another output"
@@ -214,12 +216,11 @@ def _plan_update(request: _Update, settings: Settings, workers: Workers) -> Plan
         )
 
 
-def _plan_retry(before: Annotation, options: RetryOptions) -> Plan | None:
+def _plan_retry(before: Annotation, plan: Plan, options: RetryOptions) -> Plan | None:
     """Write the plan of a retry; None if nothing is quarantined."""
     quarantine = before.table(status="quarantined")
     if not quarantine.num_rows:
         return None
-    plan = read_plan(before.storage, before.version)
     # Sizes and etags are left out: a file may have been repaired since.
     unknown = {name: pa.nulls(quarantine.num_rows) for name in ("bytes", "etag")}
     known = {name: quarantine[name] for name in ("id", "uri", "modality", "caption")}
@@ -261,18 +262,8 @@ def _places(spool: Spool) -> Counter[str]:
     return found
 
 
-def _changed(spool: Spool) -> int:
-    """Items that the version before holds with another digest."""
-    return sum(
-        pc.sum(pc.equal(chunk["base_row"], CHANGED)).as_py() or 0
-        for group in spool.groups
-        if not group.stored
-        for chunk in spool.chunks(group)
-    )
-
-
 def _kept(request: _Update, unchanged: Mapping[str, int], reusable: set[str]) -> set[str]:
-    """Data files that stay: all of their items are unchanged, and their points are those of this model."""
+    """Data files that stay: all of their items are unchanged, and their points are from this model."""
     return {
         file.path
         for file in request.before.all_files
@@ -300,7 +291,7 @@ def _reusable(plan: Plan, preprocessing: Preprocessing) -> set[str]:
 
 
 def _check_reread(request: _Update, spool: Spool, reusable: set[str], engines: Mapping[str, EngineInfo]) -> None:
-    """Raise UsageError if stored items must be read again and nobody asked for that."""
+    """Raise UsageError if stored items must be read again and `reread` is not set."""
     again = [group for group in spool.groups if group.stored and group.modality not in reusable]
     if not again or request.options.reread:
         return
@@ -308,7 +299,7 @@ def _check_reread(request: _Update, spool: Spool, reusable: set[str], engines: M
     seconds = sum(unit_s.get(group.modality, 0.0) * spool.units[group] for group in again)
     kinds = ", ".join(sorted({group.modality for group in again}))
     same = request.plan_before.preprocessing.decoders == request.preprocessing.decoders
-    why = f"the model has another backbone for {kinds}" if same else f"this release decodes {kinds} otherwise"
+    why = f"the model has another backbone for {kinds}" if same else f"this release decodes {kinds} differently"
     raise UsageError(
         f"{request.before.uri}: {why}, so that {sum(spool.rows[group] for group in again)} items must be read again, "
         f"about {as_duration(seconds)} of one worker; --reread does it"

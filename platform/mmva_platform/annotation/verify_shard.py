@@ -13,16 +13,12 @@ from numpy.typing import NDArray
 
 from mmva.errors import CheckFailed
 from mmva_platform.annotation.plan import ItemReader, Plan
-from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, EMBEDDING_FILE_SCHEMA, QUARANTINE_SCHEMA, sha256_hex
+from mmva_platform.annotation.schema import EMBEDDING_FILE_SCHEMA, SCHEMAS, sha256_hex
 from mmva_platform.annotation.table import TableFile, digest_in
 from mmva_platform.annotation.unique import digests_of
 from mmva_platform.bulk import Attempt
 from mmva_platform.storage import Storage, StorageNotFound
 
-_SCHEMAS: Final = {
-    status: pa.schema([column for column in schema if column.name != "modality"])
-    for status, schema in (("ok", ANNOTATION_SCHEMA), ("quarantined", QUARANTINE_SCHEMA))
-}
 _READ: Final = ("id", "embedding_file", "embedding_row")
 _IDS_SHOWN: Final = 5
 
@@ -63,7 +59,8 @@ class FileVerifier:
 
     def _file_ids(self, file: TableFile, found: Findings) -> pa.Array:
         """Ids in a data file; notes its problems and those of its embeddings."""
-        table = self._checked(file.path, _SCHEMAS[file.status], found)
+        columns = [column for column in SCHEMAS[file.status] if column.name != "modality"]
+        table = self._checked(file.path, pa.schema(columns), found)
         if table is None:
             return pa.array([], pa.string())
         if table.num_rows != file.rows:
