@@ -1,4 +1,4 @@
-"""Catalogs: what a user wants annotated, read batch by batch without touching the media.
+"""Catalogs: the items to annotate, read batch by batch without opening the media.
 
 A catalog is a folder or S3 prefix of media files, a table (Parquet, CSV, TSV or JSONL) with some of the columns
 `id, uri, modality, caption, bytes, etag`, or a folder of such table files as Spark, Athena, Ray or S3 Inventory write
@@ -160,5 +160,5 @@ def _rows_of_files(
 
 
 def _is_marker(path: str) -> bool:
-    """Whether a file is of the kind that Spark and Hive write beside their tables, such as _SUCCESS or .x.crc."""
+    """Whether it is a file that Spark and Hive write next to their tables, such as _SUCCESS or .x.crc."""
     return any(part.startswith(("_", ".")) for part in path.split("/"))

@@ -61,7 +61,7 @@ def table_rows(columns: Mapping[str, pa.Array], first: int, base: str) -> pa.Tab
         ids = pc.coalesce(ids, _made_up_ids(ids, text["caption"], first))
     locations = _absolute(uris, base)
     sizes, etags = _states(locations, _sizes(columns.get("bytes", nothing)), text["etag"])
-    # A music row may have a caption beside it; the modality decides what is annotated.
+    # A music row may also have a caption; the modality decides which of them is annotated.
     is_caption = pc.fill_null(pc.equal(modalities, "caption"), fill_value=False)
     captions = pc.if_else(is_caption, text["caption"], nothing)
     return pa.Table.from_arrays([ids, locations, modalities, captions, sizes, etags], schema=CATALOG_SCHEMA)
@@ -86,7 +86,7 @@ def inventory_rows(columns: Mapping[str, pa.Array], skipped: Counter[str]) -> pa
 
 
 def _by_suffix(uris: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """The extension of each name in lower case ("" without one), and the modality that it stands for, or null."""
+    """The extension of each name in lower case ("" without one), and its modality, or null."""
     found = pc.struct_field(pc.extract_regex(uris, _SUFFIX), "suffix")
     suffixes = pc.fill_null(pc.utf8_lower(found), "").dictionary_encode()
     known = pa.array([modality_of(f"x{suffix}") for suffix in suffixes.dictionary.to_pylist()], pa.large_string())

@@ -34,7 +34,7 @@ class Cleaning:
         return dataclasses.asdict(self)
 
     def to_text(self) -> str:
-        """What is kept and what is not."""
+        """Kept and deleted versions, files and bytes."""
         verb = "deleted" if self.deleted else "--delete removes"
         kept, lost = (", ".join(map(str, versions)) or "none" for versions in (self.kept, self.lost))
         return (
@@ -61,7 +61,7 @@ def clean(out: str, settings: Settings, *, keep: int = 1, delete: bool = False) 
     needed = _needed(storage, kept)
     found = [entry for entry in _candidates(storage, latest) if entry.path not in needed]
     if delete:
-        for number in lost:  # first: a reader of this version is told the reason, not that files are missing
+        for number in lost:  # first: readers of this version then get the reason
             storage.put_if_absent(cleaned_mark(number), b"")
         with ThreadPoolExecutor(_DELETERS) as pool:
             list(pool.map(storage.delete, [entry.path for entry in found]))

@@ -1,7 +1,7 @@
 """Committing a shard: its files first, named by their digest, then one record that only one writer can put.
 
-A crash before the record leaves files that nobody reads; a second writer of the same shard finds the record there and
-lets it stand. So a shard counts once, however often it was run.
+A crash before the record leaves files that no reader sees; a second writer of the same shard finds the record and
+keeps it. So a shard counts once, however often it was run.
 """
 
 import os
@@ -67,7 +67,7 @@ class ShardResult:
 
 
 class CommitRecord(Config):
-    """`commits/<shard>.json`: what a shard came to. A file without rows is not written."""
+    """`commits/<shard>.json`: the result of a shard. A file without rows is not written."""
 
     shard: str
     run_id: str

@@ -52,7 +52,7 @@ def export(
     first = next(tables, None)
     if first is None:
         raise UsageError(f"{annotation.uri}: no annotated item" + (f" of modality {modality}" if modality else ""))
-    part = file.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")  # it gets its name once it is whole
+    part = file.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")  # renamed when it is complete
     try:
         _WRITERS[to](part, first.schema, chain([first], tables))
         part.replace(file)
@@ -111,7 +111,7 @@ def _write_lance(path: Path, _schema: pa.Schema, tables: Iterator[pa.Table]) -> 
 
 
 def _fixed(table: pa.Table) -> pa.Table:
-    """The embedding as a list of fixed size, as vector indexes want it."""
+    """The embedding as a list of fixed size, as vector indexes need it."""
     if "embedding" not in table.column_names:
         return table
     lists = table["embedding"].combine_chunks()

@@ -2,7 +2,7 @@
 
 In `_mmva/<version>/`, `plan/items-<first shard>-<digest>.parquet` hold the items in the order of the work, and
 `plan.json` everything that decides what the version will be. plan.json is put if absent, so of two drivers that plan
-the same version one wins. The catalog is not read again: what is added to it later is for a later version.
+the same version one wins. A resume does not read the catalog again: items added later are for a later version.
 """
 
 import json
@@ -97,7 +97,7 @@ class Plan(Config):
     base: Base | None = Field(None, description="None for version 0")
     roots: tuple[str, ...] = Field((), description="media are read from below these only; the catalog's own first")
     command: tuple[str, ...] = Field(description="as it was typed, for the run card")
-    keep_windows: bool = Field(description="whether the windows' embeddings are written beside the items'")
+    keep_windows: bool = Field(description="whether embeddings of windows are written, too")
     parts: tuple[PlanPart, ...]
 
     @property

@@ -57,7 +57,7 @@ class PlanPreview:
         return dataclasses.asdict(self)
 
     def to_text(self) -> str:
-        """One line for each thing a person asks before starting."""
+        """One line per fact that matters before the start."""
         kinds = ", ".join(f"{count:,} {name}" for name, count in self.items.items())
         skipped = [f"{count:,} {kind}" for kind, count in sorted(self.skipped.items(), key=lambda entry: -entry[1])]
         left_out = [f"{self.duplicates:,} rows with an earlier row's id"] if self.duplicates else []

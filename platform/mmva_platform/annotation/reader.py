@@ -2,7 +2,7 @@
 
     for table in open_annotation("va/photos", settings).tables(["id", "valence", "arousal"]): ...
 
-Only the columns that are asked for are read, with page checksums. `verify` is what checks whole files.
+Only the requested columns are read, with page checksums. `verify` checks complete files.
 """
 
 from __future__ import annotations

@@ -68,10 +68,10 @@ def resume(out: str, settings: Settings, **options: Any) -> AnnotationSummary:
 def finished(
     storage: Storage, plan: Plan, bundle_dir: Path, settings: Settings, *, options: RetryOptions, begun: float
 ) -> AnnotationSummary:
-    """Carry out a settled plan; what became of it."""
+    """Carry out a plan; returns the summary."""
     if plan.preprocessing.decoders != DECODERS and plan.kind != "retry":
         raise CheckFailed(
-            f"{storage.uri}: version {plan.version} was begun by a release that decodes media otherwise (decoders "
+            f"{storage.uri}: version {plan.version} was begun by a release that decodes media differently (decoders "
             f"{plan.preprocessing.decoders}, here {DECODERS}); finish it with that release, or choose another output"
         )
     record, resumed = carry_out(

@@ -36,7 +36,7 @@ ITEM_SCHEMA: Final = pa.schema(
         pa.field("item_digest", pa.int64(), nullable=False),  # see item_digests
         pa.field("attempts", pa.int32(), nullable=False),  # with this one: 1, and one more for each retry
         # Where the version that is updated holds this item unchanged: a file of the table and a row in it. Null for an
-        # item that is annotated from its media; if that version holds it otherwise, its row is -1.
+        # item that is annotated from its media; the row is -1 if that version holds it with another digest.
         pa.field("base_file", pa.large_string()),
         pa.field("base_row", pa.int64()),
     ]
@@ -145,7 +145,7 @@ def item_digests(items: pa.Table) -> NDArray[np.int64]:
     """
     text = pa.large_string()
     columns = [items[name].cast(text) for name in CATALOG_SCHEMA.names]
-    # With its length before it, a value cannot run into the next one; null is none of them.
+    # With its length in front, a value cannot run into the next one; null is "-".
     lengths = [pc.binary_length(column).cast(text) for column in columns]
     colon, nothing = pa.scalar(":", text), pa.scalar("-", text)
     pairs = zip(lengths, columns, strict=True)

@@ -112,7 +112,7 @@ class StoredRows:
 
 
 def _as_items(rows: pa.Table) -> pa.Table:
-    """What `stamped` takes over from items, from rows; a first attempt at them, should the heads fail."""
+    """Rows as the items that `stamped` needs; attempt 1, in case the heads fail."""
     ones = pa.array(np.ones(rows.num_rows, np.int32))
     columns = [rows["id"].cast(pa.large_string()), rows["caption"], rows["item_digest"], ones]
     return pa.table(columns, names=["id", "caption", "item_digest", "attempts"])

@@ -1,4 +1,4 @@
-"""The models' files beside the table, so that a resume needs neither the registry nor the model's folder."""
+"""The models' files next to the table, so that a resume needs neither the registry nor the model's folder."""
 
 import tempfile
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """The Delta table over an annotation's data files (deltalake): which files a version has, and committing the next one.
 
-The table is at the root of the annotation. `_mmva/` beside it holds the rest: plans, commit records, embeddings and
+The table is at the root of the annotation. `_mmva/` next to it holds the rest: plans, commit records, embeddings and
 models. Delta's own tools (VACUUM) do not touch folders that begin with an underscore.
 """
 

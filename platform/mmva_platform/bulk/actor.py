@@ -73,7 +73,7 @@ class ShardActor:
         key = (self._stage, row["shard"])
         try:
             deaths, stop = ray.get(self._monitor.begin.remote(key, self._node, os.getpid(), self._handle))
-        except ray.exceptions.RayActorError:  # the pass has ended, or its driver is gone
+        except ray.exceptions.RayActorError:  # the pass or its driver has ended
             stop = True
         if stop:
             return {"skipped": True, "value": None}

@@ -16,7 +16,7 @@ class ShardsFailedError(OperationFailed):
 
 
 class StalledError(OperationFailed):
-    """Nothing of a pass could run for too long; the message says what it waits for."""
+    """No shard of a pass could run for too long; the message says what the pass waits for."""
 
 
 class StoppedError(OperationFailed):
@@ -94,7 +94,7 @@ class Failures:
         text = " ".join(str(error).split()) or type(error).__name__
         return ShardsFailedError(
             f"{self._stage}: {what}; shard {shard} after {self._attempts[shard]} on node {node}: {text}; "
-            "what is committed stays"
+            "committed shards stay"
         )
 
 

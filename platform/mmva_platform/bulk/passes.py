@@ -97,7 +97,7 @@ class _Pass:
                 todo = self._failures.to_retry(self._usable_nodes())
         finally:
             self._executors.shut_down()  # nothing else ends a pipeline that waits for actors
-            ray.kill(self._monitor)  # an actor that cannot ask it begins no further shard
+            ray.kill(self._monitor)  # without it an actor begins no other shard
             if self._reader is not None:
                 self._reader.join(_END_LIMIT_S)
         self._failures.raise_if_any()
@@ -120,8 +120,8 @@ class _Pass:
                 on_result(cloudpickle.loads(row["value"]))
         if skipped:
             raise StoppedError(
-                f"{self._name}: stopped on request after {self._done} of {self._total} shards; what is committed "
-                "stays, the same command resumes"
+                f"{self._name}: stopped on request after {self._done} of {self._total} shards; committed shards "
+                "stay, the same command resumes"
             )
 
     def _take_failure(self, row: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Is a dataset still what was imported? Everything that dataset.json says is computed again from the bytes."""
+"""Check a dataset: compute everything that dataset.json says again from the bytes."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -141,9 +141,8 @@ def check_shard(dataset: Storage, shard: ShardInfo) -> CheckedShard:
         return CheckedShard(digest, None, (f"{shard.name}: sha256 is {digest}, published was {shard.sha256}",))
     table = read_parquet(data)
     if not table.schema.equals(DATASET_SCHEMA):
-        return CheckedShard(
-            digest, None, (f"{shard.name}: its columns are not those of schema version {SCHEMA_VERSION}",)
-        )
+        problem = f"{shard.name}: its columns are not those of schema version {SCHEMA_VERSION}"
+        return CheckedShard(digest, None, (problem,))
     problems = []
     if len(table) != shard.rows:
         problems.append(f"{shard.name}: {len(table)} rows, dataset.json says {shard.rows}")

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mmva.backbones import BackboneSpec
+from mmva.backbones import BackboneSpec, Encoder, load_encoder
 from mmva.errors import CheckFailed, MediaError, OperationFailed
 from mmva.inference.config import default_preprocessing
 from mmva.inference.isolation import Isolated, report_step
@@ -29,9 +29,6 @@ from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage
 from mmva_platform.storage.fetch import folder_fetcher
 from mmva_platform.storage.outage import retry_while_unavailable
-
-if TYPE_CHECKING:
-    from mmva.backbones import Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +54,6 @@ class EncoderLoader:
 
     def __call__(self, spec: BackboneSpec) -> Encoder:
         """Load one encoder."""
-        from mmva.backbones import load_encoder
-
         return load_encoder(spec, fetch=self.fetch, mirror=self.mirror, trusted_repos=self.trusted_repos)
 
 
@@ -85,7 +80,7 @@ class Part:
 
     @property
     def key(self) -> dict[str, str]:
-        """What it is made from; a file with another key is not this part."""
+        """Its origin; a file with another key is not this part."""
         return {"fingerprint": self.fingerprint, "shard_sha256": self.shard.sha256, "windows_s": f"{WINDOW_S}/{HOP_S}"}
 
 
@@ -124,9 +119,7 @@ class Embedder:
             return part.stem, found
         emb_ND = self._embed(part, attempt)
         if not np.isfinite(emb_ND).all():
-            raise OperationFailed(
-                f"embed: {part.spec.source} gives embeddings that are not finite for {part.shard.name}"
-            )
+            raise OperationFailed(f"embed: {part.spec.source} gives infinite or NaN embeddings for {part.shard.name}")
         attempt.step("fetch", len(part.ids))  # storage has limits of its own
         data = part_bytes(part.ids, emb_ND, part.key)
         path, sha256 = self._waiting(lambda: write_by_digest(self._out, part.stem, ".parquet", data))
@@ -139,19 +132,13 @@ class Embedder:
         attempt.step("load")
         if part.fingerprint not in self._encoders:
             self._encoders[part.fingerprint] = _load_encoder(self._load, part, self._engine)
-        return embed_part(
-            part,
-            self._encoders[part.fingerprint],
-            read,
-            self._batch_size,
-            items_at_fault=attempt.items_at_fault,
-            on_progress=attempt.step,
-        )
+        encoder, at_fault = self._encoders[part.fingerprint], attempt.items_at_fault
+        return embed_part(part, encoder, read, self._batch_size, items_at_fault=at_fault, on_progress=attempt.step)
 
     def _embed_isolated(
         self, part: Part, read: Callable[[int], bytes] | None, attempt: bulk.Attempt
     ) -> NDArray[np.float32]:
-        """Item by item in a process that may die: the shard has cost workers before."""
+        """Item by item in a child process, because the shard killed workers before."""
         rows_ND = []
         make = partial(_one_by_one, self._load, part, self._engine)
         with Isolated(make, self._settings.annotation.item_timeout_s, _LOAD_TIMEOUT_S) as embed:
@@ -179,7 +166,7 @@ class Embedder:
 
 
 def _written(out: Storage, part: Part) -> PartInfo | None:
-    """The part as an earlier run has written it, whole and from the same shard by the same encoder."""
+    """The part as an earlier run has written it, complete, from the same shard and by the same encoder."""
     for entry in out.list(f"{part.stem}-"):
         data = out.read(entry.path)
         name, sha256 = entry.path.rpartition("/")[2], sha256_of(data)
@@ -262,7 +249,7 @@ def embed_part(
     embedded = pipeline.embed(pa.table(columns), items_at_fault=items_at_fault)
     for error in embedded.errors.to_pylist():
         raise OperationFailed(
-            f"embed: {modality} {error['id']!r} in {part.shard.name} does not decode here though the import checked "
-            f"it ({error['error']}: {error['message']}); are the decoders of this worker the same?"
+            f"embed: {modality} {error['id']!r} in {part.shard.name} does not decode, but did in the import "
+            f"({error['error']}: {error['message']}); are the decoders of this worker the same?"
         )
     return matrix(embedded.rows["embedding"])

@@ -11,7 +11,7 @@ from mmva.backbones import BackboneSpec, Preset, preset
 from mmva.errors import UsageError
 from mmva.modalities import Modality
 from mmva_platform import bulk
-from mmva_platform.cluster import ClusterInfo, ray_session
+from mmva_platform.cluster import ray_session
 from mmva_platform.datasets.dataset import Dataset
 from mmva_platform.datasets.embedder import ENGINES, Embedder, EncoderLoader, Engine, Part
 from mmva_platform.datasets.embedding_set import (
@@ -118,7 +118,8 @@ def _compute(
             made[stem] = info
             advance(info.rows)
 
-        resources = _resources(engine, cluster, settings)
+        on_gpu = engine == "cuda" or (engine == "auto" and (cluster.gpus > 0 or settings.cluster.max_gpus is not None))
+        resources = bulk.Resources(gpus=1 / settings.annotation.workers_per_gpu if on_gpu else 0.0)
         kwargs = {**worker, "settings": settings, "engine": engine if resources.gpus else "torch"}
         bulk.run_pass(
             [{"shard": part.stem, "part": part} for part in parts],
@@ -131,12 +132,6 @@ def _compute(
             step_limit_s=settings.annotation.item_timeout_s,
         )
     return made
-
-
-def _resources(engine: Engine, cluster: ClusterInfo, settings: Settings) -> bulk.Resources:
-    """Of a worker: a CPU, and its share of a GPU if it is to use one."""
-    on_gpu = engine == "cuda" or (engine == "auto" and (cluster.gpus > 0 or settings.cluster.max_gpus is not None))
-    return bulk.Resources(gpus=1 / settings.annotation.workers_per_gpu if on_gpu else 0.0)
 
 
 def _finish(plan: _Plan, made: dict[str, PartInfo], target: Storage) -> EmbeddingsInfo:

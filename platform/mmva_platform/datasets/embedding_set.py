@@ -131,17 +131,16 @@ def open_sets(
         fingerprint = backbones[modality]
         found = (_set_in(each, dataset, modality, fingerprint) for each in places)
         if (chosen := next((each for each in found if each is not None), None)) is None:
-            raise UsageError(
-                f"{dataset.uri}: no {modality} embeddings of the encoder {fingerprint[:16]}; run: {command}"
-            )
+            raise UsageError(f"{dataset.uri}: no {modality} embeddings by encoder {fingerprint[:16]}; run: {command}")
         sets[modality] = chosen
     return sets
 
 
 def _set_in(storage: Storage, dataset: Dataset, modality: Modality, fingerprint: str) -> EmbeddingSet | None:
     info = read_info(storage, folder_name(modality, fingerprint))
-    known = info is not None and info.dataset == dataset.digest and info.fingerprint == fingerprint
-    return EmbeddingSet(storage, info) if known and info is not None else None
+    if info is None or (info.dataset, info.fingerprint) != (dataset.digest, fingerprint):
+        return None
+    return EmbeddingSet(storage, info)
 
 
 def folder_name(modality: Modality, fingerprint: str) -> str:
@@ -190,7 +189,5 @@ def read_part(data: bytes) -> tuple[list[str], NDArray[np.float32]]:
     """Ids and embeddings of a part, float32 [N, D]."""
     table = read_parquet(data).combine_chunks()
     column = table["embedding"].combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = column.chunk(0)
     emb_ND = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), column.type.list_size)
     return table["id"].to_pylist(), emb_ND.astype(np.float32, copy=False)

@@ -154,9 +154,7 @@ def _load(
     labels = dataset.labels().to_pandas()
     captioned = (labels["modality"] == "caption") | ((labels["modality"] == "music") & (labels["caption"] != ""))
     rows = labels[captioned if info.modality == "caption" else labels["modality"] == info.modality]
-    other_items = (
-        f"{embeddings.storage.uri}: {info.modality} embeddings are of other items than the dataset; embed anew"
-    )
+    other_items = f"{embeddings.storage.uri}: {info.modality} embeddings have other items than the dataset; embed anew"
     is_chosen = np.repeat(np.isin(np.arange(len(info.parts)), chosen), [part.rows for part in info.parts])
     if len(is_chosen) != len(rows):
         raise CheckFailed(other_items)

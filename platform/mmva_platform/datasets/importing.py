@@ -110,7 +110,7 @@ def _publish(
 
 
 def _remove_superseded(target: Storage, own: set[str]) -> None:
-    """Delete files that this import wrote and that the published dataset does not name, whoever published it."""
+    """Delete files that this import wrote and the published dataset, ours or another's, does not name."""
     published = DatasetInfo.model_validate_json(target.read(DATASET_FILE))
     for name in sorted(own - published.files):
         target.delete(name)

@@ -174,12 +174,7 @@ def _counts(names: Iterable[Any]) -> dict[str, int]:
 
 
 def _moments(values_N: NDArray[np.float64]) -> dict[str, float]:
-    return {
-        "mean": float(values_N.mean()),
-        "std": float(values_N.std()),
-        "min": float(values_N.min()),
-        "max": float(values_N.max()),
-    }
+    return {name: float(getattr(values_N, name)()) for name in ("mean", "std", "min", "max")}
 
 
 def dataset_digest(shard_digests: Iterable[str], schema_version: int = SCHEMA_VERSION) -> str:

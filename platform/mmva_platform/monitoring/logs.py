@@ -23,7 +23,7 @@ def bound(**values: str | int) -> Iterator[None]:
 
 
 class JsonFormatter(logging.Formatter):
-    """Time (UTC), level, logger, message, what is bound, and the traceback if there is one."""
+    """Time (UTC), level, logger, message, bound values, and the traceback if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""

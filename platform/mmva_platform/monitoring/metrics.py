@@ -20,7 +20,7 @@ class RunMetrics:
         from ray.util.metrics import Counter, Gauge, Histogram
 
         prefix, run = "mmva_annotate", ("run_id",)
-        self._items = Counter(f"{prefix}_items", "items by what became of them", ("run_id", "modality", "result"))
+        self._items = Counter(f"{prefix}_items", "items by result", ("run_id", "modality", "result"))
         self._quarantined = Counter(f"{prefix}_quarantined", "quarantined items by cause", ("run_id", "cause"))
         self._seconds = Counter(f"{prefix}_stage_seconds", "worker seconds by stage", ("run_id", "stage"))
         self._commit = Histogram(f"{prefix}_commit_seconds", "write and commit of a shard", _COMMIT_S, run)
@@ -48,7 +48,7 @@ class RunMetrics:
         self._show()
 
     def _show(self) -> None:
-        """Gauges again and again: what is set before Ray's exporter has been found is lost."""
+        """Set the gauges again: values that were set before Ray's exporter started are lost."""
         self._left.set(self._shards_left, self._run)
         self._last.set(time.time(), self._run)
         self._model.set(1, self._model_tags)

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from mmva.modalities import MODALITIES
+
 WIDTH: Final = 320.0
 HEIGHT: Final = 180.0
 _R2_FLOOR: Final = -0.25  # the first epochs' R2 can be far below 0 and would flatten everything else
@@ -23,7 +25,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Tick:
-    """A grid line: where, and what is written beside it."""
+    """A grid line: its place and label."""
 
     at: float
     label: str
@@ -42,32 +44,18 @@ class Chart:
 
 def training_charts(history: Sequence[Mapping[str, Any]]) -> tuple[Chart, ...]:
     """Loss, validation errors and validation R2 by modality over epochs; a chart without a series is left out."""
-    series = {key: [_number(row.get(key)) for row in history] for key in _keys(history)}
-    r2 = {f"{modality}": _mean_r2(series, modality) for modality in ("image", "music", "caption")}
+    series = {key: [_number(row.get(key)) for row in history] for key in {key for row in history for key in row}}
+    losses = [("loss", "image", series.get("loss", []))]
+    errors = [("VA points", "image", series.get("val_va_mse", []))]
+    errors.append(("matching score", "music", series.get("val_matching_mse", [])))
+    r2 = [(modality, modality, _mean_r2(series, modality)) for modality in MODALITIES]
+    cut_off = f"cut off below {_R2_FLOOR}"
     charts = (
-        _chart("Training loss", "", [("loss", "image", series.get("loss", []))], floor=0.0),
-        _chart(
-            "Validation error (MSE)",
-            "",
-            [
-                ("VA points", "image", series.get("val_va_mse", [])),
-                ("matching score", "music", series.get("val_matching_mse", [])),
-            ],
-            floor=0.0,
-        ),
-        _chart(
-            "Validation R², mean of both axes",
-            f"cut off below {_R2_FLOOR}",
-            [(modality, modality, values) for modality, values in r2.items()],
-            floor=_R2_FLOOR,
-            ceiling=1.0,
-        ),
+        _chart("Training loss", "", losses, floor=0.0),
+        _chart("Validation error (MSE)", "", errors, floor=0.0),
+        _chart("Validation R², mean of both axes", cut_off, r2, floor=_R2_FLOOR, ceiling=1.0),
     )
     return tuple(chart for chart in charts if chart is not None)
-
-
-def _keys(history: Sequence[Mapping[str, Any]]) -> list[str]:
-    return sorted({key for row in history for key in row})
 
 
 def _mean_r2(series: Mapping[str, list[float]], modality: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""The evaluation as rows of a table: every error with its interval beside the floor it has to beat."""
+"""The evaluation as rows of a table: every error with its interval and the floor that it must be below."""
 
 import math
 from collections.abc import Mapping
@@ -55,12 +55,8 @@ def error_rows(evaluation: Mapping[str, Any]) -> tuple[ErrorRow, ...]:
 def retrieval_rows(evaluation: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[RetrievalRow, ...]]:
     """The measures' names and one row per pair of modalities."""
     pairs: Mapping[str, Mapping[str, Any]] = evaluation.get("retrieval", {})
-    names = tuple(
-        sorted(
-            {name for figures in pairs.values() for name in figures if not name.startswith("random_")},
-            key=_measure_order,
-        )
-    )
+    measures = {name for figures in pairs.values() for name in figures if not name.startswith("random_")}
+    names = tuple(sorted(measures, key=_measure_order))
     rows = []
     for pair, figures in pairs.items():
         query, _, gallery = pair.partition("->")
@@ -81,9 +77,7 @@ def _row(
     verdict = "worse" if value >= floor else "better" if high < floor else "unsure"
     change = f"{abs(1 - value / floor):.0%}" if floor > 0 else "?"
     comparison = {"better": f"{change} below", "unsure": f"{change} below, unsure", "worse": f"{change} above"}[verdict]
-    published = {(each.modality, "valence"): each.valence_mse for each in PUBLISHED_FLOORS}
-    published |= {(each.modality, "arousal"): each.arousal_mse for each in PUBLISHED_FLOORS}
-    known = published.get((modality, axis))
+    known = next((getattr(each, f"{axis}_mse") for each in PUBLISHED_FLOORS if each.modality == modality), None)
     return ErrorRow(
         modality,
         axis,
@@ -108,7 +102,7 @@ def _chance(figure: Any) -> str:
 
 
 def _figure(figure: Any) -> tuple[float, float, float]:
-    """Value, low and high of {"value", "low", "high"}; NaN for what is missing or null."""
+    """Value, low and high of {"value", "low", "high"}; NaN if missing or null."""
     found = figure if isinstance(figure, Mapping) else {}
     value, low, high = (math.nan if found.get(key) is None else float(found[key]) for key in ("value", "low", "high"))
     return value, (low if math.isfinite(low) else value), (high if math.isfinite(high) else value)

@@ -1,16 +1,21 @@
-"""What stands for an item in a report: a thumbnail, a waveform with a few seconds to hear, or the text; small."""
+"""Small previews of items for a report: a thumbnail, a waveform with a few seconds of sound, or the text."""
 
 import base64
 import io
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import soundfile
 from numpy.typing import NDArray
 
 from mmva.media.audio import stream_audio
 from mmva.media.captions import clean_caption
 from mmva.media.images import decode_image
+
+logger = logging.getLogger(__name__)
 
 THUMBNAIL_PX: Final = 160
 CAPTION_CHARACTERS: Final = 220
@@ -43,6 +48,20 @@ def preview(modality: str, data: bytes | str) -> Preview:
     return _thumbnail(data) if modality == "image" else _excerpt(data)
 
 
+def preview_if_readable(
+    modality: str, item_id: str, uri: str | None, read: Callable[[str], bytes], captions: Mapping[str, str]
+) -> Preview | None:
+    """Preview of an item, read by its URI unless its text is in `captions`; None for a video or an unreadable file."""
+    try:
+        text = captions.get(item_id) if modality == "caption" else None
+        if modality == "video" or (text is None and uri is None):
+            return None
+        return preview(modality, text if text is not None else read(str(uri)))
+    except Exception as error:  # noqa: BLE001 - a deleted file must not fail the page
+        logger.warning("report: no preview of %s (%s)", item_id, " ".join(str(error).split()))
+        return None
+
+
 def _thumbnail(data: bytes) -> Preview:
     image = decode_image(data, at_least=THUMBNAIL_PX)
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
@@ -71,8 +90,6 @@ def _beginning(data: bytes) -> NDArray[np.float32]:
 
 
 def _mp3(samples_T: NDArray[np.float32]) -> str | None:
-    import soundfile
-
     length = int(EXCERPT_S * _SAMPLE_RATE)
     start = max(0, (len(samples_T) - length) // 2)
     excerpt_T = np.clip(samples_T[start : start + length], -1, 1).copy()

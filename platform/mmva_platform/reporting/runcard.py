@@ -1,4 +1,4 @@
-"""The run card's facts: the same plain values are drawn in the page and written beside it as JSON."""
+"""The run card's facts: the page draws them, and they are written next to it as JSON."""
 
 import dataclasses
 import json
@@ -69,7 +69,7 @@ def histograms(va_N2: NDArray[np.float64]) -> dict[str, dict[str, list[float] | 
 
 
 def drift_facts(va: Mapping[str, NDArray[np.float64]], provenance: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Drift by modality and axis, and why there is none where there is none."""
+    """Drift by modality and axis, and a note on modalities without a reference."""
     if provenance is None or not provenance.get("reference"):
         return {"note": NO_BUNDLE if provenance is None else NO_REFERENCE, "by_modality": {}}
     found = drift_by_modality(va, provenance["reference"])

@@ -1,4 +1,4 @@
-"""Two versions of a model on the same unlabelled media: how far their points lie apart, and where furthest.
+"""Two versions of a model on the same unlabelled media: how far apart their points are.
 
 N items of a modality that both could annotate.
 """
@@ -17,7 +17,6 @@ from mmva_platform.reporting.plane import va_of
 
 FURTHEST: Final = 12
 BINS: Final = 20
-_LONGEST: Final = 2**0.5  # from corner to corner of the plane
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def compared(
     theirs = second.take(pa.array([row for _, row in both], pa.int64()))
     va_N2, other_N2 = va_of(mine), va_of(theirs)
     modality_N = np.asarray(mine["modality"].to_pylist(), dtype=object)
-    agreements: dict[str, Agreement] = {
+    agreements = {
         kind: _agreement(va_N2[modality_N == kind], other_N2[modality_N == kind])
         for kind in MEDIA_KINDS
         if (modality_N == kind).any()
@@ -168,17 +167,14 @@ def _furthest(
     first: pa.Table, second: pa.Table, first_N2: NDArray[np.float64], second_N2: NDArray[np.float64]
 ) -> tuple[Apart, ...]:
     distance_N = np.linalg.norm(first_N2 - second_N2, axis=1)
-    columns = first.select(["id", "uri", "modality", "mood"]).to_pydict()
-    moods = second["mood"].to_pylist()
+    rows = np.argsort(-distance_N, kind="stable")[:FURTHEST]
+    items, others = (table.take(pa.array(rows)).to_pylist() for table in (first, second))
     return tuple(
         Apart(
-            id=columns["id"][row],
-            uri=columns["uri"][row],
-            modality=columns["modality"][row],
-            distance=float(distance_N[row]),
+            *(item["id"], item["uri"], item["modality"], float(distance_N[row])),
             first=(float(first_N2[row, 0]), float(first_N2[row, 1])),
             second=(float(second_N2[row, 0]), float(second_N2[row, 1])),
-            moods=(columns["mood"][row], moods[row]),
+            moods=(item["mood"], other["mood"]),
         )
-        for row in np.argsort(-distance_N, kind="stable")[:FURTHEST]
+        for row, item, other in zip(rows, items, others, strict=True)
     )

@@ -185,7 +185,7 @@ def _nearest_music(index: AnnotationIndex, predictor: Predictor, model: str) -> 
 
 
 def usable_point(model: Predictor, kind: str, data: bytes | str, name: str) -> NDArray[np.float64]:
-    """query_point, with what is wrong with the item as a UsageError that names it."""
+    """query_point; an unusable item is a UsageError that names it."""
     try:
         return query_point(model, kind, data)
     except MediaError as error:

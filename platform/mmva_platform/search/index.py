@@ -169,7 +169,7 @@ def _check_page(top: int, offset: int, modality: str | None) -> None:
     if top < 1 or offset < 0:
         raise UsageError(f"top must be at least 1 and offset at least 0, got top {top}, offset {offset}")
     if modality is not None and modality not in MEDIA_KINDS:
-        raise UsageError(f"modality {modality!r} is none of {', '.join(MEDIA_KINDS)}")
+        raise UsageError(f"modality {modality!r} is unknown; choose one of {', '.join(MEDIA_KINDS)}")
 
 
 def _inside(items: pa.Table, region: Region, modality: str) -> NDArray[np.bool_]:

@@ -43,8 +43,7 @@ class LocalStorage(Storage):
 
     def read(self, path: str, most: int | None = None) -> bytes:
         """All bytes of a regular file; never more than `most` + 1 are read, whatever its size says."""
-        target = self._at(path)
-        with _typed_errors(target):
+        with self._at(path) as target:
             size = _regular_size(target)
             if most is not None:
                 refuse_above(most, size, str(target))
@@ -53,21 +52,18 @@ class LocalStorage(Storage):
 
     def open(self, path: str) -> BinaryIO:
         """The file itself."""
-        target = self._at(path)
-        with _typed_errors(target):
+        with self._at(path) as target:
             _regular_size(target)
             return target.open("rb")
 
     def write(self, path: str, data: bytes) -> None:
         """Temporary file, fsync, rename."""
-        target = self._at(path)
-        with _typed_errors(target):
+        with self._at(path) as target:
             write_atomically(target, data)
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
         """Temporary file, fsync, hard link: only one caller can create the link."""
-        target = self._at(path)
-        with _typed_errors(target):
+        with self._at(path) as target:
             if target.exists():
                 return False
             with temporary_file(target, data) as temporary:
@@ -84,13 +80,12 @@ class LocalStorage(Storage):
 
     def delete(self, path: str) -> None:
         """Unlink; the folder stays."""
-        target = self._at(path)
-        with _typed_errors(target):
+        with self._at(path) as target:
             target.unlink(missing_ok=True)
 
     def exists(self, path: str) -> bool:
         """Whether the path is a file."""
-        return self._at(path).is_file()
+        return self.local_path(path).is_file()
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """Every file by path. Raises StorageError for what `walk` would leave out."""
@@ -110,25 +105,27 @@ class LocalStorage(Storage):
 
     def size(self, path: str) -> int:
         """Size in bytes."""
-        target = self._at(path)
-        with _typed_errors(target):
+        with self._at(path) as target:
             return target.stat().st_size
 
     def local_path(self, path: str) -> Path:
         """The file's path."""
-        return self._at(path)
+        return self.root / checked(path)
 
     def _refuse(self, path: str, reason: str) -> None:
         raise StorageError(f"{self.uri_of(path)}: cannot be listed ({reason})")
 
-    def _at(self, path: str) -> Path:
-        return self.root / checked(path)
+    @contextmanager
+    def _at(self, path: str) -> Iterator[Path]:
+        target = self.local_path(path)
+        with _typed_errors(target):
+            yield target
 
 
 def _regular_size(path: Path) -> int:
     """Size in bytes. Raises StorageError for a pipe, socket or device; opening one may wait without end."""
     state = path.stat()
-    if not stat.S_ISREG(state.st_mode) and not stat.S_ISDIR(state.st_mode):  # open tells what is wrong with a folder
+    if not stat.S_ISREG(state.st_mode) and not stat.S_ISDIR(state.st_mode):  # open raises a better error for a folder
         raise StorageError(f"{path}: not a regular file")
     return state.st_size
 

@@ -61,7 +61,7 @@ def _opened(root: Path, path: str, state: os.stat_result, parents: frozenset[tup
 
 
 def _order(entry: os.DirEntry[str]) -> bytes:
-    """A folder's place among its siblings is that of the paths in it, so that whole paths come in order."""
+    """Sort a folder as the paths in it ("name/"), so that full paths come in order."""
     try:
         folder = entry.is_dir()
     except OSError:

@@ -120,7 +120,7 @@ class S3Storage(Storage):
         return self._tried(path, get)
 
     def write(self, path: str, data: bytes) -> None:
-        """One PUT; S3 makes the object visible as a whole."""
+        """One PUT; S3 makes the complete object visible at once."""
         key = self._key(path)
         self._tried(path, lambda: self._client.put_object(Bucket=self.bucket, Key=key, Body=data))
 

@@ -77,7 +77,7 @@ def _request(line: list[_Range], pool: ThreadPoolExecutor, list_page: ListPage, 
 
 
 def _collected(line: list[_Range]) -> list[_Range]:
-    """The line after waiting for an answer: the ranges behind each new page stand after it."""
+    """The line after waiting for an answer: with the ranges behind each new page after it."""
     wait([item.future for item in line if item.future and not item.found], return_when=FIRST_COMPLETED)
     renewed: list[_Range] = []
     for item in line:

@@ -27,7 +27,7 @@ Range = tuple[float, float]
 
 
 class Scale(Config):
-    """Lowest and highest rating of each axis; they become 0 and 1. One pair stands for both axes."""
+    """Lowest and highest rating of each axis; they become 0 and 1. One pair is for both axes."""
 
     valence: Range
     arousal: Range
@@ -52,12 +52,12 @@ class Columns(Config):
         None, description="default: the file without its extension (and @start_s), or the number of the row"
     )
     file: str | None = Field(None, description="path below `media`, or the file's name without folder and extension")
-    text: str | None = Field(None, description="the sentence; beside a music file, the clip's caption")
+    text: str | None = Field(None, description="the sentence; with a music file, the clip's caption")
     valence: str = "valence"
     arousal: str = "arousal"
     valence_sd: str | None = Field(None, description="standard deviation of the raters, on the scale of the rating")
     arousal_sd: str | None = None
-    group: str | None = Field(None, description="what must not stand in two splits: a theme, a series, a document")
+    group: str | None = Field(None, description="what must not be in two splits: a theme, a series, a document")
     split: str | None = Field(None, description="train, val (or dev) or test; without it the rows are split by group")
     start_s: str | None = Field(None, description="an item is this part of its file, in seconds; music only")
     end_s: str | None = None
@@ -67,13 +67,13 @@ class _Source(Config):
     """What all layouts share."""
 
     layout: str
-    name: str = Field(pattern=_NAME, description="stands in ids, reports and model cards")
-    license: str = Field("see its source", description="license or terms; stands in model cards")
+    name: str = Field(pattern=_NAME, description="used in ids, reports and model cards")
+    license: str = Field("see its source", description="license or terms; shown in model cards")
     root: str = Field(".", description="folder or URI of its files; relative to the source file, ${VARIABLES} allowed")
 
 
 class TableSource(_Source):
-    """One table of ratings beside media files or sentences."""
+    """One table of ratings, with media files or sentences."""
 
     layout: Literal["table"] = "table"
     modality: Modality

@@ -1,4 +1,4 @@
-"""A source -> labeled rows on the unit square, with everything that is wrong in it, and the folder of its media."""
+"""A source -> labeled rows on the unit square, with its problems, and the folder of its media."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -165,7 +165,7 @@ def _with_texts(table: pd.DataFrame, modality: Modality) -> tuple[pd.DataFrame, 
 
 
 def _with_parts(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
-    """Start and end in seconds, 0 and 0 for the whole file; rows with a part that is none are dropped."""
+    """Start and end in seconds, 0 and 0 for the whole file; rows with an invalid part are dropped."""
     whole_N = ((table["start_s"] == "") & (table["end_s"] == "")).to_numpy()
     start_N, end_N = (np.array([number(text) for text in table[name]], np.float64) for name in ("start_s", "end_s"))
     wrong_N = ~whole_N & ~((start_N >= 0) & (start_N < end_N) & (end_N < np.inf))
@@ -203,7 +203,7 @@ def _with_splits(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
 
 
 def _with_deviations(table: pd.DataFrame, scale: _Scales) -> tuple[pd.DataFrame, list[Problem]]:
-    """Standard deviations on [0, 1], NaN where there is none."""
+    """Standard deviations on [0, 1], NaN if missing."""
     problems, columns = [], {}
     for axis in AXES:
         name, (low, high) = f"{axis}_sd", scale[axis]
