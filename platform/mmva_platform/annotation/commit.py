@@ -18,14 +18,8 @@ import pyarrow.compute as pc
 from pydantic import Field, ValidationError
 
 from mmva.errors import CheckFailed
+from mmva_platform.annotation import schema
 from mmva_platform.annotation.plan import Plan, version_folder
-from mmva_platform.annotation.schema import (
-    ANNOTATION_SCHEMA,
-    EMBEDDING_FILE_SCHEMA,
-    REFERENCE_SCHEMA,
-    sha256_hex,
-    table_to_parquet,
-)
 from mmva_platform.annotation.table import TableFile, data_path
 from mmva_platform.settings import Config
 from mmva_platform.storage import Storage
@@ -61,7 +55,7 @@ class ShardResult:
     ok: pa.Table  # ANNOTATION_SCHEMA; references are null if `embeddings` holds the rows' embeddings
     quarantined: pa.Table  # QUARANTINE_SCHEMA
     # EMBEDDING_FILE_SCHEMA, a row for each of `ok`; empty if those refer to files that exist
-    embeddings: pa.Table = field(default_factory=EMBEDDING_FILE_SCHEMA.empty_table)
+    embeddings: pa.Table = field(default_factory=schema.EMBEDDING_FILE_SCHEMA.empty_table)
     work: Mapping[str, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -164,8 +158,8 @@ def _write_files(storage: Storage, plan: Plan, shard: str, result: ShardResult) 
     written: list[str] = []
     for modality, rows, at_N in _by_modality(result.ok):
         if result.embeddings.num_rows:
-            data = table_to_parquet(result.embeddings.take(at_N).combine_chunks())
-            path = f"{plan.folder}/embeddings/{shard}-{sha256_hex(data)}.parquet"
+            data = schema.table_to_parquet(result.embeddings.take(at_N).combine_chunks())
+            path = f"{plan.folder}/embeddings/{shard}-{schema.sha256_hex(data)}.parquet"
             storage.write(path, data)
             written.append(path)
             rows = _referring(rows, path)  # noqa: PLW2901 - the rows of this file from here on
@@ -178,8 +172,8 @@ def _write_files(storage: Storage, plan: Plan, shard: str, result: ShardResult) 
 
 
 def _data_file(version: int, shard: str, status: str, modality: str | None, rows: pa.Table) -> tuple[DataFile, bytes]:
-    data = table_to_parquet(rows.drop_columns("modality"))
-    path = data_path(version, shard, status, modality, sha256_hex(data))
+    data = schema.table_to_parquet(rows.drop_columns("modality"))
+    path = data_path(version, shard, status, modality, schema.sha256_hex(data))
     return DataFile(path=path, rows=rows.num_rows, size=len(data), status=status, modality=modality), data
 
 
@@ -195,6 +189,6 @@ def _referring(rows: pa.Table, path: str) -> pa.Table:
     """Rows that refer to the rows of a file of embeddings, one by one."""
     count = rows.num_rows
     columns = (pa.repeat(pa.scalar(path, pa.string()), count), pa.array(np.arange(count, dtype=np.int32)))
-    for column, values in zip(REFERENCE_SCHEMA, columns, strict=True):
-        rows = rows.set_column(ANNOTATION_SCHEMA.get_field_index(column.name), column, values)
+    for column, values in zip(schema.REFERENCE_SCHEMA, columns, strict=True):
+        rows = rows.set_column(schema.ANNOTATION_SCHEMA.get_field_index(column.name), column, values)
     return rows

@@ -13,15 +13,9 @@ from mmva.inference.heads import predict
 from mmva.inference.pipeline import Pipeline
 from mmva.inference.tables import WINDOW_SCHEMA, Predicted, constant, offsets, table_of
 from mmva.predictor import Predictor
+from mmva_platform.annotation import schema
 from mmva_platform.annotation.commit import ShardResult
 from mmva_platform.annotation.plan import Plan
-from mmva_platform.annotation.schema import (
-    ANNOTATION_SCHEMA,
-    EMBEDDING_FILE_SCHEMA,
-    QUARANTINE_SCHEMA,
-    REFERENCE_SCHEMA,
-    STAMP_SCHEMA,
-)
 
 
 def annotate_items(
@@ -54,7 +48,7 @@ def stamped(predicted: Predicted, plan: Plan, shard: str, items: pa.Table) -> Sh
     """Tables of inference with the columns of the run and of the items (ITEM_SCHEMA); no windows if none are kept."""
     rows, errors = predicted.rows, predicted.errors
     columns = _columns(rows) | _of_items(items, rows["id"]) | stamps(plan, shard, rows.num_rows)
-    columns |= {column.name: pa.nulls(rows.num_rows, column.type) for column in REFERENCE_SCHEMA}
+    columns |= {column.name: pa.nulls(rows.num_rows, column.type) for column in schema.REFERENCE_SCHEMA}
     run = {"run_id": plan.run_id, "shard": shard}.items()
     named = {name: constant(value, pa.string(), errors.num_rows) for name, value in run}
     embeddings = {
@@ -63,9 +57,9 @@ def stamped(predicted: Predicted, plan: Plan, shard: str, items: pa.Table) -> Sh
         "windows": nested_windows(predicted.windows if plan.keep_windows else WINDOW_SCHEMA.empty_table(), rows["id"]),
     }
     return ShardResult(
-        table_of(columns, ANNOTATION_SCHEMA),
-        table_of(_columns(errors) | _of_items(items, errors["id"]) | named, QUARANTINE_SCHEMA),
-        table_of(embeddings, EMBEDDING_FILE_SCHEMA),
+        table_of(columns, schema.ANNOTATION_SCHEMA),
+        table_of(_columns(errors) | _of_items(items, errors["id"]) | named, schema.QUARANTINE_SCHEMA),
+        table_of(embeddings, schema.EMBEDDING_FILE_SCHEMA),
     )
 
 
@@ -73,12 +67,14 @@ def stamps(plan: Plan, shard: str, count: int) -> dict[str, pa.Array]:
     """The columns of STAMP_SCHEMA for `count` rows."""
     model = plan.model
     values = (model.name, model.version, model.digest, plan.run_id, shard, plan.created_at)
-    return {field.name: constant(value, field.type, count) for field, value in zip(STAMP_SCHEMA, values, strict=True)}
+    return {
+        field.name: constant(value, field.type, count) for field, value in zip(schema.STAMP_SCHEMA, values, strict=True)
+    }
 
 
 def nested_windows(windows: pa.Table, ids: pa.ChunkedArray) -> pa.Array:
     """Windows (WINDOW_SCHEMA, sorted by item) as a list for each of N ids, in float16; null for an id without any."""
-    kind = EMBEDDING_FILE_SCHEMA.field("windows").type
+    kind = schema.EMBEDDING_FILE_SCHEMA.field("windows").type
     item_W = np.asarray(pc.index_in(windows["id"], value_set=ids.combine_chunks()))
     order_W = np.argsort(item_W, kind="stable")
     count_N = np.bincount(item_W, minlength=len(ids)) if len(item_W) else np.zeros(len(ids), np.int64)

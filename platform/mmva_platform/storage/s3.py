@@ -16,18 +16,7 @@ from botocore.config import Config as BotoConfig
 from botocore.exceptions import ClientError, NoCredentialsError
 
 from mmva_platform.settings import StorageSettings
-from mmva_platform.storage.base import (
-    Entry,
-    OnSkip,
-    Storage,
-    StorageError,
-    StorageNotFound,
-    StorageUnavailable,
-    checked,
-    checked_prefix,
-    checked_text,
-    refuse_above,
-)
+from mmva_platform.storage import base
 from mmva_platform.storage.range_file import BUFFER_BYTES, Part, RangeFile
 from mmva_platform.storage.s3_errors import FAILURES, back_off_s, is_throttled, status_of, typed_failure
 from mmva_platform.storage.s3_listing import walk_keys
@@ -45,12 +34,12 @@ _WRITER = "mmva-writer"  # object metadata: whose put it was
 _UNSORTED_BUCKETS = "--x-s3"  # how names of S3 Express buckets end
 
 
-class S3Storage(Storage):
+class S3Storage(base.Storage):
     """Objects under s3://bucket/prefix; transient failures are retried, settings.max_attempts attempts in all."""
 
     def __init__(self, bucket: str, prefix: str, settings: StorageSettings) -> None:
         self.bucket = bucket
-        self.prefix = f"{checked(prefix)}/" if prefix else ""
+        self.prefix = f"{base.checked(prefix)}/" if prefix else ""
         self.settings = settings
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
 
@@ -89,7 +78,7 @@ class S3Storage(Storage):
             answer = self._client.get_object(Bucket=self.bucket, Key=key)
             with closing(answer["Body"]) as body:
                 if most is not None:
-                    refuse_above(most, answer["ContentLength"], self.uri_of(path))
+                    base.refuse_above(most, answer["ContentLength"], self.uri_of(path))
                 return body.read()
 
         return self._tried(path, get)
@@ -109,7 +98,7 @@ class S3Storage(Storage):
                 if status_of(error) == 416:  # an empty object has no tail
                     return Part(b"", 0, "")
                 if status_of(error) == 412:
-                    raise StorageError(f"{self.uri_of(path)}: was replaced while it was read") from error
+                    raise base.StorageError(f"{self.uri_of(path)}: was replaced while it was read") from error
                 raise
             with closing(answer["Body"]) as body:
                 data = body.read()
@@ -154,19 +143,19 @@ class S3Storage(Storage):
         """Whether there is such an object."""
         try:
             self.size(path)
-        except StorageNotFound:
+        except base.StorageNotFound:
             return False
         return True
 
-    def list(self, prefix: str = "") -> Iterator[Entry]:
+    def list(self, prefix: str = "") -> Iterator[base.Entry]:
         """Objects page by page, in the server's order; folder markers are left out."""
-        return self._entries(self.prefix + checked_prefix(prefix), divide=False)
+        return self._entries(self.prefix + base.checked_prefix(prefix), divide=False)
 
-    def walk(self, prefix: str = "", on_skip: OnSkip | None = None) -> Iterator[Entry]:  # noqa: ARG002 - skips nothing
+    def walk(self, prefix: str = "", on_skip: base.OnSkip | None = None) -> Iterator[base.Entry]:  # noqa: ARG002 - skips nothing
         """Every object, by many requests at once: see s3_listing."""
         return self._entries(self.prefix + prefix, divide=not self.bucket.endswith(_UNSORTED_BUCKETS))
 
-    def _entries(self, prefix: str, *, divide: bool) -> Iterator[Entry]:
+    def _entries(self, prefix: str, *, divide: bool) -> Iterator[base.Entry]:
         for entry in walk_keys(self._list_page, prefix, divide=divide):
             yield entry._replace(path=entry.path.removeprefix(self.prefix))
 
@@ -206,7 +195,9 @@ class S3Storage(Storage):
         try:
             region = self._session.region_name or resolve_s3_region(self.bucket)
         except OSError as error:
-            raise StorageError(f"{self.uri}: set storage.s3_region, its region cannot be found ({error})") from error
+            raise base.StorageError(
+                f"{self.uri}: set storage.s3_region, its region cannot be found ({error})"
+            ) from error
         return credentials.get_frozen_credentials(), region
 
     def _arrow_filesystem(self) -> FileSystem:
@@ -232,15 +223,15 @@ class S3Storage(Storage):
 
     def local_path(self, path: str) -> None:
         """No object is on this machine."""
-        checked_text(path)
+        base.checked_text(path)
 
     def _key(self, path: str) -> str:
         """Key of one of our own files."""
-        return self.prefix + checked(path)
+        return self.prefix + base.checked(path)
 
     def _any_key(self, path: str) -> str:
         """Key to read, which may be any text: S3 neither decodes nor normalizes keys."""
-        return self.prefix + checked_text(path)
+        return self.prefix + base.checked_text(path)
 
     def _written_by(self, key: str, mark: str) -> bool:
         try:
@@ -258,7 +249,7 @@ class S3Storage(Storage):
                 return operation()
             except FAILURES as error:
                 failure = typed_failure(place, error)
-                if not isinstance(failure, StorageUnavailable) or attempt == self.settings.max_attempts:
+                if not isinstance(failure, base.StorageUnavailable) or attempt == self.settings.max_attempts:
                     if attempt > 1:
                         failure.args = (f"{failure} ({attempt} attempts)",)
                     raise failure from error

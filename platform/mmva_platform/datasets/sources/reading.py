@@ -24,16 +24,8 @@ from mmva.labels import (
 from mmva.modalities import AXES, Modality
 from mmva.splits import SPLITS
 from mmva.tables import read_cells
+from mmva_platform.datasets.sources import published
 from mmva_platform.datasets.sources.config import IMEMNET_NAME, DeamSource, ImemnetSource, Range, Source, TableSource
-from mmva_platform.datasets.sources.published import (
-    Folder,
-    deam_clips,
-    deam_songs,
-    emobank_cells,
-    filled,
-    oasis_cells,
-    pmemo_cells,
-)
 from mmva_platform.settings import StorageSettings
 from mmva_platform.storage import Storage, StorageNotFound, open_storage, read_uri
 
@@ -90,19 +82,19 @@ def read_source(source: Source, settings: StorageSettings) -> Collection:
     root = open_storage(source.root, settings)
     modality, scale, read = _LAYOUTS[source.layout]
     if isinstance(source, DeamSource) and source.annotations == "dynamic":
-        scale, read = dict.fromkeys(AXES, DEAM_RANGE), deam_clips
-    cells = read(Folder(root))
+        scale, read = dict.fromkeys(AXES, DEAM_RANGE), published.deam_clips
+    cells = read(published.Folder(root))
     if isinstance(source, DeamSource) and source.split is not None:
         split_of = _read_splits(_inside(source.root, source.split), settings)
         cells["split"] = [split_of.get(song, "") for song in cells["group"]]
     return Collection(source, (_labels(source.name, modality, cells, scale, ()),), root)
 
 
-_LAYOUTS: Final[Mapping[str, tuple[Modality, _Scales, Callable[[Folder], pd.DataFrame]]]] = {
-    "oasis": ("image", dict.fromkeys(AXES, (1.0, 7.0)), oasis_cells),
-    "emobank": ("caption", dict.fromkeys(AXES, (1.0, 5.0)), emobank_cells),
-    "pmemo": ("music", dict.fromkeys(AXES, (0.0, 1.0)), pmemo_cells),
-    "deam": ("music", dict.fromkeys(AXES, (1.0, 9.0)), deam_songs),
+_LAYOUTS: Final[Mapping[str, tuple[Modality, _Scales, Callable[[published.Folder], pd.DataFrame]]]] = {
+    "oasis": ("image", dict.fromkeys(AXES, (1.0, 7.0)), published.oasis_cells),
+    "emobank": ("caption", dict.fromkeys(AXES, (1.0, 5.0)), published.emobank_cells),
+    "pmemo": ("music", dict.fromkeys(AXES, (0.0, 1.0)), published.pmemo_cells),
+    "deam": ("music", dict.fromkeys(AXES, (1.0, 9.0)), published.deam_songs),
 }
 
 
@@ -123,7 +115,7 @@ def _table_cells(source: TableSource, settings: StorageSettings) -> tuple[pd.Dat
     elif "id" not in table:
         table["id"] = [f"{row + 1:06d}" for row in range(len(table))]
     table["file"] = table.get("file", table["id"].str.strip())
-    return filled(table), cells.ragged
+    return published.filled(table), cells.ragged
 
 
 def _labels(name: str, modality: Modality, cells: pd.DataFrame, scale: _Scales, ragged: tuple[str, ...]) -> Labels:
