@@ -3,9 +3,10 @@
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -74,16 +75,10 @@ def _columns(annotation: Annotation, to: str, columns: Sequence[str] | None) -> 
     return list(columns)
 
 
-def _write_csv(path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:
-    with pyarrow.csv.CSVWriter(path, schema) as writer:
+def _write_file(writer: Callable[..., Any], path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:
+    with writer(path, schema) as opened:
         for table in tables:
-            writer.write_table(table)
-
-
-def _write_parquet(path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for table in tables:
-            writer.write_table(table)
+            opened.write_table(table)
 
 
 def _check_lance(annotation: Annotation, modality: str | None) -> None:
@@ -120,5 +115,7 @@ def _fixed(table: pa.Table) -> pa.Table:
 
 
 _WRITERS: Final[dict[str, Callable[[Path, pa.Schema, Iterator[pa.Table]], None]]] = {
-    "csv": _write_csv, "parquet": _write_parquet, "lance": _write_lance,
-}  # fmt: skip
+    "csv": partial(_write_file, pyarrow.csv.CSVWriter),
+    "parquet": partial(_write_file, partial(pq.ParquetWriter, compression="zstd")),
+    "lance": _write_lance,
+}

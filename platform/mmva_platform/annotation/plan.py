@@ -160,7 +160,7 @@ class Plan(Config):
         differences = "; ".join(self.differences(other))
         if differences and self.version:
             raise CheckFailed(
-                f"{out}: version {self.version} was begun with other options ({differences}); `mmva annotations "
+                f"{out}: version {self.version} is under way with other options ({differences}); `mmva annotations "
                 "resume` finishes it"
             )
         if differences:

@@ -104,14 +104,13 @@ def retry(out: str, settings: Settings, **options: Any) -> AnnotationSummary:
     begun = time.monotonic()
     chosen = validate(RetryOptions, options, "retry")
     before = open_annotation(out, settings.storage)
-    plan_before = read_plan(before.storage, before.version)
-    with stored_bundle(before.storage, plan_before.model) as bundle_dir:
+    with stored_bundle(before.storage, read_plan(before.storage, before.version).model) as bundle_dir:
         if before.storage.exists(plan_file(before.version + 1)):
             plan: Plan | None = read_plan(before.storage, before.version + 1)
             if plan is not None and plan.kind != "retry":
                 raise _under_way(before, plan)
         else:
-            plan = _plan_retry(before, plan_before, chosen)
+            plan = _plan_retry(before, chosen)
         return _carried_out(before, plan, bundle_dir, settings, options=chosen, begun=begun)
 
 
@@ -216,11 +215,12 @@ def _plan_update(request: _Update, settings: Settings, workers: Workers) -> Plan
         )
 
 
-def _plan_retry(before: Annotation, plan: Plan, options: RetryOptions) -> Plan | None:
+def _plan_retry(before: Annotation, options: RetryOptions) -> Plan | None:
     """Write the plan of a retry; None if nothing is quarantined."""
     quarantine = before.table(status="quarantined")
     if not quarantine.num_rows:
         return None
+    plan = read_plan(before.storage, before.version)
     # Sizes and etags are left out: a file may have been repaired since.
     unknown = {name: pa.nulls(quarantine.num_rows) for name in ("bytes", "etag")}
     known = {name: quarantine[name] for name in ("id", "uri", "modality", "caption")}

@@ -1,6 +1,6 @@
 """Shards written on the cluster: each by the worker that inspects its files, and again if other shards require it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,7 +108,12 @@ class ShardWriter:
         """
         planned: PlannedShard = shard["planned"]
         attempt.step("fetch")
-        found = self._sentences(planned) if planned.modality == "caption" else self._files(planned, attempt)
+        if planned.modality == "caption":
+            found: Iterable[tuple[Inspected, bytes | None]] = [
+                (inspect_sentence(each), None) for each in planned.candidates
+            ]
+        else:
+            found = self._files(planned, attempt)
         inspected, split_of, rows = [], {}, []
         for (entry, data), split in zip(found, planned.splits, strict=True):
             inspected.append(entry)
@@ -127,9 +132,6 @@ class ShardWriter:
             table = pa.Table.from_pylist(rows, schema=DATASET_SCHEMA)
             info = self._waiting(lambda: write_shard(self._out, planned.name, table))
         return Written(planned.name, tuple(inspected), split_of, info)
-
-    def _sentences(self, planned: PlannedShard) -> Iterator[tuple[Inspected, None]]:
-        yield from ((inspect_sentence(candidate), None) for candidate in planned.candidates)
 
     def _files(self, planned: PlannedShard, attempt: bulk.Attempt) -> Iterator[tuple[Inspected, bytes]]:
         with self._decoder(planned.modality, attempt) as check:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -38,7 +38,7 @@ class Cause:
     error: str
     stage: str
     items: int
-    examples: tuple[Mapping[str, Any], ...]
+    examples: Sequence[Mapping[str, Any]]
 
 
 def write_report(path: Path | str, data: ReportData) -> Path:
@@ -86,7 +86,7 @@ def render(data: ReportData) -> str:
         word_radius=WORD_RADIUS,
         heard_s=HEARD_S,
         regions=corner_examples(data),
-        causes=_causes(data.quarantine),
+        causes=tuple(_causes(data.quarantine)),
         charts=training_charts(data.history),
         chart_width=WIDTH,
         chart_height=HEIGHT,
@@ -108,14 +108,10 @@ def _by_modality(annotations: pa.Table) -> dict[str, int]:
     return {modality: counts[modality] for modality in MEDIA_KINDS if counts[modality]}
 
 
-def _causes(quarantine: pa.Table) -> tuple[Cause, ...]:
+def _causes(quarantine: pa.Table) -> Iterator[Cause]:
     """Most frequent first, a few examples each."""
     counts = Counter(zip(quarantine["error"].to_pylist(), quarantine["stage"].to_pylist(), strict=True))
-    return tuple(
-        Cause(error, stage, items, _first(quarantine, error, stage)) for (error, stage), items in counts.most_common()
-    )
-
-
-def _first(quarantine: pa.Table, error: str, stage: str) -> tuple[Mapping[str, Any], ...]:
-    mask = pc.and_(pc.equal(quarantine["error"], error), pc.equal(quarantine["stage"], stage))
-    return tuple(quarantine.select(["id", "message"]).filter(mask).slice(0, _QUARANTINE_EXAMPLES).to_pylist())
+    for (error, stage), items in counts.most_common():
+        mask = pc.and_(pc.equal(quarantine["error"], error), pc.equal(quarantine["stage"], stage))
+        examples = quarantine.select(["id", "message"]).filter(mask).slice(0, _QUARANTINE_EXAMPLES).to_pylist()
+        yield Cause(error, stage, items, examples)
