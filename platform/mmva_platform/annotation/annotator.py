@@ -95,14 +95,13 @@ def annotate_isolated(
 
 
 def _single_items(annotator: Annotator, shard: str) -> Callable[[pa.Table], ShardResult]:
-    """Made in the child: annotates a table of one item."""
+    """Runs in the child: returns what annotates a table of one item."""
     report_step("load")
     _ = annotator.pipeline
     return lambda row: annotator(shard, row, items_at_fault=True)
 
 
 def _joined(parts: Sequence[ShardResult]) -> ShardResult:
-    """Results of a shard's parts as one."""
     ok, quarantined, embeddings = (
         pa.concat_tables([getattr(part, name) for part in parts]).combine_chunks()
         for name in ("ok", "quarantined", "embeddings")

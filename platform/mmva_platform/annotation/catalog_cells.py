@@ -76,7 +76,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _decoded(values: pa.Array) -> tuple[pa.Array, list[int], str]:
-    """Text, or bytes that are UTF-8 (Impala and old Spark mark no text). Text of a damaged file may be no UTF-8."""
+    """Text, or UTF-8 bytes (Impala and old Spark do not mark text). Text of a damaged file may not be UTF-8."""
     raw = values.cast(pa.large_binary())
     try:
         return raw.cast(pa.large_string()), [], ""

@@ -143,7 +143,7 @@ def _sizes(values: pa.Array) -> pa.Array:
 
 
 def _states(uris: pa.Array, sizes: pa.Array, etags: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """Sizes and etags: a local file's own, else what the row says."""
+    """Sizes and etags: those of a local file, else those of the row."""
     local = pc.or_(pc.starts_with(uris, "/"), pc.starts_with(uris, "file://"))
     if not pc.any(local).as_py():
         return sizes, etags
@@ -155,7 +155,6 @@ def _states(uris: pa.Array, sizes: pa.Array, etags: pa.Array) -> tuple[pa.Array,
 
 
 def _state(uri: str | None) -> os.stat_result | None:
-    """State of a regular local file, else None."""
     path = None if uri is None else local_path_of(uri)
     try:
         state = None if path is None else os.stat(path)  # noqa: PTH116 - a Path for each row costs more than the call

@@ -145,7 +145,6 @@ class TableReader:
             return None
 
     def _leave_out(self, where: str, reason: str, detail: str) -> None:
-        """Count a malformed row, or raise."""
         if self.skipped is None:
             raise UsageError(f"catalog {where}: {detail}")
         self.skipped[f"malformed row: {reason}"] += 1

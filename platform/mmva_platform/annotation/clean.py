@@ -1,4 +1,4 @@
-"""`clean`: what no kept version needs, first shown and then deleted. Nothing else ever deletes from an annotation."""
+"""`clean`: shows, then deletes, files that no kept version needs. Nothing else ever deletes from an annotation."""
 
 import dataclasses
 import re
@@ -70,7 +70,7 @@ def clean(out: str, settings: Settings, *, keep: int = 1, delete: bool = False) 
 
 
 def _needed(storage: Storage, versions: Iterable[int]) -> set[str]:
-    """Data files of these versions, and the files of embeddings that their rows refer to."""
+    """Data files of these versions, and the embedding files that their rows refer to."""
     needed: set[str] = set()
     for version in versions:
         annotation = open_annotation(storage, version=version)
@@ -81,7 +81,7 @@ def _needed(storage: Storage, versions: Iterable[int]) -> set[str]:
 
 
 def _candidates(storage: Storage, latest: int) -> Iterable[Entry]:
-    """Data files and embeddings of all published versions; one under way, and what others wrote, is left alone."""
+    """Data files and embeddings of all published versions; not those of an unpublished version or of other programs."""
     for entry in storage.walk("status="):
         ours = _DATA_FILE.fullmatch(entry.path)
         if ours and int(ours[1]) <= latest:

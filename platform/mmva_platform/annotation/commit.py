@@ -186,7 +186,6 @@ def _by_modality(table: pa.Table) -> Iterator[tuple[str | None, pa.Table, pa.Arr
 
 
 def _referring(rows: pa.Table, path: str) -> pa.Table:
-    """Rows that refer to the rows of a file of embeddings, one by one."""
     count = rows.num_rows
     columns = (pa.repeat(pa.scalar(path, pa.string()), count), pa.array(np.arange(count, dtype=np.int32)))
     for column, values in zip(schema.REFERENCE_SCHEMA, columns, strict=True):

@@ -1,4 +1,4 @@
-"""`convert`: version 0 of a table from an annotation of the earlier format (schema 2), which is not changed."""
+"""`convert`: version 0 of a table from an annotation of the earlier format (schema 2), which stays unchanged."""
 
 import io
 import json
@@ -89,7 +89,6 @@ def _make_plan(
 
 
 def _generations(source: Storage, settings: Settings) -> list[Storage]:
-    """The run and its published retries."""
     places = [source]
     while (place := open_storage(source.join(f"retries/{len(places):04d}"), settings.storage)).exists(_MANIFEST):
         places.append(place)

@@ -67,7 +67,6 @@ def _execute(
     watch: _Errors,
     workers: int | None,
 ) -> list[CommitRecord]:
-    """Run shards on the cluster; their records."""
     plan: Plan = run["plan"]
     settings: Settings = run["settings"]
     resources, before, limit_s = Resources(max_workers=workers), None, settings.annotation.item_timeout_s

@@ -1,4 +1,4 @@
-"""`heartbeats.json`: which shards the workers had under way when the driver last looked. Read by people only."""
+"""`heartbeats.json`: the shards that workers had when the driver last looked. For people only."""
 
 import logging
 import time

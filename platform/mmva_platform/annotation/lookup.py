@@ -1,6 +1,6 @@
-"""Which items of a catalog a version of an annotation holds unchanged, and in which row of which data file.
+"""Find which items of a catalog a version holds unchanged, and in which row of which data file.
 
-Per item of that version, 24 bytes are in memory: digests of ids and of rows of the catalog, and where the row is.
+Memory holds 24 bytes per item of that version: digests of ids and of catalog rows, and the row's place.
 """
 
 import numpy as np

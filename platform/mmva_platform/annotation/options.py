@@ -13,7 +13,6 @@ ENGINES: Final = ("auto", *get_args(EngineInfo.model_fields["name"].annotation))
 
 
 def _error_limit(text: str) -> str:
-    """A whole number, or a percentage."""
     share = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)%", text)
     valid = float(share[1]) <= 100 if share else re.fullmatch(r"[0-9]+", text)
     if not valid:
@@ -28,7 +27,6 @@ def _engine_name(name: str) -> str:
 
 
 def _one_delimiter(text: str) -> str:
-    """One character; a backslash and t for a tab."""
     character = "\t" if text == "\\t" else text
     if len(character) != 1 or character in '"\r\n':
         raise ValueError("must be one character, such as ; or \\t, and no quote")

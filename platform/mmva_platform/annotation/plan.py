@@ -122,7 +122,7 @@ class Plan(Config):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of what decides the output, items included; the run's id and time and names do not."""
+        """SHA-256 of everything that decides the output, items included, but not the run's id, time and names."""
         parts = [part.sha256 for part in self.parts]
         return sha256_hex(json.dumps([self.decisive(), parts], sort_keys=True).encode())
 
@@ -231,7 +231,7 @@ def iter_items(storage: Storage, plan: Plan) -> Iterator[pa.Table]:
 
 
 def changed_parts(storage: Storage, plan: Plan) -> list[str]:
-    """One line for each part whose bytes are not those that were planned; reads all of them."""
+    """One line for each part that has changed since it was planned; reads all of them."""
     found = []
     for part in plan.parts:
         try:

@@ -135,7 +135,7 @@ def _new_items(spool: Spool, groups: Iterable[Group]) -> Iterator[pa.Table]:
 
 
 def _stored_shards(spool: Spool, groups: Iterable[Group], kept: pa.Array) -> Iterator[pa.Table]:
-    """All of these items are in memory together, without what their rows in the table say already."""
+    """All of these items are in memory together, without the columns that the table has."""
     parts = [_located(chunk, kept) for group in groups for chunk in spool.chunks(group)]
     items = pa.concat_tables([ITEM_SCHEMA.empty_table(), *parts])
     if items.num_rows:
@@ -169,8 +169,6 @@ def write_parts(storage: Storage, folder: str, shards: Iterable[pa.Table], catal
 
 
 class _Part:
-    """A file of the plan while it is made."""
-
     def __init__(self, folder: str, first_shard: int) -> None:
         self._folder, self._first = folder, first_shard
         self.rows, self._sink = list[int](), pa.BufferOutputStream()

@@ -59,7 +59,7 @@ class Request:
         return self.settled
 
     def _asked(self, settled: Plan) -> Plan:
-        """The settled plan, changed to what this call says."""
+        """The existing plan with this call's options."""
         options = self.options
         engines = settled.engines
         if options.engine != "auto":
@@ -134,7 +134,7 @@ def model_info(resolved: ResolvedModel) -> ModelInfo:
 
 
 def roots_for(places: Iterable[str], settings: Settings, named: Iterable[str]) -> tuple[str, ...]:
-    """Where media may be read from: these places first, then what settings and options name."""
+    """Where media may be read from: these places first, then the roots of settings and options."""
     return tuple(dict.fromkeys([*places, *map(normalised_root, (*settings.annotation.roots, *named))]))
 
 
@@ -145,7 +145,7 @@ def towers_needed(modalities: Iterable[str], preprocessing: Preprocessing) -> li
 
 
 def tell(spool: Spool) -> None:
-    """Log what of a catalog is left out."""
+    """Log the files and rows of a catalog that are left out."""
     if spool.skipped:
         kinds = ", ".join(f"{count} {kind}" for kind, count in spool.skipped.items())
         logger.info("catalog %s: skipped: %s", spool.uri, kinds)

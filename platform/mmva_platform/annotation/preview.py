@@ -1,4 +1,4 @@
-"""`annotate --plan`: what a call would do, with what, and for about how long. Writes nothing to the output."""
+"""`annotate --plan`: what a call would do, and for about how long. Writes nothing to the output."""
 
 import dataclasses
 import os
@@ -126,7 +126,7 @@ def _of_new(request: Request, settings: Settings) -> PlanPreview:
 
 
 def _of_settled(request: Request, plan: Plan, settings: Settings) -> PlanPreview:
-    """From the run's directory alone, as a resume."""
+    """Reads the run's directory only, as a resume."""
     run = status(request.storage.uri, settings)
     # Later versions are not this call's: it does nothing once its own, the first, is published.
     published = run.published or run.version > plan.version
@@ -157,7 +157,7 @@ def _names(request: Request) -> dict[str, Any]:
 
 
 def _known_engines(request: Request, modalities: Iterable[str], settings: Settings) -> dict[str, EngineInfo]:
-    """The engine of each tower as far as it is known without measuring: the wanted one, or the fastest of before."""
+    """The engine of each tower as far as known without measuring: the wanted one, or the fastest of earlier runs."""
     wanted, info = request.options.engine, read_bundle_info(request.resolved.bundle_dir)
     found = {}
     for tower in towers_needed(modalities, request.preprocessing):
@@ -185,7 +185,7 @@ def _seconds(spool: Spool, engines: Mapping[str, EngineInfo], request: Request, 
 
 
 def _workers(options: AnnotateOptions, settings: Settings, shards: int) -> tuple[int, str | None]:
-    """Actors that the cluster has room for, and why it could not be asked."""
+    """Actors that the cluster has room for, and why it cannot be asked."""
     cluster, problem = settings.cluster, None
     there = cluster.num_cpus or own_cpus()
     if (cluster.address or os.environ.get("RAY_ADDRESS") or "local") != "local":

@@ -114,7 +114,6 @@ def read_record(storage: Storage, version: int) -> VersionRecord:
 
 
 def _replaced(storage: Storage, plan: Plan, before: Sequence[TableFile]) -> list[TableFile]:
-    """The files of the version before that the plan replaces."""
     names = set(plan.base.replaced) if plan.base else set()
     found = [file for file in before if file.path in names]
     if len(found) != len(names):

@@ -94,7 +94,6 @@ def flat_windows(embeddings: pa.Table) -> pa.Table:
 
 
 def _of_items(items: pa.Table, ids: pa.ChunkedArray) -> dict[str, pa.ChunkedArray]:
-    """What rows take over from the items of these ids."""
     at = pc.index_in(ids.cast(pa.large_string()), value_set=items["id"].combine_chunks())
     return {name: items[name].take(at) for name in ("caption", "item_digest", "attempts")}
 

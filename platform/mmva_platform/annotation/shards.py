@@ -101,7 +101,7 @@ def as_duration(seconds: float) -> str:
 
 
 def _speed(engine: EngineInfo | None) -> float:
-    """Images, windows or captions in a second of one worker."""
+    """Images, windows or captions per second of one worker."""
     if engine is None:
         return _UNKNOWN_PER_S
     return engine.items_per_s.get(engine.name) or (_UNKNOWN_PER_S_ON_GPU if engine.on_gpu else _UNKNOWN_PER_S)

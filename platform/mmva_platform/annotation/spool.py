@@ -93,7 +93,7 @@ class Spool:
 
 
 def as_new(batch: pa.Table) -> pa.Table:
-    """Items (ITEM_SCHEMA) of a batch of a catalog (CATALOG_SCHEMA) of which no earlier version is known."""
+    """Items (ITEM_SCHEMA) of a batch of a catalog (CATALOG_SCHEMA), without an earlier version."""
     count = batch.num_rows
     columns = [*batch.select(CATALOG_SCHEMA.names).columns, pa.array(item_digests(batch)), np.ones(count, np.int32)]
     return pa.Table.from_arrays([*columns, pa.nulls(count), pa.nulls(count)], schema=ITEM_SCHEMA)
@@ -208,7 +208,6 @@ def _grouped(items: pa.Table) -> Iterator[tuple[Group, pa.Table]]:
 
 
 def _counts(modalities: pa.ChunkedArray) -> dict[str, int]:
-    """Items of each modality, in the order of their first; "unknown" where none is named."""
     return {entry["values"] or "unknown": entry["counts"] for entry in modalities.value_counts().to_pylist()}
 
 

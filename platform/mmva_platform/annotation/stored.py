@@ -64,7 +64,6 @@ class StoredRows:
         return replace(result, work={name: count for name, count in work.items() if count}, seconds=seconds)
 
     def _rows(self, items: pa.Table, status: str) -> pa.Table:
-        """The items' rows of one status."""
         found = [SCHEMAS[status].empty_table()]
         for path in pc.unique(items["base_file"]).to_pylist():
             if path not in self._files:

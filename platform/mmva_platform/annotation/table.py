@@ -40,7 +40,7 @@ class TableFile(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of its bytes, which its name ends with."""
+        """SHA-256 of its bytes; its name ends with it."""
         return digest_in(self.path)
 
 
@@ -166,7 +166,7 @@ def _partition(file: TableFile) -> dict[str, str | None]:
 
 
 def _failure(storage: Storage, error: Exception) -> StorageError | CheckFailed:
-    """An error of deltalake as one of ours. Its first lines name the request that failed; a backtrace may follow."""
+    """An error of deltalake as one of ours. Its first lines name the failed request; a backtrace may follow."""
     lines = (_DECORATION.sub("", line).strip() for line in str(error).splitlines())
     reason = ": ".join(islice(takewhile(lambda line: not line.startswith("0: "), lines), 3)) or type(error).__name__
     kind = StorageUnavailable if isinstance(error, OSError) else CheckFailed

@@ -1,7 +1,7 @@
-"""`update` and `retry`: the next version of an annotation, made from the one before and from what has changed.
+"""`update` and `retry`: the next version of an annotation, made from the one before and the changes since.
 
-Unchanged items stay by reference: a data file of which all items are unchanged is in both versions. Where some of its
-items have changed or are gone, the rows of the others are copied, without their embeddings. A new model on the same
+Unchanged items stay by reference: a data file whose items are all unchanged is in both versions. If some of its items
+have changed or are removed, the rows of the others are copied, without their embeddings. A new model on the same
 backbone runs its heads over stored embeddings.
 """
 
@@ -137,7 +137,7 @@ def _carried_out(
 
 
 def _continued(request: _Update) -> Plan:
-    """The plan of the next version, which is there already; CheckFailed if it is another update's."""
+    """The existing plan of the next version; raises CheckFailed if it is another update's."""
     plan = read_plan(request.before.storage, request.version)
     mine = ("update", request.catalog.uri, request.catalog.tables, request.model.digest)
     if (plan.kind, plan.catalog.uri, plan.catalog.tables, plan.model.digest) != mine:
@@ -153,7 +153,7 @@ def _under_way(before: Annotation, plan: Plan) -> CheckFailed:
 
 
 def _plan_update(request: _Update, settings: Settings, workers: Workers) -> Plan | None:
-    """Read the catalog and write the plan of the next version; None if that would be the version before."""
+    """Read the catalog and write the plan of the next version; None if nothing has changed."""
     before, options = request.before, request.options
     request.catalog.check()
     places = (catalog_root(request.catalog.uri), *request.plan_before.roots)
@@ -280,7 +280,7 @@ def _adopted(plan: Plan, preprocessing: Preprocessing) -> dict[str, EngineInfo]:
 
 
 def _reusable(plan: Plan, preprocessing: Preprocessing) -> set[str]:
-    """Modalities whose stored embeddings are what this model would compute, and what has no modality."""
+    """Modalities whose stored embeddings this model would compute again, and items without a modality."""
     then, now = plan.preprocessing.fingerprints, preprocessing.fingerprints
     same_decoders = plan.preprocessing.decoders == preprocessing.decoders
     return {OTHER} | {

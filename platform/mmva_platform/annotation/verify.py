@@ -96,7 +96,7 @@ def verify(out: str, settings: Settings, version: int | None = None) -> VerifyRe
 
 
 def _units(annotation: Annotation, plan: Plan) -> list[dict[str, Any]]:
-    """Files by the shard that made them; those that this version kept from earlier ones are held against no plan."""
+    """Files by the shard that made them; files that this version kept from earlier ones are checked against no plan."""
     made_by: defaultdict[tuple[int, str], list[TableFile]] = defaultdict(list)
     for file in annotation.all_files:
         version, shard, _ = file.path.rpartition("/")[2].split("-", 2)
@@ -143,7 +143,7 @@ def _repeated(findings: Sequence[Findings]) -> int:
 def _record(
     annotation: Annotation, plan: Plan, commits: dict[str, CommitRecord], problems: list[str]
 ) -> VersionRecord | None:
-    """The version's record; what in plan, commit records and table disagrees with it is a problem."""
+    """The version's record; disagreements with plan, commit records and table are added to the problems."""
     try:
         record = read_record(annotation.storage, annotation.version)
     except (UsageError, CheckFailed) as error:
@@ -165,7 +165,7 @@ def _record(
 
 
 def _commits(storage: Storage, plan: Plan, problems: list[str]) -> dict[str, CommitRecord]:
-    """The version's commit records by shard; one that is missing, damaged or not of the plan is a problem."""
+    """The version's commit records by shard; missing, damaged and unplanned ones are added to the problems."""
 
     def read(shard: str) -> CommitRecord | CheckFailed:
         try:

@@ -95,7 +95,7 @@ class FileVerifier:
         return found.problems
 
     def _checked(self, path: str, schema: pa.Schema, found: Findings) -> pa.Table | None:
-        """A file's table, if its bytes are those that its name says; else None, and a problem."""
+        """A file's table; None, and a problem, if its bytes do not have the digest in its name."""
         try:
             data = self._storage.read(path)
         except StorageNotFound as error:

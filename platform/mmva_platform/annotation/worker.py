@@ -31,8 +31,6 @@ ResultT = TypeVar("ResultT")
 
 
 class _Run:
-    """What both workers know of the run."""
-
     def __init__(self, plan: Plan, out: str, settings: Settings) -> None:
         self.plan, self.settings, self._attempt = plan, settings, Attempt()
         self.storage = open_storage(out, settings.storage)

@@ -112,7 +112,7 @@ class ShardActor:
 
 
 def _pickled(error: Exception) -> bytes:
-    """An exception for the driver; one that is not ours brings its traceback as a note."""
+    """An exception for the driver; an unexpected one brings its traceback as a note."""
     from ray import cloudpickle
 
     if not isinstance(error, _EXPECTED):

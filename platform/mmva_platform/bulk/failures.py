@@ -20,7 +20,7 @@ class StalledError(OperationFailed):
 
 
 class StoppedError(OperationFailed):
-    """A pass was asked to stop, and has finished what was under way."""
+    """A pass was stopped on request, after finishing the shards in flight."""
 
 
 class Failures:

@@ -1,7 +1,7 @@
 """Which worker has which shard, and whether it is alive: one Ray actor of a pass, on the driver's node.
 
-A worker that dies leaves no message. The monitor knows that it had the shard, so the next worker of the same shard is
-told. The monitor ends with the driver: a killed driver or a lost node never counts against a shard.
+A worker that dies leaves no message. The monitor knows that it had the shard and tells the next worker of that shard.
+The monitor ends with the driver: a killed driver or a lost node never counts against a shard.
 """
 
 import time

@@ -159,7 +159,7 @@ class _Pass:
     def _outcomes(
         self, rows: list[dict[str, Any]], avoid: set[str], stopping: Callable[[], bool]
     ) -> Iterator[dict[str, Any]]:
-        """Rows of the pipeline as they arrive, with an eye on stops and stalls between them."""
+        """Rows of the pipeline as they arrive; checks for stops and stalls between them."""
         arrived: queue.Queue[Any] = queue.Queue()
         dataset = _pipeline(rows, [self._operator(stage, len(rows), avoid) for stage in self._stages], self._executors)
         self._reader = threading.Thread(target=_read, args=(dataset, arrived), daemon=True)
@@ -259,7 +259,9 @@ def _pipeline(rows: list[dict[str, Any]], operators: Sequence[dict[str, Any]], e
 
 
 class _Executors:
-    """Executors of a pass's pipelines. Ray pickles the context that refers to them, for its workers: as nothing."""
+    """Executors of a pass's pipelines. Ray pickles the context that refers to them for its workers, so they pickle
+    empty.
+    """
 
     def __init__(self) -> None:
         self._running: list[Any] = []

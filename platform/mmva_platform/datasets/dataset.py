@@ -29,8 +29,6 @@ class ShardItems(NamedTuple):
 
 
 class _Versioned(BaseModel):
-    """What the descriptions of all schema versions have."""
-
     schema_version: int
 
 

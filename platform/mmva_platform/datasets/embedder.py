@@ -153,7 +153,6 @@ class Embedder:
         return np.concatenate(rows_ND)
 
     def _media(self, part: Part) -> Callable[[int], bytes]:
-        """Row of the shard -> the bytes of its media."""
         data = self._waiting(lambda: self._dataset.read(part.shard.name))
         if sha256_of(data) != part.shard.sha256:
             raise CheckFailed(f"{self._dataset.join(part.shard.name)}: its bytes are not those of dataset.json")
@@ -161,12 +160,12 @@ class Embedder:
         return lambda row: media[row].as_py()
 
     def _waiting(self, call: Callable[[], ResultT]) -> ResultT:
-        """Call storage again while it is unavailable, so that an outage does not cost the embeddings that are done."""
+        """Wait while storage is unavailable: an outage must not cost the finished embeddings."""
         return retry_while_unavailable(call, self._settings.storage.patience_s, "embed")
 
 
 def _written(out: Storage, part: Part) -> PartInfo | None:
-    """The part as an earlier run has written it, complete, from the same shard and by the same encoder."""
+    """The complete part of an earlier run, from the same shard and by the same encoder; else None."""
     for entry in out.list(f"{part.stem}-"):
         data = out.read(entry.path)
         name, sha256 = entry.path.rpartition("/")[2], sha256_of(data)

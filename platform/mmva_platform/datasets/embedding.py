@@ -128,7 +128,7 @@ def _compute(
 
 
 def _finish(plan: _Plan, made: dict[str, embedding_set.PartInfo], target: Storage) -> embedding_set.EmbeddingsInfo:
-    """Publish a set, unless another run has published it meanwhile; the published set."""
+    """Publish a set; returns the published set, which another run may have published meanwhile."""
     folder = embedding_set.folder_name(plan.info.modality, plan.info.fingerprint)
     info = plan.info.model_copy(update={"parts": tuple(made[part.stem] for part in plan.parts)})
     require_files(target, folder, (f"{folder}/{part.name}" for part in info.parts))

@@ -38,7 +38,7 @@ class PartInfo(Config):
 
 
 class EmbeddingsInfo(Config):
-    """Content of embeddings.json: what was embedded by what. `rows` is the sum over the parts."""
+    """Content of embeddings.json. `rows` is the sum over the parts."""
 
     modality: Modality
     fingerprint: str
@@ -170,7 +170,7 @@ def read_pointer(storage: Storage, preset: str) -> Pointer | None:
 
 
 def part_bytes(ids: Sequence[str], emb_ND: NDArray[np.float32], key: Mapping[str, str]) -> bytes:
-    """Parquet file of a part. Its metadata hold `key`, what the part was made from; see part_key."""
+    """Parquet file of a part. Its metadata hold `key`, the part's origin; see part_key."""
     embedding = pa.FixedSizeListArray.from_arrays(pa.array(emb_ND.ravel(), pa.float32()), emb_ND.shape[1])
     table = pa.table({"id": pa.array(ids, pa.string()), "embedding": embedding})
     return parquet_bytes(table.replace_schema_metadata(dict(key)))

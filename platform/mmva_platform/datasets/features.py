@@ -183,7 +183,7 @@ def _load(
 
 
 def _splits_of(rows: ModalityFeatures, k: int, seed: int, music: ModalityFeatures | None) -> list[NDArray[np.str_]]:
-    """Names [N] for each fold; rows with the group of a clip are dealt like that clip."""
+    """Names [N] for each fold; rows with the group of a clip follow that clip."""
     by_clip_N = np.zeros(len(rows), np.bool_) if music is None else np.isin(rows.group, music.group)
     found = [np.empty(len(rows), "<U5") for _ in range(k)]
     alone = fold_splits(rows.group[~by_clip_N].tolist(), rows.va_N2[~by_clip_N], k, seed)

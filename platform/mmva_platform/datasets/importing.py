@@ -1,8 +1,8 @@
-"""Sources -> an immutable, sharded dataset and a report of what was wrong.
+"""Sources -> an immutable, sharded dataset and a report of the problems.
 
-One pass over the media on the cluster: a worker reads, hashes and decodes the files of a shard, and writes it. Which
-content occurs twice is known only after that pass: shards that lose a row by it, or whose split changes, are written
-again. The same input gives the same bytes, so an interrupted import is resumed by running it again.
+One pass over the media on the cluster: a worker reads, hashes and decodes the files of a shard, and writes it. Only
+then is it known which content occurs twice: shards that lose a row by it, or whose split changes, are written again.
+The same input gives the same bytes, so an interrupted import is resumed by running it again.
 """
 
 from collections.abc import Iterable, Sequence

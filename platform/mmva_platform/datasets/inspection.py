@@ -1,4 +1,4 @@
-"""What an import sees of each media file, which is read, hashed and decoded once, and of content that occurs twice."""
+"""The import's look at each media file, which is read, hashed and decoded once, and at content that occurs twice."""
 
 import hashlib
 import io
@@ -103,7 +103,7 @@ def wav_bytes(samples_T: NDArray[np.int16], rate: int) -> bytes:
 
 
 def inspect_sentence(candidate: Candidate) -> Inspected:
-    """A sentence, whose caption was cleaned when its table was read; the digest is that of its text."""
+    """A sentence, cleaned when its table was read; the digest is that of its text."""
     return Inspected(candidate, hashlib.sha256(candidate.caption.encode()).hexdigest(), "")
 
 

@@ -48,7 +48,7 @@ class ImportReport:
         return asdict(self)
 
     def to_file(self) -> dict[str, Any]:
-        """Plain values for the file next to the dataset, which may be copied to another place."""
+        """Plain values for the file next to the dataset, without its URI, because a dataset may be copied."""
         return {name: value for name, value in self.to_json().items() if name != "out"}
 
     def to_text(self) -> str:

@@ -131,7 +131,7 @@ def write_labels(storage: Storage, labels: pa.Table) -> Named:
 
 
 def write_report(storage: Storage, report: Mapping[str, Any]) -> Named:
-    """Write what an import found."""
+    """Write the import's report."""
     return write_by_digest(storage, _REPORT, ".json", json_bytes(report))
 
 

@@ -142,7 +142,7 @@ class ShardWriter:
 
     @contextmanager
     def _decoder(self, modality: Modality, attempt: bulk.Attempt) -> Iterator[Callable[[Part], bytes | None]]:
-        """What decodes a file: in a process of its own once the shard has cost workers."""
+        """Decodes a file; in a child process once the shard has killed workers."""
         make = partial(MediaChecker, modality)
         if attempt.deaths >= bulk.ISOLATE_AFTER:
             with Isolated(make, self._settings.annotation.item_timeout_s, _LOAD_TIMEOUT_S) as isolated:
@@ -172,7 +172,7 @@ class ShardWriter:
             yield from repeat(read, len(clips))
 
     def _waiting(self, call: Callable[[], ResultT]) -> ResultT:
-        """Call storage again while it is unavailable, so that an outage does not cost the files that are done."""
+        """Wait while storage is unavailable: an outage must not cost the finished files."""
         return retry_while_unavailable(call, self._settings.storage.patience_s, "import")
 
 

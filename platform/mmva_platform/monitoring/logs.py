@@ -1,4 +1,4 @@
-"""One JSON object a line, with what the process was at: run, shard, attempt. On by `logs.format: json`."""
+"""One JSON object per line, with the current run, shard and attempt. On by `logs.format: json`."""
 
 import json
 import logging

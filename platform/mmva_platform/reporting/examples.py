@@ -1,4 +1,4 @@
-"""Which items show what the corners of the plane look and sound like."""
+"""The items that show the corners of the plane."""
 
 from dataclasses import dataclass
 from pathlib import PurePosixPath

@@ -78,7 +78,7 @@ def _excerpt(data: bytes) -> Preview:
 
 
 def _beginning(data: bytes) -> NDArray[np.float32]:
-    """What comes before HEARD_S, so that a two-hour mix costs no more than a song."""
+    """Only HEARD_S seconds, so that a two-hour mix costs no more than a song."""
     wanted = int(HEARD_S * _SAMPLE_RATE)
     blocks, have = [], 0
     for block in stream_audio(data, _SAMPLE_RATE):

@@ -1,4 +1,4 @@
-"""The points of a published annotation in memory, and who they belong to; embeddings are read when needed."""
+"""The points of a published annotation in memory, with ids and URIs; embeddings are read when needed."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -173,7 +173,6 @@ def _check_page(top: int, offset: int, modality: str | None) -> None:
 
 
 def _inside(items: pa.Table, region: Region, modality: str) -> NDArray[np.bool_]:
-    """Which items are of a modality and lie in a region."""
     inside_N = np.asarray(pc.equal(items["modality"], modality))
     for axis in AXES:
         low, high = (np.float32(bound) for bound in getattr(region, axis))

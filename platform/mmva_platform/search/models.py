@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from mmva.backbones import BackboneSpec
 from mmva.bundle import read_bundle
 from mmva.errors import CheckFailed, UsageError
 from mmva.predictor import Predictor
+from mmva_platform.datasets.embedder import EncoderLoader
 from mmva_platform.search.index import AnnotationIndex
 from mmva_platform.settings import Settings
-from mmva_platform.storage.fetch import folder_fetcher
-
-if TYPE_CHECKING:
-    from mmva.backbones import Encoder
+from mmva_platform.tracking.resolve import resolve_model
 
 
 def load_predictor(model: str, settings: Settings) -> Predictor:
@@ -21,21 +18,10 @@ def load_predictor(model: str, settings: Settings) -> Predictor:
     `model` is a bundle's folder, runs:/RUN/model, models:/NAME@ALIAS or models:/NAME/VERSION. Raises UsageError if
     there is no such model, CheckFailed if its files are not those that were logged or registered.
     """
-    from mmva_platform.tracking.resolve import resolve_model
-
     info, files = read_bundle(resolve_model(model, settings).bundle_dir)
-
-    def load(modality: str) -> Encoder:
-        from mmva.backbones import BackboneSpec, load_encoder
-
-        return load_encoder(
-            BackboneSpec.from_json(info.backbones[modality]["spec"]),
-            fetch=folder_fetcher(settings),
-            mirror=settings.backbone_mirror,
-            trusted_repos=settings.trust_remote_code,
-        )
-
-    return Predictor(info, files["model.safetensors"], load)
+    load = EncoderLoader.of(settings)
+    specs = {modality: backbone["spec"] for modality, backbone in info.backbones.items()}
+    return Predictor(info, files["model.safetensors"], lambda name: load(BackboneSpec.from_json(specs[name])))
 
 
 def open_query_model(index: AnnotationIndex, settings: Settings, model: str | None = None) -> Predictor:

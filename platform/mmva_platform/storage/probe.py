@@ -56,7 +56,7 @@ def _one_of_many_wins(storage: Storage, path: str) -> None:
 
 
 def _remove(storage: Storage, path: str) -> None:
-    """A probe that may not be removed (no right to delete) is an object of five bytes that no reader looks at."""
+    """Without the right to delete, a probe stays: an object of five bytes that no reader looks at."""
     try:
         storage.delete(path)
     except StorageError as error:

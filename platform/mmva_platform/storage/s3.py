@@ -49,7 +49,7 @@ class S3Storage(base.Storage):
         return f"{self.uri} at {self.settings.s3_endpoint}" if self.settings.s3_endpoint else self.uri
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the session and the connection, which every process makes for itself."""
+        """Everything but the session and the connection; every process makes its own."""
         return {key: value for key, value in self.__dict__.items() if key not in {"_session", "_client"}}
 
     @cached_property
@@ -226,7 +226,6 @@ class S3Storage(base.Storage):
         base.checked_text(path)
 
     def _key(self, path: str) -> str:
-        """Key of one of our own files."""
         return self.prefix + base.checked(path)
 
     def _any_key(self, path: str) -> str:

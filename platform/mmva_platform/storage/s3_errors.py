@@ -77,7 +77,7 @@ def _typed_answer(place: str, error: boto.ClientError) -> base.StorageError:
 
 
 def _environment_fault(place: str, code: str, message: str) -> base.StorageError | None:
-    """The failure if it concerns every object alike: the encryption key, the credentials or the bucket."""
+    """The failure if it affects every object: the encryption key, the credentials or the bucket."""
     if code.startswith("KMS.") or "kms:" in message:  # an AccessDenied that names kms:Decrypt is about the key
         return base.StorageDenied(f"{place}: the bucket's encryption key cannot be used ({code}: {message})")
     if code in _BAD_CREDENTIALS:
@@ -90,6 +90,5 @@ def _environment_fault(place: str, code: str, message: str) -> base.StorageError
 
 
 def _environment(failure: base.StorageError) -> base.StorageError:
-    """The failure, marked as one that concerns every object alike."""
     failure.environment = True
     return failure

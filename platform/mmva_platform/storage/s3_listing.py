@@ -27,8 +27,6 @@ ListPage = Callable[[dict[str, Any]], dict[str, Any]]  # one ListObjectsV2 reque
 
 
 class _Found(NamedTuple):
-    """The first page of a range, and the ranges behind it."""
-
     entries: list[Entry]
     rest: list[_Range]
 
@@ -70,7 +68,7 @@ def walk_keys(list_page: ListPage, prefix: str, *, divide: bool = True) -> Itera
 
 
 def _request(line: list[_Range], pool: ThreadPoolExecutor, list_page: ListPage, divide: bool) -> None:  # noqa: FBT001
-    """Request the ranges next to the reader. Those farther on must wait, or their pages would fill the memory."""
+    """Request the ranges next to the reader. Later ones must wait, because their pages would fill the memory."""
     for item in line[:_AHEAD]:
         if item.future is None:
             item.future = pool.submit(_list_start, item, list_page, divide)
@@ -106,7 +104,7 @@ def _list_start(part: _Range, list_page: ListPage, divide: bool) -> _Found:  # n
 
 
 def _divided(part: _Range, first: str, last: str) -> list[_Range]:
-    """Two ranges for what lies behind a page with these first and last keys; empty if it cannot be divided."""
+    """Two ranges for the keys behind a page with these first and last keys; empty if it cannot be divided."""
     folder = part.prefix[: part.prefix.rfind("/") + 1]
     name, slash, _ = last.removeprefix(folder).partition("/")
     below = f"{folder}{name}/"

@@ -1,4 +1,4 @@
-"""What a source file says: where a labeled collection is, how its table is laid out, and on which scale it was rated.
+"""A source file: where a labeled collection is, the columns of its table, and its rating scale.
 
 name: Holiday pictures
 license: ours
@@ -46,7 +46,7 @@ class Scale(Config):
 
 
 class Columns(Config):
-    """Which column of the table holds what; a column that is not named is not read."""
+    """The table's column for each value; other columns are not read."""
 
     id: str | None = Field(
         None, description="default: the file without its extension (and @start_s), or the number of the row"
@@ -64,8 +64,6 @@ class Columns(Config):
 
 
 class _Source(Config):
-    """What all layouts share."""
-
     layout: str
     name: str = Field(pattern=_NAME, description="used in ids, reports and model cards")
     license: str = Field("see its source", description="license or terms; shown in model cards")

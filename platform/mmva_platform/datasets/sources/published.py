@@ -27,7 +27,7 @@ _SENTENCE: Final = re.compile(r"(?P<document>.+?)_\d+_\d+")
 
 
 class Folder:
-    """The files of a collection, by their names: what was unpacked into which folder does not matter."""
+    """The files of a collection by name, in any folder."""
 
     def __init__(self, storage: Storage) -> None:
         """List the files. Raises UsageError if there are none."""
