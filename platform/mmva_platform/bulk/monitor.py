@@ -7,12 +7,13 @@ The monitor ends with the driver: a killed driver or a lost node never counts ag
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 HEARTBEAT_S: Final = 5.0
 
 
-class InFlight(NamedTuple):
+@dataclass(frozen=True)
+class InFlight:
     """A shard that a worker has now."""
 
     shard: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,12 +33,12 @@ class _Versioned(BaseModel):
     schema_version: int
 
 
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Labeled media that `mmva data import` published; `info` is the content of dataset.json."""
 
-    def __init__(self, storage: Storage, info: DatasetInfo) -> None:
-        self.storage = storage
-        self.info = info
+    storage: Storage
+    info: DatasetInfo
 
     @classmethod
     def open(cls, uri: str, settings: Settings | None = None) -> Dataset:
