@@ -1,7 +1,5 @@
 """A run's model with the inference pipeline before it: from a shard's items to the tables of its commit."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial

@@ -75,11 +75,11 @@ class CatalogInfo(Config):
 
     uri: str
     tables: TableOptions = PLAIN_TABLES
-    items: int = Field(ge=1)
-    by_modality: dict[str, int]
-    skipped: dict[str, int]
-    duplicates: int
-    duplicate_ids: tuple[str, ...]
+    items: int = Field(ge=1, description="rows without repeated ids")
+    by_modality: dict[str, int] = Field(description='"unknown" where the row names none')
+    skipped: dict[str, int] = Field(description="files that are not media by extension, unlisted files by reason")
+    duplicates: int = Field(description="rows that are left out because an earlier row has their id")
+    duplicate_ids: tuple[str, ...] = Field(description="the first few of them")
 
 
 class Plan(Config):

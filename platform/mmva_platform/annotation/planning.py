@@ -62,7 +62,7 @@ def write_plan(
     """
     engines = dict(engines or {})
     shards = shards_of(spool, engines, preprocessing.hop_s, shard_items, stored)
-    parts = tuple(write_parts(storage, version_folder(version), shards, spool.uri))
+    parts = tuple(write_parts(storage, version_folder(version), shards, spool.catalog.uri))
     plan = Plan(
         annotation_version=ANNOTATION_VERSION,
         run_id=uuid.uuid4().hex,
@@ -70,7 +70,7 @@ def write_plan(
         model=model,
         preprocessing=preprocessing,
         engines=engines,
-        catalog=catalog or spool.info,
+        catalog=catalog or spool.catalog,
         version=version,
         kind=kind,
         base=base,

@@ -3,8 +3,6 @@
 This annotates nothing; it only puts the model's files and exported networks into the run's directory.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,10 +16,10 @@ from mmva.modalities import towers_of
 from mmva_platform.annotation.catalog import Catalog, open_catalog
 from mmva_platform.annotation.on_workers import Workers
 from mmva_platform.annotation.options import AnnotateOptions
-from mmva_platform.annotation.plan import INTERNAL, ModelInfo, Plan, plan_file, read_plan
+from mmva_platform.annotation.plan import INTERNAL, CatalogInfo, ModelInfo, Plan, plan_file, read_plan
 from mmva_platform.annotation.planning import write_plan
 from mmva_platform.annotation.roots import catalog_root, normalised_root
-from mmva_platform.annotation.spool import Spool, spooled
+from mmva_platform.annotation.spool import spooled
 from mmva_platform.annotation.stored_model import store_bundle
 from mmva_platform.datasets.embedder import EncoderLoader
 from mmva_platform.settings import Settings
@@ -109,8 +107,8 @@ def make_plan(request: Request, settings: Settings, workers: Workers | None = No
     request.catalog.check()
     probe_put_if_absent(storage)
     with spooled(request.catalog, request.roots) as spool:
-        tell(spool)
-        needed = towers_needed(spool.by_modality, request.preprocessing)
+        tell(spool.catalog)
+        needed = towers_needed(spool.catalog.by_modality, request.preprocessing)
         bundle_dir = request.resolved.bundle_dir
         engines = choose_towers(bundle_dir, needed, storage, settings, wanted=options.engine, workers=workers)
         store_bundle(storage, bundle_dir, request.model)
@@ -144,15 +142,15 @@ def towers_needed(modalities: Iterable[str], preprocessing: Preprocessing) -> li
     return [tower for tower in towers if tower in preprocessing.fingerprints]
 
 
-def tell(spool: Spool) -> None:
+def tell(catalog: CatalogInfo) -> None:
     """Log the files and rows of a catalog that are left out."""
-    if spool.skipped:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in spool.skipped.items())
-        logger.info("catalog %s: skipped: %s", spool.uri, kinds)
-    if spool.duplicates:
-        first = ", ".join(spool.duplicate_ids)
+    if catalog.skipped:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in catalog.skipped.items())
+        logger.info("catalog %s: skipped: %s", catalog.uri, kinds)
+    if catalog.duplicates:
+        first = ", ".join(catalog.duplicate_ids)
         message = "catalog %s: %d rows repeat an earlier id and are left out: %s"
-        logger.warning(message, spool.uri, spool.duplicates, first)
+        logger.warning(message, catalog.uri, catalog.duplicates, first)
 
 
 def choose_towers(

@@ -101,21 +101,21 @@ def preview_run(catalog: str, model: str, out: str, settings: Settings, **option
 def _of_new(request: Request, settings: Settings) -> PlanPreview:
     options, cut = request.options, request.preprocessing
     with spooled(request.catalog, request.roots) as spool:
-        engines = _known_engines(request, spool.by_modality, settings)
+        engines = _known_engines(request, spool.catalog.by_modality, settings)
         shards = sum(1 for _ in shards_of(spool, engines, cut.hop_s, options.shard_items))
         workers, problem = _workers(options, settings, shards)
         return PlanPreview(
             **_names(request),
             state="new",
             refused=(),
-            items=spool.by_modality,
-            items_left=spool.items,
-            skipped=spool.skipped,
-            duplicates=spool.duplicates,
+            items=spool.catalog.by_modality,
+            items_left=spool.catalog.items,
+            skipped=spool.catalog.skipped,
+            duplicates=spool.catalog.duplicates,
             roots=request.roots,
             shards=shards,
             shards_left=shards,
-            engines=_shown(engines, towers_needed(spool.by_modality, cut)),
+            engines=_shown(engines, towers_needed(spool.catalog.by_modality, cut)),
             workers=workers,
             problem=problem,
             seconds=_seconds(spool, engines, request, workers),
@@ -177,7 +177,7 @@ def _shown(engines: Mapping[str, EngineInfo], towers: Iterable[str]) -> dict[str
 
 def _seconds(spool: Spool, engines: Mapping[str, EngineInfo], request: Request, workers: int) -> float | None:
     """Work of all items, shared by the workers."""
-    needed = towers_needed(spool.by_modality, request.preprocessing)
+    needed = towers_needed(spool.catalog.by_modality, request.preprocessing)
     if any(speed is None for _, speed in _shown(engines, needed).values()):
         return None
     unit_s = seconds_per_unit(engines, request.preprocessing.hop_s)
@@ -200,7 +200,7 @@ def _workers(options: AnnotateOptions, settings: Settings, shards: int) -> tuple
 def _outside(spool: Spool, roots: tuple[str, ...]) -> int:
     """Items outside the roots, estimated from at most _ROOTS_CHECKED of them, evenly spread."""
     allowed = AllowedRoots(roots)
-    step = -(-spool.items // _ROOTS_CHECKED)
+    step = -(-spool.catalog.items // _ROOTS_CHECKED)
     return step * sum(
         not allowed.allow(uri)
         for group in spool.groups

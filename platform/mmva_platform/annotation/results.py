@@ -1,7 +1,5 @@
 """The rows of inference as the tables of a shard's commit: with the run's name, its model and its time."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import replace
 

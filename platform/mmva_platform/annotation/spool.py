@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from mmva.errors import OperationFailed, UsageError
 from mmva_platform.annotation.catalog import Catalog
-from mmva_platform.annotation.options import TableOptions
 from mmva_platform.annotation.plan import CatalogInfo
 from mmva_platform.annotation.roots import AllowedRoots
 from mmva_platform.annotation.schema import CATALOG_SCHEMA, ITEM_SCHEMA, item_digests
@@ -44,35 +43,12 @@ class Group(NamedTuple):
 class Spool:
     """A catalog's rows in a temporary folder. `units` sums `shards.units` by group."""
 
-    uri: str
-    tables: TableOptions
-    skipped: dict[str, int]  # files that are not media by extension, unlisted files by reason
-    by_modality: dict[str, int]  # items without repeated ids; "unknown" where the row names none
+    catalog: CatalogInfo
     rows: Counter[Group]  # of each group, repeated ids included; an estimate of the work needs no more
     units: dict[Group, float]
     bytes: tuple[int, int]  # sum of the known sizes, number of unknown sizes
-    duplicates: int  # rows that are left out because an earlier row has their id
-    duplicate_ids: tuple[str, ...]  # the first few of them
     _folder: Path = field(repr=False)
     _repeated: NDArray[np.int64] = field(repr=False)
-
-    @property
-    def items(self) -> int:
-        """Rows without repeated ids."""
-        return sum(self.by_modality.values())
-
-    @property
-    def info(self) -> CatalogInfo:
-        """What a plan records of the catalog."""
-        return CatalogInfo(
-            uri=self.uri,
-            tables=self.tables,
-            items=self.items,
-            by_modality=self.by_modality,
-            skipped=self.skipped,
-            duplicates=self.duplicates,
-            duplicate_ids=self.duplicate_ids,
-        )
 
     def chunks(self, group: Group) -> Iterator[pa.Table]:
         """Items of a group in the catalog's order (ITEM_SCHEMA), many at a time, without repeated ids."""
@@ -154,19 +130,16 @@ def _fill(
         )
     repeated = ids.repeated()
     left_out, shown = _left_out(folder, rows, repeated)
-    return Spool(
+    info = CatalogInfo(
         uri=catalog.uri,
         tables=catalog.tables,
-        skipped=dict(sorted(catalog.skipped.items())),
+        items=rows.total() - len(repeated),
         by_modality={name: named[name] - left_out[name] for name in named if named[name] > left_out[name]},
-        rows=rows,
-        units=dict(units_of),
-        bytes=(known_bytes, unknown),
+        skipped=dict(sorted(catalog.skipped.items())),
         duplicates=len(repeated),
         duplicate_ids=shown,
-        _folder=folder,
-        _repeated=repeated,
     )
+    return Spool(info, rows, dict(units_of), (known_bytes, unknown), folder, repeated)
 
 
 def _path(folder: Path, group: Group) -> str:

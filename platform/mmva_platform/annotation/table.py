@@ -4,8 +4,6 @@ The table is at the root of the annotation. `_mmva/` next to it holds the rest: 
 models. Delta's own tools (VACUUM) do not touch folders that begin with an underscore.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence

@@ -160,7 +160,7 @@ def _plan_update(request: _Update, settings: Settings, workers: Workers) -> Plan
     roots = roots_for(places, settings, options.roots)
     preprocessing = request.preprocessing
     with spooled(request.catalog, roots, Lookup(before)) as spool:
-        tell(spool)
+        tell(spool.catalog)
         places_before = _places(spool)
         known = sum(places_before.values())
         # base_row is CHANGED for items that the version before holds with another digest
@@ -176,7 +176,7 @@ def _plan_update(request: _Update, settings: Settings, workers: Workers) -> Plan
             )
         engines = choose_towers(
             request.bundle_dir,
-            towers_needed(spool.by_modality, preprocessing),
+            towers_needed(spool.catalog.by_modality, preprocessing),
             before.storage,
             settings,
             workers=workers,
@@ -187,7 +187,7 @@ def _plan_update(request: _Update, settings: Settings, workers: Workers) -> Plan
         kept = _kept(request, places_before, reusable)
         replaced = tuple(file.path for file in before.all_files if file.path not in kept)
         kept_items = sum(file.rows for file in before.all_files if file.path in kept)
-        if not replaced and spool.items == kept_items:
+        if not replaced and spool.catalog.items == kept_items:
             return None
         store_bundle(before.storage, request.bundle_dir, request.model)
         return write_plan(
@@ -204,7 +204,7 @@ def _plan_update(request: _Update, settings: Settings, workers: Workers) -> Plan
                 same_model=request.same_model,
                 kept=kept_items,
                 unchanged=known,
-                new=spool.items - known - changed,
+                new=spool.catalog.items - known - changed,
                 changed=changed,
                 removed=before.count("ok") + before.count("quarantined") - known - changed,
             ),

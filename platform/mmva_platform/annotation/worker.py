@@ -1,7 +1,5 @@
 """The workers of an annotation run: one annotates and commits a shard; with GPUs, one decodes it on a CPU before."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

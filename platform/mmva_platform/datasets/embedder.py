@@ -1,13 +1,11 @@
 """The worker that embeds: one part a call; each encoder is loaded once."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -48,7 +46,7 @@ class EncoderLoader:
     trusted_repos: tuple[str, ...]
 
     @classmethod
-    def of(cls, settings: Settings) -> EncoderLoader:
+    def of(cls, settings: Settings) -> Self:
         """Loader with the cache, mirror and trusted repositories of the settings."""
         return cls(folder_fetcher(settings), settings.backbone_mirror, settings.trust_remote_code)
 

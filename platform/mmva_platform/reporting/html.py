@@ -1,7 +1,5 @@
 """The report: one HTML file that needs no network, runs no script and escapes whatever a catalog holds."""
 
-from __future__ import annotations
-
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The model that places a query: the annotation's own, by digest."""
 
-from __future__ import annotations
-
 from mmva.backbones import BackboneSpec
 from mmva.bundle import read_bundle
 from mmva.errors import CheckFailed, UsageError
