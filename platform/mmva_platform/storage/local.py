@@ -73,7 +73,7 @@ class LocalStorage(base.Storage):
 
     def exists(self, path: str) -> bool:
         """Whether the path is a file."""
-        return self.local_path(path).is_file()
+        return (self.root / base.checked(path)).is_file()
 
     def list(self, prefix: str = "") -> Iterator[base.Entry]:
         """Every file by path. Raises StorageError for what `walk` would leave out."""
@@ -105,7 +105,7 @@ class LocalStorage(base.Storage):
 
     @contextmanager
     def _at(self, path: str) -> Iterator[Path]:
-        target = self.local_path(path)
+        target = self.root / base.checked(path)
         with _typed_errors(target):
             yield target
 
