@@ -1,4 +1,4 @@
-"""A run's model with the inference pipeline before it: from a shard's items to the tables of its commit."""
+"""A run's inference pipeline and model: from a shard's items to the tables of its commit."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -3,7 +3,7 @@
 A catalog is a folder or S3 prefix of media files, a table (Parquet, CSV, TSV or JSONL) with some of the columns
 `id, uri, modality, caption, bytes, etag`, or a folder of such table files as Spark, Athena, Ray or S3 Inventory write
 them. Every file and row is accounted for: files that are left out are counted, and a row that cannot be annotated
-stays, to be quarantined. Memory does not grow with the catalog.
+is quarantined later. Memory does not grow with the catalog.
 """
 
 from collections import Counter

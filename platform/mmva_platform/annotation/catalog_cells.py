@@ -1,4 +1,4 @@
-"""Cells of table files as text. Ids and texts come from text and integers: Python's repr of the rest is no text."""
+"""Cells of table files as text. Ids and texts must be text or integers; other types have no clear text form."""
 
 from typing import Final
 

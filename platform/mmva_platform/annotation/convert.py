@@ -51,7 +51,7 @@ def convert(old: str, out: str, settings: Settings) -> AnnotationSummary:
     if described.get("annotation_version") != 2:
         raise UsageError(f"{source.uri}: not an annotation of schema 2; only that can be converted")
     places = _generations(source, settings)
-    described["run_id"] = _json(places[-1], "plan.json")["run_id"]  # says which retry was the last
+    described["run_id"] = _json(places[-1], "plan.json")["run_id"]  # identifies the last retry
     shards = list(_old_shards(places))
     items = as_new(_old_items(source))
     probe_put_if_absent(target)

@@ -1,4 +1,4 @@
-"""Media by URI: only below a run's roots, with one connection a bucket."""
+"""Read media by URI: only below a run's roots, with one connection per bucket."""
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -30,7 +30,7 @@ class Fetcher:
             raise MediaError("too-many-bytes", f"{uri}: {size} bytes, the limit is {most}", stage="fetch")
         storage: Storage = self._open(root)
         try:
-            return storage.read(path, most)  # a table may say anything about sizes
+            return storage.read(path, most)  # the size in a table may be wrong
         except StorageTooLargeError as error:
             raise MediaError("too-many-bytes", str(error), stage="fetch") from error
 

@@ -1,4 +1,4 @@
-"""What a plan must know of the workers: whether they have GPUs, and how fast each engine is on one of their CPUs."""
+"""Facts about the workers for a plan: whether they have GPUs, and how fast each engine is on one of their CPUs."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""What a caller may choose about an annotation run, besides catalog, model and output."""
+"""Options of an annotation run, besides catalog, model and output."""
 
 import re
 from typing import Annotated, Final, Self, get_args

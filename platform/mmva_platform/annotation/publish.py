@@ -1,7 +1,7 @@
 """Publishing: a version's record, then one Delta commit over exactly the files of its commit records.
 
-Both are functions of the plan and the commit records. So it does not matter which process publishes, or how often, and
-a process that dies in between leaves nothing that the next one cannot finish.
+Both depend only on the plan and the commit records. So any process may publish, any number of times, and
+the next process finishes what one that dies has begun.
 """
 
 from collections import Counter

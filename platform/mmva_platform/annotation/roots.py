@@ -56,9 +56,8 @@ class AllowedRoots:
             inside = any(uri.startswith(prefix) and uri != prefix for prefix in self._prefixes)
             return inside and ".." not in uri.split("/")
         path = local_path_of(uri)
-        return path is not None and self._holds(path)
-
-    def _holds(self, path: str) -> bool:
+        if path is None:
+            return False
         try:
             real = Path(os.path.realpath(path))
         except (OSError, ValueError):  # a NUL or a loop of links

@@ -1,4 +1,4 @@
-"""`annotate` and `resume`: plan, execute, commit, publish. A call that was cut short is continued by either."""
+"""`annotate` and `resume`: plan, execute, commit, publish. Either continues an interrupted call."""
 
 import logging
 import time

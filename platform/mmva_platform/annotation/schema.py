@@ -21,9 +21,9 @@ CATALOG_SCHEMA: Final = pa.schema(
     [
         pa.field("id", pa.large_string(), nullable=False),
         pa.field("uri", pa.large_string()),  # null for a caption whose text is in the catalog
-        pa.field("modality", pa.large_string()),  # null where neither the row nor the extension says it
+        pa.field("modality", pa.large_string()),  # null if neither the row nor the extension gives it
         pa.field("caption", pa.large_string()),  # null for a caption that is a .txt file
-        pa.field("bytes", pa.int64()),  # null where only a request for each item would tell
+        pa.field("bytes", pa.int64()),  # null if only a request for each item would give it
         # Changes when the content does (S3's ETag, a local file's modification time); null where it is not known.
         pa.field("etag", pa.large_string()),
     ]
@@ -75,7 +75,7 @@ QUARANTINE_SCHEMA: Final = pa.schema(
     ]
 )
 
-# Of items of more than one window: what their curves are computed from when only the heads have changed.
+# Of items of more than one window: their curves are computed from this when only the heads have changed.
 _WINDOW: Final = pa.struct([("track", pa.string()), ("start_s", pa.float64()), ("embedding", pa.list_(pa.float16()))])
 # A file of embeddings: a row for each annotated item of a shard and modality, in the order of their data file.
 EMBEDDING_FILE_SCHEMA: Final = pa.schema(
@@ -101,7 +101,7 @@ def _table_schema() -> pa.Schema:
 
 TABLE_SCHEMA: Final = _table_schema()
 
-# Columns of few different values; a dictionary of the others would be built only to be given up.
+# Columns of few different values; a dictionary of the others would be built and then discarded.
 _REPEATED: Final = frozenset({
     "modality", "mood", "tracks", "track", "model_name", "model_version", "model_digest", "run_id", "shard",
     "annotated_at", "stage", "error", "attempts", "embedding_file",

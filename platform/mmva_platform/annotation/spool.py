@@ -1,7 +1,7 @@
 """A catalog on the local disk between the two passes of planning: normalized, by modality, repeated ids known.
 
-The first pass writes every row here, and only then is it known which modalities there are, how long the work is and
-which ids repeat. The second pass reads the rows in the order of the work. Memory holds one batch.
+The first pass writes every row here. Only after it are the modalities, the amount of work and repeated
+ids known. The second pass reads the rows in the order of the work. Memory holds one batch.
 """
 
 import errno

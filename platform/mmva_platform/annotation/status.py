@@ -1,4 +1,4 @@
-"""How far an annotation is, and its history: from its directory alone, while a run works, after a crash, when done."""
+"""Progress and history of an annotation, from its directory alone: during a run, after a crash, and at the end."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -87,10 +87,6 @@ class StoredRows:
         file = self._files[path]
         return self._before.read(file, SCHEMAS[file.status].names)
 
-    @cached_property
-    def _model(self) -> MMVA | Predictor:
-        return self._load_model()
-
     def _with_new_heads(self, rows: pa.Table, shard: str) -> ShardResult:
         stored = self._before.embeddings_of(rows, EMBEDDING_FILE_SCHEMA.names)
         if not stored["id"].combine_chunks().equals(rows["id"].combine_chunks()):
@@ -102,7 +98,7 @@ class StoredRows:
             windows=flat_windows(stored),
             errors=ERROR_SCHEMA.empty_table(),
         )
-        result = stamped(predict(self._model, embedded), self._plan, shard, _as_items(rows))
+        result = stamped(predict(self._load_model(), embedded), self._plan, shard, _as_items(rows))
         at = pc.index_in(result.ok["id"], value_set=embedded.ids)
         ok = result.ok
         for column in REFERENCE_SCHEMA:

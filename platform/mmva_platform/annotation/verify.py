@@ -1,4 +1,4 @@
-"""Whether every byte of a version is right: digests, schemas, counts, embeddings, and every item exactly once.
+"""Check every byte of a version: digests, schemas, counts, embeddings, and every item exactly once.
 
 Data files are checked a shard at a time, on the cluster if there are many. Digests of ids are compared on disk, so the
 driver's memory does not grow with the annotation.

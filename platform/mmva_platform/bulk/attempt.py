@@ -1,4 +1,4 @@
-"""One try at one shard, as its worker sees it."""
+"""One try at one shard, from the worker's side."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class Features(Mapping[Modality, ModalityFeatures]):
         """
         music = self.modalities.get("music")
         dealt = {
-            # The group of a picture may happen to be called like a song.
+            # The group of a picture may have the name of a song.
             modality: _splits_of(rows, k, seed, None if modality == "image" else music)
             for modality, rows in self.modalities.items()
         }

@@ -1,4 +1,4 @@
-"""The import's look at each media file, which is read, hashed and decoded once, and at content that occurs twice."""
+"""Inspection of media files in an import: each is read, hashed and decoded once; content that occurs twice is found."""
 
 import hashlib
 import io

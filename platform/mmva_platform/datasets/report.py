@@ -1,4 +1,4 @@
-"""What an import found: every row of the tables is kept, or dropped for a cause, and the counts add up."""
+"""The report of an import: every row of the tables is kept, or dropped for a cause, and the counts add up."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

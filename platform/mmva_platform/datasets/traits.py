@@ -1,4 +1,4 @@
-"""How bright an image is and how loud a clip: measured from a dataset's own media, to divide rows into slices.
+"""Brightness of images and loudness of clips, measured from a dataset's own media, to divide rows into slices.
 
 N rows of a modality. The media are read once for a set of rows; the numbers are then cached under settings.home.
 """

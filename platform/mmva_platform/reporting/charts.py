@@ -44,7 +44,10 @@ class Chart:
 
 def training_charts(history: Sequence[Mapping[str, Any]]) -> tuple[Chart, ...]:
     """Loss, validation errors and validation R2 by modality over epochs; a chart without a series is left out."""
-    series = {key: [_number(row.get(key)) for row in history] for key in {key for row in history for key in row}}
+    numbers = [{key: value for key, value in row.items() if isinstance(value, int | float)} for row in history]
+    series = {
+        key: [float(row.get(key, math.nan)) for row in numbers] for key in {key for row in numbers for key in row}
+    }
     losses = [("loss", "image", series.get("loss", []))]
     errors = [("VA points", "image", series.get("val_va_mse", []))]
     errors.append(("matching score", "music", series.get("val_matching_mse", [])))
@@ -61,10 +64,6 @@ def training_charts(history: Sequence[Mapping[str, Any]]) -> tuple[Chart, ...]:
 def _mean_r2(series: Mapping[str, list[float]], modality: str) -> list[float]:
     axes = [values for key, values in series.items() if key.startswith(f"val_r2/{modality}/")]
     return [sum(row) / len(row) for row in zip(*axes, strict=True)]
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def _chart(

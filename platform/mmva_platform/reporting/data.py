@@ -1,4 +1,4 @@
-"""What a report is made of, as plain tables and values: reporting knows no storage, no registry and no training."""
+"""The content of a report, as plain tables and values: reporting needs no storage, no registry and no training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -71,6 +71,7 @@ def render(data: ReportData) -> str:
     """The report as text."""
     annotated, quarantined = data.annotations.num_rows, data.quarantine.num_rows
     measures, retrieval = retrieval_rows(data.evaluation)
+    counts = Counter(data.annotations["modality"].to_pylist())
     template = report_environment().get_template("report.html.j2")
     return template.render(
         data=data,
@@ -78,7 +79,7 @@ def render(data: ReportData) -> str:
         annotated=annotated,
         quarantined=quarantined,
         items=annotated + quarantined,
-        by_modality=_by_modality(data.annotations),
+        by_modality={modality: counts[modality] for modality in MEDIA_KINDS if counts[modality]},
         plane=build_plane(data.annotations),
         side=SIDE,
         word_radius=WORD_RADIUS,
@@ -99,11 +100,6 @@ def render(data: ReportData) -> str:
 def _count_of(modality: str, count: int) -> str:
     """Such as "1 image" or "2,310 music tracks"."""
     return f"{count:,} {(_ONE if count == 1 else NAMES).get(modality, modality)}"
-
-
-def _by_modality(annotations: pa.Table) -> dict[str, int]:
-    counts = Counter(annotations["modality"].to_pylist())
-    return {modality: counts[modality] for modality in MEDIA_KINDS if counts[modality]}
 
 
 def _causes(quarantine: pa.Table) -> Iterator[Cause]:

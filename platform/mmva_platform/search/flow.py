@@ -1,4 +1,4 @@
-"""`mmva search`, `mmva music-prompt` and `mmva summarize`: files and names in, results to be shown out."""
+"""`mmva search`, `mmva music-prompt` and `mmva summarize`: from files and names to results to show."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Found:
     va: tuple[float, float]  # of the query
     hits: list[Hit]  # the nearest items; by embedding, the most similar
     items: int  # number of items in the annotation
-    model: ModelInfo  # what placed query and items
+    model: ModelInfo  # of query and items
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -1,4 +1,4 @@
-"""Whether a store keeps the one promise that commits rest on: of racing put-if-absent calls exactly one wins."""
+"""Test whether a store supports commits: of racing put-if-absent calls exactly one must win."""
 
 import logging
 import uuid

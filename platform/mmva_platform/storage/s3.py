@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_WRITER = "mmva-writer"  # object metadata: whose put it was
+_WRITER = "mmva-writer"  # object metadata: who has put it
 _UNSORTED_BUCKETS = "--x-s3"  # how names of S3 Express buckets end
 
 
@@ -182,7 +182,7 @@ class S3Storage(base.Storage):
             "allow_http": str(bool(settings.s3_endpoint and settings.s3_endpoint.startswith("http:"))).lower(),
             "connect_timeout": f"{settings.connect_timeout_s}s",
             "timeout": f"{settings.read_timeout_s}s",
-            "conditional_put": "etag",  # of any number of racing writers of a file exactly one may win
+            "conditional_put": "etag",  # exactly one of the racing writers of a file may win
         }
         return {name: value for name, value in options.items() if value is not None}
 

@@ -1,11 +1,11 @@
 """Listing an S3 prefix of any size with many requests at once.
 
 S3 gives 1,000 keys a request, and each request must name where to begin. So the range of keys is divided: the first
-request of a range returns a page; what lies behind that page is divided in two near the middle of the names, and both
+request of a range returns a page; the keys behind that page are divided in two near the middle of the names, and both
 halves are listed at the same time. A range divides until a page reaches its end.
 
 Servers differ in their order. AWS and MinIO sort keys by their bytes. SeaweedFS sorts folder by folder, so that "a/b"
-comes before "a-b". Both orders agree on what lies between the last key of a page and a name with the same start (see
+comes before "a-b". Both orders agree on the keys between the last key of a page and a name with the same start (see
 `between`), and a whole folder is listed by its prefix. The entries come in the server's order.
 """
 

@@ -167,8 +167,11 @@ def load_source(path: str | Path, root: str | None = None) -> Source:
     if not isinstance(layout, str) or layout not in LAYOUTS:
         raise UsageError(f"{path}: layout: {layout!r} is unknown; {did_you_mean(str(layout), LAYOUTS, 'layouts')}")
     found = validate(LAYOUTS[layout], {**values, "layout": layout}, str(path))
-    place = root if root is not None else _beside(_expanded(found.root, path), Path(path).parent)
-    return found.model_copy(update={"root": place})  # type: ignore[return-value]
+    if root is None:
+        root = _expanded(found.root, path)
+        if "://" not in root and not root.startswith("~"):
+            root = str(Path(path).parent / root)
+    return found.model_copy(update={"root": root})  # type: ignore[return-value]
 
 
 def _expanded(text: str, path: str | Path) -> str:
@@ -176,8 +179,3 @@ def _expanded(text: str, path: str | Path) -> str:
         if name not in os.environ:
             raise UsageError(f"{path}: root: the variable {name} is not set; set it, or give the folder with --root")
     return os.path.expandvars(text)
-
-
-def _beside(place: str, folder: Path) -> str:
-    """A place that is relative to a folder; URIs and absolute paths stay as they are."""
-    return place if "://" in place or place.startswith("~") else str(folder / place)

@@ -108,9 +108,8 @@ def _table_cells(source: TableSource, settings: StorageSettings) -> tuple[pd.Dat
     if "file" in table:
         table["file"] = table["file"].str.strip().str.removeprefix("./")
         starts = table["start_s"] if "start_s" in table else [""] * len(table)
-        default = [
-            f"{name}@{start}" if start else name for name, start in zip(_stems(table["file"]), starts, strict=True)
-        ]
+        stems = table["file"].str.replace(r"\.[^./]*$", "", regex=True)
+        default = [f"{name}@{start}" if start else name for name, start in zip(stems, starts, strict=True)]
         table["id"] = table.get("id", pd.Series(default, table.index, dtype=object))
     elif "id" not in table:
         table["id"] = [f"{row + 1:06d}" for row in range(len(table))]
@@ -245,7 +244,3 @@ def _inside(root: str, path: str) -> str:
     if "://" in path or path.startswith(("/", "~")) or root == ".":
         return path
     return root if path == "." else f"{root.rstrip('/')}/{path}"
-
-
-def _stems(files: pd.Series) -> list[str]:
-    return [name.rpartition(".")[0] if "." in name.rpartition("/")[2] else name for name in files]
