@@ -45,9 +45,8 @@ class Chart:
 def training_charts(history: Sequence[Mapping[str, Any]]) -> tuple[Chart, ...]:
     """Loss, validation errors and validation R2 by modality over epochs; a chart without a series is left out."""
     numbers = [{key: value for key, value in row.items() if isinstance(value, int | float)} for row in history]
-    series = {
-        key: [float(row.get(key, math.nan)) for row in numbers] for key in {key for row in numbers for key in row}
-    }
+    keys = {key for row in history for key in row}
+    series = {key: [float(row.get(key, math.nan)) for row in numbers] for key in keys}
     losses = [("loss", "image", series.get("loss", []))]
     errors = [("VA points", "image", series.get("val_va_mse", []))]
     errors.append(("matching score", "music", series.get("val_matching_mse", [])))
