@@ -48,7 +48,7 @@ PLAIN_TABLES: Final = TableOptions()
 class RetryOptions(Config):
     """Options of a retry, and of every other way to make a version."""
 
-    workers: int | None = Field(None, ge=1, description="actors; one a CPU by default")
+    workers: int | None = Field(None, ge=1, description="actors; by default one per CPU")
     max_errors: Annotated[str, AfterValidator(_error_limit)] | None = Field(
         None, description="stop above so many quarantined items: 100, or 5%; default 20% of 100 items or more"
     )
@@ -62,8 +62,8 @@ class UpdateOptions(RetryOptions):
 
     tables: TableOptions | None = Field(None, description="by default as for the version before")
 
-    catalog: str | None = Field(None, description="what the new version is of; by default the same catalog, read again")
-    model: str | None = Field(None, description="what annotates; by default the model of the version before")
+    catalog: str | None = Field(None, description="by default the same catalog, read again")
+    model: str | None = Field(None, description="by default the model of the version before")
     reread: bool = Field(default=False, description="read media again where the model has another backbone")
     roots: tuple[str, ...] = Field((), description="media may be read from here, too")
 

@@ -52,12 +52,12 @@ class ModelInfo(Config):
 class Base(Config):
     """What a version takes from the one before it."""
 
-    replaced: tuple[str, ...] = Field(description="data files of that version that this one does not have")
+    replaced: tuple[str, ...] = Field(description="data files of the version before that this one does not have")
     same_model: bool = Field(description="stored rows are copied as they are; otherwise heads run over embeddings")
     kept: int = Field(ge=0, description="items in the files that both versions have")
     unchanged: int = Field(ge=0, description="items with the same row of the catalog, those of `kept` among them")
-    new: int = Field(ge=0, description="items that it does not have")
-    changed: int = Field(ge=0, description="items of which it has another row of the catalog")
+    new: int = Field(ge=0, description="items that the version before does not have")
+    changed: int = Field(ge=0, description="items whose row of the catalog has changed")
     removed: int = Field(ge=0, description="items that the catalog no longer has")
 
 

@@ -122,7 +122,7 @@ def compared(
     theirs = second.take(pa.array([row for _, row in both], pa.int64()))
     va_N2, other_N2 = va_of(mine), va_of(theirs)
     modality_N = np.asarray(mine["modality"].to_pylist(), dtype=object)
-    agreements = {
+    agreements: dict[str, Agreement] = {
         kind: _agreement(va_N2[modality_N == kind], other_N2[modality_N == kind])
         for kind in MEDIA_KINDS
         if (modality_N == kind).any()
