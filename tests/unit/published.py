@@ -72,7 +72,7 @@ def update_points(
             same_model=True,
             kept=sum(file.rows for file in kept),
             unchanged=places.total(),
-            new=spool.items - places.total() - changed,
+            new=spool.catalog.items - places.total() - changed,
             changed=changed,
             removed=sum(file.rows for file in before.all_files) - places.total() - changed,
         )

@@ -132,7 +132,11 @@ def test_duplicate_ids_are_reported_and_the_first_is_kept(tmp_path: Path) -> Non
     with spooled(open_catalog(str(tmp_path / "c.csv"), S)) as spool:
         kept = [row["uri"] for group in spool.groups for chunk in spool.chunks(group) for row in chunk.to_pylist()]
     assert [Path(uri).name for uri in kept] == ["a.png", "b.png"]
-    assert (spool.duplicates, spool.duplicate_ids, spool.by_modality) == (2, ("1", "1"), {"image": 2})
+    assert (spool.catalog.duplicates, spool.catalog.duplicate_ids, spool.catalog.by_modality) == (
+        2,
+        ("1", "1"),
+        {"image": 2},
+    )
 
 
 def test_null_ids_are_named_by_their_uri_and_not_nan(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from mmva.errors import UsageError
@@ -13,7 +15,7 @@ from mmva_platform.annotation.commit import ShardResult, commit_shard, committed
 from mmva_platform.annotation.plan import Plan
 from mmva_platform.annotation.publish import read_record
 from mmva_platform.annotation.reader import open_annotation
-from mmva_platform.annotation.schema import parquet_to_table, sha256_hex
+from mmva_platform.annotation.schema import sha256_hex
 from mmva_platform.annotation.table import digest_in, latest_version
 from mmva_platform.storage import StorageUnavailable
 from mmva_platform.storage.local import LocalStorage
@@ -64,7 +66,7 @@ def test_a_record_is_never_there_before_its_files(tmp_path: Path, nth: int, afte
     storage = LocalStorage(tmp_path)
     assert committed_shards(storage, 0) == ({"000000"} if (nth, after) == (4, True) else set())
     for entry in storage.list("status=ok/"):  # embeddings are there before what refers to them
-        (name,) = parquet_to_table(storage.read(entry.path), ["embedding_file"])["embedding_file"].to_pylist()
+        (name,) = pq.read_table(io.BytesIO(storage.read(entry.path)))["embedding_file"].to_pylist()
         assert storage.exists(name)
     commit_shard(storage, plan, "000000", result)
     record = read_commit(storage, 0, "000000")

@@ -406,7 +406,7 @@ def test_media_are_read_again_where_the_decoders_have_changed_and_texts_are_kept
     for module in ("mmva.inference.config", "mmva_platform.annotation.run"):
         monkeypatch.setattr(f"{module}.DECODERS", DECODERS + 1)
     with pytest.raises(
-        UsageError, match=r"this release decodes image, music otherwise, so that 8 items must be read again"
+        UsageError, match=r"this release decodes image, music differently, so that 8 items must be read again"
     ):
         world.update()
     assert work(world.update(reread=True))["media"] == len(PICTURES) + 1
@@ -420,7 +420,7 @@ def test_a_run_that_another_release_began_is_not_finished_with_other_decoders(
 ) -> None:
     killed(monkeypatch, "execute.publish", world.annotate)
     monkeypatch.setattr("mmva_platform.annotation.run.DECODERS", DECODERS + 1)
-    with pytest.raises(CheckFailed, match=r"begun by a release that decodes media otherwise"):
+    with pytest.raises(CheckFailed, match=r"begun by a release that decodes media differently"):
         resume(world.out, world.settings)
 
 

@@ -65,10 +65,10 @@ def test_a_registered_annotations_model_is_found_by_its_version(
         asked.append(uri)
         return SimpleNamespace(bundle_dir=found["bundle"])
 
-    monkeypatch.setattr("mmva_platform.tracking.resolve.resolve_model", resolve)
+    monkeypatch.setattr("mmva_platform.search.models.resolve_model", resolve)
     index = AnnotationIndex.open(str(music), Settings())
     assert open_query_model(index, Settings()).digest == index.model.digest
-    found["bundle"] = lively_bundle(tmp_path / "other", 1)  # the name now stands for something else
+    found["bundle"] = lively_bundle(tmp_path / "other", 1)  # the name now means another model
     with pytest.raises(CheckFailed, match="points of two models cannot be compared"):
         open_query_model(index, Settings())
     assert asked == ["models:/mmva/7"] * 2

@@ -4,10 +4,8 @@
     annotate("photos/", "models:/mmva@champion", "va/photos", Settings())
     for table in open_annotation("va/photos").tables(["id", "valence", "arousal"]): ...
 
-docs/annotation.md describes what an annotation holds.
+docs/annotation.md describes the files and columns of an annotation.
 """
-
-from __future__ import annotations
 
 from mmva_platform.annotation.catalog import Catalog, open_catalog
 from mmva_platform.annotation.clean import clean

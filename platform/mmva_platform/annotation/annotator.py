@@ -1,58 +1,45 @@
-"""A run's model with the inference pipeline before it: from a shard's items to the tables of its commit."""
+"""A run's inference pipeline and model: from a shard's items to the tables of its commit."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from mmva.errors import MediaError
 from mmva.inference.engines import load_predictor
 from mmva.inference.isolation import Isolated, report_step
-from mmva_platform.annotation.commit import ShardResult
+from mmva.inference.items import error_table, items_of
+from mmva.inference.pipeline import Pipeline
+from mmva.inference.tables import ROW_SCHEMA, WINDOW_SCHEMA, Predicted
+from mmva.predictor import Predictor
+from mmva_platform.annotation.commit import ShardResult, summed
 from mmva_platform.annotation.fetcher import Fetcher, is_outage
 from mmva_platform.annotation.plan import INTERNAL, Plan
+from mmva_platform.annotation.results import annotate_items, stamped
 from mmva_platform.cluster import own_cpus
 from mmva_platform.datasets.embedder import EncoderLoader
 from mmva_platform.settings import Settings, limits_of
 from mmva_platform.storage import open_storage
-
-if TYPE_CHECKING:
-    from mmva.inference.pipeline import Pipeline
-    from mmva.predictor import Predictor
 
 LOAD_TIMEOUT_S = 300.0  # to start a process and load an encoder, on a machine that may be busy
 
 
 @dataclass
 class Annotator:
-    """The model and its pipeline, loaded on first use; picklable until then.
+    """The model and its pipeline, loaded on first use; picklable until then."""
 
-    Attributes:
-        bundle: The bundle's files by name.
-        plan: The run's plan.
-        out: URI of the annotation, which holds exported networks, too.
-        settings: Storage, and where backbones come from.
-        batch_size: See Pipeline.
-        on_progress: Called when a step begins; see Pipeline.
-    """
-
-    bundle: Mapping[str, bytes]
+    bundle: Mapping[str, bytes]  # files by name
     plan: Plan
-    out: str
+    out: str  # URI of the annotation; exported networks are stored in it
     settings: Settings
-    batch_size: int = 16
-    on_progress: Callable[[str], None] = report_step
+    batch_size: int = 16  # see Pipeline
+    on_progress: Callable[[str], None] = report_step  # called when a step begins
 
     def __call__(
         self, shard: str, items: pa.Table, *, decoded: pa.Table | None = None, items_at_fault: bool = False
     ) -> ShardResult:
         """Rows of a shard's items; see annotate_items."""
-        from mmva_platform.annotation.results import annotate_items
-
         return annotate_items(
             self.pipeline, self.model, self.plan, shard, items, decoded=decoded, items_at_fault=items_at_fault
         )
@@ -66,8 +53,6 @@ class Annotator:
     @cached_property
     def pipeline(self) -> Pipeline:
         """From an item's bytes to its embedding."""
-        from mmva.inference.pipeline import Pipeline
-
         return Pipeline(
             self.model.dims,
             self.model.encoder,
@@ -85,21 +70,11 @@ class Annotator:
 def annotate_isolated(
     annotator: Annotator, shard: str, items: pa.Table, on_item: Callable[[int], None] = lambda _number: None
 ) -> ShardResult:
-    """Annotate a shard item by item in a process that may die: for items that killed or blocked workers before.
+    """Annotate a shard item by item in a child process, because its items killed or blocked workers before.
 
-    Args:
-        annotator: Loaded in the child only.
-        shard: Its name.
-        items: Its items.
-        on_item: Called with the number of each item that is finished.
-
-    Raises:
-        OperationFailed: If the child cannot load the model, or storage does not answer.
+    `on_item` is called with the number of each finished item. Raises OperationFailed if the child cannot load the model
+    or storage does not answer.
     """
-    from mmva.inference.items import error_table, items_of
-    from mmva.inference.tables import ROW_SCHEMA, WINDOW_SCHEMA, Predicted
-    from mmva_platform.annotation.results import stamped
-
     results = []
     timeout_s = annotator.settings.annotation.item_timeout_s
     with Isolated(partial(_single_items, annotator, shard), timeout_s, LOAD_TIMEOUT_S) as isolated:
@@ -118,24 +93,16 @@ def annotate_isolated(
 
 
 def _single_items(annotator: Annotator, shard: str) -> Callable[[pa.Table], ShardResult]:
-    """Made in the child: annotates a table of one item."""
+    """Runs in the child: returns what annotates a table of one item."""
     report_step("load")
     _ = annotator.pipeline
     return lambda row: annotator(shard, row, items_at_fault=True)
 
 
-def _joined(results: Iterable[ShardResult]) -> ShardResult:
-    """Results of a shard's parts as one."""
-    parts = list(results)
+def _joined(parts: Sequence[ShardResult]) -> ShardResult:
     ok, quarantined, embeddings = (
         pa.concat_tables([getattr(part, name) for part in parts]).combine_chunks()
         for name in ("ok", "quarantined", "embeddings")
     )
-    work: dict[str, int] = {}
-    seconds: dict[str, float] = {}
-    for part in parts:
-        for name, count in part.work.items():
-            work[name] = work.get(name, 0) + count
-        for name, spent_s in part.seconds.items():
-            seconds[name] = seconds.get(name, 0.0) + spent_s
+    work, seconds = summed(part.work for part in parts), summed(part.seconds for part in parts)
     return ShardResult(ok, quarantined, embeddings, work, seconds)

@@ -1,19 +1,17 @@
-"""Catalogs: what a user wants annotated, read batch by batch without touching the media.
+"""Catalogs: the items to annotate, read batch by batch without opening the media.
 
 A catalog is a folder or S3 prefix of media files, a table (Parquet, CSV, TSV or JSONL) with some of the columns
 `id, uri, modality, caption, bytes, etag`, or a folder of such table files as Spark, Athena, Ray or S3 Inventory write
 them. Every file and row is accounted for: files that are left out are counted, and a row that cannot be annotated
-stays, to be quarantined. Memory does not grow with the catalog.
+is quarantined later. Memory does not grow with the catalog.
 """
-
-from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 import pyarrow as pa
@@ -25,53 +23,36 @@ from mmva_platform.annotation.options import PLAIN_TABLES, TableOptions
 from mmva_platform.annotation.roots import is_table
 from mmva_platform.annotation.schema import CATALOG_SCHEMA
 from mmva_platform.settings import StorageSettings
-from mmva_platform.storage import (
-    Entry,
-    Storage,
-    StorageDenied,
-    StorageNotFound,
-    StoragePathError,
-    open_storage,
-    split_uri,
-)
+from mmva_platform.storage import Storage, StorageDenied, StorageNotFound, StoragePathError, open_storage, split_uri
 
 _BATCH_ROWS: Final = 65_536
 
 
 class Catalog:
-    """A catalog that is read anew by every call of `batches`.
+    """A catalog. Each call of `batches` reads it again.
 
-    Attributes:
-        uri: Where it is, in full; the same catalog has the same URI however it was written.
-        skipped: Files of the last reading that are not media, counted by extension ("hidden" for dot files), and those
-            that cannot be listed and malformed rows, by reason.
-        tables: How its table files are read.
+    `uri` is absolute: the same catalog has the same URI however it was written. `skipped` counts what the last reading
+    left out: files that are not media by extension ("hidden" for dot files), unlisted files and malformed rows by
+    reason.
     """
 
     def __init__(
         self, uri: str, read: Callable[[Counter[str]], Iterable[pa.Table]], tables: TableOptions = PLAIN_TABLES
     ) -> None:
-        """Read nothing yet.
-
-        Args:
-            uri: See Attributes.
-            read: Gives tables of CATALOG_SCHEMA, and counts in its argument what it skips.
-            tables: See Attributes.
-        """
+        """Read nothing yet. `read` yields tables of CATALOG_SCHEMA and counts what it skips in its argument."""
         self.uri, self.tables, self._read = uri, tables, read
         self.skipped: Counter[str] = Counter()
 
     @classmethod
-    def of_table(cls, uri: str, table: pa.Table) -> Catalog:
+    def of_table(cls, uri: str, table: pa.Table) -> Self:
         """A catalog of items that are in memory (CATALOG_SCHEMA)."""
         return cls(uri, lambda _skipped: [table])
 
     def batches(self) -> Generator[pa.Table]:
         """Rows in the order of the source (CATALOG_SCHEMA), in tables of bounded size; ids may repeat.
 
-        Raises:
-            UsageError: If it does not exist, may not be read, has no usable column or no item; one line.
-            StorageError: If storage does not answer.
+        Raises UsageError if the catalog does not exist, may not be read, or has no usable column or no item,
+        StorageError if storage does not answer.
         """
         self.skipped.clear()
         rows = 0
@@ -105,16 +86,10 @@ class Catalog:
 
 
 def open_catalog(uri: str, settings: StorageSettings, tables: TableOptions = PLAIN_TABLES) -> Catalog:
-    """A catalog by its URI; nothing is read yet.
+    """Open a catalog by its URI; nothing is read yet.
 
-    Args:
-        uri: A folder, an S3 prefix, or a table or folder of table files (see TABLE_SUFFIXES); a local path, file:// or
-            s3://.
-        settings: How to reach object storage.
-        tables: How table files are read. Lenient reading counts malformed rows in `Catalog.skipped`.
-
-    Raises:
-        UsageError: If the URI is of another kind.
+    The URI is a folder, an S3 prefix, a table file or a folder of table files (see TABLE_SUFFIXES): a local path,
+    file:// or s3://. Lenient reading counts malformed rows in `Catalog.skipped`. Raises UsageError for any other URI.
     """
     uri = uri.rstrip("/") or "/"
 
@@ -124,8 +99,9 @@ def open_catalog(uri: str, settings: StorageSettings, tables: TableOptions = PLA
     if is_table(uri):
         folder, name = split_uri(uri)
         parent = open_storage(folder, settings)
-        whole = f"{parent.uri}/{name}"
-        return Catalog(whole, lambda skipped: _of_table(parent, name, settings, skipped, reader(skipped)), tables)
+        return Catalog(
+            f"{parent.uri}/{name}", lambda skipped: _of_table(parent, name, settings, skipped, reader(skipped)), tables
+        )
     place = open_storage(uri, settings)
     return Catalog(place.uri, lambda skipped: _of_folder(place, skipped, reader(skipped)), tables)
 
@@ -136,8 +112,7 @@ def _of_table(
     """One table file, or the table files of a folder that is named like a table."""
     place = open_storage(f"{parent.uri}/{name}", settings)
     local = parent.local_path(name)
-    is_folder = local.is_dir() if local else not parent.exists(name)
-    if not is_folder:
+    if not local.is_dir() if local else parent.exists(name):
         yield from _rows_of_files(parent, [name], parent.uri, skipped, reader)
         return
     entries = place.walk(on_skip=lambda _path, reason: skipped.update([reason]))
@@ -157,27 +132,19 @@ def _of_folder(place: Storage, skipped: Counter[str], reader: TableReader) -> It
     unlisted = Counter[str]()
     entries = place.walk(on_skip=lambda _path, reason: unlisted.update([reason]))
     while part := list(islice(entries, _BATCH_ROWS)):
-        media = _listed(part, place.uri, skipped)
+        # A .txt file is a caption whose text is fetched when it is annotated.
+        paths, sizes, etags = map(pa.array, zip(*part, strict=True))
+        media = listed_rows(paths, sizes, etags, place.uri.rstrip("/"), skipped)
         found = found or media.num_rows > 0
         yield media
         if not found:
             files += [entry.path for entry in part if is_table(entry.path) and not _is_marker(entry.path)]
-    if files and not found:
-        skipped.clear()  # a catalog of tables: their markers and checksums are no media that were left out
+    if found:
+        files = []
+    if files:
+        skipped.clear()  # a catalog of tables: their markers and checksums are not media that were left out
     skipped.update(unlisted)
-    if files and not found:
-        yield from _rows_of_files(place, files, place.uri, skipped, reader)
-
-
-def _listed(entries: list[Entry], root: str, skipped: Counter[str]) -> pa.Table:
-    """Rows of listed files. A .txt file is a caption whose text is fetched when it is annotated."""
-    return listed_rows(
-        pa.array([entry.path for entry in entries], pa.large_string()),
-        pa.array([entry.size for entry in entries], pa.int64()),
-        pa.array([entry.etag for entry in entries], pa.large_string()),
-        root.rstrip("/"),
-        skipped,
-    )
+    yield from _rows_of_files(place, files, place.uri, skipped, reader)
 
 
 def _rows_of_files(
@@ -193,5 +160,5 @@ def _rows_of_files(
 
 
 def _is_marker(path: str) -> bool:
-    """Whether a file is of the kind that Spark and Hive write beside their tables, such as _SUCCESS or .x.crc."""
+    """Whether it is a file that Spark and Hive write next to their tables, such as _SUCCESS or .x.crc."""
     return any(part.startswith(("_", ".")) for part in path.split("/"))

@@ -1,6 +1,4 @@
-"""Cells of table files as text. Ids and texts come from text and integers: Python's repr of the rest is no text."""
-
-from __future__ import annotations
+"""Cells of table files as text. Ids and texts must be text or integers; other types have no clear text form."""
 
 from typing import Final
 
@@ -31,15 +29,11 @@ def refused_type(name: str, kind: pa.DataType) -> str | None:
 
 
 def column_as_text(name: str, values: pa.Array) -> tuple[pa.Array, list[int], str]:
-    """A column as large_string, except those that hold no text.
+    """Return a column as large_string (except columns that hold no text), its bad rows (null in the column) and the
+    reason.
 
-    Floats are accepted as pandas writes integers and texts of which some are missing: whole numbers and NaN.
-
-    Returns:
-        The column, the rows whose value cannot be read (null in the column), and the reason.
-
-    Raises:
-        ValueError: If its values have no text; begins with "is of type ...".
+    Accepts whole numbers and NaN in floats: pandas writes integer columns with missing values so. Raises ValueError
+    ("is of type ...") if the values have no text form.
     """
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
@@ -53,10 +47,9 @@ def column_as_text(name: str, values: pa.Array) -> tuple[pa.Array, list[int], st
 
 
 def json_as_text(name: str, value: object) -> str | None:
-    """A JSON value as text; null and NaN are None, lone surrogates (JSON allows them) become question marks.
+    """A JSON value as text. null and NaN become None, lone surrogates (legal in JSON) become question marks.
 
-    Raises:
-        TypeError: If it has no text; one line that names the column.
+    Raises TypeError, naming the column, if the value has no text form.
     """
     if isinstance(value, str):
         return value if value.isascii() else value.encode("utf-8", "replace").decode()
@@ -83,7 +76,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _decoded(values: pa.Array) -> tuple[pa.Array, list[int], str]:
-    """Text, or bytes that are UTF-8 (Impala and old Spark mark no text). Text of a damaged file may be no UTF-8."""
+    """Text, or UTF-8 bytes (Impala and old Spark do not mark text). Text of a damaged file may not be UTF-8."""
     raw = values.cast(pa.large_binary())
     try:
         return raw.cast(pa.large_string()), [], ""

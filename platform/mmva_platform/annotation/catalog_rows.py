@@ -1,7 +1,5 @@
 """From a table's columns to catalog rows (CATALOG_SCHEMA): pure functions on Arrow arrays."""
 
-from __future__ import annotations
-
 import os
 import posixpath
 import stat
@@ -29,14 +27,10 @@ _SLASH: Final = pa.scalar("/", pa.large_string())
 def listed_rows(
     paths: pa.Array, sizes: pa.Array, etags: pa.Array, root: str | pa.Array, skipped: Counter[str]
 ) -> pa.Table:
-    """Rows of listed files; hidden files and files that are not media are counted in `skipped` and left out.
+    """Rows of N listed files. Hidden files and files that are not media are left out and counted in `skipped`.
 
-    Args:
-        paths: Relative to the root, with forward slashes; N rows.
-        sizes: In bytes.
-        etags: What changes when the content does.
-        root: URI of the folder or prefix, without a trailing slash: one for all files, or one for each.
-        skipped: Counts by extension, "hidden" for names with a leading dot.
+    `paths` are relative to `root` (one URI, or one per file, without a trailing slash), `sizes` in bytes. `skipped`
+    counts by extension, "hidden" for names with a leading dot.
     """
     paths = paths.cast(pa.large_string())
     suffixes, kinds = _by_suffix(paths)
@@ -48,17 +42,14 @@ def listed_rows(
     prefix = pa.scalar(root, pa.large_string()) if isinstance(root, str) else root
     uris = pc.binary_join_element_wise(prefix, paths, _SLASH)
     columns = [paths, uris, kinds, pa.nulls(len(paths), pa.large_string()), sizes, etags]
-    table = pa.Table.from_arrays([_as(column, field) for column, field in _typed(columns)], schema=CATALOG_SCHEMA)
-    return table.filter(pc.and_(pc.is_valid(kinds), pc.invert(hidden)))
+    return pa.Table.from_arrays(columns, schema=CATALOG_SCHEMA).filter(pc.and_(pc.is_valid(kinds), pc.invert(hidden)))
 
 
 def table_rows(columns: Mapping[str, pa.Array], first: int, base: str) -> pa.Table:
-    """Rows of a table, with what they leave out filled in: folder of the URI, modality, id, a local file's state.
+    """Rows of a table with missing values filled in: the URI's folder, modality, id, and a local file's size and time.
 
-    Args:
-        columns: Some of id, uri, modality, caption, bytes and etag, of N rows and any type that has a text form.
-        first: Number of the first row in the catalog; a row without id, URI and caption is named by its number.
-        base: URI of the folder that relative URIs start from.
+    `columns` are some of id, uri, modality, caption, bytes and etag, N rows each. `first` is the number of the first
+    row in the catalog; it names rows that have no id, URI and caption. Relative URIs start from the folder `base`.
     """
     count = len(next(iter(columns.values())))
     nothing = pa.nulls(count, pa.large_string())
@@ -70,11 +61,10 @@ def table_rows(columns: Mapping[str, pa.Array], first: int, base: str) -> pa.Tab
         ids = pc.coalesce(ids, _made_up_ids(ids, text["caption"], first))
     locations = _absolute(uris, base)
     sizes, etags = _states(locations, _sizes(columns.get("bytes", nothing)), text["etag"])
-    # A music row may have a caption beside it; the modality decides what is annotated.
+    # A music row may also have a caption; the modality decides which of them is annotated.
     is_caption = pc.fill_null(pc.equal(modalities, "caption"), fill_value=False)
     captions = pc.if_else(is_caption, text["caption"], nothing)
-    arrays = [ids, locations, modalities, captions, sizes, etags]
-    return pa.Table.from_arrays([_as(column, field) for column, field in _typed(arrays)], schema=CATALOG_SCHEMA)
+    return pa.Table.from_arrays([ids, locations, modalities, captions, sizes, etags], schema=CATALOG_SCHEMA)
 
 
 def inventory_rows(columns: Mapping[str, pa.Array], skipped: Counter[str]) -> pa.Table:
@@ -96,7 +86,7 @@ def inventory_rows(columns: Mapping[str, pa.Array], skipped: Counter[str]) -> pa
 
 
 def _by_suffix(uris: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """The extension of each name in lower case ("" without one), and the modality that it stands for, or null."""
+    """The extension of each name in lower case ("" without one), and its modality, or null."""
     found = pc.struct_field(pc.extract_regex(uris, _SUFFIX), "suffix")
     suffixes = pc.fill_null(pc.utf8_lower(found), "").dictionary_encode()
     known = pa.array([modality_of(f"x{suffix}") for suffix in suffixes.dictionary.to_pylist()], pa.large_string())
@@ -153,7 +143,7 @@ def _sizes(values: pa.Array) -> pa.Array:
 
 
 def _states(uris: pa.Array, sizes: pa.Array, etags: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """Sizes and etags: a local file's own, else what the row says."""
+    """Sizes and etags: those of a local file, else those of the row."""
     local = pc.or_(pc.starts_with(uris, "/"), pc.starts_with(uris, "file://"))
     if not pc.any(local).as_py():
         return sizes, etags
@@ -165,18 +155,9 @@ def _states(uris: pa.Array, sizes: pa.Array, etags: pa.Array) -> tuple[pa.Array,
 
 
 def _state(uri: str | None) -> os.stat_result | None:
-    """State of a regular local file, else None."""
     path = None if uri is None else local_path_of(uri)
     try:
         state = None if path is None else os.stat(path)  # noqa: PTH116 - a Path for each row costs more than the call
     except (OSError, ValueError):
         return None
     return state if state is not None and stat.S_ISREG(state.st_mode) else None
-
-
-def _typed(columns: list[pa.Array]) -> list[tuple[pa.Array, pa.Field]]:
-    return list(zip(columns, CATALOG_SCHEMA, strict=True))
-
-
-def _as(column: pa.Array, field: pa.Field) -> pa.Array:
-    return column if column.type == field.type else column.cast(field.type)

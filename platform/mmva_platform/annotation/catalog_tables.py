@@ -1,7 +1,5 @@
 """Table files of a catalog, read in parts: Parquet, CSV, TSV and JSONL, alone or many in a folder, also with gzip."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import zlib
@@ -31,30 +29,17 @@ _GZIP: Final = b"\x1f\x8b"
 
 @dataclass(frozen=True)
 class TableReader:
-    """Reads table files.
+    """Reads table files."""
 
-    Attributes:
-        delimiter: Of CSV files; None for a tab in .tsv and a comma in .csv.
-        skipped: Counts the rows that are malformed and left out, by reason; None if the first one is an error.
-    """
-
-    delimiter: str | None = None
-    skipped: Counter[str] | None = None
+    delimiter: str | None = None  # of CSV files; None: a tab in .tsv, a comma in .csv
+    skipped: Counter[str] | None = None  # counts malformed rows by reason; None: the first one is an error
 
     def read(self, file: BinaryIO, uri: str) -> Iterator[dict[str, pa.Array]]:
-        """Columns of a file by name, some rows at a time.
+        """Yield the columns of an open, seekable file by name, some rows at a time.
 
-        Args:
-            file: The open file, seekable.
-            uri: Its URI; the extension decides the format, the first bytes whether it is compressed.
-
-        Returns:
-            Arrays of equal length: some of COLUMNS, or bucket, key, size, ... of an S3 Inventory. Ids, URIs and texts
-            are large_string.
-
-        Raises:
-            UsageError: If it is not such a table, has a malformed row, has no column uri, caption or key, or one of a
-                type that has no text; one line that names the file, and the line or row.
+        The URI's extension decides the format, the first bytes whether the file is compressed. Columns are some of
+        COLUMNS, or those of an S3 Inventory; ids, URIs and texts are large_string. Raises UsageError, with the file and
+        the line or row, if it is not such a table, has a malformed row, or lacks a usable column.
         """
         suffix = PurePosixPath(uri.lower().removesuffix(".gz")).suffix
         try:
@@ -160,7 +145,6 @@ class TableReader:
             return None
 
     def _leave_out(self, where: str, reason: str, detail: str) -> None:
-        """Count a malformed row, or raise."""
         if self.skipped is None:
             raise UsageError(f"catalog {where}: {detail}")
         self.skipped[f"malformed row: {reason}"] += 1
@@ -182,7 +166,7 @@ _JSON: Final = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def _wanted(found: list[str], uri: str) -> dict[str, str]:
-    """The columns to read: our name -> the file's, in any case and with blanks around it.
+    """The columns to read: our name -> the file's name. Case and surrounding blanks do not matter.
 
     Inventories are written as Bucket, bucket, ETag or e_tag.
     """

@@ -1,6 +1,4 @@
-"""`clean`: what no kept version needs, first shown and then deleted. Nothing else ever deletes from an annotation."""
-
-from __future__ import annotations
+"""`clean`: shows, then deletes, files that no kept version needs. Nothing else ever deletes from an annotation."""
 
 import dataclasses
 import re
@@ -22,22 +20,13 @@ _DELETERS: Final = 16
 
 @dataclass(frozen=True)
 class Cleaning:
-    """Files that no kept version needs.
-
-    Attributes:
-        out: The annotation.
-        kept: Versions that stay readable.
-        lost: Versions that will no longer be.
-        files: Number of files.
-        size: Their bytes.
-        deleted: Whether they are gone.
-    """
+    """Files that no kept version needs."""
 
     out: str
     kept: tuple[int, ...]
-    lost: tuple[int, ...]
-    files: int
-    size: int
+    lost: tuple[int, ...]  # versions that can no longer be read
+    files: int  # number of files
+    size: int  # in bytes
     deleted: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -45,7 +34,7 @@ class Cleaning:
         return dataclasses.asdict(self)
 
     def to_text(self) -> str:
-        """What is kept and what is not."""
+        """Kept and deleted versions, files and bytes."""
         verb = "deleted" if self.deleted else "--delete removes"
         kept, lost = (", ".join(map(str, versions)) or "none" for versions in (self.kept, self.lost))
         return (
@@ -55,20 +44,11 @@ class Cleaning:
 
 
 def clean(out: str, settings: Settings, *, keep: int = 1, delete: bool = False) -> Cleaning:
-    """Find, and delete on request, what none of the newest versions needs: data files and embeddings.
+    """Find, and with `delete` remove, data files and embeddings that none of the `keep` newest versions needs.
 
-    Plans, commit records, models and the table's log stay, so the history does, too. Nobody else should read an older
-    version, or update the annotation, meanwhile.
-
-    Args:
-        out: A published annotation.
-        settings: Storage.
-        keep: Number of newest versions that stay readable.
-        delete: Delete; otherwise nothing is changed.
-
-    Raises:
-        UsageError: If nothing is published, or keep is below 1.
-        CheckFailed: If a kept version cannot be read; nothing is deleted then.
+    Plans, commit records, models and the table's log stay, so the history stays complete. Do not read older versions or
+    update the annotation at the same time. Raises UsageError if nothing is published or keep is below 1, CheckFailed if
+    a kept version cannot be read; then nothing is deleted.
     """
     if keep < 1:
         raise UsageError(f"keep must be at least 1, got {keep}")
@@ -81,7 +61,7 @@ def clean(out: str, settings: Settings, *, keep: int = 1, delete: bool = False) 
     needed = _needed(storage, kept)
     found = [entry for entry in _candidates(storage, latest) if entry.path not in needed]
     if delete:
-        for number in lost:  # first: a reader of this version is told the reason, not that files are missing
+        for number in lost:  # first: readers of this version then get the reason
             storage.put_if_absent(cleaned_mark(number), b"")
         with ThreadPoolExecutor(_DELETERS) as pool:
             list(pool.map(storage.delete, [entry.path for entry in found]))
@@ -90,7 +70,7 @@ def clean(out: str, settings: Settings, *, keep: int = 1, delete: bool = False) 
 
 
 def _needed(storage: Storage, versions: Iterable[int]) -> set[str]:
-    """Data files of these versions, and the files of embeddings that their rows refer to."""
+    """Data files of these versions, and the embedding files that their rows refer to."""
     needed: set[str] = set()
     for version in versions:
         annotation = open_annotation(storage, version=version)
@@ -101,7 +81,7 @@ def _needed(storage: Storage, versions: Iterable[int]) -> set[str]:
 
 
 def _candidates(storage: Storage, latest: int) -> Iterable[Entry]:
-    """Data files and embeddings of all published versions; one under way, and what others wrote, is left alone."""
+    """Data files and embeddings of all published versions; not those of an unpublished version or of other programs."""
     for entry in storage.walk("status="):
         ours = _DATA_FILE.fullmatch(entry.path)
         if ours and int(ours[1]) <= latest:

@@ -1,10 +1,8 @@
 """Committing a shard: its files first, named by their digest, then one record that only one writer can put.
 
-A crash before the record leaves files that nobody reads; a second writer of the same shard finds the record there and
-lets it stand. So a shard counts once, however often it was run.
+A crash before the record leaves files that no reader sees; a second writer of the same shard finds the record and
+keeps it. So a shard counts once, however often it was run.
 """
-
-from __future__ import annotations
 
 import os
 import socket
@@ -12,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,18 +18,13 @@ import pyarrow.compute as pc
 from pydantic import Field, ValidationError
 
 from mmva.errors import CheckFailed
+from mmva_platform.annotation import schema
 from mmva_platform.annotation.plan import Plan, version_folder
-from mmva_platform.annotation.schema import (
-    ANNOTATION_SCHEMA,
-    EMBEDDING_FILE_SCHEMA,
-    REFERENCE_SCHEMA,
-    sha256_hex,
-    table_to_parquet,
-)
 from mmva_platform.annotation.table import TableFile, data_path
 from mmva_platform.settings import Config
 from mmva_platform.storage import Storage
 
+NumberT = TypeVar("NumberT", int, float)
 _READERS: Final = 16  # at once; one after another, a million records would take hours
 
 
@@ -52,26 +45,23 @@ class DataFile(Config):
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What a worker made of a shard's items: every item in exactly one of the first two tables.
+    """What a worker made from a shard's items. Every item is in exactly one of the first two tables.
 
-    Attributes:
-        ok: ANNOTATION_SCHEMA; the rows' references are null if their embeddings are given here.
-        quarantined: QUARANTINE_SCHEMA.
-        embeddings: EMBEDDING_FILE_SCHEMA, a row for each row of `ok`; empty if those refer to files that exist.
-        work: Number of items by how they were annotated: "media" (from their bytes), "same bytes" (as another item of
-            the shard), "heads" (from stored embeddings), "carried" (copied), "quarantined".
-        seconds: Of this process by stage: "fetch", "decode", "infer", "heads".
+    `work` counts items by how they were annotated: "media" (from their bytes), "same bytes" (as another item of the
+    shard), "heads" (from stored embeddings), "carried" (copied), "quarantined". `seconds` of this process are by stage:
+    "fetch", "decode", "infer", "heads".
     """
 
-    ok: pa.Table
-    quarantined: pa.Table
-    embeddings: pa.Table = field(default_factory=EMBEDDING_FILE_SCHEMA.empty_table)
+    ok: pa.Table  # ANNOTATION_SCHEMA; references are null if `embeddings` holds the rows' embeddings
+    quarantined: pa.Table  # QUARANTINE_SCHEMA
+    # EMBEDDING_FILE_SCHEMA, a row for each of `ok`; empty if those refer to files that exist
+    embeddings: pa.Table = field(default_factory=schema.EMBEDDING_FILE_SCHEMA.empty_table)
     work: Mapping[str, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 class CommitRecord(Config):
-    """`commits/<shard>.json`: what a shard came to. A file without rows is not written."""
+    """`commits/<shard>.json`: the result of a shard. A file without rows is not written."""
 
     shard: str
     run_id: str
@@ -89,18 +79,7 @@ class CommitRecord(Config):
 
 
 def commit_shard(storage: Storage, plan: Plan, shard: str, result: ShardResult, *, attempt: int = 1) -> CommitRecord:
-    """Write a shard's rows and make them count.
-
-    Args:
-        storage: The annotation.
-        plan: Of the version that is made.
-        shard: Its name.
-        result: Its rows.
-        attempt: Number of this try.
-
-    Returns:
-        The shard's record: this one, or the one another writer put first.
-    """
+    """Write a shard's rows and commit them. Returns this record, or the one that another writer put first."""
     begun = time.monotonic()
     files, embeddings = _write_files(storage, plan, shard, result)
     record = CommitRecord(
@@ -118,10 +97,9 @@ def commit_shard(storage: Storage, plan: Plan, shard: str, result: ShardResult, 
         files=tuple(files),
         embeddings=tuple(embeddings),
     )
-    path = commit_path(plan.version, shard)
-    if storage.put_if_absent(path, record.model_dump_json(indent=1).encode()):
+    if storage.put_if_absent(commit_path(plan.version, shard), record.model_dump_json(indent=1).encode()):
         return record
-    return parse_commit(storage, path)
+    return read_commit(storage, plan.version, shard)
 
 
 def committed_shards(storage: Storage, version: int) -> set[str]:
@@ -135,29 +113,20 @@ def committed_shards(storage: Storage, version: int) -> set[str]:
 
 
 def read_commit(storage: Storage, version: int, shard: str) -> CommitRecord:
-    """The record of a committed shard."""
-    return parse_commit(storage, commit_path(version, shard))
+    """The record of a committed shard. Raises CheckFailed, with the file's URI, if it is not a commit record."""
+    path = commit_path(version, shard)
+    try:
+        return CommitRecord.model_validate_json(storage.read(path))
+    except ValidationError as error:
+        raise CheckFailed(
+            f"{storage.join(path)}: not a commit record ({error.errors()[0]['msg']}); delete it to run the shard again"
+        ) from None
 
 
 def read_commits(storage: Storage, version: int, shards: Iterable[str]) -> list[CommitRecord]:
     """Records of committed shards, in the order given; some at a time, because each is a request of its own."""
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(lambda shard: read_commit(storage, version, shard), shards))
-
-
-def parse_commit(storage: Storage, path: str) -> CommitRecord:
-    """The record at a path.
-
-    Raises:
-        CheckFailed: If it is not a commit record; says which file to look at.
-    """
-    try:
-        return CommitRecord.model_validate_json(storage.read(path))
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise CheckFailed(
-            f"{storage.join(path)}: not a commit record ({reason}); delete it to run the shard again"
-        ) from None
 
 
 def commit_path(version: int, shard: str) -> str:
@@ -167,6 +136,15 @@ def commit_path(version: int, shard: str) -> str:
 
 def _commits(version: int) -> str:
     return f"{version_folder(version)}/commits/"
+
+
+def summed(parts: Iterable[Mapping[str, NumberT]]) -> dict[str, NumberT]:
+    """Sums by name, in the order of the names' first part."""
+    found: dict[str, NumberT] = {}
+    for part in parts:
+        for name, value in part.items():
+            found[name] = found[name] + value if name in found else value
+    return found
 
 
 def _counts(values: pa.ChunkedArray) -> dict[str, int]:
@@ -180,7 +158,8 @@ def _write_files(storage: Storage, plan: Plan, shard: str, result: ShardResult) 
     written: list[str] = []
     for modality, rows, at_N in _by_modality(result.ok):
         if result.embeddings.num_rows:
-            path, data = _named(f"{plan.folder}/embeddings/{shard}", result.embeddings.take(at_N).combine_chunks())
+            data = schema.table_to_parquet(result.embeddings.take(at_N).combine_chunks())
+            path = f"{plan.folder}/embeddings/{shard}-{schema.sha256_hex(data)}.parquet"
             storage.write(path, data)
             written.append(path)
             rows = _referring(rows, path)  # noqa: PLW2901 - the rows of this file from here on
@@ -193,14 +172,9 @@ def _write_files(storage: Storage, plan: Plan, shard: str, result: ShardResult) 
 
 
 def _data_file(version: int, shard: str, status: str, modality: str | None, rows: pa.Table) -> tuple[DataFile, bytes]:
-    data = table_to_parquet(rows.drop_columns("modality"))
-    path = data_path(version, shard, status, modality, sha256_hex(data))
+    data = schema.table_to_parquet(rows.drop_columns("modality"))
+    path = data_path(version, shard, status, modality, schema.sha256_hex(data))
     return DataFile(path=path, rows=rows.num_rows, size=len(data), status=status, modality=modality), data
-
-
-def _named(stem: str, table: pa.Table) -> tuple[str, bytes]:
-    data = table_to_parquet(table)
-    return f"{stem}-{sha256_hex(data)}.parquet", data
 
 
 def _by_modality(table: pa.Table) -> Iterator[tuple[str | None, pa.Table, pa.Array]]:
@@ -212,11 +186,8 @@ def _by_modality(table: pa.Table) -> Iterator[tuple[str | None, pa.Table, pa.Arr
 
 
 def _referring(rows: pa.Table, path: str) -> pa.Table:
-    """Rows that refer to the rows of a file of embeddings, one by one."""
-    columns = (
-        pa.repeat(pa.scalar(path, pa.string()), rows.num_rows),
-        pa.array(np.arange(rows.num_rows, dtype=np.int32)),
-    )
-    for column, values in zip(REFERENCE_SCHEMA, columns, strict=True):
-        rows = rows.set_column(ANNOTATION_SCHEMA.get_field_index(column.name), column, values)
+    count = rows.num_rows
+    columns = (pa.repeat(pa.scalar(path, pa.string()), count), pa.array(np.arange(count, dtype=np.int32)))
+    for column, values in zip(schema.REFERENCE_SCHEMA, columns, strict=True):
+        rows = rows.set_column(schema.ANNOTATION_SCHEMA.get_field_index(column.name), column, values)
     return rows

@@ -1,6 +1,4 @@
-"""`convert`: version 0 of a table from an annotation of the earlier format (schema 2), which is not changed."""
-
-from __future__ import annotations
+"""`convert`: version 0 of a table from an annotation of the earlier format (schema 2), which stays unchanged."""
 
 import io
 import json
@@ -16,20 +14,12 @@ import pyarrow.parquet as pq
 
 from mmva.errors import CheckFailed, UsageError
 from mmva.inference.tables import WINDOW_SCHEMA, table_of
+from mmva_platform.annotation import schema
 from mmva_platform.annotation.commit import ShardResult, commit_shard, committed_shards, read_commits
 from mmva_platform.annotation.plan import INTERNAL, Plan, plan_file, read_plan, version_folder
 from mmva_platform.annotation.planning import settled, write_parts
 from mmva_platform.annotation.publish import publish
 from mmva_platform.annotation.results import nested_windows
-from mmva_platform.annotation.schema import (
-    ANNOTATION_SCHEMA,
-    ANNOTATION_VERSION,
-    CATALOG_SCHEMA,
-    EMBEDDING_FILE_SCHEMA,
-    QUARANTINE_SCHEMA,
-    REFERENCE_SCHEMA,
-    sha256_hex,
-)
 from mmva_platform.annotation.spool import as_new
 from mmva_platform.annotation.summary import AnnotationSummary, summarize
 from mmva_platform.settings import Settings
@@ -50,18 +40,10 @@ class _OldShard:
 
 
 def convert(old: str, out: str, settings: Settings) -> AnnotationSummary:
-    """Write an annotation of the earlier format as a table, with its retries; the same call again continues.
+    """Write an annotation of schema 2, with its retries, as a table; the same call again continues.
 
-    The old format holds no model. So `retry` needs a version that `update --model` made.
-
-    Args:
-        old: A published annotation of schema 2.
-        out: URI of the table to make.
-        settings: Storage.
-
-    Raises:
-        UsageError: If `old` is not published or not of schema 2, or `out` holds something else.
-        CheckFailed: If a file of `old` is damaged.
+    The old format holds no model, so `retry` needs a version that `update --model` made. Raises UsageError if `old` is
+    not published or not of schema 2, or `out` holds something else, CheckFailed if a file of `old` is damaged.
     """
     begun = time.monotonic()
     source, target = open_storage(old, settings.storage), open_storage(out, settings.storage)
@@ -69,7 +51,7 @@ def convert(old: str, out: str, settings: Settings) -> AnnotationSummary:
     if described.get("annotation_version") != 2:
         raise UsageError(f"{source.uri}: not an annotation of schema 2; only that can be converted")
     places = _generations(source, settings)
-    described["run_id"] = _json(places[-1], "plan.json")["run_id"]  # says which retry was the last
+    described["run_id"] = _json(places[-1], "plan.json")["run_id"]  # identifies the last retry
     shards = list(_old_shards(places))
     items = as_new(_old_items(source))
     probe_put_if_absent(target)
@@ -96,7 +78,7 @@ def _make_plan(
     plan = Plan.model_validate(
         {name: described[name] for name in same}
         | {
-            "annotation_version": ANNOTATION_VERSION,
+            "annotation_version": schema.ANNOTATION_VERSION,
             "catalog": {name: described["catalog"][name] for name in _CATALOG_KEYS},
             "version": 0,
             "kind": "convert",
@@ -107,7 +89,6 @@ def _make_plan(
 
 
 def _generations(source: Storage, settings: Settings) -> list[Storage]:
-    """The run and its published retries."""
     places = [source]
     while (place := open_storage(source.join(f"retries/{len(places):04d}"), settings.storage)).exists(_MANIFEST):
         places.append(place)
@@ -130,26 +111,26 @@ def _result(shard: _OldShard, items: pa.Table) -> ShardResult:
     columns: dict[str, Any] = {name: rows[name] for name in rows.column_names}
     columns |= {"caption": mine["caption"], "item_digest": mine["item_digest"]}
     if shard.status == "quarantined":
-        quarantined = table_of(columns, QUARANTINE_SCHEMA)
-        return ShardResult(ANNOTATION_SCHEMA.empty_table(), quarantined, work={"quarantined": rows.num_rows})
-    columns |= {column.name: pa.nulls(rows.num_rows, column.type) for column in REFERENCE_SCHEMA}
+        quarantined = table_of(columns, schema.QUARANTINE_SCHEMA)
+        return ShardResult(schema.ANNOTATION_SCHEMA.empty_table(), quarantined, work={"quarantined": rows.num_rows})
+    columns |= {column.name: pa.nulls(rows.num_rows, column.type) for column in schema.REFERENCE_SCHEMA}
     windows = WINDOW_SCHEMA.empty_table()
     if shard.windows:
         stored = _read(shard.place, shard.windows)
         windows = table_of({name: stored[name] for name in WINDOW_SCHEMA.names}, WINDOW_SCHEMA)
     embeddings = {name: rows[name] for name in ("id", "embedding")} | {"windows": nested_windows(windows, rows["id"])}
-    ok = table_of(columns, ANNOTATION_SCHEMA)
-    stored_embeddings = table_of(embeddings, EMBEDDING_FILE_SCHEMA)
-    return ShardResult(ok, QUARANTINE_SCHEMA.empty_table(), stored_embeddings, {"carried": ok.num_rows})
+    ok = table_of(columns, schema.ANNOTATION_SCHEMA)
+    stored_embeddings = table_of(embeddings, schema.EMBEDDING_FILE_SCHEMA)
+    return ShardResult(ok, schema.QUARANTINE_SCHEMA.empty_table(), stored_embeddings, {"carried": ok.num_rows})
 
 
 def _old_items(source: Storage) -> pa.Table:
     """All planned items of the run itself (CATALOG_SCHEMA)."""
-    tables = [CATALOG_SCHEMA.empty_table()]
+    tables = [schema.CATALOG_SCHEMA.empty_table()]
     for entry in source.list("plan/"):
         if entry.path.endswith(".parquet"):
-            table = pq.read_table(io.BytesIO(source.read(entry.path)), columns=CATALOG_SCHEMA.names)
-            tables.append(table_of({name: table[name] for name in CATALOG_SCHEMA.names}, CATALOG_SCHEMA))
+            table = pq.read_table(io.BytesIO(source.read(entry.path)), columns=schema.CATALOG_SCHEMA.names)
+            tables.append(table_of({name: table[name] for name in schema.CATALOG_SCHEMA.names}, schema.CATALOG_SCHEMA))
     return pa.concat_tables(tables).combine_chunks()
 
 
@@ -162,7 +143,7 @@ def _items_of(items: pa.Table, ids: pa.ChunkedArray) -> pa.Table:
 
 def _read(place: Storage, record: dict[str, Any]) -> pa.Table:
     data = place.read(record["path"])
-    if sha256_hex(data) != record["sha256"]:
+    if schema.sha256_hex(data) != record["sha256"]:
         raise CheckFailed(f"{place.join(record['path'])}: changed since it was written (SHA-256 differs)")
     return pq.read_table(io.BytesIO(data))
 

@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from mmva.errors import CheckFailed
+from mmva.inference.engines import pack_bundle
 from mmva_platform.annotation.commit import CommitRecord, committed_shards, read_commits
 from mmva_platform.annotation.heartbeats import HeartbeatFile
 from mmva_platform.annotation.options import ErrorLimit
 from mmva_platform.annotation.plan import Plan
 from mmva_platform.annotation.publish import VersionRecord, publish, read_record
 from mmva_platform.annotation.table import is_published
+from mmva_platform.annotation.worker import ShardDecoder, ShardWorker
 from mmva_platform.bulk import Resources, Stage, run_pass
+from mmva_platform.cluster import ray_session
+from mmva_platform.draining import drain_on_sigterm
 from mmva_platform.monitoring import RunMetrics, bound
+from mmva_platform.progress import progress
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage
 
@@ -30,24 +35,11 @@ def carry_out(
     batch_size: int = 16,
     max_errors: str | None = None,
 ) -> tuple[VersionRecord, int]:
-    """Run the shards of a settled plan that are not committed, and publish the version.
+    """Run the uncommitted shards of a plan and publish the version. Returns its record and the shards committed before.
 
-    Args:
-        storage: The annotation.
-        plan: Of the version.
-        bundle_dir: The model's files.
-        settings: Storage and cluster.
-        workers: Most actors.
-        batch_size: See Pipeline.
-        max_errors: End the run when more items are quarantined; see ErrorLimit.
-
-    Returns:
-        The version's record, and how many shards were committed before.
-
-    Raises:
-        CheckFailed: If more items than `max_errors` are quarantined; what is committed stays.
-        ShardsFailedError, StorageUnavailable, StalledError: When the run cannot continue; what is committed stays.
-        StoppedError: After SIGTERM, with the shards that were under way committed.
+    `workers` is the largest number of actors. Raises CheckFailed if more items than `max_errors` are quarantined (see
+    ErrorLimit), ShardsFailedError, StorageUnavailable or StalledError if the run cannot continue, StoppedError after
+    SIGTERM. Committed shards always stay.
     """
     if is_published(storage, plan.version):
         return read_record(storage, plan.version), len(plan.shards)
@@ -58,8 +50,6 @@ def carry_out(
         watch(commit)
     todo = [shard for shard in plan.shards if shard not in before]
     if todo:
-        from mmva.inference.engines import pack_bundle
-
         run = {"bundle": pack_bundle(bundle_dir), "plan": plan, "out": storage.uri, "settings": settings}
         left = sum(plan.rows) - sum(commit.items for commit in commits)
         with bound(run=plan.run_id):
@@ -77,12 +67,6 @@ def _execute(
     watch: _Errors,
     workers: int | None,
 ) -> list[CommitRecord]:
-    """Run shards on the cluster; their records."""
-    from mmva_platform.annotation.worker import ShardDecoder, ShardWorker
-    from mmva_platform.cluster import ray_session
-    from mmva_platform.draining import drain_on_sigterm
-    from mmva_platform.progress import progress
-
     plan: Plan = run["plan"]
     settings: Settings = run["settings"]
     resources, before, limit_s = Resources(max_workers=workers), None, settings.annotation.item_timeout_s
@@ -128,7 +112,7 @@ class _Errors:
 
     def __call__(self, record: CommitRecord) -> None:
         """Count a shard; CheckFailed if it is one too many."""
-        carried = record.work.get("carried", 0)  # copied from the version before: they say nothing of this run
+        carried = record.work.get("carried", 0)  # copied from the version before: not a result of this run
         self._done += record.items - carried
         self._quarantined += record.work.get("quarantined", 0)
         if not carried:
@@ -137,5 +121,5 @@ class _Errors:
             (cause, count), *_ = self._causes.most_common(1) or [("of no cause", 0)]
             raise CheckFailed(
                 f"{self._uri}: {self._quarantined} of {self._done} items are quarantined ({count} {cause}), over the "
-                f"limit of {self._limit.text}; what is committed stays, a higher --max-errors continues from there"
+                f"limit of {self._limit.text}; committed shards stay, a higher --max-errors continues from there"
             )

@@ -1,13 +1,12 @@
 """`export`: a version as one plain file, CSV or Parquet, or as a Lance dataset for vector search."""
 
-from __future__ import annotations
-
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,23 +32,14 @@ def export(
     modality: str | None = None,
     version: int | None = None,
 ) -> int:
-    """Write annotated items into one file; memory holds a few files of the annotation.
+    """Write annotated items into one file and return the number of rows; memory holds a few files of the annotation.
 
-    Args:
-        out: A published annotation.
-        file: To create, on this machine; for Lance a folder.
-        settings: Storage.
-        to: "csv", "parquet" or "lance".
-        columns: See Annotation.tables; by default those that the format can hold, for Lance with the embedding.
-        modality: Only items of this one. Lance needs it: embeddings of different modalities differ in length.
-        version: The newest by default.
+    `file` is created on this machine; for Lance it is a folder. `to` is "csv", "parquet" or "lance". `columns` are
+    those of Annotation.tables, by default all that the format can hold. Lance needs a modality: the lengths of
+    embeddings differ.
 
-    Returns:
-        Number of rows.
-
-    Raises:
-        UsageError: If the format is unknown or cannot hold a column, the file exists, or no item is left.
-        CheckFailed: If a file is damaged.
+    Raises UsageError if the format is unknown or cannot hold a column, the file exists, or there is no item,
+    CheckFailed if a file is damaged.
     """
     if to not in _WRITERS:
         raise UsageError(f"export to {to!r}: choose one of {', '.join(_WRITERS)}")
@@ -63,7 +53,7 @@ def export(
     first = next(tables, None)
     if first is None:
         raise UsageError(f"{annotation.uri}: no annotated item" + (f" of modality {modality}" if modality else ""))
-    part = file.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")  # it gets its name once it is whole
+    part = file.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")  # renamed when it is complete
     try:
         _WRITERS[to](part, first.schema, chain([first], tables))
         part.replace(file)
@@ -85,16 +75,10 @@ def _columns(annotation: Annotation, to: str, columns: Sequence[str] | None) -> 
     return list(columns)
 
 
-def _write_csv(path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:
-    with pyarrow.csv.CSVWriter(path, schema) as writer:
+def _write_file(writer: Callable[..., Any], path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:
+    with writer(path, schema) as opened:
         for table in tables:
-            writer.write_table(table)
-
-
-def _write_parquet(path: Path, schema: pa.Schema, tables: Iterator[pa.Table]) -> None:
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for table in tables:
-            writer.write_table(table)
+            opened.write_table(table)
 
 
 def _check_lance(annotation: Annotation, modality: str | None) -> None:
@@ -122,7 +106,7 @@ def _write_lance(path: Path, _schema: pa.Schema, tables: Iterator[pa.Table]) -> 
 
 
 def _fixed(table: pa.Table) -> pa.Table:
-    """The embedding as a list of fixed size, as vector indexes want it."""
+    """The embedding as a list of fixed size, as vector indexes need it."""
     if "embedding" not in table.column_names:
         return table
     lists = table["embedding"].combine_chunks()
@@ -131,5 +115,7 @@ def _fixed(table: pa.Table) -> pa.Table:
 
 
 _WRITERS: Final[dict[str, Callable[[Path, pa.Schema, Iterator[pa.Table]], None]]] = {
-    "csv": _write_csv, "parquet": _write_parquet, "lance": _write_lance,
-}  # fmt: skip
+    "csv": partial(_write_file, pyarrow.csv.CSVWriter),
+    "parquet": partial(_write_file, partial(pq.ParquetWriter, compression="zstd")),
+    "lance": _write_lance,
+}

@@ -1,6 +1,4 @@
-"""Media by URI: only below a run's roots, with one connection a bucket."""
-
-from __future__ import annotations
+"""Read media by URI: only below a run's roots, with one connection per bucket."""
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -15,27 +13,15 @@ class Fetcher:
     """Reads media by URI."""
 
     def __init__(self, settings: StorageSettings, roots: Iterable[str] | None = None) -> None:
-        """Connect to nothing yet.
-
-        Args:
-            settings: How to reach storage.
-            roots: A plan's roots; a URI that is below none of them is not opened. None allows every place.
-        """
+        """Connect to nothing yet. A URI below none of `roots` is not opened; None allows every URI."""
         self._roots = None if roots is None else AllowedRoots(roots)
         self._open = lru_cache(maxsize=64)(lambda root: open_storage(root, settings))
 
     def __call__(self, uri: str, size: int | None, most: int) -> bytes:
-        """Bytes of a file.
+        """Bytes of a file; `size` is its size if it is known, `most` the largest size to read.
 
-        Args:
-            uri: Where it is.
-            size: Its size if it is known.
-            most: Largest size to read.
-
-        Raises:
-            MediaError: "outside-roots" or, by its known size, "too-many-bytes" before anything is opened; then
-                "too-many-bytes" by its real size.
-            UsageError, StorageError: If it cannot be read.
+        Raises MediaError "outside-roots" or, by the known size, "too-many-bytes" before the file is opened, and
+        "too-many-bytes" by its real size; UsageError or StorageError if it cannot be read.
         """
         if self._roots is not None:
             self._roots.check(uri)
@@ -44,7 +30,7 @@ class Fetcher:
             raise MediaError("too-many-bytes", f"{uri}: {size} bytes, the limit is {most}", stage="fetch")
         storage: Storage = self._open(root)
         try:
-            return storage.read(path, most)  # a table may say anything about sizes
+            return storage.read(path, most)  # the size in a table may be wrong
         except StorageTooLargeError as error:
             raise MediaError("too-many-bytes", str(error), stage="fetch") from error
 

@@ -1,6 +1,4 @@
-"""`heartbeats.json`: which shards the workers had under way when the driver last looked. Read by people only."""
-
-from __future__ import annotations
+"""`heartbeats.json`: the shards that workers had when the driver last looked. For people only."""
 
 import logging
 import time
@@ -20,21 +18,11 @@ _EVERY_S: Final = 30.0
 _SHOWN: Final = 5
 
 
-class ShardUnderWay(Config):
-    """A shard that a worker has."""
-
-    shard: str
-    node: str
-    step: str
-    done: int
-    seconds: float
-
-
 class Heartbeats(Config):
     """Content of heartbeats.json."""
 
     at: float = Field(description="Unix time")
-    in_flight: tuple[ShardUnderWay, ...]
+    in_flight: tuple[InFlight, ...]
 
     def to_lines(self) -> list[str]:
         """The shards that have been under way for the longest time."""
@@ -57,9 +45,8 @@ class HeartbeatFile:
         if now - self._written < _EVERY_S:
             return
         self._written = now
-        found = Heartbeats(at=now, in_flight=tuple(ShardUnderWay(**shard._asdict()) for shard in in_flight))
         try:
-            self._storage.write(self._path, found.model_dump_json().encode())
+            self._storage.write(self._path, Heartbeats(at=now, in_flight=tuple(in_flight)).model_dump_json().encode())
         except StorageError as error:
             logger.warning("%s", error)
 

@@ -1,17 +1,15 @@
-"""Which items of a catalog a version of an annotation holds unchanged, and in which row of which data file.
+"""Find which items of a catalog a version holds unchanged, and in which row of which data file.
 
-Per item of that version, 24 bytes are in memory: digests of ids and of rows of the catalog, and where the row is.
+Memory holds 24 bytes per item of that version: digests of ids and of catalog rows, and the row's place.
 """
-
-from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from mmva_platform.annotation.reader import Annotation
-from mmva_platform.annotation.schema import CATALOG_SCHEMA, ITEM_SCHEMA, STATUSES, item_digests
+from mmva_platform.annotation.schema import CATALOG_SCHEMA, ITEM_SCHEMA, STATUSES
+from mmva_platform.annotation.spool import as_new
 from mmva_platform.annotation.unique import digests_of
 
 CHANGED = -1  # base_row of an item that the version holds with another digest
@@ -38,32 +36,16 @@ class Lookup:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Items of the batch, in its order."""
-        digest_N = item_digests(batch)
-        known_N, same_N, at_N = self._found(digests_of(batch["id"])[:, 0], digest_N)
-        base_file = pa.nulls(batch.num_rows, pa.large_string())
-        base_row_N = np.full(batch.num_rows, CHANGED, np.int64)
-        if len(self._key_K):
-            base_file = self._paths.take(pa.array(self._file_K[at_N], mask=~same_N))
-            base_row_N = np.where(same_N, self._row_K[at_N], CHANGED)
-        columns = [
-            *batch.select(CATALOG_SCHEMA.names).columns,
-            pa.array(digest_N),
-            pa.array(np.ones(batch.num_rows, np.int32)),
-            base_file,
-            pa.array(base_row_N, mask=~known_N),
-        ]
-        return pa.Table.from_arrays(columns, schema=ITEM_SCHEMA)
-
-    def _found(
-        self, key_N: NDArray[np.uint64], digest_N: NDArray[np.int64]
-    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:
-        """Whether each id is known, whether its digest is the same, and its place."""
+        items = as_new(batch)
         if not len(self._key_K):
-            nothing_N = np.zeros(len(key_N), bool)
-            return nothing_N, nothing_N, np.zeros(len(key_N), np.int64)
+            return items
+        key_N = digests_of(batch["id"])[:, 0]
         at_N = np.minimum(np.searchsorted(self._key_K, key_N), len(self._key_K) - 1)
         known_N = self._key_K[at_N] == key_N
-        return known_N, known_N & (self._digest_K[at_N] == digest_N), at_N
+        same_N = known_N & (self._digest_K[at_N] == np.asarray(items["item_digest"]))
+        base_file = self._paths.take(pa.array(self._file_K[at_N], mask=~same_N))
+        base_row = pa.array(np.where(same_N, self._row_K[at_N], CHANGED), mask=~known_N)
+        return pa.Table.from_arrays([*items.columns[:-2], base_file, base_row], schema=ITEM_SCHEMA)
 
 
 class QuarantineLookup:
@@ -77,10 +59,7 @@ class QuarantineLookup:
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Items of the batch, in its order."""
         at_N = pc.index_in(batch["id"], value_set=self._ids)
-        columns = [
-            *batch.select(CATALOG_SCHEMA.names).columns,
-            self._rows["item_digest"].take(at_N),
-            pc.add(self._rows["attempts"].take(at_N), pa.scalar(1, pa.int32())),
-            *(pa.nulls(batch.num_rows, ITEM_SCHEMA.field(name).type) for name in ("base_file", "base_row")),
-        ]
-        return pa.Table.from_arrays(columns, schema=ITEM_SCHEMA)
+        attempts = pc.add(self._rows["attempts"].take(at_N), pa.scalar(1, pa.int32()))
+        nothing = pa.nulls(batch.num_rows)
+        columns = [*batch.select(CATALOG_SCHEMA.names).columns, self._rows["item_digest"].take(at_N), attempts]
+        return pa.Table.from_arrays([*columns, nothing, nothing], schema=ITEM_SCHEMA)

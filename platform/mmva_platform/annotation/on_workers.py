@@ -1,6 +1,4 @@
-"""What a plan must know of the workers: whether they have GPUs, and how fast each engine is on one of their CPUs."""
-
-from __future__ import annotations
+"""Facts about the workers for a plan: whether they have GPUs, and how fast each engine is on one of their CPUs."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -14,7 +12,7 @@ from mmva_platform.settings import ClusterSettings
 
 
 class Workers:
-    """Asks the cluster. Ray's session begins with the first question and lasts until the block ends."""
+    """Questions to the cluster. Ray's session begins with the first one and lasts until the block ends."""
 
     def __init__(self, settings: ClusterSettings) -> None:
         self._settings, self._stack, self._connected = settings, ExitStack(), False

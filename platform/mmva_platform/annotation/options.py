@@ -1,6 +1,4 @@
-"""What a caller may choose about an annotation run, besides catalog, model and output."""
-
-from __future__ import annotations
+"""Options of an annotation run, besides catalog, model and output."""
 
 import re
 from typing import Annotated, Final, Self, get_args
@@ -14,10 +12,7 @@ from mmva_platform.settings import Config
 ENGINES: Final = ("auto", *get_args(EngineInfo.model_fields["name"].annotation))
 
 
-def _error_limit(text: str | None) -> str | None:
-    """A whole number, or a percentage."""
-    if text is None:
-        return None
+def _error_limit(text: str) -> str:
     share = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)%", text)
     valid = float(share[1]) <= 100 if share else re.fullmatch(r"[0-9]+", text)
     if not valid:
@@ -31,10 +26,7 @@ def _engine_name(name: str) -> str:
     return name
 
 
-def _one_delimiter(text: str | None) -> str | None:
-    """One character; a backslash and t for a tab."""
-    if text is None:
-        return None
+def _one_delimiter(text: str) -> str:
     character = "\t" if text == "\\t" else text
     if len(character) != 1 or character in '"\r\n':
         raise ValueError("must be one character, such as ; or \\t, and no quote")
@@ -45,7 +37,7 @@ class TableOptions(Config):
     """How the table files of a catalog are read."""
 
     lenient: bool = Field(default=False, description="count malformed rows and leave them out, instead of failing")
-    delimiter: Annotated[str | None, AfterValidator(_one_delimiter)] = Field(
+    delimiter: Annotated[str, AfterValidator(_one_delimiter)] | None = Field(
         None, description=r"of CSV files, one character or \t; by default a tab in .tsv and a comma in .csv"
     )
 
@@ -56,8 +48,8 @@ PLAIN_TABLES: Final = TableOptions()
 class RetryOptions(Config):
     """Options of a retry, and of every other way to make a version."""
 
-    workers: int | None = Field(None, ge=1, description="actors; one a CPU by default")
-    max_errors: Annotated[str | None, AfterValidator(_error_limit)] = Field(
+    workers: int | None = Field(None, ge=1, description="actors; by default one per CPU")
+    max_errors: Annotated[str, AfterValidator(_error_limit)] | None = Field(
         None, description="stop above so many quarantined items: 100, or 5%; default 20% of 100 items or more"
     )
     shard_items: int | None = Field(None, ge=1, description="most items of a shard; by default a minute of work")
@@ -70,8 +62,8 @@ class UpdateOptions(RetryOptions):
 
     tables: TableOptions | None = Field(None, description="by default as for the version before")
 
-    catalog: str | None = Field(None, description="what the new version is of; by default the same catalog, read again")
-    model: str | None = Field(None, description="what annotates; by default the model of the version before")
+    catalog: str | None = Field(None, description="by default the same catalog, read again")
+    model: str | None = Field(None, description="by default the model of the version before")
     reread: bool = Field(default=False, description="read media again where the model has another backbone")
     roots: tuple[str, ...] = Field((), description="media may be read from here, too")
 

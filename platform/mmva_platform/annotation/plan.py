@@ -2,16 +2,14 @@
 
 In `_mmva/<version>/`, `plan/items-<first shard>-<digest>.parquet` hold the items in the order of the work, and
 `plan.json` everything that decides what the version will be. plan.json is put if absent, so of two drivers that plan
-the same version one wins. The catalog is not read again: what is added to it later is for a later version.
+the same version one wins. A resume does not read the catalog again: items added later are for a later version.
 """
-
-from __future__ import annotations
 
 import json
 from bisect import bisect_right
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -54,12 +52,12 @@ class ModelInfo(Config):
 class Base(Config):
     """What a version takes from the one before it."""
 
-    replaced: tuple[str, ...] = Field(description="data files of that version that this one does not have")
+    replaced: tuple[str, ...] = Field(description="data files of the version before that this one does not have")
     same_model: bool = Field(description="stored rows are copied as they are; otherwise heads run over embeddings")
     kept: int = Field(ge=0, description="items in the files that both versions have")
     unchanged: int = Field(ge=0, description="items with the same row of the catalog, those of `kept` among them")
-    new: int = Field(ge=0, description="items that it does not have")
-    changed: int = Field(ge=0, description="items of which it has another row of the catalog")
+    new: int = Field(ge=0, description="items that the version before does not have")
+    changed: int = Field(ge=0, description="items whose row of the catalog has changed")
     removed: int = Field(ge=0, description="items that the catalog no longer has")
 
 
@@ -77,11 +75,11 @@ class CatalogInfo(Config):
 
     uri: str
     tables: TableOptions = PLAIN_TABLES
-    items: int = Field(ge=1)
-    by_modality: dict[str, int]
-    skipped: dict[str, int]
-    duplicates: int
-    duplicate_ids: tuple[str, ...]
+    items: int = Field(ge=1, description="rows without repeated ids")
+    by_modality: dict[str, int] = Field(description='"unknown" where the row names none')
+    skipped: dict[str, int] = Field(description="files that are not media by extension, unlisted files by reason")
+    duplicates: int = Field(description="rows that are left out because an earlier row has their id")
+    duplicate_ids: tuple[str, ...] = Field(description="the first few of them")
 
 
 class Plan(Config):
@@ -99,7 +97,7 @@ class Plan(Config):
     base: Base | None = Field(None, description="None for version 0")
     roots: tuple[str, ...] = Field((), description="media are read from below these only; the catalog's own first")
     command: tuple[str, ...] = Field(description="as it was typed, for the run card")
-    keep_windows: bool = Field(description="whether the windows' embeddings are written beside the items'")
+    keep_windows: bool = Field(description="whether embeddings of windows are written, too")
     parts: tuple[PlanPart, ...]
 
     @property
@@ -124,7 +122,7 @@ class Plan(Config):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of what decides the output, items included; the run's id and time and names do not."""
+        """SHA-256 of everything that decides the output, items included, but not the run's id, time and names."""
         parts = [part.sha256 for part in self.parts]
         return sha256_hex(json.dumps([self.decisive(), parts], sort_keys=True).encode())
 
@@ -151,16 +149,13 @@ class Plan(Config):
             flat[f"{name} engine"] = engine.name
         return flat
 
-    def differences(self, other: Plan) -> list[str]:
+    def differences(self, other: Self) -> list[str]:
         """What keeps another plan from sharing this one's output, one line each."""
         there, now = self.decisive(), other.decisive()
-        return [
-            f"{key}: {there.get(key)} there, {now.get(key)} now"
-            for key in there | now
-            if there.get(key) != now.get(key)
-        ]
+        pairs = {key: (there.get(key), now.get(key)) for key in there | now}
+        return [f"{key}: {old} there, {new} now" for key, (old, new) in pairs.items() if old != new]
 
-    def check_same(self, other: Plan, out: str) -> None:
+    def check_same(self, other: Self, out: str) -> None:
         """Raise CheckFailed, naming every difference, if another plan cannot share this one's output."""
         differences = "; ".join(self.differences(other))
         if differences and self.version:
@@ -170,17 +165,13 @@ class Plan(Config):
             )
         if differences:
             raise CheckFailed(
-                f"{out} holds annotations made otherwise ({differences}); choose another output, or call with the same "
-                "options; `mmva annotations resume` needs none"
+                f"{out} holds annotations made with other options ({differences}); choose another output, or use the "
+                "same options; `mmva annotations resume` needs none"
             )
 
 
 def read_plan(storage: Storage, version: int = 0) -> Plan:
-    """The plan of a version.
-
-    Raises:
-        UsageError: If there is none, or it is not readable as one.
-    """
+    """The plan of a version. Raises UsageError if it is missing or cannot be read as a plan."""
     path = plan_file(version)
     try:
         return Plan.model_validate_json(storage.read(path))
@@ -207,11 +198,7 @@ class ItemReader:
         self._file: pq.ParquetFile | None = None
 
     def __call__(self, shard: str) -> pa.Table:
-        """Items of a shard (ITEM_SCHEMA).
-
-        Raises:
-            CheckFailed: If the part is not as it was planned.
-        """
+        """Items of a shard (ITEM_SCHEMA). Raises CheckFailed if the part is not as it was planned."""
         number = int(shard)
         part = self._parts[bisect_right(self._firsts, number) - 1]
         group = number - part.first_shard
@@ -244,7 +231,7 @@ def iter_items(storage: Storage, plan: Plan) -> Iterator[pa.Table]:
 
 
 def changed_parts(storage: Storage, plan: Plan) -> list[str]:
-    """One line for each part whose bytes are not those that were planned; reads all of them."""
+    """One line for each part that has changed since it was planned; reads all of them."""
     found = []
     for part in plan.parts:
         try:

@@ -53,31 +53,16 @@ def write_plan(
     command: Sequence[str] = (),
     keep_windows: bool = True,
 ) -> Plan:
-    """Cut the items into shards and make this plan the run's, or adopt the one that another driver put first.
+    """Cut the items into shards and write the version's plan, or return the plan that another driver put first.
 
-    Args:
-        storage: The run's output.
-        spool: The catalog.
-        model: What annotates.
-        preprocessing: How.
-        engines: Tower -> what computes the embeddings; their speeds decide the size of shards.
-        shard_items: Most items of a shard; None for about a minute of work.
-        version: Of the table, once the plan is carried out.
-        kind: What makes it.
-        base: What it takes from the version before.
-        stored: Which items of the spool are taken from that version.
-        catalog: What the version is of; the spool by default.
-        roots: Where media may be read from, the catalog's own place first; see normalised_root.
-        command: As typed.
-        keep_windows: Whether windows' embeddings are kept.
-
-    Raises:
-        UsageError: If there would be too many shards.
-        CheckFailed: If another plan is there that differs in what decides the output.
+    The speeds of `engines` (tower -> engine) decide the size of shards, unless `shard_items` does. `base` and `stored`
+    are what an update takes from the version before. `catalog` describes what the version is of (default: the spool).
+    `roots` are normalised, the catalog's own first. Raises UsageError if there would be too many shards, CheckFailed if
+    the other driver's plan gives another output.
     """
     engines = dict(engines or {})
     shards = shards_of(spool, engines, preprocessing.hop_s, shard_items, stored)
-    parts = tuple(write_parts(storage, version_folder(version), shards, spool.uri))
+    parts = tuple(write_parts(storage, version_folder(version), shards, spool.catalog.uri))
     plan = Plan(
         annotation_version=ANNOTATION_VERSION,
         run_id=uuid.uuid4().hex,
@@ -85,7 +70,7 @@ def write_plan(
         model=model,
         preprocessing=preprocessing,
         engines=engines,
-        catalog=catalog or spool.info,
+        catalog=catalog or spool.catalog,
         version=version,
         kind=kind,
         base=base,
@@ -108,14 +93,10 @@ def settled(storage: Storage, plan: Plan) -> Plan:
 
 @dataclass(frozen=True)
 class Stored:
-    """What an update does with the items that the version before holds unchanged.
+    """What an update does with items that the version before holds unchanged."""
 
-    Attributes:
-        kept: Data files that stay as they are; their items are in no shard.
-        reusable: Modalities whose stored embeddings are what this run would compute; others are annotated anew.
-    """
-
-    kept: Collection[str]
+    kept: Collection[str]  # data files that stay as they are; their items are in no shard
+    # modalities whose stored embeddings this run would compute again; others are annotated anew
     reusable: Collection[str]
 
 
@@ -128,7 +109,7 @@ def shards_of(
 ) -> Iterator[pa.Table]:
     """The items of each shard (ITEM_SCHEMA) in the order of the work; arguments as for write_plan.
 
-    First what is annotated anew, the longest work first. Then what the version before holds, by its files.
+    First the items to annotate, the longest work first. Then the items that the version before holds, by its files.
     """
     taken = [group for group in spool.groups if stored and group.stored and group.modality in stored.reusable]
     new = [group for group in spool.groups if group not in taken]
@@ -154,7 +135,7 @@ def _new_items(spool: Spool, groups: Iterable[Group]) -> Iterator[pa.Table]:
 
 
 def _stored_shards(spool: Spool, groups: Iterable[Group], kept: pa.Array) -> Iterator[pa.Table]:
-    """All of these items are in memory together, without what their rows in the table say already."""
+    """All of these items are in memory together, without the columns that the table has."""
     parts = [_located(chunk, kept) for group in groups for chunk in spool.chunks(group)]
     items = pa.concat_tables([ITEM_SCHEMA.empty_table(), *parts])
     if items.num_rows:
@@ -188,8 +169,6 @@ def write_parts(storage: Storage, folder: str, shards: Iterable[pa.Table], catal
 
 
 class _Part:
-    """A file of the plan while it is made."""
-
     def __init__(self, folder: str, first_shard: int) -> None:
         self._folder, self._first = folder, first_shard
         self.rows, self._sink = list[int](), pa.BufferOutputStream()

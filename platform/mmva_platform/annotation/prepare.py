@@ -1,80 +1,63 @@
-"""From a caller's words to a plan: names first, then the catalog, then what computes the embeddings.
+"""From a call of annotate to a plan: names first, then the catalog, then the engines.
 
-Nothing of the run is done here; only the model's files and exported networks are put into its directory.
+This annotates nothing; it only puts the model's files and exported networks into the run's directory.
 """
-
-from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from mmva.bundle import read_bundle_info
 from mmva.errors import UsageError
 from mmva.inference.config import ON_GPU, EngineInfo, Preprocessing, default_preprocessing
+from mmva.inference.engines import calibrate_bundle, choose_engines, pack_bundle
 from mmva.modalities import towers_of
 from mmva_platform.annotation.catalog import Catalog, open_catalog
+from mmva_platform.annotation.on_workers import Workers
 from mmva_platform.annotation.options import AnnotateOptions
-from mmva_platform.annotation.plan import INTERNAL, ModelInfo, Plan, plan_file, read_plan
+from mmva_platform.annotation.plan import INTERNAL, CatalogInfo, ModelInfo, Plan, plan_file, read_plan
 from mmva_platform.annotation.planning import write_plan
 from mmva_platform.annotation.roots import catalog_root, normalised_root
-from mmva_platform.annotation.spool import Spool, spooled
+from mmva_platform.annotation.spool import spooled
 from mmva_platform.annotation.stored_model import store_bundle
+from mmva_platform.datasets.embedder import EncoderLoader
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, open_storage, probe_put_if_absent
-
-if TYPE_CHECKING:
-    from mmva_platform.annotation.on_workers import Workers
-    from mmva_platform.tracking.resolve import ResolvedModel
+from mmva_platform.tracking.resolve import ResolvedModel, resolve_model
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Request:
-    """A call of annotate with every name looked up; nothing is listed yet.
-
-    Attributes:
-        catalog: What to annotate.
-        resolved: With what, on this machine.
-        storage: The run's output.
-        preprocessing: How media are cut, and the model's backbones.
-        roots: Where media may be read from, the catalog's own place first.
-        options: As given.
-        settled: The plan that the output has already; None for a new run.
-    """
+    """A call of annotate with every name looked up; nothing is listed yet."""
 
     catalog: Catalog
-    resolved: ResolvedModel
+    resolved: ResolvedModel  # the model on this machine
     storage: Storage
-    preprocessing: Preprocessing
-    roots: tuple[str, ...]
+    preprocessing: Preprocessing  # how media are cut, and the model's backbones
+    roots: tuple[str, ...]  # where media may be read from, the catalog's own place first
     options: AnnotateOptions
-    settled: Plan | None
+    settled: Plan | None  # the plan that the output already has; None for a new run
 
     @property
     def model(self) -> ModelInfo:
         """The model as a plan names it."""
-        version = None if self.resolved.version is None else str(self.resolved.version)
-        return ModelInfo(name=self.resolved.name, version=version, digest=self.resolved.digest)
+        return model_info(self.resolved)
 
     def differences(self) -> list[str]:
         """Why this call cannot continue the run that is there, one line each."""
         return self.settled.differences(self._asked(self.settled)) if self.settled else []
 
     def continued(self) -> Plan | None:
-        """The run's own plan, if there is one; the catalog is not read.
-
-        Raises:
-            CheckFailed: If the run was planned with other options; names every difference.
-        """
+        """The plan of the existing run, or None. Raises CheckFailed, with every difference, if its options differ."""
         if self.settled is not None:
             self.settled.check_same(self._asked(self.settled), self.storage.uri)
         return self.settled
 
     def _asked(self, settled: Plan) -> Plan:
-        """The settled plan, changed to what this call says."""
+        """The existing plan with this call's options."""
         options = self.options
         engines = settled.engines
         if options.engine != "auto":
@@ -91,21 +74,11 @@ class Request:
 
 
 def look_up(catalog: str, model: str, out: str, settings: Settings, options: AnnotateOptions) -> Request:
-    """Find what a call names: the model, the output, the plan that is there. Lists and writes nothing.
+    """Find the model, the output, and the plan that is there; arguments as for annotate. Lists and writes nothing.
 
-    Args:
-        catalog: A folder, an S3 prefix, a table or a folder of table files; see open_catalog.
-        model: A bundle's folder, runs:/... or models:/mmva@champion.
-        out: The run's output.
-        settings: Storage and registry.
-        options: See AnnotateOptions.
-
-    Raises:
-        UsageError: If there is no such model, a URI is malformed, or the output holds a plan of another format.
-        CheckFailed: If the model is not the one that was registered.
+    Raises UsageError if there is no such model, a URI is malformed, or the output has a plan of another format,
+    CheckFailed if the model is not the registered one.
     """
-    from mmva_platform.tracking.resolve import resolve_model
-
     resolved = resolve_model(model, settings)
     found = open_catalog(catalog, settings.storage, options.tables)
     storage = open_storage(out, settings.storage)
@@ -113,36 +86,32 @@ def look_up(catalog: str, model: str, out: str, settings: Settings, options: Ann
         catalog=found,
         resolved=resolved,
         storage=storage,
-        preprocessing=_preprocessing(resolved, options),
+        preprocessing=default_preprocessing(
+            read_bundle_info(resolved.bundle_dir).backbones, options.window_s, options.hop_s
+        ),
         roots=roots_for([catalog_root(found.uri)], settings, options.roots),
         options=options,
-        # An annotation of the earlier format is not to be mixed with this one: read_plan says so.
+        # read_plan refuses an annotation of the earlier format.
         settled=read_plan(storage) if storage.exists(plan_file(0)) or storage.exists("plan.json") else None,
     )
 
 
 def make_plan(request: Request, settings: Settings, workers: Workers | None = None) -> Plan:
-    """Read the catalog, choose the engines, and write the run's plan.
+    """Read the catalog, choose the engines (measured on `workers`, or in this process) and write the run's plan.
 
-    Args:
-        request: What to plan.
-        settings: Storage, and where backbones come from.
-        workers: Where engines are measured; this process if None.
-
-    Raises:
-        UsageError: If the catalog cannot be read or all of it is outside the roots, or an engine does not exist here.
-        CheckFailed: If the output's store cannot hold a run, or another driver put a different plan meanwhile.
-        OperationFailed: If the local temporary folder is full.
+    Raises UsageError if the catalog cannot be read, all of it is outside the roots, or an engine does not exist here,
+    CheckFailed if the output's store cannot hold a run or another driver put a different plan, OperationFailed if the
+    local temporary folder is full.
     """
     storage, options = request.storage, request.options
     request.catalog.check()
     probe_put_if_absent(storage)
     with spooled(request.catalog, request.roots) as spool:
-        tell(spool)
-        needed = towers_needed(spool.by_modality, request.preprocessing)
+        tell(spool.catalog)
+        needed = towers_needed(spool.catalog.by_modality, request.preprocessing)
         bundle_dir = request.resolved.bundle_dir
         engines = choose_towers(bundle_dir, needed, storage, settings, wanted=options.engine, workers=workers)
-        store_bundle(storage, request.resolved.bundle_dir, request.model)
+        store_bundle(storage, bundle_dir, request.model)
         return write_plan(
             storage,
             spool,
@@ -156,8 +125,14 @@ def make_plan(request: Request, settings: Settings, workers: Workers | None = No
         )
 
 
+def model_info(resolved: ResolvedModel) -> ModelInfo:
+    """A model as a plan names it."""
+    version = None if resolved.version is None else str(resolved.version)
+    return ModelInfo(name=resolved.name, version=version, digest=resolved.digest)
+
+
 def roots_for(places: Iterable[str], settings: Settings, named: Iterable[str]) -> tuple[str, ...]:
-    """Where media may be read from: these places first, then what settings and options name."""
+    """Where media may be read from: these places first, then the roots of settings and options."""
     return tuple(dict.fromkeys([*places, *map(normalised_root, (*settings.annotation.roots, *named))]))
 
 
@@ -167,16 +142,15 @@ def towers_needed(modalities: Iterable[str], preprocessing: Preprocessing) -> li
     return [tower for tower in towers if tower in preprocessing.fingerprints]
 
 
-def tell(spool: Spool) -> None:
-    """Log what of a catalog is left out."""
-    if spool.skipped:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in spool.skipped.items())
-        logger.info("catalog %s: skipped: %s", spool.uri, kinds)
-    if spool.duplicates:
-        first = ", ".join(spool.duplicate_ids)
-        logger.warning(
-            "catalog %s: %d rows repeat an earlier id and are left out: %s", spool.uri, spool.duplicates, first
-        )
+def tell(catalog: CatalogInfo) -> None:
+    """Log the files and rows of a catalog that are left out."""
+    if catalog.skipped:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in catalog.skipped.items())
+        logger.info("catalog %s: skipped: %s", catalog.uri, kinds)
+    if catalog.duplicates:
+        first = ", ".join(catalog.duplicate_ids)
+        message = "catalog %s: %d rows repeat an earlier id and are left out: %s"
+        logger.warning(message, catalog.uri, catalog.duplicates, first)
 
 
 def choose_towers(
@@ -189,24 +163,12 @@ def choose_towers(
     workers: Workers | None = None,
     adopted: Mapping[str, EngineInfo] | None = None,
 ) -> dict[str, EngineInfo]:
-    """The engine of each tower; exported networks are put into the annotation.
+    """The engine of each tower in `needed`; exported networks are put into the annotation.
 
-    Args:
-        bundle_dir: The model's files.
-        needed: Towers.
-        storage: The annotation.
-        settings: Where backbones come from, and what was measured before.
-        wanted: An engine's name, or "auto" for the fastest.
-        workers: Where engines are measured; this process if None.
-        adopted: Engines that are settled already.
-
-    Raises:
-        UsageError: If an engine on GPUs is wanted and the cluster has none. Nothing is written then, so that the same
-            output takes another engine.
+    `wanted` is an engine's name or "auto" for the fastest. `adopted` are engines chosen earlier. `workers` measure
+    engines; None: this process. Raises UsageError, before anything is written, if a GPU engine is wanted and the
+    cluster has no GPU.
     """
-    from mmva.inference.engines import calibrate_bundle, choose_engines, pack_bundle
-    from mmva_platform.datasets.embedder import EncoderLoader
-
     found = {tower: adopted[tower] for tower in needed if adopted and tower in adopted}
     missing = [tower for tower in needed if tower not in found]
     if not missing:
@@ -227,10 +189,3 @@ def choose_towers(
         gpu=gpu,
         measure=lambda modality: calibrate(bundle, modality, cache, load),
     )
-
-
-def _preprocessing(resolved: ResolvedModel, options: AnnotateOptions) -> Preprocessing:
-    """What the bundle records of its backbones, and how media are cut for them."""
-    from mmva.bundle import read_bundle_info
-
-    return default_preprocessing(read_bundle_info(resolved.bundle_dir).backbones, options.window_s, options.hop_s)

@@ -1,6 +1,4 @@
-"""`annotate --plan`: what a call would do, with what, and for about how long. Writes nothing to the output."""
-
-from __future__ import annotations
+"""`annotate --plan`: what a call would do, and for about how long. Writes nothing to the output."""
 
 import dataclasses
 import os
@@ -31,53 +29,35 @@ _SHOWN: Final = 3
 
 @dataclass(frozen=True)
 class PlanPreview:
-    """What a call of annotate would do. What needs a listing is None for a run that is there.
-
-    Attributes:
-        out: The output.
-        state: "new", "resume" or "published".
-        refused: Why the call would be refused: what differs from the run that is there.
-        catalog: Its URI.
-        model: Name, version and digest.
-        items: Of the catalog, by modality; items_left: those that are not committed.
-        skipped: Files that are left out, and why.
-        duplicates: Rows that are left out because an earlier row has their id.
-        roots: Where media may be read from.
-        shards: Of the run; shards_left: those that are not committed.
-        engines: Tower -> engine, and its items a second of one worker; "" and None where they are not known yet.
-        workers: Actors that the run would get.
-        problem: Why the cluster cannot be asked.
-        seconds: Estimate without the start; None if the speed of an engine was never measured.
-        outside: Items outside the roots, estimated from a part of a large catalog.
-        bytes: Sum of the known sizes of files; sizes_unknown: files of unknown size.
-    """
+    """What a call of annotate would do. For a run that exists, values that need a listing are None."""
 
     out: str
-    state: str
-    refused: tuple[str, ...]
+    state: str  # "new", "resume" or "published"
+    refused: tuple[str, ...]  # why the call would be refused: differences to the run that is there
     catalog: str
-    model: str
-    items: dict[str, int]
-    items_left: int
-    skipped: dict[str, int]
-    duplicates: int
-    roots: tuple[str, ...]
+    model: str  # name, version and digest
+    items: dict[str, int]  # of the catalog, by modality
+    items_left: int  # those that are not committed
+    skipped: dict[str, int]  # files that are left out, by reason
+    duplicates: int  # rows that are left out because an earlier row has their id
+    roots: tuple[str, ...]  # where media may be read from
     shards: int
     shards_left: int
+    # tower -> engine and its items/s in one worker; "" and None if not known yet
     engines: dict[str, tuple[str, float | None]]
-    workers: int
-    problem: str | None
-    seconds: float | None
-    outside: int | None = None
-    bytes: int | None = None
-    sizes_unknown: int | None = None
+    workers: int  # actors that the run would get
+    problem: str | None  # why the cluster cannot be asked
+    seconds: float | None  # estimate without the start; None if an engine was never measured
+    outside: int | None = None  # items outside the roots, estimated from a part of a large catalog
+    bytes: int | None = None  # sum of the known sizes of files
+    sizes_unknown: int | None = None  # number of files of unknown size
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for --json."""
         return dataclasses.asdict(self)
 
     def to_text(self) -> str:
-        """One line for each thing a person asks before starting."""
+        """One line per fact that matters before the start."""
         kinds = ", ".join(f"{count:,} {name}" for name, count in self.items.items())
         skipped = [f"{count:,} {kind}" for kind, count in sorted(self.skipped.items(), key=lambda entry: -entry[1])]
         left_out = [f"{self.duplicates:,} rows with an earlier row's id"] if self.duplicates else []
@@ -121,21 +101,21 @@ def preview_run(catalog: str, model: str, out: str, settings: Settings, **option
 def _of_new(request: Request, settings: Settings) -> PlanPreview:
     options, cut = request.options, request.preprocessing
     with spooled(request.catalog, request.roots) as spool:
-        engines = _known_engines(request, spool.by_modality, settings)
+        engines = _known_engines(request, spool.catalog.by_modality, settings)
         shards = sum(1 for _ in shards_of(spool, engines, cut.hop_s, options.shard_items))
         workers, problem = _workers(options, settings, shards)
         return PlanPreview(
             **_names(request),
             state="new",
             refused=(),
-            items=spool.by_modality,
-            items_left=spool.items,
-            skipped=spool.skipped,
-            duplicates=spool.duplicates,
+            items=spool.catalog.by_modality,
+            items_left=spool.catalog.items,
+            skipped=spool.catalog.skipped,
+            duplicates=spool.catalog.duplicates,
             roots=request.roots,
             shards=shards,
             shards_left=shards,
-            engines=_shown(engines, towers_needed(spool.by_modality, cut)),
+            engines=_shown(engines, towers_needed(spool.catalog.by_modality, cut)),
             workers=workers,
             problem=problem,
             seconds=_seconds(spool, engines, request, workers),
@@ -146,7 +126,7 @@ def _of_new(request: Request, settings: Settings) -> PlanPreview:
 
 
 def _of_settled(request: Request, plan: Plan, settings: Settings) -> PlanPreview:
-    """From the run's directory alone, as a resume."""
+    """Reads the run's directory only, as a resume."""
     run = status(request.storage.uri, settings)
     # Later versions are not this call's: it does nothing once its own, the first, is published.
     published = run.published or run.version > plan.version
@@ -177,7 +157,7 @@ def _names(request: Request) -> dict[str, Any]:
 
 
 def _known_engines(request: Request, modalities: Iterable[str], settings: Settings) -> dict[str, EngineInfo]:
-    """The engine of each tower as far as it is known without measuring: the wanted one, or the fastest of before."""
+    """The engine of each tower as far as known without measuring: the wanted one, or the fastest of earlier runs."""
     wanted, info = request.options.engine, read_bundle_info(request.resolved.bundle_dir)
     found = {}
     for tower in towers_needed(modalities, request.preprocessing):
@@ -191,26 +171,21 @@ def _known_engines(request: Request, modalities: Iterable[str], settings: Settin
 
 
 def _shown(engines: Mapping[str, EngineInfo], towers: Iterable[str]) -> dict[str, tuple[str, float | None]]:
-    unknown = ("", None)
-    return {
-        tower: (engines[tower].name, engines[tower].items_per_s.get(engines[tower].name))
-        if tower in engines
-        else unknown
-        for tower in towers
-    }
+    known = {tower: (engine.name, engine.items_per_s.get(engine.name)) for tower, engine in engines.items()}
+    return {tower: known.get(tower, ("", None)) for tower in towers}
 
 
 def _seconds(spool: Spool, engines: Mapping[str, EngineInfo], request: Request, workers: int) -> float | None:
     """Work of all items, shared by the workers."""
-    needed = towers_needed(spool.by_modality, request.preprocessing)
-    if any(engines[tower].name not in engines[tower].items_per_s if tower in engines else True for tower in needed):
+    needed = towers_needed(spool.catalog.by_modality, request.preprocessing)
+    if any(speed is None for _, speed in _shown(engines, needed).values()):
         return None
     unit_s = seconds_per_unit(engines, request.preprocessing.hop_s)
     return sum(unit_s.get(group.modality, 0.0) * spool.units[group] for group in spool.groups) / workers
 
 
 def _workers(options: AnnotateOptions, settings: Settings, shards: int) -> tuple[int, str | None]:
-    """Actors that the cluster has room for, and why it could not be asked."""
+    """Actors that the cluster has room for, and why it cannot be asked."""
     cluster, problem = settings.cluster, None
     there = cluster.num_cpus or own_cpus()
     if (cluster.address or os.environ.get("RAY_ADDRESS") or "local") != "local":
@@ -225,7 +200,7 @@ def _workers(options: AnnotateOptions, settings: Settings, shards: int) -> tuple
 def _outside(spool: Spool, roots: tuple[str, ...]) -> int:
     """Items outside the roots, estimated from at most _ROOTS_CHECKED of them, evenly spread."""
     allowed = AllowedRoots(roots)
-    step = -(-spool.items // _ROOTS_CHECKED)
+    step = -(-spool.catalog.items // _ROOTS_CHECKED)
     return step * sum(
         not allowed.allow(uri)
         for group in spool.groups

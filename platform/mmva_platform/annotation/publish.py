@@ -1,10 +1,8 @@
 """Publishing: a version's record, then one Delta commit over exactly the files of its commit records.
 
-Both are functions of the plan and the commit records. So it does not matter which process publishes, or how often, and
-a process that dies in between leaves nothing that the next one cannot finish.
+Both depend only on the plan and the commit records. So any process may publish, any number of times, and
+the next process finishes what one that dies has begun.
 """
-
-from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,7 +11,7 @@ from datetime import datetime
 from pydantic import Field, ValidationError
 
 from mmva.errors import CheckFailed, UsageError
-from mmva_platform.annotation.commit import CommitRecord
+from mmva_platform.annotation.commit import CommitRecord, summed
 from mmva_platform.annotation.plan import Base, Kind, ModelInfo, Plan, version_folder
 from mmva_platform.annotation.table import TableChange, TableFile, commit_version, files_of, is_published, open_table
 from mmva_platform.settings import Config
@@ -21,7 +19,7 @@ from mmva_platform.storage import Storage, StorageNotFound
 
 
 class Totals(Config):
-    """What became of the items of a plan: items = ok + quarantined."""
+    """Result of a plan's items: items = ok + quarantined."""
 
     items: int
     ok: int
@@ -50,42 +48,27 @@ class VersionRecord(Config):
 
 def add_up(commits: Iterable[CommitRecord]) -> Totals:
     """Totals of shards."""
-    items = ok = quarantined = 0
-    by_modality: Counter[str] = Counter()
-    causes: Counter[str] = Counter()
-    work: Counter[str] = Counter()
-    seconds: dict[str, float] = {}
-    for commit in commits:
-        items, ok, quarantined = items + commit.items, ok + commit.ok, quarantined + commit.quarantined
-        by_modality.update(commit.by_modality)
-        causes.update(commit.causes)
-        work.update(commit.work)
-        for stage, value in commit.seconds.items():
-            seconds[stage] = seconds.get(stage, 0.0) + value
+    commits = list(commits)
     return Totals(
-        items=items,
-        ok=ok,
-        quarantined=quarantined,
-        by_modality=dict(sorted(by_modality.items())),
-        causes=dict(causes.most_common()),
-        work=dict(sorted(work.items())),
-        seconds=seconds,
+        items=sum(commit.items for commit in commits),
+        ok=sum(commit.ok for commit in commits),
+        quarantined=sum(commit.quarantined for commit in commits),
+        by_modality=dict(sorted(summed(commit.by_modality for commit in commits).items())),
+        causes=dict(Counter(summed(commit.causes for commit in commits)).most_common()),
+        work=dict(sorted(summed(commit.work for commit in commits).items())),
+        seconds=summed(commit.seconds for commit in commits),
     )
 
 
 def publish(storage: Storage, plan: Plan, commits: Iterable[CommitRecord]) -> VersionRecord:
-    """Publish a version whose shards are all committed; a concurrent driver's, if it came first, stands.
+    """Publish a version whose shards are all committed. If a concurrent driver published first, its commit counts.
 
-    Raises:
-        CheckFailed: If a shard is missing or foreign, the counts do not balance, or another program wrote this version
-            of the table. Nothing is published then.
-        StorageError: If it cannot be written; publishing again finishes it.
+    Raises CheckFailed, and publishes nothing, if a shard is missing or foreign, the counts do not balance, or another
+    program wrote this version of the table; StorageError if it cannot be written: publishing again finishes it.
     """
     ordered = tuple(sorted(commits, key=lambda commit: commit.shard))
     if [commit.shard for commit in ordered] != plan.shards or {commit.run_id for commit in ordered} - {plan.run_id}:
-        raise CheckFailed(
-            f"{storage.uri}: the committed shards are not the plan's; run `mmva annotations verify` on it"
-        )
+        raise CheckFailed(f"{storage.uri}: the committed shards are not the plan's; run `mmva annotations verify`")
     before = files_of(open_table(storage, plan.version - 1)) if plan.version else []
     replaced = _replaced(storage, plan, before)
     totals = add_up(ordered)
@@ -116,11 +99,7 @@ def publish(storage: Storage, plan: Plan, commits: Iterable[CommitRecord]) -> Ve
 
 
 def read_record(storage: Storage, version: int) -> VersionRecord:
-    """The record of a published version.
-
-    Raises:
-        UsageError: If the version is not published, or was made by another program.
-    """
+    """The record of a published version. Raises UsageError if it is not published or was made by another program."""
     path = _record_file(version)
     try:
         record = VersionRecord.model_validate_json(storage.read(path))
@@ -135,13 +114,12 @@ def read_record(storage: Storage, version: int) -> VersionRecord:
 
 
 def _replaced(storage: Storage, plan: Plan, before: Sequence[TableFile]) -> list[TableFile]:
-    """The files of the version before that the plan replaces."""
     names = set(plan.base.replaced) if plan.base else set()
     found = [file for file in before if file.path in names]
     if len(found) != len(names):
         raise CheckFailed(
-            f"{storage.uri}: version {plan.version - 1} of the table lacks files that version {plan.version} was "
-            "planned upon"
+            f"{storage.uri}: version {plan.version - 1} of the table lacks files that the plan of version "
+            f"{plan.version} replaces"
         )
     return found
 

@@ -2,7 +2,7 @@
 
     for table in open_annotation("va/photos", settings).tables(["id", "valence", "arousal"]): ...
 
-Only the columns that are asked for are read, with page checksums. `verify` is what checks whole files.
+Only the requested columns are read, with page checksums. `verify` checks complete files.
 """
 
 from __future__ import annotations
@@ -21,12 +21,7 @@ import pyarrow.parquet as pq
 from mmva.errors import CheckFailed, UsageError
 from mmva_platform.annotation.plan import ModelInfo, cleaned_mark
 from mmva_platform.annotation.publish import VersionRecord, read_record
-from mmva_platform.annotation.schema import (
-    ANNOTATION_SCHEMA,
-    EMBEDDING_FILE_SCHEMA,
-    QUARANTINE_SCHEMA,
-    REFERENCE_SCHEMA,
-)
+from mmva_platform.annotation.schema import EMBEDDING_FILE_SCHEMA, REFERENCE_SCHEMA, SCHEMAS
 from mmva_platform.annotation.table import TableFile, files_of, open_table
 from mmva_platform.settings import StorageSettings
 from mmva_platform.storage import Storage, StorageError, StorageNotFound, open_storage
@@ -39,19 +34,12 @@ ResultT = TypeVar("ResultT")
 
 # Columns that are not in the data files but in those of the embeddings, by the name they have here.
 EMBEDDING_COLUMNS: Final = {"embedding": "embedding", "window_embeddings": "windows"}
-_SCHEMAS: Final = {"ok": ANNOTATION_SCHEMA, "quarantined": QUARANTINE_SCHEMA}
 _READERS: Final = 8  # files at once; threads hide the waiting of remote storage
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """A version of an annotation.
-
-    Attributes:
-        storage: Where it is.
-        version: Its number.
-        all_files: Of both kinds, by path.
-    """
+    """A version of an annotation; `all_files` are its data files, annotated and quarantined, by path."""
 
     storage: Storage
     version: int
@@ -83,17 +71,11 @@ class Annotation:
     def tables(
         self, columns: Sequence[str] | None = None, status: str = "ok", modality: str | None = None
     ) -> Iterator[pa.Table]:
-        """Rows, one table a file; some files are read ahead, so memory does not grow with the annotation.
+        """Rows, one table per file; some files are read ahead, so memory does not grow with the annotation.
 
-        Args:
-            columns: Of ANNOTATION_SCHEMA (or QUARANTINE_SCHEMA); for annotated items "embedding" and
-                "window_embeddings", too. All but these two by default.
-            status: "ok" or "quarantined".
-            modality: Only items of this one.
-
-        Raises:
-            UsageError: For an unknown column.
-            CheckFailed: If a file is damaged, missing or not of this schema.
+        `columns` are those of ANNOTATION_SCHEMA or, for status "quarantined", of QUARANTINE_SCHEMA (default: all), and
+        "embedding" and "window_embeddings" of annotated items. Raises UsageError for an unknown column, CheckFailed if
+        a file is damaged, missing or of another schema.
         """
         names = self._checked(columns, status)
         yield from _ahead(lambda file: self.read(file, names), self.files(status, modality))
@@ -121,12 +103,7 @@ class Annotation:
         return pa.Table.from_arrays([values[name] for name in columns], schema=pa.schema(fields))
 
     def embeddings_of(self, rows: pa.Table, columns: Sequence[str]) -> pa.Table:
-        """What rows refer to: columns of EMBEDDING_FILE_SCHEMA, row by row.
-
-        Args:
-            rows: With embedding_file and embedding_row.
-            columns: Of EMBEDDING_FILE_SCHEMA.
-        """
+        """Columns of EMBEDDING_FILE_SCHEMA for rows with embedding_file and embedding_row, in their order."""
         if any(rows[name].null_count for name in REFERENCE_SCHEMA.names):
             raise CheckFailed(f"{self.uri}: version {self.version} has rows without an embedding; run verify")
         encoded = rows["embedding_file"].combine_chunks().dictionary_encode()
@@ -145,11 +122,8 @@ class Annotation:
     def to_ray(self, columns: Sequence[str] | None = None) -> ray.data.Dataset:
         """Annotated items as a lazy ray.data.Dataset over exactly this version's files; needs a Ray session.
 
-        Args:
-            columns: As for `tables`; embeddings are joined by the tasks that read.
-
-        Raises:
-            UsageError: For an unknown column, or if no item is annotated.
+        `columns` as for `tables`; the read tasks join embeddings. Raises UsageError for an unknown column, or if no
+        item is annotated.
         """
         import ray.data
 
@@ -168,10 +142,10 @@ class Annotation:
 
     def columns(self, status: str = "ok") -> list[str]:
         """Names of the columns that are read by default."""
-        return list(_SCHEMAS[status].names)
+        return list(SCHEMAS[status].names)
 
     def _checked(self, columns: Sequence[str] | None, status: str) -> list[str]:
-        known = _SCHEMAS[status].names
+        known = SCHEMAS[status].names
         if columns is None:
             return list(known)
         extra = list(EMBEDDING_COLUMNS) if status == "ok" else []
@@ -184,11 +158,9 @@ class Annotation:
 def open_annotation(
     out: str | Storage, settings: StorageSettings | None = None, version: int | None = None
 ) -> Annotation:
-    """A published version, the newest by default; reads the table's log and no data.
+    """Open a published version, the newest by default; reads the table's log and no data.
 
-    Raises:
-        UsageError: If there is none.
-        CheckFailed: If another program wrote it.
+    Raises UsageError if there is no such version, CheckFailed if another program wrote it.
     """
     storage = out if isinstance(out, Storage) else open_storage(out, settings)
     table = open_table(storage, version)
@@ -200,8 +172,7 @@ def open_annotation(
 def read_columns(storage: Storage, path: str, columns: Sequence[str]) -> pa.Table:
     """Columns of a Parquet file, with page checksums. Reads only these columns, on S3 by range requests.
 
-    Raises:
-        CheckFailed: If the file is missing or damaged.
+    Raises CheckFailed if the file is missing or damaged.
     """
     try:
         local = storage.local_path(path)
@@ -222,7 +193,7 @@ def read_columns(storage: Storage, path: str, columns: Sequence[str]) -> pa.Tabl
 def _field(status: str, name: str) -> pa.Field:
     if name in EMBEDDING_COLUMNS and status == "ok":
         return EMBEDDING_FILE_SCHEMA.field(EMBEDDING_COLUMNS[name]).with_name(name)
-    return _SCHEMAS[status].field(name)
+    return SCHEMAS[status].field(name)
 
 
 def _ahead(call: Callable[[ValueT], ResultT], values: Sequence[ValueT]) -> Iterator[ResultT]:

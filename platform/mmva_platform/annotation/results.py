@@ -1,29 +1,19 @@
 """The rows of inference as the tables of a shard's commit: with the run's name, its model and its time."""
 
-from __future__ import annotations
-
 import time
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmva.inference.heads import predict
+from mmva.inference.pipeline import Pipeline
 from mmva.inference.tables import WINDOW_SCHEMA, Predicted, constant, offsets, table_of
+from mmva.predictor import Predictor
+from mmva_platform.annotation import schema
 from mmva_platform.annotation.commit import ShardResult
 from mmva_platform.annotation.plan import Plan
-from mmva_platform.annotation.schema import (
-    ANNOTATION_SCHEMA,
-    EMBEDDING_FILE_SCHEMA,
-    QUARANTINE_SCHEMA,
-    REFERENCE_SCHEMA,
-    STAMP_SCHEMA,
-)
-
-if TYPE_CHECKING:
-    from mmva.inference.pipeline import Pipeline
-    from mmva.predictor import Predictor
 
 
 def annotate_items(
@@ -38,8 +28,7 @@ def annotate_items(
 ) -> ShardResult:
     """Annotate a shard's items (ITEM_SCHEMA) from their bytes, or from a decode stage; rows are in the items' order.
 
-    Raises:
-        EnvironmentFault, OperationFailed, StorageUnavailable: See Pipeline.embed.
+    Raises EnvironmentFault, OperationFailed and StorageUnavailable as Pipeline.embed.
     """
     if decoded is None:
         embedded = pipeline.embed(items, items_at_fault=items_at_fault)
@@ -47,34 +36,28 @@ def annotate_items(
         embedded = pipeline.embed_decoded(decoded, items_at_fault=items_at_fault)
     begun = time.monotonic()
     predicted = predict(model, embedded)
-    same = pc.is_in(predicted.rows["id"], value_set=embedded.same_bytes)
-    same_bytes = pc.sum(same).as_py() or 0
-    work = {
-        "media": predicted.rows.num_rows - same_bytes,
-        "same bytes": same_bytes,
-        "quarantined": predicted.errors.num_rows,
-    }
+    same = pc.sum(pc.is_in(predicted.rows["id"], value_set=embedded.same_bytes)).as_py() or 0
+    work = {"media": predicted.rows.num_rows - same, "same bytes": same, "quarantined": predicted.errors.num_rows}
     result = stamped(predicted, plan, shard, items)
-    seconds = {**embedded.seconds, "heads": time.monotonic() - begun}
-    return ShardResult(result.ok, result.quarantined, result.embeddings, work, seconds)
+    return replace(result, work=work, seconds={**embedded.seconds, "heads": time.monotonic() - begun})
 
 
 def stamped(predicted: Predicted, plan: Plan, shard: str, items: pa.Table) -> ShardResult:
     """Tables of inference with the columns of the run and of the items (ITEM_SCHEMA); no windows if none are kept."""
     rows, errors = predicted.rows, predicted.errors
     columns = _columns(rows) | _of_items(items, rows["id"]) | stamps(plan, shard, rows.num_rows)
-    columns |= {column.name: pa.nulls(rows.num_rows, column.type) for column in REFERENCE_SCHEMA}
-    run = {"run_id": plan.run_id, "shard": shard}
-    named = {name: constant(value, pa.string(), errors.num_rows) for name, value in run.items()}
+    columns |= {column.name: pa.nulls(rows.num_rows, column.type) for column in schema.REFERENCE_SCHEMA}
+    run = {"run_id": plan.run_id, "shard": shard}.items()
+    named = {name: constant(value, pa.string(), errors.num_rows) for name, value in run}
     embeddings = {
         "id": rows["id"],
         "embedding": rows["embedding"],
         "windows": nested_windows(predicted.windows if plan.keep_windows else WINDOW_SCHEMA.empty_table(), rows["id"]),
     }
     return ShardResult(
-        table_of(columns, ANNOTATION_SCHEMA),
-        table_of(_columns(errors) | _of_items(items, errors["id"]) | named, QUARANTINE_SCHEMA),
-        table_of(embeddings, EMBEDDING_FILE_SCHEMA),
+        table_of(columns, schema.ANNOTATION_SCHEMA),
+        table_of(_columns(errors) | _of_items(items, errors["id"]) | named, schema.QUARANTINE_SCHEMA),
+        table_of(embeddings, schema.EMBEDDING_FILE_SCHEMA),
     )
 
 
@@ -82,12 +65,14 @@ def stamps(plan: Plan, shard: str, count: int) -> dict[str, pa.Array]:
     """The columns of STAMP_SCHEMA for `count` rows."""
     model = plan.model
     values = (model.name, model.version, model.digest, plan.run_id, shard, plan.created_at)
-    return {field.name: constant(value, field.type, count) for field, value in zip(STAMP_SCHEMA, values, strict=True)}
+    return {
+        field.name: constant(value, field.type, count) for field, value in zip(schema.STAMP_SCHEMA, values, strict=True)
+    }
 
 
 def nested_windows(windows: pa.Table, ids: pa.ChunkedArray) -> pa.Array:
     """Windows (WINDOW_SCHEMA, sorted by item) as a list for each of N ids, in float16; null for an id without any."""
-    kind = EMBEDDING_FILE_SCHEMA.field("windows").type
+    kind = schema.EMBEDDING_FILE_SCHEMA.field("windows").type
     item_W = np.asarray(pc.index_in(windows["id"], value_set=ids.combine_chunks()))
     order_W = np.argsort(item_W, kind="stable")
     count_N = np.bincount(item_W, minlength=len(ids)) if len(item_W) else np.zeros(len(ids), np.int64)
@@ -107,7 +92,6 @@ def flat_windows(embeddings: pa.Table) -> pa.Table:
 
 
 def _of_items(items: pa.Table, ids: pa.ChunkedArray) -> dict[str, pa.ChunkedArray]:
-    """What rows take over from the items of these ids."""
     at = pc.index_in(ids.cast(pa.large_string()), value_set=items["id"].combine_chunks())
     return {name: items[name].take(at) for name in ("caption", "item_digest", "attempts")}
 

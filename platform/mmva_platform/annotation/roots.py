@@ -1,7 +1,5 @@
 """Where media may be read from: an item outside these folders and prefixes is quarantined, and its file not opened."""
 
-from __future__ import annotations
-
 import os.path
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,8 +23,7 @@ def catalog_root(uri: str) -> str:
 def normalised_root(root: str) -> str:
     """A root as the plan records it: an absolute path or s3://bucket/prefix, without a trailing slash.
 
-    Raises:
-        UsageError: If it is not a folder's path, file:// or s3://bucket[/prefix].
+    Raises UsageError if it is not a folder's path, file:// or s3://bucket[/prefix].
     """
     if root.startswith("s3://") and {"", ".", ".."} & set(root.removeprefix("s3://").rstrip("/").split("/")):
         raise UsageError(f"root {root}: write it as s3://bucket/prefix, without '.', '..' or empty parts")
@@ -37,11 +34,7 @@ class AllowedRoots:
     """Decides by name: local links are resolved, keys of S3 are compared as they are. Opens nothing."""
 
     def __init__(self, roots: Iterable[str]) -> None:
-        """Roots: folders, file:// or s3://bucket[/prefix]. Without any, nothing is allowed.
-
-        Raises:
-            UsageError: See normalised_root.
-        """
+        """Roots are folders, file:// or s3://bucket[/prefix]; no root allows nothing. Raises as normalised_root."""
         normal = [normalised_root(root) for root in roots]
         self._prefixes = [f"{root}/" for root in normal if root.startswith("s3://")]
         self._folders = [os.path.realpath(root) for root in normal if not root.startswith("s3://")]
@@ -56,16 +49,15 @@ class AllowedRoots:
     def allow(self, uri: str) -> bool:
         """Whether a media URI is below a root.
 
-        S3 neither decodes nor normalizes keys, so a key below the prefix is inside whatever it looks like. Only a
-        part ".." is refused: some gateways resolve it.
+        S3 neither decodes nor normalizes keys, so every key below the prefix is inside. Only a part ".." is refused,
+        because some gateways resolve it.
         """
         if uri.startswith("s3://"):
             inside = any(uri.startswith(prefix) and uri != prefix for prefix in self._prefixes)
             return inside and ".." not in uri.split("/")
         path = local_path_of(uri)
-        return path is not None and self._holds(path)
-
-    def _holds(self, path: str) -> bool:
+        if path is None:
+            return False
         try:
             real = Path(os.path.realpath(path))
         except (OSError, ValueError):  # a NUL or a loop of links

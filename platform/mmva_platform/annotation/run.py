@@ -1,6 +1,4 @@
-"""`annotate` and `resume`: plan, execute, commit, publish. A call that was cut short is continued by either."""
-
-from __future__ import annotations
+"""`annotate` and `resume`: plan, execute, commit, publish. Either continues an interrupted call."""
 
 import logging
 import time
@@ -27,24 +25,15 @@ logger = logging.getLogger(__name__)
 
 
 def annotate(catalog: str, model: str, out: str, settings: Settings, **options: Any) -> AnnotationSummary:
-    """Give every item of a catalog a VA point and an embedding, or a quarantine row that says why not.
+    """Give every item of a catalog a VA point and an embedding, or a quarantine row with the reason.
 
-    If `out` holds a run of the same catalog, model and options, it is continued as it was planned, and the catalog is
-    not read again.
+    If `out` holds a run of the same catalog, model and options, the run continues as planned and the catalog is not
+    read again. `catalog` is a folder, an S3 prefix, a table or a folder of tables (see open_catalog), `model` a
+    bundle's folder, runs:/... or models:/mmva@champion, `options` are fields of AnnotateOptions.
 
-    Args:
-        catalog: A folder, an S3 prefix, a table or a folder of table files; see open_catalog.
-        model: A bundle's folder, runs:/... or models:/mmva@champion.
-        out: URI of the annotation run.
-        settings: Storage, cluster, registry.
-        options: Fields of AnnotateOptions.
-
-    Raises:
-        UsageError: For a catalog or model that cannot be read, or an unknown option.
-        CheckFailed: If `out` holds annotations of another catalog, model or preprocessing, if its store cannot hold a
-            run, or if more items than max_errors are quarantined.
-        StorageUnavailable, StalledError: When the run cannot continue; what is committed stays.
-        StoppedError: After SIGTERM, with the shards that were under way committed.
+    Raises UsageError for a catalog or model that cannot be read or an unknown option; CheckFailed if `out` holds other
+    annotations, its store cannot hold a run, or more items than max_errors are quarantined; StorageUnavailable and
+    StalledError if the run cannot continue, StoppedError after SIGTERM. Committed shards stay.
     """
     begun = time.monotonic()
     chosen = validate(AnnotateOptions, options, "annotate")
@@ -55,17 +44,11 @@ def annotate(catalog: str, model: str, out: str, settings: Settings, **options: 
 
 
 def resume(out: str, settings: Settings, **options: Any) -> AnnotationSummary:
-    """Finish a version that is under way, from its directory alone: neither the catalog nor the registry is asked.
+    """Finish an unpublished version from its directory alone: reads neither the catalog nor the registry.
 
-    Args:
-        out: URI of the annotation. If no version is under way, nothing happens.
-        settings: Storage, cluster.
-        options: workers, batch_size and max_errors of RetryOptions.
-
-    Raises:
-        UsageError: If there is no run, or for an unknown option.
-        CheckFailed: If the model's files in the run are damaged, or more items than max_errors are quarantined.
-        StorageUnavailable, StalledError, StoppedError: As annotate.
+    Does nothing if every version is published. `options` are workers, batch_size and max_errors of RetryOptions. Raises
+    UsageError if there is no run or for an unknown option, CheckFailed if the stored model is damaged or more items
+    than max_errors are quarantined; StorageUnavailable, StalledError and StoppedError as annotate.
     """
     begun = time.monotonic()
     chosen = validate(RetryOptions, options, "resume")
@@ -85,10 +68,10 @@ def resume(out: str, settings: Settings, **options: Any) -> AnnotationSummary:
 def finished(
     storage: Storage, plan: Plan, bundle_dir: Path, settings: Settings, *, options: RetryOptions, begun: float
 ) -> AnnotationSummary:
-    """Carry out a settled plan; what became of it."""
+    """Carry out a plan; returns the summary."""
     if plan.preprocessing.decoders != DECODERS and plan.kind != "retry":
         raise CheckFailed(
-            f"{storage.uri}: version {plan.version} was begun by a release that decodes media otherwise (decoders "
+            f"{storage.uri}: version {plan.version} was begun by a release that decodes media differently (decoders "
             f"{plan.preprocessing.decoders}, here {DECODERS}); finish it with that release, or choose another output"
         )
     record, resumed = carry_out(

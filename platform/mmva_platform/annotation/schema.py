@@ -3,11 +3,7 @@
 Bump ANNOTATION_VERSION with any change of a column: a run of another version is never resumed or mixed.
 """
 
-from __future__ import annotations
-
 import hashlib
-from collections.abc import Sequence
-from hashlib import blake2b
 from typing import Final
 
 import numpy as np
@@ -25,9 +21,9 @@ CATALOG_SCHEMA: Final = pa.schema(
     [
         pa.field("id", pa.large_string(), nullable=False),
         pa.field("uri", pa.large_string()),  # null for a caption whose text is in the catalog
-        pa.field("modality", pa.large_string()),  # null where neither the row nor the extension says it
+        pa.field("modality", pa.large_string()),  # null if neither the row nor the extension gives it
         pa.field("caption", pa.large_string()),  # null for a caption that is a .txt file
-        pa.field("bytes", pa.int64()),  # null where only a request for each item would tell
+        pa.field("bytes", pa.int64()),  # null if only a request for each item would give it
         # Changes when the content does (S3's ETag, a local file's modification time); null where it is not known.
         pa.field("etag", pa.large_string()),
     ]
@@ -40,7 +36,7 @@ ITEM_SCHEMA: Final = pa.schema(
         pa.field("item_digest", pa.int64(), nullable=False),  # see item_digests
         pa.field("attempts", pa.int32(), nullable=False),  # with this one: 1, and one more for each retry
         # Where the version that is updated holds this item unchanged: a file of the table and a row in it. Null for an
-        # item that is annotated from its media; if that version holds it otherwise, its row is -1.
+        # item that is annotated from its media; the row is -1 if that version holds it with another digest.
         pa.field("base_file", pa.large_string()),
         pa.field("base_row", pa.int64()),
     ]
@@ -67,12 +63,7 @@ REFERENCE_SCHEMA: Final = pa.schema([pa.field("embedding_file", pa.string()), pa
 
 # Rows of annotated items. `modality` is a partition of the table: it is in no data file.
 ANNOTATION_SCHEMA: Final = pa.schema(
-    [
-        *(column for column in ROW_SCHEMA if column.name != "embedding"),
-        *_FROM_CATALOG,
-        *REFERENCE_SCHEMA,
-        *STAMP_SCHEMA,
-    ]
+    [*(column for column in ROW_SCHEMA if column.name != "embedding"), *_FROM_CATALOG, *REFERENCE_SCHEMA, *STAMP_SCHEMA]
 )
 QUARANTINE_SCHEMA: Final = pa.schema(
     [
@@ -84,7 +75,7 @@ QUARANTINE_SCHEMA: Final = pa.schema(
     ]
 )
 
-# Of items of more than one window: what their curves are computed from when only the heads have changed.
+# Of items of more than one window: their curves are computed from this when only the heads have changed.
 _WINDOW: Final = pa.struct([("track", pa.string()), ("start_s", pa.float64()), ("embedding", pa.list_(pa.float16()))])
 # A file of embeddings: a row for each annotated item of a shard and modality, in the order of their data file.
 EMBEDDING_FILE_SCHEMA: Final = pa.schema(
@@ -96,7 +87,8 @@ EMBEDDING_FILE_SCHEMA: Final = pa.schema(
 )
 
 PARTITIONS: Final = ("status", "modality")
-STATUSES: Final = ("ok", "quarantined")
+SCHEMAS: Final = {"ok": ANNOTATION_SCHEMA, "quarantined": QUARANTINE_SCHEMA}  # by status
+STATUSES: Final = tuple(SCHEMAS)
 
 
 def _table_schema() -> pa.Schema:
@@ -109,7 +101,7 @@ def _table_schema() -> pa.Schema:
 
 TABLE_SCHEMA: Final = _table_schema()
 
-# Columns of few different values; a dictionary of the others would be built only to be given up.
+# Columns of few different values; a dictionary of the others would be built and then discarded.
 _REPEATED: Final = frozenset({
     "modality", "mood", "tracks", "track", "model_name", "model_version", "model_digest", "run_id", "shard",
     "annotated_at", "stage", "error", "attempts", "embedding_file",
@@ -119,8 +111,8 @@ _REPEATED: Final = frozenset({
 def table_to_parquet(table: pa.Table) -> bytes:
     """A table as the bytes of one Parquet file; equal tables give equal bytes.
 
-    Embeddings are noise to a compressor, so they are stored plain: reading and writing them is most of what a run over
-    stored embeddings does. The rest is zstd. Pages have checksums.
+    Embeddings do not compress, so they are stored plain: reading and writing them is most of what a run over stored
+    embeddings does. The rest is zstd. Pages have checksums.
     """
     leaves = [path for field in table.schema for path in _leaves(field)]
     plain = {path for path in leaves if "embedding" in path.split(".")}
@@ -136,11 +128,6 @@ def table_to_parquet(table: pa.Table) -> bytes:
     return bytes(sink.getvalue())
 
 
-def parquet_to_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """Inverse of table_to_parquet; `columns` reads only these, in the file's order."""
-    return pq.ParquetFile(pa.BufferReader(data)).read(columns=columns and list(columns))
-
-
 def _leaves(field: pa.Field, prefix: str = "", name: str | None = None) -> list[str]:
     """Paths of a field's columns in Parquet: "embedding.list.element", "windows.list.element.start_s"."""
     path = prefix + (name or field.name)
@@ -152,19 +139,19 @@ def _leaves(field: pa.Field, prefix: str = "", name: str | None = None) -> list[
 
 
 def item_digests(items: pa.Table) -> NDArray[np.int64]:
-    """64-bit digests of rows of a catalog (CATALOG_SCHEMA), shape [N]: an item with the same digest has not changed.
+    """64-bit digests of catalog rows (CATALOG_SCHEMA), shape [N]; an item with the same digest has not changed.
 
-    Of a table without sizes and etags, a file that was replaced under the same URI is not noticed.
+    A table without sizes and etags does not show that a file was replaced under the same URI.
     """
     text = pa.large_string()
     columns = [items[name].cast(text) for name in CATALOG_SCHEMA.names]
-    # With its length before it, a value cannot run into the next one; null is none of them.
+    # With its length in front, a value cannot run into the next one; null is "-".
     lengths = [pc.binary_length(column).cast(text) for column in columns]
     colon, nothing = pa.scalar(":", text), pa.scalar("-", text)
     pairs = zip(lengths, columns, strict=True)
     parts = [pc.binary_join_element_wise(*pair, colon).fill_null(nothing) for pair in pairs]
     joined = pc.binary_join_element_wise(*parts, pa.scalar("", text))
-    digests = (blake2b(row.encode(), digest_size=8).digest() for row in joined.to_pylist())
+    digests = (hashlib.blake2b(row.encode(), digest_size=8).digest() for row in joined.to_pylist())
     return np.frombuffer(b"".join(digests), "<i8").astype(np.int64)
 
 

@@ -3,8 +3,6 @@
 A shard is the unit of commit and retry. It takes about a minute at the calibrated speed of the run's model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -41,19 +39,14 @@ Loads = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Limits:
-    """How large a shard may be.
-
-    Attributes:
-        rows: Most items.
-        seconds: Most work of one worker, by the estimate; infinite where --shard-items says the size.
-        decoded_bytes: Most bytes of decoded media; infinite where one stage decodes and embeds.
-        unit_s: Modality -> seconds for one unit of `units`.
+    """How large a shard may be. `seconds` is infinite if --shard-items sets the size, `decoded_bytes` with a single
+    stage.
     """
 
-    rows: int
-    seconds: float = np.inf
-    decoded_bytes: float = np.inf
-    unit_s: Mapping[str, float] | None = None
+    rows: int  # most items
+    seconds: float = np.inf  # most work of one worker, by the estimate
+    decoded_bytes: float = np.inf  # most bytes of decoded media
+    unit_s: Mapping[str, float] | None = None  # modality -> seconds for one unit of `units`
 
     def loads(self, items: pa.Table) -> Loads:
         """What each item takes of a shard by each limit, shape [N, 3]; a shard is full at 1."""
@@ -71,14 +64,10 @@ def limits_for(
     hop_s: float,
     shard_items: int | None = None,
 ) -> Limits:
-    """Limits of the shards that are annotated from their media.
+    """Limits of the shards that are annotated from their media, `rows` items in all.
 
-    Args:
-        units_of: Modality -> sum of `units` over all such items.
-        rows: Number of such items.
-        engines: Tower -> engine, with its speed if it was measured.
-        hop_s: Seconds between the starts of two windows.
-        shard_items: Most items of a shard, instead of a shard's time.
+    `units_of` sums `units` by modality. `engines` (tower -> engine) have their speed if it was measured. `hop_s` is the
+    time between the starts of two windows. `shard_items` replaces the limit of time.
     """
     on_gpus = any(engine.on_gpu for engine in engines.values())
     most_bytes = _MOST_DECODED_BYTES if on_gpus else np.inf
@@ -112,7 +101,7 @@ def as_duration(seconds: float) -> str:
 
 
 def _speed(engine: EngineInfo | None) -> float:
-    """Images, windows or captions in a second of one worker."""
+    """Images, windows or captions per second of one worker."""
     if engine is None:
         return _UNKNOWN_PER_S
     return engine.items_per_s.get(engine.name) or (_UNKNOWN_PER_S_ON_GPU if engine.on_gpu else _UNKNOWN_PER_S)
@@ -150,9 +139,10 @@ def _mask(values: pa.ChunkedArray) -> NDArray[np.bool_]:
 
 
 def equals_together(items: pa.Table) -> pa.Table:
-    """Items of one modality, reordered: those that may have the same bytes where the first of them is.
+    """Reorder items of one modality: items that may have the same bytes follow the first of them.
 
-    The same bytes are annotated once in a shard. Of equal bytes are a caption's equals, and files of equal known size.
+    The same bytes are annotated once in a shard. Captions with equal text and files of equal known size may be the
+    same.
     """
     nothing = pa.scalar("", pa.large_string())
     sizes = items["bytes"].cast(pa.large_string())
@@ -184,13 +174,9 @@ def cut(chunks: Iterable[pa.Table], limits: Limits) -> Iterator[pa.Table]:
 
 
 def shard_bounds(loads_NK: Loads) -> tuple[int, ...]:
-    """Cut ordered items into runs that are full by none of K limits.
+    """Cut N ordered items into runs that exceed none of K limits; an item whose load is above 1 is a shard of its own.
 
-    Args:
-        loads_NK: What each item takes of a shard by each limit. An item that takes more than 1 is a shard of its own.
-
-    Returns:
-        Ascending bounds, shape [shards + 1], from 0 to N; (0,) for no items.
+    Returns ascending bounds, shape [shards + 1], from 0 to N; (0,) for no items.
     """
     count = len(loads_NK)
     done_NK = np.vstack([np.zeros((1, loads_NK.shape[1])), np.cumsum(loads_NK, axis=0)])

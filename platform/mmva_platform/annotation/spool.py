@@ -1,10 +1,8 @@
 """A catalog on the local disk between the two passes of planning: normalized, by modality, repeated ids known.
 
-The first pass writes every row here, and only then is it known which modalities there are, how long the work is and
-which ids repeat. The second pass reads the rows in the order of the work. Memory holds one batch.
+The first pass writes every row here. Only after it are the modalities, the amount of work and repeated
+ids known. The second pass reads the rows in the order of the work. Memory holds one batch.
 """
-
-from __future__ import annotations
 
 import errno
 import tempfile
@@ -13,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +20,6 @@ from numpy.typing import NDArray
 
 from mmva.errors import OperationFailed, UsageError
 from mmva_platform.annotation.catalog import Catalog
-from mmva_platform.annotation.options import TableOptions
 from mmva_platform.annotation.plan import CatalogInfo
 from mmva_platform.annotation.roots import AllowedRoots
 from mmva_platform.annotation.schema import CATALOG_SCHEMA, ITEM_SCHEMA, item_digests
@@ -44,49 +41,14 @@ class Group(NamedTuple):
 
 @dataclass
 class Spool:
-    """A catalog's rows in a temporary folder.
+    """A catalog's rows in a temporary folder. `units` sums `shards.units` by group."""
 
-    Attributes:
-        uri: The catalog's.
-        tables: How its table files were read.
-        skipped: What is not media, by extension, or cannot be listed, by reason.
-        by_modality: Items of each modality without repeated ids; "unknown" where none is named.
-        rows: Items of each group, repeated ids included; an estimate of the work needs no more.
-        units: Sum of `shards.units` for each group, likewise.
-        bytes: Sum of the known sizes, and how many sizes of files are not known.
-        duplicates: Rows whose id an earlier row has; they are left out.
-        duplicate_ids: The first few such ids.
-    """
-
-    uri: str
-    tables: TableOptions
-    skipped: dict[str, int]
-    by_modality: dict[str, int]
-    rows: Counter[Group]
+    catalog: CatalogInfo
+    rows: Counter[Group]  # of each group, repeated ids included; an estimate of the work needs no more
     units: dict[Group, float]
-    bytes: tuple[int, int]
-    duplicates: int
-    duplicate_ids: tuple[str, ...]
+    bytes: tuple[int, int]  # sum of the known sizes, number of unknown sizes
     _folder: Path = field(repr=False)
     _repeated: NDArray[np.int64] = field(repr=False)
-
-    @property
-    def items(self) -> int:
-        """Rows without repeated ids."""
-        return sum(self.by_modality.values())
-
-    @property
-    def info(self) -> CatalogInfo:
-        """What a plan records of the catalog."""
-        return CatalogInfo(
-            uri=self.uri,
-            tables=self.tables,
-            items=self.items,
-            by_modality=self.by_modality,
-            skipped=self.skipped,
-            duplicates=self.duplicates,
-            duplicate_ids=self.duplicate_ids,
-        )
 
     def chunks(self, group: Group) -> Iterator[pa.Table]:
         """Items of a group in the catalog's order (ITEM_SCHEMA), many at a time, without repeated ids."""
@@ -107,43 +69,28 @@ class Spool:
 
 
 def as_new(batch: pa.Table) -> pa.Table:
-    """Items (ITEM_SCHEMA) of a batch of a catalog (CATALOG_SCHEMA) of which no earlier version is known."""
+    """Items (ITEM_SCHEMA) of a batch of a catalog (CATALOG_SCHEMA), without an earlier version."""
     count = batch.num_rows
-    columns = [
-        *batch.select(CATALOG_SCHEMA.names).columns,
-        pa.array(item_digests(batch)),
-        pa.array(np.ones(count, np.int32)),
-        *(pa.nulls(count, ITEM_SCHEMA.field(name).type) for name in ("base_file", "base_row")),
-    ]
-    return pa.Table.from_arrays(columns, schema=ITEM_SCHEMA)
+    columns = [*batch.select(CATALOG_SCHEMA.names).columns, pa.array(item_digests(batch)), np.ones(count, np.int32)]
+    return pa.Table.from_arrays([*columns, pa.nulls(count), pa.nulls(count)], schema=ITEM_SCHEMA)
 
 
 @contextmanager
 def spooled(
-    catalog: Catalog,
-    roots: Sequence[str] | None = None,
-    lookup: Callable[[pa.Table], pa.Table] = as_new,
+    catalog: Catalog, roots: Sequence[str] | None = None, lookup: Callable[[pa.Table], pa.Table] = as_new
 ) -> Iterator[Spool]:
     """Read a catalog once, into a temporary folder that is removed at the end.
 
-    Args:
-        catalog: What to read.
-        roots: If given, at least one item must be below one of them.
-        lookup: Gives the items (ITEM_SCHEMA) of a batch of the catalog (CATALOG_SCHEMA).
-
-    Raises:
-        UsageError: If the catalog cannot be read, or all its items are outside the roots.
-        OperationFailed: If the temporary folder is full.
+    At least one item must be below one of the `roots`, if given. `lookup` gives the items (ITEM_SCHEMA) of a batch of
+    the catalog (CATALOG_SCHEMA). Raises UsageError if the catalog cannot be read or all its items are outside the
+    roots, OperationFailed if the temporary folder is full.
     """
     with tempfile.TemporaryDirectory(prefix="mmva-plan-") as name, _full_disk_named(name):
         yield _fill(Path(name), catalog, AllowedRoots(roots) if roots is not None else None, lookup)
 
 
 def _fill(
-    folder: Path,
-    catalog: Catalog,
-    allowed: AllowedRoots | None,
-    lookup: Callable[[pa.Table], pa.Table],
+    folder: Path, catalog: Catalog, allowed: AllowedRoots | None, lookup: Callable[[pa.Table], pa.Table]
 ) -> Spool:
     ids_folder = folder / "ids"
     ids_folder.mkdir()
@@ -153,11 +100,15 @@ def _fill(
     named: Counter[str] = Counter()
     known_bytes = unknown = 0
     first_outside: str | None = None
-    with _Writers(folder) as writers:
+    writers: dict[Group, pa.RecordBatchStreamWriter] = {}  # one Arrow file for each group
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with ExitStack() as opened:
         for batch in catalog.batches():
             if allowed is not None:
-                first_outside = first_outside or _first_uri(batch)
-                allowed = None if _some_inside(batch, allowed) else allowed
+                uris = batch["uri"].drop_null().to_pylist()
+                first_outside = first_outside or next(iter(uris), None)
+                if len(uris) < batch.num_rows or any(map(allowed.allow, uris)):  # some item needs no file or is inside
+                    allowed = None
             ids.add(batch["id"])
             named.update(_counts(batch["modality"]))
             of_files = batch.filter(pc.and_(batch["uri"].is_valid(), batch["caption"].is_null()))
@@ -166,7 +117,10 @@ def _fill(
             number = pa.array(np.arange(rows.total(), rows.total() + batch.num_rows))
             items = lookup(batch).append_column(_ROW, number)
             for group, table in _grouped(items):
-                writers.write(group, table)
+                if group not in writers:
+                    writer = pa.ipc.new_stream(_path(folder, group), ITEM_SCHEMA.append(_ROW), options=options)
+                    writers[group] = opened.enter_context(writer)
+                writers[group].write_table(table)
                 rows[group] += table.num_rows
                 units_of[group] += float(units(table).sum())
     if allowed is not None:
@@ -176,40 +130,16 @@ def _fill(
         )
     repeated = ids.repeated()
     left_out, shown = _left_out(folder, rows, repeated)
-    return Spool(
+    info = CatalogInfo(
         uri=catalog.uri,
         tables=catalog.tables,
-        skipped=dict(sorted(catalog.skipped.items())),
+        items=rows.total() - len(repeated),
         by_modality={name: named[name] - left_out[name] for name in named if named[name] > left_out[name]},
-        rows=rows,
-        units=dict(units_of),
-        bytes=(known_bytes, unknown),
+        skipped=dict(sorted(catalog.skipped.items())),
         duplicates=len(repeated),
         duplicate_ids=shown,
-        _folder=folder,
-        _repeated=repeated,
     )
-
-
-class _Writers:
-    """One Arrow file for each group, opened with its first rows."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._open = folder, ExitStack()
-        self._writers: dict[Group, pa.RecordBatchFileWriter] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def write(self, group: Group, table: pa.Table) -> None:
-        if group not in self._writers:
-            options = pa.ipc.IpcWriteOptions(compression="lz4")
-            writer = pa.ipc.new_stream(_path(self._folder, group), ITEM_SCHEMA.append(_ROW), options=options)
-            self._writers[group] = self._open.enter_context(writer)
-        self._writers[group].write_table(table)
-
-    def __exit__(self, *_exception: object) -> None:
-        self._open.close()
+    return Spool(info, rows, dict(units_of), (known_bytes, unknown), folder, repeated)
 
 
 def _path(folder: Path, group: Group) -> str:
@@ -251,18 +181,7 @@ def _grouped(items: pa.Table) -> Iterator[tuple[Group, pa.Table]]:
 
 
 def _counts(modalities: pa.ChunkedArray) -> dict[str, int]:
-    """Items of each modality, in the order of their first; "unknown" where none is named."""
     return {entry["values"] or "unknown": entry["counts"] for entry in modalities.value_counts().to_pylist()}
-
-
-def _first_uri(batch: pa.Table) -> str | None:
-    found = batch["uri"].drop_null()
-    return found[0].as_py() if len(found) else None
-
-
-def _some_inside(batch: pa.Table, allowed: AllowedRoots) -> bool:
-    """Whether an item is below a root, or needs no file."""
-    return bool(batch["uri"].null_count) or any(allowed.allow(uri) for uri in batch["uri"].to_pylist())
 
 
 @contextmanager

@@ -1,8 +1,5 @@
-"""How far an annotation is, and its history: from its directory alone, while a run works, after a crash, when done."""
+"""Progress and history of an annotation, from its directory alone: during a run, after a crash, and at the end."""
 
-from __future__ import annotations
-
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,43 +11,27 @@ from mmva_platform.annotation.publish import Totals, VersionRecord, add_up, read
 from mmva_platform.annotation.reader import open_annotation
 from mmva_platform.annotation.summary import changes_of
 from mmva_platform.annotation.table import is_published, latest_version
-from mmva_platform.settings import Settings
+from mmva_platform.settings import Config, Settings
 from mmva_platform.storage import Storage, open_storage
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How far a version is: the one that is under way, or the newest that is published.
-
-    Attributes:
-        out: The annotation.
-        version: Of the table.
-        kind: What makes it.
-        run_id: Its run.
-        model: What it annotates with.
-        published: Whether readers see it.
-        shards: Planned shards.
-        shards_done: Committed ones.
-        items: Planned items; those that are kept by reference are not among them.
-        totals: Of the committed shards.
-        heartbeats: The shards that workers had under way when a driver last looked; None once it is published.
-        annotated: Items that readers see now.
-        quarantined: Items that readers see in quarantine.
-    """
+    """State of a version: the unpublished one, or the newest published one."""
 
     out: str
     version: int
     kind: Kind
     run_id: str
     model: ModelInfo
-    published: bool
-    shards: int
+    published: bool  # readers see it
+    shards: int  # planned
     shards_done: int
-    items: int
-    totals: Totals
-    heartbeats: Heartbeats | None
-    annotated: int
-    quarantined: int
+    items: int  # planned, without those kept by reference
+    totals: Totals  # of the committed shards
+    heartbeats: Heartbeats | None  # shards that workers had when a driver last looked; None once it is published
+    annotated: int  # items that readers see now
+    quarantined: int  # items that readers see in quarantine
 
     @property
     def items_per_worker_s(self) -> float | None:
@@ -60,10 +41,8 @@ class RunStatus:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for --json."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        heartbeats = self.heartbeats and self.heartbeats.model_dump()
-        plain = {"totals": self.totals.model_dump(), "model": self.model.model_dump(), "heartbeats": heartbeats}
-        return values | plain | {"items_per_worker_s": self.items_per_worker_s}
+        models = {name: part and part.model_dump() for name, part in vars(self).items() if isinstance(part, Config)}
+        return vars(self) | models | {"items_per_worker_s": self.items_per_worker_s}
 
     def to_text(self) -> str:
         """A few lines for a person."""
@@ -90,17 +69,12 @@ class RunStatus:
 def status(
     out: str, settings: Settings, version: int | None = None, known: dict[str, CommitRecord] | None = None
 ) -> RunStatus:
-    """How far a version is.
+    """State of a version, by default of the unpublished one, or else of the newest published one.
 
-    Args:
-        out: The annotation.
-        settings: Storage.
-        version: By default the one that is under way; the newest published one if none is.
-        known: Commit records by shard that earlier calls for this version read; new ones are added, none is read twice.
+    `known` holds commit records by shard that earlier calls for this version read. New ones are added to it.
 
-    Raises:
-        UsageError: If there is no annotation.
-        CheckFailed: If a commit record is damaged, or another program wrote the newest version.
+    Raises UsageError if there is no annotation, CheckFailed if a commit record is damaged or another program wrote the
+    newest version.
     """
     storage = open_storage(out, settings.storage)
     latest = latest_version(storage)
@@ -133,12 +107,7 @@ def status(
 
 @dataclass(frozen=True)
 class History:
-    """All versions of an annotation.
-
-    Attributes:
-        out: The annotation.
-        versions: From the first to the newest; the text says why a version has no record.
-    """
+    """All versions of an annotation, from the first to the newest; a text tells why a version has no record."""
 
     out: str
     versions: tuple[VersionRecord | str, ...]
@@ -156,11 +125,7 @@ class History:
 
 
 def history(out: str, settings: Settings) -> History:
-    """What each version was made from, with which model, and what changed.
-
-    Raises:
-        UsageError: If nothing is published.
-    """
+    """What each version was made from, its model and its changes. Raises UsageError if nothing is published."""
     storage = open_storage(out, settings.storage)
     latest = latest_version(storage)
     if latest is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,30 +23,19 @@ from mmva_platform.annotation.commit import ShardResult
 from mmva_platform.annotation.plan import Plan
 from mmva_platform.annotation.reader import Annotation
 from mmva_platform.annotation.results import flat_windows, stamped
-from mmva_platform.annotation.schema import (
-    ANNOTATION_SCHEMA,
-    EMBEDDING_FILE_SCHEMA,
-    QUARANTINE_SCHEMA,
-    REFERENCE_SCHEMA,
-)
+from mmva_platform.annotation.schema import EMBEDDING_FILE_SCHEMA, REFERENCE_SCHEMA, SCHEMAS
 
 if TYPE_CHECKING:
     from mmva.model import MMVA
     from mmva.predictor import Predictor
-
-_SCHEMAS = {"ok": ANNOTATION_SCHEMA, "quarantined": QUARANTINE_SCHEMA}
 
 
 class StoredRows:
     """Makes shards from rows of the version before."""
 
     def __init__(self, load_model: Callable[[], MMVA | Predictor], plan: Plan, before: Annotation) -> None:
-        """Bind to a plan; nothing is read yet.
-
-        Args:
-            load_model: Gives the towers, without encoders; called only if the version before has another model.
-            plan: Of an update.
-            before: The version that it updates.
+        """Read nothing yet. `load_model` gives the towers without encoders; it is called only if `before` has another
+        model.
         """
         assert plan.base is not None
         self._load_model, self._plan, self._before = load_model, plan, before
@@ -58,9 +47,7 @@ class StoredRows:
     def __call__(self, shard: str, items: pa.Table) -> ShardResult:
         """Rows of a shard's items (ITEM_SCHEMA, `base_file` never null), in their order.
 
-        Raises:
-            CheckFailed: If the version before is not what it was when the plan was made.
-            StorageError: If it cannot be read.
+        Raises CheckFailed if the version before has changed since the plan was made, StorageError if it cannot be read.
         """
         begun = time.monotonic()
         ok, quarantined = self._rows(items, "ok"), self._rows(items, "quarantined")
@@ -77,16 +64,14 @@ class StoredRows:
         return replace(result, work={name: count for name, count in work.items() if count}, seconds=seconds)
 
     def _rows(self, items: pa.Table, status: str) -> pa.Table:
-        """The items' rows of one status."""
-        found = [_SCHEMAS[status].empty_table()]
+        found = [SCHEMAS[status].empty_table()]
         for path in pc.unique(items["base_file"]).to_pylist():
             if path not in self._files:
                 raise CheckFailed(
-                    f"{self._before.uri}: {path} is planned with and not in version {self._before.version}"
+                    f"{self._before.uri}: version {self._before.version} lacks {path}, which the plan uses"
                 )
             if self._files[path].status == status:
-                here = items.filter(pc.equal(items["base_file"], path))
-                found.append(self._taken(path, here))
+                found.append(self._taken(path, items.filter(pc.equal(items["base_file"], path))))
         return pa.concat_tables(found).combine_chunks()
 
     def _taken(self, path: str, items: pa.Table) -> pa.Table:
@@ -100,11 +85,7 @@ class StoredRows:
 
     def _read(self, path: str) -> pa.Table:
         file = self._files[path]
-        return self._before.read(file, _SCHEMAS[file.status].names)
-
-    @cached_property
-    def _model(self) -> MMVA | Predictor:
-        return self._load_model()
+        return self._before.read(file, SCHEMAS[file.status].names)
 
     def _with_new_heads(self, rows: pa.Table, shard: str) -> ShardResult:
         stored = self._before.embeddings_of(rows, EMBEDDING_FILE_SCHEMA.names)
@@ -117,7 +98,7 @@ class StoredRows:
             windows=flat_windows(stored),
             errors=ERROR_SCHEMA.empty_table(),
         )
-        result = stamped(predict(self._model, embedded), self._plan, shard, _as_items(rows))
+        result = stamped(predict(self._load_model(), embedded), self._plan, shard, _as_items(rows))
         at = pc.index_in(result.ok["id"], value_set=embedded.ids)
         ok = result.ok
         for column in REFERENCE_SCHEMA:
@@ -126,7 +107,7 @@ class StoredRows:
 
 
 def _as_items(rows: pa.Table) -> pa.Table:
-    """What `stamped` takes over from items, from rows; a first attempt at them, should the heads fail."""
+    """Rows as the items that `stamped` needs; attempt 1, in case the heads fail."""
     ones = pa.array(np.ones(rows.num_rows, np.int32))
     columns = [rows["id"].cast(pa.large_string()), rows["caption"], rows["item_digest"], ones]
     return pa.table(columns, names=["id", "caption", "item_digest", "attempts"])

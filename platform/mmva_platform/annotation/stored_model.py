@@ -1,6 +1,4 @@
-"""The models' files beside the table, so that a resume needs neither the registry nor the model's folder."""
-
-from __future__ import annotations
+"""The models' files next to the table, so that a resume needs neither the registry nor the model's folder."""
 
 import tempfile
 from collections.abc import Iterator
@@ -21,10 +19,8 @@ def store_bundle(storage: Storage, bundle_dir: Path, model: ModelInfo) -> None:
 
 @contextmanager
 def stored_bundle(storage: Storage, model: ModelInfo) -> Iterator[Path]:
-    """The bundle of a run as a temporary local folder.
-
-    Raises:
-        CheckFailed: If its files are missing, or not those that the run was planned with.
+    """The bundle of a run as a temporary local folder. Raises CheckFailed if its files are missing or not the planned
+    ones.
     """
     with tempfile.TemporaryDirectory(prefix="mmva-bundle-") as name:
         for entry in storage.list(_folder(model)):

@@ -1,7 +1,5 @@
 """The result of annotate, resume or retry, for a person and for a machine."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,41 +16,23 @@ HOW: Final = {
 
 @dataclass(frozen=True)
 class AnnotationSummary:
-    """What became of the items of a version's plan: items = ok + quarantined.
-
-    Attributes:
-        out: Where the annotations are.
-        version: Of the table.
-        run_id: The run's name.
-        items: Planned items: rows of the catalog with an id of their own, without those that are kept by reference.
-        ok: Annotated items.
-        quarantined: Items that could not be annotated.
-        by_modality: Annotated items of each modality.
-        causes: Quarantined items of each cause.
-        duplicates: Catalog rows left out because an earlier row has their id.
-        skipped: Files of the catalog's folder that are not media, by extension, or cannot be listed, by reason.
-        shards: All shards of the run.
-        resumed_shards: Shards that were committed before this call.
-        seconds: Of this call.
-        work: Items by how they were annotated; see ShardResult.
-        changes: Items that are unchanged, new, changed and removed; None for version 0.
-    """
+    """Result of a version's plan: items = ok + quarantined."""
 
     out: str
     version: int
     run_id: str
-    items: int
+    items: int  # planned: catalog rows with an id of their own, without those kept by reference
     ok: int
     quarantined: int
-    by_modality: dict[str, int]
-    causes: dict[str, int]
-    duplicates: int
-    skipped: dict[str, int]
+    by_modality: dict[str, int]  # annotated items
+    causes: dict[str, int]  # quarantined items
+    duplicates: int  # catalog rows left out because an earlier row has their id
+    skipped: dict[str, int]  # files that are not media by extension, unlisted files by reason
     shards: int
-    resumed_shards: int
-    seconds: float
-    work: dict[str, int]
-    changes: dict[str, int] | None = None
+    resumed_shards: int  # committed before this call
+    seconds: float  # of this call
+    work: dict[str, int]  # items by how they were annotated; see ShardResult
+    changes: dict[str, int] | None = None  # unchanged, new, changed and removed items; None for version 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for --json."""
@@ -79,14 +59,8 @@ class AnnotationSummary:
 def summarize(
     out: str, record: VersionRecord, plan: Plan | None, *, resumed: int = 0, seconds: float
 ) -> AnnotationSummary:
-    """The summary of a call.
-
-    Args:
-        out: The annotation.
-        record: Of its newest version.
-        plan: Of that version; None if there was nothing to do.
-        resumed: Shards that were committed before this call.
-        seconds: Of this call.
+    """The summary of a call; `record` and `plan` are those of the newest version, `plan` is None if there was nothing
+    to do.
     """
     totals = record.totals if plan else add_up([])
     first_look = plan is not None and plan.kind != "retry"
@@ -94,18 +68,13 @@ def summarize(
         out=out,
         version=record.version,
         run_id=record.run_id,
-        items=totals.items,
-        ok=totals.ok,
-        quarantined=totals.quarantined,
-        by_modality=totals.by_modality,
-        causes=totals.causes,
         duplicates=plan.catalog.duplicates if plan and first_look else 0,
         skipped=plan.catalog.skipped if plan and first_look else {},
         shards=len(plan.shards) if plan else 0,
         resumed_shards=resumed,
         seconds=round(seconds, 2),
-        work=totals.work,
         changes=changes_of(plan.base) if plan and plan.base else None,
+        **totals.model_dump(exclude={"seconds"}),
     )
 
 

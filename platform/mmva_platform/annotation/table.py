@@ -1,10 +1,8 @@
 """The Delta table over an annotation's data files (deltalake): which files a version has, and committing the next one.
 
-The table is at the root of the annotation. `_mmva/` beside it holds the rest: plans, commit records, embeddings and
+The table is at the root of the annotation. `_mmva/` next to it holds the rest: plans, commit records, embeddings and
 models. Delta's own tools (VACUUM) do not touch folders that begin with an underscore.
 """
-
-from __future__ import annotations
 
 import json
 import re
@@ -13,18 +11,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice, takewhile
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Schema
+from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
 
 from mmva.errors import CheckFailed, UsageError
 from mmva.modalities import MEDIA_KINDS
 from mmva_platform.annotation.schema import PARTITIONS, TABLE_SCHEMA
 from mmva_platform.storage import Storage, StorageError, StorageUnavailable
-
-if TYPE_CHECKING:
-    from deltalake import DeltaTable
-    from deltalake.transaction import AddAction, RemoveAction
 
 LOG: Final = "_delta_log/"
 _RUN: Final = "mmvaRunId"  # in the commit's own information
@@ -32,25 +28,17 @@ _DECORATION: Final = re.compile(r"\x1b\[[0-9]*m|↳")  # of deltalake's messages
 
 
 class TableFile(NamedTuple):
-    """A data file of the table.
-
-    Attributes:
-        path: Relative to the annotation.
-        rows: Its rows, as many as items.
-        size: In bytes.
-        status: "ok" or "quarantined".
-        modality: Of all its items; None if it is not known, in quarantine only.
-    """
+    """A data file of the table; `path` is relative to the annotation."""
 
     path: str
-    rows: int
-    size: int
-    status: str
-    modality: str | None
+    rows: int  # one per item
+    size: int  # in bytes
+    status: str  # "ok" or "quarantined"
+    modality: str | None  # of all its items; None if unknown, in quarantine only
 
     @property
     def digest(self) -> str:
-        """SHA-256 of its bytes, which its name ends with."""
+        """SHA-256 of its bytes; its name ends with it."""
         return digest_in(self.path)
 
 
@@ -60,9 +48,8 @@ def digest_in(path: str) -> str:
 
 
 def data_path(version: int, shard: str, status: str, modality: str | None, digest: str) -> str:
-    """Where a data file is; the folders are named as those of other partitioned tables.
-
-    A catalog may name any text as a modality, and not every text can be part of a path.
+    """Where a data file is, in folders of Hive's naming. A modality is any text, and not every text can be part of a
+    path.
     """
     folder = modality if modality in MEDIA_KINDS else "__HIVE_DEFAULT_PARTITION__"
     return f"status={status}/modality={folder}/{version:06d}-{shard}-{digest}.parquet"
@@ -81,13 +68,9 @@ def is_published(storage: Storage, version: int) -> bool:
 def open_table(storage: Storage, version: int | None = None) -> DeltaTable:
     """The table at a version, the newest by default.
 
-    Raises:
-        UsageError: If nothing is published here, or there is no such version.
-        CheckFailed: If another program wrote the version, or its log is damaged.
-        StorageUnavailable: If storage does not answer.
+    Raises UsageError if nothing is published or there is no such version, CheckFailed if another program wrote the
+    version or its log is damaged, StorageUnavailable if storage does not answer.
     """
-    from deltalake import DeltaTable
-
     versions = _versions(storage)
     if not versions:
         verb = "convert` reads the earlier format" if storage.exists("MANIFEST.json") else "resume` finishes a run"
@@ -107,18 +90,9 @@ def open_table(storage: Storage, version: int | None = None) -> DeltaTable:
 
 def files_of(table: DeltaTable) -> list[TableFile]:
     """The data files of a version, by path."""
+    columns = ("path", "num_records", "size_bytes", "partition.status", "partition.modality")
     actions = pa.table(table.get_add_actions(flatten=True)).to_pylist()
-    found = [
-        TableFile(
-            path=action["path"],
-            rows=action["num_records"],
-            size=action["size_bytes"],
-            status=action["partition.status"],
-            modality=action["partition.modality"],
-        )
-        for action in actions
-    ]
-    return sorted(found)
+    return sorted(TableFile(*(action[name] for name in columns)) for action in actions)
 
 
 def run_of(storage: Storage, version: int) -> str | None:
@@ -133,34 +107,21 @@ def run_of(storage: Storage, version: int) -> str | None:
 
 @dataclass(frozen=True)
 class TableChange:
-    """What a version of the table adds to and removes from the one before.
-
-    Attributes:
-        version: The next one.
-        run_id: The run that makes it.
-        added: New data files.
-        removed: Files of the version before that this one no longer has.
-        created_at: For the table's log.
-        notes: For people who look at the table's history.
-    """
+    """What a version of the table adds to and removes from the one before."""
 
     version: int
     run_id: str
     added: Sequence[TableFile]
-    removed: Iterable[TableFile]
+    removed: Iterable[TableFile]  # files of the version before that this one does not have
     created_at: datetime
-    notes: Mapping[str, str]
+    notes: Mapping[str, str]  # for people who read the table's history
 
 
 def commit_version(storage: Storage, change: TableChange) -> None:
     """Add a version to the table, unless the same run has already done so.
 
-    A change is a function of the run's plan and commit records, so it does not matter which process commits it, or how
-    often.
-
-    Raises:
-        CheckFailed: If another run or program has committed this version.
-        StorageError: If it cannot be written.
+    The change depends only on the run's plan and commit records, so any process may commit it, any number of times.
+    Raises CheckFailed if another run or program has committed this version, StorageError if it cannot be written.
     """
     version = change.version
     if not is_published(storage, version):
@@ -170,15 +131,10 @@ def commit_version(storage: Storage, change: TableChange) -> None:
             if not is_published(storage, version):
                 raise _failure(storage, error) from error
     if run_of(storage, version) != change.run_id:
-        raise CheckFailed(
-            f"{storage.uri}: version {version} was committed by another run or program; nothing of it is changed"
-        )
+        raise CheckFailed(f"{storage.uri}: another run or program committed version {version}; it stays unchanged")
 
 
 def _commit(storage: Storage, change: TableChange) -> None:
-    from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Schema
-    from deltalake.transaction import create_table_with_add_actions
-
     options = storage.object_store_options()
     common: dict[str, Any] = {
         "schema": Schema.from_arrow(TABLE_SCHEMA),
@@ -188,34 +144,19 @@ def _commit(storage: Storage, change: TableChange) -> None:
         # Old versions stay readable until `clean`.
         "post_commithook_properties": PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False),
     }
-    adds = [_add_action(file, change.created_at) for file in change.added]
+    at_ms = int(change.created_at.timestamp() * 1000)
+    adds = [
+        AddAction(file.path, file.size, _partition(file), at_ms, True, json.dumps({"numRecords": file.rows}))  # noqa: FBT003
+        for file in change.added
+    ]
     if change.version == 0:
         create_table_with_add_actions(
             storage.uri, add_actions=adds, mode="error", name="annotations", storage_options=options, **common
         )
         return
     table = DeltaTable(storage.uri, version=change.version - 1, storage_options=options)
-    removes = [_remove_action(file, change.created_at) for file in change.removed]
+    removes = [RemoveAction(file.path, True, at_ms, file.size, _partition(file)) for file in change.removed]  # noqa: FBT003
     table.create_write_transaction([*adds, *removes], mode="append", **common)
-
-
-def _add_action(file: TableFile, at: datetime) -> AddAction:
-    from deltalake.transaction import AddAction
-
-    return AddAction(
-        path=file.path,
-        size=file.size,
-        partition_values=_partition(file),
-        modification_time=int(at.timestamp() * 1000),
-        data_change=True,
-        stats=json.dumps({"numRecords": file.rows}),
-    )
-
-
-def _remove_action(file: TableFile, at: datetime) -> RemoveAction:
-    from deltalake.transaction import RemoveAction
-
-    return RemoveAction(file.path, True, int(at.timestamp() * 1000), file.size, _partition(file))  # noqa: FBT003
 
 
 def _partition(file: TableFile) -> dict[str, str | None]:
@@ -223,7 +164,7 @@ def _partition(file: TableFile) -> dict[str, str | None]:
 
 
 def _failure(storage: Storage, error: Exception) -> StorageError | CheckFailed:
-    """An error of deltalake as one of ours. Its first lines name the request that failed; a backtrace may follow."""
+    """An error of deltalake as one of ours. Its first lines name the failed request; a backtrace may follow."""
     lines = (_DECORATION.sub("", line).strip() for line in str(error).splitlines())
     reason = ": ".join(islice(takewhile(lambda line: not line.startswith("0: "), lines), 3)) or type(error).__name__
     kind = StorageUnavailable if isinstance(error, OSError) else CheckFailed

@@ -1,7 +1,5 @@
 """Which ids occur more than once, in bounded memory: digests of the ids in bucket files, compared bucket by bucket."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,10 +17,7 @@ Records = np.ndarray[Any, np.dtype[np.void]]
 
 
 def digests_of(ids: pa.Array | pa.ChunkedArray) -> NDArray[np.uint64]:
-    """128-bit digests of ids, shape [N, 2]: SipHash under two keys. Equal only for equal ids, in all likelihood.
-
-    Half the time of a loop over hashlib's digests.
-    """
+    """128-bit digests of ids, shape [N, 2]: SipHash under two keys. Takes half the time of a loop over hashlib."""
     text_N = ids.to_numpy(zero_copy_only=False)
     return np.stack([hash_array(text_N, hash_key=key, categorize=False) for key in _KEYS], axis=1)
 

@@ -1,11 +1,9 @@
-"""`update` and `retry`: the next version of an annotation, made from the one before and from what has changed.
+"""`update` and `retry`: the next version of an annotation, made from the one before and the changes since.
 
-Unchanged items stay by reference: a data file of which all items are unchanged is in both versions. Where some of its
-items have changed or are gone, the rows of the others are copied, without their embeddings. A new model on the same
+Unchanged items stay by reference: a data file whose items are all unchanged is in both versions. If some of its items
+have changed or are removed, the rows of the others are copied, without their embeddings. A new model on the same
 backbone runs its heads over stored embeddings.
 """
-
-from __future__ import annotations
 
 import logging
 import time
@@ -30,7 +28,7 @@ from mmva_platform.annotation.on_workers import Workers
 from mmva_platform.annotation.options import RetryOptions, UpdateOptions
 from mmva_platform.annotation.plan import Base, ModelInfo, Plan, plan_file, read_plan
 from mmva_platform.annotation.planning import Stored, write_plan
-from mmva_platform.annotation.prepare import choose_towers, roots_for, tell, towers_needed
+from mmva_platform.annotation.prepare import choose_towers, model_info, roots_for, tell, towers_needed
 from mmva_platform.annotation.reader import Annotation, open_annotation
 from mmva_platform.annotation.roots import catalog_root
 from mmva_platform.annotation.run import finished
@@ -40,33 +38,25 @@ from mmva_platform.annotation.spool import OTHER, Spool, spooled
 from mmva_platform.annotation.stored_model import store_bundle, stored_bundle
 from mmva_platform.annotation.summary import AnnotationSummary, summarize
 from mmva_platform.settings import Settings, validate
+from mmva_platform.tracking.resolve import resolve_model
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Update:
-    """An update with every name looked up.
+    """An update with every name looked up."""
 
-    Attributes:
-        before: The version that is updated.
-        plan_before: Its plan.
-        catalog: What the next version is of.
-        model: With what, and where its files are on this machine.
-        bundle_dir: The model's files.
-        options: As given.
-    """
-
-    before: Annotation
+    before: Annotation  # the version that is updated
     plan_before: Plan
-    catalog: Catalog
+    catalog: Catalog  # what the next version is of
     model: ModelInfo
-    bundle_dir: Path
+    bundle_dir: Path  # the model's files
     options: UpdateOptions
 
     @property
     def version(self) -> int:
-        """The version to come."""
+        """Number of the next version."""
         return self.before.version + 1
 
     @property
@@ -83,20 +73,14 @@ class _Update:
 
 
 def update(out: str, settings: Settings, **options: Any) -> AnnotationSummary:
-    """Add a version: new and changed items of the catalog are annotated, removed ones disappear, others are kept.
+    """Add a version: annotate new and changed items of the catalog, drop removed ones, keep the others.
 
-    With another model of the same backbones, the heads run over the stored embeddings of unchanged items.
+    With another model of the same backbones, the heads run over the stored embeddings of unchanged items. The same call
+    again finishes an update that was interrupted. `options` are fields of UpdateOptions.
 
-    Args:
-        out: A published annotation. The same call again finishes an update that was cut short.
-        settings: Storage, cluster, registry.
-        options: Fields of UpdateOptions.
-
-    Raises:
-        UsageError: If `out` is not published, the catalog or model cannot be read, no item of the catalog is in the
-            annotation, or media must be read again and `reread` is not set.
-        CheckFailed: If another update is under way, or another program wrote to the table.
-        StorageUnavailable, StalledError, StoppedError: As annotate.
+    Raises UsageError if `out` is not published, the catalog or model cannot be read, no item of the catalog is in the
+    annotation, or media must be read again without `reread`; CheckFailed if another update is unfinished or another
+    program wrote to the table; StorageUnavailable, StalledError and StoppedError as annotate.
     """
     begun = time.monotonic()
     chosen = validate(UpdateOptions, options, "update")
@@ -110,25 +94,18 @@ def update(out: str, settings: Settings, **options: Any) -> AnnotationSummary:
 
 
 def retry(out: str, settings: Settings, **options: Any) -> AnnotationSummary:
-    """Add a version in which quarantined items are tried again, with the model of the version before.
+    """Add a version in which quarantined items are tried again with the same model. `options` are fields of
+    RetryOptions.
 
-    Args:
-        out: A published annotation. The same call again finishes a retry that was cut short.
-        settings: Storage, cluster.
-        options: Fields of RetryOptions.
-
-    Raises:
-        UsageError: If `out` is not published.
-        CheckFailed: If the model's files are damaged, or an update is under way.
-        StorageUnavailable, StalledError, StoppedError: As annotate.
+    The same call again finishes a retry that was interrupted. Raises UsageError if `out` is not published, CheckFailed
+    if the model's files are damaged or an update is unfinished; StorageUnavailable, StalledError and StoppedError as
+    annotate.
     """
     begun = time.monotonic()
     chosen = validate(RetryOptions, options, "retry")
     before = open_annotation(out, settings.storage)
-    next_plan = plan_file(before.version + 1)
-    model = read_plan(before.storage, before.version).model
-    with stored_bundle(before.storage, model) as bundle_dir:
-        if before.storage.exists(next_plan):
+    with stored_bundle(before.storage, read_plan(before.storage, before.version).model) as bundle_dir:
+        if before.storage.exists(plan_file(before.version + 1)):
             plan: Plan | None = read_plan(before.storage, before.version + 1)
             if plan is not None and plan.kind != "retry":
                 raise _under_way(before, plan)
@@ -146,22 +123,12 @@ def _looked_up(before: Annotation, options: UpdateOptions, settings: Settings) -
         with stored_bundle(before.storage, plan.model) as bundle_dir:
             yield _Update(before, plan, catalog, plan.model, bundle_dir, options)
         return
-    from mmva_platform.tracking.resolve import resolve_model
-
     resolved = resolve_model(options.model, settings)
-    version = None if resolved.version is None else str(resolved.version)
-    model = ModelInfo(name=resolved.name, version=version, digest=resolved.digest)
-    yield _Update(before, plan, catalog, model, resolved.bundle_dir, options)
+    yield _Update(before, plan, catalog, model_info(resolved), resolved.bundle_dir, options)
 
 
 def _carried_out(
-    before: Annotation,
-    plan: Plan | None,
-    bundle_dir: Path,
-    settings: Settings,
-    *,
-    options: RetryOptions,
-    begun: float,
+    before: Annotation, plan: Plan | None, bundle_dir: Path, settings: Settings, *, options: RetryOptions, begun: float
 ) -> AnnotationSummary:
     if plan is None:
         logger.info("%s: nothing has changed since version %d", before.uri, before.version)
@@ -170,7 +137,7 @@ def _carried_out(
 
 
 def _continued(request: _Update) -> Plan:
-    """The plan of the next version, which is there already; CheckFailed if it is another update's."""
+    """The existing plan of the next version; raises CheckFailed if it is another update's."""
     plan = read_plan(request.before.storage, request.version)
     mine = ("update", request.catalog.uri, request.catalog.tables, request.model.digest)
     if (plan.kind, plan.catalog.uri, plan.catalog.tables, plan.model.digest) != mine:
@@ -186,24 +153,30 @@ def _under_way(before: Annotation, plan: Plan) -> CheckFailed:
 
 
 def _plan_update(request: _Update, settings: Settings, workers: Workers) -> Plan | None:
-    """Read the catalog and write the plan of the next version; None if that would be the version before."""
+    """Read the catalog and write the plan of the next version; None if nothing has changed."""
     before, options = request.before, request.options
     request.catalog.check()
     places = (catalog_root(request.catalog.uri), *request.plan_before.roots)
     roots = roots_for(places, settings, options.roots)
     preprocessing = request.preprocessing
     with spooled(request.catalog, roots, Lookup(before)) as spool:
-        tell(spool)
+        tell(spool.catalog)
         places_before = _places(spool)
         known = sum(places_before.values())
-        changed = _changed(spool)
+        # base_row is CHANGED for items that the version before holds with another digest
+        changed = sum(
+            pc.sum(pc.equal(chunk["base_row"], CHANGED)).as_py() or 0
+            for group in spool.groups
+            if not group.stored
+            for chunk in spool.chunks(group)
+        )
         if before.all_files and not known and not changed:
             raise UsageError(
                 f"{before.uri}: no item of {request.catalog.uri} is in it; annotate that catalog to another output"
             )
         engines = choose_towers(
             request.bundle_dir,
-            towers_needed(spool.by_modality, preprocessing),
+            towers_needed(spool.catalog.by_modality, preprocessing),
             before.storage,
             settings,
             workers=workers,
@@ -214,7 +187,7 @@ def _plan_update(request: _Update, settings: Settings, workers: Workers) -> Plan
         kept = _kept(request, places_before, reusable)
         replaced = tuple(file.path for file in before.all_files if file.path not in kept)
         kept_items = sum(file.rows for file in before.all_files if file.path in kept)
-        if not replaced and spool.items == kept_items:
+        if not replaced and spool.catalog.items == kept_items:
             return None
         store_bundle(before.storage, request.bundle_dir, request.model)
         return write_plan(
@@ -231,7 +204,7 @@ def _plan_update(request: _Update, settings: Settings, workers: Workers) -> Plan
                 same_model=request.same_model,
                 kept=kept_items,
                 unchanged=known,
-                new=spool.items - known - changed,
+                new=spool.catalog.items - known - changed,
                 changed=changed,
                 removed=before.count("ok") + before.count("quarantined") - known - changed,
             ),
@@ -289,18 +262,8 @@ def _places(spool: Spool) -> Counter[str]:
     return found
 
 
-def _changed(spool: Spool) -> int:
-    """Items that the version before holds with another digest."""
-    return sum(
-        pc.sum(pc.equal(chunk["base_row"], CHANGED)).as_py() or 0
-        for group in spool.groups
-        if not group.stored
-        for chunk in spool.chunks(group)
-    )
-
-
 def _kept(request: _Update, unchanged: Mapping[str, int], reusable: set[str]) -> set[str]:
-    """Data files that stay: all of their items are unchanged, and their points are those of this model."""
+    """Data files that stay: all of their items are unchanged, and their points are from this model."""
     return {
         file.path
         for file in request.before.all_files
@@ -317,7 +280,7 @@ def _adopted(plan: Plan, preprocessing: Preprocessing) -> dict[str, EngineInfo]:
 
 
 def _reusable(plan: Plan, preprocessing: Preprocessing) -> set[str]:
-    """Modalities whose stored embeddings are what this model would compute, and what has no modality."""
+    """Modalities whose stored embeddings this model would compute again, and items without a modality."""
     then, now = plan.preprocessing.fingerprints, preprocessing.fingerprints
     same_decoders = plan.preprocessing.decoders == preprocessing.decoders
     return {OTHER} | {
@@ -328,7 +291,7 @@ def _reusable(plan: Plan, preprocessing: Preprocessing) -> set[str]:
 
 
 def _check_reread(request: _Update, spool: Spool, reusable: set[str], engines: Mapping[str, EngineInfo]) -> None:
-    """Raise UsageError if stored items must be read again and nobody asked for that."""
+    """Raise UsageError if stored items must be read again and `reread` is not set."""
     again = [group for group in spool.groups if group.stored and group.modality not in reusable]
     if not again or request.options.reread:
         return
@@ -336,7 +299,7 @@ def _check_reread(request: _Update, spool: Spool, reusable: set[str], engines: M
     seconds = sum(unit_s.get(group.modality, 0.0) * spool.units[group] for group in again)
     kinds = ", ".join(sorted({group.modality for group in again}))
     same = request.plan_before.preprocessing.decoders == request.preprocessing.decoders
-    why = f"the model has another backbone for {kinds}" if same else f"this release decodes {kinds} otherwise"
+    why = f"the model has another backbone for {kinds}" if same else f"this release decodes {kinds} differently"
     raise UsageError(
         f"{request.before.uri}: {why}, so that {sum(spool.rows[group] for group in again)} items must be read again, "
         f"about {as_duration(seconds)} of one worker; --reread does it"

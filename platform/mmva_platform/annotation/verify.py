@@ -1,10 +1,8 @@
-"""Whether every byte of a version is right: digests, schemas, counts, embeddings, and every item exactly once.
+"""Check every byte of a version: digests, schemas, counts, embeddings, and every item exactly once.
 
 Data files are checked a shard at a time, on the cluster if there are many. Digests of ids are compared on disk, so the
 driver's memory does not grow with the annotation.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import tempfile
@@ -35,29 +33,19 @@ _READERS: Final = 16
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """Every problem found, one line each. Without problems every item of the catalog is there exactly once.
-
-    Attributes:
-        out: The annotation.
-        version: Of the table; None if nothing is published.
-        problems: What is wrong.
-        items: That the version should have.
-        annotated: Rows found.
-        quarantined: Rows found in quarantine.
-        notes: Worth knowing and no fault: files that a crash left behind, an update under way.
-    """
+    """Every problem found. Without problems every item of the catalog is in the version exactly once."""
 
     out: str
-    version: int | None
+    version: int | None  # None if nothing is published
     problems: tuple[str, ...]
-    items: int
-    annotated: int = 0
-    quarantined: int = 0
-    notes: tuple[str, ...] = ()
+    items: int  # that the version should have
+    annotated: int = 0  # rows found
+    quarantined: int = 0  # rows found
+    notes: tuple[str, ...] = ()  # no faults: files that a crash left, an unfinished update
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no problems."""
         return not self.problems
 
     def to_json(self) -> dict[str, Any]:
@@ -72,11 +60,10 @@ class VerifyReport:
 
 
 def verify(out: str, settings: Settings, version: int | None = None) -> VerifyReport:
-    """Check a version from its bytes; the newest by default.
+    """Check a version, the newest by default, from its bytes.
 
-    Raises:
-        UsageError: If there is no annotation, or no such version.
-        ShardsFailedError, StorageError: If its files cannot be read.
+    Raises UsageError if there is no annotation or no such version, ShardsFailedError or StorageError if its files
+    cannot be read.
     """
     storage = open_storage(out, settings.storage)
     if version is None and latest_version(storage) is None:
@@ -109,7 +96,7 @@ def verify(out: str, settings: Settings, version: int | None = None) -> VerifyRe
 
 
 def _units(annotation: Annotation, plan: Plan) -> list[dict[str, Any]]:
-    """Files by the shard that made them; those that this version kept from earlier ones are held against no plan."""
+    """Files by the shard that made them; files that this version kept from earlier ones are checked against no plan."""
     made_by: defaultdict[tuple[int, str], list[TableFile]] = defaultdict(list)
     for file in annotation.all_files:
         version, shard, _ = file.path.rpartition("/")[2].split("-", 2)
@@ -156,7 +143,7 @@ def _repeated(findings: Sequence[Findings]) -> int:
 def _record(
     annotation: Annotation, plan: Plan, commits: dict[str, CommitRecord], problems: list[str]
 ) -> VersionRecord | None:
-    """The version's record; what in plan, commit records and table disagrees with it is a problem."""
+    """The version's record; disagreements with plan, commit records and table are added to the problems."""
     try:
         record = read_record(annotation.storage, annotation.version)
     except (UsageError, CheckFailed) as error:
@@ -178,7 +165,7 @@ def _record(
 
 
 def _commits(storage: Storage, plan: Plan, problems: list[str]) -> dict[str, CommitRecord]:
-    """The version's commit records by shard; one that is missing, damaged or not of the plan is a problem."""
+    """The version's commit records by shard; missing, damaged and unplanned ones are added to the problems."""
 
     def read(shard: str) -> CommitRecord | CheckFailed:
         try:

@@ -1,7 +1,5 @@
 """The worker of `verify`: data files against their digests, the plan, and the embeddings that they refer to."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -15,36 +13,25 @@ from numpy.typing import NDArray
 
 from mmva.errors import CheckFailed
 from mmva_platform.annotation.plan import ItemReader, Plan
-from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, EMBEDDING_FILE_SCHEMA, QUARANTINE_SCHEMA, sha256_hex
+from mmva_platform.annotation.schema import EMBEDDING_FILE_SCHEMA, SCHEMAS, sha256_hex
 from mmva_platform.annotation.table import TableFile, digest_in
 from mmva_platform.annotation.unique import digests_of
 from mmva_platform.bulk import Attempt
 from mmva_platform.storage import Storage, StorageNotFound
 
-_SCHEMAS: Final = {
-    status: pa.schema([column for column in schema if column.name != "modality"])
-    for status, schema in (("ok", ANNOTATION_SCHEMA), ("quarantined", QUARANTINE_SCHEMA))
-}
 _READ: Final = ("id", "embedding_file", "embedding_row")
 _IDS_SHOWN: Final = 5
 
 
 @dataclass
 class Findings:
-    """What was found in some files.
-
-    Attributes:
-        name: Of the unit of work.
-        problems: One line each.
-        annotated: Rows of annotated items.
-        quarantined: Rows in quarantine.
-        digest_N2: 128-bit digests of all ids, shape [N, 2].
-    """
+    """What was found in a unit of work."""
 
     name: str
     problems: list[str] = field(default_factory=list)
     annotated: int = 0
     quarantined: int = 0
+    # 128-bit digests of all ids, shape [N, 2]
     digest_N2: NDArray[np.uint64] = field(default_factory=lambda: np.empty((0, 2), np.uint64))
 
 
@@ -57,9 +44,8 @@ class FileVerifier:
     def __call__(self, shard: dict[str, Any], attempt: Attempt) -> Findings:
         """Check files from their bytes.
 
-        Args:
-            shard: "shard", its name; "files", each a TableFile; "planned", the version's shard that made them, or None.
-            attempt: Told of each step.
+        `shard` holds "shard", its name, "files", the TableFiles, and "planned", the version's shard that made them, or
+        None.
         """
         attempt.step("fetch")
         found = Findings(shard["shard"])
@@ -73,7 +59,8 @@ class FileVerifier:
 
     def _file_ids(self, file: TableFile, found: Findings) -> pa.Array:
         """Ids in a data file; notes its problems and those of its embeddings."""
-        table = self._checked(file.path, _SCHEMAS[file.status], found)
+        columns = [column for column in SCHEMAS[file.status] if column.name != "modality"]
+        table = self._checked(file.path, pa.schema(columns), found)
         if table is None:
             return pa.array([], pa.string())
         if table.num_rows != file.rows:
@@ -108,7 +95,7 @@ class FileVerifier:
         return found.problems
 
     def _checked(self, path: str, schema: pa.Schema, found: Findings) -> pa.Table | None:
-        """A file's table, if its bytes are those that its name says; else None, and a problem."""
+        """A file's table; None, and a problem, if its bytes do not have the digest in its name."""
         try:
             data = self._storage.read(path)
         except StorageNotFound as error:

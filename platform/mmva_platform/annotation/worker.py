@@ -1,27 +1,27 @@
 """The workers of an annotation run: one annotates and commits a shard; with GPUs, one decodes it on a CPU before."""
 
-from __future__ import annotations
-
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from mmva.inference.engines import sample_rate_of, unpacked
+from mmva.inference.fetching import Fetching
+from mmva.inference.stages import DecodeStage
 from mmva_platform.annotation.annotator import Annotator, annotate_isolated
 from mmva_platform.annotation.commit import CommitRecord, ShardResult, commit_path, commit_shard, read_commit
 from mmva_platform.annotation.fetcher import Fetcher, is_outage
 from mmva_platform.annotation.plan import ItemReader, Plan
+from mmva_platform.annotation.reader import open_annotation
+from mmva_platform.annotation.stored import StoredRows
 from mmva_platform.bulk import ISOLATE_AFTER, Attempt
 from mmva_platform.monitoring.logs import bound, write_json_logs
 from mmva_platform.settings import Settings, limits_of
 from mmva_platform.storage import open_storage
 from mmva_platform.storage.outage import retry_while_unavailable
-
-if TYPE_CHECKING:
-    from mmva.inference.stages import DecodeStage
-    from mmva_platform.annotation.stored import StoredRows
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +29,24 @@ ResultT = TypeVar("ResultT")
 
 
 class _Run:
-    """What both workers know of the run."""
-
     def __init__(self, plan: Plan, out: str, settings: Settings) -> None:
-        self.plan, self.settings = plan, settings
+        self.plan, self.settings, self._attempt = plan, settings, Attempt()
         self.storage = open_storage(out, settings.storage)
         self._read_items = ItemReader(self.storage, plan)
         if settings.logs.format == "json":
             write_json_logs()
+
+    @contextmanager
+    def trying(self, shard: str, attempt: Attempt) -> Iterator[None]:
+        """For the duration of one attempt."""
+        self._attempt = attempt
+        with bound(run=self.plan.run_id, shard=shard, attempt=attempt.number):
+            attempt.step("fetch")
+            yield
+
+    def on_progress(self, step: str) -> None:
+        """A step of the current attempt begins."""
+        self._attempt.step(step)
 
     def waiting(self, call: Callable[[], ResultT], shard: str) -> ResultT:
         """Call, and wait while storage is unavailable."""
@@ -57,33 +67,21 @@ class ShardWorker:
     def __init__(self, bundle: Mapping[str, bytes], plan: Plan, out: str, settings: Settings, batch_size: int) -> None:
         """Connect; the model is loaded when the first shard needs it.
 
-        Args:
-            bundle: The bundle's files by name; shipped, because a worker's machine need not have the folder.
-            plan: The run's plan.
-            out: URI of the run's output.
-            settings: Storage, and where backbones come from.
-            batch_size: See Pipeline.
+        `bundle` holds the bundle's files by name, because a worker's machine need not have the folder; `out` is a URI.
         """
         self._run = _Run(plan, out, settings)
-        self._attempt = Attempt()
-        self._annotator = Annotator(bundle, plan, out, settings, batch_size, self._on_progress)
+        self._annotator = Annotator(bundle, plan, out, settings, batch_size, self._run.on_progress)
         self._for_child = Annotator(bundle, plan, out, settings, batch_size)
 
     def __call__(self, shard: dict[str, Any], attempt: Attempt) -> CommitRecord:
         """Annotate and commit a shard, unless another driver's worker already has.
 
-        Args:
-            shard: "shard", its name; with GPUs "before", the table of ShardDecoder or None.
-            attempt: See Attempt.
-
-        Raises:
-            EnvironmentFault: If this machine or its access to storage is broken.
-            StorageUnavailable: If storage has been unavailable for settings.storage.patience_s.
+        `shard` holds "shard", its name, and with GPUs "before", the table of ShardDecoder or None. Raises
+        EnvironmentFault if this machine or its access to storage is broken, StorageUnavailable after
+        settings.storage.patience_s without storage.
         """
         name: str = shard["shard"]
-        self._attempt = attempt
-        with bound(run=self._run.plan.run_id, shard=name, attempt=attempt.number):
-            attempt.step("fetch")
+        with self._run.trying(name, attempt):
             if self._run.is_committed(name):
                 return self._run.waiting(lambda: read_commit(self._run.storage, self._run.plan.version, name), name)
             result = self._annotated(name, shard.get("before"), attempt)
@@ -105,14 +103,8 @@ class ShardWorker:
             return annotate_isolated(self._for_child, name, items, lambda number: attempt.step("fetch", number + 1))
         return self._annotator(name, items, decoded=decoded, items_at_fault=attempt.items_at_fault)
 
-    def _on_progress(self, step: str) -> None:
-        self._attempt.step(step)
-
     @cached_property
     def _stored_rows(self) -> StoredRows:
-        from mmva_platform.annotation.reader import open_annotation
-        from mmva_platform.annotation.stored import StoredRows
-
         before = open_annotation(self._run.storage, version=self._run.plan.version - 1)
         return StoredRows(lambda: self._annotator.model, self._run.plan, before)
 
@@ -123,18 +115,11 @@ class ShardDecoder:
     def __init__(self, bundle: Mapping[str, bytes], plan: Plan, out: str, settings: Settings) -> None:
         """Connect; see ShardWorker."""
         self._run, self._bundle = _Run(plan, out, settings), bundle
-        self._attempt = Attempt()
 
     def __call__(self, shard: dict[str, Any], attempt: Attempt) -> dict[str, Any]:
-        """The shard with "before": its decoded items, or None if there is nothing to decode here.
-
-        Raises:
-            EnvironmentFault, StorageUnavailable: See ShardWorker.
-        """
+        """The shard with "before": its decoded items, or None if there is nothing to decode. Raises as ShardWorker."""
         name: str = shard["shard"]
-        self._attempt = attempt
-        with bound(run=self._run.plan.run_id, shard=name, attempt=attempt.number):
-            attempt.step("fetch")
+        with self._run.trying(name, attempt):
             decoded = None
             if attempt.deaths < ISOLATE_AFTER and not self._run.is_committed(name):
                 items = self._run.items(name)
@@ -142,15 +127,8 @@ class ShardDecoder:
                     decoded = self._stage(items, items_at_fault=attempt.items_at_fault)
             return shard | {"before": decoded}
 
-    def _on_progress(self, step: str) -> None:
-        self._attempt.step(step)
-
     @cached_property
     def _stage(self) -> DecodeStage:
-        from mmva.inference.engines import sample_rate_of, unpacked
-        from mmva.inference.fetching import Fetching
-        from mmva.inference.stages import DecodeStage
-
         info, storage = unpacked(self._bundle)[0], self._run.settings.storage
         return DecodeStage(
             info.dims,
@@ -159,9 +137,6 @@ class ShardDecoder:
             Fetcher(storage, self._run.plan.roots),
             limits=limits_of(self._run.settings),
             fetching=partial(
-                Fetching,
-                is_outage=is_outage,
-                patience_s=storage.patience_s,
-                on_progress=self._on_progress,
+                Fetching, is_outage=is_outage, patience_s=storage.patience_s, on_progress=self._run.on_progress
             ),
         )

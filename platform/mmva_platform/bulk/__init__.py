@@ -10,8 +10,6 @@ A worker commits its own output, idempotently, because a shard may run more than
 be lost, and a shard that fails is tried again on other nodes. Results are small; the driver never sees the data.
 """
 
-from __future__ import annotations
-
 from mmva_platform.bulk.attempt import ISOLATE_AFTER, Attempt, ShardWorker
 from mmva_platform.bulk.failures import ShardsFailedError, StalledError, StoppedError
 from mmva_platform.bulk.monitor import InFlight

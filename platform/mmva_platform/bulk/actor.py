@@ -1,6 +1,4 @@
-"""What Ray Data's actors run: a row that names a shard goes in, a row that says how it went comes out."""
-
-from __future__ import annotations
+"""The actors of Ray Data: the input is a row that names a shard, the output a row with its result or error."""
 
 import contextlib
 import os
@@ -75,7 +73,7 @@ class ShardActor:
         key = (self._stage, row["shard"])
         try:
             deaths, stop = ray.get(self._monitor.begin.remote(key, self._node, os.getpid(), self._handle))
-        except ray.exceptions.RayActorError:  # the pass has ended, or its driver is gone
+        except ray.exceptions.RayActorError:  # the pass or its driver has ended
             stop = True
         if stop:
             return {"skipped": True, "value": None}
@@ -101,7 +99,9 @@ class ShardActor:
         if self._worker is None:
             attempt.step("load")
             self._worker = self._worker_class(**self._kwargs)
-            _one_thread()
+            # One intra-op thread per actor: two in one process gave under half the throughput of two processes.
+            if "torch" in sys.modules:
+                sys.modules["torch"].set_num_threads(1)
         return self._worker(shard, attempt)
 
     def _send_heartbeats(self) -> None:
@@ -114,7 +114,7 @@ class ShardActor:
 
 
 def _pickled(error: Exception) -> bytes:
-    """An exception for the driver; one that is not ours brings its traceback as a note."""
+    """An exception for the driver; an unexpected one brings its traceback as a note."""
     from ray import cloudpickle
 
     if not isinstance(error, _EXPECTED):
@@ -125,9 +125,3 @@ def _pickled(error: Exception) -> bytes:
     except Exception:  # noqa: BLE001 - an exception that cannot travel is told in words
         data = cloudpickle.dumps(OperationFailed(f"{type(error).__name__}: {error}"))
     return data
-
-
-def _one_thread() -> None:
-    """One intra-op thread an actor: two in one process gave under half the throughput of two processes."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)

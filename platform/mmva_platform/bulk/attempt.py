@@ -1,4 +1,4 @@
-"""One try at one shard, as its worker sees it."""
+"""One try at one shard, from the worker's side."""
 
 from __future__ import annotations
 
@@ -19,17 +19,13 @@ class ShardWorker(Protocol):
 
 
 class Attempt:
-    """One try at one shard; a context manager for the length of the work.
+    """One try at one shard; a context manager for the duration of the work.
 
-    Attributes:
-        number: 1 for the first try. A try counts if it ended in an error, not if its node was lost.
-        deaths: How often a worker process died or was killed for hanging while it had this shard, in this pass, on a
-            node that is still alive. From ISOLATE_AFTER on a worker must run the shard's items in a process that may
-            die.
-        items_at_fault: True if other shards of this pass succeeded and this one failed before. A fault that all items
-            of the shard share is then taken for the items' own.
-        stage: The step that was reported last.
-        done: Items finished.
+    `number` is 1 for the first try; a try counts if it ended in an error, not if its node was lost. `deaths` counts
+    worker processes that died or were killed for hanging while they had this shard, on nodes that are still alive. From
+    ISOLATE_AFTER deaths on, a worker must run the shard's items in a child process. `items_at_fault` is True if this
+    shard failed before and others succeeded: a fault that all its items share is then the items' own. `stage` is the
+    last reported step, `done` the number of finished items.
     """
 
     def __init__(

@@ -1,7 +1,5 @@
 """Which failed shards are tried again, and when a pass gives up."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -18,24 +16,18 @@ class ShardsFailedError(OperationFailed):
 
 
 class StalledError(OperationFailed):
-    """Nothing of a pass could run for too long; the message says what it waits for."""
+    """No shard of a pass could run for too long; the message says what the pass waits for."""
 
 
 class StoppedError(OperationFailed):
-    """A pass was asked to stop, and has finished what was under way."""
+    """A pass was stopped on request, after finishing the shards in flight."""
 
 
 class Failures:
     """The failed attempts of a pass."""
 
     def __init__(self, stage: str, shards: int, max_attempts: int) -> None:
-        """Nothing has failed yet.
-
-        Args:
-            stage: Name of the pass in messages.
-            shards: How many it has.
-            max_attempts: Tries of a shard before it has failed.
-        """
+        """`max_attempts` are the tries of a shard before it has failed."""
         self._stage, self._shards, self._max_attempts = stage, shards, max_attempts
         self._errors: dict[str, BaseException] = {}
         self._attempts: dict[str, int] = {}
@@ -53,17 +45,10 @@ class Failures:
         self._errors.pop(shard, None)
 
     def failed(self, shard: str, node: str, error: BaseException, nodes: int) -> None:
-        """An attempt failed.
+        """Note that a shard's attempt on a node failed; `nodes` is the number of nodes that the pass can use now.
 
-        Args:
-            shard: Its name.
-            node: Id of the node it ran on.
-            error: What its worker raised.
-            nodes: How many nodes the pass can use now.
-
-        Raises:
-            BaseException: The worker's error, if nothing has succeeded and it is not one node's doing.
-            ShardsFailedError: If too large a share of the attempts fails, and not on one node alone.
+        Raises the worker's error if nothing has succeeded and more than one node is affected, ShardsFailedError if too
+        large a share of the attempts fails, and not on one node alone.
         """
         self._errors[shard] = error
         self._attempts[shard] = self._attempts.get(shard, 0) + 1
@@ -79,12 +64,9 @@ class Failures:
             raise self._summary(f"{self._failed} of {done} attempts failed")
 
     def to_retry(self, nodes: set[str]) -> dict[str, int]:
-        """Failed shards that deserve another try, each with the number of that try.
+        """Failed shards that deserve another try, with the number of that try. `nodes` are the ids of usable nodes.
 
         A user's mistake is the same on every try, unless the node makes the difference.
-
-        Args:
-            nodes: Ids of the nodes that the pass can use now.
         """
         return {
             shard: self._attempts[shard] + 1
@@ -112,7 +94,7 @@ class Failures:
         text = " ".join(str(error).split()) or type(error).__name__
         return ShardsFailedError(
             f"{self._stage}: {what}; shard {shard} after {self._attempts[shard]} on node {node}: {text}; "
-            "what is committed stays"
+            "committed shards stay"
         )
 
 

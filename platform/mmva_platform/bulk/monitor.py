@@ -1,20 +1,19 @@
 """Which worker has which shard, and whether it is alive: one Ray actor of a pass, on the driver's node.
 
-A worker that dies leaves no message. The monitor knows that it had the shard, so the next worker of the same shard is
-told. What is known ends with the driver: a killed driver or a lost node never counts against a shard.
+A worker that dies leaves no message. The monitor knows that it had the shard and tells the next worker of that shard.
+The monitor ends with the driver: a killed driver or a lost node never counts against a shard.
 """
-
-from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 HEARTBEAT_S: Final = 5.0
 
 
-class InFlight(NamedTuple):
+@dataclass(frozen=True)
+class InFlight:
     """A shard that a worker has now."""
 
     shard: str
@@ -45,10 +44,11 @@ class Monitor:
         self._stopping = False
 
     def begin(self, key: tuple[str, str], node: str, pid: int, actor: Any) -> tuple[int, bool]:
-        """A worker takes a shard of a stage: (deaths of earlier workers at it, whether to leave it because of a stop).
+        """A worker takes a shard of a stage; returns earlier workers' deaths at it and whether to leave it because of a
+        stop.
 
-        An earlier process died if it never gave its shard back and its node is alive: another process has the shard
-        now, or Ray has started the actor anew and it has another shard first.
+        An earlier process died if it never returned its shard and its node is alive: another process has the shard now,
+        or Ray has restarted the actor and it has another shard first.
         """
         dead = {
             other: holder

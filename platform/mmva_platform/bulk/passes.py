@@ -41,27 +41,17 @@ def run_pass(
 ) -> None:
     """Run every shard; results arrive one by one in this thread, in no order. Needs a Ray session.
 
-    Args:
-        shards: Picklable mappings, each with a unique name under "shard".
-        worker: Importable class whose objects run a shard; constructed once in each actor.
-        stage: Name for errors and logs, such as "embed".
-        settings: cluster.* bounds workers, attempts and waits.
-        on_result: Called with each result; what it raises ends the pass.
-        kwargs: For `worker`.
-        resources: Of an actor of `worker`; one CPU by default.
-        before: A stage before, with actors of its own, whose result `worker` gets instead of the shard: a mapping. For
-            decoding on CPUs what GPUs infer.
-        step_limit_s: Longest step of a worker; see Attempt.step. settings.cluster.stall_timeout_s by default.
-        stopping: Asked every second; once it returns True, shards under way are finished and no other begins.
-        on_heartbeat: Called every few seconds with the shards under way.
+    Each shard is a picklable mapping with a unique name under "shard". `worker` is an importable class; each actor
+    constructs it once, with `kwargs`. `stage` is the name in errors and logs. What `on_result` raises ends the pass.
+    `resources` are those of an actor, one CPU by default. `before` is an earlier stage with its own actors; `worker`
+    gets its result, a mapping, instead of the shard: CPUs decode what GPUs infer. `step_limit_s` is the longest step of
+    a worker (see Attempt.step), by default settings.cluster.stall_timeout_s. `stopping` is asked every second; once it
+    is True, shards in flight finish and no other begins. `on_heartbeat` gets the shards in flight every few seconds.
 
-    Raises:
-        UsageError: If not even one actor fits the cluster; or the worker's own, if nothing but errors came back.
-        CheckFailed, OperationFailed, MediaError: The worker's own error, if nothing but errors came back.
-        ShardsFailedError: If shards failed on every attempt; the others are done.
-        StoppedError: After `stopping`, if shards are left.
-        StalledError: If nothing can run for settings.cluster.stall_timeout_s, or .start_timeout_s where nodes start on
-            demand.
+    Raises UsageError if not even one actor fits the cluster, the worker's own error if every shard failed,
+    ShardsFailedError if shards failed on every attempt (the others are done), StoppedError after `stopping` if shards
+    are left, StalledError if nothing can run for settings.cluster.stall_timeout_s, or .start_timeout_s if nodes start
+    on demand.
     """
     if not shards:
         return
@@ -107,7 +97,7 @@ class _Pass:
                 todo = self._failures.to_retry(self._usable_nodes())
         finally:
             self._executors.shut_down()  # nothing else ends a pipeline that waits for actors
-            ray.kill(self._monitor)  # an actor that cannot ask it begins no further shard
+            ray.kill(self._monitor)  # without it an actor begins no other shard
             if self._reader is not None:
                 self._reader.join(_END_LIMIT_S)
         self._failures.raise_if_any()
@@ -130,8 +120,8 @@ class _Pass:
                 on_result(cloudpickle.loads(row["value"]))
         if skipped:
             raise StoppedError(
-                f"{self._name}: stopped on request after {self._done} of {self._total} shards; what is committed "
-                "stays, the same command resumes"
+                f"{self._name}: stopped on request after {self._done} of {self._total} shards; committed shards "
+                "stay, the same command resumes"
             )
 
     def _take_failure(self, row: Mapping[str, Any]) -> None:
@@ -169,7 +159,7 @@ class _Pass:
     def _outcomes(
         self, rows: list[dict[str, Any]], avoid: set[str], stopping: Callable[[], bool]
     ) -> Iterator[dict[str, Any]]:
-        """Rows of the pipeline as they arrive, with an eye on stops and stalls between them."""
+        """Rows of the pipeline as they arrive; checks for stops and stalls between them."""
         arrived: queue.Queue[Any] = queue.Queue()
         dataset = _pipeline(rows, [self._operator(stage, len(rows), avoid) for stage in self._stages], self._executors)
         self._reader = threading.Thread(target=_read, args=(dataset, arrived), daemon=True)
@@ -269,7 +259,9 @@ def _pipeline(rows: list[dict[str, Any]], operators: Sequence[dict[str, Any]], e
 
 
 class _Executors:
-    """Executors of a pass's pipelines. Ray pickles the context that refers to them, for its workers: as nothing."""
+    """Executors of a pass's pipelines. Ray pickles the context that refers to them for its workers, so they pickle
+    empty.
+    """
 
     def __init__(self) -> None:
         self._running: list[Any] = []

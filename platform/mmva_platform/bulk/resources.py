@@ -1,6 +1,4 @@
-"""What the actors of a pass reserve, how many there may be, and whether the cluster can hold even one."""
-
-from __future__ import annotations
+"""Resources and number of a pass's actors, and whether at least one fits the cluster."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Labels of a collection and a listing of its media -> labeled rows with their file, cut into shards, and findings."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +21,8 @@ _CLIP_BYTES_A_SECOND: Final = 2 * 44_100
 class Candidate(NamedTuple):
     """A labeled row whose media file was found, or a sentence.
 
-    `source` is what reports call its origin, and `collection` the configured source that it was read from; they differ
-    in IMEMNet-C. `path` is relative to the media of the collection, and "" for a sentence, whose text is the `caption`.
+    `source` is its origin in reports, `collection` the configured source that it was read from; they differ in
+    IMEMNet-C. `path` is relative to the media of the collection, "" for a sentence, whose text is the `caption`.
     `split` is the given one, or "". `start_s` to `end_s` is the part of the file that the row is about; 0 to 0 for all.
     """
 
@@ -69,11 +67,8 @@ class PlannedShard:
 def find_media(collection: Collection) -> tuple[list[Candidate], list[Finding]]:
     """Match label rows with files.
 
-    Returns:
-        Sentences and the rows with exactly one file, and findings for all others and for what the tables reported.
-
-    Raises:
-        UsageError: If there is no file at all.
+    Returns sentences and rows with exactly one file, and findings for all others and for problems of the tables. Raises
+    UsageError if there is no file at all.
     """
     candidates: list[Candidate] = []
     findings: list[Finding] = []
@@ -112,13 +107,9 @@ def _candidates(collection: str, labels: Labels, files: Mapping[str, Entry] | No
 def plan_shards(
     candidates: Sequence[Candidate], splits: Sequence[str], max_bytes: int, max_rows: int
 ) -> list[PlannedShard]:
-    """Cut candidates, which are sorted by their place, into shards of one modality and collection.
+    """Cut candidates, sorted by their place, into shards of one modality and collection; `splits` are theirs.
 
-    Args:
-        candidates: N of them.
-        splits: Split of each.
-        max_bytes: Most bytes of media in a shard, if it has more than one row.
-        max_rows: Most rows of a shard.
+    A shard has at most `max_rows` rows, and `max_bytes` of media unless it has only one row.
     """
     numbers: Counter[str] = Counter()
     shards: list[PlannedShard] = []

@@ -1,6 +1,4 @@
-"""Is a dataset still what was imported? Everything that dataset.json says is computed again from the bytes."""
-
-from __future__ import annotations
+"""Check a dataset: compute everything that dataset.json says again from the bytes."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -17,18 +15,8 @@ from mmva.modalities import AXES
 from mmva.splits import SPLITS, leaking_groups
 from mmva_platform import bulk
 from mmva_platform.cluster import ray_session
+from mmva_platform.datasets import schema
 from mmva_platform.datasets.dataset import Dataset
-from mmva_platform.datasets.schema import (
-    DATASET_FILE,
-    DATASET_SCHEMA,
-    LABELS_SCHEMA,
-    SCHEMA_VERSION,
-    SHARDS_FOLDER,
-    ShardInfo,
-    dataset_digest,
-    read_parquet,
-    sha256_of,
-)
 from mmva_platform.progress import progress
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, StorageNotFound
@@ -77,18 +65,16 @@ class CheckedShard:
 def check_dataset(uri: str, settings: Settings | None = None) -> CheckReport:
     """Compute a dataset's digests, counts and rules again from its bytes; on the cluster if it has many shards.
 
-    Raises:
-        UsageError: If there is no dataset.
-        StorageError: If the place cannot be read.
+    Raises UsageError if there is no dataset, StorageError if the place cannot be read.
     """
     settings = settings or Settings()
     dataset = Dataset.open(uri, settings)
     checked = _check_shards(dataset, settings)
     problems = [problem for shard in checked for problem in shard.problems]
-    if dataset_digest(shard.digest for shard in checked) != dataset.digest:
+    if schema.dataset_digest(shard.digest for shard in checked) != dataset.digest:
         problems.append("digest: the digests of the shards do not give that of the dataset")
     tables = [shard.rows for shard in checked if shard.rows is not None]
-    rows = pa.concat_tables(tables) if tables else LABELS_SCHEMA.empty_table()
+    rows = pa.concat_tables(tables) if tables else schema.LABELS_SCHEMA.empty_table()
     problems += _check_labels_file(dataset, rows)
     problems += _check_rows(rows, leaks=LEAKAGE_WARNING in dataset.warnings)
     problems += _check_counts(dataset, rows)
@@ -100,7 +86,7 @@ def _check_shards(dataset: Dataset, settings: Settings) -> list[CheckedShard]:
     shards = [{"shard": shard.name, "info": shard} for shard in dataset.shards]
     with progress("check", sum(shard.rows for shard in dataset.shards)) as advance:
 
-        def collect(result: tuple[ShardInfo, CheckedShard]) -> None:
+        def collect(result: tuple[schema.ShardInfo, CheckedShard]) -> None:
             shard, found = result
             checked[shard.name] = found
             advance(shard.rows)
@@ -121,42 +107,39 @@ class ShardChecker:
     def __init__(self, dataset: Storage, settings: Settings) -> None:
         self._dataset, self._patience_s = dataset, settings.storage.patience_s
 
-    def __call__(self, shard: dict[str, Any], attempt: bulk.Attempt) -> tuple[ShardInfo, CheckedShard]:
-        """Check the shard whose ShardInfo is under "info".
-
-        Raises:
-            EnvironmentFault: If this worker does not see the dataset at all.
+    def __call__(self, shard: dict[str, Any], attempt: bulk.Attempt) -> tuple[schema.ShardInfo, CheckedShard]:
+        """Check the shard whose ShardInfo is under "info". Raises EnvironmentFault if this worker does not see the
+        dataset.
         """
         attempt.step("fetch")
         return shard["info"], retry_while_unavailable(lambda: self._checked(shard["info"]), self._patience_s, "check")
 
-    def _checked(self, shard: ShardInfo) -> CheckedShard:
-        if not self._dataset.exists(DATASET_FILE):
+    def _checked(self, shard: schema.ShardInfo) -> CheckedShard:
+        if not self._dataset.exists(schema.DATASET_FILE):
             raise EnvironmentFault(f"check: {self._dataset.uri} is not there on this worker; every node must see it")
         return check_shard(self._dataset, shard)
 
 
-def check_shard(dataset: Storage, shard: ShardInfo) -> CheckedShard:
+def check_shard(dataset: Storage, shard: schema.ShardInfo) -> CheckedShard:
     """Compare a shard with its description, and its media with their digests."""
     try:
         data = dataset.read(shard.name)
     except StorageNotFound:
         return CheckedShard("", None, (f"{shard.name}: missing",))
-    digest = sha256_of(data)
+    digest = schema.sha256_of(data)
     if digest != shard.sha256:
         return CheckedShard(digest, None, (f"{shard.name}: sha256 is {digest}, published was {shard.sha256}",))
-    table = read_parquet(data)
-    if not table.schema.equals(DATASET_SCHEMA):
-        return CheckedShard(
-            digest, None, (f"{shard.name}: its columns are not those of schema version {SCHEMA_VERSION}",)
-        )
+    table = schema.read_parquet(data)
+    if not table.schema.equals(schema.DATASET_SCHEMA):
+        problem = f"{shard.name}: its columns are not those of schema version {schema.SCHEMA_VERSION}"
+        return CheckedShard(digest, None, (problem,))
     problems = []
     if len(table) != shard.rows:
         problems.append(f"{shard.name}: {len(table)} rows, dataset.json says {shard.rows}")
     columns = (table[name] for name in ("id", "media", "caption", "sha256"))
     for item_id, media, text, expected in zip(*columns, strict=True):
         content = media.as_buffer() if media.is_valid else text.as_py().encode()
-        if sha256_of(content) != expected.as_py():
+        if schema.sha256_of(content) != expected.as_py():
             problems.append(f"{shard.name}: the media or the text of {item_id.as_py()!r} are not those of its sha256")
     return CheckedShard(digest, table.drop_columns(["media"]), tuple(problems))
 
@@ -168,9 +151,9 @@ def _check_labels_file(dataset: Dataset, rows: pa.Table) -> Iterator[str]:
     except StorageNotFound:
         yield f"{name}: missing"
         return
-    if sha256_of(data) != dataset.info.labels_sha256:
+    if schema.sha256_of(data) != dataset.info.labels_sha256:
         yield f"{name}: its sha256 is not the published one"
-    elif not read_parquet(data).equals(rows):
+    elif not schema.read_parquet(data).equals(rows):
         yield f"{name}: its rows are not those of the shards"
 
 
@@ -204,6 +187,6 @@ def _check_counts(dataset: Dataset, rows: pa.Table) -> Iterator[str]:
 
 def _unnamed_files(dataset: Dataset) -> Iterator[str]:
     """A warning about shards of an import that did not finish: readers of the whole folder would see their rows."""
-    unnamed = [e.path for e in dataset.storage.list(f"{SHARDS_FOLDER}/") if e.path not in dataset.info.files]
+    unnamed = [e.path for e in dataset.storage.list(f"{schema.SHARDS_FOLDER}/") if e.path not in dataset.info.files]
     if unnamed:
         yield f"{len(unnamed)} files such as {unnamed[0]} are not part of the dataset; they may be deleted"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,14 +13,7 @@ from pydantic import BaseModel, ValidationError
 from mmva.errors import CheckFailed, UsageError
 from mmva.modalities import Modality
 from mmva_platform.cluster import quiet_ray_data
-from mmva_platform.datasets.schema import (
-    DATASET_FILE,
-    SCHEMA_VERSION,
-    DatasetInfo,
-    ShardInfo,
-    read_parquet,
-    sha256_of,
-)
+from mmva_platform.datasets.schema import DATASET_FILE, SCHEMA_VERSION, DatasetInfo, ShardInfo, read_parquet, sha256_of
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, StorageNotFound, open_storage
 
@@ -36,30 +30,22 @@ class ShardItems(NamedTuple):
 
 
 class _Versioned(BaseModel):
-    """What the descriptions of all schema versions have."""
-
     schema_version: int
 
 
+@dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labeled media that `mmva data import` published.
+    """Labeled media that `mmva data import` published; `info` is the content of dataset.json."""
 
-    Attributes:
-        storage: The folder of the dataset.
-        info: Content of dataset.json.
-    """
-
-    def __init__(self, storage: Storage, info: DatasetInfo) -> None:
-        self.storage = storage
-        self.info = info
+    storage: Storage
+    info: DatasetInfo
 
     @classmethod
     def open(cls, uri: str, settings: Settings | None = None) -> Dataset:
         """Open the dataset at the URI of a folder.
 
-        Raises:
-            UsageError: If there is no dataset, or one of another schema version.
-            StorageError: If the place cannot be read.
+        Raises UsageError if there is no dataset, or one of another schema version, StorageError if the place cannot be
+        read.
         """
         storage = open_storage(uri, (settings or Settings()).storage)
         try:
@@ -105,8 +91,7 @@ class Dataset:
     def labels(self) -> pa.Table:
         """Every row without its media, in shard order (LABELS_SCHEMA); read once.
 
-        Raises:
-            CheckFailed: If the file is not the one that was published.
+        Raises CheckFailed if the file is not the published one.
         """
         return self._labels
 
@@ -131,11 +116,9 @@ class Dataset:
         return found
 
     def read_shard(self, name: str) -> pa.Table:
-        """One shard with its media (DATASET_SCHEMA), after a comparison with its digest.
+        """One shard with its media (DATASET_SCHEMA), checked against its digest.
 
-        Raises:
-            CheckFailed: If its bytes are not the published ones.
-            KeyError: If the dataset has no such shard.
+        Raises CheckFailed if its bytes are not the published ones, KeyError if the dataset has no such shard.
         """
         digests = {shard.name: shard.sha256 for shard in self.shards}
         return read_parquet(self._verified(name, digests[name]))

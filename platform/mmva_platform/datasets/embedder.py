@@ -1,19 +1,17 @@
 """The worker that embeds: one part a call; each encoder is loaded once."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mmva.backbones import BackboneSpec
+from mmva.backbones import BackboneSpec, Encoder, load_encoder
 from mmva.errors import CheckFailed, MediaError, OperationFailed
 from mmva.inference.config import default_preprocessing
 from mmva.inference.isolation import Isolated, report_step
@@ -29,9 +27,6 @@ from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage
 from mmva_platform.storage.fetch import folder_fetcher
 from mmva_platform.storage.outage import retry_while_unavailable
-
-if TYPE_CHECKING:
-    from mmva.backbones import Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +46,12 @@ class EncoderLoader:
     trusted_repos: tuple[str, ...]
 
     @classmethod
-    def of(cls, settings: Settings) -> EncoderLoader:
+    def of(cls, settings: Settings) -> Self:
         """Loader with the cache, mirror and trusted repositories of the settings."""
         return cls(folder_fetcher(settings), settings.backbone_mirror, settings.trust_remote_code)
 
     def __call__(self, spec: BackboneSpec) -> Encoder:
         """Load one encoder."""
-        from mmva.backbones import load_encoder
-
         return load_encoder(spec, fetch=self.fetch, mirror=self.mirror, trusted_repos=self.trusted_repos)
 
 
@@ -85,7 +78,7 @@ class Part:
 
     @property
     def key(self) -> dict[str, str]:
-        """What it is made from; a file with another key is not this part."""
+        """Its origin; a file with another key is not this part."""
         return {"fingerprint": self.fingerprint, "shard_sha256": self.shard.sha256, "windows_s": f"{WINDOW_S}/{HOP_S}"}
 
 
@@ -102,27 +95,20 @@ class Embedder:
         batch_size: int,
         engine: Engine,
     ) -> None:
-        """Load nothing yet.
+        """Load nothing yet. `dataset` is the folder of the dataset, `out` the root of the embeddings.
 
-        Args:
-            load: Gives the encoders.
-            dataset: The dataset.
-            out: Root of the embeddings.
-            settings: Limits of an item's time, and of an outage of storage.
-            batch_size: Images, windows or captions that are embedded together.
-            engine: "torch" for the CPU, "cuda", or "auto" for CUDA if torch sees a GPU.
+        `engine` is "torch" for the CPU, "cuda", or "auto" for CUDA if torch sees a GPU. `batch_size` counts images,
+        windows or captions.
         """
         self._load, self._dataset, self._out, self._settings = load, dataset, out, settings
         self._batch_size, self._engine = batch_size, engine
         self._encoders: dict[str, ItemEncoder] = {}
 
     def __call__(self, shard: dict[str, Any], attempt: bulk.Attempt) -> tuple[str, PartInfo]:
-        """Stem and description of the Part under "part", which is computed unless an earlier run has written it.
+        """Stem and description of the Part under "part"; computes it unless an earlier run has written it.
 
-        Raises:
-            OperationFailed: If an item cannot be embedded; the message names it.
-            CheckFailed: If the shard is not the published one.
-            EnvironmentFault: If the encoder fails for every item.
+        Raises OperationFailed, with the item, if one cannot be embedded, CheckFailed if the shard is not the published
+        one, EnvironmentFault if the encoder fails for every item.
         """
         part: Part = shard["part"]
         attempt.step("fetch")
@@ -131,9 +117,7 @@ class Embedder:
             return part.stem, found
         emb_ND = self._embed(part, attempt)
         if not np.isfinite(emb_ND).all():
-            raise OperationFailed(
-                f"embed: {part.spec.source} gives embeddings that are not finite for {part.shard.name}"
-            )
+            raise OperationFailed(f"embed: {part.spec.source} gives infinite or NaN embeddings for {part.shard.name}")
         attempt.step("fetch", len(part.ids))  # storage has limits of its own
         data = part_bytes(part.ids, emb_ND, part.key)
         path, sha256 = self._waiting(lambda: write_by_digest(self._out, part.stem, ".parquet", data))
@@ -146,19 +130,13 @@ class Embedder:
         attempt.step("load")
         if part.fingerprint not in self._encoders:
             self._encoders[part.fingerprint] = _load_encoder(self._load, part, self._engine)
-        return embed_part(
-            part,
-            self._encoders[part.fingerprint],
-            read,
-            self._batch_size,
-            items_at_fault=attempt.items_at_fault,
-            on_progress=attempt.step,
-        )
+        encoder, at_fault = self._encoders[part.fingerprint], attempt.items_at_fault
+        return embed_part(part, encoder, read, self._batch_size, items_at_fault=at_fault, on_progress=attempt.step)
 
     def _embed_isolated(
         self, part: Part, read: Callable[[int], bytes] | None, attempt: bulk.Attempt
     ) -> NDArray[np.float32]:
-        """Item by item in a process that may die: the shard has cost workers before."""
+        """Item by item in a child process, because the shard killed workers before."""
         rows_ND = []
         make = partial(_one_by_one, self._load, part, self._engine)
         with Isolated(make, self._settings.annotation.item_timeout_s, _LOAD_TIMEOUT_S) as embed:
@@ -173,7 +151,6 @@ class Embedder:
         return np.concatenate(rows_ND)
 
     def _media(self, part: Part) -> Callable[[int], bytes]:
-        """Row of the shard -> the bytes of its media."""
         data = self._waiting(lambda: self._dataset.read(part.shard.name))
         if sha256_of(data) != part.shard.sha256:
             raise CheckFailed(f"{self._dataset.join(part.shard.name)}: its bytes are not those of dataset.json")
@@ -181,12 +158,12 @@ class Embedder:
         return lambda row: media[row].as_py()
 
     def _waiting(self, call: Callable[[], ResultT]) -> ResultT:
-        """Call storage again while it is unavailable, so that an outage does not cost the embeddings that are done."""
+        """Wait while storage is unavailable: an outage must not cost the finished embeddings."""
         return retry_while_unavailable(call, self._settings.storage.patience_s, "embed")
 
 
 def _written(out: Storage, part: Part) -> PartInfo | None:
-    """The part as an earlier run has written it, whole and from the same shard by the same encoder."""
+    """The complete part of an earlier run, from the same shard and by the same encoder; else None."""
     for entry in out.list(f"{part.stem}-"):
         data = out.read(entry.path)
         name, sha256 = entry.path.rpartition("/")[2], sha256_of(data)
@@ -208,8 +185,7 @@ def _load_encoder(load: EncoderLoader, part: Part, engine: Engine) -> ItemEncode
 def on_gpu(encoder: Encoder, *, required: bool) -> ItemEncoder:
     """An encoder on this process's GPU; if torch sees none and it is not required, the encoder as it is.
 
-    Raises:
-        OperationFailed: If torch sees no GPU and `required` is True.
+    Raises OperationFailed if torch sees no GPU and `required` is True.
     """
     import torch
 
@@ -246,17 +222,9 @@ def embed_part(
 ) -> NDArray[np.float32]:
     """Embeddings of a part's items, float32 [N, D], by the same path as in annotation and serving.
 
-    Args:
-        part: Its items.
-        encoder: Of its modality.
-        read: Row -> the bytes of its media; None for captions.
-        batch_size: Images, windows or captions embedded at once.
-        items_at_fault: The environment is known to work; see Pipeline.embed.
-        on_progress: Called when a step begins; see Pipeline.
-
-    Raises:
-        OperationFailed: If an item does not decode; names it.
-        EnvironmentFault: If the encoder fails for every item.
+    `read` gives the bytes of a row's media; None for captions. `batch_size`, `items_at_fault` and `on_progress`: see
+    Pipeline. Raises OperationFailed, with the item, if one does not decode, EnvironmentFault if the encoder fails for
+    every item.
     """
     count, modality = len(part.ids), part.modality
     columns = {
@@ -278,7 +246,7 @@ def embed_part(
     embedded = pipeline.embed(pa.table(columns), items_at_fault=items_at_fault)
     for error in embedded.errors.to_pylist():
         raise OperationFailed(
-            f"embed: {modality} {error['id']!r} in {part.shard.name} does not decode here though the import checked "
-            f"it ({error['error']}: {error['message']}); are the decoders of this worker the same?"
+            f"embed: {modality} {error['id']!r} in {part.shard.name} does not decode, but did in the import "
+            f"({error['error']}: {error['message']}); are the decoders of this worker the same?"
         )
     return matrix(embedded.rows["embedding"])

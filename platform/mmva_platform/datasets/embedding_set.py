@@ -38,7 +38,7 @@ class PartInfo(Config):
 
 
 class EmbeddingsInfo(Config):
-    """Content of embeddings.json: what was embedded by what. `rows` is the sum over the parts."""
+    """Content of embeddings.json. `rows` is the sum over the parts."""
 
     modality: Modality
     fingerprint: str
@@ -59,12 +59,7 @@ class Pointer(Config):
 
 @dataclass(frozen=True)
 class EmbeddingSet:
-    """A finished set, opened for reading.
-
-    Attributes:
-        storage: Root of the embeddings.
-        info: Content of embeddings.json.
-    """
+    """A finished set, opened for reading; `storage` is the root of the embeddings."""
 
     storage: Storage
     info: EmbeddingsInfo
@@ -81,15 +76,8 @@ class EmbeddingSet:
     ) -> EmbeddingSet:
         """Open one modality's embeddings of a dataset.
 
-        Args:
-            dataset_uri: Of the dataset.
-            backbones: Name of a preset.
-            modality: Which one.
-            settings: Storage.
-            embeddings: URI of the embeddings if they are not inside the dataset.
-
-        Raises:
-            UsageError: If the dataset is not embedded with the preset, or has no such modality.
+        `backbones` is the name of a preset; `embeddings` a URI, if they are not inside the dataset. Raises UsageError
+        if the dataset is not embedded with the preset, or has no such modality.
         """
         dataset = Dataset.open(dataset_uri, settings)
         sets = open_sets(dataset, backbones, settings, embeddings=embeddings)
@@ -102,11 +90,7 @@ class EmbeddingSet:
         return [f"{folder_name(self.info.modality, self.info.fingerprint)}/{part.name}" for part in self.info.parts]
 
     def read(self, number: int) -> tuple[list[str], NDArray[np.float32]]:
-        """Ids and embeddings of a part, float32 [N, D].
-
-        Raises:
-            CheckFailed: If its bytes are not the published ones.
-        """
+        """Ids and embeddings of a part, float32 [N, D]. Raises CheckFailed if its bytes are not the published ones."""
         path = self.paths()[number]
         data = self.storage.read(path)
         if sha256_of(data) != self.info.parts[number].sha256:
@@ -125,17 +109,10 @@ def open_sets(
     *,
     embeddings: str | Sequence[str] | None = None,
 ) -> dict[Modality, EmbeddingSet]:
-    """The sets of a preset, or of the encoders with these fingerprints, by modality.
+    """The sets of a preset (by its name), or of the encoders with these fingerprints, by modality.
 
-    Args:
-        dataset: The dataset.
-        backbones: A preset's name, or the encoders' fingerprints by modality.
-        settings: Storage.
-        embeddings: Where the embeddings are; of several places, each set comes from the first that has it. Default:
-            inside the dataset.
-
-    Raises:
-        UsageError: If one does not exist; the message has the command that makes it.
+    `embeddings` says where they are, by default inside the dataset; of several places, each set comes from the first
+    that has it. Raises UsageError if one does not exist; the message has the command that makes it.
     """
     inside = dataset.storage.join(EMBEDDINGS_FOLDER)
     given = (embeddings,) if isinstance(embeddings, str) else tuple(embeddings or (inside,))
@@ -154,17 +131,16 @@ def open_sets(
         fingerprint = backbones[modality]
         found = (_set_in(each, dataset, modality, fingerprint) for each in places)
         if (chosen := next((each for each in found if each is not None), None)) is None:
-            raise UsageError(
-                f"{dataset.uri}: no {modality} embeddings of the encoder {fingerprint[:16]}; run: {command}"
-            )
+            raise UsageError(f"{dataset.uri}: no {modality} embeddings by encoder {fingerprint[:16]}; run: {command}")
         sets[modality] = chosen
     return sets
 
 
 def _set_in(storage: Storage, dataset: Dataset, modality: Modality, fingerprint: str) -> EmbeddingSet | None:
     info = read_info(storage, folder_name(modality, fingerprint))
-    known = info is not None and info.dataset == dataset.digest and info.fingerprint == fingerprint
-    return EmbeddingSet(storage, info) if known and info is not None else None
+    if info is None or (info.dataset, info.fingerprint) != (dataset.digest, fingerprint):
+        return None
+    return EmbeddingSet(storage, info)
 
 
 def folder_name(modality: Modality, fingerprint: str) -> str:
@@ -194,7 +170,7 @@ def read_pointer(storage: Storage, preset: str) -> Pointer | None:
 
 
 def part_bytes(ids: Sequence[str], emb_ND: NDArray[np.float32], key: Mapping[str, str]) -> bytes:
-    """Parquet file of a part. Its metadata hold `key`, what the part was made from; see part_key."""
+    """Parquet file of a part. Its metadata hold `key`, the part's origin; see part_key."""
     embedding = pa.FixedSizeListArray.from_arrays(pa.array(emb_ND.ravel(), pa.float32()), emb_ND.shape[1])
     table = pa.table({"id": pa.array(ids, pa.string()), "embedding": embedding})
     return parquet_bytes(table.replace_schema_metadata(dict(key)))
@@ -213,7 +189,5 @@ def read_part(data: bytes) -> tuple[list[str], NDArray[np.float32]]:
     """Ids and embeddings of a part, float32 [N, D]."""
     table = read_parquet(data).combine_chunks()
     column = table["embedding"].combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = column.chunk(0)
     emb_ND = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), column.type.list_size)
     return table["id"].to_pylist(), emb_ND.astype(np.float32, copy=False)

@@ -3,10 +3,9 @@
 Shapes: N items of a modality, D the dimension of its encoder.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,54 +20,36 @@ from mmva_platform.settings import Settings
 
 @dataclass(frozen=True)
 class ModalityFeatures:
-    """Items of one modality, row by row.
+    """N items of one modality; the encoder's dimension is D."""
 
-    Attributes:
-        ids: Item ids, str [N]; a caption that belongs to a clip has the id of the clip.
-        emb_ND: Embeddings, float32 [N, D].
-        va_N2: Labels, float64 [N, 2], about [0, 1].
-        split: "train", "val" or "test", str [N].
-        group: What a split keeps together, such as the song or the theme, str [N].
-    """
-
-    ids: NDArray[np.str_]
+    ids: NDArray[np.str_]  # [N]; a caption that belongs to a clip has the id of the clip
     emb_ND: NDArray[np.float32]
-    va_N2: NDArray[np.float64]
-    split: NDArray[np.str_]
-    group: NDArray[np.str_]
+    va_N2: NDArray[np.float64]  # labels, about [0, 1]
+    split: NDArray[np.str_]  # "train", "val" or "test"
+    group: NDArray[np.str_]  # a split keeps it together: the song, the theme
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def where(self, mask_N: NDArray[np.bool_]) -> ModalityFeatures:
+    def where(self, mask_N: NDArray[np.bool_]) -> Self:
         """The rows where the mask is True, in order; views, not copies, if they are adjacent."""
         first, count = int(mask_N.argmax()) if len(mask_N) else 0, int(mask_N.sum())
         adjacent = bool(mask_N[first : first + count].all())
         rows: slice | NDArray[np.bool_] = slice(first, first + count) if adjacent else mask_N
-        return ModalityFeatures(self.ids[rows], self.emb_ND[rows], self.va_N2[rows], self.split[rows], self.group[rows])
+        return type(self)(self.ids[rows], self.emb_ND[rows], self.va_N2[rows], self.split[rows], self.group[rows])
 
 
 @dataclass(frozen=True)
 class Features(Mapping[Modality, ModalityFeatures]):
-    """Features by modality, for the modalities that the dataset has.
+    """Features by modality, for the modalities that the dataset has."""
 
-    Attributes:
-        uri: Of the dataset.
-        digest: Of the dataset.
-        fingerprints: Of the encoder, by modality.
-        specs: Plain values of the encoder's BackboneSpec, by modality.
-        warnings: Of the dataset: every report must repeat them.
-        modalities: The features.
-        terms: License or terms of the dataset's sources, by name.
-    """
-
-    uri: str
-    digest: str
-    fingerprints: dict[Modality, str]
-    specs: dict[Modality, dict[str, object]]
-    warnings: tuple[str, ...]
+    uri: str  # of the dataset
+    digest: str  # of the dataset
+    fingerprints: dict[Modality, str]  # of the encoder
+    specs: dict[Modality, dict[str, object]]  # plain values of the encoder's BackboneSpec
+    warnings: tuple[str, ...]  # of the dataset: every report must repeat them
     modalities: dict[Modality, ModalityFeatures]
-    terms: Mapping[str, str] = field(default_factory=dict)
+    terms: Mapping[str, str] = field(default_factory=dict)  # license or terms of the dataset's sources, by name
 
     def __getitem__(self, modality: Modality) -> ModalityFeatures:
         return self.modalities[modality]
@@ -79,18 +60,15 @@ class Features(Mapping[Modality, ModalityFeatures]):
     def __len__(self) -> int:
         return len(self.modalities)
 
-    def folds(self, k: int, seed: int = 0) -> Iterator[Features]:
+    def folds(self, k: int, seed: int = 0) -> Iterator[Self]:
         """These features with other splits: once for each of k folds by group, in which the fold is "test".
 
-        Every row is in "test" once. A caption follows its clip; images, clips and other captions are dealt each by
-        themselves, so that the folds of each have the same size.
-
-        Raises:
-            UsageError: If there are too few groups.
+        Every row is in "test" once. A caption follows its clip; images, clips and other captions are divided
+        separately, so that the folds of each have the same size. Raises UsageError if there are too few groups.
         """
         music = self.modalities.get("music")
         dealt = {
-            # The group of a picture may happen to be called like a song.
+            # The group of a picture may have the name of a song.
             modality: _splits_of(rows, k, seed, None if modality == "image" else music)
             for modality, rows in self.modalities.items()
         }
@@ -112,15 +90,9 @@ def load_features(
 ) -> Features:
     """Load embeddings with their labels.
 
-    Args:
-        dataset_uri: Of an embedded dataset.
-        backbones: A preset's name, or the encoders' fingerprints by modality.
-        settings: Storage.
-        embeddings: URI of the embeddings if they are not inside the dataset; see open_sets for several.
-
-    Raises:
-        UsageError: If the dataset has no such embeddings; the message has the command that makes them.
-        CheckFailed: If a part is not the one that was published.
+    `backbones` is a preset's name, or the encoders' fingerprints by modality. `embeddings` is a URI, if they are not
+    inside the dataset; see open_sets for several. Raises UsageError, with the command that makes them, if the dataset
+    has no such embeddings, CheckFailed if a part is not the published one.
     """
     sets = FeatureSets.open(dataset_uri, backbones, settings or Settings(), embeddings=embeddings)
     return sets.describe({modality: sets.load(modality) for modality in sets.infos})
@@ -128,12 +100,7 @@ def load_features(
 
 @dataclass(frozen=True)
 class FeatureSets:
-    """What load_features would load, and one modality of it at a time.
-
-    Attributes:
-        dataset: The dataset.
-        sets: The chosen embedding sets by modality.
-    """
+    """The embedding sets of load_features, to load one modality at a time."""
 
     dataset: Dataset
     sets: dict[Modality, EmbeddingSet]
@@ -146,7 +113,7 @@ class FeatureSets:
         settings: Settings,
         *,
         embeddings: str | Sequence[str] | None = None,
-    ) -> FeatureSets:
+    ) -> Self:
         """Find the sets and read no rows; arguments and errors are those of load_features."""
         dataset = Dataset.open(dataset_uri, settings)
         return cls(dataset, open_sets(dataset, backbones, settings, embeddings=embeddings))
@@ -159,13 +126,9 @@ class FeatureSets:
     def load(self, modality: Modality, most: int | None = None, split: str | None = None) -> ModalityFeatures:
         """One modality's rows, sorted by split, within a split in the order of the dataset.
 
-        Args:
-            modality: One of `sets`.
-            most: Read only evenly spaced parts, with about this number of rows together; None for every row.
-            split: Keep only this split's rows; memory is then that of these rows and one part.
-
-        Raises:
-            CheckFailed: If a part is not the one that was published, or the set has other items than the dataset.
+        `most` reads only evenly spaced parts, with about this number of rows together. `split` keeps only this split's
+        rows; memory then holds these rows and one part. Raises CheckFailed if a part is not the published one, or the
+        set has other items than the dataset.
         """
         info = self.sets[modality].info
         step = 1 if most is None else max(1, round(info.rows / most))
@@ -191,9 +154,7 @@ def _load(
     labels = dataset.labels().to_pandas()
     captioned = (labels["modality"] == "caption") | ((labels["modality"] == "music") & (labels["caption"] != ""))
     rows = labels[captioned if info.modality == "caption" else labels["modality"] == info.modality]
-    other_items = (
-        f"{embeddings.storage.uri}: {info.modality} embeddings are of other items than the dataset; embed anew"
-    )
+    other_items = f"{embeddings.storage.uri}: {info.modality} embeddings have other items than the dataset; embed anew"
     is_chosen = np.repeat(np.isin(np.arange(len(info.parts)), chosen), [part.rows for part in info.parts])
     if len(is_chosen) != len(rows):
         raise CheckFailed(other_items)
@@ -222,7 +183,7 @@ def _load(
 
 
 def _splits_of(rows: ModalityFeatures, k: int, seed: int, music: ModalityFeatures | None) -> list[NDArray[np.str_]]:
-    """Names [N] for each fold; rows with the group of a clip are dealt like that clip."""
+    """Names [N] for each fold; rows with the group of a clip follow that clip."""
     by_clip_N = np.zeros(len(rows), np.bool_) if music is None else np.isin(rows.group, music.group)
     found = [np.empty(len(rows), "<U5") for _ in range(k)]
     alone = fold_splits(rows.group[~by_clip_N].tolist(), rows.va_N2[~by_clip_N], k, seed)

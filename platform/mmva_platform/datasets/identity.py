@@ -5,8 +5,6 @@ its words without case and spacing. A group is known by its source and its name.
 a million training rows and an exam of a hundred thousand, a false match has a chance of 1 in 10^8.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
@@ -14,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from mmva.modalities import MODALITIES, Modality
@@ -26,38 +23,33 @@ _KINDS: Final = ("media", "texts", "groups")
 
 @dataclass(frozen=True)
 class Seen:
-    """Rows of a split that a model knows from its training.
+    """Rows of a split that a model was trained on."""
 
-    Attributes:
-        rows: All rows of the modality in the split.
-        certain: Rows whose media or whose group it was trained on.
-        by_text: Further rows whose words it was trained on; a phrase may stand in two letters by chance.
-    """
-
-    rows: int
-    certain: int
-    by_text: int
+    rows: int  # all rows of the modality in the split
+    certain: int  # rows whose media or group it was trained on
+    by_text: int  # further rows whose words it was trained on; a phrase may be in two letters by chance
 
 
 def training_record(dataset: Dataset, modalities: Collection[str]) -> dict[str, Any]:
-    """What a model's provenance keeps of the rows that it is trained and chosen on; plain values.
+    """The rows that a model is trained and chosen on, for its provenance; plain values.
 
-    Returns:
-        {"dataset": digest, "shared_groups": groups in more than one split, modality: {"media", "texts", "groups"}},
-        the digests sorted and in base64.
+    Returns {"dataset": digest, "shared_groups": groups in more than one split, modality: {"media", "texts", "groups"}},
+    the digests sorted and in base64.
     """
     record: dict[str, Any] = {"dataset": dataset.digest, "shared_groups": shared_groups(dataset)}
     for modality in MODALITIES:
         if modality in modalities:
             rows = _identities(dataset, modality, TRAINING_SPLITS)
-            record[modality] = {kind: _encode(rows[kind]) for kind in _KINDS}
+            unique = {kind: np.unique(rows[kind][rows[kind] != 0]).astype("<u8") for kind in _KINDS}
+            record[modality] = {kind: base64.b64encode(found.tobytes()).decode() for kind, found in unique.items()}
     return record
 
 
 def seen_rows(record: Mapping[str, Any], dataset: Dataset, modality: Modality, split: str) -> Seen:
     """How many of a split's rows a model with this training record knows; of a modality it does not know, none."""
     rows = _identities(dataset, modality, (split,))
-    known = {kind: np.isin(rows[kind], _decode(record.get(modality, {}).get(kind, ""))) for kind in _KINDS}
+    digests = {kind: base64.b64decode(record.get(modality, {}).get(kind, "")) for kind in _KINDS}
+    known = {kind: np.isin(rows[kind], np.frombuffer(digests[kind], np.dtype("<u8"))) for kind in _KINDS}
     certain_N = (known["media"] & (rows["media"] != 0)) | known["groups"]
     by_text_N = known["texts"] & (rows["texts"] != 0) & ~certain_N
     return Seen(len(certain_N), int(certain_N.sum()), int(by_text_N.sum()))
@@ -79,25 +71,12 @@ def _identities(dataset: Dataset, modality: Modality, splits: Collection[str]) -
     alone = rows["modality"] == "caption"
     return {
         "media": _digests("" if text else media for media, text in zip(rows["sha256"], alone, strict=True)),
-        "texts": _digests(_words(row) for row in rows["caption"].where(alone, "")),
+        "texts": _digests(" ".join(text.casefold().split()) for text in rows["caption"].where(alone, "").fillna("")),
         "groups": _digests(f"{source}\0{group}" for source, group in zip(rows["source"], rows["group"], strict=True)),
     }
-
-
-def _words(text: Any) -> str:
-    return "" if pd.isna(text) else " ".join(str(text).casefold().split())
 
 
 def _digests(texts: Iterable[str]) -> NDArray[np.uint64]:
     """First 8 bytes of each text's SHA-256; 0 for an empty text."""
     found = (hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8] if text else bytes(8) for text in texts)
     return np.frombuffer(b"".join(found), np.dtype("<u8")).astype(np.uint64)
-
-
-def _encode(digests_N: NDArray[np.uint64]) -> str:
-    unique = np.unique(digests_N[digests_N != 0])
-    return base64.b64encode(unique.astype("<u8").tobytes()).decode()
-
-
-def _decode(text: str) -> NDArray[np.uint64]:
-    return np.frombuffer(base64.b64decode(text), np.dtype("<u8")).astype(np.uint64)

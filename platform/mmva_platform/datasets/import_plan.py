@@ -1,6 +1,4 @@
-"""What is to be imported, how its rows are split, and how they are counted in the report."""
-
-from __future__ import annotations
+"""An import: its sources, the split of their rows, and their counts in the report."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -46,14 +44,14 @@ class ImportConfig(Config):
 
 @dataclass(frozen=True)
 class Import:
-    """What is imported, and where to."""
+    """Sources and target of an import."""
 
     config: ImportConfig
     collections: tuple[Collection, ...]
     target: Storage
 
     def require_all(self, left: Sequence[Candidate], findings: Sequence[Finding]) -> None:
-        """Stop if a modality of a source has nothing left; the report that says why is written nevertheless."""
+        """Raise UsageError, after writing the report, if a modality of a source has no rows left."""
         parts = {candidate.part for candidate in left}
         for collection in self.collections:
             for labels in collection.labels:
@@ -126,7 +124,7 @@ class Import:
         findings: Sequence[Finding],
         info: DatasetInfo | None = None,
     ) -> ImportReport:
-        """Counts of what is left, by source; `info` is the dataset's if there is one."""
+        """Counts of the rows that are left, by source; `info` is the dataset's if there is one."""
         split_of: dict[tuple[str, str], Counter[str]] = {}
         captionless: Counter[tuple[str, str]] = Counter()
         for candidate, split in zip(left, splits, strict=True):

@@ -1,14 +1,11 @@
-"""What an import sees of each media file, which is read, hashed and decoded once, and of content that occurs twice."""
-
-from __future__ import annotations
+"""Inspection of media files in an import: each is read, hashed and decoded once; content that occurs twice is found."""
 
 import hashlib
 import io
 import math
 import wave
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from itertools import groupby
 from typing import Any, Final, NamedTuple
 
@@ -16,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmva.errors import MediaError
+from mmva.media.audio import probe_audio, stream_audio
 from mmva.media.formats import sniff
+from mmva.media.images import decode_image
 from mmva.modalities import AXES, Modality
 from mmva_platform.datasets.candidates import Candidate
 from mmva_platform.datasets.report import Finding
@@ -40,30 +39,17 @@ class Inspected:
 
     def row(self, split: str) -> dict[str, Any]:
         """The row of LABELS_SCHEMA, in this split."""
-        names = ("id", "source", "modality", "group", *AXES, "caption")
-        deviations = {name: getattr(self.candidate, name) for name in ("valence_sd", "arousal_sd")}
-        return {
-            **{name: getattr(self.candidate, name) for name in names},
-            **{name: None if math.isnan(value) else value for name, value in deviations.items()},
-            "split": split,
-            "media_format": self.media_format,
-            "sha256": self.sha256,
-        }
+        names = ("id", "source", "modality", "group", *AXES, "valence_sd", "arousal_sd", "caption")
+        values = {name: getattr(self.candidate, name) for name in names}
+        values |= {name: None for name in ("valence_sd", "arousal_sd") if math.isnan(values[name])}
+        return values | {"split": split, "media_format": self.media_format, "sha256": self.sha256}
 
 
 def check_decodes(modality: Modality, data: bytes) -> None:
-    """Decode media to the end and forget the result.
-
-    Raises:
-        MediaError: If that fails.
-    """
+    """Decode media to the end and discard the result. Raises MediaError if that fails."""
     if modality == "image":
-        from mmva.media.images import decode_image
-
         decode_image(data)
     else:
-        from mmva.media.audio import probe_audio, stream_audio
-
         for _ in stream_audio(data, probe_audio(data).sample_rate):  # at its own rate: nothing is resampled
             pass
 
@@ -80,15 +66,13 @@ class MediaChecker:
     """Decodes items of one modality to the end, and cuts clips out of songs; keeps the last song decoded."""
 
     def __init__(self, modality: Modality) -> None:
-        import_module("mmva.media.images" if modality == "image" else "mmva.media.audio")  # not with the first item
         self._modality = modality
         self._song: tuple[bytes, NDArray[np.int16], int] = (b"", np.zeros(0, np.int16), 1)
 
     def __call__(self, part: Part) -> bytes | None:
         """The clip as a WAV file; None if the item is the whole file.
 
-        Raises:
-            MediaError: If the file does not decode, or the song is shorter than the clip's end.
+        Raises MediaError if the file does not decode, or the song is shorter than the clip's end.
         """
         if part.end_s <= part.start_s:
             check_decodes(self._modality, part.data)
@@ -102,8 +86,6 @@ class MediaChecker:
 
 
 def _decoded_song(data: bytes) -> tuple[bytes, NDArray[np.int16], int]:
-    from mmva.media.audio import probe_audio, stream_audio
-
     rate = probe_audio(data).sample_rate  # at its own rate: nothing is resampled
     blocks = [np.round(np.clip(block_T, -1, 1) * 32_767).astype(np.int16) for block_T in stream_audio(data, rate)]
     return data, np.concatenate(blocks), rate
@@ -121,25 +103,16 @@ def wav_bytes(samples_T: NDArray[np.int16], rate: int) -> bytes:
 
 
 def inspect_sentence(candidate: Candidate) -> Inspected:
-    """A sentence, whose caption was cleaned when its table was read; the digest is that of its text."""
+    """A sentence, cleaned when its table was read; the digest is that of its text."""
     return Inspected(candidate, hashlib.sha256(candidate.caption.encode()).hexdigest(), "")
 
 
 def inspect(
     candidate: Candidate, read: Callable[[], bytes], check: Callable[[Part], bytes | None]
 ) -> tuple[Inspected, bytes]:
-    """Hash and decode the file of a candidate.
+    """Hash and decode the file of a candidate; returns what was seen, and the bytes of the file or of the clip.
 
-    Args:
-        candidate: Of an import.
-        read: Gives the bytes of its file.
-        check: See MediaChecker.
-
-    Returns:
-        What was seen, and the bytes of the file or of the clip.
-
-    Raises:
-        StorageError: If the file cannot be read for another reason than that it is missing.
+    `check`: see MediaChecker. Raises StorageError if the file exists but cannot be read.
     """
     try:
         data = read()
@@ -157,15 +130,16 @@ def inspect(
 
 
 def settle(inspected: Sequence[Inspected]) -> tuple[list[Inspected], list[Finding]]:
-    """Decide what stays: what decodes, and of each content within a modality one, or none if its labels disagree.
+    """Decide which rows stay: those that decode, one of each content within a modality, none if its labels disagree.
 
-    Returns:
-        The kept ones, sorted by their place in the dataset, and a finding for each of the others.
+    Returns the kept ones, sorted by their place in the dataset, and a finding for each of the others.
     """
     kept: list[Inspected] = []
     findings = [_finding(entry, entry.code, entry.detail) for entry in inspected if entry.code]
-    for group in _same_content([entry for entry in inspected if not entry.code]):
-        first, *others = group
+    decoded = [entry for entry in inspected if not entry.code]
+    decoded.sort(key=lambda entry: (entry.candidate.modality, entry.sha256, entry.candidate.id))
+    for _, same_content in groupby(decoded, key=lambda entry: (entry.candidate.modality, entry.sha256)):
+        first, *others = group = list(same_content)
         va_N2 = np.array([(entry.candidate.valence, entry.candidate.arousal) for entry in group])
         spread = float(np.ptp(va_N2, axis=0).max())
         if spread <= DUPLICATE_TOLERANCE:
@@ -176,17 +150,8 @@ def settle(inspected: Sequence[Inspected]) -> tuple[list[Inspected], list[Findin
             ids = ", ".join(repr(entry.candidate.id) for entry in group)
             detail = f"{ids} have the same content, their labels are {spread:.3f} apart"
             findings += [_finding(entry, "contradicting-duplicate", detail) for entry in group]
-    return sorted(kept, key=lambda entry: entry.candidate.place), sorted(
-        findings, key=lambda found: (found.modality, found.id, found.code)
-    )
-
-
-def _same_content(inspected: Sequence[Inspected]) -> Iterator[list[Inspected]]:
-    def content(entry: Inspected) -> tuple[str, str]:
-        return entry.candidate.modality, entry.sha256
-
-    for _, group in groupby(sorted(inspected, key=lambda entry: (*content(entry), entry.candidate.id)), key=content):
-        yield list(group)
+    findings.sort(key=lambda found: (found.modality, found.id, found.code))
+    return sorted(kept, key=lambda entry: entry.candidate.place), findings
 
 
 def _finding(entry: Inspected, code: str, detail: str) -> Finding:

@@ -1,6 +1,4 @@
-"""What an import found: every row of the tables is kept, or dropped for a cause, and the counts add up."""
-
-from __future__ import annotations
+"""The report of an import: every row of the tables is kept, or dropped for a cause, and the counts add up."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -35,32 +33,22 @@ class ModalityCounts:
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import kept and dropped.
+    """What an import kept and dropped."""
 
-    Attributes:
-        out: URI of the dataset.
-        digest: Of the dataset; "" if no usable item was left.
-        counts: By modality.
-        sources: By source, then by modality.
-        splits: Kept rows by modality and split.
-        problems: Every finding, in order.
-        warnings: What every later report must repeat.
-    """
-
-    out: str
-    digest: str
+    out: str  # URI of the dataset
+    digest: str  # of the dataset; "" if no usable item was left
     counts: dict[Modality, ModalityCounts]
     sources: dict[str, dict[Modality, ModalityCounts]]
-    splits: dict[str, dict[str, int]]
-    problems: list[Finding]
-    warnings: tuple[str, ...]
+    splits: dict[str, dict[str, int]]  # kept rows by modality and split
+    problems: list[Finding]  # every finding, in order
+    warnings: tuple[str, ...]  # every later report must repeat them
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
 
     def to_file(self) -> dict[str, Any]:
-        """Plain values for the file next to the dataset, which may be copied to another place."""
+        """Plain values for the file next to the dataset, without its URI, because a dataset may be copied."""
         return {name: value for name, value in self.to_json().items() if name != "out"}
 
     def to_text(self) -> str:

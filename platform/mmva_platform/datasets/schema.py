@@ -6,8 +6,6 @@ absent: without it there is no dataset. A name contains the first 16 digits of t
 the same place never overwrite a file with other bytes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter
@@ -73,32 +71,17 @@ class SplitInfo(Config):
 
 
 class DatasetInfo(Config):
-    """Content of dataset.json.
+    """Content of dataset.json."""
 
-    Attributes:
-        schema_version: SCHEMA_VERSION of the writer.
-        digest: dataset_digest of the shards; the dataset's version.
-        counts: Rows by modality and split; "caption" counts sentences, and clips that have one.
-        sources: Rows by modality and source.
-        terms: License or terms of each source.
-        labels: Mean, std, min and max by modality and axis.
-        split: Policy and seed.
-        warnings: What every report about this dataset must repeat.
-        labels_file: Name of the file with every row without its media.
-        labels_sha256: Digest of that file.
-        report_file: Name of the import's report.
-        shards: In order.
-    """
-
-    schema_version: int
-    digest: str
-    counts: dict[str, dict[str, int]]
-    sources: dict[str, dict[str, int]]
-    terms: dict[str, str] = Field(default_factory=dict)
-    labels: dict[str, dict[str, dict[str, float]]]
+    schema_version: int  # SCHEMA_VERSION of the writer
+    digest: str  # dataset_digest of the shards; the dataset's version
+    counts: dict[str, dict[str, int]]  # rows by modality and split; "caption" counts sentences, and clips that have one
+    sources: dict[str, dict[str, int]]  # rows by modality and source
+    terms: dict[str, str] = Field(default_factory=dict)  # license or terms of each source
+    labels: dict[str, dict[str, dict[str, float]]]  # mean, std, min and max by modality and axis
     split: SplitInfo
-    warnings: tuple[str, ...]
-    labels_file: str = "labels.parquet"
+    warnings: tuple[str, ...]  # every report about this dataset must repeat them
+    labels_file: str = "labels.parquet"  # every row without its media
     labels_sha256: str
     report_file: str = "import_report.json"
     shards: tuple[ShardInfo, ...]
@@ -125,11 +108,7 @@ def write_by_digest(storage: Storage, stem: str, suffix: str, data: bytes) -> Na
 
 
 def require_files(storage: Storage, folder: str, names: Iterable[str]) -> None:
-    """Check that files which workers wrote into a folder are there for this process, too.
-
-    Raises:
-        EnvironmentFault: If one is not: the workers wrote to a place that this machine does not see.
-    """
+    """Raise EnvironmentFault if this process does not see files that workers wrote into a folder."""
     missing = set(names) - {entry.path for entry in storage.list(f"{folder}/")}
     if missing:
         raise EnvironmentFault(
@@ -152,7 +131,7 @@ def write_labels(storage: Storage, labels: pa.Table) -> Named:
 
 
 def write_report(storage: Storage, report: Mapping[str, Any]) -> Named:
-    """Write what an import found."""
+    """Write the import's report."""
     return write_by_digest(storage, _REPORT, ".json", json_bytes(report))
 
 
@@ -195,12 +174,7 @@ def _counts(names: Iterable[Any]) -> dict[str, int]:
 
 
 def _moments(values_N: NDArray[np.float64]) -> dict[str, float]:
-    return {
-        "mean": float(values_N.mean()),
-        "std": float(values_N.std()),
-        "min": float(values_N.min()),
-        "max": float(values_N.max()),
-    }
+    return {name: float(getattr(values_N, name)()) for name in ("mean", "std", "min", "max")}
 
 
 def dataset_digest(shard_digests: Iterable[str], schema_version: int = SCHEMA_VERSION) -> str:

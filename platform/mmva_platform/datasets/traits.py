@@ -1,12 +1,9 @@
-"""How bright an image is and how loud a clip: measured from a dataset's own media, to divide rows into slices.
+"""Brightness of images and loudness of clips, measured from a dataset's own media, to divide rows into slices.
 
 N rows of a modality. The media are read once for a set of rows; the numbers are then cached under settings.home.
 """
 
-from __future__ import annotations
-
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,13 +11,15 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mmva.affect import quadrant
 from mmva.errors import MediaError, OperationFailed
+from mmva.media.audio import decode_audio
+from mmva.media.images import decode_image
 from mmva.modalities import Modality
 from mmva_platform.datasets.dataset import Dataset
+from mmva_platform.datasets.schema import parquet_bytes, read_parquet
 from mmva_platform.settings import Settings
 from mmva_platform.storage import StorageNotFound, open_storage
 
@@ -34,15 +33,11 @@ _VERSION: Final = 1  # of the measures; part of a cached file's name
 
 def brightness(data: bytes) -> float:
     """Mean luma (ITU-R BT.601) of an image's pixels, from 0 (black) to 1 (white)."""
-    from mmva.media.images import decode_image
-
     return float(np.asarray(decode_image(data).convert("L"), np.float64).mean() / 255)
 
 
 def loudness(data: bytes) -> float:
     """Root mean square of a piece of music, mono, in dB of full scale; at least SILENCE_DBFS."""
-    from mmva.media.audio import decode_audio
-
     rms = float(np.sqrt(np.mean(np.square(decode_audio(data, _SAMPLE_RATE), dtype=np.float64))))
     return max(SILENCE_DBFS, 20 * float(np.log10(rms))) if rms > 0 else SILENCE_DBFS
 
@@ -50,20 +45,17 @@ def loudness(data: bytes) -> float:
 def measure(dataset: Dataset, modality: Modality, ids: Sequence[str], settings: Settings) -> NDArray[np.float64]:
     """The trait of some of a modality's rows [N], in the order of the ids; NaN for an id without media.
 
-    Raises:
-        CheckFailed: If a shard is not the one that was published.
-        OperationFailed: If media do not decode here although the import checked them.
+    Raises CheckFailed if a shard is not the published one, OperationFailed if media do not decode although the import
+    checked them.
     """
     key = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
     name = f"{dataset.digest[:16]}-{modality}-{key}-{_VERSION}.parquet"
     cache = open_storage(settings.home.resolve() / _CACHE)
     try:
-        values = pq.read_table(io.BytesIO(cache.read(name)))["value"].to_numpy()
+        values = read_parquet(cache.read(name))["value"].to_numpy()
     except StorageNotFound:
         values = _measure(dataset, modality, ids)
-        buffer = io.BytesIO()
-        pq.write_table(pa.table({"id": list(ids), "value": values}), buffer)
-        cache.write(name, buffer.getvalue())
+        cache.write(name, parquet_bytes(pa.table({"id": list(ids), "value": values})))
     return np.asarray(values, np.float64)
 
 
@@ -86,9 +78,7 @@ def _value(modality: Modality, shard: str, data: bytes) -> float:
     try:
         return brightness(data) if modality == "image" else loudness(data)
     except MediaError as error:
-        raise OperationFailed(
-            f"{shard}: {modality} does not decode here though the import checked it ({error})"
-        ) from None
+        raise OperationFailed(f"{shard}: {modality} does not decode, but did in the import ({error})") from None
 
 
 def sources_of(dataset: Dataset, modality: Modality, ids: NDArray[np.str_]) -> NDArray[np.str_]:
@@ -115,20 +105,10 @@ def part_names(
     source_N: NDArray[np.str_],
     trait_N: NDArray[np.float64] | None,
 ) -> NDArray[np.str_] | None:
-    """The slice that each row belongs to.
+    """The slice that each row belongs to; None if rows of this modality are not divided by this kind.
 
-    Args:
-        kind: "source", "quadrant" (of the labels), "loudness" or "brightness".
-        modality: Of the rows.
-        label_N2: Their labels.
-        source_N: Their sources.
-        trait_N: Their brightness or loudness; may be None.
-
-    Returns:
-        Names; None if rows of this modality are not divided by this kind.
-
-    Raises:
-        ValueError: If `kind` is the trait of this modality and it is unknown for a row.
+    `kind` is "source", "quadrant" (of the labels), "loudness" or "brightness". `trait_N`, the brightness or loudness,
+    may be None; raises ValueError if `kind` needs it.
     """
     if kind == "source":
         return source_N

@@ -1,8 +1,6 @@
 """Shards written on the cluster: each by the worker that inspects its files, and again if other shards require it."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,31 +29,20 @@ _LOAD_TIMEOUT_S: Final = 120.0  # of the decoders, in a process of their own on 
 
 @dataclass(frozen=True)
 class Written:
-    """A shard as it was written.
+    """A shard as it was written."""
 
-    Attributes:
-        name: Of the PlannedShard.
-        inspected: All of its candidates.
-        split_of: Split by id of the candidates that decode.
-        shard: None if no candidate decodes.
-    """
-
-    name: str
-    inspected: tuple[Inspected, ...]
-    split_of: dict[str, str]
-    shard: ShardInfo | None
+    name: str  # of the PlannedShard
+    inspected: tuple[Inspected, ...]  # all candidates
+    split_of: dict[str, str]  # split by id of the candidates that decode
+    shard: ShardInfo | None  # None if no candidate decodes
 
 
 def write_shards(
     planned: Sequence[PlannedShard], media: Mapping[str, Storage], out: Storage, settings: Settings
 ) -> list[Written]:
-    """Write each shard with those of its candidates that decode; needs a Ray session.
+    """Write each shard with those of its candidates that decode; `media` says where the files of a collection are.
 
-    Args:
-        planned: The shards.
-        media: Where the files are, by collection.
-        out: The dataset.
-        settings: Of the cluster, and limits.
+    Needs a Ray session.
     """
     written: dict[str, Written] = {}
     with progress("import", sum(len(shard.candidates) for shard in planned)) as advance:
@@ -79,16 +66,11 @@ def write_shards(
 def amend_shards(
     written: Sequence[Written], split_of: Mapping[tuple[str, str], str], out: Storage, settings: Settings
 ) -> list[ShardInfo]:
-    """The shards of exactly the rows that are left: those with other rows or other splits are written again.
+    """The shards of exactly the rows that are left: shards with other rows or other splits are written again.
 
     A shard is read back for that, so no media file is read twice. Its new file has another name, and the old one stays
-    until the dataset is published. Needs a Ray session.
-
-    Args:
-        written: The shards so far.
-        split_of: Split of each row that is left, by modality and id.
-        out: The dataset.
-        settings: Of the cluster.
+    until the dataset is published. `split_of` has the split of each row that is left, by modality and id. Needs a Ray
+    session.
     """
     shards: dict[str, ShardInfo] = {}
     tasks = []
@@ -114,26 +96,24 @@ class ShardWriter:
     """Worker of an import: inspects the files of a shard and writes it. The same files give the same bytes and name."""
 
     def __init__(self, media: Mapping[str, Storage], out: Storage, settings: Settings) -> None:
-        """Connect to nothing yet.
-
-        Args:
-            media: Where the files are, by collection.
-            out: The dataset.
-            settings: Limits of a file's time, and of an outage of storage.
-        """
+        """Connect to nothing yet. `media` says where the files of a collection are."""
         self._media, self._out, self._settings = media, out, settings
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="mmva-fetch")
 
     def __call__(self, shard: dict[str, Any], attempt: bulk.Attempt) -> Written:
         """Inspect the candidates of the PlannedShard under "planned", and write those that decode.
 
-        Raises:
-            EnvironmentFault: If no file of the shard is there, although the driver listed them.
-            StorageError: If a file cannot be read for another reason, or the shard cannot be written.
+        Raises EnvironmentFault if no file of the shard is there, although the driver listed them, StorageError if a
+        file cannot be read for another reason or the shard cannot be written.
         """
         planned: PlannedShard = shard["planned"]
         attempt.step("fetch")
-        found = self._sentences(planned) if planned.modality == "caption" else self._files(planned, attempt)
+        if planned.modality == "caption":
+            found: Iterable[tuple[Inspected, bytes | None]] = [
+                (inspect_sentence(each), None) for each in planned.candidates
+            ]
+        else:
+            found = self._files(planned, attempt)
         inspected, split_of, rows = [], {}, []
         for (entry, data), split in zip(found, planned.splits, strict=True):
             inspected.append(entry)
@@ -153,9 +133,6 @@ class ShardWriter:
             info = self._waiting(lambda: write_shard(self._out, planned.name, table))
         return Written(planned.name, tuple(inspected), split_of, info)
 
-    def _sentences(self, planned: PlannedShard) -> Iterator[tuple[Inspected, None]]:
-        yield from ((inspect_sentence(candidate), None) for candidate in planned.candidates)
-
     def _files(self, planned: PlannedShard, attempt: bulk.Attempt) -> Iterator[tuple[Inspected, bytes]]:
         with self._decoder(planned.modality, attempt) as check:
             reads = self._reads(planned.candidates, self._media[planned.collection])
@@ -165,7 +142,7 @@ class ShardWriter:
 
     @contextmanager
     def _decoder(self, modality: Modality, attempt: bulk.Attempt) -> Iterator[Callable[[Part], bytes | None]]:
-        """What decodes a file: in a process of its own once the shard has cost workers."""
+        """Decodes a file; in a child process once the shard has killed workers."""
         make = partial(MediaChecker, modality)
         if attempt.deaths >= bulk.ISOLATE_AFTER:
             with Isolated(make, self._settings.annotation.item_timeout_s, _LOAD_TIMEOUT_S) as isolated:
@@ -195,7 +172,7 @@ class ShardWriter:
             yield from repeat(read, len(clips))
 
     def _waiting(self, call: Callable[[], ResultT]) -> ResultT:
-        """Call storage again while it is unavailable, so that an outage does not cost the files that are done."""
+        """Wait while storage is unavailable: an outage must not cost the finished files."""
         return retry_while_unavailable(call, self._settings.storage.patience_s, "import")
 
 

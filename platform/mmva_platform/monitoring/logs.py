@@ -1,6 +1,4 @@
-"""One JSON object a line, with what the process was at: run, shard, attempt. On by `logs.format: json`."""
-
-from __future__ import annotations
+"""One JSON object per line, with the current run, shard and attempt. On by `logs.format: json`."""
 
 import json
 import logging
@@ -25,7 +23,7 @@ def bound(**values: str | int) -> Iterator[None]:
 
 
 class JsonFormatter(logging.Formatter):
-    """Time (UTC), level, logger, message, what is bound, and the traceback if there is one."""
+    """Time (UTC), level, logger, message, bound values, and the traceback if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""

@@ -1,8 +1,8 @@
 """Numbers of annotation runs and of the API, through Ray's own exporter: on each node, `--metrics-export-port`.
 
-Of a run, the driver counts, because every commit record passes through it, and a record holds what its worker measured:
-items, causes, seconds by stage. So nothing of the workers is missing but work that was lost with them, and a run is one
-series a label, not one a worker. Ray puts `ray_` before each name.
+The driver counts a run, because every commit record passes through it and holds its worker's measurements: items,
+causes, seconds by stage. So only work that was lost with a worker is missing, and a run is one series per label, not
+one per worker. Ray puts `ray_` before each name.
 """
 
 from __future__ import annotations

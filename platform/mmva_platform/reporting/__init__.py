@@ -1,1 +1,1 @@
-"""Reports people look at: one self-contained HTML file about an annotated catalog and the model that annotated it."""
+"""Reports for people: one self-contained HTML file about an annotated catalog and its model."""

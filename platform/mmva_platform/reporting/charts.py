@@ -1,11 +1,11 @@
 """Line charts as numbers for an SVG: scales, ticks and polylines. The template only writes them down."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+
+from mmva.modalities import MODALITIES
 
 WIDTH: Final = 320.0
 HEIGHT: Final = 180.0
@@ -14,7 +14,7 @@ _R2_FLOOR: Final = -0.25  # the first epochs' R2 can be far below 0 and would fl
 
 @dataclass(frozen=True)
 class Line:
-    """One series: `points` is an SVG polyline's attribute, `last` the value it ends at."""
+    """One series: `points` is an SVG polyline's attribute, `last` its last value."""
 
     name: str
     style: str
@@ -25,7 +25,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Tick:
-    """A grid line: where, and what is written beside it."""
+    """A grid line: its place and label."""
 
     at: float
     label: str
@@ -44,32 +44,20 @@ class Chart:
 
 def training_charts(history: Sequence[Mapping[str, Any]]) -> tuple[Chart, ...]:
     """Loss, validation errors and validation R2 by modality over epochs; a chart without a series is left out."""
-    series = {key: [_number(row.get(key)) for row in history] for key in _keys(history)}
-    r2 = {f"{modality}": _mean_r2(series, modality) for modality in ("image", "music", "caption")}
+    numbers = [{key: value for key, value in row.items() if isinstance(value, int | float)} for row in history]
+    keys = {key for row in history for key in row}
+    series = {key: [float(row.get(key, math.nan)) for row in numbers] for key in keys}
+    losses = [("loss", "image", series.get("loss", []))]
+    errors = [("VA points", "image", series.get("val_va_mse", []))]
+    errors.append(("matching score", "music", series.get("val_matching_mse", [])))
+    r2 = [(modality, modality, _mean_r2(series, modality)) for modality in MODALITIES]
+    cut_off = f"cut off below {_R2_FLOOR}"
     charts = (
-        _chart("Training loss", "", [("loss", "image", series.get("loss", []))], floor=0.0),
-        _chart(
-            "Validation error (MSE)",
-            "",
-            [
-                ("VA points", "image", series.get("val_va_mse", [])),
-                ("matching score", "music", series.get("val_matching_mse", [])),
-            ],
-            floor=0.0,
-        ),
-        _chart(
-            "Validation R², mean of both axes",
-            f"cut off below {_R2_FLOOR}",
-            [(modality, modality, values) for modality, values in r2.items()],
-            floor=_R2_FLOOR,
-            ceiling=1.0,
-        ),
+        _chart("Training loss", "", losses, floor=0.0),
+        _chart("Validation error (MSE)", "", errors, floor=0.0),
+        _chart("Validation R², mean of both axes", cut_off, r2, floor=_R2_FLOOR, ceiling=1.0),
     )
     return tuple(chart for chart in charts if chart is not None)
-
-
-def _keys(history: Sequence[Mapping[str, Any]]) -> list[str]:
-    return sorted({key for row in history for key in row})
 
 
 def _mean_r2(series: Mapping[str, list[float]], modality: str) -> list[float]:
@@ -77,16 +65,8 @@ def _mean_r2(series: Mapping[str, list[float]], modality: str) -> list[float]:
     return [sum(row) / len(row) for row in zip(*axes, strict=True)]
 
 
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
-
-
 def _chart(
-    title: str,
-    note: str,
-    series: Sequence[tuple[str, str, list[float]]],
-    floor: float,
-    ceiling: float | None = None,
+    title: str, note: str, series: Sequence[tuple[str, str, list[float]]], floor: float, ceiling: float | None = None
 ) -> Chart | None:
     drawn = [(name, style, values) for name, style, values in series if any(map(math.isfinite, values))]
     if not drawn:

@@ -1,8 +1,5 @@
-"""Which items show what the corners of the plane look and sound like."""
+"""The items that show the corners of the plane."""
 
-from __future__ import annotations
-
-import logging
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final
@@ -15,11 +12,10 @@ from mmva.affect import quadrant
 from mmva.modalities import MEDIA_KINDS
 from mmva_platform.reporting.data import ReportData
 from mmva_platform.reporting.plane import va_of
-from mmva_platform.reporting.previews import Preview, preview
-
-logger = logging.getLogger(__name__)
+from mmva_platform.reporting.previews import Preview, preview_if_readable
 
 _PER_MODALITY: Final = {"image": 2, "music": 1, "caption": 1, "video": 1}
+_COLUMNS: Final = ["id", "uri", "modality", "valence", "arousal", "mood", "duration_s"]
 _CENTRE: Final = "neutral"
 # Name -> (title, target point). The order is that of reading a page: the pleasant and active first, the centre last.
 _REGIONS: Final = {
@@ -33,7 +29,7 @@ _REGIONS: Final = {
 
 @dataclass(frozen=True)
 class Example:
-    """One item with its preview; `preview` is None where the media could not be read any more."""
+    """One item with its preview; `preview` is None if the media cannot be read any more."""
 
     id: str
     name: str
@@ -68,7 +64,8 @@ def corner_examples(data: ReportData) -> tuple[Region, ...]:
             for row in _nearest(va_N2, target, inside_N & (modality_N == modality), _PER_MODALITY[modality])
         ]
         free_N[rows] = False
-        regions.append(Region(name, title, tuple(_example(item, data) for item in _items(data.annotations, rows))))
+        items = data.annotations.select(_COLUMNS).take(pa.array(rows, pa.int64())).to_pylist()
+        regions.append(Region(name, title, tuple(_example(item, data) for item in items)))
     return tuple(regions)
 
 
@@ -80,32 +77,11 @@ def _nearest(
     return [int(row) for row in candidates[np.argsort(distance, kind="stable")[:most]]]
 
 
-def _items(annotations: pa.Table, rows: list[int]) -> list[dict[str, Any]]:
-    columns = ["id", "uri", "modality", "valence", "arousal", "mood", "duration_s"]
-    items: list[dict[str, Any]] = annotations.select(columns).take(pa.array(rows, pa.int64())).to_pylist()
-    return items
-
-
 def _example(item: dict[str, Any], data: ReportData) -> Example:
     seconds = item["duration_s"]
     return Example(
-        id=item["id"],
+        **{name: item[name] for name in ("id", "modality", "valence", "arousal", "mood")},
         name=PurePosixPath(item["id"]).name or item["id"],
-        modality=item["modality"],
-        valence=item["valence"],
-        arousal=item["arousal"],
-        mood=item["mood"],
         duration="" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}",
-        preview=_preview(item, data),
+        preview=preview_if_readable(item["modality"], item["id"], item["uri"], data.read, data.captions),
     )
-
-
-def _preview(item: dict[str, Any], data: ReportData) -> Preview | None:
-    try:
-        text = data.captions.get(item["id"]) if item["modality"] == "caption" else None
-        if item["modality"] == "video" or (text is None and item["uri"] is None):
-            return None
-        return preview(item["modality"], text if text is not None else data.read(item["uri"]))
-    except Exception as error:  # noqa: BLE001 - a file that has gone since must not cost the report
-        logger.warning("report: no preview of %s (%s)", item["id"], " ".join(str(error).split()))
-        return None

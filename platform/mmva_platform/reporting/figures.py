@@ -1,6 +1,4 @@
-"""The evaluation as rows of a table: every error with its interval beside the floor it has to beat."""
-
-from __future__ import annotations
+"""The evaluation as rows of a table: every error with its interval and the floor that it must be below."""
 
 import math
 from collections.abc import Mapping
@@ -16,31 +14,16 @@ _OTHERS: Final = ("mae", "r2", "pearson", "ccc")
 
 @dataclass(frozen=True)
 class ErrorRow:
-    """A modality's axis on the test split.
-
-    Attributes:
-        modality: Which.
-        axis: Which.
-        mse: Value, low, high.
-        floor: MSE of the best constant on the same rows.
-        published_floor: The best constant's on IMEMNet-C's own labels, "" where none is published.
-        verdict: "better", "unsure" (the interval reaches the floor) or "worse".
-        comparison: The same in words.
-        others: MAE, R2, Pearson r and CCC, in this order, as text.
-        low_x: The interval's and floor's places on a scale of SCALE units.
-        value_x: Likewise.
-        high_x: Likewise.
-        floor_x: Likewise.
-    """
+    """A modality's axis on the test split; the `_x` are places on a scale of SCALE units."""
 
     modality: str
     axis: str
-    mse: tuple[float, float, float]
-    floor: float
-    published_floor: str
-    verdict: str
-    comparison: str
-    others: tuple[str, ...]
+    mse: tuple[float, float, float]  # value, low, high
+    floor: float  # MSE of the best constant on the same rows
+    published_floor: str  # the best constant's on IMEMNet-C's own labels; "" if not published
+    verdict: str  # "better", "unsure" (the interval reaches the floor) or "worse"
+    comparison: str  # the verdict in words
+    others: tuple[str, ...]  # MAE, R2, Pearson r and CCC, as text
     low_x: float
     value_x: float
     high_x: float
@@ -72,12 +55,8 @@ def error_rows(evaluation: Mapping[str, Any]) -> tuple[ErrorRow, ...]:
 def retrieval_rows(evaluation: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[RetrievalRow, ...]]:
     """The measures' names and one row per pair of modalities."""
     pairs: Mapping[str, Mapping[str, Any]] = evaluation.get("retrieval", {})
-    names = tuple(
-        sorted(
-            {name for figures in pairs.values() for name in figures if not name.startswith("random_")},
-            key=_measure_order,
-        )
-    )
+    measures = {name for figures in pairs.values() for name in figures if not name.startswith("random_")}
+    names = tuple(sorted(measures, key=_measure_order))
     rows = []
     for pair, figures in pairs.items():
         query, _, gallery = pair.partition("->")
@@ -123,7 +102,7 @@ def _chance(figure: Any) -> str:
 
 
 def _figure(figure: Any) -> tuple[float, float, float]:
-    """Value, low and high of {"value", "low", "high"}; NaN for what is missing or null."""
+    """Value, low and high of {"value", "low", "high"}; NaN if missing or null."""
     found = figure if isinstance(figure, Mapping) else {}
     value, low, high = (math.nan if found.get(key) is None else float(found[key]) for key in ("value", "low", "high"))
     return value, (low if math.isfinite(low) else value), (high if math.isfinite(high) else value)

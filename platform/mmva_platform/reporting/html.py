@@ -1,20 +1,18 @@
 """The report: one HTML file that needs no network, runs no script and escapes whatever a catalog holds."""
 
-from __future__ import annotations
-
-import os
 import shlex
-import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from jinja2 import Environment
 
 from mmva.errors import UsageError
+from mmva.files import write_atomically
 from mmva.modalities import MEDIA_KINDS
 from mmva_platform.annotation.summary import HOW
 from mmva_platform.pages import page_environment
@@ -25,9 +23,6 @@ from mmva_platform.reporting.figures import SCALE, error_rows, retrieval_rows, t
 from mmva_platform.reporting.plane import SIDE, WORD_RADIUS, build_plane
 from mmva_platform.reporting.previews import HEARD_S
 from mmva_platform.reporting.runcard import to_json
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
 _QUARANTINE_EXAMPLES: Final = 5
 NAMES: Final = {"image": "images", "music": "music tracks", "caption": "captions", "video": "videos"}
@@ -41,50 +36,29 @@ class Cause:
     error: str
     stage: str
     items: int
-    examples: tuple[Mapping[str, Any], ...]
+    examples: Sequence[Mapping[str, Any]]
 
 
 def write_report(path: Path | str, data: ReportData) -> Path:
-    """Write the report, and its facts beside it as JSON under the same stem; each appears complete or not at all.
+    """Write the HTML report, and its facts next to it as JSON under the same stem; each appears complete or not at all.
 
-    Args:
-        path: The HTML file.
-        data: What to show. Media are read for some twenty examples only.
-
-    Returns:
-        The HTML file's path.
-
-    Raises:
-        UsageError: If the path ends in .json, where the facts are written, or is a folder.
+    Media are read for some twenty examples only. Raises UsageError if the path ends in .json (the facts are written
+    there) or is a folder.
     """
     path = Path(path)
     if path.suffix == ".json":
-        raise UsageError(f"{path}: name an HTML file; the facts are written beside it as JSON")
+        raise UsageError(f"{path}: name an HTML file; the facts are written next to it as JSON")
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; name an HTML file in it")
-    path.parent.mkdir(parents=True, exist_ok=True)
     page = render(data)
     if data.facts:
-        write_text(path.with_suffix(".json"), to_json(data.facts))
-    write_text(path, page)
+        write_atomically(path.with_suffix(".json"), to_json(data.facts).encode())
+    write_atomically(path, page.encode())
     return path
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file that appears complete or not at all."""
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def report_environment() -> Environment:
-    """This room's templates, with numbers and commands as they are shown here."""
+    """This package's templates, with filters for numbers and commands."""
     environment = page_environment("mmva_platform.reporting")
     environment.filters["number"] = text
     environment.filters["how"] = lambda kind: {"media": "from their media", **HOW}.get(kind, kind)
@@ -97,31 +71,29 @@ def render(data: ReportData) -> str:
     """The report as text."""
     annotated, quarantined = data.annotations.num_rows, data.quarantine.num_rows
     measures, retrieval = retrieval_rows(data.evaluation)
-    return (
-        report_environment()
-        .get_template("report.html.j2")
-        .render(
-            data=data,
-            names=NAMES,
-            annotated=annotated,
-            quarantined=quarantined,
-            items=annotated + quarantined,
-            by_modality=_by_modality(data.annotations),
-            plane=build_plane(data.annotations),
-            side=SIDE,
-            word_radius=WORD_RADIUS,
-            heard_s=HEARD_S,
-            regions=corner_examples(data),
-            causes=_causes(data.quarantine),
-            charts=training_charts(data.history),
-            chart_width=WIDTH,
-            chart_height=HEIGHT,
-            errors=error_rows(data.evaluation),
-            error_scale=SCALE,
-            measures=measures,
-            retrieval=retrieval,
-            facts=data.facts,
-        )
+    counts = Counter(data.annotations["modality"].to_pylist())
+    template = report_environment().get_template("report.html.j2")
+    return template.render(
+        data=data,
+        names=NAMES,
+        annotated=annotated,
+        quarantined=quarantined,
+        items=annotated + quarantined,
+        by_modality={modality: counts[modality] for modality in MEDIA_KINDS if counts[modality]},
+        plane=build_plane(data.annotations),
+        side=SIDE,
+        word_radius=WORD_RADIUS,
+        heard_s=HEARD_S,
+        regions=corner_examples(data),
+        causes=tuple(_causes(data.quarantine)),
+        charts=training_charts(data.history),
+        chart_width=WIDTH,
+        chart_height=HEIGHT,
+        errors=error_rows(data.evaluation),
+        error_scale=SCALE,
+        measures=measures,
+        retrieval=retrieval,
+        facts=data.facts,
     )
 
 
@@ -130,19 +102,10 @@ def _count_of(modality: str, count: int) -> str:
     return f"{count:,} {(_ONE if count == 1 else NAMES).get(modality, modality)}"
 
 
-def _by_modality(annotations: pa.Table) -> dict[str, int]:
-    counts = Counter(annotations["modality"].to_pylist())
-    return {modality: counts[modality] for modality in MEDIA_KINDS if counts[modality]}
-
-
-def _causes(quarantine: pa.Table) -> tuple[Cause, ...]:
+def _causes(quarantine: pa.Table) -> Iterator[Cause]:
     """Most frequent first, a few examples each."""
     counts = Counter(zip(quarantine["error"].to_pylist(), quarantine["stage"].to_pylist(), strict=True))
-    return tuple(
-        Cause(error, stage, items, _first(quarantine, error, stage)) for (error, stage), items in counts.most_common()
-    )
-
-
-def _first(quarantine: pa.Table, error: str, stage: str) -> tuple[Mapping[str, Any], ...]:
-    mask = pc.and_(pc.equal(quarantine["error"], error), pc.equal(quarantine["stage"], stage))
-    return tuple(quarantine.select(["id", "message"]).filter(mask).slice(0, _QUARANTINE_EXAMPLES).to_pylist())
+    for (error, stage), items in counts.most_common():
+        mask = pc.and_(pc.equal(quarantine["error"], error), pc.equal(quarantine["stage"], stage))
+        examples = quarantine.select(["id", "message"]).filter(mask).slice(0, _QUARANTINE_EXAMPLES).to_pylist()
+        yield Cause(error, stage, items, examples)

@@ -3,8 +3,6 @@
 The drawing is a square of SIDE units; valence runs to the right and arousal up, both from 0 to 1.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Final
@@ -89,7 +87,7 @@ def build_plane(annotations: pa.Table, seed: int = 0) -> Plane:
 
 
 def _drawn_rows(modality_N: NDArray[np.object_], seed: int) -> NDArray[np.int64]:
-    """Rows to draw: what a small modality leaves of its share goes to the larger ones, which are drawn underneath."""
+    """Rows to draw. Larger modalities get the unused share of a small one, and are drawn below it."""
     generator = np.random.default_rng(seed)
     by_size = sorted((np.flatnonzero(modality_N == modality) for modality in MEDIA_KINDS), key=len)
     chosen, left = [], MAX_POINTS
@@ -142,7 +140,7 @@ def _spread(modality: str, annotations: pa.Table, va_N2: NDArray[np.float64], ma
 
 
 def _half_width(annotations: pa.Table) -> tuple[float, float] | None:
-    """Mean half width of the intervals per axis, None where the bundle gave none."""
+    """Mean half width of the intervals per axis; None if the bundle has none."""
     widths = []
     for axis in AXES:
         low, high = (annotations[f"{axis}_{side}"].to_numpy(zero_copy_only=False) for side in ("low", "high"))

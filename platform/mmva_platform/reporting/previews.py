@@ -1,18 +1,21 @@
-"""What stands for an item in a report: a thumbnail, a waveform with a few seconds to hear, or the text; small."""
-
-from __future__ import annotations
+"""Small previews of items for a report: a thumbnail, a waveform with a few seconds of sound, or the text."""
 
 import base64
 import io
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import soundfile
 from numpy.typing import NDArray
 
 from mmva.media.audio import stream_audio
 from mmva.media.captions import clean_caption
 from mmva.media.images import decode_image
+
+logger = logging.getLogger(__name__)
 
 THUMBNAIL_PX: Final = 160
 CAPTION_CHARACTERS: Final = 220
@@ -26,36 +29,37 @@ _FADE_S: Final = 0.05
 
 @dataclass(frozen=True)
 class Preview:
-    """One of the three, or none of them when the media could not be read.
+    """A thumbnail, a piece of music or a text."""
 
-    Attributes:
-        image: Data URI of a JPEG.
-        width: Its width in pixels.
-        height: Its height.
-        bars: Loudness along the first HEARD_S seconds of a piece of music, 0 to 1.
-        audio: Data URI of a few seconds as MP3, from the middle of these.
-        text: A caption, cut to CAPTION_CHARACTERS.
-    """
-
-    image: str | None = None
-    width: int = 0
+    image: str | None = None  # data URI of a JPEG
+    width: int = 0  # in pixels
     height: int = 0
-    bars: tuple[float, ...] = ()
-    audio: str | None = None
-    text: str | None = None
+    bars: tuple[float, ...] = ()  # loudness along the first HEARD_S seconds of a piece of music, 0 to 1
+    audio: str | None = None  # data URI of a few seconds as MP3, from the middle of these
+    text: str | None = None  # a caption, cut to CAPTION_CHARACTERS
 
 
 def preview(modality: str, data: bytes | str) -> Preview:
-    """Make the preview of an item's bytes (or a caption's text).
-
-    Raises:
-        MediaError: If the media cannot be decoded.
-    """
+    """Make the preview of an item's bytes (or a caption's text). Raises MediaError if the media cannot be decoded."""
     if modality == "caption":
         text = clean_caption(data)
         return Preview(text=text if len(text) <= CAPTION_CHARACTERS else text[: CAPTION_CHARACTERS - 1].rstrip() + "…")
     assert isinstance(data, bytes)
     return _thumbnail(data) if modality == "image" else _excerpt(data)
+
+
+def preview_if_readable(
+    modality: str, item_id: str, uri: str | None, read: Callable[[str], bytes], captions: Mapping[str, str]
+) -> Preview | None:
+    """Preview of an item, read by its URI unless its text is in `captions`; None for a video or an unreadable file."""
+    try:
+        text = captions.get(item_id) if modality == "caption" else None
+        if modality == "video" or (text is None and uri is None):
+            return None
+        return preview(modality, text if text is not None else read(str(uri)))
+    except Exception as error:  # noqa: BLE001 - a deleted file must not fail the page
+        logger.warning("report: no preview of %s (%s)", item_id, " ".join(str(error).split()))
+        return None
 
 
 def _thumbnail(data: bytes) -> Preview:
@@ -74,7 +78,7 @@ def _excerpt(data: bytes) -> Preview:
 
 
 def _beginning(data: bytes) -> NDArray[np.float32]:
-    """What comes before HEARD_S, so that a two-hour mix costs no more than a song."""
+    """Only HEARD_S seconds, so that a two-hour mix costs no more than a song."""
     wanted = int(HEARD_S * _SAMPLE_RATE)
     blocks, have = [], 0
     for block in stream_audio(data, _SAMPLE_RATE):
@@ -86,8 +90,6 @@ def _beginning(data: bytes) -> NDArray[np.float32]:
 
 
 def _mp3(samples_T: NDArray[np.float32]) -> str | None:
-    import soundfile
-
     length = int(EXCERPT_S * _SAMPLE_RATE)
     start = max(0, (len(samples_T) - length) // 2)
     excerpt_T = np.clip(samples_T[start : start + length], -1, 1).copy()

@@ -1,6 +1,4 @@
-"""The run card's facts: the same plain values are drawn in the page and written beside it as JSON."""
-
-from __future__ import annotations
+"""The run card's facts: the page draws them, and they are written next to it as JSON."""
 
 import dataclasses
 import json
@@ -26,23 +24,12 @@ NO_BUNDLE: Final = "the model's bundle was not found, so there is no reference t
 
 
 def run_facts(
-    plan: Plan,
-    record: VersionRecord,
-    annotations: pa.Table,
-    quarantine: pa.Table,
-    provenance: Mapping[str, Any] | None,
+    plan: Plan, record: VersionRecord, annotations: pa.Table, quarantine: pa.Table, provenance: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Everything countable about a version, JSON-able.
+    """All counts of a version, as values for JSON.
 
-    Args:
-        plan: Its plan.
-        record: Its record.
-        annotations: Its annotated items; modality, valence and arousal are read.
-        quarantine: Its quarantined items; error is read.
-        provenance: The bundle's, None if the bundle was not found.
-
-    Raises:
-        CheckFailed: If these do not add up to the version's items.
+    Reads modality, valence and arousal of `annotations` and error of `quarantine`. `provenance` is the bundle's, None
+    if the bundle was not found. Raises CheckFailed if these do not add up to the version's items.
     """
     va = va_by_modality(annotations)
     causes = Counter(quarantine["error"].to_pylist())
@@ -82,7 +69,7 @@ def histograms(va_N2: NDArray[np.float64]) -> dict[str, dict[str, list[float] | 
 
 
 def drift_facts(va: Mapping[str, NDArray[np.float64]], provenance: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Drift by modality and axis, and why there is none where there is none."""
+    """Drift by modality and axis, and a note on modalities without a reference."""
     if provenance is None or not provenance.get("reference"):
         return {"note": NO_BUNDLE if provenance is None else NO_REFERENCE, "by_modality": {}}
     found = drift_by_modality(va, provenance["reference"])
@@ -98,9 +85,8 @@ def drift_facts(va: Mapping[str, NDArray[np.float64]], provenance: Mapping[str, 
 def throughput(totals: Totals) -> dict[str, Any]:
     """Seconds of all workers together by stage, for the items of the version's own shards.
 
-    Returns:
-        `stages`: {stage: {"seconds", "share" (of all stages, 0 to 1), "items_per_second" or None}};
-        `worker_seconds`; `items`; `items_per_worker_second` or None.
+    Returns `stages`: {stage: {"seconds", "share" (of all stages, 0 to 1), "items_per_second" or None}},
+    `worker_seconds`, `items`, and `items_per_worker_second` or None.
     """
     items, total = totals.items, sum(totals.seconds.values())
     stages = {

@@ -1,9 +1,7 @@
-"""Two versions of a model on the same unlabelled media: how far their points lie apart, and where furthest.
+"""Two versions of a model on the same unlabelled media: how far apart their points are.
 
 N items of a modality that both could annotate.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,23 +17,18 @@ from mmva_platform.reporting.plane import va_of
 
 FURTHEST: Final = 12
 BINS: Final = 20
-_LONGEST: Final = 2**0.5  # from corner to corner of the plane
 
 
 @dataclass(frozen=True)
 class AxisAgreement:
-    """Differences second - first on an axis: mean, quantiles of the absolute values, and the correlation.
-
-    `correlation` is None where either version gives every item the same value; counts are of BINS equal bins
-    from -1 to 1.
-    """
+    """Differences second - first on an axis: mean, quantiles of the absolute values, and the correlation."""
 
     mean: float
     median: float
     p90: float
     largest: float
-    correlation: float | None
-    counts: tuple[int, ...]
+    correlation: float | None  # None if either version gives every item the same value
+    counts: tuple[int, ...]  # of BINS equal bins from -1 to 1
 
 
 @dataclass(frozen=True)
@@ -65,33 +58,19 @@ class Apart:
 
 @dataclass(frozen=True)
 class Shadow:
-    """What two versions say of a sample of a catalog.
+    """Points that two versions give a sample of a catalog."""
 
-    Attributes:
-        first: The version that is looked at: its name and number.
-        second: The one it is held against.
-        catalog: Where the media are from.
-        catalog_items: How many it has.
-        sample: How many were drawn.
-        seed: Of the draw.
-        agreements: By modality.
-        furthest: The items that lie furthest apart, the furthest first.
-        only_first: Ids that only the first version could annotate.
-        only_second: Likewise the second.
-        neither: How many items neither could.
-    """
-
-    first: str
-    second: str
+    first: str  # name and number of the version that is examined
+    second: str  # the version it is compared with
     catalog: str
     catalog_items: int
-    sample: int
+    sample: int  # number of items drawn
     seed: int
-    agreements: Mapping[str, Agreement]
-    furthest: tuple[Apart, ...]
-    only_first: tuple[str, ...]
+    agreements: Mapping[str, Agreement]  # by modality
+    furthest: tuple[Apart, ...]  # the items that lie furthest apart, the furthest first
+    only_first: tuple[str, ...]  # ids that only the first version could annotate
     only_second: tuple[str, ...]
-    neither: int
+    neither: int  # number of items that neither could annotate
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -131,10 +110,10 @@ class Shadow:
 def compared(
     first: pa.Table, second: pa.Table
 ) -> tuple[dict[str, Agreement], tuple[Apart, ...], tuple[str, ...], tuple[str, ...]]:
-    """Two annotations (id, uri, modality, valence, arousal, mood) of the same items.
+    """Compare two annotations (id, uri, modality, valence, arousal, mood) of the same items.
 
-    Returns:
-        Agreements by modality, the items furthest apart, and the ids that stand in the first and the second only.
+    Returns agreements by modality, the items furthest apart, and the ids that are only in the first and only in the
+    second.
     """
     row_of = {item: row for row, item in enumerate(second["id"].to_pylist())}
     ids = first["id"].to_pylist()
@@ -188,17 +167,14 @@ def _furthest(
     first: pa.Table, second: pa.Table, first_N2: NDArray[np.float64], second_N2: NDArray[np.float64]
 ) -> tuple[Apart, ...]:
     distance_N = np.linalg.norm(first_N2 - second_N2, axis=1)
-    columns = first.select(["id", "uri", "modality", "mood"]).to_pydict()
-    moods = second["mood"].to_pylist()
+    rows = np.argsort(-distance_N, kind="stable")[:FURTHEST]
+    items, others = (table.take(pa.array(rows)).to_pylist() for table in (first, second))
     return tuple(
         Apart(
-            id=columns["id"][row],
-            uri=columns["uri"][row],
-            modality=columns["modality"][row],
-            distance=float(distance_N[row]),
+            *(item["id"], item["uri"], item["modality"], float(distance_N[row])),
             first=(float(first_N2[row, 0]), float(first_N2[row, 1])),
             second=(float(second_N2[row, 0]), float(second_N2[row, 1])),
-            moods=(columns["mood"][row], moods[row]),
+            moods=(item["mood"], other["mood"]),
         )
-        for row in np.argsort(-distance_N, kind="stable")[:FURTHEST]
+        for row, item, other in zip(rows, items, others, strict=True)
     )

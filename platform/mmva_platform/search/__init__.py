@@ -6,8 +6,6 @@ model = open_query_model(index, Settings())
 index.search(query_point(model, "caption", "a slow sad piano"), modality="music")
 """
 
-from __future__ import annotations
-
 from mmva.zeroshot.prompts import MusicPrompt, PromptBank, music_prompt
 from mmva.zeroshot.query import query_point
 from mmva.zeroshot.search import Region

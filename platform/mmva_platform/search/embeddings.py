@@ -1,7 +1,5 @@
 """Stored embeddings of an annotation, a data file at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -20,16 +18,10 @@ Block = tuple[NDArray[np.int64], NDArray[np.float32]]
 def embeddings(
     annotation: Annotation, own: int, may_N: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float32], Iterator[Block]]:
-    """A row's embedding [D], and those that can be compared with it, in blocks of rows [B] and embeddings [B, D].
+    """A row's embedding [D], and blocks of the rows to compare it with: rows [B] and embeddings [B, D].
 
-    Args:
-        annotation: Its rows are numbered in the order of its files.
-        own: The row; its modality is that of the others.
-        may_N: Which rows are of interest. Videos of other tracks than the row's are left out all the same: their
-            embeddings are towers' side by side, and so are of other lengths.
-
-    Raises:
-        CheckFailed: If a file is damaged; of the others while the blocks are drawn.
+    Rows are numbered in the order of the annotation's files. `may_N` marks the candidates. Videos with other tracks
+    than the row's are left out, because their embeddings have other lengths. Raises CheckFailed if a file is damaged.
     """
     (start, file), *_ = [(start, file) for start, file in _starts(annotation) if start <= own < start + file.rows]
     row = _read(annotation, file).slice(own - start, 1)

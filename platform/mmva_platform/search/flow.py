@@ -1,4 +1,4 @@
-"""`mmva search`, `mmva music-prompt` and `mmva summarize`: files and names in, results to be shown out."""
+"""`mmva search`, `mmva music-prompt` and `mmva summarize`: from files and names to results to show."""
 
 from __future__ import annotations
 
@@ -31,21 +31,13 @@ Suggest = Callable[[ArrayLike], str | None]
 
 @dataclass(frozen=True)
 class Found:
-    """What a search came to.
+    """The result of a search."""
 
-    Attributes:
-        modality: The query's.
-        va: The query's point.
-        hits: The nearest items; by embedding, the most alike.
-        items: How many items the annotation holds.
-        model: What placed query and items.
-    """
-
-    modality: str
-    va: tuple[float, float]
-    hits: list[Hit]
-    items: int
-    model: ModelInfo
+    modality: str  # of the query
+    va: tuple[float, float]  # of the query
+    hits: list[Hit]  # the nearest items; by embedding, the most similar
+    items: int  # number of items in the annotation
+    model: ModelInfo  # of query and items
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -84,22 +76,13 @@ def search_by_item(
 ) -> Found:
     """Search a published annotation by one item.
 
-    Args:
-        annotations: Its URI.
-        query: One of "caption" (a text), "image" and "music" (local files), and "like" (an annotated item's id).
-        settings: Storage, MLflow, backbones.
-        version: Of the annotation; the newest if None.
-        model: Where the annotation's model is; see open_query_model. A query by id needs none.
-        by: What makes items near; see AnnotationIndex.like. Only an annotated item has an embedding to search by.
-        valence: Bounds of what is found.
-        arousal: Likewise.
-        modality: Of what is found; any if None.
-        top: How many at most.
-        offset: How many of the nearest to leave out before.
+    `query` has one of "caption" (a text), "image", "music" (local files) and "like" (an annotated item's id). `model`
+    says where the annotation's model is (see open_query_model); a query by id needs none. `by`: see
+    AnnotationIndex.like; only an annotated item has an embedding. `valence`, `arousal` and `modality` filter what is
+    found.
 
-    Raises:
-        UsageError: For anything but one query, an unreadable or unusable one, or a wrong filter.
-        CheckFailed: If the model is not the annotation's, or a file of either is not what was published.
+    Raises UsageError for more or less than one query, an unusable one, or a wrong filter, CheckFailed if the model is
+    not the annotation's, or a file of either is not the published one.
     """
     given = {kind: item for kind, item in query.items() if item is not None}
     if len(given) != 1:
@@ -130,19 +113,10 @@ def prompt_for_image(
     musicgen: str | None = None,
     seconds: float = 10.0,
 ) -> MusicPrompt:
-    """A musical prompt for a picture, and the sound of it if that is wanted.
+    """A musical prompt for a picture, and its sound if `generate` (a .wav file to write) and `musicgen` are given.
 
-    Args:
-        image: The picture.
-        model: See load_predictor.
-        settings: Storage, MLflow, backbones.
-        generate: The .wav file to write.
-        musicgen: The generator, as MusicGenerator.load takes it.
-        seconds: Length of the sound.
-
-    Raises:
-        UsageError: For a picture that is none, a generator that is not there, or one of the two options alone.
-        CheckFailed, OperationFailed: As load_predictor.
+    `model`: see load_predictor. `musicgen`: see MusicGenerator.load. Raises UsageError for an unusable picture, a
+    missing generator, or one of the two options alone, CheckFailed and OperationFailed as load_predictor.
     """
     from mmva.zeroshot.generation import MusicGenerator, check_wav, write_wav
 
@@ -173,19 +147,10 @@ def summarize_video(
 ) -> VideoSummary:
     """Summarise a local video; see mmva.zeroshot.video.summarize.
 
-    Args:
-        video: The file.
-        model: See load_predictor.
-        settings: Storage, MLflow, backbones.
-        seconds: Budget of the summary.
-        out: The clip to write, and beside it the picture.
-        prompts: Suggest a musical prompt for each segment.
-        music_from: URI of an annotation made with this model; suggest the nearest music of it for each segment.
-        version: Of that annotation; the newest if None.
+    `seconds` is the budget of the summary, `out` the clip to write; a picture is written next to it. For each segment
+    `prompts` suggests a musical prompt, `music_from` (URI of an annotation made with this model) the nearest music.
 
-    Raises:
-        UsageError: For a video that is none, or a wrong option.
-        CheckFailed: If the annotation is of another model.
+    Raises UsageError for an unusable video or a wrong option, CheckFailed if the annotation has another model.
     """
     from mmva.zeroshot.video import summarize
 
@@ -220,7 +185,7 @@ def _nearest_music(index: AnnotationIndex, predictor: Predictor, model: str) -> 
 
 
 def usable_point(model: Predictor, kind: str, data: bytes | str, name: str) -> NDArray[np.float64]:
-    """query_point, with what is wrong with the item as a UsageError that names it."""
+    """query_point; an unusable item is a UsageError that names it."""
     try:
         return query_point(model, kind, data)
     except MediaError as error:
@@ -228,11 +193,7 @@ def usable_point(model: Predictor, kind: str, data: bytes | str, name: str) -> N
 
 
 def read_item(path: Path, most: int = Limits().max_bytes) -> bytes:
-    """Bytes of a local file that a user names.
-
-    Raises:
-        UsageError: If it cannot be read, or holds more than `most` bytes.
-    """
+    """Bytes of a local file that a user names. Raises UsageError if it cannot be read or has more than `most` bytes."""
     try:
         if path.is_file() and path.stat().st_size > most:
             raise UsageError(f"{path}: {path.stat().st_size:,} bytes, over the limit of {most:,}")

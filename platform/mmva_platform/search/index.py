@@ -1,6 +1,4 @@
-"""The points of a published annotation in memory, and who they belong to; embeddings are read when needed."""
-
-from __future__ import annotations
+"""The points of a published annotation in memory, with ids and URIs; embeddings are read when needed."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -28,27 +26,16 @@ _COLUMNS: Final = ("id", "uri", "modality", *AXES, "mood")
 
 @dataclass(frozen=True)
 class Hit:
-    """An annotated item as a search finds it.
-
-    Attributes:
-        id: Its id.
-        uri: Where it is; "" for a caption whose text stands in the catalog.
-        modality: "image", "music", "caption" or "video".
-        valence: In [0, 1].
-        arousal: In [0, 1].
-        mood: Nearest mood word.
-        distance: To the query, in the plane.
-        score: The matching score S of that distance; of a search by embedding the cosine.
-    """
+    """An annotated item as a search finds it."""
 
     id: str
-    uri: str
-    modality: str
-    valence: float
-    arousal: float
-    mood: str
-    distance: float
-    score: float
+    uri: str  # "" for a caption whose text is in the catalog
+    modality: str  # "image", "music", "caption" or "video"
+    valence: float  # in [0, 1]
+    arousal: float  # in [0, 1]
+    mood: str  # nearest mood word
+    distance: float  # to the query, in the plane
+    score: float  # matching score S of that distance; in a search by embedding the cosine
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -56,26 +43,14 @@ class Hit:
 
 
 class AnnotationIndex:
-    """A published annotation in memory: points, ids, URIs and moods, but no embeddings. Read-only, safe to share.
-
-    Attributes:
-        uri: The annotation's place.
-        run_id: Its run.
-        model: What it was annotated with.
-        annotation: Where the items are.
-    """
+    """A published annotation in memory: points, ids, URIs and moods, but no embeddings. Read-only, safe to share."""
 
     def __init__(
         self, uri: str, run_id: str, model: ModelInfo, items: pa.Table, annotation: Annotation | None = None
     ) -> None:
-        """Index items.
+        """Index items: the columns id, uri, modality, valence, arousal and mood of ANNOTATION_SCHEMA.
 
-        Args:
-            uri: The annotation's place.
-            run_id: Its run.
-            model: What it was annotated with.
-            items: The columns id, uri, modality, valence, arousal and mood of ANNOTATION_SCHEMA.
-            annotation: Whose rows they are, in its order; without it there is no search by embedding.
+        They are the rows of `annotation`, in its order; without it there is no search by embedding.
         """
         self.uri, self.run_id, self.model, self.annotation = uri, run_id, model, annotation
         # One piece a column, with offsets that ten million URIs do not overflow.
@@ -89,9 +64,7 @@ class AnnotationIndex:
     def open(cls, uri: str, settings: Settings, version: int | None = None) -> Self:
         """Read the points of a version, the newest by default; no embeddings.
 
-        Raises:
-            UsageError: If there is none.
-            CheckFailed: If a file is damaged.
+        Raises UsageError if there is no such version, CheckFailed if a file is damaged.
         """
         annotation = open_annotation(uri, settings.storage, version)
         record = annotation.record
@@ -117,15 +90,8 @@ class AnnotationIndex:
     ) -> list[Hit]:
         """The items nearest to a point of the plane, exactly; equal distances in the annotation's order.
 
-        Args:
-            va_2: The query's point.
-            top: How many at most.
-            offset: How many of the nearest to leave out before: page p of 10 has offset 10 p.
-            modality: Only items of this one.
-            region: Only items in this part of the plane.
-
-        Raises:
-            UsageError: For an unknown modality, a top below 1, an offset below 0, or a query that is no point.
+        Page p of 10 has offset 10 p. Raises UsageError for an unknown modality, a top below 1, an offset below 0, or a
+        query that is not a point.
         """
         query_2 = np.asarray(va_2, np.float64)
         if query_2.shape != (2,) or not np.isfinite(query_2).all():
@@ -145,20 +111,12 @@ class AnnotationIndex:
         modality: str | None = None,
         region: Region | None = None,
     ) -> list[Hit]:
-        """The items most like one of the annotation's own, which itself is left out; exactly.
+        """The items most similar to one of the annotation's own, which is left out; exactly. See `search` for the
+        filters.
 
-        Args:
-            id: Of the item.
-            by: "va", distance in the plane to items of any modality; or "embedding", cosine with items of its own
-                modality, for which every file with such an item is read, one at a time.
-            top: As in search.
-            offset: As in search.
-            modality: As in search.
-            region: As in search.
-
-        Raises:
-            UsageError: For an id that was not annotated, and as search; for another modality by embedding.
-            CheckFailed: If a file is damaged.
+        `by` is "va", the distance in the plane to items of any modality, or "embedding", the cosine with items of its
+        own modality; that reads every file with such an item, one at a time. Raises UsageError for an id that is not
+        annotated, for another modality by embedding, and as search, CheckFailed if a file is damaged.
         """
         _check_page(top, offset, modality)
         own = self._row(id)
@@ -214,11 +172,10 @@ def _check_page(top: int, offset: int, modality: str | None) -> None:
     if top < 1 or offset < 0:
         raise UsageError(f"top must be at least 1 and offset at least 0, got top {top}, offset {offset}")
     if modality is not None and modality not in MEDIA_KINDS:
-        raise UsageError(f"modality {modality!r} is none of {', '.join(MEDIA_KINDS)}")
+        raise UsageError(f"modality {modality!r} is unknown; choose one of {', '.join(MEDIA_KINDS)}")
 
 
 def _inside(items: pa.Table, region: Region, modality: str) -> NDArray[np.bool_]:
-    """Which items are of a modality and lie in a region."""
     inside_N = np.asarray(pc.equal(items["modality"], modality))
     for axis in AXES:
         low, high = (np.float32(bound) for bound in getattr(region, axis))

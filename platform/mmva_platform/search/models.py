@@ -1,61 +1,33 @@
 """The model that places a query: the annotation's own, by digest."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
+from mmva.backbones import BackboneSpec
 from mmva.bundle import read_bundle
 from mmva.errors import CheckFailed, UsageError
 from mmva.predictor import Predictor
+from mmva_platform.datasets.embedder import EncoderLoader
 from mmva_platform.search.index import AnnotationIndex
 from mmva_platform.settings import Settings
-from mmva_platform.storage.fetch import folder_fetcher
-
-if TYPE_CHECKING:
-    from mmva.backbones import Encoder
+from mmva_platform.tracking.resolve import resolve_model
 
 
 def load_predictor(model: str, settings: Settings) -> Predictor:
     """A model in fp32 torch, the reference; the encoder of a modality is loaded when it is first needed.
 
-    Args:
-        model: A bundle's folder, runs:/RUN/model, models:/NAME@ALIAS or models:/NAME/VERSION.
-        settings: Where MLflow, the cache and the backbones are.
-
-    Raises:
-        UsageError: If there is no such model.
-        CheckFailed: If its files are not those that were logged or registered.
+    `model` is a bundle's folder, runs:/RUN/model, models:/NAME@ALIAS or models:/NAME/VERSION. Raises UsageError if
+    there is no such model, CheckFailed if its files are not those that were logged or registered.
     """
-    from mmva_platform.tracking.resolve import resolve_model
-
     info, files = read_bundle(resolve_model(model, settings).bundle_dir)
-
-    def load(modality: str) -> Encoder:
-        from mmva.backbones import BackboneSpec, load_encoder
-
-        return load_encoder(
-            BackboneSpec.from_json(info.backbones[modality]["spec"]),
-            fetch=folder_fetcher(settings),
-            mirror=settings.backbone_mirror,
-            trusted_repos=settings.trust_remote_code,
-        )
-
-    return Predictor(info, files["model.safetensors"], load)
+    load = EncoderLoader.of(settings)
+    specs = {modality: backbone["spec"] for modality, backbone in info.backbones.items()}
+    return Predictor(info, files["model.safetensors"], lambda name: load(BackboneSpec.from_json(specs[name])))
 
 
 def open_query_model(index: AnnotationIndex, settings: Settings, model: str | None = None) -> Predictor:
     """The model that an annotation was made with, to place queries among its items.
 
-    Two models put the same item at different points, so no other will do, however new.
-
-    Args:
-        index: The annotation.
-        settings: Where MLflow, the cache and the backbones are.
-        model: Where to find the model; the version that the annotation names if None.
-
-    Raises:
-        UsageError: If there is no such model, or none is given and the annotation's was never registered.
-        CheckFailed: If it is another model than the annotation's.
+    Two models put the same item at different points, so no other model can be used. `model` says where to find it;
+    default: the version that the annotation names. Raises UsageError if there is no such model, or none is given and
+    the annotation's was never registered, CheckFailed if it is another model than the annotation's.
     """
     from mmva_platform.tracking.resolve import STARTER
 

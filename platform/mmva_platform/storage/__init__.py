@@ -4,8 +4,6 @@
 paths relative to a root, writes that are atomic, and put-if-absent with exactly one winner.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -33,14 +31,10 @@ __all__ = [
 
 
 def open_storage(uri: str | Path, settings: StorageSettings | None = None) -> Storage:
-    """Storage rooted at a URI; nothing is read, created or connected yet.
+    """Storage rooted at a local path (`~` is expanded), file:// or s3://bucket[/prefix]; nothing is read or connected
+    yet.
 
-    Args:
-        uri: A local path (`~` is expanded), file:// or s3://bucket[/prefix].
-        settings: Endpoint, region and retries of S3; the defaults when None.
-
-    Raises:
-        UsageError: For another scheme, a file:// URI with a host,, or s3:// without a bucket.
+    Raises UsageError for another scheme, a file:// URI with a host, or s3:// without a bucket.
     """
     text = str(uri)
     scheme, separator, rest = text.partition("://")
@@ -63,8 +57,7 @@ def open_storage(uri: str | Path, settings: StorageSettings | None = None) -> St
 def split_uri(uri: str | Path) -> tuple[str, str]:
     """Folder and name of a file's URI: "s3://b/a/x.csv" -> ("s3://b/a", "x.csv"), "x.csv" -> (".", "x.csv").
 
-    Raises:
-        UsageError: If the URI names no file.
+    Raises UsageError if the URI names no file.
     """
     text = str(uri)
     if text.startswith("file://"):
@@ -76,11 +69,7 @@ def split_uri(uri: str | Path) -> tuple[str, str]:
 
 
 def read_uri(uri: str | Path, settings: StorageSettings | None = None) -> bytes:
-    """All bytes of the file at a URI.
-
-    Raises:
-        StorageError: StorageNotFound, StorageDenied or StorageUnavailable.
-    """
+    """All bytes of the file at a URI. Raises StorageNotFound, StorageDenied or StorageUnavailable."""
     folder, name = place_of(uri)
     return open_storage(folder, settings).read(name)
 
@@ -88,8 +77,7 @@ def read_uri(uri: str | Path, settings: StorageSettings | None = None) -> bytes:
 def place_of(uri: str | Path) -> tuple[str, str]:
     """A storage and the path in it for a file's URI; on S3 the bucket and the key, which may be any text.
 
-    Raises:
-        UsageError: If the URI names no file.
+    Raises UsageError if the URI names no file.
     """
     text = str(uri)
     if text.startswith("s3://"):

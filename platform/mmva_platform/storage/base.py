@@ -21,9 +21,8 @@ OnSkip = Callable[[str, str], None]  # called with the path that was left out, a
 class StorageError(OSError, OperationFailed):
     """A storage operation failed; the message names the URI.
 
-    Attributes:
-        environment: True if credentials, bucket, key service or endpoint are at fault, so that every other object
-            fails in the same way. False if the failure concerns this object only.
+    `environment` is True if credentials, bucket, key service or endpoint are at fault, so that every other object fails
+    in the same way.
     """
 
     environment: bool = False
@@ -105,17 +104,12 @@ class Storage(ABC):
     def walk(self, prefix: str = "", on_skip: OnSkip | None = None) -> Iterator[Entry]:
         """Every file whose path starts with `prefix`, for folders of any size; empty for a missing folder.
 
-        The order is the same in every call. S3 is listed by many requests at once, and the order is the server's own
-        (by path on AWS). Memory is bounded: one local folder, or some hundred pages of S3, are held at a time.
+        The order is the same in every call. S3 is listed by many requests at once, in the server's order (by path on
+        AWS). Memory is bounded: one local folder, or some hundred pages of S3, are held at a time.
 
-        Args:
-            prefix: Start of the paths, relative to the root.
-            on_skip: Called with the path and the reason for each local folder or file that is left out: not readable,
-                not a regular file, a dangling link, a link that leaves the root or leads to a folder above it, a name
-                that is not UTF-8. Logged as a warning if None.
-
-        Raises:
-            StorageError: If the start itself cannot be listed.
+        `on_skip` is called with the path and the reason for each local file or folder that is left out: not readable,
+        not a regular file, a dangling link, a link that leaves the root or leads to a folder above it, a name that is
+        not UTF-8. None logs a warning. Raises StorageError if the start itself cannot be listed.
         """
 
     @abstractmethod

@@ -1,7 +1,5 @@
 """A folder of any storage as a folder of this machine, for libraries that read paths only."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 from collections.abc import Callable
@@ -24,14 +22,12 @@ def folder_fetcher(settings: Settings) -> Callable[[str], Path]:
 
 
 def fetch_folder(uri: str, cache: Path, settings: StorageSettings | None = None) -> Path:
-    """Local folder with the files at a URI; remote ones are copied into the cache, once for all processes of a machine.
+    """Local folder with the files at a URI. Remote files are copied into the cache, once for all processes of a
+    machine.
 
-    The copy is keyed by the URI and its listing, so a changed file makes a new copy. It appears as a whole or not at
-    all. A local folder is returned as it is.
-
-    Raises:
-        UsageError: If there are no files at the URI.
-        StorageError: If they cannot be read, or if a key is not a plain path.
+    The copy is keyed by the URI and its listing, so a changed file makes a new copy; it appears complete or not at all.
+    A local folder is returned as it is. Raises UsageError if there are no files at the URI, StorageError if they cannot
+    be read or a key is not a plain path.
     """
     storage = open_storage(uri, settings)
     entries = list(storage.list())

@@ -12,19 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from mmva.files import sync_folder, temporary_file, write_atomically
-from mmva_platform.storage.base import (
-    Entry,
-    OnSkip,
-    Storage,
-    StorageDenied,
-    StorageError,
-    StorageNotFound,
-    StorageUnsupported,
-    checked,
-    checked_prefix,
-    log_skip,
-    refuse_above,
-)
+from mmva_platform.storage import base
 from mmva_platform.storage.local_walk import walk_folder
 
 if TYPE_CHECKING:
@@ -34,7 +22,7 @@ _CHUNK_BYTES: Final = 2**20
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # how file systems without hard links answer
 
 
-class LocalStorage(Storage):
+class LocalStorage(base.Storage):
     """Files under a local folder, which is created with its first file."""
 
     def __init__(self, root: Path) -> None:
@@ -43,31 +31,27 @@ class LocalStorage(Storage):
 
     def read(self, path: str, most: int | None = None) -> bytes:
         """All bytes of a regular file; never more than `most` + 1 are read, whatever its size says."""
-        target = self._at(path)
-        with _typed_errors(target):
+        with self._at(path) as target:
             size = _regular_size(target)
             if most is not None:
-                refuse_above(most, size, str(target))
+                base.refuse_above(most, size, str(target))
             with target.open("rb", buffering=0) as file:
                 return file.readall() if most is None else _read_bounded(file, size, most, str(target))
 
     def open(self, path: str) -> BinaryIO:
         """The file itself."""
-        target = self._at(path)
-        with _typed_errors(target):
+        with self._at(path) as target:
             _regular_size(target)
             return target.open("rb")
 
     def write(self, path: str, data: bytes) -> None:
         """Temporary file, fsync, rename."""
-        target = self._at(path)
-        with _typed_errors(target):
+        with self._at(path) as target:
             write_atomically(target, data)
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
         """Temporary file, fsync, hard link: only one caller can create the link."""
-        target = self._at(path)
-        with _typed_errors(target):
+        with self._at(path) as target:
             if target.exists():
                 return False
             with temporary_file(target, data) as temporary:
@@ -77,30 +61,29 @@ class LocalStorage(Storage):
                     return False
                 except OSError as error:
                     if error.errno in _NO_LINKS:
-                        raise StorageUnsupported(f"{target}: this file system has no hard links") from error
+                        raise base.StorageUnsupported(f"{target}: this file system has no hard links") from error
                     raise
                 sync_folder(target.parent)
         return True
 
     def delete(self, path: str) -> None:
         """Unlink; the folder stays."""
-        target = self._at(path)
-        with _typed_errors(target):
+        with self._at(path) as target:
             target.unlink(missing_ok=True)
 
     def exists(self, path: str) -> bool:
         """Whether the path is a file."""
-        return self._at(path).is_file()
+        return (self.root / base.checked(path)).is_file()
 
-    def list(self, prefix: str = "") -> Iterator[Entry]:
+    def list(self, prefix: str = "") -> Iterator[base.Entry]:
         """Every file by path. Raises StorageError for what `walk` would leave out."""
         return self.walk(prefix, self._refuse)
 
-    def walk(self, prefix: str = "", on_skip: OnSkip | None = None) -> Iterator[Entry]:
+    def walk(self, prefix: str = "", on_skip: base.OnSkip | None = None) -> Iterator[base.Entry]:
         """Every regular file by path; links to places below the root are followed."""
-        start = self.root / checked_prefix(prefix).rpartition("/")[0]
+        start = self.root / base.checked_prefix(prefix).rpartition("/")[0]
         with _typed_errors(start):
-            yield from walk_folder(self.root, prefix, on_skip or log_skip)
+            yield from walk_folder(self.root, prefix, on_skip or base.log_skip)
 
     def filesystem(self) -> tuple[FileSystem, str]:
         """The local file system of pyarrow, and the root."""
@@ -110,26 +93,28 @@ class LocalStorage(Storage):
 
     def size(self, path: str) -> int:
         """Size in bytes."""
-        target = self._at(path)
-        with _typed_errors(target):
+        with self._at(path) as target:
             return target.stat().st_size
 
     def local_path(self, path: str) -> Path:
         """The file's path."""
-        return self._at(path)
+        return self.root / base.checked(path)
 
     def _refuse(self, path: str, reason: str) -> None:
-        raise StorageError(f"{self.uri_of(path)}: cannot be listed ({reason})")
+        raise base.StorageError(f"{self.uri_of(path)}: cannot be listed ({reason})")
 
-    def _at(self, path: str) -> Path:
-        return self.root / checked(path)
+    @contextmanager
+    def _at(self, path: str) -> Iterator[Path]:
+        target = self.root / base.checked(path)
+        with _typed_errors(target):
+            yield target
 
 
 def _regular_size(path: Path) -> int:
     """Size in bytes. Raises StorageError for a pipe, socket or device; opening one may wait without end."""
     state = path.stat()
-    if not stat.S_ISREG(state.st_mode) and not stat.S_ISDIR(state.st_mode):  # open tells what is wrong with a folder
-        raise StorageError(f"{path}: not a regular file")
+    if not stat.S_ISREG(state.st_mode) and not stat.S_ISDIR(state.st_mode):  # open raises a better error for a folder
+        raise base.StorageError(f"{path}: not a regular file")
     return state.st_size
 
 
@@ -139,7 +124,7 @@ def _read_bounded(file: FileIO, size: int, most: int, place: str) -> bytes:
     while part := file.read(min(wanted, most + 1 - held)):
         parts.append(part)
         held, wanted = held + len(part), _CHUNK_BYTES
-        refuse_above(most, held, place)
+        base.refuse_above(most, held, place)
     return b"".join(parts)
 
 
@@ -147,11 +132,11 @@ def _read_bounded(file: FileIO, size: int, most: int, place: str) -> bytes:
 def _typed_errors(place: Path) -> Iterator[None]:
     try:
         yield
-    except StorageError:
+    except base.StorageError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise StorageNotFound(f"{place}: not found") from error
+        raise base.StorageNotFound(f"{place}: not found") from error
     except PermissionError as error:
-        raise StorageDenied(f"{place}: permission denied") from error
+        raise base.StorageDenied(f"{place}: permission denied") from error
     except OSError as error:
-        raise StorageError(f"{place}: {error.strerror or error}") from error
+        raise base.StorageError(f"{place}: {error.strerror or error}") from error

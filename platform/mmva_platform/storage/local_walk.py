@@ -1,7 +1,5 @@
 """Walking a local folder of any size in order of path."""
 
-from __future__ import annotations
-
 import os
 import stat
 from collections.abc import Iterator
@@ -22,12 +20,10 @@ class _Folder:
 
 
 def walk_folder(root: Path, prefix: str, on_skip: OnSkip) -> Iterator[Entry]:
-    """The regular files below a folder whose path below it starts with `prefix`, in the order of the paths' bytes.
+    """The regular files below a folder whose relative path starts with `prefix`, in the order of the paths' bytes.
 
-    Links to places below the root are followed. An entry that cannot be listed is reported to `on_skip`.
-
-    Raises:
-        OSError: If the folder that the prefix names exists and cannot be listed.
+    Links to places below the root are followed. An entry that cannot be listed is reported to `on_skip`. Raises OSError
+    if the folder that the prefix names exists and cannot be listed.
     """
     start = prefix.rpartition("/")[0]
     if not (root / start).is_dir():
@@ -65,7 +61,7 @@ def _opened(root: Path, path: str, state: os.stat_result, parents: frozenset[tup
 
 
 def _order(entry: os.DirEntry[str]) -> bytes:
-    """A folder's place among its siblings is that of the paths in it, so that whole paths come in order."""
+    """Sort a folder as the paths in it ("name/"), so that full paths come in order."""
     try:
         folder = entry.is_dir()
     except OSError:

@@ -1,7 +1,5 @@
 """Waiting while storage gives no answer."""
 
-from __future__ import annotations
-
 import logging
 import random
 import time
@@ -27,15 +25,8 @@ def retry_while_unavailable(
 ) -> ResultT:
     """Call until storage answers, with growing, jittered waits.
 
-    Args:
-        call: One storage operation, safe to repeat.
-        timeout_s: How long the outage may last, from its first error.
-        what: Who waits, for the log.
-        sleep: Waits that many seconds.
-        clock: Gives the time in seconds.
-
-    Raises:
-        StorageUnavailable: As the call last raised it, once it has failed for timeout_s.
+    `call` must be safe to repeat. `timeout_s` limits the outage, from its first error. `what` names the caller in the
+    log. Raises the last StorageUnavailable after that time.
     """
     since: float | None = None
     wait_s = _FIRST_WAIT_S

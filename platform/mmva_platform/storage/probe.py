@@ -1,6 +1,4 @@
-"""Whether a store keeps the one promise that commits rest on: of racing put-if-absent calls exactly one wins."""
-
-from __future__ import annotations
+"""Test whether a store supports commits: of racing put-if-absent calls exactly one must win."""
 
 import logging
 import uuid
@@ -19,14 +17,11 @@ _ADVICE: Final = f"two writers of one shard would both win; {_USE}"
 
 
 def probe_put_if_absent(storage: Storage) -> None:
-    """Prove put_if_absent with a few objects of some bytes, which are removed again.
+    """Test put_if_absent with two small objects, which are removed again.
 
-    A second put must be refused and the first one's bytes must stand; of four puts at once one must win. Some S3
-    gateways ignore the condition and let every writer win.
-
-    Raises:
-        CheckFailed: If the store does not keep the promise; says what it does and what to use.
-        StorageError: If it cannot be reached or written.
+    A second put must be refused and the first one's bytes must stay; of four puts at once one must win. Some S3
+    gateways ignore the condition and let every writer win. Raises CheckFailed, with what to use instead, if the store
+    fails the test, StorageError if it cannot be reached or written.
     """
     paths = [f"{PROBE_PREFIX}{uuid.uuid4().hex}" for _ in range(2)]
     try:
@@ -61,7 +56,7 @@ def _one_of_many_wins(storage: Storage, path: str) -> None:
 
 
 def _remove(storage: Storage, path: str) -> None:
-    """A probe that may not be removed (no right to delete) is an object of five bytes that no reader looks at."""
+    """Without the right to delete, a probe stays: an object of five bytes that no reader looks at."""
     try:
         storage.delete(path)
     except StorageError as error:

@@ -1,7 +1,5 @@
 """A remote object as a seekable file: every read is a range request."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -28,14 +26,7 @@ class RangeFile(io.RawIOBase):
     """
 
     def __init__(self, fetch: Fetch) -> None:
-        """Ask for the tail.
-
-        Args:
-            fetch: Makes one range request.
-
-        Raises:
-            StorageError: If the object cannot be read.
-        """
+        """Ask for the tail. Raises StorageError if the object cannot be read."""
         self._fetch, self._position = fetch, 0
         self._tail, self._size, self._etag = fetch(f"bytes=-{BUFFER_BYTES}", None)
 

@@ -18,18 +18,7 @@ from botocore.exceptions import ClientError, NoCredentialsError
 from botocore.loaders import Loader, create_loader
 
 from mmva_platform.settings import StorageSettings
-from mmva_platform.storage.base import (
-    Entry,
-    OnSkip,
-    Storage,
-    StorageError,
-    StorageNotFound,
-    StorageUnavailable,
-    checked,
-    checked_prefix,
-    checked_text,
-    refuse_above,
-)
+from mmva_platform.storage import base
 from mmva_platform.storage.range_file import BUFFER_BYTES, Part, RangeFile
 from mmva_platform.storage.s3_errors import FAILURES, back_off_s, is_throttled, status_of, typed_failure
 from mmva_platform.storage.s3_listing import walk_keys
@@ -43,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_WRITER = "mmva-writer"  # object metadata: whose put it was
+_WRITER = "mmva-writer"  # object metadata: who has put it
 _UNSORTED_BUCKETS = "--x-s3"  # how names of S3 Express buckets end
 
 
@@ -53,12 +42,12 @@ def _service_descriptions() -> Loader:
     return create_loader()
 
 
-class S3Storage(Storage):
+class S3Storage(base.Storage):
     """Objects under s3://bucket/prefix; transient failures are retried, settings.max_attempts attempts in all."""
 
     def __init__(self, bucket: str, prefix: str, settings: StorageSettings) -> None:
         self.bucket = bucket
-        self.prefix = f"{checked(prefix)}/" if prefix else ""
+        self.prefix = f"{base.checked(prefix)}/" if prefix else ""
         self.settings = settings
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
 
@@ -68,7 +57,7 @@ class S3Storage(Storage):
         return f"{self.uri} at {self.settings.s3_endpoint}" if self.settings.s3_endpoint else self.uri
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the session and the connection, which every process makes for itself."""
+        """Everything but the session and the connection; every process makes its own."""
         return {key: value for key, value in self.__dict__.items() if key not in {"_session", "_client"}}
 
     @cached_property
@@ -99,7 +88,7 @@ class S3Storage(Storage):
             answer = self._client.get_object(Bucket=self.bucket, Key=key)
             with closing(answer["Body"]) as body:
                 if most is not None:
-                    refuse_above(most, answer["ContentLength"], self.uri_of(path))
+                    base.refuse_above(most, answer["ContentLength"], self.uri_of(path))
                 return body.read()
 
         return self._tried(path, get)
@@ -119,7 +108,7 @@ class S3Storage(Storage):
                 if status_of(error) == 416:  # an empty object has no tail
                     return Part(b"", 0, "")
                 if status_of(error) == 412:
-                    raise StorageError(f"{self.uri_of(path)}: was replaced while it was read") from error
+                    raise base.StorageError(f"{self.uri_of(path)}: was replaced while it was read") from error
                 raise
             with closing(answer["Body"]) as body:
                 data = body.read()
@@ -130,7 +119,7 @@ class S3Storage(Storage):
         return self._tried(path, get)
 
     def write(self, path: str, data: bytes) -> None:
-        """One PUT; S3 makes the object visible as a whole."""
+        """One PUT; S3 makes the complete object visible at once."""
         key = self._key(path)
         self._tried(path, lambda: self._client.put_object(Bucket=self.bucket, Key=key, Body=data))
 
@@ -164,19 +153,19 @@ class S3Storage(Storage):
         """Whether there is such an object."""
         try:
             self.size(path)
-        except StorageNotFound:
+        except base.StorageNotFound:
             return False
         return True
 
-    def list(self, prefix: str = "") -> Iterator[Entry]:
+    def list(self, prefix: str = "") -> Iterator[base.Entry]:
         """Objects page by page, in the server's order; folder markers are left out."""
-        return self._entries(self.prefix + checked_prefix(prefix), divide=False)
+        return self._entries(self.prefix + base.checked_prefix(prefix), divide=False)
 
-    def walk(self, prefix: str = "", on_skip: OnSkip | None = None) -> Iterator[Entry]:  # noqa: ARG002 - skips nothing
+    def walk(self, prefix: str = "", on_skip: base.OnSkip | None = None) -> Iterator[base.Entry]:  # noqa: ARG002 - skips nothing
         """Every object, by many requests at once: see s3_listing."""
         return self._entries(self.prefix + prefix, divide=not self.bucket.endswith(_UNSORTED_BUCKETS))
 
-    def _entries(self, prefix: str, *, divide: bool) -> Iterator[Entry]:
+    def _entries(self, prefix: str, *, divide: bool) -> Iterator[base.Entry]:
         for entry in walk_keys(self._list_page, prefix, divide=divide):
             yield entry._replace(path=entry.path.removeprefix(self.prefix))
 
@@ -203,7 +192,7 @@ class S3Storage(Storage):
             "allow_http": str(bool(settings.s3_endpoint and settings.s3_endpoint.startswith("http:"))).lower(),
             "connect_timeout": f"{settings.connect_timeout_s}s",
             "timeout": f"{settings.read_timeout_s}s",
-            "conditional_put": "etag",  # of any number of racing writers of a file exactly one may win
+            "conditional_put": "etag",  # exactly one of the racing writers of a file may win
         }
         return {name: value for name, value in options.items() if value is not None}
 
@@ -216,7 +205,9 @@ class S3Storage(Storage):
         try:
             region = self._session.region_name or resolve_s3_region(self.bucket)
         except OSError as error:
-            raise StorageError(f"{self.uri}: set storage.s3_region, its region cannot be found ({error})") from error
+            raise base.StorageError(
+                f"{self.uri}: set storage.s3_region, its region cannot be found ({error})"
+            ) from error
         return credentials.get_frozen_credentials(), region
 
     def _arrow_filesystem(self) -> FileSystem:
@@ -242,15 +233,14 @@ class S3Storage(Storage):
 
     def local_path(self, path: str) -> None:
         """No object is on this machine."""
-        checked_text(path)
+        base.checked_text(path)
 
     def _key(self, path: str) -> str:
-        """Key of one of our own files."""
-        return self.prefix + checked(path)
+        return self.prefix + base.checked(path)
 
     def _any_key(self, path: str) -> str:
         """Key to read, which may be any text: S3 neither decodes nor normalizes keys."""
-        return self.prefix + checked_text(path)
+        return self.prefix + base.checked_text(path)
 
     def _written_by(self, key: str, mark: str) -> bool:
         try:
@@ -268,7 +258,7 @@ class S3Storage(Storage):
                 return operation()
             except FAILURES as error:
                 failure = typed_failure(place, error)
-                if not isinstance(failure, StorageUnavailable) or attempt == self.settings.max_attempts:
+                if not isinstance(failure, base.StorageUnavailable) or attempt == self.settings.max_attempts:
                     if attempt > 1:
                         failure.args = (f"{failure} ({attempt} attempts)",)
                     raise failure from error

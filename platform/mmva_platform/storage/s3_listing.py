@@ -1,11 +1,11 @@
 """Listing an S3 prefix of any size with many requests at once.
 
 S3 gives 1,000 keys a request, and each request must name where to begin. So the range of keys is divided: the first
-request of a range returns a page; what lies behind that page is divided in two near the middle of the names, and both
+request of a range returns a page; the keys behind that page are divided in two near the middle of the names, and both
 halves are listed at the same time. A range divides until a page reaches its end.
 
 Servers differ in their order. AWS and MinIO sort keys by their bytes. SeaweedFS sorts folder by folder, so that "a/b"
-comes before "a-b". Both orders agree on what lies between the last key of a page and a name with the same start (see
+comes before "a-b". Both orders agree on the keys between the last key of a page and a name with the same start (see
 `between`), and a whole folder is listed by its prefix. The entries come in the server's order.
 """
 
@@ -27,8 +27,6 @@ ListPage = Callable[[dict[str, Any]], dict[str, Any]]  # one ListObjectsV2 reque
 
 
 class _Found(NamedTuple):
-    """The first page of a range, and the ranges behind it."""
-
     entries: list[Entry]
     rest: list[_Range]
 
@@ -38,7 +36,7 @@ class _Range:
     """Keys with a prefix, after `after` and before `until` (None: to the end).
 
     `token` continues an earlier request and replaces `after`. `future` is the request for the first page, `found` its
-    answer once the ranges behind it stand in line.
+    answer once the ranges behind it are in the line.
     """
 
     prefix: str
@@ -52,13 +50,8 @@ class _Range:
 def walk_keys(list_page: ListPage, prefix: str, *, divide: bool = True) -> Iterator[Entry]:
     """Every key with a prefix as an Entry with its full key, in the server's order; folder markers are left out.
 
-    Args:
-        list_page: Makes one request from the arguments Prefix, StartAfter and ContinuationToken.
-        prefix: Start of the keys.
-        divide: False for servers that list in no order; then the requests follow one another.
-
-    Raises:
-        StorageError: As `list_page`.
+    `list_page` makes one request from Prefix, StartAfter and ContinuationToken; its errors are raised. With `divide`
+    False, for servers that list in no order, requests are made one after the other.
     """
     line = [_Range(prefix)]  # in order; the ranges behind a page follow it
     with ThreadPoolExecutor(THREADS, thread_name_prefix="list") as pool:
@@ -75,14 +68,14 @@ def walk_keys(list_page: ListPage, prefix: str, *, divide: bool = True) -> Itera
 
 
 def _request(line: list[_Range], pool: ThreadPoolExecutor, list_page: ListPage, divide: bool) -> None:  # noqa: FBT001
-    """Request the ranges next to the reader. Those farther on must wait, or their pages would fill the memory."""
+    """Request the ranges next to the reader. Later ones must wait, because their pages would fill the memory."""
     for item in line[:_AHEAD]:
         if item.future is None:
             item.future = pool.submit(_list_start, item, list_page, divide)
 
 
 def _collected(line: list[_Range]) -> list[_Range]:
-    """The line after waiting for an answer: the ranges behind each new page stand after it."""
+    """The line after waiting for an answer: with the ranges behind each new page after it."""
     wait([item.future for item in line if item.future and not item.found], return_when=FIRST_COMPLETED)
     renewed: list[_Range] = []
     for item in line:
@@ -111,7 +104,7 @@ def _list_start(part: _Range, list_page: ListPage, divide: bool) -> _Found:  # n
 
 
 def _divided(part: _Range, first: str, last: str) -> list[_Range]:
-    """Two ranges for what lies behind a page with these first and last keys; empty if it cannot be divided."""
+    """Two ranges for the keys behind a page with these first and last keys; empty if it cannot be divided."""
     folder = part.prefix[: part.prefix.rfind("/") + 1]
     name, slash, _ = last.removeprefix(folder).partition("/")
     below = f"{folder}{name}/"
@@ -126,10 +119,10 @@ def _divided(part: _Range, first: str, last: str) -> list[_Range]:
 
 
 def between(low: str, high: str | None) -> str | None:
-    """A short name near the middle between two names, of use to divide them; None if there is none.
+    """A short name near the middle of two names that divides the range between them; None if there is none.
 
-    It is greater than "low/...", it has no slash, and every name that begins with it is less than `high`. Only names of
-    the same kind as `low` are divided: those that go on with a digit, a capital or a small letter.
+    It is greater than "low/...", has no slash, and every name that begins with it is less than `high`. Only names of
+    the same kind as `low` are divided: those that continue with a digit, a capital or a small letter.
     """
     for i in range(len(low) + 1):
         floor = ord(low[i]) if i < len(low) else ord("/")

@@ -50,7 +50,7 @@ def test_a_sample_of_a_catalog_is_annotated_with_both_and_compared(
     assert found["agreements"]["image"]["axes"]["valence"]["correlation"] is None, "untrained heads say .5 to all"
     assert len(found["furthest"]) == 12
     html = page.read_text()
-    assert "version 2 beside version 1" in html
+    assert "version 2 compared with version 1" in html
     assert "1 that neither could" in html
     assert "data:image/jpeg" in html
 

@@ -1,4 +1,4 @@
-"""What a source file says: where a labeled collection is, how its table is laid out, and on which scale it was rated.
+"""A source file: where a labeled collection is, the columns of its table, and its rating scale.
 
 name: Holiday pictures
 license: ours
@@ -7,8 +7,6 @@ table: ratings.csv
 columns: {file: picture, valence: pleasant, arousal: active, group: day}
 scale: [1, 9]
 """
-
-from __future__ import annotations
 
 import os
 import re
@@ -29,7 +27,7 @@ Range = tuple[float, float]
 
 
 class Scale(Config):
-    """Lowest and highest rating of each axis; they become 0 and 1. One pair stands for both axes."""
+    """Lowest and highest rating of each axis; they become 0 and 1. One pair is for both axes."""
 
     valence: Range
     arousal: Range
@@ -48,34 +46,32 @@ class Scale(Config):
 
 
 class Columns(Config):
-    """Which column of the table holds what; a column that is not named is not read."""
+    """The table's column for each value; other columns are not read."""
 
     id: str | None = Field(
         None, description="default: the file without its extension (and @start_s), or the number of the row"
     )
     file: str | None = Field(None, description="path below `media`, or the file's name without folder and extension")
-    text: str | None = Field(None, description="the sentence; beside a music file, the clip's caption")
+    text: str | None = Field(None, description="the sentence; with a music file, the clip's caption")
     valence: str = "valence"
     arousal: str = "arousal"
     valence_sd: str | None = Field(None, description="standard deviation of the raters, on the scale of the rating")
     arousal_sd: str | None = None
-    group: str | None = Field(None, description="what must not stand in two splits: a theme, a series, a document")
+    group: str | None = Field(None, description="what must not be in two splits: a theme, a series, a document")
     split: str | None = Field(None, description="train, val (or dev) or test; without it the rows are split by group")
     start_s: str | None = Field(None, description="an item is this part of its file, in seconds; music only")
     end_s: str | None = None
 
 
 class _Source(Config):
-    """What all layouts share."""
-
     layout: str
-    name: str = Field(pattern=_NAME, description="stands in ids, reports and model cards")
-    license: str = Field("see its source", description="license or terms; stands in model cards")
+    name: str = Field(pattern=_NAME, description="used in ids, reports and model cards")
+    license: str = Field("see its source", description="license or terms; shown in model cards")
     root: str = Field(".", description="folder or URI of its files; relative to the source file, ${VARIABLES} allowed")
 
 
 class TableSource(_Source):
-    """One table of ratings beside media files or sentences."""
+    """One table of ratings, with media files or sentences."""
 
     layout: Literal["table"] = "table"
     modality: Modality
@@ -162,22 +158,20 @@ LAYOUTS: Final[Mapping[str, type[_Source]]] = {
 
 
 def load_source(path: str | Path, root: str | None = None) -> Source:
-    """Read a source file.
+    """Read a source file (YAML); `root` replaces its own `root` and is relative to the working directory.
 
-    Args:
-        path: YAML.
-        root: Where the files are, instead of the file's own `root`; relative to the working directory.
-
-    Raises:
-        UsageError: One line that names the file and the key.
+    Raises UsageError, one line with the file and the key.
     """
     values = read_yaml(Path(path))
     layout = values.get("layout", "table")
     if not isinstance(layout, str) or layout not in LAYOUTS:
         raise UsageError(f"{path}: layout: {layout!r} is unknown; {did_you_mean(str(layout), LAYOUTS, 'layouts')}")
     found = validate(LAYOUTS[layout], {**values, "layout": layout}, str(path))
-    place = root if root is not None else _beside(_expanded(found.root, path), Path(path).parent)
-    return found.model_copy(update={"root": place})  # type: ignore[return-value]
+    if root is None:
+        root = _expanded(found.root, path)
+        if "://" not in root and not root.startswith("~"):
+            root = str(Path(path).parent / root)
+    return found.model_copy(update={"root": root})  # type: ignore[return-value]
 
 
 def _expanded(text: str, path: str | Path) -> str:
@@ -185,8 +179,3 @@ def _expanded(text: str, path: str | Path) -> str:
         if name not in os.environ:
             raise UsageError(f"{path}: root: the variable {name} is not set; set it, or give the folder with --root")
     return os.path.expandvars(text)
-
-
-def _beside(place: str, folder: Path) -> str:
-    """A place that is relative to a folder; URIs and absolute paths stay as they are."""
-    return place if "://" in place or place.startswith("~") else str(folder / place)

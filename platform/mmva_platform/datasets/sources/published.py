@@ -3,8 +3,6 @@
 A table has the columns CELLS. Where a collection has several tables, they are joined here and checked elsewhere.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -29,14 +27,10 @@ _SENTENCE: Final = re.compile(r"(?P<document>.+?)_\d+_\d+")
 
 
 class Folder:
-    """The files of a collection, by their names: what was unpacked into which folder does not matter."""
+    """The files of a collection by name, in any folder."""
 
     def __init__(self, storage: Storage) -> None:
-        """List the files.
-
-        Raises:
-            UsageError: If there are none.
-        """
+        """List the files. Raises UsageError if there are none."""
         self.storage = storage
         self.entries: Mapping[str, Entry] = {entry.path: entry for entry in storage.walk()}
         if not self.entries:
@@ -49,11 +43,7 @@ class Folder:
         return min(found, key=lambda path: (path.count("/"), path), default=None)
 
     def cells(self, name: str, folder: str = "") -> Cells:
-        """The table with this name.
-
-        Raises:
-            UsageError: If there is none.
-        """
+        """The table with this name. Raises UsageError if there is none."""
         path = self.find(name, folder)
         if path is None:
             raise UsageError(f"{self.storage.uri}: no {name} below it; give the folder of the collection as root")
@@ -112,7 +102,7 @@ def deam_clips(folder: Folder) -> pd.DataFrame:
     """The dynamic annotations as IMEMNet's clips.
 
     Clip `song-k` is the window [2k - 2, 2k) s; its label is the mean of the four values in it. Windows without all of
-    the values (before 15 s, and at the end of a song) are no clips.
+    the values (before 15 s, and at the end of a song) are not clips.
     """
     means = {axis: _window_means(folder.cells(f"{axis}.csv", _DYNAMIC)) for axis in AXES}
     rows: list[tuple[str, ...]] = []

@@ -1,6 +1,4 @@
-"""A source -> labeled rows on the unit square, with everything that is wrong in it, and the folder of its media."""
-
-from __future__ import annotations
+"""A source -> labeled rows on the unit square, with its problems, and the folder of its media."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -26,16 +24,8 @@ from mmva.labels import (
 from mmva.modalities import AXES, Modality
 from mmva.splits import SPLITS
 from mmva.tables import read_cells
+from mmva_platform.datasets.sources import published
 from mmva_platform.datasets.sources.config import IMEMNET_NAME, DeamSource, ImemnetSource, Range, Source, TableSource
-from mmva_platform.datasets.sources.published import (
-    Folder,
-    deam_clips,
-    deam_songs,
-    emobank_cells,
-    filled,
-    oasis_cells,
-    pmemo_cells,
-)
 from mmva_platform.settings import StorageSettings
 from mmva_platform.storage import Storage, StorageNotFound, open_storage, read_uri
 
@@ -56,19 +46,12 @@ _Scales = Mapping[str, Range]
 
 @dataclass(frozen=True)
 class Collection:
-    """A source that was read.
-
-    Attributes:
-        source: What was configured.
-        labels: Its rows by modality.
-        media: Where its files are.
-        split_of: IMEMNet-C with a split file: split of each song.
-    """
+    """A source that was read."""
 
     source: Source
-    labels: tuple[Labels, ...]
-    media: Storage
-    split_of: Mapping[str, str] | None = None
+    labels: tuple[Labels, ...]  # by modality
+    media: Storage  # where its files are
+    split_of: Mapping[str, str] | None = None  # split of each song, for IMEMNet-C with a split file
 
     @property
     def name(self) -> str:
@@ -87,9 +70,8 @@ class Collection:
 def read_source(source: Source, settings: StorageSettings) -> Collection:
     """Read the tables of a source.
 
-    Raises:
-        UsageError: If a table does not exist, is no table, or lacks a column.
-        StorageError: If the place cannot be read.
+    Raises UsageError if a table does not exist, is not a table, or lacks a column, StorageError if the place cannot be
+    read.
     """
     if isinstance(source, ImemnetSource):
         return _read_imemnet(source, settings)
@@ -100,19 +82,19 @@ def read_source(source: Source, settings: StorageSettings) -> Collection:
     root = open_storage(source.root, settings)
     modality, scale, read = _LAYOUTS[source.layout]
     if isinstance(source, DeamSource) and source.annotations == "dynamic":
-        scale, read = dict.fromkeys(AXES, DEAM_RANGE), deam_clips
-    cells = read(Folder(root))
+        scale, read = dict.fromkeys(AXES, DEAM_RANGE), published.deam_clips
+    cells = read(published.Folder(root))
     if isinstance(source, DeamSource) and source.split is not None:
         split_of = _read_splits(_inside(source.root, source.split), settings)
         cells["split"] = [split_of.get(song, "") for song in cells["group"]]
     return Collection(source, (_labels(source.name, modality, cells, scale, ()),), root)
 
 
-_LAYOUTS: Final[Mapping[str, tuple[Modality, _Scales, Callable[[Folder], pd.DataFrame]]]] = {
-    "oasis": ("image", dict.fromkeys(AXES, (1.0, 7.0)), oasis_cells),
-    "emobank": ("caption", dict.fromkeys(AXES, (1.0, 5.0)), emobank_cells),
-    "pmemo": ("music", dict.fromkeys(AXES, (0.0, 1.0)), pmemo_cells),
-    "deam": ("music", dict.fromkeys(AXES, (1.0, 9.0)), deam_songs),
+_LAYOUTS: Final[Mapping[str, tuple[Modality, _Scales, Callable[[published.Folder], pd.DataFrame]]]] = {
+    "oasis": ("image", dict.fromkeys(AXES, (1.0, 7.0)), published.oasis_cells),
+    "emobank": ("caption", dict.fromkeys(AXES, (1.0, 5.0)), published.emobank_cells),
+    "pmemo": ("music", dict.fromkeys(AXES, (0.0, 1.0)), published.pmemo_cells),
+    "deam": ("music", dict.fromkeys(AXES, (1.0, 9.0)), published.deam_songs),
 }
 
 
@@ -126,14 +108,13 @@ def _table_cells(source: TableSource, settings: StorageSettings) -> tuple[pd.Dat
     if "file" in table:
         table["file"] = table["file"].str.strip().str.removeprefix("./")
         starts = table["start_s"] if "start_s" in table else [""] * len(table)
-        default = [
-            f"{name}@{start}" if start else name for name, start in zip(_stems(table["file"]), starts, strict=True)
-        ]
+        stems = table["file"].str.replace(r"\.[^./]*$", "", regex=True)
+        default = [f"{name}@{start}" if start else name for name, start in zip(stems, starts, strict=True)]
         table["id"] = table.get("id", pd.Series(default, table.index, dtype=object))
     elif "id" not in table:
         table["id"] = [f"{row + 1:06d}" for row in range(len(table))]
     table["file"] = table.get("file", table["id"].str.strip())
-    return filled(table), cells.ragged
+    return published.filled(table), cells.ragged
 
 
 def _labels(name: str, modality: Modality, cells: pd.DataFrame, scale: _Scales, ragged: tuple[str, ...]) -> Labels:
@@ -175,7 +156,7 @@ def _with_texts(table: pd.DataFrame, modality: Modality) -> tuple[pd.DataFrame, 
 
 
 def _with_parts(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
-    """Start and end in seconds, 0 and 0 for the whole file; rows with a part that is none are dropped."""
+    """Start and end in seconds, 0 and 0 for the whole file; rows with an invalid part are dropped."""
     whole_N = ((table["start_s"] == "") & (table["end_s"] == "")).to_numpy()
     start_N, end_N = (np.array([number(text) for text in table[name]], np.float64) for name in ("start_s", "end_s"))
     wrong_N = ~whole_N & ~((start_N >= 0) & (start_N < end_N) & (end_N < np.inf))
@@ -213,7 +194,7 @@ def _with_splits(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
 
 
 def _with_deviations(table: pd.DataFrame, scale: _Scales) -> tuple[pd.DataFrame, list[Problem]]:
-    """Standard deviations on [0, 1], NaN where there is none."""
+    """Standard deviations on [0, 1], NaN if missing."""
     problems, columns = [], {}
     for axis in AXES:
         name, (low, high) = f"{axis}_sd", scale[axis]
@@ -263,7 +244,3 @@ def _inside(root: str, path: str) -> str:
     if "://" in path or path.startswith(("/", "~")) or root == ".":
         return path
     return root if path == "." else f"{root.rstrip('/')}/{path}"
-
-
-def _stems(files: pd.Series) -> list[str]:
-    return [name.rpartition(".")[0] if "." in name.rpartition("/")[2] else name for name in files]
