@@ -1,17 +1,19 @@
 """The worker that embeds: one part a call; each encoder is loaded once."""
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mmva.backbones import BackboneSpec, Encoder, load_encoder
+from mmva.backbones import BackboneSpec
 from mmva.errors import CheckFailed, MediaError, OperationFailed
 from mmva.inference.config import default_preprocessing
 from mmva.inference.isolation import Isolated, report_step
@@ -27,6 +29,9 @@ from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage
 from mmva_platform.storage.fetch import folder_fetcher
 from mmva_platform.storage.outage import retry_while_unavailable
+
+if TYPE_CHECKING:
+    from mmva.backbones import Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +57,8 @@ class EncoderLoader:
 
     def __call__(self, spec: BackboneSpec) -> Encoder:
         """Load one encoder."""
+        from mmva.backbones import load_encoder  # brings torch, which workers on ONNX Runtime do without
+
         return load_encoder(spec, fetch=self.fetch, mirror=self.mirror, trusted_repos=self.trusted_repos)
 
 
