@@ -48,7 +48,7 @@ def test_a_pickle_beside_a_registered_bundle_is_refused_and_never_runs(
         resolve_model(f"models:/{name}/{version}", settings)
     place.delete(f"{BUNDLE_PATH}/model.pkl")
     place.write(f"{BUNDLE_PATH}/card.md", b"another card")
-    with pytest.raises(CheckFailed, match=r"card\.md: altered"):
+    with pytest.raises(CheckFailed, match=r"card\.md: changed"):
         resolve_model(f"models:/{name}/{version}", settings)
     assert not (tmp_path / "ran").exists()
     assert not any((settings.home / "cache" / "models").glob("*"))
