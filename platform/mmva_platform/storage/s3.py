@@ -15,7 +15,7 @@ import boto3
 import botocore.session
 from botocore.config import Config as BotoConfig
 from botocore.exceptions import ClientError, NoCredentialsError
-from botocore.loaders import Loader, create_loader
+from botocore.loaders import Loader
 
 from mmva_platform.settings import StorageSettings
 from mmva_platform.storage import base
@@ -39,7 +39,8 @@ _UNSORTED_BUCKETS = "--x-s3"  # how names of S3 Express buckets end
 @cache
 def _service_descriptions() -> Loader:
     """Boto's descriptions of services, parsed once in a process and not for each storage: it takes .15 s of CPU."""
-    return create_loader()
+    loader: Loader = botocore.session.get_session().get_component("data_loader")
+    return loader
 
 
 class S3Storage(base.Storage):
