@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import threading
 from datetime import UTC, datetime, timedelta
@@ -333,6 +334,17 @@ class TestProgress:
         now[0] += 100
         assert reader(job) == first
         assert len(looks) == 1
+
+    def test_a_job_that_has_ended_is_looked_at_again_at_once(self, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+        reader, look = ProgressReader(Settings(), clock=lambda: 0.0), progress_module.status
+        now = {"published": False}
+        monkeypatch.setattr(progress_module, "status", lambda *given: dataclasses.replace(look(*given), **now))
+        running = job.model_copy(update={"state": "running", "start": Start(at=NOON, submission_id="s", shards_done=0)})
+        seen = []
+        for published, asked in ((False, running), (True, running), (True, job)):
+            now["published"] = published
+            seen.append((reader(asked) or {})["published"])
+        assert seen == [False, False, True]  # two looks at a running job at the same moment are one
 
     def test_a_commit_is_read_once(self, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
         status_module = importlib.import_module(

@@ -29,6 +29,7 @@ class _Run:
     commits: dict[str, CommitRecord] = field(default_factory=dict)
     status: RunStatus | None = None
     looked: float | None = None
+    job: Job | None = None  # when it was looked at
 
 
 class ProgressReader:
@@ -48,12 +49,13 @@ class ProgressReader:
                 self._runs.popitem(last=False)
         with run.lock:
             published = run.status is not None and run.status.published
-            if not published and (run.looked is None or self._clock() - run.looked > _FRESH_S):
+            # A job that has ended since must not seem unfinished.
+            if not published and (run.looked is None or run.job != job or self._clock() - run.looked > _FRESH_S):
                 try:
                     run.status = status(job.spec.out, self._settings, 0, run.commits)
                 except UsageError:  # no plan yet
                     run.status = None
-                run.looked = self._clock()
+                run.looked, run.job = self._clock(), job
             return None if run.status is None else _progress(run.status, job)
 
 
