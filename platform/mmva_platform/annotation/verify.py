@@ -27,7 +27,7 @@ from mmva_platform.progress import progress
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, open_storage
 
-_CLUSTER_FROM: Final = 64  # units of work; threads check fewer sooner than Ray starts
+_CLUSTER_FROM: Final = 256  # units of work; threads check fewer sooner than a cluster starts its workers
 _READERS: Final = 16
 
 
