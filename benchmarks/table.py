@@ -5,7 +5,7 @@
 Annotations of images are made up without a model: random points, digests and embeddings, committed shard by shard and
 published as a run does it. Then, interleaved, in processes of their own: `open_annotation(out).table(id, modality,
 valence, arousal, mood)`, with its seconds (imports not counted) and the process's largest resident set (imports
-counted); `verify` beside a Ray that runs already, which it uses from 256 shards on; and, as the floor under any check of
+counted); `verify` beside a Ray that runs, which it uses from 256 shards on; and, as the floor under any check of
 digests, reading the bytes of all its files and their SHA-256 by threads. Medians. Exit code 1 if reading all points
 takes 2 s or more, or 300 MB or more.
 """
