@@ -19,7 +19,7 @@ def add_verbs(root: typer.Typer) -> None:
 def quickstart(
     context: typer.Context,
     *,
-    workdir: Annotated[Path | None, typer.Option(help="new folder [default: mmva-quickstart, -2, -3, ...]")] = None,
+    workdir: Annotated[Path | None, typer.Option(help="new folder; default: mmva-quickstart, -2, -3, ...")] = None,
     catalog: Annotated[str | None, typer.Option(help="your own folder of pictures, music and captions")] = None,
     preset: Annotated[str, typer.Option(help="backbones: compact, or tiny for a dry run")] = "compact",
     images: Annotated[int, typer.Option(min=60)] = 700,

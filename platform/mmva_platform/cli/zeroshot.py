@@ -67,7 +67,9 @@ def music_prompt(
     *,
     model: Model = None,
     generate: Annotated[Path | None, typer.Option(help="write the music itself to this .wav, by --musicgen")] = None,
-    musicgen: Annotated[str | None, typer.Option(help="a MusicGen model: a folder, or a hub's NAME[@REVISION]")] = None,
+    musicgen: Annotated[
+        str | None, typer.Option(help="a MusicGen model: a folder, or a hub's NAME or NAME@REVISION")
+    ] = None,
     seconds: Annotated[float, typer.Option(help="of the music, at most 30")] = 10.0,
     as_json: Json = False,
 ) -> None:
