@@ -29,25 +29,29 @@ output, everything else to standard error. `--json` prints one JSON object inste
 
 ## Options before the verb
 """
-_CONFIGURATIONS: tuple[tuple[str, str, type[Config]], ...] = (
-    (
-        "Settings",
-        "`mmva --settings FILE VERB ...`, or the environment variable `MMVA_SETTINGS`. `mmva config show` prints the values "
-        "in use and where each comes from. Credentials are not settings: they come from the environment, as the libraries "
-        "read them (`AWS_...`, `MLFLOW_TRACKING_USERNAME`, `RAY_AUTH_TOKEN_PATH`).",
+_CONFIGURATIONS: dict[str, tuple[type[Config], str]] = {
+    "Settings": (
         Settings,
+        """`mmva --settings FILE VERB ...`, or the environment variable `MMVA_SETTINGS`. `mmva config show` prints the
+values in use and where each comes from. Credentials are not settings: the libraries read them from the environment
+(`AWS_...`, `MLFLOW_TRACKING_USERNAME`, `RAY_AUTH_TOKEN_PATH`).""",
     ),
-    (
-        "Recipe of a training",
-        "`mmva train --config FILE`, and `--set KEY=VALUE` for single keys. Examples are in `jobs/recipes/`.",
+    "Recipe of a training": (
         Recipe,
+        "`mmva train --config FILE`, and `--set KEY=VALUE` for single keys. Examples are in `jobs/recipes/`.",
     ),
-    (
-        "Policy of the gate",
-        "`mmva models promote VERSION --policy FILE`. [registry.md](../registry.md) explains the rules.",
+    "Policy of the gate": (
         GatePolicy,
+        "`mmva models promote VERSION --policy FILE`. [registry.md](../registry.md) explains the rules.",
     ),
-)
+}
+_KEYS = """# Keys of configuration files
+
+Written by `make references` from the code; do not edit.
+
+All files are YAML. An unknown key or a value out of range is an error that names the key. A dotted key `a.b` is
+`a: {b: ...}` in a file; `a[].b` is the key `b` of each entry of the list `a`.
+"""
 
 
 def command_page() -> str:
@@ -58,15 +62,12 @@ def command_page() -> str:
 
 def settings_page() -> str:
     """The page of all keys of configuration files."""
-    parts = [
-        "# Keys of configuration files\n\nWritten by `make references` from the code; do not edit.\n\nAll files are YAML. An "
-        "unknown key or a value out of range is an error that names the key. A dotted key `a.b` is `a: {b: ...}` in a file."
-    ]
-    for title, text, kind in _CONFIGURATIONS:
+    parts = [_KEYS]
+    for title, (kind, text) in _CONFIGURATIONS.items():
         schema = kind.model_json_schema()
-        rows = [f"| `{key}` | {type_} | {default} | {help_} |" for key, type_, default, help_ in _keys(schema, schema)]
-        parts.append("\n".join([f"## {title}\n\n{text}\n", "| key | value | default | meaning |", "|---|---|---|---|", *rows]))
-    return "\n\n".join(parts) + "\n"
+        rows = [f"| `{key}` | {values} | {default} | {text} |" for key, values, default, text in _keys(schema, schema)]
+        parts += [f"## {title}\n\n{text}\n", "| key | value | default | meaning |\n|---|---|---|---|", *rows, ""]
+    return "\n".join(parts)
 
 
 def _sections(group: Any, path: str, level: str) -> Iterator[str]:
@@ -75,7 +76,9 @@ def _sections(group: Any, path: str, level: str) -> Iterator[str]:
             yield f"\n{level} {path} {name}\n\n{command.help}"
             yield from _sections(command, f"{path} {name}", level + "#")
             continue
-        arguments = " ".join(one.metavar or one.name.upper() for one in command.params if one.param_type_name == "argument")
+        arguments = " ".join(
+            one.metavar or one.name.upper() for one in command.params if one.param_type_name == "argument"
+        )
         yield f"\n{level} {path} {name} {arguments}".rstrip() + f"\n\n{' '.join(command.help.split())}\n"
         yield _table(command)
 
@@ -115,6 +118,10 @@ def _keys(schema: dict[str, Any], root: dict[str, Any], prefix: str = "") -> Ite
             continue
         default = "required" if name in required else f"`{json.dumps(field.get('default'))}`"
         yield prefix + name, _values(field, root), _cell(default), _cell(field.get("description", ""))
+        choices = [_resolved(one, root) for one in field.get("anyOf", [])]
+        for one in (_resolved(field.get("items", {}), root), *choices):
+            if "properties" in one:
+                yield from _keys(one, root, f"{prefix}{name}{'' if choices else '[]'}.")
 
 
 def _values(field: dict[str, Any], root: dict[str, Any]) -> str:
@@ -133,7 +140,7 @@ def _values(field: dict[str, Any], root: dict[str, Any]) -> str:
         inner = field.get("additionalProperties")
         return f"mapping to {_values(inner, root)}" if isinstance(inner, dict) else "mapping"
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    limits = [f"{sign} {field[name]:g}" for name, sign in signs.items() if name in field]
+    limits = [f"{sign} {field[name]:,}" for name, sign in signs.items() if name in field]
     return " ".join([kind, ", ".join(limits)]).rstrip()
 
 
