@@ -43,7 +43,7 @@ BOXES: dict[str, tuple[float, float, float, str, tuple[str, ...]]] = {
     "champion": (5.4, 0, 1, "data", ("champion", "passed the gate")),
     "catalog": (0, 1.35, 1, "data", ("catalog", "folder, S3, table")),
     "annotation": (2.7, 1.35, 1, "data", ("annotation", "table with versions")),
-    "use": (5.4, 1.35, 1, "data", ("page, report, CSV,", "search, HTTP API")),
+    "use": (5.25, 1.35, 1.15, "data", ("page, report, CSV,", "search, HTTP API")),
     "ray": (0, 2.5, 3.7, "base", ("Ray: Ray Data passes over shards, Ray Train, Ray Serve",)),
     "mlflow": (4.05, 2.5, 2.35, "base", ("MLflow: runs, registry, audit log",)),
 }
@@ -54,7 +54,7 @@ ARROWS: tuple[tuple[str, str, str], ...] = (
     ("model", "champion", "promote"),
     ("catalog", "annotation", "annotate, update"),
     ("annotation", "use", "explore, report, export, serve"),
-    ("champion", "annotation", ""),
+    ("champion", "annotation", "used by default"),
 )
 COLUMN, ROW, HEIGHT, MARGIN = 150, 112, 62, 24
 
@@ -153,13 +153,14 @@ def arrow(start: str, end: str, text: str) -> str:
     """An arrow to the right, or down and to the left; its text is above it."""
     left, top, right, bottom = edges(start)
     to_left, to_top, to_right, _ = edges(end)
-    style = 'stroke="#555" stroke-width="1.8" fill="none" marker-end="url(#tip)"'
     if to_left > right:
         y = (top + bottom) / 2
-        label = f'<text x="{(right + to_left) / 2:g}" y="{y - 8:g}" text-anchor="middle" font-size="12" fill="#555">'
-        return f'<path d="M{right:g} {y:g}H{to_left - 1:g}" {style}/>\n{label}{escape(text)}</text>'
-    x, y = (left + right) / 2, (bottom + to_top) / 2
-    return f'<path d="M{x:g} {bottom:g}V{y:g}H{(to_left + to_right) / 2:g}V{to_top - 1:g}" {style}/>'
+        x, path = (right + to_left) / 2, f"M{right:g} {y:g}H{to_left - 1:g}"
+    else:
+        y, start_x, end_x = (bottom + to_top) / 2, (left + right) / 2, (to_left + to_right) / 2
+        x, path = (start_x + end_x) / 2, f"M{start_x:g} {bottom:g}V{y:g}H{end_x:g}V{to_top - 1:g}"
+    label = f'<text x="{x:g}" y="{y - 8:g}" text-anchor="middle" font-size="12" fill="#555">{escape(text)}</text>'
+    return f'<path d="{path}" stroke="#555" stroke-width="1.8" fill="none" marker-end="url(#tip)"/>\n{label}'
 
 
 if __name__ == "__main__":
