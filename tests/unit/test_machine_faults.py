@@ -116,7 +116,7 @@ def test_a_locked_database_names_the_home_and_the_remedy(
 @pytest.mark.parametrize(
     ("text", "todo"),
     [("database is locked", "another process holds it"), ("database or disk is full", "free space there"),
-     ("attempt to write a readonly database", "rights on that file"), ("file is not a database", "move that file")],
+     ("attempt to write a readonly database", "permissions of"), ("file is not a database", "move that file")],
 )  # fmt: skip
 def test_a_database_that_fails_later_is_one_line(capsys: Capture, tmp_path: Path, text: str, todo: str) -> None:
     settings = make_settings(None, tmp_path)

@@ -130,7 +130,9 @@ def stop(
 def _check_verb(context: typer.Context, arguments: list[str]) -> None:
     """Refuse here what the verb would refuse there, minutes later."""
     if arguments[0] not in VERBS:
-        raise UsageError(f"jobs submit: {arguments[0]!r} is no verb for a cluster; choose one of {', '.join(VERBS)}")
+        raise UsageError(
+            f"jobs submit: {arguments[0]!r} is not a verb that runs on a cluster; choose one of {', '.join(VERBS)}"
+        )
     root = context.find_root()
     _parse(root.command, root, arguments)
 
@@ -154,8 +156,8 @@ def _follow(jobs: Any, job: str, out: TextIO) -> None:
         state = jobs.follow(job, tell)
     except KeyboardInterrupt:
         raise OperationFailed(
-            f"no longer watching; {job} goes on. `mmva jobs logs {job} --follow` watches again, `mmva jobs stop {job}` "
-            "ends it"
+            f"the job {job} continues. `mmva jobs logs {job} --follow` shows its output again, `mmva jobs "
+            f"stop {job}` ends it"
         ) from None
     if state.status == "SUCCEEDED":
         return

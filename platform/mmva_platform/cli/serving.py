@@ -132,7 +132,7 @@ def add_key(file: Path, name: str, scopes: Sequence[str]) -> str:
 
     known = load_config(KeysFile, file).keys if file.exists() else ()
     if any(key.name == name for key in known):
-        raise UsageError(f"{file}: there is a key named {name!r} already; take it out or choose another name")
+        raise UsageError(f"{file}: has a key named {name!r} already; remove it or choose another name")
     secret = secrets.token_urlsafe(32)
     digest = hashlib.sha256(secret.encode()).hexdigest()
     new = validate(KeySettings, {"name": name, "sha256": digest, "scopes": scopes}, "new key")
