@@ -73,9 +73,8 @@ def commands(page: Path) -> Iterator[list[str]]:
                 if start and tokens[start - 1] not in OPERATORS and "=" not in tokens[start - 1]:
                     continue  # a name, not a command
                 end = next((n for n in range(start, len(tokens)) if tokens[n] in OPERATORS), len(tokens))
-                yield [
-                    "5" if token == "N" else token.strip("[]") for token in tokens[start + 1 : end] if token != "..."
-                ]
+                arguments = [token.strip("[]") for token in tokens[start + 1 : end] if token != "..."]
+                yield ["5" if argument == "N" else argument for argument in arguments]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
