@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
+import importlib.util
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,12 @@ QUOTED = re.compile(r"^#{3} `(.+)`$", re.MULTILINE)
 
 
 def test_references_are_those_of_the_code(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, ROOT / "docs" / "references.py", tmp_path], check=True)
+    spec = importlib.util.spec_from_file_location("references", ROOT / "docs" / "references.py")
+    assert spec is not None
+    assert spec.loader is not None
+    references = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(references)
+    references.main(tmp_path)
     for page in ("cli.md", "settings.md"):
         made = (tmp_path / page).read_text(encoding="utf-8")
         assert (ROOT / "docs" / "reference" / page).read_text(encoding="utf-8") == made, "run `make references`"
@@ -94,6 +99,7 @@ def test_every_command_parses(page: Path, root: Any) -> None:
             raise
 
 
+@functools.cache
 def literals(folder: Path) -> str:
     """All texts of the code, one after another; what is computed is a mark."""
     parts = []
