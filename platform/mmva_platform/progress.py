@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.console import Console
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,8 @@ def first_line(text: str, after_s: float) -> Iterator[None]:
 @contextmanager
 def progress(label: str, total: int, console: Console | None = None) -> Iterator[Advance]:
     """Show progress on standard error (or `console`) during a block; yields advance(n), which counts n more as done."""
+    from rich.console import Console
+
     console = console or Console(stderr=True)
     with _bar(label, total, console) if console.is_terminal else _lines(label, total) as advance:
         yield advance
@@ -70,6 +72,15 @@ def progress(label: str, total: int, console: Console | None = None) -> Iterator
 
 @contextmanager
 def _bar(label: str, total: int, console: Console) -> Iterator[Advance]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     if (timer := _waiting.get()) is not None:
         timer.cancel()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())

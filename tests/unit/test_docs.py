@@ -85,7 +85,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_parses(page: Path, root: Any) -> None:
     for arguments in commands(page):
-        if {"--help", "--version"} & {*arguments} or not arguments:
+        if not arguments or "--help" in arguments or arguments[0] == "--version":
             continue
         try:
             parsed = root.make_context("mmva", list(arguments))
