@@ -29,7 +29,8 @@ from mmva_platform.tracking.plots import COLOURS
 FOLDER = Path(__file__).resolve().parent / "pictures"
 # Public domain or CC0, says scikit-image's and matplotlib's documentation; and easy to recognise.
 PHOTOGRAPHS = (
-    "astronaut.png", "camera.png", "chelsea.png", "coffee.png", "grass.png", "hubble_deep_field.jpg", "rocket.jpg",
+    "astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "grace_hopper.jpg", "grass.png",
+    "gravel.png", "hubble_deep_field.jpg", "rocket.jpg",
 )  # fmt: skip
 MARKS = {"music": "^", "caption": "s"}
 
@@ -97,7 +98,7 @@ def draw_plane(out: Path) -> None:
             picture = photographs[point.label.partition(":")[0]]
             picture.thumbnail((150, 150))
             frame = {"edgecolor": COLOURS["image"], "boxstyle": "square,pad=0.08"}
-            box = OffsetImage(np.asarray(picture), zoom=0.33)
+            box = OffsetImage(np.asarray(picture), zoom=0.36)
             axes.add_artist(AnnotationBbox(box, (point.x, point.y), bboxprops=frame, pad=0.1, zorder=2))
     middle = SIDE / 2
     axes.axhline(middle, color="0.85", zorder=0)
@@ -107,7 +108,7 @@ def draw_plane(out: Path) -> None:
     axes.legend(loc="upper center", ncols=2, frameon=False)
     figure.savefig(out, dpi=100)
     # A palette halves the file, and is enough for thumbnails.
-    Image.open(out).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(out, optimize=True)
+    Image.open(out).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(out, optimize=True)
 
 
 def draw_architecture(out: Path) -> None:
