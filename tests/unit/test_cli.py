@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from mmva.errors import CheckFailed, OperationFailed, UsageError
-from mmva_platform.cli.context import exit_code_of
+from mmva_platform.cli import main as module
+from mmva_platform.cli.context import exit_code_of, set_up_logging
 from mmva_platform.cli.main import run
 
 
@@ -143,3 +148,55 @@ def test_the_process_ends_with_the_code_and_all_that_was_said() -> None:
     code = "import sys; from mmva_platform.cli.context import leave; sys.stdout.write('said'); leave(3)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (3, "said")
+
+
+def test_the_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"mmva {version('mmva-platform')}\n"
+
+
+def test_a_shell_completes_verbs() -> None:
+    asked = {"_MMVA_COMPLETE": "complete_bash", "COMP_WORDS": "mmva annotations re", "COMP_CWORD": "2"}
+    command = [Path(sys.executable).with_name("mmva")]
+    done = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["resume", "retry", "report"], done.stderr
+
+
+def test_a_silent_verb_says_that_it_starts_and_how_to_resume(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "FIRST_LINE_S", 0.05)
+    monkeypatch.setattr("mmva_platform.workflows.choose_model", lambda *_: time.sleep(1))
+    monkeypatch.setattr("mmva_platform.annotation.run.annotate", lambda *_, **__: sys.exit())
+    monkeypatch.setattr(sys, "argv", ["mmva", "--home", str(tmp_path), "annotate", "media", "--out", "out"])
+    monkeypatch.setattr(module, "leave", lambda _: None)
+    set_up_logging(verbose=False)  # the line may come before the command does this
+    module.main()
+    said = capsys.readouterr().err
+    assert said.startswith("mmva annotate: starts")
+    assert said.endswith("the same command resumes\n")
+
+
+def test_settings_are_shown_with_their_source_and_without_secrets(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "settings.yaml"
+    key = f"{{name: me, sha256: {'a1' * 32}}}"
+    endpoint = "http://u:hidden@s3:1"  # pragma: allowlist secret
+    file.write_text(f"storage: {{s3_endpoint: '{endpoint}'}}\nserving: {{keys: [{key}], port: 8000}}\n")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:hidden@host:5000")  # pragma: allowlist secret
+    monkeypatch.setenv("MMVA_HOME", str(tmp_path))
+    assert run(["--settings", str(file), "config", "show", "--json"]) == 0
+    said = capsys.readouterr().out
+    assert "hidden" not in said
+    assert "a1a1" not in said
+    shown = {name: (one["value"], one["source"]) for name, one in json.loads(said).items()}
+    assert shown["storage.s3_endpoint"] == ("http://u:...@s3:1", str(file))
+    assert shown["serving.port"] == (8000, str(file))  # given, though it is the default
+    assert shown["serving.host"] == ("127.0.0.1", "default")
+    assert shown["serving.keys"][0][0]["name"] == "me"
+    assert shown["tracking.uri"] == ("http://mlflow:...@host:5000", "MLFLOW_TRACKING_URI")
+    assert shown["home"] == (str(tmp_path), "MMVA_HOME")
+    assert shown["runs"] == (f"{tmp_path}/runs", "default")
+    assert run(["--home", str(tmp_path / "mine"), "config", "show"]) == 0
+    assert f'home = "{tmp_path}/mine"  (--home)' in capsys.readouterr().out

@@ -31,8 +31,8 @@ CHECKED = {
     **{
         f"kubernetes/{name}.yaml": KUBERNETES
         for name in (
-            "accounts", "kustomization", "mlflow", "namespace", "network-policies", "podmonitor", "postgres",
-            "quotas", "raycluster", "rayjob-annotate", "rayjob-train", "rayservice", "settings",
+            "accounts", "cronjob-update", "kustomization", "mlflow", "namespace", "network-policies", "podmonitor",
+            "postgres", "quotas", "raycluster", "rayjob-annotate", "rayjob-train", "rayservice", "settings",
         )
     },
 }  # fmt: skip

@@ -52,6 +52,8 @@ def pods() -> Iterator[tuple[str, dict[str, Any]]]:
             yield name, document["spec"]["template"]["spec"]
         elif document["kind"] == "RayJob":
             yield name, document["spec"]["submitterPodTemplate"]["spec"]
+        elif document["kind"] == "CronJob":
+            yield name, document["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     for name, spec in ray_specs():
         yield from ((name, group["template"]["spec"]) for group in groups(spec))
 
@@ -175,7 +177,7 @@ def test_accounts_exist_and_the_list_is_whole() -> None:
     accounts = {account["metadata"]["name"] for account in of_kind("ServiceAccount")}
     assert {pod["serviceAccountName"] for _, pod in pods() if "serviceAccountName" in pod} == accounts
     [kustomization] = of_kind("Kustomization")
-    jobs = {"rayjob-train.yaml", "rayjob-annotate.yaml", "podmonitor.yaml", "kustomization.yaml"}
+    jobs = {"rayjob-train.yaml", "rayjob-annotate.yaml", "cronjob-update.yaml", "podmonitor.yaml", "kustomization.yaml"}
     assert all("newTag" not in image for image in kustomization["images"])  # it would take the GPU image's tag away
     assert {*kustomization["resources"]} | jobs == {file.name for file in FILES}
 
@@ -188,3 +190,9 @@ def test_jobs_call_verbs_that_exist(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert run(["jobs", "submit", "--dry-run", "--working-dir", str(tmp_path), *words[3:]]) == 0, (
             capsys.readouterr()
         )
+    [update] = of_kind("CronJob")
+    [container] = update["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    words = [word for word in container["command"] if word != "mmva"]
+    assert run([*words[:2], "--dry-run", "--working-dir", str(tmp_path), *words[2:]]) == 0, capsys.readouterr()
+    address = {one["name"]: one.get("value") for one in container["env"]}["RAY_API_SERVER_ADDRESS"]
+    assert address == f"http://{of_kind('RayCluster')[0]['metadata']['name']}-head-svc:8265"

@@ -20,6 +20,7 @@ from mmva.errors import UsageError
 from mmva.modalities import MEDIA_KINDS
 from mmva_platform.annotation import open_annotation
 from mmva_platform.annotation.media import piece_of
+from mmva_platform.annotation.plan import ModelInfo
 from mmva_platform.cli.serving import explorer_settings
 from mmva_platform.serving.auth import Keyring
 from mmva_platform.serving.routes import explore
@@ -330,3 +331,10 @@ def test_explore_serves_one_annotation_with_its_own_media_and_a_key_of_its_own(w
     assert not serving.out_roots  # so it cannot submit jobs
     with pytest.raises(UsageError, match="no published annotations"):
         explorer_settings(str(media), Settings(), port=8123, model=None)
+
+
+def test_explore_places_items_with_the_starter_that_annotated(tmp_path: Path) -> None:
+    starter = ModelInfo(name="starter", version=None, digest="d" * 64)
+    out = publish_points(tmp_path / "va", [("a", "caption", 0.5, 0.5)], starter)
+    settings, _ = explorer_settings(str(out), Settings(), port=8123, model=None)
+    assert settings.serving.model == "starter"

@@ -116,7 +116,7 @@ def test_a_locked_database_names_the_home_and_the_remedy(
 @pytest.mark.parametrize(
     ("text", "todo"),
     [("database is locked", "another process holds it"), ("database or disk is full", "free space there"),
-     ("attempt to write a readonly database", "rights on that file"), ("file is not a database", "move that file")],
+     ("attempt to write a readonly database", "change the"), ("file is not a database", "move that file")],
 )  # fmt: skip
 def test_a_database_that_fails_later_is_one_line(capsys: Capture, tmp_path: Path, text: str, todo: str) -> None:
     settings = make_settings(None, tmp_path)
@@ -220,8 +220,9 @@ def test_output_that_shows_ascii_only_is_a_warning(monkeypatch: pytest.MonkeyPat
     [
         ("annotate c --model m --out o", "annotation.run.annotate", "the same command resumes"),
         ("annotations update o", "annotation.update.update", "the same command resumes"),
-        ("train --set dataset=d", "workflows.train_and_register", "the same command with --resume RUN"),
-        ("models list", "tracking.promotion.reconcile", "stopped by Ctrl-C"),
+        ("train --set dataset=d", "workflows.train_and_register", "mmva train --resume RUN starts at the last"),
+        ("quickstart", "quickstart.flow.run_quickstart", "begins again, in a new folder"),
+        ("--home annotate models list", "tracking.promotion.reconcile", "stopped by Ctrl-C"),
     ],
 )
 def test_ctrl_c_says_how_to_go_on(
@@ -232,3 +233,4 @@ def test_ctrl_c_says_how_to_go_on(
     said = one_line(capsys, run(line.split()), 130)
     assert said.startswith("stopped by Ctrl-C")
     assert says in said
+    assert ("what is finished is kept" in said) == (says != "stopped by Ctrl-C")

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import io
 import logging
+import time
+from collections.abc import Callable
 
 import pytest
 from rich.console import Console
 
 from mmva_platform import progress as module
-from mmva_platform.progress import progress
+from mmva_platform.progress import first_line, progress
 
 
 def test_a_terminal_gets_a_bar() -> None:
@@ -36,4 +38,38 @@ def test_an_error_inside_is_not_reported_as_done(caplog: pytest.LogCaptureFixtur
     caplog.set_level(logging.INFO, "mmva_platform")
     with pytest.raises(KeyError), progress("embed", 30, Console(file=io.StringIO())):
         raise KeyError
+    assert caplog.messages == []
+
+
+def _bar() -> None:
+    with progress("embed", 1, Console(file=io.StringIO(), force_terminal=True)):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (lambda: None, ["starts"]),
+        (lambda: logging.getLogger("mmva_platform.bulk").info("a line"), ["a line"]),
+        (_bar, []),
+    ],
+    ids=["silence", "a line", "a bar"],
+)
+def test_the_first_line_comes_only_after_silence(
+    caplog: pytest.LogCaptureFixture, act: Callable[[], None], said: list[str]
+) -> None:
+    caplog.set_level(logging.INFO, "mmva_platform")
+    with first_line("starts", after_s=0.05):
+        act()
+        deadline = time.monotonic() + (5 if said == ["starts"] else 0.2)
+        while caplog.messages != ["starts"] and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert caplog.messages == said
+
+
+def test_a_quick_command_has_no_first_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "mmva_platform")
+    with first_line("starts", after_s=0.05):
+        pass
+    time.sleep(0.1)
     assert caplog.messages == []

@@ -205,7 +205,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
-            (["annnotate", "x"], "'annnotate' is no verb for a cluster"),
+            (["annnotate", "x"], "'annnotate' is not a verb that runs on a cluster"),
             (["annotate", "s3://c", "--modle", "m"], "No such option: --modle"),
             (["annotate", "s3://c", "--model", "m"], "Missing option '--out'"),
             (["models", "promot", "1"], "No such command 'promot'"),

@@ -11,15 +11,20 @@ import typer
 from mmva_platform.cli.context import Json, emit, settings_of
 
 MaxErrors = Annotated[
-    str | None, typer.Option(help="stop above so many quarantined items: 100, or 5%; default: 20% of 100 or more")
+    str | None,
+    typer.Option(
+        help="stop if more items are quarantined: a number or a share such as 5%; default: 20%, for 100 items or more"
+    ),
 ]
 Lenient = Annotated[
     bool, typer.Option("--lenient", help="count malformed rows of tables and leave them out, instead of failing")
 ]
 Delimiter = Annotated[
-    str | None, typer.Option(help=r"of CSV files, such as ; or \t; default: a tab in .tsv, else a comma")
+    str | None, typer.Option(help=r"separator of CSV files, such as ; or \t; default: a tab in .tsv, else a comma")
 ]
-Version = Annotated[int | None, typer.Option(min=0, help="of the table; default: the newest")]
+Version = Annotated[int | None, typer.Option(min=0, help="version of the annotation; default: the newest")]
+Out = Annotated[str, typer.Argument(help="the annotation: a folder or s3://bucket/prefix")]
+Old = Annotated[str, typer.Argument(help="the annotation to convert, with a MANIFEST.json; it stays as it is")]
 
 app = typer.Typer(
     help="Annotations: resume, update, retry, status, history, verify, report, export, clean.", no_args_is_help=True
@@ -37,24 +42,30 @@ def annotate(
         str, typer.Argument(help="a folder, an S3 prefix, a Parquet, CSV or JSONL table, or a folder of them")
     ],
     *,
-    out: Annotated[str, typer.Option(help="URI of the annotation; the same again resumes")],
+    out: Annotated[str, typer.Option(help="folder or URI of the annotation; the same command again resumes")],
     model: Annotated[
         str | None,
         typer.Option(help="a bundle's folder, runs:/..., models:/... or starter; default: the champion, else starter"),
     ] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="say what would be done, and do nothing")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="print what would be done, and write nothing")] = False,
     lenient: Lenient = False,
     delimiter: Delimiter = None,
     engine: Annotated[str, typer.Option(help="auto, torch, torch-bf16, onnx, cuda or cuda-bf16")] = "auto",
     max_errors: MaxErrors = None,
-    root: Annotated[list[str] | None, typer.Option(help="media may be read from here, too; repeatable")] = None,
-    windows: Annotated[bool, typer.Option(help="keep windows' embeddings, for curves without media later")] = True,
-    workers: Annotated[int | None, typer.Option(min=1, help="actors; default: one a CPU")] = None,
-    shard_items: Annotated[int | None, typer.Option(min=1, help="most items of a shard; default: a minute")] = None,
+    root: Annotated[
+        list[str] | None, typer.Option(help="another folder or prefix that media may be read from; repeatable")
+    ] = None,
+    windows: Annotated[
+        bool, typer.Option(help="keep the embeddings of windows: later models then need no media for curves")
+    ] = True,
+    workers: Annotated[int | None, typer.Option(min=1, help="worker processes; default: one for each CPU")] = None,
+    shard_items: Annotated[
+        int | None, typer.Option(min=1, help="largest number of items in a shard; default: a minute of work")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="images, windows or captions embedded at once")] = 16,
     as_json: Json = False,
 ) -> None:
-    """Give every item of a catalog a VA point and an embedding, or a quarantine row that says why not."""
+    """Give every item of a catalog a VA point and an embedding, or a quarantine row with the reason."""
     from mmva_platform.workflows import choose_model
 
     settings = settings_of(context)
@@ -85,14 +96,14 @@ def annotate(
 @app.command("resume")
 def resume(
     context: typer.Context,
-    out: str,
+    out: Out,
     *,
-    workers: Annotated[int | None, typer.Option(min=1, help="actors; default: one a CPU")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="worker processes; default: one for each CPU")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="images, windows or captions embedded at once")] = 16,
     max_errors: MaxErrors = None,
     as_json: Json = False,
 ) -> None:
-    """Finish a version that was cut short, from its directory alone; the catalog is not listed again."""
+    """Finish a version that was interrupted. Needs only the output: the catalog is not read again."""
     from mmva_platform.annotation.run import resume as resume_run
 
     options = {"workers": workers, "batch_size": batch_size, "max_errors": max_errors}
@@ -103,17 +114,19 @@ def resume(
 @app.command("update")
 def update(
     context: typer.Context,
-    out: str,
+    out: Out,
     *,
-    catalog: Annotated[str | None, typer.Option(help="the new catalog; default: the same one, listed again")] = None,
-    model: Annotated[str | None, typer.Option(help="the new model; default: the one of the last version")] = None,
+    catalog: Annotated[str | None, typer.Option(help="the new catalog; default: the same catalog, read again")] = None,
+    model: Annotated[str | None, typer.Option(help="the new model; default: the model of the last version")] = None,
     lenient: Lenient = False,
     delimiter: Delimiter = None,
     reread: Annotated[
-        bool, typer.Option("--reread", help="read media again where the model has another backbone")
+        bool, typer.Option("--reread", help="read the media again if the new model has another backbone")
     ] = False,
-    root: Annotated[list[str] | None, typer.Option(help="media may be read from here, too; repeatable")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="actors; default: one a CPU")] = None,
+    root: Annotated[
+        list[str] | None, typer.Option(help="another folder or prefix that media may be read from; repeatable")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="worker processes; default: one for each CPU")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="images, windows or captions embedded at once")] = 16,
     max_errors: MaxErrors = None,
     as_json: Json = False,
@@ -139,12 +152,12 @@ def update(
 @app.command("retry")
 def retry(
     context: typer.Context,
-    out: str,
+    out: Out,
     *,
-    workers: Annotated[int | None, typer.Option(min=1, help="actors; default: one a CPU")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="worker processes; default: one for each CPU")] = None,
     as_json: Json = False,
 ) -> None:
-    """Add a version in which what is in quarantine has been tried again."""
+    """Add a version in which the quarantined items were tried again."""
     from mmva_platform.annotation.update import retry as retry_annotation
 
     options = {"workers": workers, "command": ("mmva", *sys.argv[1:])}
@@ -153,8 +166,8 @@ def retry(
 
 
 @app.command("status")
-def status(context: typer.Context, out: str, *, as_json: Json = False) -> None:
-    """Progress and quarantine of the version under way, or of the newest one, from its directory alone."""
+def status(context: typer.Context, out: Out, *, as_json: Json = False) -> None:
+    """Show progress and quarantine of the unfinished version, or of the newest one. Needs only the output."""
     from mmva_platform.annotation.status import status as status_of
 
     found = status_of(out, settings_of(context))
@@ -162,8 +175,8 @@ def status(context: typer.Context, out: str, *, as_json: Json = False) -> None:
 
 
 @app.command("history")
-def history(context: typer.Context, out: str, *, as_json: Json = False) -> None:
-    """What each version was made from, with which model, and what changed."""
+def history(context: typer.Context, out: Out, *, as_json: Json = False) -> None:
+    """Show what each version was made from, with which model, and what changed."""
     from mmva_platform.annotation.status import history as history_of
 
     found = history_of(out, settings_of(context))
@@ -171,8 +184,8 @@ def history(context: typer.Context, out: str, *, as_json: Json = False) -> None:
 
 
 @app.command("verify")
-def verify(context: typer.Context, out: str, *, version: Version = None, as_json: Json = False) -> None:
-    """Recompute every digest and count; every item exactly once, or exit code 3."""
+def verify(context: typer.Context, out: Out, *, version: Version = None, as_json: Json = False) -> None:
+    """Compute every digest and count again. Exit code 3 if an item is missing, doubled or damaged."""
     from mmva.errors import CheckFailed
     from mmva_platform.annotation.verify import verify as verify_run
 
@@ -185,12 +198,12 @@ def verify(context: typer.Context, out: str, *, version: Version = None, as_json
 @app.command("report")
 def report(
     context: typer.Context,
-    out: str,
+    out: Out,
     *,
     file: Annotated[Path, typer.Option(help="HTML file to write")] = Path("report.html"),
     version: Version = None,
 ) -> None:
-    """One self-contained HTML page of a version."""
+    """Write a version's report: one HTML page that needs no other file."""
     from mmva_platform.workflows import report_annotation
 
     report_annotation(out, file, settings_of(context), version)
@@ -200,12 +213,14 @@ def report(
 @app.command("export")
 def export(
     context: typer.Context,
-    out: str,
+    out: Out,
     *,
     to: Annotated[str, typer.Option(help="csv, parquet or lance")],
-    file: Annotated[Path, typer.Option(help="file to create; a folder for lance")],
-    columns: Annotated[str | None, typer.Option(help="comma-separated; default: all that it can hold")] = None,
-    modality: Annotated[str | None, typer.Option(help="only items of this one; lance needs it")] = None,
+    file: Annotated[Path, typer.Option(help="file to write; for lance a folder")],
+    columns: Annotated[
+        str | None, typer.Option(help="names, separated by commas; default: all that the format can hold")
+    ] = None,
+    modality: Annotated[str | None, typer.Option(help="only items of this modality; required for lance")] = None,
     version: Version = None,
 ) -> None:
     """Write annotated items into one plain file."""
@@ -220,13 +235,13 @@ def export(
 @app.command("clean")
 def clean(
     context: typer.Context,
-    out: str,
+    out: Out,
     *,
-    keep: Annotated[int, typer.Option(min=1, help="newest versions that stay readable")] = 1,
-    delete: Annotated[bool, typer.Option("--delete", help="delete, instead of only showing")] = False,
+    keep: Annotated[int, typer.Option(min=1, help="how many of the newest versions stay readable")] = 1,
+    delete: Annotated[bool, typer.Option("--delete", help="delete the files instead of listing them")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show, or delete, files that none of the newest versions needs."""
+    """List the files that the newest versions do not need; delete them with --delete."""
     from mmva_platform.annotation.clean import clean as clean_annotation
 
     found = clean_annotation(out, settings_of(context), keep=keep, delete=delete)
@@ -234,8 +249,8 @@ def clean(
 
 
 @app.command("convert")
-def convert(context: typer.Context, old: str, out: str, *, as_json: Json = False) -> None:
-    """Make version 0 of a table from an annotation of an earlier format, which is not changed."""
+def convert(context: typer.Context, old: Old, out: Out, *, as_json: Json = False) -> None:
+    """Make a table from an annotation of an earlier format. The old one is not changed."""
     from mmva_platform.annotation.convert import convert as convert_annotation
 
     summary = convert_annotation(old, out, settings_of(context))

@@ -30,7 +30,7 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON object instea
 
 
 def turn_telemetry_off() -> None:
-    """No usage statistics leave this machine unless the environment asks for it."""
+    """Turn usage statistics of the libraries off, unless the environment turns them on."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
 
@@ -94,7 +94,7 @@ def leave(code: int) -> NoReturn:
 
 
 def make_settings(path: Path | None, home: Path | None) -> Settings:
-    """Settings of this call: the file's values, with --home on top. From here on logs are as they say."""
+    """Settings of this call: the file's values, with --home on top. Logs follow them from here on."""
     settings = load_config(Settings, path, [] if home is None else [f"home={json.dumps(str(home))}"])
     if settings.logs.format == "json":
         write_json_logs()

@@ -25,11 +25,11 @@ def add_verbs(root: typer.Typer) -> None:
 def generate(
     directory: Annotated[Path, typer.Argument(help="new folder for the files and CSVs")],
     *,
-    images: Annotated[int, typer.Option(min=1)] = 600,
-    clips: Annotated[int, typer.Option(min=1)] = 600,
-    seed: int = 0,
+    images: Annotated[int, typer.Option(min=1, help="how many pictures")] = 600,
+    clips: Annotated[int, typer.Option(min=1, help="how many clips of music, each with a caption")] = 600,
+    seed: Annotated[int, typer.Option(help="another number gives other media")] = 0,
 ) -> None:
-    """A small look-alike of IMEMNet-C in the published layout."""
+    """Write a small look-alike of IMEMNet-C in the published layout."""
     from mmva_platform.workflows import generate_lookalike
 
     generate_lookalike(directory, images=images, clips=clips, seed=seed)
@@ -40,7 +40,7 @@ def generate(
 def import_(
     context: typer.Context,
     *,
-    source: Annotated[list[Path] | None, typer.Option(help="source file; may be given several times")] = None,
+    source: Annotated[list[Path] | None, typer.Option(help="source file (YAML); repeatable")] = None,
     root: Annotated[
         list[str] | None, typer.Option(help="where the files are, instead of the source file's root; once per --source")
     ] = None,
@@ -48,11 +48,11 @@ def import_(
     music_csv: Annotated[str | None, typer.Option(help="likewise: music_va.csv")] = None,
     media: Annotated[str | None, typer.Option(help="likewise: folder or URI that holds the files")] = None,
     split: Annotated[
-        str, typer.Option(help="likewise: song, clip (leaks; say why), or a CSV of song_id,split")
+        str, typer.Option(help="likewise: song, clip (which leaks), or a CSV file of song_id,split")
     ] = "song",
     out: Annotated[str, typer.Option(help="URI of the new dataset")],
-    sizes: Annotated[str | None, typer.Option(help="of train, val and test, such as 0.7,0.15,0.15")] = None,
-    seed: int = 0,
+    sizes: Annotated[str | None, typer.Option(help="shares of train, val and test, such as 0.7,0.15,0.15")] = None,
+    seed: Annotated[int, typer.Option(help="another number gives another split")] = 0,
     as_json: Json = False,
 ) -> None:
     """Validate labeled media, split them and write an immutable, sharded dataset."""
@@ -73,7 +73,12 @@ def import_(
 
 
 @app.command("check")
-def check(context: typer.Context, uri: str, *, as_json: Json = False) -> None:
+def check(
+    context: typer.Context,
+    uri: Annotated[str, typer.Argument(help="the dataset: a folder or URI")],
+    *,
+    as_json: Json = False,
+) -> None:
     """Compute a dataset's digests, counts and rules again from its bytes."""
     from mmva.errors import CheckFailed
     from mmva_platform.datasets.checking import check_dataset
@@ -86,20 +91,22 @@ def check(context: typer.Context, uri: str, *, as_json: Json = False) -> None:
 
 def embed(
     context: typer.Context,
-    dataset: str,
+    dataset: Annotated[str, typer.Argument(help="the dataset: a folder or URI")],
     *,
     backbones: Annotated[
         str,
         typer.Option(
-            help="preset (compact, compact-layers, paper, tiny), or a model whose to use: models:/mmva@champion"
+            help="compact, compact-layers, paper or tiny; or a model, to use its backbones: models:/mmva@champion"
         ),
     ] = "compact",
-    out: Annotated[str | None, typer.Option(help="default: inside the dataset")] = None,
-    engine: Annotated[_Engine, typer.Option(help="torch (CPU), cuda, or auto: cuda if the cluster has a GPU")] = "auto",
+    out: Annotated[str | None, typer.Option(help="where to write the embeddings; default: inside the dataset")] = None,
+    engine: Annotated[
+        _Engine, typer.Option(help="torch (CPUs), cuda (GPUs), or auto: cuda if the cluster has GPUs")
+    ] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="images, windows or captions embedded together")] = 16,
     as_json: Json = False,
 ) -> None:
-    """Embed a dataset once per backbone; what exists is not computed again."""
+    """Compute the embeddings of a dataset with each backbone. Existing ones are not computed again."""
     from mmva_platform.datasets.embedding import embed_dataset
     from mmva_platform.workflows import backbones_of
 

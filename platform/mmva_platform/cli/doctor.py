@@ -18,14 +18,15 @@ def doctor(
     context: typer.Context,
     *,
     storage: Annotated[
-        str | None, typer.Option(help="try a place for outputs, too: a folder or s3://bucket/prefix")
+        str | None, typer.Option(help="also try a place for outputs: a folder or s3://bucket/prefix")
     ] = None,
     address: Annotated[
-        str | None, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="the cluster's dashboard, to look at it, too")
+        str | None,
+        typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="also check the cluster with this dashboard address"),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what of this machine and its services works, and what to change; exit code 3 if something does not."""
+    """Check this machine and its services, and say what to change; exit code 3 if a check fails."""
     from mmva.errors import CheckFailed
     from mmva_platform.doctor import examine
 

@@ -1,4 +1,4 @@
-"""What the user's machine does to a command: one line that names the place and the remedy, never a traceback."""
+"""Faults of the user's machine as one line that names the place and the remedy, instead of a traceback."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ _ROOM: Final = "free space there, or choose another place (--home, --out, TMPDIR
 _REMEDIES: Final = {
     **dict.fromkeys(_FULL, _ROOM),
     errno.EROFS: "choose another place, or mount it for writing",
-    errno.EACCES: "rights on that file or folder, or another place",
-    errno.EPERM: "rights on that file or folder, or another place",
+    errno.EACCES: "change the permissions of that file or folder, or choose another place",
+    errno.EPERM: "change the permissions of that file or folder, or choose another place",
     errno.EISDIR: "give the name of a file",
     errno.ENOTDIR: "a part of that path is a file; give another path",
     errno.EEXIST: "give another path",
     errno.ENAMETOOLONG: "give a shorter path",
-    errno.EMFILE: "ulimit -n 4096 or more",
-    errno.ENFILE: "fewer programs at once, or a higher fs.file-max",
-    errno.EIO: "look after that disk",
+    errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
+    errno.ENFILE: "run fewer programs at once, or raise fs.file-max",
+    errno.EIO: "check that disk",
     errno.ESTALE: "mount that file system again",
 }
 _DATABASE: Final = {
     "locked": "another process holds it: wait for that process, or find it with fuser and end it",
     "full": _ROOM,
-    "readonly": "rights on that file and its folder, or another --home",
-    "unable to open": "rights on its folder, or another --home",
+    "readonly": "change the permissions of that file and its folder, or choose another --home",
+    "unable to open": "change the permissions of its folder, or choose another --home",
     "not a database": "move that file away, or choose another --home",
     "malformed": "restore it from a backup, or choose another --home",
-    "disk I/O error": "free space there, and look after that disk",
+    "disk I/O error": "free space there, and check that disk",
 }
 _NEARLY_NOTHING: Final = 2**20  # bytes
 
 
 def explain(error: BaseException, settings: Settings | None) -> str | None:
-    """One line for an error that the machine is to blame for; None for all others, which are bugs."""
+    """One line for an error that the machine has caused; None for all others, which are bugs."""
     database = next((cause for cause in _causes(error) if isinstance(cause, sqlite3.Error)), None)
     if database is not None:
         place = f" {without_password(settings.tracking_uri)}" if settings else ""
@@ -58,7 +58,7 @@ def explain(error: BaseException, settings: Settings | None) -> str | None:
 
 
 def remedy(error: BaseException) -> str:
-    """What to do about a full disk or a database that caused a failure, to go after its message; else empty."""
+    """What to do about a full disk or a database that caused a failure, to be added to its message; else empty."""
     for cause in _causes(error):
         if isinstance(cause, sqlite3.Error):
             return f"; {_of_database(cause)}"
@@ -107,7 +107,9 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _of_database(error: sqlite3.Error) -> str:
-    return next((words for text, words in _DATABASE.items() if text in str(error)), "tracking.uri, or another --home")
+    return next(
+        (words for text, words in _DATABASE.items() if text in str(error)), "set tracking.uri, or choose another --home"
+    )
 
 
 def _full_places(settings: Settings | None) -> str:

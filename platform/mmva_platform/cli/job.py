@@ -1,4 +1,4 @@
-"""The other door: `python jobs/VERB.py --config FILE --set key=value`, for `ray job submit` and schedulers."""
+"""The second entry point: `python jobs/VERB.py --config FILE --set key=value`, for `ray job submit` and schedulers."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ _PASSED_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 Address = Annotated[
     str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="the cluster's dashboard, where jobs are submitted")
 ]
+Job = Annotated[str, typer.Argument(help="id of the job, as `mmva jobs list` prints it")]
 _HERE = "http://127.0.0.1:8265"
 
 
@@ -30,22 +31,27 @@ def submit(
     *,
     address: Address = _HERE,
     working_dir: Annotated[Path, typer.Option(help="folder to send")] = Path(),
-    exclude: Annotated[list[str] | None, typer.Option(help="not sent: a .gitignore pattern; repeatable")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="files not to send: a .gitignore pattern; repeatable")
+    ] = None,
     max_mb: Annotated[float, typer.Option(help="largest folder to send, in MB")] = 100.0,
-    lock: Annotated[Path | None, typer.Option(help="install these versions there, such as constraints.txt")] = None,
+    lock: Annotated[
+        Path | None, typer.Option(help="install the versions of this file for the job, such as constraints.txt")
+    ] = None,
     image: Annotated[str | None, typer.Option(help="container image to run in")] = None,
-    cpus: Annotated[float | None, typer.Option(help="CPUs of the driver; without, it runs on the head")] = None,
+    cpus: Annotated[float | None, typer.Option(help="CPUs of the driver; default: it runs on the head")] = None,
     gpus: Annotated[float | None, typer.Option(help="GPUs of the driver")] = None,
     memory_gb: Annotated[float | None, typer.Option(help="memory of the driver")] = None,
     secret: Annotated[
-        list[str] | None, typer.Option(help="NAME or NAME=NAME_ON_THE_CLUSTER, never a value; repeatable")
+        list[str] | None,
+        typer.Option(help="name of a variable on the nodes, or NAME=NAME_ON_THE_NODES; never a value; repeatable"),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="the job's id; one a cluster")] = None,
+    name: Annotated[str | None, typer.Option(help="id of the job, unique in the cluster")] = None,
     wait: Annotated[bool, typer.Option(help="stream the job's output until it ends")] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the exact submission, and send nothing")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run a verb on a cluster. Ctrl-C, or a lost connection, ends the streaming and not the job."""
+    """Run a verb on a cluster. Ctrl-C or a lost connection ends the streaming, not the job."""
     from mmva_platform.settings import validate
     from mmva_platform.submission import JobRequest, Jobs, make_submission
 
@@ -79,7 +85,7 @@ def submit(
 
 @app.command("list")
 def list_jobs(*, address: Address = _HERE, as_json: Json = False) -> None:
-    """Jobs of the cluster, the newest first."""
+    """List the jobs of the cluster, the newest first."""
     from mmva_platform.submission import Jobs
 
     states = Jobs(address).list()
@@ -89,12 +95,12 @@ def list_jobs(*, address: Address = _HERE, as_json: Json = False) -> None:
 
 @app.command("logs")
 def logs(
-    job: str,
+    job: Job,
     *,
     address: Address = _HERE,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="until the job ends")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on until the job ends")] = False,
 ) -> None:
-    """What a job has said."""
+    """Print the output of a job."""
     from mmva_platform.submission import Jobs
 
     jobs = Jobs(address)
@@ -106,13 +112,13 @@ def logs(
 
 @app.command("stop")
 def stop(
-    job: str,
+    job: Job,
     *,
     address: Address = _HERE,
-    wait: Annotated[bool, typer.Option(help="until it has ended")] = True,
+    wait: Annotated[bool, typer.Option(help="wait until the job has ended")] = True,
     as_json: Json = False,
 ) -> None:
-    """End a job; mmva annotate first finishes and commits the shards that are under way."""
+    """Stop a job. mmva annotate first finishes and commits its running shards."""
     from mmva_platform.submission import Jobs
 
     jobs = Jobs(address)
@@ -124,7 +130,9 @@ def stop(
 def _check_verb(context: typer.Context, arguments: list[str]) -> None:
     """Refuse here what the verb would refuse there, minutes later."""
     if arguments[0] not in VERBS:
-        raise UsageError(f"jobs submit: {arguments[0]!r} is no verb for a cluster; choose one of {', '.join(VERBS)}")
+        raise UsageError(
+            f"jobs submit: {arguments[0]!r} is not a verb that runs on a cluster; choose one of {', '.join(VERBS)}"
+        )
     root = context.find_root()
     _parse(root.command, root, arguments)
 
@@ -148,8 +156,8 @@ def _follow(jobs: Any, job: str, out: TextIO) -> None:
         state = jobs.follow(job, tell)
     except KeyboardInterrupt:
         raise OperationFailed(
-            f"no longer watching; {job} goes on. `mmva jobs logs {job} --follow` watches again, `mmva jobs stop {job}` "
-            "ends it"
+            f"the job {job} continues. `mmva jobs logs {job} --follow` shows its output again, `mmva jobs "
+            f"stop {job}` ends it"
         ) from None
     if state.status == "SUCCEEDED":
         return

@@ -3,36 +3,58 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from mmva_platform.cli import annotation, data, doctor, jobs, models, quickstart, serving, training, zeroshot
-from mmva_platform.cli.context import exit_code_of, leave, make_settings, set_up_logging, turn_telemetry_off
+from mmva_platform.cli import annotation, config, data, doctor, jobs, models, quickstart, serving, training, zeroshot
+from mmva_platform.cli.context import emit, exit_code_of, leave, make_settings, set_up_logging, turn_telemetry_off
 from mmva_platform.cli.faults import check_arguments
+from mmva_platform.progress import FIRST_LINE_S, first_line
 
 app = typer.Typer(
     name="mmva",
     help="Train MMVA, annotate catalogs with valence-arousal points, govern the models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
-app.add_typer(data.app, name="data")
-app.add_typer(models.app, name="models")
-app.add_typer(annotation.app, name="annotations")
-app.add_typer(jobs.app, name="jobs")
-# How to resume what Ctrl-C stopped. The other verbs have nothing to resume.
-_AGAIN = {
-    **dict.fromkeys(
-        ("annotate", "resume", "update", "retry", "convert", "import", "embed", "quickstart"),
-        "the same command resumes",
-    ),
-    "train": "the same command with --resume RUN starts at the last checkpoint (RUN is the newest folder in HOME/runs)",
+_GROUPS = {
+    "data": data.app,
+    "models": models.app,
+    "annotations": annotation.app,
+    "jobs": jobs.app,
+    "config": config.app,
 }
+for name, group in _GROUPS.items():
+    app.add_typer(group, name=name)
 for module in (quickstart, data, training, annotation, zeroshot, serving, doctor):
     module.add_verbs(app)
+
+_SAME = "the same command resumes"
+# How to resume what Ctrl-C stopped. The other verbs have nothing to resume.
+_AGAIN = {
+    "annotate": _SAME,
+    **{f"annotations {verb}": _SAME for verb in ("resume", "update", "retry", "convert")},
+    "data import": _SAME,
+    "embed": _SAME,
+    "quickstart": "the same command begins again, in a new folder",
+    "reproduce": "the same command keeps the dataset and its embeddings, and trains again",
+    "train": "mmva train --resume RUN starts at the last checkpoint (the lines above name RUN); a sweep begins again",
+}
+
+
+def _show_version(asked: bool) -> None:  # noqa: FBT001 - Typer calls it
+    if not asked:
+        return
+    try:
+        found = version("mmva-platform")
+    except PackageNotFoundError:  # run from a folder, as submitted jobs are
+        found = "of this folder, not installed"
+    emit(f"mmva {found}", None, as_json=False)
+    raise typer.Exit
 
 
 @app.callback()
@@ -40,15 +62,19 @@ def options(
     context: typer.Context,
     home: Annotated[
         Path | None,
-        typer.Option(envvar="MMVA_HOME", help="where runs, the registry and caches live [default: ./mmva-home]"),
+        typer.Option(envvar="MMVA_HOME", help="where runs, the registry and caches live; default: ./mmva-home"),
     ] = None,
     settings: Annotated[
         Path | None, typer.Option(envvar="MMVA_SETTINGS", help="YAML file of storage, cluster and tracking settings")
     ] = None,
     *,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="log what the libraries say, too")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", help="print the version and end", is_eager=True, callback=_show_version)
+    ] = False,
 ) -> None:
     """Options that come before the verb."""
+    del show_version
     set_up_logging(verbose=verbose)
     context.obj = make_settings(settings, home)
 
@@ -59,7 +85,11 @@ def main() -> NoReturn:
     Exit code 0 done, 1 failed, 2 wrong usage, 3 a gate or check said no, 130 stopped by Ctrl-C.
     """
     turn_telemetry_off()
-    leave(run(sys.argv[1:]))
+    verb = verb_of(sys.argv[1:])
+    stop = "; ".join(filter(None, ["Ctrl-C stops it", _AGAIN.get(verb)]))
+    with first_line(f"mmva {verb}: starts, loads libraries and looks up what it needs. {stop}", FIRST_LINE_S):
+        code = run(sys.argv[1:])
+    leave(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -69,5 +99,15 @@ def run(arguments: list[str]) -> int:
         check_arguments(arguments)
         app(arguments, standalone_mode=True)
 
-    verb = next((word for word in arguments if word in _AGAIN), "")
-    return exit_code_of(command, _AGAIN.get(verb))
+    return exit_code_of(command, _AGAIN.get(verb_of(arguments)))
+
+
+def verb_of(arguments: Sequence[str]) -> str:
+    """The verb of a command line with its noun, such as "annotations resume"; empty if there is none."""
+    words = iter(arguments)
+    for word in words:
+        if word in {"--home", "--settings"}:
+            next(words, None)
+        elif not word.startswith("-"):
+            return f"{word} {next(words, '')}" if word in _GROUPS else word
+    return ""

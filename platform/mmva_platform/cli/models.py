@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Registered versions: list, show, compare, promote, rollback, audit.", no_args_is_help=True)
 Version = Annotated[str, typer.Argument(help="a version's number or alias")]
-Reason = Annotated[str, typer.Option(help="why, for the audit log")]
+Reason = Annotated[str, typer.Option(help="the reason, for the audit log")]
 Policy = Annotated[
-    Path | None, typer.Option(help="YAML: the exam, and what the gate tolerates; jobs/recipes/policy.yaml")
+    Path | None, typer.Option(help="YAML file with the exam and the gate's limits, such as jobs/recipes/policy.yaml")
 ]
-Force = Annotated[bool, typer.Option("--force", help="overrule the gate; needs --reason, stays on record for ever")]
-Report = Annotated[Path | None, typer.Option(help="write an HTML page with plots here, too")]
+Force = Annotated[bool, typer.Option("--force", help="overrule the gate; needs --reason and stays on record")]
+Report = Annotated[Path | None, typer.Option(help="also write an HTML page with plots to this file")]
 
 
 @app.command("list")
 def list_(context: typer.Context, *, as_json: Json = False) -> None:
-    """All versions with their aliases."""
+    """List all versions with their aliases."""
     from mmva_platform.tracking.promotion import reconcile
     from mmva_platform.tracking.registry import list_versions
 
@@ -41,7 +41,7 @@ def list_(context: typer.Context, *, as_json: Json = False) -> None:
 
 @app.command("show")
 def show(context: typer.Context, version: Version, *, as_json: Json = False) -> None:
-    """One version: digests, lineage, evaluation."""
+    """Show a version's digests, lineage and evaluation."""
     from mmva_platform.tracking.promotion import reconcile
     from mmva_platform.tracking.registry import show_version
 
@@ -61,7 +61,7 @@ def promote(
     report: Report = None,
     as_json: Json = False,
 ) -> None:
-    """Make a version champion if the gate lets it; exit code 3 if not."""
+    """Make a version champion if it passes the gate; exit code 3 if it does not."""
     from mmva_platform.tracking.gate.verdict import GateRefused
     from mmva_platform.tracking.promotion import promote as promote_version
 
@@ -80,15 +80,15 @@ def compare(
     other: Version,
     *,
     on: Annotated[
-        str | None, typer.Option(help="a catalog of unlabelled media: annotate a sample of it with both")
+        str | None, typer.Option(help="catalog of unlabelled media: annotate a sample of it with both versions")
     ] = None,
-    sample: Annotated[int, typer.Option(min=2, help="items of the catalog, drawn at random")] = 200,
-    seed: Annotated[int, typer.Option(help="of the draw")] = 0,
+    sample: Annotated[int, typer.Option(min=2, help="how many items of the catalog to draw")] = 200,
+    seed: Annotated[int, typer.Option(help="another number draws other items")] = 0,
     policy: Policy = None,
     report: Report = None,
     as_json: Json = False,
 ) -> None:
-    """What the gate would say to VERSION if OTHER were champion, or how both differ on media; nothing moves."""
+    """Show the gate's verdict on VERSION if OTHER were champion, or how both differ on media. Changes nothing."""
     if on is not None:
         from mmva_platform.workflows import compare_on_catalog
 
@@ -103,7 +103,7 @@ def compare(
 
 @app.command("challenge")
 def challenge(context: typer.Context, version: Version, *, reason: Reason = "", as_json: Json = False) -> None:
-    """Name a version `challenger`; needs no gate, is recorded."""
+    """Give a version the alias challenger. Needs no gate; is recorded."""
     from mmva_platform.tracking.promotion import challenge as name_challenger
 
     _emit_verdict(name_challenger(version, settings_of(context), reason), None, as_json=as_json)
@@ -111,7 +111,7 @@ def challenge(context: typer.Context, version: Version, *, reason: Reason = "", 
 
 @app.command("rollback")
 def rollback(context: typer.Context, *, reason: Reason = "", as_json: Json = False) -> None:
-    """Make the previous champion champion again; needs no gate, is recorded."""
+    """Make the previous champion the champion again. Needs no gate; is recorded."""
     from mmva_platform.tracking.promotion import rollback as roll_back
 
     _emit_verdict(roll_back(settings_of(context), reason), None, as_json=as_json)

@@ -19,15 +19,17 @@ def add_verbs(root: typer.Typer) -> None:
 def quickstart(
     context: typer.Context,
     *,
-    workdir: Annotated[Path | None, typer.Option(help="new folder [default: mmva-quickstart, -2, -3, ...]")] = None,
-    catalog: Annotated[str | None, typer.Option(help="your own folder of pictures, music and captions")] = None,
+    workdir: Annotated[Path | None, typer.Option(help="new folder; default: mmva-quickstart, -2, -3, ...")] = None,
+    catalog: Annotated[
+        str | None, typer.Option(help="annotate this folder of pictures, music and captions, with the starter")
+    ] = None,
     preset: Annotated[str, typer.Option(help="backbones: compact, or tiny for a dry run")] = "compact",
-    images: Annotated[int, typer.Option(min=60)] = 700,
-    clips: Annotated[int, typer.Option(min=60)] = 700,
-    epochs: Annotated[int, typer.Option(min=1)] = 40,
-    seed: int = 0,
+    images: Annotated[int, typer.Option(min=60, help="how many pictures to generate")] = 700,
+    clips: Annotated[int, typer.Option(min=60, help="how many clips of music to generate")] = 700,
+    epochs: Annotated[int, typer.Option(min=1, help="how long to train")] = 40,
+    seed: Annotated[int, typer.Option(help="another number gives other media and another split")] = 0,
 ) -> None:
-    """Generate, import, embed, train, evaluate, promote, annotate, report: everything once, in a few minutes."""
+    """Run every step once, on generated media, in a few minutes: import, embed, train, promote, annotate, report."""
     from mmva_platform.quickstart.flow import QuickstartOptions, run_quickstart
 
     options = QuickstartOptions(

@@ -29,10 +29,15 @@ def add_verbs(root: typer.Typer) -> None:
 def serve(
     context: typer.Context,
     *,
-    config: Annotated[Path | None, typer.Option(help="YAML of the `serving` settings; docs/serving.md")] = None,
-    change: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of the serving settings")] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="override a key of the serving settings; repeatable"),
+    ] = None,
     new_key: Annotated[str | None, typer.Option(help="make an API key of this name, print it, and end")] = None,
-    scope: Annotated[list[str] | None, typer.Option(help="of the new key: read, annotate, admin; repeatable")] = None,
+    scope: Annotated[
+        list[str] | None, typer.Option(help="what the new key may do: read, annotate, admin; repeatable")
+    ] = None,
 ) -> None:
     """Serve annotation, jobs and search over HTTP; Ctrl-C ends it."""
     from mmva_platform.serving.auth import keys_file
@@ -60,11 +65,13 @@ def explore(
     context: typer.Context,
     out: Annotated[str, typer.Argument(help="a published annotation: a folder or s3://bucket/prefix")],
     *,
-    port: Annotated[int, typer.Option(help="of this machine")] = 8000,
-    model: Annotated[str | None, typer.Option(help="to place something; the annotation's own by default")] = None,
+    port: Annotated[int, typer.Option(help="port of this machine")] = 8000,
+    model: Annotated[
+        str | None, typer.Option(help="model that places new items; default: the annotation's own")
+    ] = None,
     browser: Annotated[bool, typer.Option(help="open the page; otherwise only print its address")] = True,
 ) -> None:
-    """Open the page on one annotation; Ctrl-C ends it."""
+    """Serve the page of one annotation and open it in a browser; Ctrl-C ends it."""
     import webbrowser
 
     from mmva_platform.serving.deploy import serve_until_stopped
@@ -89,15 +96,17 @@ def explorer_settings(out: str, settings: Settings, *, port: int, model: str | N
     """
     from mmva_platform.annotation.plan import read_plan
     from mmva_platform.annotation.reader import open_annotation
+    from mmva_platform.tracking.resolve import STARTER
 
     annotation = open_annotation(out, settings.storage)
-    own = annotation.record.model
+    info = annotation.record.model
+    own = STARTER if (info.name, info.version) == (STARTER, None) else f"models:/{info.name}/{info.version}"
     key = secrets.token_urlsafe(24)
     digest = hashlib.sha256(key.encode()).hexdigest()
     serving = ServingSettings(
         port=port,
         keys=(KeySettings(name="explore", sha256=digest, scopes=("read", "annotate")),),
-        model=model or f"models:/{own.name}/{own.version}",
+        model=model or own,
         wait_for_model=model is None,  # the page works without one; placing something does not
         roots=read_plan(annotation.storage, annotation.version).roots,
         annotations={annotation.uri.rpartition("/")[2]: annotation.uri},
@@ -123,7 +132,7 @@ def add_key(file: Path, name: str, scopes: Sequence[str]) -> str:
 
     known = load_config(KeysFile, file).keys if file.exists() else ()
     if any(key.name == name for key in known):
-        raise UsageError(f"{file}: there is a key named {name!r} already; take it out or choose another name")
+        raise UsageError(f"{file}: has a key named {name!r} already; remove it or choose another name")
     secret = secrets.token_urlsafe(32)
     digest = hashlib.sha256(secret.encode()).hexdigest()
     new = validate(KeySettings, {"name": name, "sha256": digest, "scopes": scopes}, "new key")

@@ -20,13 +20,15 @@ def add_verbs(root: typer.Typer) -> None:
 def train(
     context: typer.Context,
     *,
-    config: Annotated[Path | None, typer.Option(help="recipe (YAML)")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value on top of the recipe")] = None,
-    resume: Annotated[str | None, typer.Option(help="name of the run to resume; needs nothing else")] = None,
-    sweep: Annotated[Path | None, typer.Option(help="grid (YAML) to search instead; trains the best")] = None,
+    config: Annotated[Path | None, typer.Option(help="the recipe: a YAML file")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, overrides a key of the recipe; repeatable")
+    ] = None,
+    resume: Annotated[str | None, typer.Option(help="name of the run to resume; no other option is needed")] = None,
+    sweep: Annotated[Path | None, typer.Option(help="search a grid (YAML file), then train the best recipe")] = None,
     as_json: Json = False,
 ) -> None:
-    """Train on Ray workers, log to MLflow and register the bundle as a new version."""
+    """Train on Ray, log the run to MLflow and register the model as a new version."""
     from mmva.errors import UsageError
     from mmva_platform.settings import load_config
     from mmva_platform.training.recipe import Recipe
@@ -52,20 +54,24 @@ def train(
 def evaluate(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="a bundle's folder, runs:/... or models:/mmva@champion")],
-    dataset: str,
+    dataset: Annotated[str, typer.Argument(help="the dataset: a folder or URI")],
     *,
-    split: str = "test",
+    split: Annotated[str, typer.Option(help="train, val or test")] = "test",
     folds: Annotated[
         int | None,
-        typer.Option(min=2, help="train the model's recipe anew on so many folds by group, and measure all rows"),
+        typer.Option(min=2, help="train the model's recipe again on this many folds by group, and measure all rows"),
     ] = None,
-    clip_split: Annotated[bool, typer.Option(help="train the recipe again on a split by clip, which leaks")] = True,
+    clip_split: Annotated[
+        bool,
+        typer.Option(help="also train the recipe on a split by clip, which leaks, and show its figures for comparison"),
+    ] = True,
     embeddings: Annotated[
-        str | None, typer.Option(help="where they are; default: inside the dataset, or where the training read them")
+        str | None,
+        typer.Option(help="where the embeddings are; default: inside the dataset, or where the training read them"),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Metrics with intervals beside the floors, over every row of a split; a split by clip beside them."""
+    """Measure a model on every row of a split, with intervals, next to the best constant and a split by clip."""
     from mmva_platform.workflows import evaluate_model
 
     evaluation = evaluate_model(
@@ -78,11 +84,13 @@ def reproduce(
     context: typer.Context,
     folder: Annotated[str, typer.Argument(help="folder or URI of the files")],
     *,
-    config: Annotated[Path, typer.Option(help="one of jobs/recipes/reproduce")],
-    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value on top of it")] = None,
+    config: Annotated[Path, typer.Option(help="a file of jobs/recipes/reproduce")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, overrides a key of the file; repeatable")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Import, embed and train as the paper does; test figures of both splits beside the published ones."""
+    """Import, embed and train as the paper does; print the test figures of both splits next to the published ones."""
     from mmva_platform.reproduction import load_reproduction, reproduce
 
     evaluation = reproduce(load_reproduction(config, folder, set_ or []), settings_of(context))

@@ -31,18 +31,21 @@ def search(
     music: Annotated[Path | None, typer.Option(help="a piece of music to search by")] = None,
     like: Annotated[str | None, typer.Option(metavar="ID", help="an annotated item to search by")] = None,
     by: Annotated[
-        Literal["va", "embedding"], typer.Option(help="with --like: distance in the plane, or cosine within a modality")
+        Literal["va", "embedding"],
+        typer.Option(help="with --like: va (distance in the plane) or embedding (cosine within a modality)"),
     ] = "va",
-    modality: Annotated[str | None, typer.Option(help="find only these: image, music, caption or video")] = None,
+    modality: Annotated[
+        str | None, typer.Option(help="only items of this modality: image, music, caption or video")
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="how many to find")] = 10,
-    offset: Annotated[int, typer.Option(min=0, help="how many of the nearest to leave out before")] = 0,
-    valence: Annotated[tuple[float, float], typer.Option(help="find only items between these")] = (0.0, 1.0),
-    arousal: Annotated[tuple[float, float], typer.Option(help="find only items between these")] = (0.0, 1.0),
-    version: Annotated[int | None, typer.Option(min=0, help="of the annotation; default: the newest")] = None,
+    offset: Annotated[int, typer.Option(min=0, help="leave out this many of the nearest")] = 0,
+    valence: Annotated[tuple[float, float], typer.Option(help="only items between these two values")] = (0.0, 1.0),
+    arousal: Annotated[tuple[float, float], typer.Option(help="only items between these two values")] = (0.0, 1.0),
+    version: Annotated[int | None, typer.Option(min=0, help="version of the annotation; default: the newest")] = None,
     model: Annotated[str | None, typer.Option(help="where the annotation's model is, if not in the registry")] = None,
     as_json: Json = False,
 ) -> None:
-    """Find the annotated items nearest to a sentence, a picture, a piece of music or one of them in the VA plane."""
+    """Find the items of an annotation that are nearest to a sentence, a picture, a piece of music or an item."""
     from mmva_platform.search.flow import search_by_item
 
     found = search_by_item(
@@ -67,11 +70,13 @@ def music_prompt(
     *,
     model: Model = None,
     generate: Annotated[Path | None, typer.Option(help="write the music itself to this .wav, by --musicgen")] = None,
-    musicgen: Annotated[str | None, typer.Option(help="a MusicGen model: a folder, or a hub's NAME[@REVISION]")] = None,
-    seconds: Annotated[float, typer.Option(help="of the music, at most 30")] = 10.0,
+    musicgen: Annotated[
+        str | None, typer.Option(help="a MusicGen model: a folder, or a hub's NAME or NAME@REVISION")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="length of the music, at most 30")] = 10.0,
     as_json: Json = False,
 ) -> None:
-    """Say what music fits a picture, in the words that a text-to-music generator takes."""
+    """Write a prompt for a text-to-music generator: music that fits a picture."""
     from mmva_platform.search.flow import prompt_for_image
     from mmva_platform.workflows import choose_model
 
@@ -94,7 +99,7 @@ def summarize(
     music_from: Annotated[
         str | None, typer.Option(help="suggest the nearest music of this annotation for each segment")
     ] = None,
-    version: Annotated[int | None, typer.Option(min=0, help="of that annotation; default: the newest")] = None,
+    version: Annotated[int | None, typer.Option(min=0, help="version of that annotation; default: the newest")] = None,
     as_json: Json = False,
 ) -> None:
     """Find the moments of a video in which its mood changes, and cut them into a clip."""

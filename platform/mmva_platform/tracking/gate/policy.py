@@ -13,8 +13,8 @@ from mmva_platform.settings import Config
 class PerAxis(Config):
     """A number for each axis; null means the default."""
 
-    valence: float | None = Field(None, ge=0, le=1)
-    arousal: float | None = Field(None, ge=0, le=1)
+    valence: float | None = Field(None, ge=0, le=1, description="of this modality and axis; null: the default")
+    arousal: float | None = Field(None, ge=0, le=1, description="of this modality and axis; null: the default")
 
 
 class PerModality(Config):
@@ -33,7 +33,9 @@ class PerModality(Config):
 class Margins(PerModality):
     """By which share of the champion's MSE a candidate's may be larger, at the upper 95 % bound of the difference."""
 
-    default: float = Field(0.05, ge=0, lt=1)
+    default: float = Field(
+        0.05, ge=0, lt=1, description="how much larger a candidate's MSE may be, as a share of the champion's"
+    )
 
     def share(self, modality: Modality, axis: str) -> float:
         """The margin of a modality's axis."""
@@ -44,10 +46,10 @@ class Margins(PerModality):
 class Slices(Config):
     """The same comparison on parts of the rows, on the mean of both axes."""
 
-    apply: bool = Field(default=True, description="False: slices are neither computed nor required")
-    by: tuple[Literal["source", "quadrant", "loudness", "brightness"], ...] = (
-        "source", "quadrant", "loudness", "brightness",
-    )  # fmt: skip
+    apply: bool = Field(default=True, description="false: slices are neither computed nor required")
+    by: tuple[Literal["source", "quadrant", "loudness", "brightness"], ...] = Field(
+        ("source", "quadrant", "loudness", "brightness"), description="what the rows are divided by"
+    )
     margin: float = Field(0.15, ge=0, lt=1, description="as margins; wider, because a slice has fewer rows")
     smallest_groups: int = Field(20, ge=2, description="a slice with fewer songs or images is not judged")
     too_few_fails: bool = Field(default=False, description="whether a slice with too few groups refuses the candidate")
@@ -58,7 +60,7 @@ class Exam(Config):
 
     dataset: str = Field(description="URI of the dataset")
     digest: str = Field(pattern="^[0-9a-f]{64}$", description="its digest; other data at the URI are refused")
-    split: str = "test"
+    split: str = Field("test", description="the rows that count")
     embeddings: str | None = Field(None, description="where its embeddings are, if not inside the dataset")
 
 
@@ -72,7 +74,7 @@ class GatePolicy(Config):
         0.02, ge=0, lt=1, description="share of the exam's sentences that may be in the training data word for word"
     )
     margins: Margins = Margins()
-    resamples: int = Field(1000, ge=100, le=100_000, description="of the paired bootstrap")
+    resamples: int = Field(1000, ge=100, le=100_000, description="resamples of the paired bootstrap")
     smallest_groups: int = Field(30, ge=2, description="fewest songs or images for a modality's comparison")
     constant_share: float = Field(1.0, gt=0, le=1, description="MSE must be below this share of the best constant's")
     ceilings: PerModality = Field(PerModality(), description="absolute MSE that must not be exceeded, if given")
