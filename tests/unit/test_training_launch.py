@@ -66,7 +66,7 @@ def test_a_full_cluster_is_named_and_nothing_is_silent_for_long(
     assert caplog.messages == ["training one: its workers have their resources"]
     assert not watch.workerless
     assert run_for(9) == ["training one: workers start or read data for 8 s"]
-    watch.stepped({"epoch": 2, "done": 7, "rows": []})
+    watch.told("report", [{"epoch": 2, "done": 7, "rows": []}])
     assert run_for(9) == ["training one: epoch 3, 7 steps done"]
     caplog.clear()
     watch.entered("RestartingState", 0)

@@ -1,10 +1,10 @@
-"""The plots of a training run as PNG bytes, drawn with matplotlib's Agg canvas and no global figure state."""
+"""The plots of a training run, as matplotlib figures without global state."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,9 +20,37 @@ COLOURS = {"image": "#0072b2", "music": "#d55e00", "caption": "#009e73"}
 _DPI = 110
 _MAX_POINTS = 4000
 _SPAN = (-0.02, 1.02)
+_CURVES: Final = {
+    "training_loss": ("Loss on the training split", ("loss",)),
+    "validation": ("Validation", ("val_total", "val_va_mse", "val_matching_mse")),
+}
 
 
-def predicted_against_labelled(modality: str, pred_N2: ArrayLike, label_N2: ArrayLike) -> bytes:
+def figures(
+    history: Sequence[Mapping[str, Any]], predictions: Mapping[str, tuple[ArrayLike, ArrayLike]]
+) -> Iterator[tuple[str, Figure]]:
+    """Every plot with its name: predictions by modality, curves over the epochs, target scores."""
+    for modality, (pred_N2, label_N2) in predictions.items():
+        yield f"predicted_{modality}", _predicted_against_labelled(modality, pred_N2, label_N2)
+    known = {key for row in history for key in numbers(row)}
+    for name, (title, wanted) in _CURVES.items():
+        if series := [key for key in wanted if key in known]:
+            yield name, _curves(history, series, title)
+    if counts := [row["target_histogram"] for row in history if "target_histogram" in row]:
+        yield "target_scores", _score_histogram(np.sum(counts, axis=0).tolist())
+
+
+def numbers(row: Mapping[str, Any]) -> list[str]:
+    """Names of what a history's row measures."""
+    return [key for key, value in row.items() if key != "epoch" and is_number(value)]
+
+
+def is_number(value: object) -> bool:
+    """Whether MLflow and a plot can show it."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _predicted_against_labelled(modality: str, pred_N2: ArrayLike, label_N2: ArrayLike) -> Figure:
     """Scatter per axis of predictions over labels, both in [0, 1], with the diagonal of a perfect model."""
     pred, label = np.asarray(pred_N2, float), np.asarray(label_N2, float)
     step = max(1, -(-len(pred) // _MAX_POINTS))
@@ -34,10 +62,10 @@ def predicted_against_labelled(modality: str, pred_N2: ArrayLike, label_N2: Arra
         mse = float(np.mean((pred[:, column] - label[:, column]) ** 2)) if len(pred) else float("nan")
         panel.set(xlim=_SPAN, ylim=_SPAN, aspect="equal", xlabel=f"labelled {axis}", ylabel=f"predicted {axis}")
         panel.set_title(f"{modality}: {axis}, MSE {mse:.4f}, n = {len(pred)}", fontsize=10)
-    return _png(figure)
+    return figure
 
 
-def training_curves(history: Sequence[Mapping[str, Any]], series: Sequence[str], title: str) -> bytes:
+def _curves(history: Sequence[Mapping[str, Any]], series: Sequence[str], title: str) -> Figure:
     """Lines of the named numbers of a history over its epochs, with gaps for missing values."""
     figure, (panel,) = _figure(1, 1, width=7.0, height=4.2)
     epochs = [row.get("epoch", index) for index, row in enumerate(history)]
@@ -48,28 +76,20 @@ def training_curves(history: Sequence[Mapping[str, Any]], series: Sequence[str],
     panel.set_ylim(bottom=0)
     panel.grid(color="#dddddd", linewidth=0.6)
     panel.legend(fontsize=8, frameon=False)
-    return _png(figure)
+    return figure
 
 
-def score_histogram(counts: Sequence[float]) -> bytes:
+def _score_histogram(counts: Sequence[float]) -> Figure:
     """Bars of how often each range of the target score (equal parts of [0, 1]) was drawn."""
     figure, (panel,) = _figure(1, 1, width=6.0, height=3.8)
     edges = np.linspace(0, 1, len(counts) + 1)
     panel.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color="#0072b2", edgecolor="white")
     panel.set(xlim=(0, 1), xlabel="score", ylabel="pairs", title="Target matching scores of the pairs drawn")
-    return _png(figure)
+    return figure
 
 
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})
-    return buffer.getvalue()

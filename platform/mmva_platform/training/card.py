@@ -5,15 +5,27 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from mmva_platform.training.related import PUBLISHED_FLOORS, RELATED
+from mmva.imemnet.splits import LEAKAGE_WARNING
 
 if TYPE_CHECKING:
     from mmva_platform.training.evaluation import Evaluation
     from mmva_platform.training.recipe import Recipe
     from mmva_platform.training.slices import SliceFigure
 
+# MSE (valence, arousal) of the best constant prediction on IMEMNet-C's own labels, recomputed from its published files.
+PUBLISHED_FLOORS: Final = {"image": (0.0240, 0.0483), "music": (0.0272, 0.0283)}
+# System, data, figure: from each system's own paper, on its own data and split.
+RELATED: Final = (
+    ("CDCML (2020)", "IMEMNet, split by song", "music arousal MSE .015"),
+    ("MMVA (2025)", "IMEMNet-C, most likely split by clip", "music arousal MSE .0002 (second-hand)"),
+    ("MERT-95M frozen, linear probe", "DEAM", "arousal R2 about .58"),
+    ("Music2Emo (2025)", "DEAM, song level", "R2 valence .518, arousal .623"),
+    ("Music2Emo (2025)", "EmoMusic, song level", "R2 valence .651, arousal .762"),
+    ("Emo-CLIM (2024)", "image to music", "P@1 .688, P@5 .682, MRR .767"),
+    ("ResNet-50", "IAPS", "VA MSE .0174 on [0, 1]"),
+)
 # Licences of the weights, by source; what is not listed is the user's own to know.
 LICENCES: Mapping[str, str] = {
     "hf:openai/clip-vit-base-patch32": "MIT (code); weights for research, see their model card",
@@ -33,8 +45,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
 
 
-def evaluation_markdown(evaluation: Evaluation) -> str:
-    """An evaluation's tables, warnings first."""
+def evaluation_markdown(evaluation: Evaluation, by_clip: Evaluation | None = None) -> str:
+    """An evaluation's tables, warnings first; last, beside its figures, those of the same recipe on a split by clip."""
     counted = ", ".join(f"{n} {m} ({evaluation.groups[m]} groups)" for m, n in evaluation.rows.items())
     floors = "; ".join(f"{m} V {valence:.4f}, A {arousal:.4f}" for m, (valence, arousal) in PUBLISHED_FLOORS.items())
     parts = [
@@ -50,7 +62,21 @@ def evaluation_markdown(evaluation: Evaluation) -> str:
         "Related systems, by their own papers on their own data:",
         table(["system", "data", "figure"], RELATED),
     ]
+    if by_clip is not None:
+        title = "## Beside it: the same recipe on a split by clip"
+        parts += [title, f"> **Warning.** {LEAKAGE_WARNING}", _both_splits(evaluation, by_clip)]
     return "\n\n".join(parts) + "\n"
+
+
+def _both_splits(honest: Evaluation, by_clip: Evaluation) -> str:
+    rows = [
+        [m, axis, *(f"{of.metrics[m][axis][name].value:.4f}" for name in ("mse", "r2") for of in (honest, by_clip))]
+        for m in ("music", "caption")
+        if m in honest.metrics and m in by_clip.metrics
+        for axis in honest.metrics[m]
+    ]
+    header = ["modality", "axis", "MSE, song-disjoint", "MSE, by clip", "R2, song-disjoint", "R2, by clip"]
+    return table(header, rows)
 
 
 def _sampled(evaluation: Evaluation) -> str:

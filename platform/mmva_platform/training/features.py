@@ -186,8 +186,8 @@ class FeaturesMode:
     """What the driver does in features mode."""
 
     def __init__(self, recipe: Recipe, settings: Settings) -> None:
-        self.config = share_features(recipe.dataset, recipe.preset, settings, recipe.embeddings)
-        self._features = shared_features(self.config)
+        self.data = share_features(recipe.dataset, recipe.preset, settings, recipe.embeddings)
+        self._features = shared_features(self.data)
         train, val = (triplets(self._features, name) for name in ("train", "val"))
         if recipe.optimizer.ridge == "auto":
             check_probes(train, val)

@@ -1,18 +1,17 @@
-"""A run on the cluster: Ray Train in a thread of its own, while the driver tells what happens and minds signals.
+"""A run on the cluster: Ray Train in a thread of its own, while the driver logs what happens and handles signals.
 
-Ray Train's controller calls the callbacks in its own process; a queue brings to the driver what they are told. The main
-thread stays free, so Ctrl-C ends a run at once and SIGTERM, by which schedulers announce that a machine is taken away,
+Ray Train's controller calls the callbacks in its own process; a queue brings what they are told to the driver. The main
+thread stays free: Ctrl-C ends a run at once, and SIGTERM, by which schedulers announce that a machine is taken away,
 lets the workers save first. A run whose workers wait for resources has nothing to save and ends at once.
 """
 
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -33,6 +32,7 @@ from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mmva.errors import CheckFailed, OperationFailed, UsageError
+from mmva_platform.draining import drain_on_sigterm
 from mmva_platform.settings import Settings
 from mmva_platform.training.recipe import Recipe
 from mmva_platform.training.rundir import RunDirectory
@@ -123,7 +123,7 @@ class Watch:
         self._run, self._workers = run, workers
         self._state, self._last = "InitializingState", ""
         self._since = self._said = time.monotonic()
-        self._waiting = False
+        self.waiting = False  # for resources
         self.controller: Any = None
 
     @property
@@ -136,6 +136,19 @@ class Watch:
         self._said = time.monotonic()
         log.log(level, "training %s: %s", self._run, text)
 
+    def told(self, kind: str, content: Any) -> None:
+        """One of the callbacks' events."""
+        if kind == "controller":
+            self.controller = content
+        elif kind == "state":
+            self.entered(*content)
+        elif kind == "failure":
+            self.say(content, logging.WARNING)
+        else:
+            self._last = f"epoch {content[0]['epoch'] + 1}, {content[0]['done']} steps done"
+            if content[0]["rows"]:
+                self._said = time.monotonic()  # an epoch has its own line
+
     def entered(self, state: str, workers: int) -> None:
         """The controller changed its state."""
         if self.workerless != (state in _WORKERLESS):
@@ -145,15 +158,9 @@ class Watch:
             self.say("goes on from its last checkpoint", logging.WARNING)
         elif state == "ResizingState":
             self.say(f"goes on from its last checkpoint with {workers} workers")
-        elif state == "RunningState" and self._waiting:
-            self._waiting = False
+        elif state == "RunningState" and self.waiting:
+            self.waiting = False
             self.say("its workers have their resources")
-
-    def stepped(self, report: Mapping[str, Any]) -> None:
-        """A worker's report."""
-        self._last = f"epoch {report['epoch'] + 1}, {report['done']} steps done"
-        if report["rows"]:
-            self._said = time.monotonic()  # an epoch has its own line
 
     def tick(self, free: Callable[[], Mapping[str, float]] = ray.available_resources) -> None:
         """Say something if it was quiet for long."""
@@ -164,7 +171,7 @@ class Watch:
         short = any(here[name] < self._workers.fewest * each for name, each in self._workers.each.items())
         # What is free may lie on several nodes, none of which has room for a worker.
         if self.workerless and (short or now - self._since > _START_S):
-            self._waiting = True
+            self.waiting = True
             text = ", ".join(f"{amount:g} {name}" for name, amount in here.items())
             self.say(f"waits for {self._workers}; free in the cluster: {text}", logging.WARNING)
         else:
@@ -173,7 +180,7 @@ class Watch:
 
 def run_on_ray(
     run: RunDirectory, recipe: Recipe, data: Any, workers: Workers, *, settings: Settings, on_report: Reports
-) -> bool:
+) -> str:
     """Train on the cluster.
 
     Args:
@@ -185,43 +192,44 @@ def run_on_ray(
         on_report: Called here with each of the workers' reports, a row for each rank.
 
     Returns:
-        Whether it came to its end, or saved when it was told to stop; False if it was cut off.
+        How it was cut off, when it was told to stop and could not save; empty if it saved, or came to its end.
 
     Raises:
-        KeyboardInterrupt: On Ctrl-C, after the workers have ended.
+        KeyboardInterrupt, SystemExit: On Ctrl-C or a second SIGTERM, after the workers have ended.
         UsageError, CheckFailed, OperationFailed: What a worker said, or that workers failed too often.
     """
     events, stop = _queue(), _queue()
-    watch, outcome = Watch(run.name, workers), _Outcome(run, recipe, data, workers, settings, events, stop)
+    watch, fitting = Watch(run.name, workers), _Fit(run, recipe, data, workers, settings, events, stop)
     told_at: float | None = None
-    with terminated() as told:
-        outcome.start()
+    with drain_on_sigterm(f"training {run.name}: told to stop; a second SIGTERM ends at once") as stopping:
+        fitting.start()
         try:
             while True:
-                alive = outcome.is_alive()  # asked first: what it reported before its end is in the queue
+                alive = fitting.is_alive()  # asked first: what it reported before its end is in the queue
                 for kind, content in _taken(events):
-                    _handle(kind, content, watch, on_report)
+                    watch.told(kind, content)
+                    if kind == "report":
+                        on_report(content)
                 if not alive:
                     break
                 watch.tick()
-                if told.is_set() and told_at is None:
+                if stopping() and told_at is None:
                     told_at = time.monotonic()
-                    watch.say("told to stop")
                     stop.actor.put.remote("stop")  # without waiting: on a full cluster its process may not be there
                 if told_at is not None and (watch.workerless or time.monotonic() - told_at > _GRACE_S):
-                    return False
+                    return f"stopped while it waited for {workers}" if watch.waiting else "stopped"
         finally:
-            if outcome.is_alive():
+            if fitting.is_alive():
                 _abort(watch, events)
-                outcome.join(_ABORT_S)
+                fitting.join(_ABORT_S)
             for queue in (events, stop):
                 queue.shutdown(force=True)
-    if outcome.error is not None:
-        raise _explained(run.name, outcome.error) from outcome.error
-    return True
+    if fitting.error is not None:
+        raise _explained(run.name, fitting.error) from fitting.error
+    return ""
 
 
-class _Outcome(threading.Thread):
+class _Fit(threading.Thread):
     """Ray Train's fit in a thread, in which it leaves signals alone."""
 
     def __init__(
@@ -265,18 +273,6 @@ class _Outcome(threading.Thread):
             self.error = error
 
 
-def _handle(kind: str, content: Any, watch: Watch, on_report: Reports) -> None:
-    if kind == "controller":
-        watch.controller = content
-    elif kind == "state":
-        watch.entered(*content)
-    elif kind == "failure":
-        watch.say(content, logging.WARNING)
-    else:
-        watch.stepped(content[0])
-        on_report(content)
-
-
 def _queue() -> Queue:
     """On the driver's node: another may be lost while the run goes on."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -299,7 +295,7 @@ def _abort(watch: Watch, events: Queue) -> None:
         until = time.monotonic() + _ABORT_S
         while watch.controller is None and time.monotonic() < until:
             for kind, content in _taken(events):
-                _handle(kind, content, watch, lambda _: None)
+                watch.told(kind, content)
         if watch.controller is not None:
             with suppress(RayError):
                 ray.get(watch.controller.abort.remote(), timeout=_ABORT_S)
@@ -325,17 +321,3 @@ def _explained(run: str, error: BaseException) -> BaseException:
 def one_line(error: BaseException) -> str:
     """An error's kind and text on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-
-
-@contextmanager
-def terminated() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, instead of ending the process; never set outside the main thread."""
-    told = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield told
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
-    try:
-        yield told
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -6,15 +6,17 @@ ours, chosen on generated data against ridge regression on the same features (`b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from mmva.errors import UsageError
 from mmva.losses import LossConfig
 from mmva.modalities import Modality
 from mmva.towers import TowerConfig
-from mmva_platform.settings import Config
+from mmva_platform.settings import Config, validate
 
 Workers = Annotated[int, Field(ge=1)]
 
@@ -184,3 +186,18 @@ class Recipe(Config):
 def fresh_name(preset: str, now: datetime | None = None) -> str:
     """A run name from time and preset, such as 20250314-150926-compact; sorts by age."""
     return f"{now or datetime.now(UTC):%Y%m%d-%H%M%S}-{preset}"
+
+
+def recipe_of(provenance: Mapping[str, Any]) -> Recipe:
+    """The recipe in a bundle's provenance, to train it again on other splits.
+
+    Raises:
+        UsageError: If there is none, or it tunes backbones: other splits would need embeddings of their own.
+    """
+    values: dict[str, Any] = provenance.get("recipe") or {}
+    if not values:
+        raise UsageError("the model does not say by which recipe it was trained")
+    if values.get("mode", "features") != "features":
+        raise UsageError("the model's backbones were tuned on its own split, so its recipe fits no other")
+    known = {name: value for name, value in values.items() if name in Recipe.model_fields}
+    return validate(Recipe, known, "the model's recipe")

@@ -8,6 +8,7 @@ object storage it is then copied there.
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -44,12 +45,7 @@ class RunFacts(Config):
 
 
 class RunDirectory:
-    """One run.
-
-    Attributes:
-        storage: Its files.
-        path: Its folder on this machine, which holds the bundle at least.
-    """
+    """One run: `storage` has its files, `path` is its folder on this machine, which holds the bundle at least."""
 
     def __init__(self, name: str, settings: Settings) -> None:
         self.name = name
@@ -130,8 +126,7 @@ def find_run(settings: Settings, name: str) -> RunDirectory:
 
 def stored_recipe(run: RunDirectory) -> dict[str, Any]:
     """The run's own recipe, on which a resumed run's changes are applied."""
-    values: dict[str, Any] = run.read("recipe.json")
-    return values | {"name": run.name}
+    return {**run.read("recipe.json"), "name": run.name}
 
 
 def resume_run(settings: Settings, name: str, recipe: Recipe, facts: RunFacts) -> RunDirectory:
@@ -169,7 +164,7 @@ def same_recipe(run: RunDirectory, recipe: Recipe) -> None:
 
 
 def _same(name: str, what: str, before: Config, now: Config) -> None:
-    old, new = (dict(_flat(config.model_dump(mode="json"))) for config in (before, now))
+    old, new = (dict(flat(config.model_dump(mode="json"))) for config in (before, now))
     for key in sorted(old.keys() | new.keys()):
         if key not in _MAY_CHANGE and old.get(key) != new.get(key):
             raise UsageError(
@@ -178,9 +173,27 @@ def _same(name: str, what: str, before: Config, now: Config) -> None:
             )
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(tree: Mapping[str, Any], prefix: str = "", separator: str = ".") -> Iterator[tuple[str, Any]]:
+    """A nested mapping's leaves, their keys joined."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}{separator}", separator)
         else:
             yield f"{prefix}{key}", value
+
+
+def git_commit() -> str | None:
+    """Commit of the code that runs, if it runs from a checkout; "-dirty" where tracked files were changed."""
+    head = _git("rev-parse", "HEAD")
+    if head is None:
+        return None
+    return head + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603 - fixed words
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -87,7 +87,7 @@ class MediaMode:
 
         self._settings = settings
         self._plan, self.facts = plan_media(recipe, settings)
-        self.config = ray.put(self._plan)
+        self.data = ray.put(self._plan)
 
     def trained(self, run: RunDirectory, recipe: Recipe, last: Mapping[str, Any]) -> tuple[MMVA, Features]:
         """Publish the tuned layers, embed the dataset through them, and give the towers that go with them."""
