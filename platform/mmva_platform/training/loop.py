@@ -82,7 +82,7 @@ def train_step(state: TrainState, pieces: Sequence[Batch], scale_T: Tensor, reci
     sums_T = torch.zeros_like(state.sums_T)
     for number, piece in enumerate(pieces, start=1):
         with _gradients_synced(state.parallel, last=number == len(pieces)):
-            va = state.parallel(piece.inputs)
+            va = state.parallel(piece.inputs, hidden=recipe.loss.similarity_by == "projections")
             everyone = gathered(va, piece, recipe) if recipe.loss.similarity_over == "all" else None
             piece_sums_T = loss_sums(va, piece.labels, piece.present, recipe.loss, everyone)
             torch.autograd.backward((piece_sums_T * scale_T).sum())
@@ -100,7 +100,7 @@ def train_step(state: TrainState, pieces: Sequence[Batch], scale_T: Tensor, reci
 
 
 def gathered(va: Mapping[str, Tensor], share: Batch, recipe: Recipe) -> Rows | None:
-    """Points, labels and masks of the global batch, without gradients; None on a single process."""
+    """What towers gave, labels and masks of the global batch, without gradients; None on a single process."""
     if not torch.distributed.is_initialized() or (size := torch.distributed.get_world_size()) == 1:
         return None
     # Shares differ by one row at most in length, so each is filled up with a row that is masked.
@@ -112,9 +112,9 @@ def gathered(va: Mapping[str, Tensor], share: Batch, recipe: Recipe) -> Rows | N
     torch.distributed.all_gather(parts, padded_BC)
     by_modality = dict(zip(va, torch.cat(parts).chunk(len(va), dim=1), strict=True))
     return Rows(
-        {m: all_B5[:, :2] for m, all_B5 in by_modality.items()},
-        {m: all_B5[:, 2:4] for m, all_B5 in by_modality.items()},
-        {m: all_B5[:, 4] > 0 for m, all_B5 in by_modality.items()},
+        {m: all_BC[:, :-3] for m, all_BC in by_modality.items()},
+        {m: all_BC[:, -3:-1] for m, all_BC in by_modality.items()},
+        {m: all_BC[:, -1] > 0 for m, all_BC in by_modality.items()},
     )
 
 

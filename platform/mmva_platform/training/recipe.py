@@ -176,6 +176,8 @@ class Recipe(Config):
             raise ValueError(f"batch_size {self.batch_size} leaves some of the {most} workers without a pair")
         if self.loss.similarity_over == "all" and self.media.pieces > 1:
             raise ValueError("media.pieces: with loss.similarity_over=all the whole share has to be one piece")
+        if self.loss.similarity_by == "projections" and self.model.hidden == 0:
+            raise ValueError("loss.similarity_by: model.hidden=0 leaves no projections to compare")
         if self.model.head == "mlp" and self.optimizer.ridge != 0:
             raise ValueError(
                 "model.head: mlp has no linear path that a ridge could start or hold; set optimizer.ridge=0"

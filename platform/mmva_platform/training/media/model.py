@@ -52,12 +52,11 @@ class TunedMMVA(nn.Module):
         self.encoders.eval()
         return self
 
-    def forward(self, inputs: Mapping[str, tuple[int, Groups]]) -> dict[str, Tensor]:
-        """VA points [B, 2] by modality of collated groups of rows; rows without an item get some point or other."""
-        return {
-            modality: self.mmva.towers[modality](self.embed(modality, rows, groups))
-            for modality, (rows, groups) in inputs.items()
-        }
+    def forward(self, inputs: Mapping[str, tuple[int, Groups]], *, hidden: bool = False) -> dict[str, Tensor]:
+        """As MMVA.forward, of collated groups of rows; rows without an item get some point or other."""
+        emb = {modality: self.embed(modality, rows, groups) for modality, (rows, groups) in inputs.items()}
+        points: dict[str, Tensor] = self.mmva(emb, hidden=hidden)
+        return points
 
     def embed(self, modality: str, rows: int, groups: Groups) -> Tensor:
         """Embeddings [B, D] of grouped inputs, in the towers' precision; zero where a row has none."""
