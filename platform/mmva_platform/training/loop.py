@@ -2,7 +2,7 @@
 
 A step is defined by its *global* batch, which every rank knows from the epoch's plan. Each rank computes its share of
 every mean (its sum of errors / the global count), so the tail batch, a share without captions and even an empty share
-come out exactly as with one rank. Shapes: B pairs of the share, T loss terms, S steps of an epoch.
+give exactly what one rank gives. Shapes: B pairs of the share, T loss terms, S steps of an epoch.
 """
 
 from __future__ import annotations
@@ -29,17 +29,11 @@ from mmva_platform.training.state import WORLD_OF_ONE, Row, TrainState, World
 
 @dataclass(frozen=True)
 class Batch:
-    """A rank's share of a global batch, or one piece of it under gradient accumulation; B may be 0.
+    """A rank's share of a global batch, or one piece of it under gradient accumulation; B may be 0."""
 
-    Attributes:
-        inputs: What the model takes.
-        labels: Labels [B, 2] by modality.
-        present: Masks [B] by modality: which rows have such an item.
-    """
-
-    inputs: Any
-    labels: Mapping[str, Tensor]
-    present: Mapping[str, Tensor]
+    inputs: Any  # what the model takes
+    labels: Mapping[str, Tensor]  # [B, 2] by modality
+    present: Mapping[str, Tensor]  # masks [B] by modality: which rows have such an item
 
 
 class Source(Protocol):
@@ -67,16 +61,10 @@ class Callback(Protocol):
 
 
 def train_step(state: TrainState, pieces: Sequence[Batch], scale_T: Tensor, recipe: Recipe) -> Tensor:
-    """One optimizer step on the global batch of which `pieces` are this rank's share.
+    """One optimizer step on the global batch of which `pieces` are this rank's share; their gradients add up.
 
-    Args:
-        state: Moves.
-        pieces: One batch, or several whose gradients add up.
-        scale_T: Factors by which the loss terms' sums add up to the loss; see loss_scales.
-        recipe: The run's.
-
-    Returns:
-        Each loss term's sum of squared errors over the share, [T] on the model's device: nothing waits for it.
+    `scale_T` are the factors by which the loss terms' sums add up to the loss; see loss_scales. Returns each term's sum
+    of squared errors over the share, [T] on the model's device: nothing waits for it.
     """
     state.optimizer.zero_grad()
     sums_T = torch.zeros_like(state.sums_T)

@@ -1,7 +1,6 @@
 """What a run carries from step to step: model, moving average, optimizer, schedule, position, history.
 
-One place makes it from a recipe, writes it down and reads it back, so that a resumed run, another worker and the final
-bundle all get the same.
+One place makes it from a recipe, saves it and loads it, so that a resumed run and another worker get the same.
 """
 
 from __future__ import annotations
@@ -36,18 +35,16 @@ class World:
 
     def first(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""
-        if self.size == 1:
-            return value
         box = [value]
-        torch.distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        if self.size > 1:
+            torch.distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
     def all(self, value: Any) -> list[Any]:
         """Every rank's value, on every rank."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(values, value)
+        values = [value] * self.size
+        if self.size > 1:
+            torch.distributed.all_gather_object(values, value)
         return values
 
 
@@ -58,8 +55,8 @@ class WeightAverage:
     """Exponential moving average of the weights that train; frozen ones are not copied."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        self._parameters: list[Tensor] = [each for each in model.parameters() if each.requires_grad]
+        self._moving = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._parameters: list[Tensor] = [*self._moving.values()]
         self.values = [parameter.detach().clone() for parameter in self._parameters]
         self.updates = 0
         self._mix = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch does not type it
@@ -76,8 +73,8 @@ class WeightAverage:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The model has the averaged weights for the length of the block."""
+        own = [parameter.detach().clone() for parameter in self._parameters]
         with torch.no_grad():
-            own = [parameter.detach().clone() for parameter in self._parameters]
             torch._foreach_copy_(self._parameters, self.values)
         try:
             yield
@@ -87,48 +84,32 @@ class WeightAverage:
 
     def state_dict(self) -> dict[str, Any]:
         """By the model's own names."""
-        return {"updates": self.updates, "values": dict(zip(self.names, self.values, strict=True))}
+        return {"updates": self.updates, "values": dict(zip(self._moving, self.values, strict=True))}
 
     def load_state_dict(self, content: Mapping[str, Any]) -> None:
         """What state_dict gave."""
         self.updates = content["updates"]
-        for name, value in zip(self.names, self.values, strict=True):
+        for name, value in zip(self._moving, self.values, strict=True):
             value.copy_(content["values"][name])
 
 
 @dataclass
 class TrainState:
-    """Everything a run carries from step to step.
+    """Everything a run carries from step to step."""
 
-    Attributes:
-        model: The towers, or backbones and towers.
-        parallel: What a step calls: the model itself, or DDP around it.
-        average: Moving average of the weights that train.
-        optimizer: Moves the model.
-        schedule: Learning rate by step.
-        penalised: Weights that have an L2 penalty.
-        penalties: Ridge penalties [2] by modality, from which `penalised` is made.
-        sums_T: Sums of each loss term over the `done` steps, this rank's, float64.
-        epoch: Epochs done.
-        done: Steps done of the epoch that is not.
-        step: Steps done in all.
-        history: One row an epoch.
-        best: {"epoch", "value", "weights"} of the best epoch so far, the averaged weights; rank 0 has it.
-    """
-
-    model: nn.Module
-    parallel: nn.Module
+    model: nn.Module  # the towers, or backbones and towers
+    parallel: nn.Module  # what a step calls: the model itself, or DDP around it
     average: WeightAverage
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LambdaLR
     penalised: Penalties
-    penalties: dict[str, list[float]]
-    sums_T: Tensor
-    epoch: int = 0
-    done: int = 0
-    step: int = 0
-    history: list[Row] = field(default_factory=list)
-    best: dict[str, Any] | None = None
+    penalties: dict[str, list[float]]  # ridge penalties [2] by modality, from which `penalised` is made
+    sums_T: Tensor  # sums of each loss term over the `done` steps, this rank's, float64
+    epoch: int = 0  # epochs done
+    done: int = 0  # steps done of the next
+    step: int = 0  # steps done in all
+    history: list[Row] = field(default_factory=list)  # one row an epoch
+    best: dict[str, Any] | None = None  # on rank 0: epoch, value, and averaged weights of the best epoch so far
 
     @property
     def moving(self) -> list[nn.Parameter]:
@@ -267,24 +248,18 @@ def build_optimizer(groups: list[dict[str, Any]], options: OptimizerOptions) -> 
 
 
 def penalty_factors(model: MMVA, rows: Mapping[str, int], penalties: Mapping[str, Sequence[float]]) -> Penalties:
-    """The towers' weights that have an L2 penalty.
+    """The towers' weights that have an L2 penalty, from training rows and ridge penalties [2] by modality.
 
-    The loss is a mean over rows and both axes, and a sigmoid's slope at its middle is 1/4: an L2 coefficient of
-    alpha / (16 rows) then weighs like alpha in a ridge regression on the labels themselves.
-
-    Args:
-        model: Towers.
-        rows: Training rows of each modality.
-        penalties: Ridge penalty per input dimension, [2] for each modality.
+    A penalty is per input dimension. The loss is a mean over rows and both axes, and a sigmoid's slope at its middle is
+    1/4: an L2 coefficient of alpha / (16 rows) then weighs like alpha in a ridge regression on the labels themselves.
     """
     factors: Penalties = []
     for modality in model.dims:
         tower = model.tower(modality)
         if tower.config.head == "mlp":  # such a recipe has no ridge penalty
             continue
-        factor_21 = torch.tensor([penalty / (16 * rows[modality]) for penalty in penalties[modality]]).to(
-            tower.linear.weight
-        )[:, None]
+        factor_2 = torch.tensor([penalty / (16 * rows[modality]) for penalty in penalties[modality]])
+        factor_21 = factor_2.to(tower.linear.weight)[:, None]
         factors.append((tower.linear.weight, factor_21 * tower.dim))
         if tower.projection is not None:
             factors.append((tower.head.weight, factor_21))
