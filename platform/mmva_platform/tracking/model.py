@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 MODEL_NAME: Final = "model"
 BUNDLE_PATH: Final = "artifacts/bundle"
-# A loader may override these: mlflow.pyfunc.load_model(uri, model_config={"mirror": ...}). The windows are those of an
-# annotation run. No repository's code is trusted by default, whatever was trusted in training.
+# A loader may override these: mlflow.pyfunc.load_model(uri, model_config={"mirror": ...}). No repository's code is
+# trusted by default, even if it was trusted in training.
 MODEL_CONFIG: Final[dict[str, Any]] = {"window_s": WINDOW_S, "hop_s": HOP_S, "mirror": None, "trusted_repos": []}
 
 

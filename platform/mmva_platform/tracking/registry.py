@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,6 +29,10 @@ TAG_EVALUATION: Final = "mmva.evaluation"
 TAG_EVALUATION_SHA256: Final = "mmva.evaluation_sha256"
 TAG_VERDICT: Final = "mmva.verdict"
 TAG_FORCED: Final = "mmva.forced"
+_TEXTS: Final = {
+    "model_digest": TAG_MODEL_DIGEST, "dataset_digest": TAG_DATASET_DIGEST, "preset": TAG_PRESET,
+    "verdict": TAG_VERDICT, "evaluation_sha256": TAG_EVALUATION_SHA256, "forced": TAG_FORCED,
+}  # fmt: skip
 _FIGURES: Final = ("mse", "mae", "r2", "pearson", "ccc")
 
 
@@ -105,28 +110,23 @@ def register(run_id: str, settings: Settings) -> int:
     """
     client = open_client(settings)
     with quiet():
+        from mlflow.exceptions import MlflowException
+
         model = logged_model(client, run_id, MODEL_NAME)
         tags = client.get_run(run_id).data.tags
         data = read_artifact(client, run_id, EVALUATION_FILE)
-        version_tags = {
-            TAG_MODEL_DIGEST: tags.get(TAG_MODEL_DIGEST, ""),
-            TAG_DATASET_DIGEST: tags.get(TAG_DATASET_DIGEST, ""),
-            TAG_PRESET: tags.get(TAG_PRESET, ""),
-            TAG_EVALUATION: json.dumps(_mean_mse(json.loads(data or b"{}"))),
-            TAG_EVALUATION_SHA256: hashlib.sha256(data).hexdigest(),
-        }
-        _ensure_registered_model(client, settings.tracking.model_name)
+        version_tags = {key: tags.get(key, "") for key in (TAG_MODEL_DIGEST, TAG_DATASET_DIGEST, TAG_PRESET)}
+        version_tags[TAG_EVALUATION] = json.dumps(_mean_mse(json.loads(data or b"{}")))
+        version_tags[TAG_EVALUATION_SHA256] = hashlib.sha256(data).hexdigest()
+        try:
+            client.create_registered_model(settings.tracking.model_name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        made_of = {"source": f"models:/{model.model_id}", "model_id": model.model_id, "run_id": run_id}
+        create = partial(client.create_model_version, settings.tracking.model_name, tags=version_tags, **made_of)
         with global_tracking_uri(settings.tracking_uri):
-            created = retry_while_busy(
-                lambda: client.create_model_version(
-                    settings.tracking.model_name,
-                    source=f"models:/{model.model_id}",
-                    run_id=run_id,
-                    tags=version_tags,
-                    model_id=model.model_id,
-                )
-            )
-        return int(created.version)
+            return int(retry_while_busy(create).version)
 
 
 def training_history(version: int | str, settings: Settings) -> list[dict[str, Any]]:
@@ -210,20 +210,8 @@ def read_artifact(client: MlflowClient, run_id: str, name: str) -> bytes:
 
 def _mean_mse(evaluation: Mapping[str, Any]) -> dict[str, float]:
     """Mean of the axes' test MSE, by evaluated modality."""
-    return {
-        modality: sum(float(axes[axis]["mse"]["value"]) for axis in AXES) / len(AXES)
-        for modality, axes in evaluation.get("metrics", {}).items()
-    }
-
-
-def _ensure_registered_model(client: MlflowClient, name: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+    metrics = evaluation.get("metrics", {})
+    return {m: sum(float(axes[axis]["mse"]["value"]) for axis in AXES) / len(AXES) for m, axes in metrics.items()}
 
 
 def _version(found: Any, aliases: Mapping[str, int]) -> RegisteredVersion:
@@ -234,14 +222,9 @@ def _version(found: Any, aliases: Mapping[str, int]) -> RegisteredVersion:
         version=number,
         aliases=tuple(sorted(alias for alias, target in aliases.items() if target == number)),
         run_id=str(found.run_id or ""),
-        model_digest=tags.get(TAG_MODEL_DIGEST, ""),
-        dataset_digest=tags.get(TAG_DATASET_DIGEST, ""),
-        preset=tags.get(TAG_PRESET, ""),
         mse=json.loads(tags.get(TAG_EVALUATION, "{}")),
-        verdict=tags.get(TAG_VERDICT, ""),
         created_at=datetime.fromtimestamp(found.creation_timestamp / 1000, tz=UTC),
-        evaluation_sha256=tags.get(TAG_EVALUATION_SHA256, ""),
-        forced=tags.get(TAG_FORCED, ""),
+        **{field: tags.get(tag, "") for field, tag in _TEXTS.items()},
     )
 
 

@@ -6,7 +6,7 @@ One place makes it from a recipe, saves it and loads it, so that a resumed run a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -134,10 +134,10 @@ class TrainState:
             "schedule": self.schedule.state_dict(),
             "penalties": self.penalties,
             "position": {"epoch": self.epoch, "done": self.done, "step": self.step},
-            "ranks": world.all(_copied(own)),
+            "ranks": world.all(on_cpu(own)),
             "history": list(self.history),
         }
-        return {**_copied(content), "best": self.best}
+        return {**on_cpu(content), "best": self.best}
 
     def load_state_dict(self, content: Mapping[str, Any], world: World = WORLD_OF_ONE) -> None:
         """What state_dict gave, in place. With another number of ranks only dropout's draws differ."""
@@ -169,13 +169,18 @@ def _frozen(module: nn.Module) -> set[str]:
     return {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
 
 
-def _copied(value: Any) -> Any:
-    """Nested values with copies of their tensors on the CPU."""
+def on_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Nested dicts, lists and tuples with the function's results in place of their tensors."""
     if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
+        return function(value)
     if isinstance(value, dict):
-        return {key: _copied(each) for key, each in value.items()}
-    return [_copied(each) for each in value] if isinstance(value, list) else value
+        return {key: on_tensors(function, each) for key, each in value.items()}
+    return type(value)(on_tensors(function, each) for each in value) if isinstance(value, list | tuple) else value
+
+
+def on_cpu(value: Any) -> Any:
+    """Nested values with copies of their tensors on the CPU."""
+    return on_tensors(lambda tensor: tensor.detach().to("cpu", copy=True), value)
 
 
 def model_config(recipe: Recipe) -> ModelConfig:
@@ -199,7 +204,7 @@ def new_state(model: MMVA, recipe: Recipe, train: Triplets, val: Triplets, world
     """
     if recipe.optimizer.ridge == "auto":
         found = start_from_probes(model, train, val) if world.rank == 0 else None
-        weights, penalties = world.first((_copied(model.state_dict()), found))
+        weights, penalties = world.first((on_cpu(model.state_dict()), found))
         model.load_state_dict(weights)
     else:
         penalties = dict.fromkeys(model.dims, [recipe.optimizer.ridge] * 2)

@@ -32,12 +32,7 @@ Groups = list[tuple[Tensor, dict[str, Tensor]]]
 
 
 class TunedMMVA(nn.Module):
-    """Encoders before MMVA's towers.
-
-    Attributes:
-        mmva: The towers.
-        encoders: By modality.
-    """
+    """Encoders before MMVA's towers."""
 
     def __init__(self, mmva: MMVA, encoders: Mapping[str, Encoder], *, bf16: bool) -> None:
         super().__init__()
@@ -75,17 +70,11 @@ class TunedMMVA(nn.Module):
 
 @dataclass(frozen=True)
 class Heads:
-    """Where the towers start.
+    """Where the towers start."""
 
-    Attributes:
-        dims: Width by modality.
-        weights: The towers' state.
-        penalties: Ridge penalties [2] by modality.
-    """
-
-    dims: dict[str, int]
-    weights: dict[str, Tensor]
-    penalties: dict[str, list[float]]
+    dims: dict[str, int]  # width by modality
+    weights: dict[str, Tensor]  # the towers' state
+    penalties: dict[str, list[float]]  # ridge penalties [2] by modality
 
 
 def start_heads(features: Features, recipe: Recipe) -> Heads:
@@ -102,18 +91,13 @@ def start_heads(features: Features, recipe: Recipe) -> Heads:
     train, val = triplets(features, "train"), triplets(features, "val")
     model = build_model(recipe, train)
     ridge = recipe.optimizer.ridge
-    penalties = start_from_probes(model, train, val) if ridge == "auto" else dict.fromkeys(model.dims, [ridge] * 2)
-    return Heads(
-        {str(m): dim for m, dim in model.dims.items()}, model.state_dict(), {str(m): p for m, p in penalties.items()}
-    )
+    dims = {str(modality): dim for modality, dim in model.dims.items()}
+    penalties = start_from_probes(model, train, val) if ridge == "auto" else dict.fromkeys(dims, [ridge] * 2)
+    return Heads(dims, model.state_dict(), penalties)
 
 
 def tuned_model(heads: Heads, recipe: Recipe, encoders: Mapping[str, Encoder], device: torch.device) -> TunedMMVA:
-    """Loaded backbones, the chosen layers free to move, under the towers.
-
-    Raises:
-        UsageError: If a backbone has fewer blocks than are to train.
-    """
+    """Loaded backbones, the chosen layers free to move, under the towers; UsageError as choose_layers."""
     options = recipe.media
     mmva = MMVA(heads.dims, model_config(recipe))
     mmva.load_state_dict(heads.weights)
@@ -142,11 +126,7 @@ def media_state(
 
 
 def choose_layers(encoder: Encoder, layers: int | Literal["all"]) -> None:
-    """Let the last blocks train and what comes after them; 0 for nothing, "all" for everything.
-
-    Raises:
-        UsageError: If the network has fewer blocks.
-    """
+    """Let the last blocks train and what comes after them; 0 is nothing. UsageError if there are fewer blocks."""
     encoder.network.requires_grad_(requires_grad=layers == "all")
     if layers in {0, "all"}:
         return
