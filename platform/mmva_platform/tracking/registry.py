@@ -123,8 +123,8 @@ def register(run_id: str, settings: Settings) -> int:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        made_of = {"source": f"models:/{model.model_id}", "model_id": model.model_id, "run_id": run_id}
-        create = partial(client.create_model_version, settings.tracking.model_name, tags=version_tags, **made_of)
+        source, name = f"models:/{model.model_id}", settings.tracking.model_name
+        create = partial(client.create_model_version, name, source, run_id, version_tags, model_id=model.model_id)
         with global_tracking_uri(settings.tracking_uri):
             return int(retry_while_busy(create).version)
 

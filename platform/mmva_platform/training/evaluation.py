@@ -1,9 +1,8 @@
-"""What a model is worth on a dataset's split: every row counted, every figure with its interval and its floor.
+"""A model's errors on a dataset's split: every row counted, every figure with its interval and its floor.
 
 Figures of points are over all rows. Figures of pairs (matching, retrieval) cost the product of two modalities' rows:
 with more than metrics.PAIRED_ROWS of a modality they are over a random sample of that many, and the report says so.
-
-Shapes: N rows of a modality. Intervals are 95 % percentile bootstrap by group: a song's clips are not independent.
+Intervals are 95 % percentile bootstrap by group: a song's clips are not independent. N rows of a modality.
 """
 
 from __future__ import annotations
@@ -216,8 +215,7 @@ def intervals_from(model: MMVA, features: Features, split: str = "val") -> dict[
 def reference_of(model: MMVA, features: Features, split: str = "train") -> dict[str, Any]:
     """Quantiles of the model's own points on a split, to measure a catalog's drift by: see mmva.drift.
 
-    Returns:
-        {modality: {axis: quantiles}, "items": {modality: N}}; a modality without rows is left out.
+    {modality: {axis: quantiles}, "items": {modality: N}}; a modality without rows is left out.
     """
     from mmva.drift import reference_quantiles
 
@@ -234,9 +232,7 @@ def _va_figures(rows: PredictedRows) -> dict[str, dict[str, Figure]]:
 
     values = va_metrics(rows.predicted_N2, rows.label_N2)
     intervals = bootstrap(rows.predicted_N2, rows.label_N2, rows.group_N, resamples=RESAMPLES)
-    return {
-        axis: {name: Figure(value, *intervals[axis][name]) for name, value in values[axis].items()} for axis in AXES
-    }
+    return {axis: {name: Figure(of, *intervals[axis][name]) for name, of in values[axis].items()} for axis in AXES}
 
 
 def _matching(rows: Mapping[Modality, PredictedRows], sigma: float) -> dict[str, Figure]:

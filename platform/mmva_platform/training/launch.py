@@ -17,14 +17,7 @@ from typing import Any, Final
 
 import ray
 from ray.exceptions import RayError
-from ray.train import (
-    CheckpointConfig,
-    FailureConfig,
-    RunConfig,
-    ScalingConfig,
-    TrainingFailedError,
-    UserCallback,
-)
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution.callback import ControllerCallback  # DeveloperAPI, of which there is no other
 from ray.train.v2.api.config import LoggingConfig
@@ -56,14 +49,12 @@ class ReportCallback(UserCallback):
     def __init__(self, events: Queue) -> None:
         self._events = events
 
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
         """All workers have reported; a checkpoint is in storage by now."""
-        del run_context, checkpoint
         self._events.put(("report", metrics))
 
-    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:  # noqa: ARG002
         """A worker has failed. Raising ends the run: Ray Train does not retry an error of its callbacks."""
-        del run_context
         for rank, error in worker_exceptions.items():
             cause = getattr(error, "_base_exc", error)
             if isinstance(cause, UsageError | CheckFailed | OperationFailed):
@@ -102,11 +93,7 @@ class Workers:
 
 
 def plan_workers(recipe: Recipe, gpus: float) -> Workers:
-    """The recipe's workers on a cluster that has, or may grow to, so many GPUs.
-
-    Raises:
-        UsageError: If a step has fewer pairs than there are workers.
-    """
+    """The recipe's workers on a cluster that has, or may grow to, so many GPUs; UsageError if pairs are fewer."""
     fewest, most = (max(1, int(gpus)),) * 2 if recipe.workers == "auto" else recipe.worker_range
     if recipe.batch_size < most:
         raise UsageError(f"batch_size {recipe.batch_size} leaves some of the {most} workers without a pair")
@@ -181,15 +168,7 @@ class Watch:
 def run_on_ray(
     run: RunDirectory, recipe: Recipe, data: Any, workers: Workers, *, settings: Settings, on_report: Reports
 ) -> str:
-    """Train on the cluster.
-
-    Args:
-        run: Where checkpoints go.
-        recipe: The run's.
-        data: What the workers get; see train_worker.
-        workers: How many.
-        settings: Cluster and storage.
-        on_report: Called here with each of the workers' reports, a row for each rank.
+    """Train on the cluster; `on_report` is called here with each of the workers' reports, a row for each rank.
 
     Returns:
         How it was cut off, when it was told to stop and could not save; empty if it saved, or came to its end.
@@ -199,7 +178,8 @@ def run_on_ray(
         UsageError, CheckFailed, OperationFailed: What a worker said, or that workers failed too often.
     """
     events, stop = _queue(), _queue()
-    watch, fitting = Watch(run.name, workers), _Fit(run, recipe, data, workers, settings, events, stop)
+    watch = Watch(run.name, workers)
+    fitting = _Fit(run, recipe, data, workers, settings.cluster.stall_timeout_s, events, stop)
     told_at: float | None = None
     with drain_on_sigterm(f"training {run.name}: told to stop; a second SIGTERM ends at once") as stopping:
         fitting.start()
@@ -233,7 +213,7 @@ class _Fit(threading.Thread):
     """Ray Train's fit in a thread, in which it leaves signals alone."""
 
     def __init__(
-        self, run: RunDirectory, recipe: Recipe, data: Any, workers: Workers, settings: Settings, *queues: Queue
+        self, run: RunDirectory, recipe: Recipe, data: Any, workers: Workers, stall_s: float, *queues: Queue
     ) -> None:
         super().__init__(name="ray-train", daemon=True)
         events, stop = queues
@@ -246,7 +226,7 @@ class _Fit(threading.Thread):
             torch_config=TorchConfig(
                 # On GPUs, random states and flags still travel between CPUs.
                 backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo",
-                timeout_s=int(settings.cluster.stall_timeout_s),
+                timeout_s=int(stall_s),
             ),
             scaling_config=ScalingConfig(
                 num_workers=workers.most if workers.fewest == workers.most else (workers.fewest, workers.most),

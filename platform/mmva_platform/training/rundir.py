@@ -1,8 +1,7 @@
 """The run directory: the only truth about a training run. Created once, never reused silently, on any storage.
 
 `<runs>/<name>/`: recipe.json and run.json (written first), checkpoint_*/ (Ray Train's), history.json, evaluation.json,
-bundle/ (written last; with it the run is finished). A bundle is made and read on this machine, under home; of a run on
-object storage it is then copied there.
+bundle/ (written last; with it the run is finished). A bundle is made on this machine, then copied to the storage.
 """
 
 from __future__ import annotations
@@ -69,11 +68,7 @@ class RunDirectory:
         self.storage.write(name, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
 
     def read(self, name: str) -> Any:
-        """Read a JSON file of the run.
-
-        Raises:
-            UsageError: If it is not there or not JSON: this is no run directory.
-        """
+        """Read a JSON file of the run; UsageError if it is not there or not JSON: this is no run directory."""
         try:
             return json.loads(self.storage.read(name))
         except (StorageNotFound, ValueError) as error:
@@ -99,11 +94,7 @@ class RunDirectory:
 
 
 def create_run(settings: Settings, recipe: Recipe, facts: RunFacts) -> RunDirectory:
-    """A new run directory with its recipe.
-
-    Raises:
-        UsageError: If a run of this name exists.
-    """
+    """A new run directory with its recipe; UsageError if a run of this name exists."""
     run = RunDirectory(recipe.name or fresh_name(recipe.preset), settings)
     if not run.storage.put_if_absent("run.json", (json.dumps(facts.model_dump(mode="json")) + "\n").encode()):
         raise UsageError(f"run {run.name!r} exists already; continue it with --resume {run.name}, or use another name")
@@ -130,11 +121,7 @@ def stored_recipe(run: RunDirectory) -> dict[str, Any]:
 
 
 def resume_run(settings: Settings, name: str, recipe: Recipe, facts: RunFacts) -> RunDirectory:
-    """The directory of a run to continue, after checking that it would compute the same.
-
-    Raises:
-        UsageError: If there is no such run, it is finished, or recipe, dataset or embeddings differ from its own.
-    """
+    """The directory of a run to continue; UsageError if it is not there, finished, or would compute other things."""
     run = find_run(settings, name)
     if run.finished():
         raise UsageError(f"--resume {name}: this run is finished; its model is {run.bundle}")
