@@ -214,7 +214,7 @@ def evaluate_model(
     from mmva.bundle import load_bundle
     from mmva_platform.tracking.resolve import resolve_model
     from mmva_platform.training.evaluation import evaluate
-    from mmva_platform.training.folds import evaluate_folds
+    from mmva_platform.training.folds import folds_of
     from mmva_platform.training.leakage import beside_clip_split
     from mmva_platform.training.predictions import model_features
     from mmva_platform.training.recipe import recipe_of
@@ -224,7 +224,7 @@ def evaluate_model(
     if folds is not None:
         recipe = recipe_of(loaded.provenance)
         features = model_features(loaded, dataset, settings, loaded.dims, embeddings)
-        return evaluate_folds(recipe, features, folds, recipe.seed)
+        return folds_of(recipe, features, folds, recipe.seed)[0]
     evaluation = evaluate(bundle, dataset, settings, split, embeddings=embeddings)
     if not clip_split:
         return evaluation

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,34 +19,16 @@ COLOURS = {"image": "#0072b2", "music": "#d55e00", "caption": "#009e73"}
 _DPI = 110
 _MAX_POINTS = 4000
 _SPAN = (-0.02, 1.02)
-_CURVES: Final = {
-    "training_loss": ("Loss on the training split", ("loss",)),
-    "validation": ("Validation", ("val_total", "val_va_mse", "val_matching_mse")),
-}
 
 
 def figures(
     history: Sequence[Mapping[str, Any]], predictions: Mapping[str, tuple[ArrayLike, ArrayLike]]
 ) -> Iterator[tuple[str, Figure]]:
-    """Every plot with its name: predictions by modality, curves over the epochs, target scores."""
+    """Every plot with its name: predictions by modality, and target scores. Curves are MLflow's own."""
     for modality, (pred_N2, label_N2) in predictions.items():
         yield f"predicted_{modality}", _predicted_against_labelled(modality, pred_N2, label_N2)
-    known = {key for row in history for key in numbers(row)}
-    for name, (title, wanted) in _CURVES.items():
-        if series := [key for key in wanted if key in known]:
-            yield name, _curves(history, series, title)
     if counts := [row["target_histogram"] for row in history if "target_histogram" in row]:
         yield "target_scores", _score_histogram(np.sum(counts, axis=0).tolist())
-
-
-def numbers(row: Mapping[str, Any]) -> list[str]:
-    """Names of what a history's row measures."""
-    return [key for key, value in row.items() if key != "epoch" and is_number(value)]
-
-
-def is_number(value: object) -> bool:
-    """Whether MLflow and a plot can show it."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _predicted_against_labelled(modality: str, pred_N2: ArrayLike, label_N2: ArrayLike) -> Figure:
@@ -62,20 +43,6 @@ def _predicted_against_labelled(modality: str, pred_N2: ArrayLike, label_N2: Arr
         mse = float(np.mean((pred[:, column] - label[:, column]) ** 2)) if len(pred) else float("nan")
         panel.set(xlim=_SPAN, ylim=_SPAN, aspect="equal", xlabel=f"labelled {axis}", ylabel=f"predicted {axis}")
         panel.set_title(f"{modality}: {axis}, MSE {mse:.4f}, n = {len(pred)}", fontsize=10)
-    return figure
-
-
-def _curves(history: Sequence[Mapping[str, Any]], series: Sequence[str], title: str) -> Figure:
-    """Lines of the named numbers of a history over its epochs, with gaps for missing values."""
-    figure, (panel,) = _figure(1, 1, width=7.0, height=4.2)
-    epochs = [row.get("epoch", index) for index, row in enumerate(history)]
-    for name in series:
-        values = [float("nan") if row.get(name) is None else float(row[name]) for row in history]
-        panel.plot(epochs, values, label=name, linewidth=1.6, marker="o", markersize=2.5)
-    panel.set(xlabel="epoch", title=title)
-    panel.set_ylim(bottom=0)
-    panel.grid(color="#dddddd", linewidth=0.6)
-    panel.legend(fontsize=8, frameon=False)
     return figure
 
 

@@ -104,10 +104,7 @@ class VersionDetails:
 
 
 def register(run_id: str, settings: Settings) -> int:
-    """Register a logged run's model as a new version, and return its number. Only the gate gives it an alias.
-
-    Raises UsageError if there is no such run, or it did not finish and logged no model.
-    """
+    """Register a logged run's model as a new version, without alias, and return its number; errors of logged_model."""
     client = open_client(settings)
     with quiet():
         from mlflow.exceptions import MlflowException
@@ -146,10 +143,7 @@ def list_versions(settings: Settings) -> list[RegisteredVersion]:
 
 
 def show_version(version: int | str, settings: Settings) -> VersionDetails:
-    """One version with its evaluation.
-
-    Raises UsageError if there is no such version, and CheckFailed if its evaluation was changed afterwards.
-    """
+    """One version with its evaluation; UsageError if it is not there, CheckFailed if its evaluation was changed."""
     client = open_client(settings)
     with quiet():
         found = find_version(client, settings.tracking.model_name, version)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -251,7 +252,12 @@ def _metric(name: str, value: float, step: int) -> Metric:
 
 
 def _epoch_metrics(row: Mapping[str, Any]) -> list[Metric]:
-    return [_metric(f"train/{key}", row[key], int(row["epoch"])) for key in plots.numbers(row)]
+    numbers = {key: value for key, value in row.items() if key != "epoch" and _is_number(value)}
+    return [_metric(f"train/{key}", value, int(row["epoch"])) for key, value in numbers.items()]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _log_dataset(client: MlflowClient, run_id: str, uri: str, digest: str) -> None:
@@ -275,5 +281,5 @@ def _evaluation_metrics(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, fl
     for part in ("metrics", "matching", "retrieval", "floors", "rows", "groups"):
         for key, value in flat(evaluation[part], f"{split}/" if part == "metrics" else f"{split}/{part}/", "/"):
             path, _, leaf = key.rpartition("/")
-            if plots.is_number(value):
+            if _is_number(value):
                 yield path if leaf == "value" else f"{path}_{leaf}" if leaf in ("low", "high") else key, value

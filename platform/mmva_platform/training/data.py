@@ -40,6 +40,15 @@ class Pairing:
         """Images and what their partners have."""
         return (self.lead, *self.partner_rows)
 
+    def labels(self) -> dict[str, Floats]:
+        """Labels [K, 2] of every modality's rows."""
+        labels = {self.lead: self.image_va_N2}
+        for modality, row_M in self.partner_rows.items():
+            has_M = row_M >= 0
+            labels[modality] = np.empty((int(has_M.sum()), 2), self.partner_va_M2.dtype)
+            labels[modality][row_M[has_M]] = self.partner_va_M2[has_M]
+        return labels
+
     def rows(self, modality: str, image_B: NDArray[np.int64], partner_B: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows [B] of a modality for pairs; -1 where a partner has no such item."""
         return image_B if modality == self.lead else self.partner_rows[modality][partner_B]
@@ -50,20 +59,6 @@ class Triplets(Pairing):
     """A pairing with the rows' embeddings [K, D] by modality."""
 
     emb: Mapping[str, Floats]
-
-    def labels(self) -> dict[str, Floats]:
-        """Labels [K, 2] of the embeddings' rows, by modality."""
-        return row_labels(self)
-
-
-def row_labels(pairing: Pairing) -> dict[str, Floats]:
-    """Labels [K, 2] of every modality's rows."""
-    labels = {pairing.lead: pairing.image_va_N2}
-    for modality, row_M in pairing.partner_rows.items():
-        has_M = row_M >= 0
-        labels[modality] = np.empty((int(has_M.sum()), 2), pairing.partner_va_M2.dtype)
-        labels[modality][row_M[has_M]] = pairing.partner_va_M2[has_M]
-    return labels
 
 
 def triplets(features: Features, split: str) -> Triplets:

@@ -26,19 +26,14 @@ log = logging.getLogger(__name__)
 Fit = Callable[["Features"], "MMVA"]
 
 
-def evaluate_folds(recipe: Recipe, features: Features, k: int, seed: int = 0) -> Evaluation:
-    """Train the recipe on each of k folds by group, in this process, and measure the held-out rows of all together.
+def folds_of(
+    recipe: Recipe, features: Features, k: int, seed: int = 0
+) -> tuple[Evaluation, dict[Modality, PredictedRows]]:
+    """Train the recipe on each of k folds by group, in this process; figures of all held-out rows, and their points.
 
     Raises:
         UsageError: If there are too few groups, or a fold has nothing to train or validate with.
     """
-    return folds_of(recipe, features, k, seed)[0]
-
-
-def folds_of(
-    recipe: Recipe, features: Features, k: int, seed: int = 0
-) -> tuple[Evaluation, dict[Modality, PredictedRows]]:
-    """What evaluate_folds returns, and the held-out points that it was measured on."""
     rows, constants = predict_folds(lambda fold: train_here(recipe, fold)[0], features, k, seed)
     where = (features.uri, features.digest, f"{k} folds by group")
     return evaluate_rows(rows, where, constants, recipe.loss.sigma, features.warnings), rows

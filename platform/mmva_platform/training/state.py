@@ -216,27 +216,23 @@ def state_around(
 ) -> TrainState:
     """A state at the run's beginning around towers and their known penalties: what a checkpoint is loaded into."""
     rows = {modality: len(emb_ND) for modality, emb_ND in train.emb.items()}
-    groups = [{"params": list(model.parameters())}]
-    penalised = penalty_factors(model, rows, penalties)
-    return make_state(model, recipe, train, world, groups=groups, penalised=penalised, penalties=penalties)
+    return make_state(model, model, recipe, train, penalties, rows=rows, world=world)
 
 
 def make_state(
-    model: nn.Module,
-    recipe: Recipe,
-    pairing: Pairing,
-    world: World,
-    *,
-    groups: list[dict[str, Any]],
-    penalised: Penalties,
-    penalties: dict[str, list[float]],
-) -> TrainState:
-    """Optimizer, schedule and average around a model; starts this rank's random stream."""
-    optimizer = build_optimizer(groups, recipe.optimizer)
+    model: nn.Module, towers: MMVA, recipe: Recipe, pairing: Pairing, penalties: dict[str, list[float]], *,
+    rows: Mapping[str, int], world: World, more: Sequence[dict[str, Any]] = (),
+) -> TrainState:  # fmt: skip
+    """Optimizer, schedule and average around a model; starts this rank's random stream.
+
+    `rows` are the training rows by modality, `more` the optimizer's groups besides the towers.
+    """
+    optimizer = build_optimizer([{"params": list(towers.parameters())}, *more], recipe.optimizer)
     schedule = build_schedule(optimizer, recipe.schedule, total_steps=recipe.epochs * steps_per_epoch(pairing, recipe))
     torch.manual_seed(int(np.random.SeedSequence([recipe.seed, world.rank]).generate_state(1)[0]))
     average = WeightAverage(model, recipe.averaging.decay)
     sums_T = torch.zeros(len(recipe.loss.terms()), dtype=torch.float64, device=next(model.parameters()).device)
+    penalised = penalty_factors(towers, rows, penalties)
     return TrainState(model, model, average, optimizer, schedule, penalised, penalties, sums_T)
 
 

@@ -89,15 +89,10 @@ def _plot(rule: str, findings: Sequence[Finding]) -> Plot | None:
         return round((share - low) / (high - low) * WIDTH, 1)
 
     step = _step(high - low)
-    ticks = [step * k for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
-    return Plot(
-        title,
-        lead,
-        tuple(_whisker(each, shares, place) for each, shares in drawn),
-        place(0.0),
-        tuple((place(tick), f"{tick:+.0%}" if tick else "0") for tick in ticks),
-        tuple(each for each in mine if _shares(each) is None),
-    )
+    numbers = [step * k for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    ticks = tuple((place(tick), f"{tick:+.0%}" if tick else "0") for tick in numbers)
+    rows = tuple(_whisker(each, shares, place) for each, shares in drawn)
+    return Plot(title, lead, rows, place(0.0), ticks, tuple(each for each in mine if _shares(each) is None))
 
 
 def _whisker(finding: Finding, shares: tuple[float, float, float, float], place: Callable[[float], float]) -> Whisker:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from mmva.engines.fronts import batches
 from mmva.errors import CheckFailed, MediaError, OperationFailed, UsageError
 from mmva.matching import EpochPlan
-from mmva_platform.training.data import batch_labels, row_labels, validation_row
+from mmva_platform.training.data import batch_labels, validation_row
 from mmva_platform.training.loop import Batch, plan_epoch
 from mmva_platform.training.media.augment import augment_image, augment_music
 from mmva_platform.training.media.cache import MediaCache
@@ -174,7 +174,7 @@ class MediaSource:
         found: dict[str, NDArray[np.floating]] = {
             m: np.concatenate(world.all(self.measured(m, world))) for m in val.items if m in self._model.mmva.dims
         }
-        return validation_row(found, row_labels(val), self.dataset.recipe.loss.sigma)
+        return validation_row(found, val.labels(), self.dataset.recipe.loss.sigma)
 
     @torch.inference_mode()
     def measured(self, modality: str, world: World) -> NDArray[np.float32]:

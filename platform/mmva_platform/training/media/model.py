@@ -22,7 +22,7 @@ from mmva_platform.training.data import triplets
 from mmva_platform.training.media.items import MediaPairing
 from mmva_platform.training.probe import start_from_probes
 from mmva_platform.training.recipe import Recipe
-from mmva_platform.training.state import TrainState, World, build_model, make_state, model_config, penalty_factors
+from mmva_platform.training.state import TrainState, World, build_model, make_state, model_config
 
 if TYPE_CHECKING:
     from mmva.backbones import Encoder
@@ -115,14 +115,13 @@ def media_state(
     model: TunedMMVA, recipe: Recipe, train: MediaPairing, penalties: dict[str, list[float]], world: World
 ) -> TrainState:
     """The state to start with or load a checkpoint into; each backbone moves at its own rate."""
-    groups: list[dict[str, Any]] = [{"params": list(model.mmva.parameters())}]
+    groups: list[dict[str, Any]] = []
     for modality, encoder in model.encoders.items():
         moving = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
         if moving:
             groups.append({"params": moving, "lr": recipe.media.lr[modality]})  # type: ignore[index]
     rows = {modality: len(items) for modality, items in train.items.items()}
-    penalised = penalty_factors(model.mmva, rows, penalties)
-    return make_state(model, recipe, train, world, groups=groups, penalised=penalised, penalties=penalties)
+    return make_state(model, model.mmva, recipe, train, penalties, rows=rows, world=world, more=groups)
 
 
 def choose_layers(encoder: Encoder, layers: int | Literal["all"]) -> None:
