@@ -177,52 +177,57 @@ def run_on_ray(
         KeyboardInterrupt, SystemExit: On Ctrl-C or a second SIGTERM, after the workers have ended.
         UsageError, CheckFailed, OperationFailed: What a worker said, or that workers failed too often.
     """
-    events, stop = _queue(), _queue()
-    watch = Watch(run.name, workers)
-    fitting = _Fit(run, recipe, data, workers, settings.cluster.stall_timeout_s, events, stop)
-    told_at: float | None = None
+    watch, fit = Watch(run.name, workers), _Fit(run, recipe, data, workers, settings.cluster.stall_timeout_s)
     with drain_on_sigterm(f"training {run.name}: told to stop; a second SIGTERM ends at once") as stopping:
-        fitting.start()
+        fit.start()
         try:
-            while True:
-                alive = fitting.is_alive()  # asked first: what it reported before its end is in the queue
-                for kind, content in _taken(events):
-                    watch.told(kind, content)
-                    if kind == "report":
-                        on_report(content)
-                if not alive:
-                    break
-                watch.tick()
-                if stopping() and told_at is None:
-                    told_at = time.monotonic()
-                    stop.actor.put.remote("stop")  # without waiting: on a full cluster its process may not be there
-                if told_at is not None and (watch.workerless or time.monotonic() - told_at > _GRACE_S):
-                    return f"stopped while it waited for {workers}" if watch.waiting else "stopped"
+            cut_off = _follow(watch, fit, on_report, stopping)
+        except RayError as error:
+            raise _explained(run.name, error) from error
         finally:
-            if fitting.is_alive():
-                _abort(watch, events)
-                fitting.join(_ABORT_S)
-            for queue in (events, stop):
-                queue.shutdown(force=True)
-    if fitting.error is not None:
-        raise _explained(run.name, fitting.error) from fitting.error
+            with suppress(RayError):
+                fit.end(watch)
+    if cut_off:
+        return f"stopped while it waited for {workers}" if watch.waiting else "stopped"
+    if fit.error is not None:
+        raise _explained(run.name, fit.error) from fit.error
     return ""
 
 
-class _Fit(threading.Thread):
-    """Ray Train's fit in a thread, in which it leaves signals alone."""
+def _follow(watch: Watch, fit: _Fit, on_report: Reports, stopping: Callable[[], bool]) -> bool:
+    """Until the run ends; whether it has to be cut off, because it was told to stop and cannot save."""
+    told_at: float | None = None
+    while True:
+        alive = fit.is_alive()  # asked first: what it reported before its end is in the queue
+        for kind, content in fit.taken():
+            watch.told(kind, content)
+            if kind == "report":
+                on_report(content)
+        if not alive:
+            return False
+        watch.tick()
+        if stopping() and told_at is None:
+            told_at = time.monotonic()
+            fit.stop.actor.put.remote("stop")  # without waiting: on a full cluster its process may not be there
+        if told_at is not None and (watch.workerless or time.monotonic() - told_at > _GRACE_S):
+            return True
 
-    def __init__(
-        self, run: RunDirectory, recipe: Recipe, data: Any, workers: Workers, stall_s: float, *queues: Queue
-    ) -> None:
+
+class _Fit(threading.Thread):
+    """Ray Train's fit in a thread, in which it leaves signals alone; `stop` tells the workers to save and end."""
+
+    def __init__(self, run: RunDirectory, recipe: Recipe, data: Any, workers: Workers, stall_s: float) -> None:
         super().__init__(name="ray-train", daemon=True)
-        events, stop = queues
+        # On the driver's node: another may be lost while the run goes on.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {"num_cpus": 0, "scheduling_strategy": here}
+        self._events, self.stop = Queue(actor_options=options), Queue(actor_options=options)
         self.error: BaseException | None = None
         files, path = run.filesystem()
         use_gpu = "GPU" in workers.each
         self._trainer = TorchTrainer(
             train_worker,
-            train_loop_config={"recipe": recipe.model_dump(mode="json"), "data": data, "stop": stop},
+            train_loop_config={"recipe": recipe.model_dump(mode="json"), "data": data, "stop": self.stop},
             torch_config=TorchConfig(
                 # On GPUs, random states and flags still travel between CPUs.
                 backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo",
@@ -240,7 +245,7 @@ class _Fit(threading.Thread):
                 storage_filesystem=files,
                 failure_config=FailureConfig(max_failures=_MAX_FAILURES),
                 checkpoint_config=CheckpointConfig(num_to_keep=recipe.checkpoint.keep),
-                callbacks=[ReportCallback(events), StateCallback(events)],
+                callbacks=[ReportCallback(self._events), StateCallback(self._events)],
                 logging_config=LoggingConfig(log_level="WARNING"),
             ),
         )
@@ -252,34 +257,26 @@ class _Fit(threading.Thread):
         except BaseException as error:  # noqa: BLE001 - raised again by the main thread
             self.error = error
 
+    def taken(self) -> Iterator[tuple[str, Any]]:
+        """The callbacks' events so far, after a moment's wait if there is none."""
+        with suppress(Empty):
+            yield self._events.get(timeout=_POLL_S)
+            for _ in range(self._events.qsize()):
+                yield self._events.get()
 
-def _queue() -> Queue:
-    """On the driver's node: another may be lost while the run goes on."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-
-
-def _taken(events: Queue) -> Iterator[tuple[str, Any]]:
-    """What is in the queue, after a moment's wait if that is nothing."""
-    try:
-        yield events.get(timeout=_POLL_S)
-    except Empty:
-        return
-    for _ in range(events.qsize()):
-        yield events.get()
-
-
-def _abort(watch: Watch, events: Queue) -> None:
-    """End the controller and with it its workers; it does not answer while it waits for resources."""
-    with suppress(RayError):
+    def end(self, watch: Watch) -> None:
+        """Abort the controller and with it its workers, if it runs; it does not answer while it waits for resources."""
         until = time.monotonic() + _ABORT_S
-        while watch.controller is None and time.monotonic() < until:
-            for kind, content in _taken(events):
+        while self.is_alive() and watch.controller is None and time.monotonic() < until:
+            for kind, content in self.taken():
                 watch.told(kind, content)
-        if watch.controller is not None:
+        if self.is_alive() and watch.controller is not None:
             with suppress(RayError):
                 ray.get(watch.controller.abort.remote(), timeout=_ABORT_S)
             ray.kill(watch.controller)
+        self.join(_ABORT_S)
+        for queue in (self._events, self.stop):
+            queue.shutdown(force=True)
 
 
 def _explained(run: str, error: BaseException) -> BaseException:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import Field, model_validator
 
 from mmva.errors import OperationFailed, UsageError
-from mmva_platform.settings import Config, Settings, validate
+from mmva_platform.settings import Config, Settings, set_dotted, validate
 from mmva_platform.training.recipe import Recipe, fresh_name
 
 if TYPE_CHECKING:
@@ -56,12 +56,7 @@ class SweepOptions(Config):
         """The trial's recipe; UsageError if a key or value is no recipe's, or it is not features mode."""
         values: dict[str, Any] = {**self.recipe, "name": self.name}
         for key, value in point.items():
-            *parents, leaf = key.split(".")
-            node = values
-            for parent in parents:
-                node[parent] = dict(node.get(parent) or {})
-                node = node[parent]
-            node[leaf] = value
+            set_dotted(values, key, value)
         recipe = validate(Recipe, values, "sweep")
         if recipe.mode != "features":
             raise UsageError("sweep: trials train on embeddings; set mode: features, and tune media by the best")
