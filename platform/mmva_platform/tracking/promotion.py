@@ -48,11 +48,8 @@ def promote(
     """Make a version (number or alias) the champion, if the gate passes it: the old champion becomes `previous`.
 
     The verdict, passed or not, is in the audit log before any alias moves. `force` ignores the gate; it needs a reason,
-    and stays in the version's tags.
-
-    Raises:
-        UsageError: If there is no such version, it is the champion already, or force comes without a reason.
-        GateRefused: If the gate refuses, or another promotion came first; one line with the failed rules.
+    and stays in the version's tags. Raises UsageError if there is no such version or it is the champion already, and
+    GateRefused, one line with the failed rules, if the gate refuses or another promotion came first.
     """
     if force and not reason.strip():
         raise UsageError("--force ignores the gate and stays on record: say why with --reason TEXT")

@@ -40,9 +40,7 @@ class ResolvedModel:
 def resolve_model(uri: str, settings: Settings) -> ResolvedModel:
     """Find a model by URI (see _FORMS), fetch it if it is not here, and verify it.
 
-    Raises:
-        UsageError: If there is no such model; one line, with what there is instead.
-        CheckFailed: If the files are not those that were logged or registered.
+    Raises UsageError if there is no such model, and CheckFailed if the files are not those that were registered.
     """
     if (run := _RUNS.match(uri)) is not None:
         return _from_run(uri, run["run"], run["model"], settings)

@@ -91,7 +91,7 @@ class RunLog:
         def start() -> None:
             client = open_client(self._settings)
             with quiet():
-                run.write(_MLFLOW_FILE, {"run_id": self._begin(client, run, recipe, facts.dataset_digest)})
+                self._begin(client, run, recipe, facts.dataset_digest, note=True)
 
         self._softly(start)
 
@@ -134,8 +134,10 @@ class RunLog:
         self._run_id = None
         return run_id
 
-    def _begin(self, client: MlflowClient, run: RunDirectory, recipe: Recipe, dataset_digest: str) -> str:
-        """The MLflow run that a training run began in, running again; else a new one."""
+    def _begin(
+        self, client: MlflowClient, run: RunDirectory, recipe: Recipe, dataset_digest: str, *, note: bool = False
+    ) -> str:
+        """The MLflow run that a training run began in, running again; else a new one, noted in the run's directory."""
         self._client = client
         self._run_id = _continued(client, run)
         if self._run_id is not None:
@@ -150,6 +152,8 @@ class RunLog:
         experiment = experiment_id(client, self._settings)
         created = retry_while_busy(lambda: client.create_run(experiment, run_name=recipe.name, tags=tags))
         self._run_id = run_id = str(created.info.run_id)
+        if note:  # first of all: whatever fails now, --resume finds it
+            run.write(_MLFLOW_FILE, {"run_id": run_id})
         _log_parameters(client, run_id, recipe)
         _log_dataset(client, run_id, recipe.dataset, dataset_digest)
         return run_id

@@ -190,18 +190,14 @@ def _seen(model: MMVA, dataset: Dataset, split: str) -> list[str]:
 
     record = model.provenance.get("training_data") or {}
     found = {m: seen_rows(record, dataset, m, split) for m in MODALITIES if m in model.dims}
-    return [
-        f"{each.certain} of {each.rows} {m} rows, or others of their groups, were in the model's training data."
-        for m, each in found.items()
-        if each.certain
-    ]
+    text = "{} of {} {} rows, or others of their groups, were in the model's training data."
+    return [text.format(each.certain, each.rows, m) for m, each in found.items() if each.certain]
 
 
 def intervals_from(model: MMVA, features: Features, split: str = "val") -> dict[str, dict[str, float]]:
-    """Half widths of the 90 % intervals per modality and axis, by song or image.
+    """Half widths of the 90 % intervals per modality and axis, by song or image, from validation.
 
-    From validation, which no weight was fitted to. It did choose penalties and the best epoch, so with few groups the
-    intervals hold a little less often than nine times in ten (.92 against .94 measured with twelve songs).
+    Validation chose penalties and the best epoch, so with few groups they hold a little less often (docs/method.md).
     """
     from mmva.intervals import conformal_intervals
 

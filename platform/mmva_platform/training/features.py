@@ -59,9 +59,7 @@ def check_memory(needed: Mapping[str, int], store_bytes: float, free_bytes: floa
 def share_features(recipe: Recipe, settings: Settings) -> dict[str, Any]:
     """Load a dataset's embeddings into shared memory, one modality after another; see shared_features. Needs Ray.
 
-    Raises:
-        UsageError: If there are no such embeddings, or they do not fit.
-        CheckFailed: If a part is not the one that was published.
+    Raises UsageError if there are no such embeddings, or they do not fit, CheckFailed if a part was changed.
     """
     import ray
 

@@ -31,8 +31,7 @@ def folds_of(
 ) -> tuple[Evaluation, dict[Modality, PredictedRows]]:
     """Train the recipe on each of k folds by group, in this process; figures of all held-out rows, and their points.
 
-    Raises:
-        UsageError: If there are too few groups, or a fold has nothing to train or validate with.
+    UsageError if there are too few groups, or a fold has nothing to train or validate with.
     """
     rows, constants = predict_folds(lambda fold: train_here(recipe, fold)[0], features, k, seed)
     where = (features.uri, features.digest, f"{k} folds by group")
@@ -44,11 +43,7 @@ def predict_folds(
 ) -> tuple[dict[Modality, PredictedRows], dict[Modality, Points]]:
     """Held-out points of every row, and the mean label [N, 2] of what its fold's model was trained on.
 
-    Args:
-        fit: From features with splits to a model, which must not look at "test".
-        features: Embedded rows; their own splits are not used.
-        k: Number of folds.
-        seed: Another seed gives other folds.
+    `fit` makes a model from features with splits, and must not look at "test". The features' own splits are not used.
     """
     found: dict[Modality, Points] = {}
     constants: dict[Modality, Points] = {}

@@ -114,11 +114,7 @@ def fit(
     world: World = WORLD_OF_ONE,
     callback: Callback | None = None,
 ) -> TrainState:
-    """Train from where the state is to the recipe's last epoch, or until the callback stops it.
-
-    Raises:
-        OperationFailed: If the loss is not finite any more.
-    """
+    """Train from where the state is to the recipe's last epoch, or until the callback stops it; see epoch_row."""
     while state.epoch < recipe.epochs:
         began = time.monotonic()
         plan = plan_epoch(source.pairing, recipe, state.epoch)
@@ -174,8 +170,7 @@ def batch_counts(pairing: Pairing, plan: EpochPlan, recipe: Recipe) -> NDArray[n
 def epoch_row(state: TrainState, pairing: Pairing, recipe: Recipe, plan: EpochPlan, world: World) -> Row:
     """The epoch's mean loss terms so far, their weighted sum as "loss", and the plan's target scores; collective.
 
-    Raises:
-        OperationFailed: If the loss is not finite: the run has diverged, on every rank.
+    OperationFailed if the loss is not finite: the run has diverged, on every rank.
     """
     sums_T = torch.stack(world.all(state.sums_T.cpu())).sum(dim=0)
     counts_T = batch_counts(pairing, plan, recipe)[: state.done].sum(axis=0)

@@ -40,10 +40,8 @@ def open_model_sets(
 ) -> FeatureSets:
     """A dataset's stored embeddings through a model's backbones.
 
-    Looked for where the caller says (`embeddings`), inside the dataset, and where the model's training read them.
-
-    Raises:
-        UsageError: If the dataset, or such embeddings, are not there.
+    Looked for where the caller says (`embeddings`), inside the dataset, and where the model's training read them;
+    UsageError if the dataset, or such embeddings, are not there.
     """
     from mmva_platform.datasets.features import FeatureSets
 

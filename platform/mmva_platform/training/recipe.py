@@ -175,8 +175,7 @@ def fresh_name(preset: str, now: datetime | None = None) -> str:
 def recipe_of(provenance: Mapping[str, Any]) -> Recipe:
     """The recipe in a bundle's provenance, to train it again on other splits.
 
-    Raises:
-        UsageError: If there is none, or it tunes backbones: other splits would need embeddings of their own.
+    UsageError if there is none, or it tunes backbones: other splits would need embeddings of their own.
     """
     values: dict[str, Any] = provenance.get("recipe") or {}
     if not values:

@@ -200,7 +200,7 @@ def build_model(recipe: Recipe, train: Triplets) -> MMVA:
 def new_state(model: MMVA, recipe: Recipe, train: Triplets, val: Triplets, world: World = WORLD_OF_ONE) -> TrainState:
     """A run's beginning: towers that start as ridge probes, unless the recipe has a penalty of its own.
 
-    Rank 0 computes the probes and all take its own: two machines' linear algebra may differ in the last bits.
+    Rank 0 computes the probes for all: two machines' linear algebra may differ in the last bits.
     """
     if recipe.optimizer.ridge == "auto":
         found = start_from_probes(model, train, val) if world.rank == 0 else None

@@ -109,12 +109,8 @@ def train(
 ) -> TrainResult:
     """Train MMVA's towers on frozen embeddings, or backbones and towers on media.
 
-    Args:
-        recipe: What to train.
-        settings: Home directory, cluster and storage.
-        resume: Name of an unfinished run to continue from its last checkpoint; the recipe must be its own.
-        progress: Called with each epoch's row as soon as it is known.
-        tracker: Told of the run from its start on.
+    `resume` names an unfinished run to continue from its last checkpoint; the recipe must be its own. `progress` is
+    called with each epoch's row as soon as it is known, `tracker` is told of the run from its start on.
 
     Raises:
         UsageError: If the dataset, its embeddings or a split is missing, the embeddings do not fit into memory, the

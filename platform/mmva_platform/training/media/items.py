@@ -47,11 +47,7 @@ class MediaPairing(Pairing):
 
 
 def media_pairing(dataset: Dataset, split: str) -> MediaPairing:
-    """One split of a dataset; row for row the same pairing as its features have.
-
-    Raises:
-        UsageError: If the split has no image, or neither clips nor captions.
-    """
+    """One split, row for row the pairing of its features; UsageError without images, or without any partners."""
     labels = dataset.labels().to_pandas()
     counts = [shard.rows for shard in dataset.shards]
     labels["shard_number"] = np.repeat(np.arange(len(counts)), counts)

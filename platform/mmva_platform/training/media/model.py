@@ -81,9 +81,7 @@ def start_heads(features: Features, recipe: Recipe) -> Heads:
     """Statistics and probes from stored embeddings of the untuned backbones, or of a sample of them.
 
     Starting the backbones under random heads would first destroy what they know (Kumar et al., ICLR 2022).
-
-    Raises:
-        UsageError: If a modality has no entry in media.layers or media.lr, or validation lacks one.
+    UsageError if a modality has no entry in media.layers or media.lr, or validation lacks one.
     """
     options = recipe.media
     if missing := [m for m in features.modalities if m not in options.layers or m not in options.lr]:
