@@ -26,7 +26,7 @@ from mmva_platform.tracking.registry import (
     aliases_of,
     read_artifact,
     versions_of,
-)  # fmt: skip
+)
 from mmva_platform.tracking.store import open_client, quiet
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from mmva_platform.tracking.audit import (
     is_settled,
     tags_of,
     to_bytes,
-)  # fmt: skip
+)
 from mmva_platform.tracking.gate.evidence import Evidence, gather
 from mmva_platform.tracking.gate.page import verdict_page
 from mmva_platform.tracking.gate.policy import GatePolicy

@@ -24,7 +24,7 @@ from mmva_platform.training.rundir import (
     run_facts,
     same_recipe,
     stored_recipe,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from mmva.model import MMVA
