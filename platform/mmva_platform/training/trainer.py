@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -146,36 +147,36 @@ def train(
             for row in ranks[0]["rows"]:
                 progress(row)
 
-        if before := _newest(run):  # said here, where somebody reads it, what the workers go on from
-            log.info("training %s: going on %s", run.name, _where(before))
-        cut_off = run_on_ray(run, recipe, mode.data, workers, settings=settings, on_report=on_report)
-        last = _last(run, recipe, cut_off)
+        fit = partial(run_on_ray, run, recipe, mode.data, workers, settings=settings, on_report=on_report)
+        last = _fitted(run, recipe, fit)
         with stage("evaluating the best epoch and writing the bundle"):
             model, features = mode.trained(run, recipe, last)
             return finish(run, recipe, model, features, settings, last=last)
 
 
-def _newest(run: RunDirectory) -> dict[str, Any]:
-    """The newest whole checkpoint's content; empty if there is none."""
+def _fitted(run: RunDirectory, recipe: Recipe, fit: Callable[[], str]) -> dict[str, Any]:
+    """The last epoch's checkpoint, after what is left to do; Stopped if it was cut off, or told to stop and saved."""
     from mmva_platform.training.checkpoints import newest_checkpoint
 
-    found = newest_checkpoint(*run.filesystem())
-    return {} if found is None else found[1]
+    def newest() -> tuple[dict[str, Any], int, str]:
+        found = newest_checkpoint(*run.filesystem())
+        content = {} if found is None else found[1]
+        at = content.get("position", {"epoch": 0, "done": 0})
+        return content, at["epoch"], f"in epoch {at['epoch'] + 1} after {at['done']} steps"
 
-
-def _last(run: RunDirectory, recipe: Recipe, cut_off: str) -> dict[str, Any]:
-    """The last epoch's checkpoint; Stopped if the run did not come so far, because it was cut off or saved early."""
-    found = _newest(run)
-    if found and found["position"]["epoch"] >= recipe.epochs:
-        return found
+    content, epochs, where = newest()
+    if content:  # said here, where somebody reads it, what the workers go on from
+        log.info("training %s: going on %s", run.name, where)
+    if epochs >= recipe.epochs:
+        return content
+    cut_off = fit()
+    content, epochs, where = newest()
+    if epochs >= recipe.epochs:
+        return content
     how = f"{cut_off or 'stopped'}, before its first checkpoint"
-    if found:
-        how = (f"{cut_off}; its last checkpoint is " if cut_off else "stopped and saved ") + _where(found)
+    if content:
+        how = f"{cut_off}; its last checkpoint is {where}" if cut_off else f"stopped and saved {where}"
     raise Stopped(f"training {run.name}: {how}; go on with --resume {run.name}")
-
-
-def _where(checkpoint: Mapping[str, Any]) -> str:
-    return f"in epoch {checkpoint['position']['epoch'] + 1} after {checkpoint['position']['done']} steps"
 
 
 def _mode(recipe: Recipe, settings: Settings) -> Mode:

@@ -26,7 +26,7 @@ from mmva_platform.datasets.features import load_features
 from mmva_platform.draining import Stopped
 from mmva_platform.settings import Settings, load_config
 from mmva_platform.tracking.store import open_client
-from mmva_platform.training import launch
+from mmva_platform.training import launch, trainer
 from mmva_platform.training.evaluation import evaluate
 from mmva_platform.training.leakage import train_here
 from mmva_platform.training.recipe import Recipe
@@ -187,6 +187,28 @@ def test_a_run_on_a_full_cluster_says_what_it_waits_for_and_sigterm_ends_it(
     (run,) = mlflow_runs(settings, "full")
     assert run.info.status == "KILLED"
     assert cause in run.data.tags["mmva.cause"]
+
+
+def test_sigterm_after_the_last_epoch_ends_the_mlflow_run_and_resume_only_finishes_it(
+    settings: Settings, dataset: str, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(trainer, "finish", told)
+    recipe = recipe_of(dataset, repository, "late", "workers=1", "epochs=2", "batch_size=16")
+    with pytest.raises(Stopped, match=r"^training late: told to stop; go on with --resume late$"):
+        train_and_register(recipe, settings)
+    (stopped,) = mlflow_runs(settings, "late")
+    assert stopped.info.status == "KILLED"
+    assert "told to stop" in stopped.data.tags["mmva.cause"]
+
+    monkeypatch.undo()
+    monkeypatch.setattr(launch, "run_on_ray", lambda *_, **__: pytest.fail("there is nothing left to train"))
+    outcome = resume_and_register("late", settings, Recipe.model_validate)
+    (finished,) = mlflow_runs(settings, "late")
+    assert (finished.info.run_id, finished.info.status) == (stopped.info.run_id, "FINISHED")
+    assert outcome.run_id == finished.info.run_id
 
 
 class Hog:
