@@ -162,8 +162,8 @@ class RunLog:
         def end() -> None:
             if self._client is not None and self._run_id is not None:
                 cause = " ".join((str(error) or type(error).__name__).split())[:_CAUSE_LENGTH]
-                self._client.set_tag(self._run_id, TAG_CAUSE, cause)
-                self._client.set_terminated(self._run_id, status)
+                retry_while_busy(partial(self._client.set_tag, self._run_id, TAG_CAUSE, cause))
+                retry_while_busy(partial(self._client.set_terminated, self._run_id, status))
 
         self._softly(end)
 
@@ -225,11 +225,14 @@ def _continued(client: MlflowClient, run: RunDirectory) -> str | None:
         return None
     run_id = str(run.read(_MLFLOW_FILE)["run_id"])
     try:
-        if client.get_run(run_id).info.lifecycle_stage != "active":
-            return None
+        found = client.get_run(run_id)
     except MlflowException:
         return None
+    if found.info.lifecycle_stage != "active":
+        return None
     client.update_run(run_id, status="RUNNING")
+    if TAG_CAUSE in found.data.tags:  # of an end that was not the last
+        client.delete_tag(run_id, TAG_CAUSE)
     return run_id
 
 

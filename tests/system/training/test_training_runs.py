@@ -208,6 +208,7 @@ def test_sigterm_after_the_last_epoch_ends_the_mlflow_run_and_resume_only_finish
     outcome = resume_and_register("late", settings, Recipe.model_validate)
     (finished,) = mlflow_runs(settings, "late")
     assert (finished.info.run_id, finished.info.status) == (stopped.info.run_id, "FINISHED")
+    assert "mmva.cause" not in finished.data.tags
     assert outcome.run_id == finished.info.run_id
 
 
