@@ -92,11 +92,11 @@ class Tower(nn.Module):
         """
         z_BD = self.input_dropout(self.standardise(emb_BD))
         plain = self.config.head == "mlp"
-        logit_B2 = 0.0 if plain else self.linear(z_BD)
+        logit_B2: Tensor = z_BD.new_zeros(()) if plain else self.linear(z_BD)
         if self.projection is None:
             return torch.sigmoid(logit_B2)
         activate = getattr(nn.functional, self.config.activation)
         hidden_BH = activate(self.projection(z_BD if plain else z_BD * self.dim**-0.5))
-        added_B2 = self.head(self.dropout(hidden_BH))
-        va_B2 = torch.sigmoid(added_B2 if plain else logit_B2 + added_B2 * self.config.hidden**-0.5)
+        added_B2 = self.head(self.dropout(hidden_BH)) * (1.0 if plain else self.config.hidden**-0.5)
+        va_B2 = torch.sigmoid(logit_B2 + added_B2)
         return torch.cat([va_B2, hidden_BH], dim=1) if hidden else va_B2
