@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.train import TrainingFailedError
+from ray.exceptions import RayError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from mmva.errors import OperationFailed, UsageError
@@ -91,6 +91,11 @@ def test_a_users_mistake_in_a_worker_ends_the_run_and_a_crash_does_not() -> None
         (ControllerError(UsageError("dataset: no val")), UsageError, "dataset: no val"),
         (ControllerError(OperationFailed("diverged")), OperationFailed, "diverged"),
         (
+            RayError("its head\nis gone"),
+            OperationFailed,
+            "training one: the cluster went away (RayError: its head is gone); go on with --resume one",
+        ),
+        (
             WorkerGroupError("long\ntext", {0: RuntimeError("boom")}),
             OperationFailed,
             (
@@ -100,7 +105,7 @@ def test_a_users_mistake_in_a_worker_ends_the_run_and_a_crash_does_not() -> None
         ),
     ],
 )
-def test_a_failed_run_has_one_line(error: TrainingFailedError, kind: type[Exception], message: str) -> None:
+def test_a_failed_run_has_one_line(error: Exception, kind: type[Exception], message: str) -> None:
     explained = launch._explained("one", error)
     assert type(explained) is kind
     assert str(explained) == message
