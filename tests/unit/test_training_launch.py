@@ -11,7 +11,8 @@ from ray.exceptions import RayError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from mmva.errors import OperationFailed, UsageError
-from mmva_platform.training import launch
+from mmva_platform.draining import Stopped
+from mmva_platform.training import checkpoints, launch, trainer
 from mmva_platform.training.launch import ReportCallback, Watch, Workers, plan_workers
 from mmva_platform.training.recipe import Recipe
 
@@ -109,3 +110,34 @@ def test_a_failed_run_has_one_line(error: Exception, kind: type[Exception], mess
     explained = launch._explained("one", error)
     assert type(explained) is kind
     assert str(explained) == message
+
+
+def at(epoch: int, done: int) -> tuple[str, dict[str, Any]]:
+    """A checkpoint as newest_checkpoint finds it."""
+    return "folder", {"position": {"epoch": epoch, "done": done}}
+
+
+@pytest.mark.parametrize(
+    ("found", "cut_off", "how"),
+    [
+        ([None, None], "stopped while it waited for 1 worker (1 CPU)", "{cut_off}, before its first checkpoint"),
+        ([None, None], "", "stopped, before its first checkpoint"),
+        ([None, at(2, 4)], "", "stopped and saved in epoch 3 after 4 steps"),
+        ([at(1, 0), at(2, 4)], "stopped", "stopped; its last checkpoint is in epoch 3 after 4 steps"),
+    ],
+)
+def test_a_run_that_did_not_come_to_its_end_says_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, found: list[Any], cut_off: str, how: str
+) -> None:
+    run = SimpleNamespace(name="one", filesystem=lambda: (None, ""))
+    monkeypatch.setattr(checkpoints, "newest_checkpoint", lambda *_: found.pop(0))
+    with pytest.raises(Stopped) as error:
+        trainer._fitted(run, Recipe(dataset="d", epochs=3), lambda: cut_off)  # type: ignore[arg-type]
+    assert str(error.value) == f"training one: {how.format(cut_off=cut_off)}; go on with --resume one"
+
+
+def test_a_run_whose_epochs_are_done_starts_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = SimpleNamespace(name="one", filesystem=lambda: (None, ""))
+    monkeypatch.setattr(checkpoints, "newest_checkpoint", lambda *_: at(3, 0))
+    content = trainer._fitted(run, Recipe(dataset="d", epochs=3), lambda: pytest.fail("there is nothing to do"))  # type: ignore[arg-type]
+    assert content == at(3, 0)[1]
