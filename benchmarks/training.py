@@ -86,6 +86,7 @@ class Loop:
         data = self.source.batches(self.plan, 0, [shares[number] for number in numbers])
         for number, pieces in zip(numbers, data, strict=True):
             self.state.sums_T += train_step(self.state, pieces, self.scale_ST[number], self.recipe)
+            self.state.done = number + 1
             if callback is not None:
                 callback.on_step_end(self.state, None)
         return time.perf_counter() - began
@@ -98,7 +99,7 @@ class Plain:
         import torch
         from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-        from mmva_platform.training.state import build_model, build_optimizer, penalty_factors
+        from mmva_platform.training.state import build_model, build_optimizer, build_schedule, penalty_factors
 
         torch.set_num_threads(1)
         self.recipe, self.size = recipe, recipe.batch_size // ranks
@@ -106,6 +107,7 @@ class Plain:
         self.parallel = torch.nn.parallel.DistributedDataParallel(self.model) if ranks > 1 else self.model
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging.decay))
         self.optimizer = build_optimizer([{"params": list(self.model.parameters())}], recipe.optimizer)
+        self.schedule = build_schedule(self.optimizer, recipe.schedule, total_steps=10**6)
         rows = {m: len(emb) for m, emb in train.emb.items()}
         self.penalised = penalty_factors(self.model, rows, dict.fromkeys(WIDTHS, (0.1, 0.1)))
         self.emb = {m: torch.from_numpy(emb) for m, emb in train.emb.items()}
@@ -133,6 +135,7 @@ class Plain:
                 for parameter, factor in self.penalised:
                     parameter.grad.add_(factor * parameter)
             self.optimizer.step()
+            self.schedule.step()
             self.average.update_parameters(self.model)
         return time.perf_counter() - began
 
@@ -388,7 +391,7 @@ def measure_memory(workdir: Path, items: int) -> dict[str, Any]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     began = time.perf_counter()
     with ray_session(ClusterSettings(address="local", num_cpus=2, object_store_mb=store_mb)):
-        shared = share_features(uri, "made", settings, None)
+        shared = share_features(recipe_of(dataset=uri, preset="made"), settings)
         features = shared_features(shared)
         assert not features["image"].emb_ND.flags.owndata
         took = time.perf_counter() - began

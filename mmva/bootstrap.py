@@ -7,7 +7,7 @@ grows with the number of groups and not with groups times resamples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -54,11 +54,27 @@ def bootstrap_mean(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Percentile interval of a mean, for instance of retrieval_per_query's values by the queries' groups."""
-    values = np.asarray(values_N, np.float64)
-    sums_G2 = _group_sums(np.stack([values, np.ones_like(values)], axis=-1), groups)
-    totals_R2 = _totals(sums_G2, resamples, seed)
-    return _interval(totals_R2[:, 0] / totals_R2[:, 1], confidence)
+    """Percentile interval of a mean; see bootstrap_means."""
+    named = bootstrap_means({"mean": values_N}, groups, resamples=resamples, confidence=confidence, seed=seed)
+    return named["mean"]
+
+
+def bootstrap_means(
+    values: Mapping[str, ArrayLike],
+    groups: Sequence[object] | NDArray[np.generic],
+    *,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Percentile intervals of several means over the same N items, such as retrieval_per_query's, from one resampling.
+
+    Values are arrays [N]; the intervals have their names.
+    """
+    columns = np.column_stack([*values.values(), np.ones(len(groups))]).astype(np.float64)
+    totals_RK = _totals(_group_sums(columns, groups), resamples, seed)
+    means_RK = totals_RK[:, :-1] / totals_RK[:, -1:]
+    return {name: _interval(means_R, confidence) for name, means_R in zip(values, means_RK.T, strict=True)}
 
 
 @dataclass(frozen=True)

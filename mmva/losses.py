@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from mmva.affect import DEFAULT_SIGMA
 from mmva.config import MethodConfig
@@ -35,6 +36,11 @@ class LossConfig(MethodConfig):
         "drawn",
         description="not published. drawn: L_sim compares each image with the partner drawn for it. all: with every "
         "partner in the batch, since a score needs two labels and nothing else",
+    )
+    similarity_by: Literal["points", "projections"] = Field(
+        "points",
+        description="not published. points: L_sim compares the scores of predicted points, which matching uses. "
+        "projections: the cosine similarity of the towers' hidden layers, so that only L_VA moves the points",
     )
     sigma: float = Field(
         DEFAULT_SIGMA, gt=0, description="scale of the matching score. MMVA's is not published; IMEMNet's for training"
@@ -79,7 +85,7 @@ class Term(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Rows of a batch: points and labels [B, 2] and masks [B], each by modality."""
+    """Rows of a batch: what towers gave (see loss_sums), labels [B, 2] and masks [B], each by modality."""
 
     va: Mapping[str, Tensor]
     labels: Mapping[str, Tensor]
@@ -108,7 +114,8 @@ def loss_sums(
     leaves its terms at 0.
 
     Args:
-        va: Predicted VA points [B, 2] by modality; B may be 0.
+        va: Predicted VA points [B, 2] by modality; B may be 0. With similarity_by "projections" [B, 2 + H]: the
+            tower's hidden layer beside the point.
         labels: Labels [B, 2] of the same modalities. A caption's label is its clip's.
         present: Masks [B] by modality, True where the row has such an item; a modality without a mask has all of them.
         config: Weights, pairs and sigma.
@@ -123,16 +130,14 @@ def loss_sums(
             continue
         if len(term.modalities) == 1:
             (modality,) = term.modalities
-            squared_B = (va[modality] - labels[modality]).square().sum(dim=-1)
+            squared_B = (va[modality][:, :2] - labels[modality]).square().sum(dim=-1)
         elif config.similarity_over == "all":
             sums.append(_all_pairs(term, Rows(va, labels, keep), everyone, config))
             continue
         else:
             first, second = term.modalities
-            predicted_B, wanted_B = (
-                score(points[first], points[second], config.sigma, config.distance_eps) for points in (va, labels)
-            )
-            squared_B = (predicted_B - wanted_B).square()
+            wanted_B = score(labels[first], labels[second], config.sigma, config.distance_eps)
+            squared_B = (_similarity(va[first], va[second], config, crossed=False) - wanted_B).square()
         kept_B = torch.stack([keep[modality] for modality in term.modalities]).all(dim=0)
         # torch.where, not a product: a masked row may hold NaN (there is nothing to embed), and NaN * 0 is NaN.
         sums.append(torch.where(kept_B, squared_B, 0.0).sum())
@@ -152,12 +157,19 @@ def _all_pairs(term: Term, here: Rows, everyone: Rows | None, config: LossConfig
 
 def _crossed(term: Term, a: Rows, b: Rows, config: LossConfig) -> Tensor:
     first, second = term.modalities
-    predicted_AB, wanted_AB = (
-        score(x[first][:, None], y[second], config.sigma, config.distance_eps)
-        for x, y in ((a.va, b.va), (a.labels, b.labels))
-    )
+    predicted_AB = _similarity(a.va[first], b.va[second], config, crossed=True)
+    wanted_AB = score(a.labels[first][:, None], b.labels[second], config.sigma, config.distance_eps)
     kept_AB = a.present[first][:, None] & b.present[second]
     return torch.where(kept_AB, (predicted_AB - wanted_AB).square(), 0.0).sum()
+
+
+def _similarity(a_AK: Tensor, b_BK: Tensor, config: LossConfig, *, crossed: bool) -> Tensor:
+    """Predicted similarity of rows of two modalities: of each pair [B], or crossed, of every pair [A, B]."""
+    if config.similarity_by == "projections":
+        a_AH, b_BH = (normalize(rows[:, 2:], dim=-1) for rows in (a_AK, b_BK))
+        return a_AH @ b_BH.T if crossed else (a_AH * b_BH).sum(dim=-1)
+    a_A2, b_B2 = a_AK[:, :2], b_BK[:, :2]
+    return score(a_A2[:, None] if crossed else a_A2, b_B2, config.sigma, config.distance_eps)
 
 
 def loss_counts(present: Mapping[str, Tensor], config: LossConfig) -> Tensor:

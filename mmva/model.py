@@ -65,9 +65,9 @@ class MMVA(nn.Module):
         self.digest: str | None = None
         self._encoders: dict[str, Encoder] = {}
 
-    def forward(self, embeddings: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """VA points [B, 2] of embeddings [B, D] by modality; any subset of the modalities."""
-        return {modality: self.towers[modality](emb_BD) for modality, emb_BD in embeddings.items()}
+    def forward(self, embeddings: Mapping[str, Tensor], *, hidden: bool = False) -> dict[str, Tensor]:
+        """VA points [B, 2] of embeddings [B, D] by modality, any subset of them; `hidden` as in Tower.forward."""
+        return {modality: self.towers[modality](emb_BD, hidden=hidden) for modality, emb_BD in embeddings.items()}
 
     @torch.no_grad()
     def set_statistics(self, embeddings: Mapping[str, NDArray[np.floating] | Tensor]) -> None:

@@ -74,24 +74,25 @@ def retrieval_per_query(
     gallery, gallery_label = checked_pair(gallery_va_M2, gallery_label_M2)
     shuffle = np.random.default_rng(seed).permutation(len(gallery))
     gallery, gallery_label = gallery[shuffle], gallery_label[shuffle]
-    query_mood_Q, gallery_mood_M = quadrant(query_label), quadrant(gallery_label)
-    step = max(1, _CHUNK_PAIRS // len(gallery))
+    moods = np.unique(quadrant(np.concatenate([query_label, gallery_label])), return_inverse=True)[1]
+    query_mood_Q, gallery_mood_M = np.split(moods, [len(query)])
+    step, deepest = max(1, _CHUNK_PAIRS // len(gallery)), min(max(*recall_ranks, ndcg_rank), len(gallery))
     chunks: list[dict[str, NDArray[np.float64]]] = []
     for start in range(0, len(query), step):
         rows = slice(start, start + step)
-        predicted_QM = _distances(query[rows], gallery)
-        score_QM = np.exp(-_distances(query_label[rows], gallery_label) / sigma)
-        same_QM = query_mood_Q[rows, None] == gallery_mood_M
-        chunks.append(_judge(predicted_QM, score_QM, recall_ranks, ndcg_rank) | _by_mood(predicted_QM, same_QM))
+        predicted_QM = _squared_distances(query[rows], gallery)
+        first_QK = _smallest(predicted_QM, deepest)  # the one ranking that all figures come from
+        score_QM = np.exp(-np.sqrt(_squared_distances(query_label[rows], gallery_label)) / sigma)
+        by_score = _by_score(score_QM, first_QK, recall_ranks, ndcg_rank)
+        chunks.append(by_score | _by_mood(predicted_QM, first_QK, query_mood_Q[rows], gallery_mood_M))
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def _judge(
-    predicted_QM: NDArray[np.float64], score_QM: NDArray[np.float64], recall_ranks: Sequence[int], ndcg_rank: int
+def _by_score(
+    score_QM: NDArray[np.float64], first_QK: NDArray[np.int64], recall_ranks: Sequence[int], ndcg_rank: int
 ) -> dict[str, NDArray[np.float64]]:
-    size = score_QM.shape[1]
-    deepest = min(max(*recall_ranks, ndcg_rank), size)
-    found_QK = np.take_along_axis(score_QM, _smallest(predicted_QM, deepest), axis=1)
+    size, deepest = score_QM.shape[1], first_QK.shape[1]
+    found_QK = np.take_along_axis(score_QM, first_QK, axis=1)
     best_QK = np.take_along_axis(score_QM, _smallest(-score_QM, deepest), axis=1)
     values: dict[str, NDArray[np.float64]] = {}
     k = min(ndcg_rank, size)
@@ -107,20 +108,30 @@ def _judge(
     return values
 
 
-def _by_mood(predicted_QM: NDArray[np.float64], same_QM: NDArray[np.bool_]) -> dict[str, NDArray[np.float64]]:
-    size = same_QM.shape[1]
+def _by_mood(
+    predicted_QM: NDArray[np.float64],
+    first_QK: NDArray[np.int64],
+    query_mood_Q: NDArray[np.int64],
+    gallery_mood_M: NDArray[np.int64],
+) -> dict[str, NDArray[np.float64]]:
+    size = len(gallery_mood_M)
+    same_QK = gallery_mood_M[first_QK] == query_mood_Q[:, None]
+    count_Q = np.bincount(gallery_mood_M, minlength=4)[query_mood_Q]
     values: dict[str, NDArray[np.float64]] = {}
-    first_QK = _smallest(predicted_QM, min(max(PRECISION_RANKS), size))
     for rank in PRECISION_RANKS:
-        values[f"precision@{rank}"] = np.take_along_axis(same_QM, first_QK[:, :rank], axis=1).mean(axis=1)
-        values[f"random_precision@{rank}"] = same_QM.mean(axis=1)
-    nearest_Q1 = np.where(same_QM, predicted_QM, np.inf).argmin(axis=1)[:, None]
-    nearest_distance_Q1 = np.take_along_axis(predicted_QM, nearest_Q1, axis=1)
-    before_QM = (predicted_QM < nearest_distance_Q1) | (
-        (predicted_QM == nearest_distance_Q1) & (np.arange(size) < nearest_Q1)
-    )
-    count_Q = same_QM.sum(axis=1)
-    values["mrr"] = np.where(count_Q > 0, 1 / (1 + before_QM.sum(axis=1)), 0.0)
+        values[f"precision@{rank}"] = same_QK[:, :rank].mean(axis=1)
+        values[f"random_precision@{rank}"] = count_Q / size
+    rank_Q = 1.0 + same_QK.argmax(axis=1)
+    late_L = np.flatnonzero(~same_QK.any(axis=1))  # few queries of a model that knows something
+    if len(late_L):
+        rest_LM = predicted_QM[late_L]
+        np.put_along_axis(rest_LM, first_QK[late_L], -np.inf, axis=1)
+        same_LM = gallery_mood_M == query_mood_Q[late_L, None]
+        nearest_L1 = np.where(same_LM, rest_LM, np.inf).argmin(axis=1)[:, None]
+        distance_L1 = np.take_along_axis(rest_LM, nearest_L1, axis=1)
+        ahead_LM = (rest_LM < distance_L1) | ((rest_LM == distance_L1) & (np.arange(size) < nearest_L1))
+        rank_Q[late_L] = np.where(count_Q[late_L] > 0, 1.0 + ahead_LM.sum(axis=1), np.inf)
+    values["mrr"] = 1 / rank_Q
     expected = {int(count): _expected_reciprocal_rank(int(count), size) for count in np.unique(count_Q)}
     values["random_mrr"] = np.array([expected[int(count)] for count in count_Q])
     return values
@@ -135,8 +146,8 @@ def _expected_reciprocal_rank(relevant: int, size: int) -> float:
     return float((none_before_R * relevant / left_R / np.arange(1, len(left_R) + 1)).sum())
 
 
-def _distances(a_Q2: NDArray[np.float64], b_M2: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.hypot(a_Q2[:, None, 0] - b_M2[:, 0], a_Q2[:, None, 1] - b_M2[:, 1])
+def _squared_distances(a_Q2: NDArray[np.float64], b_M2: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.square(a_Q2[:, None, 0] - b_M2[:, 0]) + np.square(a_Q2[:, None, 1] - b_M2[:, 1])
 
 
 def _smallest(values_QM: NDArray[np.float64], k: int) -> NDArray[np.int64]:

@@ -85,18 +85,18 @@ class Tower(nn.Module):
         """Embeddings with the training split's mean 0 and deviation 1 per dimension, then cut to +-clip, [B, D]."""
         return ((emb_BD - self.mean_D) / self.std_D).clamp(-self.config.clip, self.config.clip)
 
-    def forward(self, emb_BD: Tensor) -> Tensor:
-        """VA points in [0, 1], shape [B, 2], of embeddings [B, D]; B may be 0."""
-        z_BD = self.input_dropout(self.standardise(emb_BD))
-        if self.config.head == "mlp":
-            return torch.sigmoid(self._non_linear(z_BD))
-        logit_B2 = self.linear(z_BD)
-        if self.projection is not None:
-            logit_B2 = logit_B2 + self._non_linear(z_BD * self.dim**-0.5) * self.config.hidden**-0.5
-        return torch.sigmoid(logit_B2)
+    def forward(self, emb_BD: Tensor, *, hidden: bool = False) -> Tensor:
+        """VA points in [0, 1], shape [B, 2], of embeddings [B, D]; B may be 0.
 
-    def _non_linear(self, z_BD: Tensor) -> Tensor:
-        assert self.projection is not None
+        With `hidden`, shape [B, 2 + H]: the hidden layer beside them, which a loss may compare between modalities.
+        """
+        z_BD = self.input_dropout(self.standardise(emb_BD))
+        plain = self.config.head == "mlp"
+        logit_B2: Tensor = z_BD.new_zeros(()) if plain else self.linear(z_BD)
+        if self.projection is None:
+            return torch.sigmoid(logit_B2)
         activate = getattr(nn.functional, self.config.activation)
-        logit_B2: Tensor = self.head(self.dropout(activate(self.projection(z_BD))))
-        return logit_B2
+        hidden_BH = activate(self.projection(z_BD if plain else z_BD * self.dim**-0.5))
+        added_B2 = self.head(self.dropout(hidden_BH)) * (1.0 if plain else self.config.hidden**-0.5)
+        va_B2 = torch.sigmoid(logit_B2 + added_B2)
+        return torch.cat([va_B2, hidden_BH], dim=1) if hidden else va_B2

@@ -1,4 +1,4 @@
-"""SIGTERM as a request: finish the running work, start nothing more."""
+"""SIGTERM as a request: finish the running work, start nothing more; or close what is open and end."""
 
 from __future__ import annotations
 
@@ -8,30 +8,55 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Final
+
+from mmva.errors import OperationFailed
 
 logger = logging.getLogger(__name__)
+_SHARDS: Final = "asked to stop: finishing the running shards; a second SIGTERM ends at once"
+
+
+class Stopped(OperationFailed):
+    """A person or a scheduler told the work to stop; the message says how to go on."""
 
 
 @contextmanager
-def drain_on_sigterm() -> Iterator[Callable[[], bool]]:
-    """Treat SIGTERM as a request to stop during a block; a second one ends the process at once.
+def drain_on_sigterm(answer: str = _SHARDS) -> Iterator[Callable[[], bool]]:
+    """Treat SIGTERM as a request to stop during a block, and log the answer; a second one raises SystemExit.
 
     Enter it after Ray's session, because Ray sets its own handler when it starts. Outside the main thread, where Python
     delivers no signals, nothing changes. Yields stopping(): whether the request has come.
     """
     asked = threading.Event()
 
-    def ask(_number: int, _frame: FrameType | None) -> None:
+    def ask(number: int, frame: FrameType | None) -> None:
         if asked.is_set():
-            raise SystemExit(128 + signal.SIGTERM)
+            _exit(number, frame)
         asked.set()
-        logger.warning("asked to stop: finishing the running shards; a second SIGTERM ends at once")
+        logger.warning("%s", answer)
 
+    with _handled_by(ask):
+        yield asked.is_set
+
+
+@contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """SIGTERM raises SystemExit during a block, as Ray's own handler does; Python's default cleans nothing up."""
+    with _handled_by(_exit):
+        yield
+
+
+def _exit(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield
         return
-    before = signal.signal(signal.SIGTERM, ask)
+    before = signal.signal(signal.SIGTERM, handler)
     try:
-        yield asked.is_set
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)

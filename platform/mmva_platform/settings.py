@@ -291,16 +291,20 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise UsageError(f"--set {override!r}: write it as key=value, for example --set optimizer.lr=1e-3")
-    *parents, leaf = key.strip().split(".")
-    node = values
-    for parent in parents:
-        child = node.get(parent)
-        node[parent] = child = dict(child) if isinstance(child, Mapping) else {}
-        node = child
     try:
-        node[leaf] = yaml.safe_load(text)
+        set_dotted(values, key.strip(), yaml.safe_load(text))
     except yaml.YAMLError:
         raise UsageError(f"--set {key}: {text!r} is not a YAML value") from None
+
+
+def set_dotted(values: dict[str, Any], key: str, value: object) -> None:
+    """Set the value of a dotted key in nested mappings; those on its way are copied, or made."""
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        child = values.get(parent)
+        values[parent] = child = dict(child) if isinstance(child, Mapping) else {}
+        values = child
+    values[leaf] = value
 
 
 def _explain(kind: type[BaseModel], error: ValidationError) -> str:

@@ -122,15 +122,12 @@ def resume_and_register(name: str, settings: Settings, overrides: Overrides) -> 
 
 def _track(recipe: Recipe, settings: Settings, resume: str | None) -> TrainOutcome:
     from mmva_platform.tracking.runs import RunLog
-    from mmva_platform.training.trainer import train
+    from mmva_platform.training import trainer
 
-    tracker = RunLog(settings)
-    try:
-        result = train(recipe, settings, resume=resume, tracker=tracker)
-    except BaseException as error:
-        tracker.ended(error)
-        raise
-    return track_and_register(result, settings)
+    with RunLog.open(settings) as tracker:
+        result = trainer.train(recipe, settings, resume=resume, tracker=tracker)
+        run_id = tracker.finish(result)
+    return _registered(result, run_id, settings)
 
 
 def _check_unregistered(result: TrainResult, settings: Settings) -> None:
@@ -145,17 +142,20 @@ def _check_unregistered(result: TrainResult, settings: Settings) -> None:
 
 def track_and_register(result: TrainResult, settings: Settings) -> TrainOutcome:
     """Log a finished run, unless it is logged already, and register its bundle."""
-    from mmva_platform.tracking.registry import register
     from mmva_platform.tracking.runs import log_training_run, logged_run
 
-    run_id = logged_run(result, settings) or log_training_run(result, settings)
-    version = register(run_id, settings)
+    return _registered(result, logged_run(result, settings) or log_training_run(result, settings), settings)
+
+
+def _registered(result: TrainResult, run_id: str, settings: Settings) -> TrainOutcome:
+    from mmva_platform.tracking.registry import register
+
     return TrainOutcome(
         run_name=result.run_name,
         run_dir=str(result.run_dir),
         run_id=run_id,
         model_name=settings.tracking.model_name,
-        version=version,
+        version=register(run_id, settings),
         digest=result.bundle_digest,
         evaluation_markdown=result.evaluation.to_markdown(),
     )
@@ -211,27 +211,25 @@ def evaluate_model(
 
     With `folds` it is not the model but its recipe that is evaluated: trained again on each fold by group of all rows.
     """
+    from mmva.bundle import load_bundle
     from mmva_platform.tracking.resolve import resolve_model
     from mmva_platform.training.evaluation import evaluate
+    from mmva_platform.training.folds import folds_of
+    from mmva_platform.training.leakage import beside_clip_split
+    from mmva_platform.training.predictions import model_features
+    from mmva_platform.training.recipe import recipe_of
 
     bundle = resolve_model(model, settings).bundle_dir
+    loaded = load_bundle(bundle, load_encoders=False)
     if folds is not None:
-        return _evaluate_folds(bundle, dataset, settings, folds, embeddings)
-    return evaluate(bundle, dataset, settings, split=split, clip_split=clip_split, embeddings=embeddings)
-
-
-def _evaluate_folds(bundle: Path, dataset: str, settings: Settings, k: int, embeddings: str | None) -> Evaluation:
-    from mmva.bundle import read_bundle_info
-    from mmva.modalities import MODALITIES
-    from mmva_platform.datasets.features import load_features
-    from mmva_platform.training.folds import evaluate_folds, recipe_of
-    from mmva_platform.training.predictions import embedding_places
-
-    info = read_bundle_info(bundle)
-    recipe = recipe_of(info.provenance)
-    fingerprints = {m: str(info.backbones[m]["fingerprint"]) for m in MODALITIES if m in info.backbones}
-    places = embedding_places(info.provenance, dataset, embeddings)
-    return evaluate_folds(recipe, load_features(dataset, fingerprints, settings, embeddings=places), k, recipe.seed)
+        recipe = recipe_of(loaded.provenance)
+        features = model_features(loaded, dataset, settings, loaded.dims, embeddings)
+        return folds_of(recipe, features, folds, recipe.seed)[0]
+    evaluation = evaluate(bundle, dataset, settings, split, embeddings=embeddings)
+    if not clip_split:
+        return evaluation
+    features = model_features(loaded, dataset, settings, evaluation.metrics, embeddings)
+    return beside_clip_split(evaluation, loaded, features)
 
 
 def report_annotation(

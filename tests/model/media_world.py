@@ -16,7 +16,7 @@ from mmva_platform.datasets.embedder import EncoderLoader
 from mmva_platform.datasets.schema import ShardInfo, parquet_bytes, sha256_of
 from mmva_platform.settings import Settings, validate
 from mmva_platform.storage import open_storage
-from mmva_platform.training.data import partners, row_labels
+from mmva_platform.training.data import partners
 from mmva_platform.training.media.cache import MediaCache
 from mmva_platform.training.media.items import MediaPairing, MediaRows
 from mmva_platform.training.media.model import Heads
@@ -71,7 +71,7 @@ def _heads(recipe: Recipe, pairing: MediaPairing) -> Heads:
         model = MMVA(dims, ModelConfig(**recipe.model.model_dump(), sigma=recipe.loss.sigma))
         for tower in model.towers.values():
             torch.nn.init.normal_(tower.linear.weight, std=0.1)
-    assert row_labels(pairing).keys() == dims.keys()
+    assert pairing.labels().keys() == dims.keys()
     return Heads(dims, model.state_dict(), {modality: [0.01, 0.01] for modality in dims})
 
 

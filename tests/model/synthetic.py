@@ -1,7 +1,8 @@
 """Synthetic features with a learnable relation, and the training run that a rank does on them.
 
 As a script: `python synthetic.py RANK SIZE RENDEZVOUS OUT OVER [CHECKPOINT]` trains as one of SIZE gloo processes, from
-a checkpoint if one is named; OVER is loss.similarity_over; rank 0 writes what the run computed to OUT.
+a checkpoint if one is named; OVER is loss.similarity_over, or "projections" for all pairs of them; rank 0 writes what
+the run computed to OUT.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def run(
     world: World, over: str, checkpoint: dict[str, Any] | None = None, callback: Callback | None = None
 ) -> dict[str, Any]:
     """Train in double precision on 36 images and 53 clips: batches of 7, so the tail has one pair."""
-    recipe = recipe_of(batch_size=7, loss={"similarity_over": over})
+    loss = {"similarity_over": over} if over != "projections" else {"similarity_over": "all", "similarity_by": over}
+    recipe = recipe_of(batch_size=7, loss=loss)
     train, val = triplets_of(36, 53), triplets_of(11, 9, seed=1)
     model = build_model(recipe, train).double()
     state = new_state(model, recipe, train, val, world)

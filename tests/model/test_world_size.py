@@ -37,7 +37,7 @@ def assert_same(together: Any, alone: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("over", ["drawn", "all"])
+@pytest.mark.parametrize("over", ["drawn", "all", "projections"])
 def test_two_processes_compute_what_one_does(tmp_path: Path, synthetic: ModuleType, over: str) -> None:
     assert_same(in_two_processes(synthetic, tmp_path, over), synthetic.run(synthetic.World(), over))
 

@@ -6,6 +6,8 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -33,11 +35,20 @@ ROOMS = [
 FLOWS = ["workflows", "reproduction", "quickstart", "cli"]
 
 
+@cache
+def _import_nodes(path: Path, *, typing: bool = True) -> list[ast.Import | ast.ImportFrom]:
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    if not typing:
+        body = [node for node in body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))]
+    found = [each for node in body for each in ast.walk(node)]
+    return [node for node in found if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
 def _imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in _import_nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+        elif node.module and node.level == 0:
             yield from [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
 
 
@@ -96,6 +107,22 @@ def test_rooms_import_in_one_direction(repository: Path) -> None:
             parts = name.split(".")
             if parts[0] == "mmva_platform" and len(parts) > 1 and parts[1] in order:
                 assert order[parts[1]] <= order[room], f"{path} imports {name}"
+
+
+def test_no_module_imports_itself_by_a_detour(repository: Path) -> None:
+    """Nor by a delayed import; what only types need does not count."""
+    roots = {"mmva": repository, "mmva_platform": repository / "platform"}
+    modules = {
+        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path
+        for name, root in roots.items()
+        for path in _sources(root / name)
+    }
+    graph: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        nodes = [node for node in _import_nodes(path, typing=False) if isinstance(node, ast.ImportFrom)]
+        found = [(f"{node.module}.{alias.name}", str(node.module)) for node in nodes for alias in node.names]
+        graph[name] = {whole if whole in modules else parent for whole, parent in found} & modules.keys() - {name}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 def test_no_package_makes_ray_slow_to_import() -> None:

@@ -53,6 +53,31 @@ def test_similarity_over_all_pairs_is_the_mean_over_every_image_and_partner_of_t
     assert total.item() == pytest.approx(sum(config.weights()[name] * value for name, value in parts.items()), rel=1e-9)
 
 
+@pytest.mark.parametrize("over", ["drawn", "all"])
+def test_similarity_of_projections_is_their_cosine_and_leaves_the_points_alone(over: str) -> None:
+    va, labels, _ = random_batch(9)
+    hidden = {m: torch.randn(9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(len(m))) for m in va}
+    both = {m: torch.cat([va[m], hidden[m]], dim=1).requires_grad_() for m in va}
+    config = LossConfig.model_validate({"similarity_by": "projections", "similarity_over": over, "sigma": 0.3})
+    _, parts = mmva_loss(both, labels, config=config)
+    points_only, _ = mmva_loss(va, labels, config=LossConfig(similarity_weight=0))
+    assert sum(parts[f"va/{m}"] for m in va) == pytest.approx(points_only.item(), rel=1e-9)
+    for other in ("music", "caption"):
+        a, b = (hidden[m].numpy() for m in ("image", other))
+        cosine_AB = a @ b.T / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1)
+        wanted_AB = matching_score(labels["image"].numpy()[:, None], labels[other].numpy()[None], 0.3)
+        error_AB = np.square(cosine_AB - wanted_AB)
+        expected = error_AB.mean() if over == "all" else np.diag(error_AB).mean()
+        assert parts[f"sim/image-{other}"] == pytest.approx(expected, rel=1e-4)
+    mmva_loss(both, labels, config=LossConfig.model_validate({**config.model_dump(), "image_weight": 0.0}))[
+        0
+    ].backward()
+    grad = both["image"].grad
+    assert grad is not None
+    assert torch.count_nonzero(grad[:, :2]) == 0
+    assert grad[:, 2:].abs().min() > 0
+
+
 def test_perfect_predictions_cost_nothing_and_stay_put() -> None:
     _, labels, mask = random_batch(6)
     va = {m: labels[m].clone().requires_grad_() for m in MODALITIES}
@@ -118,18 +143,30 @@ def test_masked_nan_leaves_gradients_finite() -> None:
 
 
 @pytest.mark.parametrize("over", ["drawn", "all"])
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("by", ["points", "projections"])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
 @pytest.mark.parametrize("pairs", [1, 5, 13, 24])
-def test_any_number_of_ranks_gives_one_process_loss_and_gradients(world_size: int, pairs: int, over: str) -> None:
+def test_any_number_of_ranks_gives_one_process_loss_and_gradients(
+    world_size: int, pairs: int, over: str, by: str
+) -> None:
     """What DDP does, without processes: gradients of each rank's loss, averaged."""
-    va, labels, mask = random_batch(pairs)
-    config = LossConfig(similarity_over=over)  # type: ignore[arg-type]
+    _, labels, mask = random_batch(pairs)
+    config = LossConfig.model_validate({"similarity_over": over, "similarity_by": by})
+    generator = torch.Generator().manual_seed(1)
+    start, change = (
+        {
+            m: torch.rand(pairs, 5 if by == "projections" else 2, generator=generator, dtype=torch.float64)
+            for m in labels
+        }
+        for _ in range(2)
+    )
     weight = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)
 
     def loss(rows: slice, counts: torch.Tensor, ranks: int) -> torch.Tensor:
-        predicted = {m: v[rows] * weight for m, v in va.items()}
-        every = {m: torch.ones(pairs, dtype=torch.bool) for m in va} | {"caption": mask}
-        everyone = None if ranks == 1 else Rows({m: v * weight.detach() for m, v in va.items()}, labels, every)
+        predicted = {m: start[m][rows] + weight * change[m][rows] for m in labels}
+        every = {m: torch.ones(pairs, dtype=torch.bool) for m in labels} | {"caption": mask}
+        whole = {m: start[m] + weight.detach() * change[m] for m in labels}
+        everyone = None if ranks == 1 else Rows(whole, labels, every)
         local = {m: v[rows] for m, v in labels.items()}
         sums = loss_sums(predicted, local, {"caption": mask[rows]}, config, everyone)
         return (sums * loss_scales(counts, config, ranks)).sum()

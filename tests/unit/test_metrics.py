@@ -11,7 +11,7 @@ from scipy import stats
 from torchmetrics import functional as reference
 
 from mmva.affect import matching_score
-from mmva.bootstrap import bootstrap, bootstrap_matching, bootstrap_mean
+from mmva.bootstrap import bootstrap, bootstrap_matching, bootstrap_mean, bootstrap_means
 from mmva.metrics import matching_mse, va_metrics
 
 
@@ -119,6 +119,12 @@ def test_neighbours_that_repeat_one_error_widen_the_interval() -> None:
     by_song = bootstrap(pred, label, np.repeat(np.arange(60), 10))["valence"]["mse"]
     by_clip = bootstrap(pred, label, np.arange(600))["valence"]["mse"]
     assert np.diff(by_song)[0] > 2 * np.diff(by_clip)[0]
+
+
+def test_several_means_share_their_resamples_and_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    values, groups = {name: rng.normal(size=60) for name in "ab"}, np.repeat(np.arange(12), 5)
+    assert bootstrap_means(values, groups) == {name: bootstrap_mean(values[name], groups) for name in "ab"}
 
 
 def test_bootstrap_mean_covers_the_mean_about_as_often_as_it_says() -> None:

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import ndcg_score
 
 from mmva import retrieval as module
-from mmva.affect import matching_score
+from mmva.affect import matching_score, quadrant
 from mmva.retrieval import retrieval, retrieval_per_query
 
 
@@ -80,6 +80,17 @@ def test_precision_and_reciprocal_rank_by_hand() -> None:
     assert values["random_mrr"] == pytest.approx((1 * 12 + 1 / 2 * 8 + 1 / 3 * 4) / 24)  # of the 24 orders
     nobody = retrieval(query, gallery[:1], query_label, gallery_label[:1])
     assert (nobody["mrr"], nobody["random_mrr"], nobody["precision@5"]) == (0.0, 0.0, 0.0)
+
+
+def test_a_rank_beyond_the_ten_first_is_that_of_the_whole_order() -> None:
+    query, gallery, query_label, gallery_label = (points(n, s) for n, s in ((60, 1), (40, 2), (60, 3), (40, 4)))
+    gallery_label[3:] *= 0.49  # three items of the 40 are in other quadrants
+    same = quadrant(query_label)[:, None] == quadrant(gallery_label)
+    order = np.argsort(np.linalg.norm(query[:, None] - gallery[None], axis=-1), axis=1)
+    hits = np.take_along_axis(same, order, axis=1)
+    expected = np.where(hits.any(axis=1), 1 / (1 + hits.argmax(axis=1)), 0.0)
+    assert ((expected > 0) & (expected < 0.1)).sum() > 5
+    np.testing.assert_allclose(retrieval_per_query(query, gallery, query_label, gallery_label)["mrr"], expected)
 
 
 def test_constant_predictions_rank_moods_as_chance_does() -> None:

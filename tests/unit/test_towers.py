@@ -56,6 +56,16 @@ def test_hidden_layer_can_be_left_out() -> None:
     assert {name for name, _ in tower.named_parameters()} == {"linear.weight", "linear.bias"}
 
 
+@pytest.mark.parametrize("head", ["residual", "mlp"])
+def test_the_hidden_layer_comes_beside_the_same_point(head: str) -> None:
+    tower = Tower(4, TowerConfig.model_validate({"head": head, "hidden": 6, "activation": "relu"})).eval()
+    emb_BD = torch.randn(3, 4)
+    both_BK = tower(emb_BD, hidden=True)
+    torch.testing.assert_close(both_BK[:, :2], tower(emb_BD))
+    scale = 1.0 if head == "mlp" else 0.5
+    torch.testing.assert_close(both_BK[:, 2:], tower.projection(scale * tower.standardise(emb_BD)).relu())
+
+
 @pytest.mark.parametrize("activation", ["gelu", "relu", "tanh"])
 def test_a_plain_mlp_is_torchs(activation: str) -> None:
     torch.manual_seed(0)

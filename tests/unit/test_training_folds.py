@@ -14,9 +14,9 @@ from mmva.errors import UsageError
 from mmva_platform.cli.main import run
 from mmva_platform.datasets.features import Features, ModalityFeatures
 from mmva_platform.training.evaluation import Evaluation, evaluate_model
-from mmva_platform.training.folds import evaluate_folds, predict_folds, recipe_of
+from mmva_platform.training.folds import folds_of, predict_folds
 from mmva_platform.training.leakage import train_here
-from mmva_platform.training.recipe import Recipe
+from mmva_platform.training.recipe import Recipe, recipe_of
 
 from .embedded_dataset import OURS, make_bundle, make_dataset
 
@@ -69,7 +69,7 @@ def test_every_row_is_held_out_once_and_its_group_with_it(features: Features) ->
 
 
 def test_a_recipe_on_folds_learns_what_holds_for_new_groups_and_nothing_of_the_rest(features: Features) -> None:
-    found = evaluate_folds(RECIPE, features, 5)
+    found, _ = folds_of(RECIPE, features, 5)
     assert found.rows == {"image": GROUPS * EACH, "music": GROUPS * EACH}
     assert found.groups == {"image": GROUPS, "music": GROUPS}
     assert found.warnings == ("a warning",)
@@ -85,7 +85,7 @@ def test_a_recipe_on_folds_learns_what_holds_for_new_groups_and_nothing_of_the_r
 
 def test_too_few_groups_and_models_without_a_recipe_are_refused(features: Features) -> None:
     with pytest.raises(UsageError, match="30 groups are too few for 31 folds"):
-        evaluate_folds(RECIPE, features, 31)
+        folds_of(RECIPE, features, 31)
     with pytest.raises(UsageError, match="does not say by which recipe"):
         recipe_of({})
     with pytest.raises(UsageError, match="backbones were tuned"):

@@ -7,11 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.train import TrainingFailedError
+from ray.exceptions import RayError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from mmva.errors import OperationFailed, UsageError
-from mmva_platform.training import launch
+from mmva_platform.draining import Stopped
+from mmva_platform.training import checkpoints, launch, trainer
 from mmva_platform.training.launch import ReportCallback, Watch, Workers, plan_workers
 from mmva_platform.training.recipe import Recipe
 
@@ -66,7 +67,7 @@ def test_a_full_cluster_is_named_and_nothing_is_silent_for_long(
     assert caplog.messages == ["training one: its workers have their resources"]
     assert not watch.workerless
     assert run_for(9) == ["training one: workers start or read data for 8 s"]
-    watch.stepped({"epoch": 2, "done": 7, "rows": []})
+    watch.told("report", [{"epoch": 2, "done": 7, "rows": []}])
     assert run_for(9) == ["training one: epoch 3, 7 steps done"]
     caplog.clear()
     watch.entered("RestartingState", 0)
@@ -91,6 +92,11 @@ def test_a_users_mistake_in_a_worker_ends_the_run_and_a_crash_does_not() -> None
         (ControllerError(UsageError("dataset: no val")), UsageError, "dataset: no val"),
         (ControllerError(OperationFailed("diverged")), OperationFailed, "diverged"),
         (
+            RayError("its head\nis gone"),
+            OperationFailed,
+            "training one: the cluster went away (RayError: its head is gone); go on with --resume one",
+        ),
+        (
             WorkerGroupError("long\ntext", {0: RuntimeError("boom")}),
             OperationFailed,
             (
@@ -100,7 +106,38 @@ def test_a_users_mistake_in_a_worker_ends_the_run_and_a_crash_does_not() -> None
         ),
     ],
 )
-def test_a_failed_run_has_one_line(error: TrainingFailedError, kind: type[Exception], message: str) -> None:
+def test_a_failed_run_has_one_line(error: Exception, kind: type[Exception], message: str) -> None:
     explained = launch._explained("one", error)
     assert type(explained) is kind
     assert str(explained) == message
+
+
+def at(epoch: int, done: int) -> tuple[str, dict[str, Any]]:
+    """A checkpoint as newest_checkpoint finds it."""
+    return "folder", {"position": {"epoch": epoch, "done": done}}
+
+
+@pytest.mark.parametrize(
+    ("found", "cut_off", "how"),
+    [
+        ([None, None], "stopped while it waited for 1 worker (1 CPU)", "{cut_off}, before its first checkpoint"),
+        ([None, None], "", "stopped, before its first checkpoint"),
+        ([None, at(2, 4)], "", "stopped and saved in epoch 3 after 4 steps"),
+        ([at(1, 0), at(2, 4)], "stopped", "stopped; its last checkpoint is in epoch 3 after 4 steps"),
+    ],
+)
+def test_a_run_that_did_not_come_to_its_end_says_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, found: list[Any], cut_off: str, how: str
+) -> None:
+    run = SimpleNamespace(name="one", filesystem=lambda: (None, ""))
+    monkeypatch.setattr(checkpoints, "newest_checkpoint", lambda *_: found.pop(0))
+    with pytest.raises(Stopped) as error:
+        trainer._fitted(run, Recipe(dataset="d", epochs=3), lambda: cut_off)  # type: ignore[arg-type]
+    assert str(error.value) == f"training one: {how.format(cut_off=cut_off)}; go on with --resume one"
+
+
+def test_a_run_whose_epochs_are_done_starts_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = SimpleNamespace(name="one", filesystem=lambda: (None, ""))
+    monkeypatch.setattr(checkpoints, "newest_checkpoint", lambda *_: at(3, 0))
+    content = trainer._fitted(run, Recipe(dataset="d", epochs=3), lambda: pytest.fail("there is nothing to do"))  # type: ignore[arg-type]
+    assert content == at(3, 0)[1]

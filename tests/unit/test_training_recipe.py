@@ -65,6 +65,11 @@ def test_a_mistake_is_one_line_with_the_field(override: str, message: str) -> No
     assert "\n" not in str(error.value)
 
 
+def test_projections_need_a_hidden_layer() -> None:
+    with pytest.raises(UsageError, match=r"model\.hidden=0 leaves no projections"):
+        load_config(Recipe, None, ["dataset=d", "loss.similarity_by=projections", "model.hidden=0"])
+
+
 def test_what_the_paper_does_not_say_is_an_option_that_says_so() -> None:
     def descriptions(kind: type[BaseModel], prefix: str = "") -> dict[str, str]:
         found: dict[str, str] = {}
@@ -78,6 +83,7 @@ def test_what_the_paper_does_not_say_is_an_option_that_says_so() -> None:
     unknown = [
         "model.hidden", "model.head", "model.activation", "mode", "optimizer.name", "optimizer.lr", "epochs",
         "loss.sigma", "loss.similarity_pairs", "loss.similarity_over",
+        "loss.similarity_by",
     ]  # fmt: skip
     assert {name: "ot published" in explained[name] for name in unknown} == dict.fromkeys(unknown, True)
 

@@ -159,11 +159,8 @@ class AuditReport:
     def to_text(self) -> str:
         """A line for each record, then the differences."""
         lines = [f"audit log of {self.model!r} in {self.uri}: {len(self.records)} records"]
-        lines += [
-            f"  {record['number']}  {record['when']}  {record['who']}  "
-            f"{record['action']} version {record['candidate']}: {record['outcome']}  ({record['why']})"
-            for record in self.records
-        ]
+        line = "  {number}  {when}  {who}  {action} version {candidate}: {outcome}  ({why})"
+        lines += [line.format_map(record) for record in self.records]
         lines += [f"  DIFFERS  {difference}" for difference in self.differences]
         return "\n".join([*lines, "log, aliases, tags and verdicts agree" if self.agrees else "they do not agree"])
 
@@ -175,12 +172,9 @@ def audit(settings: Settings) -> AuditReport:
     client = open_client(settings)
     with quiet():
         versions = {each.version: each for each in versions_of(client, name)}
-        differences = (
-            *_aliases(client, name, records),
-            *_versions(client, versions, records),
-            *_artifacts(client, versions, records),
-        )
-    return AuditReport(log.uri, name, tuple(records), differences)
+        differences = [*_aliases(client, name, records), *_versions(client, versions, records)]
+        differences += _artifacts(client, versions, records)
+    return AuditReport(log.uri, name, tuple(records), tuple(differences))
 
 
 def _aliases(client: MlflowClient, name: str, records: list[Record]) -> Iterator[Difference]:

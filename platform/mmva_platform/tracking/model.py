@@ -18,16 +18,15 @@ if TYPE_CHECKING:
 
 MODEL_NAME: Final = "model"
 BUNDLE_PATH: Final = "artifacts/bundle"
-# A loader may override these: mlflow.pyfunc.load_model(uri, model_config={"mirror": ...}). The windows are those of an
-# annotation run. No repository's code is trusted by default, whatever was trusted in training.
+# A loader may override these: mlflow.pyfunc.load_model(uri, model_config={"mirror": ...}). No repository's code is
+# trusted by default, even if it was trusted in training.
 MODEL_CONFIG: Final[dict[str, Any]] = {"window_s": WINDOW_S, "hop_s": HOP_S, "mirror": None, "trusted_repos": []}
 
 
 def log_model(client: MlflowClient, run_id: str, bundle_dir: Path, tags: Mapping[str, str]) -> str:
-    """Log a bundle as the run's model, and return MLflow's id of the model.
+    """Log a bundle as the run's model, and return MLflow's id of it.
 
-    MLflow's own log_model works on the process-wide tracking URI and active run; the client's calls do the same
-    without either.
+    MLflow's own log_model needs the process-wide tracking URI and active run; the client's calls need neither.
     """
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
@@ -38,11 +37,8 @@ def log_model(client: MlflowClient, run_id: str, bundle_dir: Path, tags: Mapping
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
-            description = Model(
-                artifact_path=logged.artifact_location, run_id=run_id,
-                model_uuid=logged.model_id, model_id=logged.model_id,
-            )  # fmt: skip
-            save_model(folder, bundle_dir, description)
+            ids = {"run_id": run_id, "model_uuid": logged.model_id, "model_id": logged.model_id}
+            save_model(folder, bundle_dir, Model(artifact_path=logged.artifact_location, **ids))
             client.log_model_artifacts(logged.model_id, str(folder))
     except BaseException:
         client.finalize_logged_model(logged.model_id, "FAILED")

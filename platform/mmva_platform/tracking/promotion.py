@@ -48,15 +48,11 @@ def promote(
     """Make a version (number or alias) the champion, if the gate passes it: the old champion becomes `previous`.
 
     The verdict, passed or not, is in the audit log before any alias moves. `force` ignores the gate; it needs a reason,
-    and stays in the version's tags.
-
-    Raises:
-        UsageError: If there is no such version, it is the champion already, or force comes without a reason.
-        GateRefused: If the gate refuses, or another promotion came first; one line with the failed rules.
+    and stays in the version's tags. Raises UsageError if there is no such version or it is the champion already, and
+    GateRefused, one line with the failed rules, if the gate refuses or another promotion came first.
     """
     if force and not reason.strip():
         raise UsageError("--force ignores the gate and stays on record: say why with --reason TEXT")
-    policy = policy or GatePolicy()
     reconcile(settings)
     client = open_client(settings)
     with quiet():
@@ -66,7 +62,7 @@ def promote(
             raise UsageError(f"version {candidate.version} of {name!r} is the champion already")
         holder = aliases_of(client, name).get(CHAMPION)
         champion = find_version(client, name, holder) if holder is not None else None
-        evidence = gather(client, settings, candidate, champion, policy)
+        evidence = gather(client, settings, candidate, champion, policy or GatePolicy())
         verdict = settle(client, settings, _judged("promote", candidate, evidence, reason, force=force))
         if not verdict.carried_out:
             raise GateRefused(name, verdict)
@@ -78,13 +74,12 @@ def compare(version: int | str, other: int | str, settings: Settings, policy: Ga
 
     Raises UsageError if there is no such version, or both are the same.
     """
-    policy = policy or GatePolicy()
     client = open_client(settings)
     with quiet():
         candidate, champion = (find_version(client, settings.tracking.model_name, each) for each in (version, other))
         if candidate.version == champion.version:
             raise UsageError(f"compare: both are version {candidate.version}; name two versions")
-        evidence = gather(client, settings, candidate, champion, policy)
+        evidence = gather(client, settings, candidate, champion, policy or GatePolicy())
         return _judged("compare", candidate, evidence, "a comparison, not recorded")
 
 

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,6 +29,10 @@ TAG_EVALUATION: Final = "mmva.evaluation"
 TAG_EVALUATION_SHA256: Final = "mmva.evaluation_sha256"
 TAG_VERDICT: Final = "mmva.verdict"
 TAG_FORCED: Final = "mmva.forced"
+_TEXTS: Final = {
+    "model_digest": TAG_MODEL_DIGEST, "dataset_digest": TAG_DATASET_DIGEST, "preset": TAG_PRESET,
+    "verdict": TAG_VERDICT, "evaluation_sha256": TAG_EVALUATION_SHA256, "forced": TAG_FORCED,
+}  # fmt: skip
 _FIGURES: Final = ("mse", "mae", "r2", "pearson", "ccc")
 
 
@@ -99,34 +104,26 @@ class VersionDetails:
 
 
 def register(run_id: str, settings: Settings) -> int:
-    """Register a logged run's model as a new version, and return its number. Only the gate gives it an alias.
-
-    Raises UsageError if there is no such run, or it did not finish and logged no model.
-    """
+    """Register a logged run's model as a new version, without alias, and return its number; errors of logged_model."""
     client = open_client(settings)
     with quiet():
+        from mlflow.exceptions import MlflowException
+
         model = logged_model(client, run_id, MODEL_NAME)
         tags = client.get_run(run_id).data.tags
         data = read_artifact(client, run_id, EVALUATION_FILE)
-        version_tags = {
-            TAG_MODEL_DIGEST: tags.get(TAG_MODEL_DIGEST, ""),
-            TAG_DATASET_DIGEST: tags.get(TAG_DATASET_DIGEST, ""),
-            TAG_PRESET: tags.get(TAG_PRESET, ""),
-            TAG_EVALUATION: json.dumps(_mean_mse(json.loads(data or b"{}"))),
-            TAG_EVALUATION_SHA256: hashlib.sha256(data).hexdigest(),
-        }
-        _ensure_registered_model(client, settings.tracking.model_name)
+        version_tags = {key: tags.get(key, "") for key in (TAG_MODEL_DIGEST, TAG_DATASET_DIGEST, TAG_PRESET)}
+        version_tags[TAG_EVALUATION] = json.dumps(_mean_mse(json.loads(data or b"{}")))
+        version_tags[TAG_EVALUATION_SHA256] = hashlib.sha256(data).hexdigest()
+        try:
+            client.create_registered_model(settings.tracking.model_name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        source, name = f"models:/{model.model_id}", settings.tracking.model_name
+        create = partial(client.create_model_version, name, source, run_id, version_tags, model_id=model.model_id)
         with global_tracking_uri(settings.tracking_uri):
-            created = retry_while_busy(
-                lambda: client.create_model_version(
-                    settings.tracking.model_name,
-                    source=f"models:/{model.model_id}",
-                    run_id=run_id,
-                    tags=version_tags,
-                    model_id=model.model_id,
-                )
-            )
-        return int(created.version)
+            return int(retry_while_busy(create).version)
 
 
 def training_history(version: int | str, settings: Settings) -> list[dict[str, Any]]:
@@ -146,10 +143,7 @@ def list_versions(settings: Settings) -> list[RegisteredVersion]:
 
 
 def show_version(version: int | str, settings: Settings) -> VersionDetails:
-    """One version with its evaluation.
-
-    Raises UsageError if there is no such version, and CheckFailed if its evaluation was changed afterwards.
-    """
+    """One version with its evaluation; UsageError if it is not there, CheckFailed if its evaluation was changed."""
     client = open_client(settings)
     with quiet():
         found = find_version(client, settings.tracking.model_name, version)
@@ -210,20 +204,8 @@ def read_artifact(client: MlflowClient, run_id: str, name: str) -> bytes:
 
 def _mean_mse(evaluation: Mapping[str, Any]) -> dict[str, float]:
     """Mean of the axes' test MSE, by evaluated modality."""
-    return {
-        modality: sum(float(axes[axis]["mse"]["value"]) for axis in AXES) / len(AXES)
-        for modality, axes in evaluation.get("metrics", {}).items()
-    }
-
-
-def _ensure_registered_model(client: MlflowClient, name: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+    metrics = evaluation.get("metrics", {})
+    return {m: sum(float(axes[axis]["mse"]["value"]) for axis in AXES) / len(AXES) for m, axes in metrics.items()}
 
 
 def _version(found: Any, aliases: Mapping[str, int]) -> RegisteredVersion:
@@ -234,14 +216,9 @@ def _version(found: Any, aliases: Mapping[str, int]) -> RegisteredVersion:
         version=number,
         aliases=tuple(sorted(alias for alias, target in aliases.items() if target == number)),
         run_id=str(found.run_id or ""),
-        model_digest=tags.get(TAG_MODEL_DIGEST, ""),
-        dataset_digest=tags.get(TAG_DATASET_DIGEST, ""),
-        preset=tags.get(TAG_PRESET, ""),
         mse=json.loads(tags.get(TAG_EVALUATION, "{}")),
-        verdict=tags.get(TAG_VERDICT, ""),
         created_at=datetime.fromtimestamp(found.creation_timestamp / 1000, tz=UTC),
-        evaluation_sha256=tags.get(TAG_EVALUATION_SHA256, ""),
-        forced=tags.get(TAG_FORCED, ""),
+        **{field: tags.get(tag, "") for field, tag in _TEXTS.items()},
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,33 +28,19 @@ _FORMS: Final = "a bundle's folder, runs:/RUN/model, models:/NAME@ALIAS, models:
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A verified bundle and where it came from.
+    """A verified bundle and where it came from."""
 
-    Attributes:
-        bundle_dir: The bundle on this machine.
-        name: The registered name; the folder's or run's otherwise.
-        version: The registered version, None for a bundle that is not registered.
-        digest: The bundle's digest, checked against the registry's where there is one.
-        uri: As the user wrote it.
-    """
-
-    bundle_dir: Path
-    name: str
-    version: str | None
-    digest: str
-    uri: str
+    bundle_dir: Path  # on this machine
+    name: str  # the registered name; the folder's or run's otherwise
+    version: str | None  # the registered version, None for a bundle that is not registered
+    digest: str  # the bundle's, checked against the registry's where there is one
+    uri: str  # as the user wrote it
 
 
 def resolve_model(uri: str, settings: Settings) -> ResolvedModel:
-    """Find a model, fetch it if it is not here, and verify it.
+    """Find a model by URI (see _FORMS), fetch it if it is not here, and verify it.
 
-    Args:
-        uri: A bundle's folder, runs:/RUN/model, models:/NAME@ALIAS, models:/NAME/VERSION, or "starter".
-        settings: Where MLflow and the cache are.
-
-    Raises:
-        UsageError: If there is no such model; one line, with what there is instead.
-        CheckFailed: If the files are not those that were logged or registered.
+    Raises UsageError if there is no such model, and CheckFailed if the files are not those that were registered.
     """
     if (run := _RUNS.match(uri)) is not None:
         return _from_run(uri, run["run"], run["model"], settings)
@@ -128,16 +114,17 @@ def _fetch(location: str, digest: str, settings: Settings, uri: str) -> Path:
         with tempfile.TemporaryDirectory(dir=cache) as temporary:
             fetched = _download(f"{location}/{BUNDLE_PATH}", temporary, settings, uri)
             _verify(fetched, digest, uri)
-            _move_into_place(fetched, target)
+            with suppress(OSError):  # another process brought the same digest meanwhile
+                fetched.rename(target)
     _verify(target, digest, uri)
     return target
 
 
 def _check_place(location: str, settings: Settings, uri: str) -> None:
-    """Models come from under home, from where the settings allow it, or out of the tracking server's own hands.
+    """Models come from under home, from where the settings allow it, or from the tracking server itself.
 
-    Whoever may write to the registry may name any folder as a version's source, and the user's credentials would fetch
-    it: MLflow's answer is not asked what is allowed.
+    A person who may write to the registry can name any folder as a version's source, and the user's credentials would
+    fetch it: so MLflow's answer does not decide what is allowed.
     """
     if location.startswith("mlflow-artifacts:"):
         return
@@ -150,7 +137,7 @@ def _check_place(location: str, settings: Settings, uri: str) -> None:
 
 
 def _inside(location: str, root: str) -> bool:
-    """Whether a place stands below a root; links are followed, a way up by ".." or "%2e" is none."""
+    """Whether a place is below a root; links are followed, a way up by ".." or "%2e" is none."""
     place, base = (unquote(each.removeprefix("file://")).rstrip("/") for each in (location, root))
     if ".." in unquote(place).split("/") or "\0" in place or "#" in location or "?" in location:
         return False
@@ -173,11 +160,3 @@ def _verify(bundle_dir: Path, digest: str, uri: str) -> None:
     found = read_bundle_info(bundle_dir).digest
     if found != digest:
         raise CheckFailed(f"model {uri!r}: its bundle's digest is {found[:16]}, the registry says {digest[:16]}")
-
-
-def _move_into_place(fetched: Path, target: Path) -> None:
-    try:
-        fetched.rename(target)
-    except OSError:
-        # Another process brought the same digest meanwhile; _verify looks at whichever won.
-        shutil.rmtree(fetched)

@@ -1,7 +1,6 @@
-"""A training run in MLflow: what goes in, live curves, what came out, and the model as a pyfunc from code.
+"""A training run in MLflow: parameters, live curves, how it ended, and the model as a pyfunc from code.
 
-Everything that registry and gate later rely on (digests, the evaluation) is read back from here, so a run is marked
-finished only after all of it has arrived.
+Registry and gate read digests and the evaluation back from here, so a run is finished only after all has arrived.
 """
 
 from __future__ import annotations
@@ -9,30 +8,30 @@ from __future__ import annotations
 import json
 import logging
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from numpy.typing import ArrayLike
 
-from mmva.bundle import BundleInfo, read_bundle_info
+from mmva.bundle import load_bundle, read_bundle_info
 from mmva.errors import UsageError
+from mmva_platform.draining import Stopped, exit_on_sigterm
 from mmva_platform.settings import Settings
 from mmva_platform.tracking import plots
 from mmva_platform.tracking.model import log_model
 from mmva_platform.tracking.store import experiment_id, open_client, quiet, retry_while_busy
-from mmva_platform.training.predictions import predict_split
+from mmva_platform.training.predictions import predict_rows
+from mmva_platform.training.rundir import RunDirectory, RunFacts, flat, git_commit
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
     from mmva_platform.training.recipe import Recipe
-    from mmva_platform.training.rundir import RunDirectory, RunFacts
     from mmva_platform.training.trainer import TrainResult
 
 log = logging.getLogger(__name__)
@@ -46,14 +45,12 @@ TAG_DATASET_URI: Final = "mmva.dataset_uri"
 TAG_PRESET: Final = "mmva.preset"
 TAG_CAUSE: Final = "mmva.cause"  # why a run ended before its end
 _MLFLOW_FILE: Final = "mlflow.json"  # in the run's directory
-_CAUSE_LENGTH: Final = 500
-_PARAM_LENGTH, _BATCH = 500, 100
-_VALIDATION: Final = ("val_total", "val_va_mse", "val_matching_mse")
+_CAUSE_LENGTH, _PARAM_LENGTH, _BATCH = 500, 500, 100
 _DATASET_DIGEST_LENGTH = 36  # MLflow's column; the tag holds all of it
 
 
 class RunLog:
-    """A training run in MLflow, from its start on: curves and system metrics while it runs, and how it ended.
+    """A training run in MLflow from its start on.
 
     Training does not depend on it: where MLflow is away, a warning says so, and the run is logged at its end or by
     --resume. A resumed run goes on in the MLflow run that it began in.
@@ -63,20 +60,38 @@ class RunLog:
         self._settings = settings
         self._client: MlflowClient | None = None
         self._run: RunDirectory | None = None
-        self.run_id: str | None = None
+        self._run_id: str | None = None  # of an MLflow run that has not ended
+
+    @classmethod
+    @contextmanager
+    def open(cls, settings: Settings) -> Iterator[RunLog]:
+        """For the length of a training: whatever ends it early ends its MLflow run, with the cause.
+
+        Raises:
+            Stopped: For SIGTERM, wherever it comes.
+        """
+        tracker = cls(settings)
+        with exit_on_sigterm():
+            try:
+                yield tracker
+            except SystemExit as error:
+                name = tracker._run.name if tracker._run else None
+                how = f" {name}: told to stop; go on with --resume {name}" if name else ": told to stop before it began"
+                stopped = Stopped(f"training{how}")
+                tracker._ended(stopped, "KILLED")
+                raise stopped from error
+            except BaseException as error:
+                tracker._ended(error, "KILLED" if isinstance(error, Stopped | KeyboardInterrupt) else "FAILED")
+                raise
 
     def started(self, run: RunDirectory, recipe: Recipe, facts: RunFacts) -> None:
         """Create the run with its parameters and its dataset, or continue it."""
         self._run = run
 
         def start() -> None:
-            client = self._client = open_client(self._settings)
+            client = open_client(self._settings)
             with quiet():
-                self.run_id = _continued(client, run)
-                if self.run_id is not None:
-                    return
-                self.run_id = _create(client, self._settings, recipe, facts.dataset_digest)
-            run.write(_MLFLOW_FILE, {"run_id": self.run_id})
+                self._begin(client, run, recipe, facts.dataset_digest, note=True)
 
         self._softly(start)
 
@@ -89,24 +104,75 @@ class RunLog:
             metrics.append(_metric("train/loss_so_far", report["loss"], step))
         for rank, each in enumerate(ranks):
             metrics += [_metric(f"system/rank_{rank}/{name}", value, step) for name, value in each["system"].items()]
-        self._softly(lambda: self._log(metrics))
+        self._softly(lambda: self._log_metrics(metrics))
 
-    def ended(self, error: BaseException) -> None:
-        """Keep the run with the cause of its end: KILLED if it was told to stop, else FAILED."""
-        told = isinstance(error, KeyboardInterrupt) or "stopped" in str(error)
+    def finish(self, run: TrainResult, predictions: Predictions | None = None) -> str:
+        """Write everything of a finished run, and mark it finished; see log_training_run."""
+        info = read_bundle_info(run.bundle_dir)
+        evaluation = run.evaluation.to_json()
+        if predictions is None:
+            model = load_bundle(run.bundle_dir, load_encoders=False)
+            rows = predict_rows(model, run.recipe.dataset, self._settings, run.evaluation.split)
+            predictions = {m: (found.predicted_N2, found.label_N2) for m, found in rows.items()}
+        client, self._run = open_client(self._settings), RunDirectory(run.run_name, self._settings)
+        with quiet():
+            run_id = self._begin(client, self._run, run.recipe, run.dataset_digest)
+            for key, value in (_code_tags(info.provenance.get("commit")) | {TAG_MODEL_DIGEST: info.digest}).items():
+                retry_while_busy(partial(client.set_tag, run_id, key, value))
+            logged = {metric.step for metric in client.get_metric_history(run_id, "train/loss")}
+            metrics = [m for row in run.history if int(row["epoch"]) not in logged for m in _epoch_metrics(row)]
+            self._log_metrics([*metrics, *(_metric(name, value, 0) for name, value in _evaluation_metrics(evaluation))])
+            documents = {"recipe.json": run.recipe.model_dump(mode="json"), EVALUATION_FILE: evaluation}
+            for name, content in (documents | {HISTORY_FILE: run.history}).items():
+                text = json.dumps(content, indent=2, sort_keys=True, default=str) + "\n"
+                client.log_text(run_id, text, name)
+            client.log_text(run_id, info.card, "card.md")
+            for name, figure in plots.figures(run.history, predictions):
+                client.log_figure(run_id, figure, f"plots/{name}.png")
+            log_model(client, run_id, run.bundle_dir, tags={TAG_MODEL_DIGEST: info.digest})
+            retry_while_busy(lambda: client.set_terminated(run_id, "FINISHED"))
+        self._run_id = None
+        return run_id
 
+    def _begin(
+        self, client: MlflowClient, run: RunDirectory, recipe: Recipe, dataset_digest: str, *, note: bool = False
+    ) -> str:
+        """The MLflow run that a training run began in, running again; else a new one, noted in the run's directory."""
+        self._client = client
+        self._run_id = _continued(client, run)
+        if self._run_id is not None:
+            return self._run_id
+        tags = {
+            **_code_tags(git_commit()),
+            "mmva.version": version("mmva-platform"),
+            TAG_DATASET_DIGEST: dataset_digest,
+            TAG_DATASET_URI: recipe.dataset,
+            TAG_PRESET: recipe.preset,
+        }
+        experiment = experiment_id(client, self._settings)
+        created = retry_while_busy(lambda: client.create_run(experiment, run_name=recipe.name, tags=tags))
+        self._run_id = run_id = str(created.info.run_id)
+        if note:  # first of all: whatever fails now, --resume finds it
+            run.write(_MLFLOW_FILE, {"run_id": run_id})
+        _log_parameters(client, run_id, recipe)
+        _log_dataset(client, run_id, recipe.dataset, dataset_digest)
+        return run_id
+
+    def _ended(self, error: BaseException, status: str) -> None:
         def end() -> None:
-            if self._client is not None and self.run_id is not None:
+            if self._client is not None and self._run_id is not None:
                 cause = " ".join((str(error) or type(error).__name__).split())[:_CAUSE_LENGTH]
-                self._client.set_tag(self.run_id, TAG_CAUSE, cause)
-                self._client.set_terminated(self.run_id, "KILLED" if told else "FAILED")
+                retry_while_busy(partial(self._client.set_tag, self._run_id, TAG_CAUSE, cause))
+                retry_while_busy(partial(self._client.set_terminated, self._run_id, status))
 
         self._softly(end)
 
-    def _log(self, metrics: Sequence[Metric]) -> None:
-        if self._client is not None and self.run_id is not None:
+    def _log_metrics(self, metrics: Sequence[Metric]) -> None:
+        if self._client is not None and self._run_id is not None:
             with quiet():
-                _log_metrics(self._client, self.run_id, metrics)
+                for start in range(0, len(metrics), _BATCH):
+                    batch = metrics[start : start + _BATCH]
+                    retry_while_busy(partial(self._client.log_batch, self._run_id, metrics=batch))
 
     def _softly(self, call: Callable[[], None]) -> None:
         """Training goes on without MLflow; what is wrong with the settings is still an error."""
@@ -125,8 +191,8 @@ def log_training_run(run: TrainResult, settings: Settings, *, predictions: Predi
     Args:
         run: The run.
         settings: Where MLflow is.
-        predictions: Per modality, predicted and labelled VA points [N, 2] for the plots; those of the dataset's test
-            split if None.
+        predictions: Per modality, predicted and labelled VA points [N, 2] for the plots; those of the evaluated split
+            if None.
 
     Returns:
         MLflow's id of the run; its model is `runs:/<id>/model`.
@@ -135,34 +201,8 @@ def log_training_run(run: TrainResult, settings: Settings, *, predictions: Predi
         UsageError: If MLflow cannot be opened or the bundle is none.
         CheckFailed: If the bundle's files are not what its SHA256SUMS says.
     """
-    from mmva_platform.training.rundir import RunDirectory
-
-    info = read_bundle_info(run.bundle_dir)
-    evaluation = run.evaluation.to_json()
-    if predictions is None:
-        predictions = predict_split(run.bundle_dir, run.recipe.dataset, settings, str(evaluation["split"]))
-    client = open_client(settings)
-    with quiet():
-        run_id = _continued(client, RunDirectory(run.run_name, settings))
-        if run_id is None:
-            run_id = _create(client, settings, run.recipe, run.dataset_digest)
-        try:
-            for key, value in _tags(info).items():
-                retry_while_busy(partial(client.set_tag, run_id, key, value))
-            logged = {metric.step for metric in client.get_metric_history(run_id, "train/loss")}
-            rows = [row for row in run.history if int(row["epoch"]) not in logged]
-            metrics = [metric for row in rows for metric in _epoch_metrics(row)]
-            metrics += [_metric(name, value, 0) for name, value in evaluation_metrics(evaluation)]
-            _log_metrics(client, run_id, metrics)
-            _log_documents(client, run_id, run, evaluation, info.card)
-            for name, png in _pictures(run.history, predictions):
-                _log_bytes(client, run_id, png, name)
-            log_model(client, run_id, run.bundle_dir, tags={TAG_MODEL_DIGEST: info.digest})
-        except BaseException:
-            client.set_terminated(run_id, "FAILED")
-            raise
-        retry_while_busy(lambda: client.set_terminated(run_id, "FINISHED"))
-    return run_id
+    with RunLog.open(settings) as tracker:
+        return tracker.finish(run, predictions)
 
 
 def logged_run(run: TrainResult, settings: Settings) -> str | None:
@@ -179,65 +219,52 @@ def logged_run(run: TrainResult, settings: Settings) -> str | None:
 
 
 def _continued(client: MlflowClient, run: RunDirectory) -> str | None:
-    """The MLflow run that a training run began in, running again; None if there is none any more."""
     from mlflow.exceptions import MlflowException
 
     if not run.storage.exists(_MLFLOW_FILE):
         return None
     run_id = str(run.read(_MLFLOW_FILE)["run_id"])
     try:
-        if client.get_run(run_id).info.lifecycle_stage != "active":
-            return None
+        found = client.get_run(run_id)
     except MlflowException:
         return None
+    if found.info.lifecycle_stage != "active":
+        return None
     client.update_run(run_id, status="RUNNING")
+    if TAG_CAUSE in found.data.tags:  # of an end that was not the last
+        client.delete_tag(run_id, TAG_CAUSE)
     return run_id
 
 
-def _create(client: MlflowClient, settings: Settings, recipe: Recipe, dataset_digest: str) -> str:
+def _code_tags(commit: str | None) -> dict[str, str]:
+    name, _, dirty = (commit or "").partition("-")
+    return {"mlflow.source.git.commit": name, "mmva.git_dirty": "true" if dirty else "false"} if name else {}
+
+
+def _log_parameters(client: MlflowClient, run_id: str, recipe: Recipe) -> None:
+    """The recipe with dotted keys, lists as JSON, cut to what MLflow stores."""
     from mlflow.entities import Param
 
-    from mmva_platform.training.trainer import git_commit
-
-    commit, _, dirty = (git_commit() or "").partition("-")
-    code = {"mlflow.source.git.commit": commit, "mmva.git_dirty": "true" if dirty else "false"} if commit else {}
-    tags = {
-        **code,
-        "mmva.version": version("mmva-platform"),
-        TAG_DATASET_DIGEST: dataset_digest,
-        TAG_DATASET_URI: recipe.dataset,
-        TAG_PRESET: recipe.preset,
-    }
-    experiment = experiment_id(client, settings)
-    created = retry_while_busy(lambda: client.create_run(experiment, run_name=recipe.name, tags=tags))
-    run_id = str(created.info.run_id)
-    params = [Param(key, value) for key, value in flatten(recipe.model_dump(mode="json"))]
-    for start in range(0, len(params), _BATCH):
-        retry_while_busy(partial(client.log_batch, run_id, params=params[start : start + _BATCH]))
-    _log_dataset(client, run_id, recipe.dataset, dataset_digest)
-    return run_id
-
-
-def _tags(info: BundleInfo) -> dict[str, str]:
-    """Of a finished run: its model's digest, and the code that made it."""
-    commit, _, dirty = str(info.provenance.get("commit") or "").partition("-")
-    code = {"mlflow.source.git.commit": commit, "mmva.git_dirty": "true" if dirty else "false"} if commit else {}
-    return {**code, TAG_MODEL_DIGEST: info.digest}
+    plain = flat(recipe.model_dump(mode="json"))
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in plain}
+    params = [Param(name, text[:_PARAM_LENGTH]) for name, text in texts.items()]
+    retry_while_busy(lambda: client.log_batch(run_id, params=params))
 
 
 def _metric(name: str, value: float, step: int) -> Metric:
     from mlflow.entities import Metric
 
-    return Metric(_metric_name(name), float(value), int(time.time() * 1000), step)
+    # MLflow's alphabet has no "@" and no ">".
+    return Metric(name.replace("->", "_to_").replace("@", "_at_"), float(value), int(time.time() * 1000), step)
 
 
 def _epoch_metrics(row: Mapping[str, Any]) -> list[Metric]:
-    return [_metric(f"train/{key}", value, int(row["epoch"])) for key, value in _numbers(row)]
+    numbers = {key: value for key, value in row.items() if key != "epoch" and _is_number(value)}
+    return [_metric(f"train/{key}", value, int(row["epoch"])) for key, value in numbers.items()]
 
 
-def _log_metrics(client: MlflowClient, run_id: str, metrics: Sequence[Metric]) -> None:
-    for start in range(0, len(metrics), _BATCH):
-        retry_while_busy(partial(client.log_batch, run_id, metrics=metrics[start : start + _BATCH]))
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _log_dataset(client: MlflowClient, run_id: str, uri: str, digest: str) -> None:
@@ -252,82 +279,14 @@ def _log_dataset(client: MlflowClient, run_id: str, uri: str, digest: str) -> No
     client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
 
-def _log_documents(
-    client: MlflowClient, run_id: str, run: TrainResult, evaluation: Mapping[str, Any], card: str
-) -> None:
-    client.log_text(run_id, _json(run.recipe.model_dump(mode="json")), "recipe.json")
-    client.log_text(run_id, _json(evaluation), EVALUATION_FILE)
-    client.log_text(run_id, _json(list(run.history)), HISTORY_FILE)
-    client.log_text(run_id, card, "card.md")
-
-
-def _pictures(history: Sequence[Mapping[str, Any]], predictions: Predictions) -> Iterator[tuple[str, bytes]]:
-    for modality, (pred_N2, label_N2) in predictions.items():
-        yield f"plots/predicted_{modality}.png", plots.predicted_against_labelled(modality, pred_N2, label_N2)
-    known = {key for row in history for key, _ in _numbers(row)}
-    for name, title, series in (
-        ("training_loss", "Loss on the training split", [key for key in ("loss",) if key in known]),
-        ("validation", "Validation", [key for key in _VALIDATION if key in known]),
-    ):
-        if series:
-            yield f"plots/{name}.png", plots.training_curves(history, series, title)
-    counts = [row["target_histogram"] for row in history if "target_histogram" in row]
-    if counts:
-        yield "plots/target_scores.png", plots.score_histogram([sum(column) for column in zip(*counts, strict=True)])
-
-
-def _log_bytes(client: MlflowClient, run_id: str, data: bytes, artifact: str) -> None:
-    folder, _, name = artifact.rpartition("/")
-    with tempfile.TemporaryDirectory() as temporary:
-        path = Path(temporary) / name
-        path.write_bytes(data)
-        client.log_artifact(run_id, str(path), folder)
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested values as MLflow parameters: dotted keys, lists as JSON, cut to what MLflow stores."""
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{name}.")
-        else:
-            yield name, (value if isinstance(value, str) else json.dumps(value))[:_PARAM_LENGTH]
-
-
-def evaluation_metrics(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def _evaluation_metrics(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Every number of an evaluation under its split: `test/image/valence/mse`, with `..._low` and `..._high` beside it.
 
     A leaf {"value", "low", "high"} is one metric with its bounds; matching, retrieval, floors, counts go likewise.
     """
-    split = str(evaluation.get("split", "test"))
+    split = evaluation["split"]
     for part in ("metrics", "matching", "retrieval", "floors", "rows", "groups"):
-        prefix = split if part == "metrics" else f"{split}/{part}"
-        yield from _leaves(evaluation.get(part, {}), prefix)
-
-
-def _leaves(tree: Any, path: str) -> Iterator[tuple[str, float]]:
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            leaf = f"{path}_{key}" if key in ("low", "high") else path if key == "value" else f"{path}/{key}"
-            yield from _leaves(value, leaf)
-    elif _is_number(tree):
-        yield _metric_name(path), float(tree)
-
-
-def _numbers(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for key, value in row.items():
-        if key != "epoch" and _is_number(value):
-            yield key, float(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _metric_name(name: str) -> str:
-    """MLflow's alphabet has no "@" and no ">": ndcg@10 -> ndcg_at_10, image->music -> image_to_music."""
-    return name.replace("->", "_to_").replace("@", "_at_")
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, sort_keys=True, default=str) + "\n"
+        for key, value in flat(evaluation[part], f"{split}/" if part == "metrics" else f"{split}/{part}/", "/"):
+            path, _, leaf = key.rpartition("/")
+            if _is_number(value):
+                yield path if leaf == "value" else f"{path}_{leaf}" if leaf in ("low", "high") else key, value

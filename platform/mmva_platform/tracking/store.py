@@ -92,12 +92,9 @@ def quiet() -> Iterator[None]:
             yield
         except MlflowException as error:
             if any(words in str(error) for words in _REFUSALS):
-                raise OperationFailed(f"MLflow's server refused or did not answer: {_one_line(error)}") from error
+                reason = " ".join(str(error).split())[:300]
+                raise OperationFailed(f"MLflow's server refused or did not answer: {reason}") from error
             raise
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 @contextlib.contextmanager

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mmva_platform.draining import Stopped, exit_on_sigterm
 from mmva_platform.settings import Settings
+from mmva_platform.tracking.runs import TAG_CAUSE
 from mmva_platform.tracking.store import experiment_id, global_tracking_uri, open_client, quiet
 
 if TYPE_CHECKING:
@@ -19,30 +21,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SweepLog:
-    """The parent run of a sweep that is being searched.
-
-    Attributes:
-        client: Of MLflow.
-        run_id: Of the parent.
-        callback: Ray's own, to be told of the trials.
-    """
+    """The parent run of a sweep that is being searched."""
 
     client: MlflowClient
-    run_id: str
-    callback: Callback
+    run_id: str  # of the parent
+    callback: Callback  # Ray's own, to be told of the trials
 
     @classmethod
     @contextmanager
     def open(cls, options: SweepOptions, settings: Settings) -> Iterator[SweepLog]:
-        """Make the parent run; it ends as the block ends.
+        """Make the parent run; it ends as the block ends, and with it the trials' runs that are still running.
 
         Raises:
             UsageError: If MLflow cannot be opened.
+            Stopped: For SIGTERM.
         """
         from ray.air.integrations.mlflow import MLflowLoggerCallback
 
         client = open_client(settings)
-        with quiet(), global_tracking_uri(settings.tracking_uri):
+        with quiet(), global_tracking_uri(settings.tracking_uri), exit_on_sigterm():
             experiment = experiment_id(client, settings)
             name = f"sweep-{options.name}" if options.name else "sweep"
             run_id = str(client.create_run(experiment, run_name=name, tags={"mmva.kind": "sweep"}).info.run_id)
@@ -56,8 +53,15 @@ class SweepLog:
             try:
                 yield cls(client, run_id, callback)
             except BaseException as error:
-                client.set_tag(run_id, "mmva.cause", str(error)[:500])
-                client.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+                told = isinstance(error, KeyboardInterrupt | SystemExit)
+                cause = "the sweep was told to stop" if told else str(error)
+                children = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
+                ended = [run_id, *(run.info.run_id for run in client.search_runs([experiment], children))]
+                for each in ended:
+                    client.set_tag(each, TAG_CAUSE, cause[:500])
+                    client.set_terminated(each, "KILLED" if told else "FAILED")
+                if isinstance(error, SystemExit):
+                    raise Stopped(cause) from error
                 raise
             client.set_terminated(run_id, "FINISHED")
 

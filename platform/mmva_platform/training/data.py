@@ -27,25 +27,27 @@ Floats = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Pairing:
-    """Which rows can meet, by labels alone: what an epoch's plan is drawn from.
+    """Which rows can meet, by labels alone: what an epoch's plan is drawn from."""
 
-    Attributes:
-        image_va_N2: Labels of the images, about [0, 1]; without images, of what takes their place.
-        partner_va_M2: Labels of their partners; a clip and its caption share one.
-        partner_rows: Row of each partner in its modality's rows, int64 [M]; -1 where it has no such item. Only the
-            modalities of which there is at least one.
-        lead: "image", or the modality that takes the images' place.
-    """
-
-    image_va_N2: Floats
-    partner_va_M2: Floats
+    image_va_N2: Floats  # labels of the images, about [0, 1]; without images, of what takes their place
+    partner_va_M2: Floats  # labels of their partners; a clip and its caption share one
+    # Row of each partner in its modality's rows, int64 [M], -1 where it has no such item; modalities that there are.
     partner_rows: Mapping[str, NDArray[np.int64]]
-    lead: str = field(default="image", kw_only=True)
+    lead: str = field(default="image", kw_only=True)  # or the modality that takes the images' place
 
     @property
     def modalities(self) -> tuple[str, ...]:
         """Images and what their partners have."""
         return (self.lead, *self.partner_rows)
+
+    def labels(self) -> dict[str, Floats]:
+        """Labels [K, 2] of every modality's rows."""
+        labels = {self.lead: self.image_va_N2}
+        for modality, row_M in self.partner_rows.items():
+            has_M = row_M >= 0
+            labels[modality] = np.empty((int(has_M.sum()), 2), self.partner_va_M2.dtype)
+            labels[modality][row_M[has_M]] = self.partner_va_M2[has_M]
+        return labels
 
     def rows(self, modality: str, image_B: NDArray[np.int64], partner_B: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows [B] of a modality for pairs; -1 where a partner has no such item."""
@@ -54,35 +56,13 @@ class Pairing:
 
 @dataclass(frozen=True)
 class Triplets(Pairing):
-    """A pairing with the rows' embeddings.
-
-    Attributes:
-        emb: Embeddings [K, D] by modality.
-    """
+    """A pairing with the rows' embeddings [K, D] by modality."""
 
     emb: Mapping[str, Floats]
 
-    def labels(self) -> dict[str, Floats]:
-        """Labels [K, 2] of the embeddings' rows, by modality."""
-        return row_labels(self)
-
-
-def row_labels(pairing: Pairing) -> dict[str, Floats]:
-    """Labels [K, 2] of every modality's rows."""
-    labels = {pairing.lead: pairing.image_va_N2}
-    for modality, row_M in pairing.partner_rows.items():
-        has_M = row_M >= 0
-        labels[modality] = np.empty((int(has_M.sum()), 2), pairing.partner_va_M2.dtype)
-        labels[modality][row_M[has_M]] = pairing.partner_va_M2[has_M]
-    return labels
-
 
 def triplets(features: Features, split: str) -> Triplets:
-    """One split's rows; embeddings are views of the features'.
-
-    Raises:
-        UsageError: If the split has no rows.
-    """
+    """One split's rows; embeddings are views of the features'. UsageError if the split has no rows."""
     rows = features.split(split)
     found = {str(modality): rows[modality] for modality in MODALITIES if modality in rows and len(rows[modality])}
     if not found:
@@ -101,11 +81,8 @@ def partners(
 ) -> tuple[dict[str, NDArray[np.int64]], dict[str, NDArray[np.int64]]]:
     """Clips first, each with the caption of its id, then the captions that have no clip.
 
-    Args:
-        ids: Ids by modality, "music" and "caption" or one of them; unique within each.
-
-    Returns:
-        Rows of the partners [M] by modality (-1 for none), and by modality the rows that bring the partners' labels.
+    From ids by modality ("music" and "caption" or one of them; unique within each): rows of the partners [M] by
+    modality (-1 for none), and by modality the rows that bring the partners' labels.
     """
     if len(ids) == 1:
         ((modality, own),) = ids.items()
@@ -143,16 +120,10 @@ def batch_labels(
 def validation_row(
     points: Mapping[str, NDArray[np.floating]], labels: Mapping[str, NDArray[np.floating]], sigma: float
 ) -> dict[str, Any]:
-    """The validation metrics that choose the best checkpoint.
+    """The validation metrics that choose the best checkpoint, from predicted points and labels [K, 2] by modality.
 
-    Args:
-        points: Predicted points [K, 2] by modality.
-        labels: Their labels.
-        sigma: Of the matching score.
-
-    Returns:
-        val_va_mse (mean over modalities and axes), val_matching_mse (mean over image-music and image-caption, every
-        pair; 0 where there are none), val_total (their sum), and the R2 of each modality and axis for the curves.
+    val_va_mse (mean over modalities and axes), val_matching_mse (mean over image-music and image-caption, every pair; 0
+    where there are none), val_total (their sum), and the R2 of each modality and axis for the curves.
     """
     row: dict[str, Any] = {}
     errors = []

@@ -1,9 +1,8 @@
-"""What a model is worth on a dataset's split: every row counted, every figure with its interval and its floor.
+"""A model's errors on a dataset's split: every row counted, every figure with its interval and its floor.
 
 Figures of points are over all rows. Figures of pairs (matching, retrieval) cost the product of two modalities' rows:
 with more than metrics.PAIRED_ROWS of a modality they are over a random sample of that many, and the report says so.
-
-Shapes: N rows of a modality. Intervals are 95 % percentile bootstrap by group: a song's clips are not independent.
+Intervals are 95 % percentile bootstrap by group: a song's clips are not independent. N rows of a modality.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from pydantic.dataclasses import dataclass
 from mmva.errors import UsageError
 from mmva.modalities import AXES, MODALITIES, Modality
 from mmva_platform.settings import Settings
+from mmva_platform.training.card import evaluation_markdown
 from mmva_platform.training.predictions import PredictedRows, predict_rows
 
 if TYPE_CHECKING:
@@ -50,40 +50,24 @@ class Figure:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's figures on one split of one dataset; JSON-able.
+    """A model's figures on one split of one dataset; JSON-able."""
 
-    Attributes:
-        dataset: URI of the dataset.
-        dataset_digest: Its digest; figures compare only within one digest and split.
-        split: "test" or another split.
-        model_digest: The bundle's digest, None for a model not yet in a bundle.
-        rows: Rows evaluated by modality: all there are.
-        groups: Songs or images among them.
-        metrics: [modality][axis]["mse" | "mae" | "r2" | "pearson" | "ccc"].
-        matching: ["image-music" | ...]: MSE of the matching score over all pairs of the two.
-        retrieval: ["image->music" | ...]["ndcg@10" | "recall@1" | ... | "random_ndcg@10" | ...].
-        floors: [modality][axis]: MSE on these rows of the training split's mean, the best constant one could know (of
-            the rows' own mean where a dataset has no training split).
-        sigma: Scale of the matching scores.
-        warnings: What a reader has to know first, such as leakage.
-        clip_split: Plain values of the same recipe's evaluation on a split by clip, which leaks; see leakage.
-        sampled: Rows by modality that matching and retrieval were computed on, where that is not all of them.
-    """
-
-    dataset: str
-    dataset_digest: str
+    dataset: str  # URI
+    dataset_digest: str  # figures compare only within one digest and split
     split: str
-    model_digest: str | None
-    rows: dict[str, int]
-    groups: dict[str, int]
-    metrics: dict[str, dict[str, dict[str, Figure]]]
-    matching: dict[str, Figure]
-    retrieval: dict[str, dict[str, Figure]]
+    model_digest: str | None  # the bundle's; None for a model that is not yet in a bundle
+    rows: dict[str, int]  # evaluated, by modality: all there are
+    groups: dict[str, int]  # songs or images among them
+    metrics: dict[str, dict[str, dict[str, Figure]]]  # [modality][axis]["mse" | "mae" | "r2" | "pearson" | "ccc"]
+    matching: dict[str, Figure]  # ["image-music" | ...]: MSE of the matching score over all pairs of the two
+    retrieval: dict[str, dict[str, Figure]]  # ["image->music" | ...]["ndcg@10" | ... | "random_ndcg@10" | ...]
+    # [modality][axis]: MSE on these rows of the training split's mean, the best constant one could know; of the rows'
+    # own mean where a dataset has no training split.
     floors: dict[str, dict[str, float]]
-    sigma: float
-    warnings: tuple[str, ...] = ()
-    clip_split: dict[str, Any] | None = None
-    sampled: dict[str, int] = field(default_factory=dict)
+    sigma: float  # scale of the matching scores
+    warnings: tuple[str, ...] = ()  # what a reader has to know first, such as leakage
+    clip_split: dict[str, Any] | None = None  # plain values of the recipe's evaluation on a split by clip; see leakage
+    sampled: dict[str, int] = field(default_factory=dict)  # rows that pairs were measured on, where that is not all
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; what is not defined is null."""
@@ -97,32 +81,13 @@ class Evaluation:
 
     def to_markdown(self) -> str:
         """Tables for a person: VA metrics beside their floors, matching, retrieval, related systems."""
-        from mmva_platform.training.card import evaluation_markdown
-        from mmva_platform.training.leakage import clip_split_markdown
-
-        beside = "" if self.clip_split is None else f"\n{clip_split_markdown(self)}"
-        return evaluation_markdown(self) + beside
+        return evaluation_markdown(self, None if self.clip_split is None else Evaluation.from_json(self.clip_split))
 
 
 def evaluate(
-    bundle_dir: str | Path,
-    dataset_uri: str,
-    settings: Settings,
-    split: str = "test",
-    *,
-    clip_split: bool = False,
-    embeddings: str | None = None,
+    bundle_dir: str | Path, dataset_uri: str, settings: Settings, split: str = "test", *, embeddings: str | None = None
 ) -> Evaluation:
-    """Evaluate a bundle on a split of a dataset, from stored embeddings.
-
-    Args:
-        bundle_dir: The model.
-        dataset_uri: The dataset.
-        settings: Storage.
-        split: Which rows.
-        clip_split: Train the recipe once more on a split by clip and put its figures beside (leakage.py); this reads
-            the embeddings of all splits.
-        embeddings: Where they are, if not inside the dataset or where the model's training read them.
+    """Evaluate a bundle on a split of a dataset, from embeddings stored inside the dataset or in `embeddings`.
 
     Raises:
         UsageError: If the bundle, the dataset, the split or the embeddings of the bundle's backbones are not there.
@@ -130,23 +95,13 @@ def evaluate(
     """
     from mmva.bundle import load_bundle
     from mmva_platform.datasets.dataset import Dataset
-    from mmva_platform.datasets.features import load_features
-    from mmva_platform.training.leakage import beside_clip_split
-    from mmva_platform.training.predictions import embedding_places
 
     model = load_bundle(bundle_dir, load_encoders=False)
     dataset = Dataset.open(dataset_uri, settings)
     rows = predict_rows(model, dataset_uri, settings, split, embeddings=embeddings)
-    evaluation = _evaluation(
-        model, rows, uri=dataset.uri, digest=dataset.digest, split=split, means=_label_means(dataset)
-    )
-    warnings = (*dataset.warnings, *_seen(model, dataset, split), *evaluation.warnings)
-    evaluation = replace(evaluation, warnings=warnings)
-    if not clip_split:
-        return evaluation
-    fingerprints = {modality: str(model.backbones[modality]["fingerprint"]) for modality in rows}
-    places = embedding_places(model.provenance, dataset_uri, embeddings)
-    return beside_clip_split(evaluation, model, load_features(dataset_uri, fingerprints, settings, embeddings=places))
+    where = (dataset.uri, dataset.digest, split)
+    warnings = (*dataset.warnings, *_seen(model, dataset, split))
+    return _of_model(model, rows, where, means=_label_means(dataset), warnings=warnings)
 
 
 def evaluate_model(model: MMVA, features: Features, split: str = "test") -> Evaluation:
@@ -155,52 +110,47 @@ def evaluate_model(model: MMVA, features: Features, split: str = "test") -> Eval
     rows = {m: PredictedRows.of(model, m, f) for m, f in found.items()}
     assert all(len(rows[m].ids) == int((features[m].split == split).sum()) for m in rows), "every row counts"
     means = {m: f.va_N2.mean(axis=0) for m, f in features.split("train").items() if len(f)}
-    evaluation = _evaluation(model, rows, uri=features.uri, digest=features.digest, split=split, means=means)
-    return replace(evaluation, warnings=(*features.warnings, *evaluation.warnings))
-
-
-def evaluate_rows(
-    features: Features,
-    rows: Mapping[Modality, PredictedRows],
-    *,
-    split: str,
-    sigma: float,
-    floors: dict[str, dict[str, float]],
-) -> Evaluation:
-    """Figures of points that are predicted already, such as those of several models on their own folds."""
     where = (features.uri, features.digest, split)
-    return replace(_figures_of(rows, where, sigma=sigma, floors=floors), warnings=features.warnings)
+    return _of_model(model, rows, where, means=means, warnings=features.warnings)
 
 
-def _evaluation(
+def _of_model(
     model: MMVA,
-    rows: Mapping[Modality, PredictedRows],
-    *,
-    uri: str,
-    digest: str,
-    split: str,
-    means: Mapping[Modality, NDArray[np.float64]],
-) -> Evaluation:
-    """Figures of a model's rows; `means` are the training split's mean labels [2]."""
-    if not rows:
-        raise UsageError(f"dataset {uri}: split {split!r} has nothing to evaluate on; splits: train, val, test")
-    floors: dict[str, dict[str, float]] = {
-        modality: _floor(each, means.get(modality)) for modality, each in rows.items()
-    }
-    found = _figures_of(rows, (uri, digest, split), sigma=model.config.sigma, floors=floors)
-    warnings = tuple(f"split {split!r} has no {m}: not evaluated" for m in model.dims if m not in rows)
-    return replace(found, model_digest=model.digest, warnings=warnings)
-
-
-def _figures_of(
     rows: Mapping[Modality, PredictedRows],
     where: tuple[str, str, str],
     *,
-    sigma: float,
-    floors: dict[str, dict[str, float]],
+    means: Mapping[Modality, NDArray[np.float64]],
+    warnings: tuple[str, ...],
 ) -> Evaluation:
+    """Figures of a model's rows; `means` are the training split's mean labels [2], the rows' own where it has none."""
+    uri, _, split = where
+    if not rows:
+        raise UsageError(f"dataset {uri}: split {split!r} has nothing to evaluate on; splits: train, val, test")
+    constants = {m: means.get(m, each.label_N2.mean(axis=0)) for m, each in rows.items()}
+    absent = tuple(f"split {split!r} has no {m}: not evaluated" for m in model.dims if m not in rows)
+    found = evaluate_rows(rows, where, constants, model.config.sigma, (*warnings, *absent))
+    return replace(found, model_digest=model.digest)
+
+
+def evaluate_rows(
+    rows: Mapping[Modality, PredictedRows],
+    where: tuple[str, str, str],
+    constants: Mapping[Modality, NDArray[np.float64]],
+    sigma: float,
+    warnings: tuple[str, ...] = (),
+) -> Evaluation:
+    """Figures of predicted points, such as those of several models on their own folds.
+
+    Args:
+        rows: By modality.
+        where: The dataset's URI and digest, and the split.
+        constants: The best constant that one could know, [2] or one for each row, [N, 2]; its MSE is the floor.
+        sigma: Of the matching score.
+        warnings: Said above the figures.
+    """
     pairs = {modality: _sample(each) for modality, each in rows.items()}
     uri, digest, split = where
+    floors = {m: np.square(each.label_N2 - constants[m]).mean(axis=0).tolist() for m, each in rows.items()}
     return Evaluation(
         dataset=uri,
         dataset_digest=digest,
@@ -211,8 +161,9 @@ def _figures_of(
         metrics={modality: _va_figures(each) for modality, each in rows.items()},
         matching=_matching(pairs, sigma),
         retrieval=_retrieval(pairs, sigma),
-        floors=floors,
+        floors={modality: dict(zip(AXES, errors, strict=True)) for modality, errors in floors.items()},
         sigma=sigma,
+        warnings=warnings,
         sampled={m: len(each.ids) for m, each in pairs.items() if len(each.ids) < len(rows[m].ids)},
     )
 
@@ -239,18 +190,14 @@ def _seen(model: MMVA, dataset: Dataset, split: str) -> list[str]:
 
     record = model.provenance.get("training_data") or {}
     found = {m: seen_rows(record, dataset, m, split) for m in MODALITIES if m in model.dims}
-    return [
-        f"{each.certain} of {each.rows} {m} rows, or others of their groups, were in the model's training data."
-        for m, each in found.items()
-        if each.certain
-    ]
+    text = "{} of {} {} rows, or others of their groups, were in the model's training data."
+    return [text.format(each.certain, each.rows, m) for m, each in found.items() if each.certain]
 
 
 def intervals_from(model: MMVA, features: Features, split: str = "val") -> dict[str, dict[str, float]]:
-    """Half widths of the 90 % intervals per modality and axis, by song or image.
+    """Half widths of the 90 % intervals per modality and axis, by song or image, from validation.
 
-    From validation, which no weight was fitted to. It did choose penalties and the best epoch, so with few groups the
-    intervals hold a little less often than nine times in ten (.92 against .94 measured with twelve songs).
+    Validation chose penalties and the best epoch, so with few groups they hold a little less often (docs/method.md).
     """
     from mmva.intervals import conformal_intervals
 
@@ -264,8 +211,7 @@ def intervals_from(model: MMVA, features: Features, split: str = "val") -> dict[
 def reference_of(model: MMVA, features: Features, split: str = "train") -> dict[str, Any]:
     """Quantiles of the model's own points on a split, to measure a catalog's drift by: see mmva.drift.
 
-    Returns:
-        {modality: {axis: quantiles}, "items": {modality: N}}; a modality without rows is left out.
+    {modality: {axis: quantiles}, "items": {modality: N}}; a modality without rows is left out.
     """
     from mmva.drift import reference_quantiles
 
@@ -282,9 +228,7 @@ def _va_figures(rows: PredictedRows) -> dict[str, dict[str, Figure]]:
 
     values = va_metrics(rows.predicted_N2, rows.label_N2)
     intervals = bootstrap(rows.predicted_N2, rows.label_N2, rows.group_N, resamples=RESAMPLES)
-    return {
-        axis: {name: Figure(value, *intervals[axis][name]) for name, value in values[axis].items()} for axis in AXES
-    }
+    return {axis: {name: Figure(of, *intervals[axis][name]) for name, of in values[axis].items()} for axis in AXES}
 
 
 def _matching(rows: Mapping[Modality, PredictedRows], sigma: float) -> dict[str, Figure]:
@@ -302,24 +246,13 @@ def _matching(rows: Mapping[Modality, PredictedRows], sigma: float) -> dict[str,
 
 
 def _retrieval(rows: Mapping[Modality, PredictedRows], sigma: float) -> dict[str, dict[str, Figure]]:
-    from mmva.bootstrap import bootstrap_mean
+    from mmva.bootstrap import bootstrap_means
     from mmva.retrieval import retrieval_per_query
 
     figures = {}
     for a, b in itertools.permutations([m for m in MODALITIES if m in rows], 2):
-        query, gallery = rows[a], rows[b]
-        values = retrieval_per_query(
-            query.predicted_N2, gallery.predicted_N2, query.label_N2, gallery.label_N2, sigma=sigma
-        )
-        figures[f"{a}->{b}"] = {
-            name: Figure(float(value_Q.mean()), *bootstrap_mean(value_Q, query.group_N, resamples=RESAMPLES))
-            for name, value_Q in values.items()
-        }
+        points = (rows[a].predicted_N2, rows[b].predicted_N2, rows[a].label_N2, rows[b].label_N2)
+        values = retrieval_per_query(*points, sigma=sigma)
+        intervals = bootstrap_means(values, rows[a].group_N, resamples=RESAMPLES)
+        figures[f"{a}->{b}"] = {name: Figure(float(of.mean()), *intervals[name]) for name, of in values.items()}
     return figures
-
-
-def _floor(rows: PredictedRows, mean_2: NDArray[np.float64] | None) -> dict[str, float]:
-    """MSE of the training split's mean on these rows, of their own mean where there is no training split."""
-    constant_2 = rows.label_N2.mean(axis=0) if mean_2 is None else mean_2
-    errors_2 = np.square(rows.label_N2 - constant_2).mean(axis=0)
-    return {axis: float(error) for axis, error in zip(AXES, errors_2, strict=True)}

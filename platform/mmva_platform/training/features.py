@@ -18,7 +18,6 @@ import torch
 
 from mmva.errors import UsageError
 from mmva.matching import EpochPlan
-from mmva.modalities import Modality
 from mmva.model import MMVA
 from mmva_platform.settings import Settings
 from mmva_platform.training.data import Floats, Triplets, batch_labels, triplets, validation_row
@@ -29,7 +28,6 @@ from mmva_platform.training.rundir import RunDirectory, RunFacts
 from mmva_platform.training.state import Row, TrainState, World, build_model, new_state, state_around
 
 if TYPE_CHECKING:
-    from mmva_platform.datasets.embedding_set import EmbeddingsInfo
     from mmva_platform.datasets.features import Features
 
 _MIB: Final = 2**20
@@ -37,21 +35,11 @@ _SPARE: Final = 1.15  # labels, ids, checkpoints and Ray's own objects
 _WAY_OUT: Final = "or train with mode=media, which reads media batch by batch"
 
 
-def needed_bytes(sets: Mapping[Modality, EmbeddingsInfo]) -> dict[str, int]:
-    """Bytes of the embeddings in memory, by modality."""
-    return {str(modality): 4 * info.rows * info.dim for modality, info in sets.items()}
-
-
 def check_memory(needed: Mapping[str, int], store_bytes: float, free_bytes: float | None) -> None:
-    """Refuse what does not fit.
+    """UsageError, naming the setting that would make room and media mode, if the bytes by modality do not fit.
 
-    Args:
-        needed: Bytes by modality.
-        store_bytes: Size of the smallest node's object store.
-        free_bytes: Memory that the driver's machine can still give; None where that is not known.
-
-    Raises:
-        UsageError: Naming the setting that would make room, and media mode.
+    `store_bytes` is the size of the smallest node's object store, `free_bytes` what the driver's machine can still
+    give, None where that is not known.
     """
     total = round(sum(needed.values()) * _SPARE)
     what = f"features mode keeps {total / _MIB:,.0f} MiB of embeddings in shared memory"
@@ -68,23 +56,19 @@ def check_memory(needed: Mapping[str, int], store_bytes: float, free_bytes: floa
         )
 
 
-def share_features(recipe_dataset: str, preset: str, settings: Settings, embeddings: str | None) -> dict[str, Any]:
-    """Load a dataset's embeddings into shared memory, one modality after another. Needs a Ray session.
+def share_features(recipe: Recipe, settings: Settings) -> dict[str, Any]:
+    """Load a dataset's embeddings into shared memory, one modality after another; see shared_features. Needs Ray.
 
-    Returns:
-        What shared_features takes.
-
-    Raises:
-        UsageError: If there are no such embeddings, or they do not fit.
-        CheckFailed: If a part is not the one that was published.
+    Raises UsageError if there are no such embeddings, or they do not fit, CheckFailed if a part was changed.
     """
     import ray
 
     from mmva_platform.datasets.features import FeatureSets
 
-    sets = FeatureSets.open(recipe_dataset, preset, settings, embeddings=embeddings)
+    sets = FeatureSets.open(recipe.dataset, recipe.preset, settings, embeddings=recipe.embeddings)
     stores = [node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["Alive"]]
-    check_memory(needed_bytes(sets.infos), min(stores), free_memory())
+    needed = {str(modality): 4 * info.rows * info.dim for modality, info in sets.infos.items()}
+    check_memory(needed, min(stores), free_memory())
     rows = {modality: ray.put(sets.load(modality)) for modality in sets.infos}
     return {"description": sets.describe({}), "rows": rows}
 
@@ -186,15 +170,15 @@ class FeaturesMode:
     """What the driver does in features mode."""
 
     def __init__(self, recipe: Recipe, settings: Settings) -> None:
-        self.config = share_features(recipe.dataset, recipe.preset, settings, recipe.embeddings)
-        self._features = shared_features(self.config)
+        self.data = share_features(recipe, settings)
+        self._features = shared_features(self.data)
         train, val = (triplets(self._features, name) for name in ("train", "val"))
         if recipe.optimizer.ridge == "auto":
-            check_probes(train, val)
+            check_probes(train, val)  # before workers start
         self.facts = RunFacts.of(self._features)
 
     def trained(self, run: RunDirectory, recipe: Recipe, last: Mapping[str, Any]) -> tuple[MMVA, Features]:
-        """The best epoch's towers, and the features that the run was trained on."""
+        """See Mode."""
         del run
         model = build_model(recipe, triplets(self._features, "train"))
         model.load_state_dict(last["best"]["weights"])

@@ -1,4 +1,4 @@
-"""A recipe on group-wise folds: for collections that are too small for one test split to say much.
+"""A recipe on folds by group: for collections that are too small for one test split to say much.
 
 Every row is predicted once, by the model of the fold in which its group is held out. So the figures are of the recipe,
 not of one model, and their intervals are over all groups.
@@ -7,48 +7,35 @@ not of one model, and their intervals are over all groups.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmva.errors import UsageError
-from mmva.modalities import AXES, Modality
+from mmva.modalities import Modality
+from mmva_platform.training.evaluation import Evaluation, evaluate_rows
+from mmva_platform.training.leakage import train_here
 from mmva_platform.training.predictions import Points, PredictedRows
 from mmva_platform.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from mmva.model import MMVA
     from mmva_platform.datasets.features import Features
-    from mmva_platform.training.evaluation import Evaluation
 
 log = logging.getLogger(__name__)
 Fit = Callable[["Features"], "MMVA"]
 
 
-def evaluate_folds(recipe: Recipe, features: Features, k: int, seed: int = 0) -> Evaluation:
-    """Train the recipe on each of k folds by group, in this process, and measure the held-out rows of all together.
-
-    Raises:
-        UsageError: If there are too few groups, or a fold has nothing to train or validate with.
-    """
-    return folds_of(recipe, features, k, seed)[0]
-
-
 def folds_of(
     recipe: Recipe, features: Features, k: int, seed: int = 0
 ) -> tuple[Evaluation, dict[Modality, PredictedRows]]:
-    """What evaluate_folds returns, and the held-out points that it was measured on."""
-    from mmva_platform.training.evaluation import evaluate_rows
-    from mmva_platform.training.leakage import train_here
+    """Train the recipe on each of k folds by group, in this process; figures of all held-out rows, and their points.
 
+    UsageError if there are too few groups, or a fold has nothing to train or validate with.
+    """
     rows, constants = predict_folds(lambda fold: train_here(recipe, fold)[0], features, k, seed)
-    floors: dict[str, dict[str, float]] = {
-        modality: dict(zip(AXES, np.square(constants[modality] - of.label_N2).mean(axis=0).tolist(), strict=True))
-        for modality, of in rows.items()
-    }
-    name = f"{k} folds by group"
-    return evaluate_rows(features, rows, split=name, sigma=recipe.loss.sigma, floors=floors), rows
+    where = (features.uri, features.digest, f"{k} folds by group")
+    return evaluate_rows(rows, where, constants, recipe.loss.sigma, features.warnings), rows
 
 
 def predict_folds(
@@ -56,11 +43,7 @@ def predict_folds(
 ) -> tuple[dict[Modality, PredictedRows], dict[Modality, Points]]:
     """Held-out points of every row, and the mean label [N, 2] of what its fold's model was trained on.
 
-    Args:
-        fit: From features with splits to a model, which must not look at "test".
-        features: Embedded rows; their own splits are not used.
-        k: Number of folds.
-        seed: Another seed gives other folds.
+    `fit` makes a model from features with splits, and must not look at "test". The features' own splits are not used.
     """
     found: dict[Modality, Points] = {}
     constants: dict[Modality, Points] = {}
@@ -82,20 +65,3 @@ def predict_folds(
         if modality in found
     }
     return predicted, constants
-
-
-def recipe_of(provenance: Mapping[str, Any]) -> Recipe:
-    """The recipe in a bundle's provenance.
-
-    Raises:
-        UsageError: If there is none, or it tunes backbones: then every fold would need embeddings of its own.
-    """
-    from mmva_platform.settings import validate
-
-    values: dict[str, Any] = provenance.get("recipe") or {}
-    if not values:
-        raise UsageError("--folds: the model does not say by which recipe it was trained")
-    if values.get("mode", "features") != "features":
-        raise UsageError("--folds: the model's backbones were tuned on its own split; folds need frozen ones")
-    known = {name: value for name, value in values.items() if name in Recipe.model_fields}
-    return validate(Recipe, known, "the model's recipe")

@@ -1,31 +1,23 @@
-"""A run on the cluster: Ray Train in a thread of its own, while the driver tells what happens and minds signals.
+"""A run on the cluster: Ray Train in a thread of its own, while the driver logs what happens and handles signals.
 
-Ray Train's controller calls the callbacks in its own process; a queue brings to the driver what they are told. The main
-thread stays free, so Ctrl-C ends a run at once and SIGTERM, by which schedulers announce that a machine is taken away,
+Ray Train's controller calls the callbacks in its own process; a queue brings what they are told to the driver. The main
+thread stays free: Ctrl-C ends a run at once, and SIGTERM, by which schedulers announce that a machine is taken away,
 lets the workers save first. A run whose workers wait for resources has nothing to save and ends at once.
 """
 
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 import ray
 from ray.exceptions import RayError
-from ray.train import (
-    CheckpointConfig,
-    FailureConfig,
-    RunConfig,
-    ScalingConfig,
-    TrainingFailedError,
-    UserCallback,
-)
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution.callback import ControllerCallback  # DeveloperAPI, of which there is no other
 from ray.train.v2.api.config import LoggingConfig
@@ -33,6 +25,7 @@ from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mmva.errors import CheckFailed, OperationFailed, UsageError
+from mmva_platform.draining import drain_on_sigterm
 from mmva_platform.settings import Settings
 from mmva_platform.training.recipe import Recipe
 from mmva_platform.training.rundir import RunDirectory
@@ -56,14 +49,12 @@ class ReportCallback(UserCallback):
     def __init__(self, events: Queue) -> None:
         self._events = events
 
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
         """All workers have reported; a checkpoint is in storage by now."""
-        del run_context, checkpoint
         self._events.put(("report", metrics))
 
-    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:  # noqa: ARG002
         """A worker has failed. Raising ends the run: Ray Train does not retry an error of its callbacks."""
-        del run_context
         for rank, error in worker_exceptions.items():
             cause = getattr(error, "_base_exc", error)
             if isinstance(cause, UsageError | CheckFailed | OperationFailed):
@@ -102,11 +93,7 @@ class Workers:
 
 
 def plan_workers(recipe: Recipe, gpus: float) -> Workers:
-    """The recipe's workers on a cluster that has, or may grow to, so many GPUs.
-
-    Raises:
-        UsageError: If a step has fewer pairs than there are workers.
-    """
+    """The recipe's workers on a cluster that has, or may grow to, so many GPUs; UsageError if pairs are fewer."""
     fewest, most = (max(1, int(gpus)),) * 2 if recipe.workers == "auto" else recipe.worker_range
     if recipe.batch_size < most:
         raise UsageError(f"batch_size {recipe.batch_size} leaves some of the {most} workers without a pair")
@@ -123,7 +110,7 @@ class Watch:
         self._run, self._workers = run, workers
         self._state, self._last = "InitializingState", ""
         self._since = self._said = time.monotonic()
-        self._waiting = False
+        self.waiting = False  # for resources
         self.controller: Any = None
 
     @property
@@ -136,6 +123,19 @@ class Watch:
         self._said = time.monotonic()
         log.log(level, "training %s: %s", self._run, text)
 
+    def told(self, kind: str, content: Any) -> None:
+        """One of the callbacks' events."""
+        if kind == "controller":
+            self.controller = content
+        elif kind == "state":
+            self.entered(*content)
+        elif kind == "failure":
+            self.say(content, logging.WARNING)
+        else:
+            self._last = f"epoch {content[0]['epoch'] + 1}, {content[0]['done']} steps done"
+            if content[0]["rows"]:
+                self._said = time.monotonic()  # an epoch has its own line
+
     def entered(self, state: str, workers: int) -> None:
         """The controller changed its state."""
         if self.workerless != (state in _WORKERLESS):
@@ -145,15 +145,9 @@ class Watch:
             self.say("goes on from its last checkpoint", logging.WARNING)
         elif state == "ResizingState":
             self.say(f"goes on from its last checkpoint with {workers} workers")
-        elif state == "RunningState" and self._waiting:
-            self._waiting = False
+        elif state == "RunningState" and self.waiting:
+            self.waiting = False
             self.say("its workers have their resources")
-
-    def stepped(self, report: Mapping[str, Any]) -> None:
-        """A worker's report."""
-        self._last = f"epoch {report['epoch'] + 1}, {report['done']} steps done"
-        if report["rows"]:
-            self._said = time.monotonic()  # an epoch has its own line
 
     def tick(self, free: Callable[[], Mapping[str, float]] = ray.available_resources) -> None:
         """Say something if it was quiet for long."""
@@ -164,7 +158,7 @@ class Watch:
         short = any(here[name] < self._workers.fewest * each for name, each in self._workers.each.items())
         # What is free may lie on several nodes, none of which has room for a worker.
         if self.workerless and (short or now - self._since > _START_S):
-            self._waiting = True
+            self.waiting = True
             text = ", ".join(f"{amount:g} {name}" for name, amount in here.items())
             self.say(f"waits for {self._workers}; free in the cluster: {text}", logging.WARNING)
         else:
@@ -173,72 +167,71 @@ class Watch:
 
 def run_on_ray(
     run: RunDirectory, recipe: Recipe, data: Any, workers: Workers, *, settings: Settings, on_report: Reports
-) -> bool:
-    """Train on the cluster.
-
-    Args:
-        run: Where checkpoints go.
-        recipe: The run's.
-        data: What the workers get; see train_worker.
-        workers: How many.
-        settings: Cluster and storage.
-        on_report: Called here with each of the workers' reports, a row for each rank.
+) -> str:
+    """Train on the cluster; `on_report` is called here with each of the workers' reports, a row for each rank.
 
     Returns:
-        Whether it came to its end, or saved when it was told to stop; False if it was cut off.
+        How it was cut off, when it was told to stop and could not save; empty if it saved, or came to its end.
 
     Raises:
-        KeyboardInterrupt: On Ctrl-C, after the workers have ended.
+        KeyboardInterrupt, SystemExit: On Ctrl-C or a second SIGTERM, after the workers have ended.
         UsageError, CheckFailed, OperationFailed: What a worker said, or that workers failed too often.
     """
-    events, stop = _queue(), _queue()
-    watch, outcome = Watch(run.name, workers), _Outcome(run, recipe, data, workers, settings, events, stop)
-    told_at: float | None = None
-    with terminated() as told:
-        outcome.start()
+    watch, fit = Watch(run.name, workers), _Fit(run, recipe, data, workers, settings.cluster.stall_timeout_s)
+    with drain_on_sigterm(f"training {run.name}: told to stop; a second SIGTERM ends at once") as stopping:
+        fit.start()
         try:
-            while True:
-                alive = outcome.is_alive()  # asked first: what it reported before its end is in the queue
-                for kind, content in _taken(events):
-                    _handle(kind, content, watch, on_report)
-                if not alive:
-                    break
-                watch.tick()
-                if told.is_set() and told_at is None:
-                    told_at = time.monotonic()
-                    watch.say("told to stop")
-                    stop.actor.put.remote("stop")  # without waiting: on a full cluster its process may not be there
-                if told_at is not None and (watch.workerless or time.monotonic() - told_at > _GRACE_S):
-                    return False
+            cut_off = _follow(watch, fit, on_report, stopping)
+        except RayError as error:
+            raise _explained(run.name, error) from error
         finally:
-            if outcome.is_alive():
-                _abort(watch, events)
-                outcome.join(_ABORT_S)
-            for queue in (events, stop):
-                queue.shutdown(force=True)
-    if outcome.error is not None:
-        raise _explained(run.name, outcome.error) from outcome.error
-    return True
+            with suppress(RayError):
+                fit.end(watch)
+    if cut_off:
+        return f"stopped while it waited for {workers}" if watch.waiting else "stopped"
+    if fit.error is not None:
+        raise _explained(run.name, fit.error) from fit.error
+    return ""
 
 
-class _Outcome(threading.Thread):
-    """Ray Train's fit in a thread, in which it leaves signals alone."""
+def _follow(watch: Watch, fit: _Fit, on_report: Reports, stopping: Callable[[], bool]) -> bool:
+    """Until the run ends; whether it has to be cut off, because it was told to stop and cannot save."""
+    told_at: float | None = None
+    while True:
+        alive = fit.is_alive()  # asked first: what it reported before its end is in the queue
+        for kind, content in fit.taken():
+            watch.told(kind, content)
+            if kind == "report":
+                on_report(content)
+        if not alive:
+            return False
+        watch.tick()
+        if stopping() and told_at is None:
+            told_at = time.monotonic()
+            fit.stop.actor.put.remote("stop")  # without waiting: on a full cluster its process may not be there
+        if told_at is not None and (watch.workerless or time.monotonic() - told_at > _GRACE_S):
+            return True
 
-    def __init__(
-        self, run: RunDirectory, recipe: Recipe, data: Any, workers: Workers, settings: Settings, *queues: Queue
-    ) -> None:
+
+class _Fit(threading.Thread):
+    """Ray Train's fit in a thread, in which it leaves signals alone; `stop` tells the workers to save and end."""
+
+    def __init__(self, run: RunDirectory, recipe: Recipe, data: Any, workers: Workers, stall_s: float) -> None:
         super().__init__(name="ray-train", daemon=True)
-        events, stop = queues
+        # On the driver's node: another may be lost while the run goes on.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {"num_cpus": 0, "scheduling_strategy": here}
+        self._events, self.stop = Queue(actor_options=options), Queue(actor_options=options)
         self.error: BaseException | None = None
         files, path = run.filesystem()
         use_gpu = "GPU" in workers.each
         self._trainer = TorchTrainer(
             train_worker,
-            train_loop_config={"recipe": recipe.model_dump(mode="json"), "data": data, "stop": stop},
+            train_loop_config={"recipe": recipe.model_dump(mode="json"), "data": data, "stop": self.stop},
             torch_config=TorchConfig(
                 # On GPUs, random states and flags still travel between CPUs.
                 backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo",
-                timeout_s=int(settings.cluster.stall_timeout_s),
+                timeout_s=int(stall_s),
             ),
             scaling_config=ScalingConfig(
                 num_workers=workers.most if workers.fewest == workers.most else (workers.fewest, workers.most),
@@ -252,7 +245,7 @@ class _Outcome(threading.Thread):
                 storage_filesystem=files,
                 failure_config=FailureConfig(max_failures=_MAX_FAILURES),
                 checkpoint_config=CheckpointConfig(num_to_keep=recipe.checkpoint.keep),
-                callbacks=[ReportCallback(events), StateCallback(events)],
+                callbacks=[ReportCallback(self._events), StateCallback(self._events)],
                 logging_config=LoggingConfig(log_level="WARNING"),
             ),
         )
@@ -264,46 +257,26 @@ class _Outcome(threading.Thread):
         except BaseException as error:  # noqa: BLE001 - raised again by the main thread
             self.error = error
 
+    def taken(self) -> Iterator[tuple[str, Any]]:
+        """The callbacks' events so far, after a moment's wait if there is none."""
+        with suppress(Empty):
+            yield self._events.get(timeout=_POLL_S)
+            for _ in range(self._events.qsize()):
+                yield self._events.get()
 
-def _handle(kind: str, content: Any, watch: Watch, on_report: Reports) -> None:
-    if kind == "controller":
-        watch.controller = content
-    elif kind == "state":
-        watch.entered(*content)
-    elif kind == "failure":
-        watch.say(content, logging.WARNING)
-    else:
-        watch.stepped(content[0])
-        on_report(content)
-
-
-def _queue() -> Queue:
-    """On the driver's node: another may be lost while the run goes on."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-
-
-def _taken(events: Queue) -> Iterator[tuple[str, Any]]:
-    """What is in the queue, after a moment's wait if that is nothing."""
-    try:
-        yield events.get(timeout=_POLL_S)
-    except Empty:
-        return
-    for _ in range(events.qsize()):
-        yield events.get()
-
-
-def _abort(watch: Watch, events: Queue) -> None:
-    """End the controller and with it its workers; it does not answer while it waits for resources."""
-    with suppress(RayError):
+    def end(self, watch: Watch) -> None:
+        """Abort the controller and with it its workers, if it runs; it does not answer while it waits for resources."""
         until = time.monotonic() + _ABORT_S
-        while watch.controller is None and time.monotonic() < until:
-            for kind, content in _taken(events):
-                _handle(kind, content, watch, lambda _: None)
-        if watch.controller is not None:
+        while self.is_alive() and watch.controller is None and time.monotonic() < until:
+            for kind, content in self.taken():
+                watch.told(kind, content)
+        if self.is_alive() and watch.controller is not None:
             with suppress(RayError):
                 ray.get(watch.controller.abort.remote(), timeout=_ABORT_S)
             ray.kill(watch.controller)
+        self.join(_ABORT_S)
+        for queue in (self._events, self.stop):
+            queue.shutdown(force=True)
 
 
 def _explained(run: str, error: BaseException) -> BaseException:
@@ -325,17 +298,3 @@ def _explained(run: str, error: BaseException) -> BaseException:
 def one_line(error: BaseException) -> str:
     """An error's kind and text on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-
-
-@contextmanager
-def terminated() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, instead of ending the process; never set outside the main thread."""
-    told = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield told
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
-    try:
-        yield told
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -2,7 +2,7 @@
 
 A step is defined by its *global* batch, which every rank knows from the epoch's plan. Each rank computes its share of
 every mean (its sum of errors / the global count), so the tail batch, a share without captions and even an empty share
-come out exactly as with one rank. Shapes: B pairs of the share, T loss terms, S steps of an epoch.
+give exactly what one rank gives. Shapes: B pairs of the share, T loss terms, S steps of an epoch.
 """
 
 from __future__ import annotations
@@ -29,17 +29,11 @@ from mmva_platform.training.state import WORLD_OF_ONE, Row, TrainState, World
 
 @dataclass(frozen=True)
 class Batch:
-    """A rank's share of a global batch, or one piece of it under gradient accumulation; B may be 0.
+    """A rank's share of a global batch, or one piece of it under gradient accumulation; B may be 0."""
 
-    Attributes:
-        inputs: What the model takes.
-        labels: Labels [B, 2] by modality.
-        present: Masks [B] by modality: which rows have such an item.
-    """
-
-    inputs: Any
-    labels: Mapping[str, Tensor]
-    present: Mapping[str, Tensor]
+    inputs: Any  # what the model takes
+    labels: Mapping[str, Tensor]  # [B, 2] by modality
+    present: Mapping[str, Tensor]  # masks [B] by modality: which rows have such an item
 
 
 class Source(Protocol):
@@ -67,22 +61,16 @@ class Callback(Protocol):
 
 
 def train_step(state: TrainState, pieces: Sequence[Batch], scale_T: Tensor, recipe: Recipe) -> Tensor:
-    """One optimizer step on the global batch of which `pieces` are this rank's share.
+    """One optimizer step on the global batch of which `pieces` are this rank's share; their gradients add up.
 
-    Args:
-        state: Moves.
-        pieces: One batch, or several whose gradients add up.
-        scale_T: Factors by which the loss terms' sums add up to the loss; see loss_scales.
-        recipe: The run's.
-
-    Returns:
-        Each loss term's sum of squared errors over the share, [T] on the model's device: nothing waits for it.
+    `scale_T` are the factors by which the loss terms' sums add up to the loss; see loss_scales. Returns each term's sum
+    of squared errors over the share, [T] on the model's device: nothing waits for it.
     """
     state.optimizer.zero_grad()
     sums_T = torch.zeros_like(state.sums_T)
     for number, piece in enumerate(pieces, start=1):
         with _gradients_synced(state.parallel, last=number == len(pieces)):
-            va = state.parallel(piece.inputs)
+            va = state.parallel(piece.inputs, hidden=recipe.loss.similarity_by == "projections")
             everyone = gathered(va, piece, recipe) if recipe.loss.similarity_over == "all" else None
             piece_sums_T = loss_sums(va, piece.labels, piece.present, recipe.loss, everyone)
             torch.autograd.backward((piece_sums_T * scale_T).sum())
@@ -100,7 +88,7 @@ def train_step(state: TrainState, pieces: Sequence[Batch], scale_T: Tensor, reci
 
 
 def gathered(va: Mapping[str, Tensor], share: Batch, recipe: Recipe) -> Rows | None:
-    """Points, labels and masks of the global batch, without gradients; None on a single process."""
+    """What towers gave, labels and masks of the global batch, without gradients; None on a single process."""
     if not torch.distributed.is_initialized() or (size := torch.distributed.get_world_size()) == 1:
         return None
     # Shares differ by one row at most in length, so each is filled up with a row that is masked.
@@ -112,9 +100,9 @@ def gathered(va: Mapping[str, Tensor], share: Batch, recipe: Recipe) -> Rows | N
     torch.distributed.all_gather(parts, padded_BC)
     by_modality = dict(zip(va, torch.cat(parts).chunk(len(va), dim=1), strict=True))
     return Rows(
-        {m: all_B5[:, :2] for m, all_B5 in by_modality.items()},
-        {m: all_B5[:, 2:4] for m, all_B5 in by_modality.items()},
-        {m: all_B5[:, 4] > 0 for m, all_B5 in by_modality.items()},
+        {m: all_BC[:, :-3] for m, all_BC in by_modality.items()},
+        {m: all_BC[:, -3:-1] for m, all_BC in by_modality.items()},
+        {m: all_BC[:, -1] > 0 for m, all_BC in by_modality.items()},
     )
 
 
@@ -126,11 +114,7 @@ def fit(
     world: World = WORLD_OF_ONE,
     callback: Callback | None = None,
 ) -> TrainState:
-    """Train from where the state is to the recipe's last epoch, or until the callback stops it.
-
-    Raises:
-        OperationFailed: If the loss is not finite any more.
-    """
+    """Train from where the state is to the recipe's last epoch, or until the callback stops it; see epoch_row."""
     while state.epoch < recipe.epochs:
         began = time.monotonic()
         plan = plan_epoch(source.pairing, recipe, state.epoch)
@@ -186,8 +170,7 @@ def batch_counts(pairing: Pairing, plan: EpochPlan, recipe: Recipe) -> NDArray[n
 def epoch_row(state: TrainState, pairing: Pairing, recipe: Recipe, plan: EpochPlan, world: World) -> Row:
     """The epoch's mean loss terms so far, their weighted sum as "loss", and the plan's target scores; collective.
 
-    Raises:
-        OperationFailed: If the loss is not finite: the run has diverged, on every rank.
+    OperationFailed if the loss is not finite: the run has diverged, on every rank.
     """
     sums_T = torch.stack(world.all(state.sums_T.cpu())).sum(dim=0)
     counts_T = batch_counts(pairing, plan, recipe)[: state.done].sum(axis=0)

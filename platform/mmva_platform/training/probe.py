@@ -32,16 +32,8 @@ def fit_probe(z: Pieces, va_N2: Floats, z_val: Pieces, va_val_M2: Floats) -> tup
     """Ridge regression on standardised embeddings; each axis has the penalty of PENALTIES that is best on validation.
 
     From the Gram matrix, piece by piece: memory does not grow with the number of rows. With fewer rows than dimensions
-    the rows themselves are decomposed, which is quicker.
-
-    Args:
-        z: Standardised embeddings [N, D] of the training split, in pieces.
-        va_N2: Their labels.
-        z_val: Standardised embeddings [M, D] of the validation split, in pieces.
-        va_val_M2: Their labels.
-
-    Returns:
-        Weights [D, 2] of va - va_N2.mean(axis=0), and the penalties [2].
+    the rows themselves are decomposed, which is quicker. `z` are the training split's rows [N, D] in pieces, `z_val`
+    the validation split's. Returns weights [D, 2] of va - va_N2.mean(axis=0), and the penalties [2].
     """
     mean_2 = va_N2.mean(axis=0)
     variance_K, v_DK, moment_D2 = _decomposed(z, va_N2 - mean_2)
@@ -88,9 +80,7 @@ def start_from_probes(model: MMVA, train: Triplets, val: Triplets) -> dict[str, 
     """Set every tower's linear path to its probe; returns the penalties [2] by modality, per input dimension.
 
     The probe predicts labels and the path logits: at the mean label both have the same value and the same slope.
-
-    Raises:
-        UsageError: If validation lacks a modality that training has.
+    UsageError as check_probes.
     """
     check_probes(train, val)
     penalties = {}

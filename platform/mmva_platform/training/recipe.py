@@ -1,20 +1,22 @@
 """The recipe of a training run: every choice that MMVA's paper leaves open is an option, its default explained.
 
-"Not published" marks what neither the paper nor its files say (docs: what is known of the method); such a default is
-ours, chosen on generated data against ridge regression on the same features (`benchmarks/ridge.py`), not the authors'.
+"Not published" marks what neither the paper nor its files say (docs/method.md); such a default is ours, chosen on
+generated data against ridge regression on the same features (`benchmarks/ridge.py`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from mmva.errors import UsageError
 from mmva.losses import LossConfig
 from mmva.modalities import Modality
 from mmva.towers import TowerConfig
-from mmva_platform.settings import Config
+from mmva_platform.settings import Config, validate
 
 Workers = Annotated[int, Field(ge=1)]
 
@@ -25,11 +27,7 @@ class OptimizerOptions(Config):
     name: Literal["adamw", "sgd"] = Field(
         "adamw", description="not published; Adam, because three towers of different scale train at one lr under it"
     )
-    weight_decay: float = Field(
-        0.0,
-        ge=0,
-        description="not published; none (AdamW is Adam then), because `ridge` holds the towers' linear paths",
-    )
+    weight_decay: float = Field(0.0, ge=0, description="not published; none, because `ridge` holds the linear paths")
     lr: float = Field(
         3e-4, gt=0, description="peak learning rate; not published; small, because towers start as ridge regressions"
     )
@@ -83,13 +81,9 @@ class MediaOptions(Config):
     lr: dict[Modality, Annotated[float, Field(gt=0)]] = Field(
         {"image": 1e-5, "music": 1e-5, "caption": 1e-5}, description="peak learning rate of each backbone's layers"
     )
-    pieces: int = Field(
-        1, ge=1, description="gradient accumulation: a step's share goes through the model in so many pieces"
-    )
+    pieces: int = Field(1, ge=1, description="gradient accumulation: a step's share goes through in so many pieces")
     loaders: int | None = Field(
-        None,
-        ge=0,
-        description="processes of each worker that decode media; default: one fewer than its CPUs, at least 1",
+        None, ge=0, description="processes of each worker that decode media; default: its CPUs less one, at least 1"
     )
     compile: bool = Field(default=False, description="torch.compile of the backbones: a slow first step, faster ones")
     recompute: bool = Field(default=False, description="gradient checkpointing: a third more computing for less memory")
@@ -98,11 +92,7 @@ class MediaOptions(Config):
     out: str | None = Field(
         None, description="folder or URI for the tuned layers, which bundles refer to; default: in the run's directory"
     )
-    probe_items: int = Field(
-        20_000,
-        ge=100,
-        description="stored embeddings of each modality that the towers start from, about",
-    )
+    probe_items: int = Field(20_000, ge=100, description="about how many stored embeddings the towers start from")
 
 
 class CheckpointOptions(Config):
@@ -113,9 +103,7 @@ class CheckpointOptions(Config):
         "val_total", description="smallest wins: mean VA MSE over modalities, matching-score MSE, or their sum"
     )
     every_s: float = Field(
-        30.0,
-        ge=0,
-        description="save after so many seconds, in the middle of an epoch, too; 0: as soon as one is written",
+        30.0, ge=0, description="save after so many seconds, also within an epoch; 0: as soon as one is written"
     )
 
 
@@ -125,16 +113,14 @@ class Recipe(Config):
     name: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$",
-        description="run name; fresh by default (time and preset). A name is never used twice: resume is explicit",
+        description="run name; default: time and preset. Used once",
     )
     dataset: str = Field(min_length=1, description="URI of an imported dataset with embeddings of the preset beside it")
     embeddings: str | None = Field(None, description="where `mmva embed --out` put them, if not beside the dataset")
     preset: str = Field("compact", description="backbones: paper, compact or tiny")
     seed: int = Field(0, ge=0, lt=2**31)
     epochs: int = Field(40, ge=1, description="not published; an epoch pairs every item of the smaller side once")
-    batch_size: int = Field(
-        64, ge=1, description="pairs per step over all workers, so the result does not depend on them"
-    )
+    batch_size: int = Field(64, ge=1, description="pairs a step over all workers: their number changes nothing")
     workers: Workers | tuple[Workers, Workers] | Literal["auto"] = Field(
         "auto",
         description="Ray Train workers; the result is the same for any number, but for dropout's random draws. auto: "
@@ -174,13 +160,27 @@ class Recipe(Config):
             raise ValueError(f"batch_size {self.batch_size} leaves some of the {most} workers without a pair")
         if self.loss.similarity_over == "all" and self.media.pieces > 1:
             raise ValueError("media.pieces: with loss.similarity_over=all the whole share has to be one piece")
+        if self.loss.similarity_by == "projections" and self.model.hidden == 0:
+            raise ValueError("loss.similarity_by: model.hidden=0 leaves no projections to compare")
         if self.model.head == "mlp" and self.optimizer.ridge != 0:
-            raise ValueError(
-                "model.head: mlp has no linear path that a ridge could start or hold; set optimizer.ridge=0"
-            )
+            raise ValueError("model.head: mlp has no linear path that a ridge could hold; set optimizer.ridge=0")
         return self
 
 
 def fresh_name(preset: str, now: datetime | None = None) -> str:
     """A run name from time and preset, such as 20250314-150926-compact; sorts by age."""
     return f"{now or datetime.now(UTC):%Y%m%d-%H%M%S}-{preset}"
+
+
+def recipe_of(provenance: Mapping[str, Any]) -> Recipe:
+    """The recipe in a bundle's provenance, to train it again on other splits.
+
+    UsageError if there is none, or it tunes backbones: other splits would need embeddings of their own.
+    """
+    values: dict[str, Any] = provenance.get("recipe") or {}
+    if not values:
+        raise UsageError("the model does not say by which recipe it was trained")
+    if values.get("mode", "features") != "features":
+        raise UsageError("the model's backbones were tuned on its own split, so its recipe fits no other")
+    known = {name: value for name, value in values.items() if name in Recipe.model_fields}
+    return validate(Recipe, known, "the model's recipe")

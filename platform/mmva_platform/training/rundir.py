@@ -1,13 +1,13 @@
 """The run directory: the only truth about a training run. Created once, never reused silently, on any storage.
 
 `<runs>/<name>/`: recipe.json and run.json (written first), checkpoint_*/ (Ray Train's), history.json, evaluation.json,
-bundle/ (written last; with it the run is finished). A bundle is made and read on this machine, under home; of a run on
-object storage it is then copied there.
+bundle/ (written last; with it the run is finished). A bundle is made on this machine, then copied to the storage.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -44,12 +44,7 @@ class RunFacts(Config):
 
 
 class RunDirectory:
-    """One run.
-
-    Attributes:
-        storage: Its files.
-        path: Its folder on this machine, which holds the bundle at least.
-    """
+    """One run: `storage` has its files, `path` is its folder on this machine, which holds the bundle at least."""
 
     def __init__(self, name: str, settings: Settings) -> None:
         self.name = name
@@ -73,11 +68,7 @@ class RunDirectory:
         self.storage.write(name, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
 
     def read(self, name: str) -> Any:
-        """Read a JSON file of the run.
-
-        Raises:
-            UsageError: If it is not there or not JSON: this is no run directory.
-        """
+        """Read a JSON file of the run; UsageError if it is not there or not JSON: this is no run directory."""
         try:
             return json.loads(self.storage.read(name))
         except (StorageNotFound, ValueError) as error:
@@ -103,11 +94,7 @@ class RunDirectory:
 
 
 def create_run(settings: Settings, recipe: Recipe, facts: RunFacts) -> RunDirectory:
-    """A new run directory with its recipe.
-
-    Raises:
-        UsageError: If a run of this name exists.
-    """
+    """A new run directory with its recipe; UsageError if a run of this name exists."""
     run = RunDirectory(recipe.name or fresh_name(recipe.preset), settings)
     if not run.storage.put_if_absent("run.json", (json.dumps(facts.model_dump(mode="json")) + "\n").encode()):
         raise UsageError(f"run {run.name!r} exists already; continue it with --resume {run.name}, or use another name")
@@ -130,16 +117,11 @@ def find_run(settings: Settings, name: str) -> RunDirectory:
 
 def stored_recipe(run: RunDirectory) -> dict[str, Any]:
     """The run's own recipe, on which a resumed run's changes are applied."""
-    values: dict[str, Any] = run.read("recipe.json")
-    return values | {"name": run.name}
+    return {**run.read("recipe.json"), "name": run.name}
 
 
 def resume_run(settings: Settings, name: str, recipe: Recipe, facts: RunFacts) -> RunDirectory:
-    """The directory of a run to continue, after checking that it would compute the same.
-
-    Raises:
-        UsageError: If there is no such run, it is finished, or recipe, dataset or embeddings differ from its own.
-    """
+    """The directory of a run to continue; UsageError if it is not there, finished, or would compute other things."""
     run = find_run(settings, name)
     if run.finished():
         raise UsageError(f"--resume {name}: this run is finished; its model is {run.bundle}")
@@ -169,7 +151,7 @@ def same_recipe(run: RunDirectory, recipe: Recipe) -> None:
 
 
 def _same(name: str, what: str, before: Config, now: Config) -> None:
-    old, new = (dict(_flat(config.model_dump(mode="json"))) for config in (before, now))
+    old, new = (dict(flat(config.model_dump(mode="json"))) for config in (before, now))
     for key in sorted(old.keys() | new.keys()):
         if key not in _MAY_CHANGE and old.get(key) != new.get(key):
             raise UsageError(
@@ -178,9 +160,27 @@ def _same(name: str, what: str, before: Config, now: Config) -> None:
             )
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(tree: Mapping[str, Any], prefix: str = "", separator: str = ".") -> Iterator[tuple[str, Any]]:
+    """A nested mapping's leaves, their keys joined."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}{separator}", separator)
         else:
             yield f"{prefix}{key}", value
+
+
+def git_commit() -> str | None:
+    """Commit of the code that runs, if it runs from a checkout; "-dirty" where tracked files were changed."""
+    head = _git("rev-parse", "HEAD")
+    if head is None:
+        return None
+    return head + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603 - fixed words
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
 KINDS: Final = ("source", "quadrant", "loudness", "brightness")
 
 
-@dataclass(frozen=True)
-class SliceFigure:
+class SliceFigure(NamedTuple):
     """One part of a modality's rows: how many rows and songs or images, and the mean MSE of both axes."""
 
     modality: Modality
@@ -33,9 +31,7 @@ class SliceFigure:
 def slice_figures(model: MMVA, features: Features, settings: Settings, split: str = "test") -> list[SliceFigure]:
     """Figures of every part; media of the split are read once for loudness and brightness.
 
-    Raises:
-        CheckFailed: If a shard of the dataset is not the published one.
-        OperationFailed: If media do not decode here.
+    Raises CheckFailed if a shard of the dataset is not the published one, OperationFailed if media do not decode here.
     """
     from mmva.bootstrap import bootstrap_mean
     from mmva_platform.datasets.dataset import Dataset

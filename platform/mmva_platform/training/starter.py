@@ -68,7 +68,7 @@ def write_starter(
     from mmva_platform.training.evaluation import reference_of
     from mmva_platform.training.folds import folds_of
     from mmva_platform.training.leakage import train_here
-    from mmva_platform.training.trainer import git_commit
+    from mmva_platform.training.rundir import git_commit
 
     evaluation, held_out = folds_of(recipe, features, job.folds, recipe.seed)
     model, _ = train_here(recipe, features)

@@ -1,13 +1,12 @@
 """What a run carries from step to step: model, moving average, optimizer, schedule, position, history.
 
-One place makes it from a recipe, writes it down and reads it back, so that a resumed run, another worker and the final
-bundle all get the same.
+One place makes it from a recipe, saves it and loads it, so that a resumed run and another worker get the same.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -36,18 +35,16 @@ class World:
 
     def first(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""
-        if self.size == 1:
-            return value
         box = [value]
-        torch.distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        if self.size > 1:
+            torch.distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
     def all(self, value: Any) -> list[Any]:
         """Every rank's value, on every rank."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(values, value)
+        values = [value] * self.size
+        if self.size > 1:
+            torch.distributed.all_gather_object(values, value)
         return values
 
 
@@ -58,8 +55,8 @@ class WeightAverage:
     """Exponential moving average of the weights that train; frozen ones are not copied."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        self._parameters: list[Tensor] = [each for each in model.parameters() if each.requires_grad]
+        self._moving = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._parameters: list[Tensor] = [*self._moving.values()]
         self.values = [parameter.detach().clone() for parameter in self._parameters]
         self.updates = 0
         self._mix = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch does not type it
@@ -76,8 +73,8 @@ class WeightAverage:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The model has the averaged weights for the length of the block."""
+        own = [parameter.detach().clone() for parameter in self._parameters]
         with torch.no_grad():
-            own = [parameter.detach().clone() for parameter in self._parameters]
             torch._foreach_copy_(self._parameters, self.values)
         try:
             yield
@@ -87,48 +84,32 @@ class WeightAverage:
 
     def state_dict(self) -> dict[str, Any]:
         """By the model's own names."""
-        return {"updates": self.updates, "values": dict(zip(self.names, self.values, strict=True))}
+        return {"updates": self.updates, "values": dict(zip(self._moving, self.values, strict=True))}
 
     def load_state_dict(self, content: Mapping[str, Any]) -> None:
         """What state_dict gave."""
         self.updates = content["updates"]
-        for name, value in zip(self.names, self.values, strict=True):
+        for name, value in zip(self._moving, self.values, strict=True):
             value.copy_(content["values"][name])
 
 
 @dataclass
 class TrainState:
-    """Everything a run carries from step to step.
+    """Everything a run carries from step to step."""
 
-    Attributes:
-        model: The towers, or backbones and towers.
-        parallel: What a step calls: the model itself, or DDP around it.
-        average: Moving average of the weights that train.
-        optimizer: Moves the model.
-        schedule: Learning rate by step.
-        penalised: Weights that have an L2 penalty.
-        penalties: Ridge penalties [2] by modality, from which `penalised` is made.
-        sums_T: Sums of each loss term over the `done` steps, this rank's, float64.
-        epoch: Epochs done.
-        done: Steps done of the epoch that is not.
-        step: Steps done in all.
-        history: One row an epoch.
-        best: {"epoch", "value", "weights"} of the best epoch so far, the averaged weights; rank 0 has it.
-    """
-
-    model: nn.Module
-    parallel: nn.Module
+    model: nn.Module  # the towers, or backbones and towers
+    parallel: nn.Module  # what a step calls: the model itself, or DDP around it
     average: WeightAverage
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LambdaLR
     penalised: Penalties
-    penalties: dict[str, list[float]]
-    sums_T: Tensor
-    epoch: int = 0
-    done: int = 0
-    step: int = 0
-    history: list[Row] = field(default_factory=list)
-    best: dict[str, Any] | None = None
+    penalties: dict[str, list[float]]  # ridge penalties [2] by modality, from which `penalised` is made
+    sums_T: Tensor  # sums of each loss term over the `done` steps, this rank's, float64
+    epoch: int = 0  # epochs done
+    done: int = 0  # steps done of the next
+    step: int = 0  # steps done in all
+    history: list[Row] = field(default_factory=list)  # one row an epoch
+    best: dict[str, Any] | None = None  # on rank 0: epoch, value, and averaged weights of the best epoch so far
 
     @property
     def moving(self) -> list[nn.Parameter]:
@@ -153,10 +134,10 @@ class TrainState:
             "schedule": self.schedule.state_dict(),
             "penalties": self.penalties,
             "position": {"epoch": self.epoch, "done": self.done, "step": self.step},
-            "ranks": world.all(_copied(own)),
+            "ranks": world.all(on_cpu(own)),
             "history": list(self.history),
         }
-        return {**_copied(content), "best": self.best}
+        return {**on_cpu(content), "best": self.best}
 
     def load_state_dict(self, content: Mapping[str, Any], world: World = WORLD_OF_ONE) -> None:
         """What state_dict gave, in place. With another number of ranks only dropout's draws differ."""
@@ -188,13 +169,18 @@ def _frozen(module: nn.Module) -> set[str]:
     return {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
 
 
-def _copied(value: Any) -> Any:
-    """Nested values with copies of their tensors on the CPU."""
+def on_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Nested dicts, lists and tuples with the function's results in place of their tensors."""
     if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
+        return function(value)
     if isinstance(value, dict):
-        return {key: _copied(each) for key, each in value.items()}
-    return [_copied(each) for each in value] if isinstance(value, list) else value
+        return {key: on_tensors(function, each) for key, each in value.items()}
+    return type(value)(on_tensors(function, each) for each in value) if isinstance(value, list | tuple) else value
+
+
+def on_cpu(value: Any) -> Any:
+    """Nested values with copies of their tensors on the CPU."""
+    return on_tensors(lambda tensor: tensor.detach().to("cpu", copy=True), value)
 
 
 def model_config(recipe: Recipe) -> ModelConfig:
@@ -214,11 +200,11 @@ def build_model(recipe: Recipe, train: Triplets) -> MMVA:
 def new_state(model: MMVA, recipe: Recipe, train: Triplets, val: Triplets, world: World = WORLD_OF_ONE) -> TrainState:
     """A run's beginning: towers that start as ridge probes, unless the recipe has a penalty of its own.
 
-    Rank 0 computes the probes and all take its own: two machines' linear algebra may differ in the last bits.
+    Rank 0 computes the probes for all: two machines' linear algebra may differ in the last bits.
     """
     if recipe.optimizer.ridge == "auto":
         found = start_from_probes(model, train, val) if world.rank == 0 else None
-        weights, penalties = world.first((_copied(model.state_dict()), found))
+        weights, penalties = world.first((on_cpu(model.state_dict()), found))
         model.load_state_dict(weights)
     else:
         penalties = dict.fromkeys(model.dims, [recipe.optimizer.ridge] * 2)
@@ -230,27 +216,23 @@ def state_around(
 ) -> TrainState:
     """A state at the run's beginning around towers and their known penalties: what a checkpoint is loaded into."""
     rows = {modality: len(emb_ND) for modality, emb_ND in train.emb.items()}
-    groups = [{"params": list(model.parameters())}]
-    penalised = penalty_factors(model, rows, penalties)
-    return make_state(model, recipe, train, world, groups=groups, penalised=penalised, penalties=penalties)
+    return make_state(model, model, recipe, train, penalties, rows=rows, world=world)
 
 
 def make_state(
-    model: nn.Module,
-    recipe: Recipe,
-    pairing: Pairing,
-    world: World,
-    *,
-    groups: list[dict[str, Any]],
-    penalised: Penalties,
-    penalties: dict[str, list[float]],
-) -> TrainState:
-    """Optimizer, schedule and average around a model; starts this rank's random stream."""
-    optimizer = build_optimizer(groups, recipe.optimizer)
+    model: nn.Module, towers: MMVA, recipe: Recipe, pairing: Pairing, penalties: dict[str, list[float]], *,
+    rows: Mapping[str, int], world: World, more: Sequence[dict[str, Any]] = (),
+) -> TrainState:  # fmt: skip
+    """Optimizer, schedule and average around a model; starts this rank's random stream.
+
+    `rows` are the training rows by modality, `more` the optimizer's groups besides the towers.
+    """
+    optimizer = build_optimizer([{"params": list(towers.parameters())}, *more], recipe.optimizer)
     schedule = build_schedule(optimizer, recipe.schedule, total_steps=recipe.epochs * steps_per_epoch(pairing, recipe))
     torch.manual_seed(int(np.random.SeedSequence([recipe.seed, world.rank]).generate_state(1)[0]))
     average = WeightAverage(model, recipe.averaging.decay)
     sums_T = torch.zeros(len(recipe.loss.terms()), dtype=torch.float64, device=next(model.parameters()).device)
+    penalised = penalty_factors(towers, rows, penalties)
     return TrainState(model, model, average, optimizer, schedule, penalised, penalties, sums_T)
 
 
@@ -267,24 +249,18 @@ def build_optimizer(groups: list[dict[str, Any]], options: OptimizerOptions) -> 
 
 
 def penalty_factors(model: MMVA, rows: Mapping[str, int], penalties: Mapping[str, Sequence[float]]) -> Penalties:
-    """The towers' weights that have an L2 penalty.
+    """The towers' weights that have an L2 penalty, from training rows and ridge penalties [2] by modality.
 
-    The loss is a mean over rows and both axes, and a sigmoid's slope at its middle is 1/4: an L2 coefficient of
-    alpha / (16 rows) then weighs like alpha in a ridge regression on the labels themselves.
-
-    Args:
-        model: Towers.
-        rows: Training rows of each modality.
-        penalties: Ridge penalty per input dimension, [2] for each modality.
+    A penalty is per input dimension. The loss is a mean over rows and both axes, and a sigmoid's slope at its middle is
+    1/4: an L2 coefficient of alpha / (16 rows) then weighs like alpha in a ridge regression on the labels themselves.
     """
     factors: Penalties = []
     for modality in model.dims:
         tower = model.tower(modality)
         if tower.config.head == "mlp":  # such a recipe has no ridge penalty
             continue
-        factor_21 = torch.tensor([penalty / (16 * rows[modality]) for penalty in penalties[modality]]).to(
-            tower.linear.weight
-        )[:, None]
+        factor_2 = torch.tensor([penalty / (16 * rows[modality]) for penalty in penalties[modality]])
+        factor_21 = factor_2.to(tower.linear.weight)[:, None]
         factors.append((tower.linear.weight, factor_21 * tower.dim))
         if tower.projection is not None:
             factors.append((tower.head.weight, factor_21))

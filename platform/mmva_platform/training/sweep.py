@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import Field, model_validator
 
 from mmva.errors import OperationFailed, UsageError
-from mmva_platform.settings import Config, Settings, validate
+from mmva_platform.settings import Config, Settings, set_dotted, validate
 from mmva_platform.training.recipe import Recipe, fresh_name
 
 if TYPE_CHECKING:
@@ -53,19 +53,10 @@ class SweepOptions(Config):
         return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
 
     def recipe_at(self, point: Mapping[str, Any]) -> Recipe:
-        """The trial's recipe.
-
-        Raises:
-            UsageError: If a key or value is no recipe's, or it is not features mode.
-        """
+        """The trial's recipe; UsageError if a key or value is no recipe's, or it is not features mode."""
         values: dict[str, Any] = {**self.recipe, "name": self.name}
         for key, value in point.items():
-            *parents, leaf = key.split(".")
-            node = values
-            for parent in parents:
-                node[parent] = dict(node.get(parent) or {})
-                node = node[parent]
-            node[leaf] = value
+            set_dotted(values, key, value)
         recipe = validate(Recipe, values, "sweep")
         if recipe.mode != "features":
             raise UsageError("sweep: trials train on embeddings; set mode: features, and tune media by the best")
@@ -74,17 +65,11 @@ class SweepOptions(Config):
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep found.
+    """What a sweep found."""
 
-    Attributes:
-        best: The best trial's recipe.
-        trials: A row each: point, metric's best value, epochs done, whether it was ended early.
-        metric: What was compared; the smallest is best.
-    """
-
-    best: Recipe
-    trials: list[Trial]
-    metric: str
+    best: Recipe  # the best trial's
+    trials: list[Trial]  # a row each: point, the metric's best value, epochs done, whether it was ended early, error
+    metric: str  # what was compared; the smallest is best
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -94,23 +79,16 @@ class SweepResult:
     def to_text(self) -> str:
         """A line a trial, best first, failed ones last."""
         ordered = sorted(self.trials, key=lambda trial: math.inf if trial["value"] is None else trial["value"])
-        lines = []
+        lines = [f"{self.metric} of {len(self.trials)} trials"]
         for trial in ordered:
             value = trial["error"] if trial["value"] is None else f"{trial['value']:.5f}"
-            point = ", ".join(f"{key}={value_}" for key, value_ in trial["point"].items())
-            lines.append(
-                f"{value}  {trial['epochs']:3d} epochs{' (ended early)' if trial['ended_early'] else ''}  {point}"
-            )
-        return "\n".join([f"{self.metric} of {len(self.trials)} trials", *lines])
+            epochs = f"{trial['epochs']:3d} epochs{' (ended early)' if trial['ended_early'] else ''}"
+            lines.append(f"{value}  {epochs}  {', '.join(f'{key}={of}' for key, of in trial['point'].items())}")
+        return "\n".join(lines)
 
 
 def sweep(options: SweepOptions, settings: Settings, *, callbacks: Sequence[Callback] = ()) -> SweepResult:
-    """Train every point of the grid, ending those early that fall behind.
-
-    Args:
-        options: The grid.
-        settings: Cluster and storage.
-        callbacks: Ray Tune's, told of trials and their epochs as they run.
+    """Train every point of the grid, ending those early that fall behind; Ray Tune's callbacks are told of the trials.
 
     Raises:
         UsageError: For a wrong key or value, trials on different embeddings, or embeddings that are missing or do not
@@ -126,20 +104,19 @@ def sweep(options: SweepOptions, settings: Settings, *, callbacks: Sequence[Call
             raise UsageError(f"sweep: {key} cannot vary within one sweep; its trials share one set of embeddings")
     if len({recipe.checkpoint.metric for recipe in recipes}) > 1:
         raise UsageError("sweep: checkpoint.metric cannot vary; it is what trials are compared by")
+    metric = first.checkpoint.metric
     with ray_session(settings.cluster):
         from mmva_platform.training.features import share_features
 
         check_feasible(1, _CPUS)
-        shared = share_features(first.dataset, first.preset, settings, first.embeddings)
+        shared = share_features(first, settings)
         trials = _run(options, recipes, shared, settings, callbacks)
     finished = [trial for trial in trials if trial["value"] is not None and math.isfinite(trial["value"])]
     if not finished:
         raise OperationFailed(f"sweep: none of {len(trials)} trials came to an end; train one of them to see why")
     best = min(finished, key=lambda trial: trial["value"])
-    log.info(
-        "sweep: best of %d trials is %s (%s %.5f)", len(trials), best["point"], first.checkpoint.metric, best["value"]
-    )
-    return SweepResult(options.recipe_at(best["point"]), trials, first.checkpoint.metric)
+    log.info("sweep: best of %d trials is %s (%s %.5f)", len(trials), best["point"], metric, best["value"])
+    return SweepResult(options.recipe_at(best["point"]), trials, metric)
 
 
 def _run(
@@ -153,29 +130,19 @@ def _run(
     from ray.tune.schedulers import ASHAScheduler
 
     metric, epochs = recipes[0].checkpoint.metric, max(recipe.epochs for recipe in recipes)
-    scheduler = ASHAScheduler(
-        time_attr="epoch",
-        max_t=epochs,
-        grace_period=min(options.grace_epochs, epochs),
-        reduction_factor=options.reduction,
-    )
-    trainable = tune.with_resources(tune.with_parameters(_trial, shared=shared, options=options), {"cpu": _CPUS})
-    space = {key: tune.grid_search(values) for key, values in options.grid.items()}
+    grace = min(options.grace_epochs, epochs)
+    scheduler = ASHAScheduler(time_attr="epoch", max_t=epochs, grace_period=grace, reduction_factor=options.reduction)
+    place = str(settings.home.resolve() / "sweeps")
     tuner = tune.Tuner(
-        trainable,
-        param_space=space,
+        tune.with_resources(tune.with_parameters(_trial, shared=shared, options=options), {"cpu": _CPUS}),
+        param_space={key: tune.grid_search(values) for key, values in options.grid.items()},
         tune_config=tune.TuneConfig(
             metric=metric, mode="min", scheduler=scheduler, max_concurrent_trials=options.at_once, reuse_actors=True
         ),
-        run_config=tune.RunConfig(
-            name=fresh_name("sweep"),
-            storage_path=str(settings.home.resolve() / "sweeps"),
-            verbose=0,
-            callbacks=[*callbacks],
-        ),
+        run_config=tune.RunConfig(name=fresh_name("sweep"), storage_path=place, verbose=0, callbacks=[*callbacks]),
     )
-    results, points, rows = tuner.fit(), options.points(), []
-    for result in results:
+    points, rows = options.points(), []
+    for result in tuner.fit():
         number = points.index(result.config)
         epochs_done = 0 if result.metrics_dataframe is None else len(result.metrics_dataframe)
         rows.append(

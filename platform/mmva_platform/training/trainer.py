@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from mmva.errors import OperationFailed, UsageError
+from mmva.errors import UsageError
+from mmva_platform.draining import Stopped
 from mmva_platform.settings import Settings
 from mmva_platform.training.recipe import Recipe
 from mmva_platform.training.rundir import (
@@ -20,6 +20,7 @@ from mmva_platform.training.rundir import (
     RunFacts,
     create_run,
     find_run,
+    git_commit,
     resume_run,
     run_facts,
     same_recipe,
@@ -40,26 +41,15 @@ _QUIET_S: Final = 8.0
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished run.
-
-    Attributes:
-        run_name: Its name.
-        run_dir: Its directory on this machine, which holds the bundle.
-        bundle_dir: The model, from the best epoch.
-        bundle_digest: The model's digest.
-        history: One row per epoch: loss and its terms, learning rate, target scores, validation metrics, seconds.
-        evaluation: On the test split.
-        recipe: What was run, its name filled in.
-        dataset_digest: Digest of the dataset.
-    """
+    """A finished run."""
 
     run_name: str
-    run_dir: Path
-    bundle_dir: Path
+    run_dir: Path  # on this machine
+    bundle_dir: Path  # in it: the model, from the best epoch
     bundle_digest: str
-    history: list[Row]
-    evaluation: Evaluation
-    recipe: Recipe
+    history: list[Row]  # by epoch: loss and its terms, learning rate, target scores, validation metrics, seconds
+    evaluation: Evaluation  # on the test split
+    recipe: Recipe  # its name filled in
     dataset_digest: str
 
 
@@ -73,16 +63,20 @@ class Tracker(Protocol):
         """The workers' reports of a moment, one for each rank; see worker.Reporter."""
 
 
+class Mode(Protocol):
+    """What the driver does in a mode of training."""
+
+    facts: RunFacts
+    data: Any  # for the workers
+
+    def trained(self, run: RunDirectory, recipe: Recipe, last: Mapping[str, Any]) -> tuple[MMVA, Features]:
+        """The best epoch's towers of a checkpoint's content, and features of the backbones they belong to."""
+
+
 def log_epoch(row: Row) -> None:
     """The default progress: one line an epoch."""
-    log.info(
-        "epoch %d: loss %.4f, validation %.4f (VA MSE %.4f, matching MSE %.4f)",
-        row["epoch"] + 1,
-        row["loss"],
-        row["val_total"],
-        row["val_va_mse"],
-        row["val_matching_mse"],
-    )
+    text = "epoch %d: loss %.4f, validation %.4f (VA MSE %.4f, matching MSE %.4f)"
+    log.info(text, row["epoch"] + 1, *(row[key] for key in ("loss", "val_total", "val_va_mse", "val_matching_mse")))
 
 
 @contextmanager
@@ -116,17 +110,14 @@ def train(
 ) -> TrainResult:
     """Train MMVA's towers on frozen embeddings, or backbones and towers on media.
 
-    Args:
-        recipe: What to train.
-        settings: Home directory, cluster and storage.
-        resume: Name of an unfinished run to continue from its last checkpoint; the recipe must be its own.
-        progress: Called with each epoch's row as soon as it is known.
-        tracker: Told of the run from its start on.
+    `resume` names an unfinished run to continue from its last checkpoint; the recipe must be its own. `progress` is
+    called with each epoch's row as soon as it is known, `tracker` is told of the run from its start on.
 
     Raises:
         UsageError: If the dataset, its embeddings or a split is missing, the embeddings do not fit into memory, the
             run's name is taken, or a resumed run would not compute the same.
-        OperationFailed: If the run was told to stop, diverged, or its workers failed too often.
+        Stopped: If the run was told to stop.
+        OperationFailed: If it diverged, or its workers failed too often.
     """
     if resume is not None and find_run(settings, resume).finished():
         raise UsageError(f"--resume {resume}: this run is finished")
@@ -156,46 +147,39 @@ def train(
             for row in ranks[0]["rows"]:
                 progress(row)
 
-        fit = partial(run_on_ray, run, recipe, mode.config, workers, settings=settings, on_report=on_report)
-        last = _trained(run, recipe, fit)
+        fit = partial(run_on_ray, run, recipe, mode.data, workers, settings=settings, on_report=on_report)
+        last = _fitted(run, recipe, fit)
         with stage("evaluating the best epoch and writing the bundle"):
             model, features = mode.trained(run, recipe, last)
             return finish(run, recipe, model, features, settings, last=last)
 
 
-def _trained(run: RunDirectory, recipe: Recipe, fit: Callable[[], bool]) -> dict[str, Any]:
-    """Fit, and read the last checkpoint; OperationFailed if the run was told to stop before its end."""
+def _fitted(run: RunDirectory, recipe: Recipe, fit: Callable[[], str]) -> dict[str, Any]:
+    """The last epoch's checkpoint, after what is left to do; Stopped if it was cut off, or told to stop and saved."""
     from mmva_platform.training.checkpoints import newest_checkpoint
 
-    found = newest_checkpoint(*run.filesystem())  # says here, where somebody reads it, what the workers go on from
-    if found is not None:
-        position = found[1]["position"]
-        log.info("training %s: going on in epoch %d after %d steps", run.name, position["epoch"] + 1, position["done"])
-    saved = fit()
-    found = newest_checkpoint(*run.filesystem())
-    if found is not None and found[1]["position"]["epoch"] >= recipe.epochs:
-        return found[1]
-    if found is None:
-        raise OperationFailed(
-            f"training {run.name}: stopped before its first checkpoint; go on with --resume {run.name}"
-        )
-    position = found[1]["position"]
-    how = "stopped and saved" if saved else "stopped, and goes on from its last checkpoint,"
-    where = f"in epoch {position['epoch'] + 1} after {position['done']} steps"
-    raise OperationFailed(f"training {run.name}: {how} {where}; go on with --resume {run.name}")
+    def newest() -> tuple[dict[str, Any], int, str]:
+        found = newest_checkpoint(*run.filesystem())
+        content = {} if found is None else found[1]
+        at = content.get("position", {"epoch": 0, "done": 0})
+        return content, at["epoch"], f"in epoch {at['epoch'] + 1} after {at['done']} steps"
+
+    content, epochs, where = newest()
+    if content:  # said here, where somebody reads it, what the workers go on from
+        log.info("training %s: going on %s", run.name, where)
+    if epochs >= recipe.epochs:
+        return content
+    cut_off = fit()
+    content, epochs, where = newest()
+    if epochs >= recipe.epochs:
+        return content
+    how = f"{cut_off or 'stopped'}, before its first checkpoint"
+    if content:
+        how = f"{cut_off}; its last checkpoint is {where}" if cut_off else f"stopped and saved {where}"
+    raise Stopped(f"training {run.name}: {how}; go on with --resume {run.name}")
 
 
-class _Mode(Protocol):
-    """One mode of training, on the driver."""
-
-    facts: RunFacts
-    config: Any
-
-    def trained(self, run: RunDirectory, recipe: Recipe, last: Mapping[str, Any]) -> tuple[MMVA, Features]:
-        """The best epoch's towers of a checkpoint's content, and features of the backbones they belong to."""
-
-
-def _mode(recipe: Recipe, settings: Settings) -> _Mode:
+def _mode(recipe: Recipe, settings: Settings) -> Mode:
     if recipe.mode == "media":
         from mmva_platform.training.media.run import MediaMode
 
@@ -208,15 +192,10 @@ def _mode(recipe: Recipe, settings: Settings) -> _Mode:
 def finish(
     run: RunDirectory, recipe: Recipe, model: MMVA, features: Features, settings: Settings, *, last: Mapping[str, Any]
 ) -> TrainResult:
-    """From the best weights to a bundle: evaluated on test; intervals from val, reference from train.
+    """From the best epoch's towers to a bundle: evaluated on test; intervals from val, reference from train.
 
-    Args:
-        run: The run's directory.
-        recipe: Its recipe.
-        model: The best epoch's towers.
-        features: The dataset's features, through the backbones that belong to them.
-        settings: Where backbones come from.
-        last: Content of the last checkpoint, which holds the whole history.
+    `features` are the dataset's through the towers' own backbones; `last` is the last checkpoint's content, which holds
+    the whole history.
     """
     from mmva.bundle import save_bundle
     from mmva_platform.datasets.dataset import Dataset
@@ -254,12 +233,7 @@ def finish(
 
 
 def finished_run(name: str, settings: Settings, overrides: Callable[[dict[str, Any]], Recipe]) -> TrainResult | None:
-    """What a run has that came to its end; None if it has no model yet.
-
-    Args:
-        name: Of the run.
-        settings: Where runs are.
-        overrides: Makes the recipe that was asked for from the run's own.
+    """A finished run, None if it has no model yet; `overrides` makes the recipe that was asked for from the run's own.
 
     Raises:
         UsageError: If there is no such run, or the recipe is not the run's.
@@ -273,16 +247,10 @@ def finished_run(name: str, settings: Settings, overrides: Callable[[dict[str, A
         return None
     recipe = overrides(stored_recipe(run))
     same_recipe(run, recipe)
-    return TrainResult(
-        run_name=name,
-        run_dir=run.path,
-        bundle_dir=run.bundle,
-        bundle_digest=read_bundle_info(run.bundle).digest,
-        history=run.read("history.json"),
-        evaluation=Evaluation.from_json(run.read("evaluation.json")),
-        recipe=recipe.model_copy(update={"name": name}),
-        dataset_digest=run_facts(run).dataset_digest,
-    )
+    evaluation = Evaluation.from_json(run.read("evaluation.json"))
+    history, digest = run.read("history.json"), read_bundle_info(run.bundle).digest
+    recipe = recipe.model_copy(update={"name": name})
+    return TrainResult(name, run.path, run.bundle, digest, history, evaluation, recipe, run_facts(run).dataset_digest)
 
 
 def _attach_backbones(model: MMVA, features: Features, settings: Settings) -> None:
@@ -292,26 +260,6 @@ def _attach_backbones(model: MMVA, features: Features, settings: Settings) -> No
 
     load = EncoderLoader.of(settings)
     for modality, spec in features.specs.items():
-        model.backbones[modality] = {
-            "spec": spec,
-            "fingerprint": features.fingerprints[modality],
-            "dim": model.dims[modality],
-        }
+        known = {"spec": spec, "fingerprint": features.fingerprints[modality], "dim": model.dims[modality]}
+        model.backbones[modality] = known
         model.attach_encoders({modality: load(BackboneSpec.from_json(spec))})
-
-
-def git_commit() -> str | None:
-    """Commit of the code that runs, if it runs from a checkout; "-dirty" where tracked files were changed."""
-    head = _git("rev-parse", "HEAD")
-    if head is None:
-        return None
-    return head + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
-
-
-def _git(*arguments: str) -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603 - fixed words
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

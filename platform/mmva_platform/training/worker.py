@@ -27,9 +27,8 @@ _STOP_S: Final = 0.5
 def train_worker(config: dict[str, Any]) -> None:
     """Ray Train's per-worker function.
 
-    Args:
-        config: `recipe` (plain values), `data` (what the mode's driver side prepared) and `stop` (a queue that is not
-            empty once the run is to save and end).
+    `config` has `recipe` (plain values), `data` (what the mode's driver side prepared) and `stop` (a queue that is not
+    empty once the run is to save and end).
     """
     import ray.train
     from ray.train.torch import get_device, prepare_model

@@ -81,7 +81,7 @@ def test_a_run_is_logged_with_everything_that_made_it(settings: Settings, tmp_pa
     assert json.loads(run.inputs.dataset_inputs[0].dataset.source)["digest"] == "d" * 64
     artifacts = {entry.path for entry in [*client.list_artifacts(run_id), *client.list_artifacts(run_id, "plots")]}
     assert artifacts >= {"recipe.json", "evaluation.json", "history.json", "card.md", "plots/predicted_image.png"}
-    assert artifacts >= {"plots/training_loss.png", "plots/validation.png", "plots/target_scores.png"}
+    assert "plots/target_scores.png" in artifacts
     (root,) = settings.tracking.artifact_roots or (f"file://{settings.home}",)
     assert run.info.artifact_uri.startswith(f"{root}/")
 
@@ -124,7 +124,7 @@ def test_register_binds_digests_and_gives_no_alias(settings: Settings, tmp_path:
 def test_a_run_that_ended_while_mlflow_was_away_is_only_registered_by_resume(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "predict_split", lambda *_: {})
+    monkeypatch.setattr(runs, "predict_rows", lambda *_: {})
     monkeypatch.setattr(Evaluation, "to_markdown", lambda _: "made-up figures")
     result = make_result(settings.home / "runs", name=f"away-{settings.tracking.model_name[-20:]}")
     run = RunDirectory(result.run_name, settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,12 +20,13 @@ import psutil
 import pytest
 
 from mmva import load_bundle
-from mmva.errors import OperationFailed, UsageError
+from mmva.errors import UsageError
 from mmva.model import MMVA
 from mmva_platform.datasets.features import load_features
+from mmva_platform.draining import Stopped
 from mmva_platform.settings import Settings, load_config
 from mmva_platform.tracking.store import open_client
-from mmva_platform.training import launch
+from mmva_platform.training import launch, trainer
 from mmva_platform.training.evaluation import evaluate
 from mmva_platform.training.leakage import train_here
 from mmva_platform.training.recipe import Recipe
@@ -129,7 +131,7 @@ def test_a_run_that_everything_happens_to_equals_a_loop_that_nothing_happens_to(
 
     threading.Thread(target=preempt_after, args=(lambda: checkpoints(settings, name)[-1].name > last.name,)).start()
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(OperationFailed, match=r"stopped and saved in epoch .*; go on with --resume unlucky"):
+    with pytest.raises(Stopped, match=r"stopped and saved in epoch .*; go on with --resume unlucky"):
         resume_and_register(name, settings, own)
     assert signal.getsignal(signal.SIGTERM) is before
     assert "going back to the one before it" in caplog.text
@@ -176,13 +178,38 @@ def test_a_run_on_a_full_cluster_says_what_it_waits_for_and_sigterm_ends_it(
     threading.Thread(target=preempt_after, args=(lambda: waits in caplog.text,)).start()
     began = time.monotonic()
     try:
-        with pytest.raises(OperationFailed, match="stopped before its first checkpoint; go on with --resume full"):
+        cause = "stopped while it waited for 1 worker (0.5 CPU), before its first checkpoint; go on with --resume full"
+        with pytest.raises(Stopped, match=re.escape(cause)):
             train_and_register(recipe_of(dataset, repository, "full", "workers=1"), settings)
     finally:
         ray.kill(hog)
     assert time.monotonic() - began < 45
     (run,) = mlflow_runs(settings, "full")
     assert run.info.status == "KILLED"
+    assert cause in run.data.tags["mmva.cause"]
+
+
+def test_sigterm_after_the_last_epoch_ends_the_mlflow_run_and_resume_only_finishes_it(
+    settings: Settings, dataset: str, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(trainer, "finish", told)
+    recipe = recipe_of(dataset, repository, "late", "workers=1", "epochs=2", "batch_size=16")
+    with pytest.raises(Stopped, match=r"^training late: told to stop; go on with --resume late$"):
+        train_and_register(recipe, settings)
+    (stopped,) = mlflow_runs(settings, "late")
+    assert stopped.info.status == "KILLED"
+    assert "told to stop" in stopped.data.tags["mmva.cause"]
+
+    monkeypatch.undo()
+    monkeypatch.setattr(launch, "run_on_ray", lambda *_, **__: pytest.fail("there is nothing left to train"))
+    outcome = resume_and_register("late", settings, Recipe.model_validate)
+    (finished,) = mlflow_runs(settings, "late")
+    assert (finished.info.run_id, finished.info.status) == (stopped.info.run_id, "FINISHED")
+    assert "mmva.cause" not in finished.data.tags
+    assert outcome.run_id == finished.info.run_id
 
 
 class Hog:

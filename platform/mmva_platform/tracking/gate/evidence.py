@@ -142,11 +142,8 @@ def examine(
     """Predict bundles (by version) on the exam; their backbones may differ, but all embeddings must be there.
 
     The candidate's towers are judged. Loudness and brightness are measured only if the policy's slices need them.
-
-    Raises:
-        UsageError: If the dataset or embeddings of a bundle's backbones are not there.
-        CheckFailed: If files are not the published ones.
-        OperationFailed: If media of the dataset cannot be decoded here.
+    Raises UsageError if the dataset or embeddings of a bundle's backbones are not there, CheckFailed if files are not
+    the published ones, OperationFailed if media of the dataset cannot be decoded here.
     """
     from mmva_platform.datasets.dataset import Dataset
     from mmva_platform.datasets.traits import TRAITS, measure, sources_of
@@ -158,13 +155,10 @@ def examine(
         model = load_bundle(bundle, load_encoders=False)
         predicted[version] = predict_rows(model, exam.dataset, settings, exam.split, embeddings=exam.embeddings)
         towers: tuple[Modality, ...] = tuple(modality for modality in MODALITIES if modality in model.dims)
-        record = model.provenance.get("training_data")
-        models[version] = ModelFacts(
-            towers,
-            model.intervals,
-            None if record is None else record["shared_groups"],
-            None if record is None else {m: seen_rows(record, dataset, m, exam.split) for m in towers},
-        )
+        models[version] = ModelFacts(towers, model.intervals)
+        if (record := model.provenance.get("training_data")) is not None:
+            seen = {m: seen_rows(record, dataset, m, exam.split) for m in towers}
+            models[version] = ModelFacts(towers, model.intervals, record["shared_groups"], seen)
     rows: dict[Modality, ExamRows] = {}
     for modality, own in predicted[candidate].items():
         measured = policy.slices.apply and TRAITS.get(modality) in policy.slices.by
@@ -194,12 +188,8 @@ def _judged_on(client: MlflowClient, champion: RegisteredVersion, records: Seque
 def _exam_of(facts: Mapping[str, Any]) -> Exam:
     """From a record's exam or from an evaluation."""
     try:
-        return Exam(
-            dataset=facts["dataset"],
-            digest=facts.get("digest") or facts["dataset_digest"],
-            split=facts["split"],
-            embeddings=facts.get("embeddings"),
-        )
+        digest, embeddings = facts.get("digest") or facts["dataset_digest"], facts.get("embeddings")
+        return Exam(dataset=facts["dataset"], digest=digest, split=facts["split"], embeddings=embeddings)
     except (KeyError, ValueError):
         raise UsageError(
             "no exam: the policy names none, and the evaluation has no dataset with a digest and a split"

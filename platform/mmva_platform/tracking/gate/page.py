@@ -6,8 +6,7 @@ A pure function of the record, so that the process that finishes an interrupted 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import yaml
@@ -34,31 +33,6 @@ _TITLES: Final = {
 }
 
 
-@dataclass(frozen=True)
-class Whisker:
-    """A paired difference on the scale of its plot; its right end must stay left of `limit`."""
-
-    label: str
-    passed: bool
-    low: float
-    middle: float
-    high: float
-    limit: float
-    text: str
-
-
-@dataclass(frozen=True)
-class Plot:
-    """Whiskers over one scale, in units of WIDTH; `left_out` are findings without an interval."""
-
-    title: str
-    lead: str
-    rows: tuple[Whisker, ...]
-    zero: float
-    ticks: tuple[tuple[float, str], ...]
-    left_out: tuple[Finding, ...]
-
-
 def verdict_page(record: Mapping[str, Any]) -> str:
     """The page of a verdict's JSON, with or without the fields that the audit log adds."""
     findings = [Finding(**finding) for finding in record["findings"]]
@@ -75,45 +49,42 @@ def verdict_page(record: Mapping[str, Any]) -> str:
     )
 
 
-def _plot(rule: str, findings: Sequence[Finding]) -> Plot | None:
-    """The rule's findings as whiskers, None if it has no findings."""
+def _plot(rule: str, findings: Sequence[Finding]) -> dict[str, Any] | None:
+    """The rule's findings as whiskers over one scale, in units of WIDTH; None if it has no findings."""
     mine = [finding for finding in findings if finding.rule == rule]
     drawn = [(each, shares) for each in mine if (shares := _shares(each)) is not None]
     if not mine:
         return None
-    title, lead = _TITLES[rule]
-    low = min([-0.05, *(shares[0] for _, shares in drawn)])
-    high = max([0.05, *(max(shares[2:]) for _, shares in drawn)])
+    low = min([-0.05, *(shares["low"] for _, shares in drawn)])
+    high = max([0.05, *(max(shares["high"], shares["limit"]) for _, shares in drawn)])
 
     def place(share: float) -> float:
         return round((share - low) / (high - low) * WIDTH, 1)
 
     step = _step(high - low)
-    ticks = [step * k for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
-    return Plot(
-        title,
-        lead,
-        tuple(_whisker(each, shares, place) for each, shares in drawn),
-        place(0.0),
-        tuple((place(tick), f"{tick:+.0%}" if tick else "0") for tick in ticks),
-        tuple(each for each in mine if _shares(each) is None),
-    )
+    numbers = [step * k for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    text = "{middle:+.1%} [{low:+.1%}, {high:+.1%}], at most {limit:+.1%}"
+    return {
+        "title": _TITLES[rule][0],
+        "lead": _TITLES[rule][1],
+        "rows": [
+            {"label": each.subject, "passed": each.passed, "text": text.format(**shares)}
+            | {name: place(share) for name, share in shares.items()}
+            for each, shares in drawn
+        ],
+        "zero": place(0.0),
+        "ticks": [(place(tick), f"{tick:+.0%}" if tick else "0") for tick in numbers],
+        "left_out": [each for each in mine if _shares(each) is None],
+    }
 
 
-def _whisker(finding: Finding, shares: tuple[float, float, float, float], place: Callable[[float], float]) -> Whisker:
-    low, middle, high, limit = shares
-    text = f"{middle:+.1%} [{low:+.1%}, {high:+.1%}], at most {limit:+.1%}"
-    return Whisker(finding.subject, finding.passed, place(low), place(middle), place(high), place(limit), text)
-
-
-def _shares(finding: Finding) -> tuple[float, float, float, float] | None:
-    """Low, middle and high of the difference and its limit, as shares of the champion's MSE."""
+def _shares(finding: Finding) -> dict[str, float] | None:
+    """The difference with its interval, and its limit, as shares of the champion's MSE; None without an interval."""
     detail, limit = finding.detail, finding.limit
     if not detail or not isinstance(limit, float | int) or detail["second"] <= 0:
         return None
-    values = (detail["low"], detail["first"] - detail["second"], detail["high"], float(limit))
-    low, middle, high, most = (value / detail["second"] for value in values)
-    return low, middle, high, most
+    values = {"low": detail["low"], "middle": detail["first"] - detail["second"], "high": detail["high"]}
+    return {name: value / detail["second"] for name, value in (values | {"limit": float(limit)}).items()}
 
 
 def _step(span: float) -> float:

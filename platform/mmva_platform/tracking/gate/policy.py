@@ -82,6 +82,4 @@ class GatePolicy(Config):
     largest_shortfall: float = Field(
         0.05, ge=0, lt=1, description="by how much fewer than 90 % of the labels may lie inside the 90 % intervals"
     )
-    retrieval_margin: float = Field(
-        0.02, ge=0, lt=1, description="by how much mean nDCG@10 may be below the champion's"
-    )
+    retrieval_margin: float = Field(0.02, ge=0, lt=1, description="mean nDCG@10 may be so much below the champion's")

@@ -217,14 +217,8 @@ def _difference(rows: ExamRows, evidence: Evidence, other: int | None) -> dict[s
     """By axis and "mean"; empty if any point cannot be compared."""
     if other is None or not rows.known(evidence.candidate, other):
         return {}
-    return bootstrap_paired_mse(
-        rows.points[evidence.candidate],
-        rows.points[other],
-        rows.label_N2,
-        rows.group_N,
-        resamples=evidence.policy.resamples,
-        confidence=_CONFIDENCE,
-    )
+    points = rows.points[evidence.candidate], rows.points[other], rows.label_N2
+    return bootstrap_paired_mse(*points, rows.group_N, resamples=evidence.policy.resamples, confidence=_CONFIDENCE)
 
 
 def _within(rule: str, subject: str, found: PairedDifference | None, share: float, other: int | None) -> Finding:

@@ -20,17 +20,11 @@ from mmva_platform.storage import Storage
 
 @dataclass(frozen=True)
 class MediaCache:
-    """Reads items; picklable.
+    """Reads items; picklable."""
 
-    Attributes:
-        scratch: Folder on each node's own disk; one below the system's temporary folder if None.
-        storage: The dataset's.
-        shards: Its shards, by number.
-    """
-
-    scratch: Path | None
-    storage: Storage
-    shards: tuple[ShardInfo, ...]
+    scratch: Path | None  # folder on each node's own disk; the system's temporary folder if None
+    storage: Storage  # the dataset's
+    shards: tuple[ShardInfo, ...]  # by number
 
     @property
     def folder(self) -> Path:
@@ -38,12 +32,7 @@ class MediaCache:
         return (self.scratch or Path(tempfile.gettempdir())) / "mmva-media"
 
     def read(self, shard: int, row: int) -> bytes:
-        """An item's file.
-
-        Raises:
-            CheckFailed: If the shard is not the one that was published.
-            StorageError: If it cannot be read.
-        """
+        """An item's file; CheckFailed if the shard is not the published one, StorageError if it cannot be read."""
         unpacked = self.folder / self.shards[shard].sha256[:32]
         if not unpacked.is_dir():
             self._unpack(self.shards[shard], unpacked)

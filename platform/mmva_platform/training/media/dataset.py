@@ -8,8 +8,7 @@ of a modality, G rows that the network takes at once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -21,14 +20,14 @@ from torch.utils.data import DataLoader, Dataset
 from mmva.engines.fronts import batches
 from mmva.errors import CheckFailed, MediaError, OperationFailed, UsageError
 from mmva.matching import EpochPlan
-from mmva_platform.training.data import batch_labels, row_labels, validation_row
+from mmva_platform.training.data import batch_labels, validation_row
 from mmva_platform.training.loop import Batch, plan_epoch
 from mmva_platform.training.media.augment import augment_image, augment_music
 from mmva_platform.training.media.cache import MediaCache
 from mmva_platform.training.media.items import MediaPairing, Place
 from mmva_platform.training.media.model import Groups, TunedMMVA
 from mmva_platform.training.recipe import AugmentOptions, Recipe
-from mmva_platform.training.state import Row, World
+from mmva_platform.training.state import Row, World, on_tensors
 
 if TYPE_CHECKING:
     from mmva.backbones import Encoder
@@ -41,17 +40,11 @@ Key = tuple[str, Any, int, int]
 
 @dataclass
 class Decoder:
-    """An item's bytes to the raw inputs of its network (Encoder.raw); one item may be several windows.
-
-    Attributes:
-        cache: Where media come from.
-        encoders: By modality; their networks are not used.
-        augment: What training items go through.
-    """
+    """An item's bytes to the raw inputs of its network (Encoder.raw); one item may be several windows."""
 
     cache: MediaCache
-    encoders: dict[str, Encoder]
-    augment: AugmentOptions
+    encoders: dict[str, Encoder]  # by modality; their networks are not used
+    augment: AugmentOptions  # what training items go through
 
     def __call__(self, modality: str, place: Place, seed: Sequence[int] | None) -> list[dict[str, Tensor]]:
         """Decode an item; with a seed it is augmented, and a long clip gives one window."""
@@ -92,16 +85,7 @@ class MediaDataset(Dataset[Any]):
     ) -> None:
         self.train, self.val, self.recipe, self.decoder = train, val, recipe, decoder
         self._on_gpu = on_gpu
-        self._plan = lru_cache(maxsize=1)(self._plan_of)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the plan, which any process draws by itself."""
-        return {key: value for key, value in self.__dict__.items() if key != "_plan"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """See __getstate__."""
-        self.__dict__ |= state
-        self._plan = lru_cache(maxsize=1)(self._plan_of)
+        self._drawn: tuple[int, EpochPlan] | None = None  # each process draws an epoch's plan once
 
     def __getitem__(self, key: Key) -> Any:
         """Pieces of a share as [(inputs, labels, present)], or validation rows as (windows of each, inputs)."""
@@ -112,11 +96,10 @@ class MediaDataset(Dataset[Any]):
         except (OperationFailed, CheckFailed, UsageError) as error:
             return error
 
-    def _plan_of(self, epoch: int) -> EpochPlan:
-        return plan_epoch(self.train, self.recipe, epoch)
-
     def _share(self, epoch: int, share: slice) -> list[tuple[Any, Any, Any]]:
-        plan, rows = self._plan(epoch), share.stop - share.start
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = epoch, plan_epoch(self.train, self.recipe, epoch)
+        plan, rows = self._drawn[1], share.stop - share.start
         count = max(1, min(self.recipe.media.pieces, rows))
         bounds = [share.start + rows * piece // count for piece in range(count + 1)]
         return [self._piece(plan, epoch, slice(*bounds[piece : piece + 2])) for piece in range(count)]
@@ -156,24 +139,12 @@ class MediaDataset(Dataset[Any]):
         ]
 
 
-@dataclass
-class _Keys:
-    """A sampler whose keys are set anew for each pass, so that the loader's processes live as long as the run."""
-
-    keys: list[Key] = field(default_factory=list)
-
-    def __iter__(self) -> Iterator[Key]:
-        return iter(self.keys)
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-
 class MediaSource:
     """Batches and validation of media mode."""
 
     def __init__(self, dataset: MediaDataset, model: TunedMMVA, *, loaders: int) -> None:
-        self.dataset, self._model, self._keys = dataset, model, _Keys()
+        self.dataset, self._model = dataset, model
+        self._keys: list[Key] = []  # the sampler; filled for each pass, so that the loader's processes live on
         self._like = next(model.mmva.parameters())
         self._loader: DataLoader[Any] = DataLoader(
             dataset,
@@ -203,7 +174,7 @@ class MediaSource:
         found: dict[str, NDArray[np.floating]] = {
             m: np.concatenate(world.all(self.measured(m, world))) for m in val.items if m in self._model.mmva.dims
         }
-        return validation_row(found, row_labels(val), self.dataset.recipe.loss.sigma)
+        return validation_row(found, val.labels(), self.dataset.recipe.loss.sigma)
 
     @torch.inference_mode()
     def measured(self, modality: str, world: World) -> NDArray[np.float32]:
@@ -223,11 +194,12 @@ class MediaSource:
     def _loaded(self, keys: list[Key]) -> Iterator[Any]:
         """What the dataset gives for the keys, in order, on the model's device."""
         if keys:
-            self._keys.keys = keys
+            self._keys[:] = keys
             for found in self._loader:
                 if isinstance(found, Exception):
                     raise found
-                yield _moved(found, self._like)
+                # Copies from pinned memory do not wait.
+                yield on_tensors(lambda tensor: tensor.to(self._like.device, non_blocking=True), found)
 
 
 def default_loaders(processes: int) -> int:
@@ -235,15 +207,6 @@ def default_loaders(processes: int) -> int:
     from mmva_platform.cluster import own_cpus
 
     return min(_MOST_LOADERS, max(1, own_cpus() // processes - 1))
-
-
-def _moved(value: Any, like: Tensor) -> Any:
-    """Nested tensors on a device; copies from pinned memory do not wait."""
-    if isinstance(value, Tensor):
-        return value.to(like.device, non_blocking=True)
-    if isinstance(value, dict):
-        return {key: _moved(each, like) for key, each in value.items()}
-    return type(value)(_moved(each, like) for each in value) if isinstance(value, list | tuple) else value
 
 
 def _as_it_is(value: Any) -> Any:

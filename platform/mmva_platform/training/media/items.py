@@ -1,7 +1,4 @@
-"""Where a split's media are, and which can meet: what an epoch's plan is drawn from when there are no embeddings.
-
-Shapes: K rows of a modality.
-"""
+"""Where a split's media are, and which can meet: what an epoch's plan is drawn from when there are no embeddings."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from mmva.errors import UsageError
@@ -29,7 +25,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class MediaRows:
-    """Rows of one modality: number of the shard and row in it, [K] each; texts of captions."""
+    """K rows of one modality: number of the shard and row in it, [K] each; texts of captions."""
 
     shard_K: NDArray[np.int64]
     row_K: NDArray[np.int64]
@@ -51,12 +47,11 @@ class MediaPairing(Pairing):
 
 
 def media_pairing(dataset: Dataset, split: str) -> MediaPairing:
-    """One split of a dataset; row for row the same pairing as its features have.
-
-    Raises:
-        UsageError: If the split has no image, or neither clips nor captions.
-    """
-    labels = _located(dataset)
+    """One split, row for row the pairing of its features; UsageError without images, or without any partners."""
+    labels = dataset.labels().to_pandas()
+    counts = [shard.rows for shard in dataset.shards]
+    labels["shard_number"] = np.repeat(np.arange(len(counts)), counts)
+    labels["shard_row"] = np.concatenate([np.arange(count) for count in counts])
     labels = labels[labels["split"] == split]
     captioned = (labels["modality"] == "caption") | ((labels["modality"] == "music") & (labels["caption"] != ""))
     rows = {m: labels[captioned if m == "caption" else labels["modality"] == m] for m in ("image", "music", "caption")}
@@ -76,12 +71,3 @@ def media_pairing(dataset: Dataset, split: str) -> MediaPairing:
         for modality, found in rows.items()
     }
     return MediaPairing(va["image"], partner_va_M2, partner_rows, items)
-
-
-def _located(dataset: Dataset) -> pd.DataFrame:
-    """The labels with each row's shard and place in it."""
-    labels = dataset.labels().to_pandas()
-    counts = [shard.rows for shard in dataset.shards]
-    labels["shard_number"] = np.repeat(np.arange(len(counts)), counts)
-    labels["shard_row"] = np.concatenate([np.arange(count) for count in counts])
-    return labels

@@ -22,7 +22,7 @@ from mmva_platform.training.data import triplets
 from mmva_platform.training.media.items import MediaPairing
 from mmva_platform.training.probe import start_from_probes
 from mmva_platform.training.recipe import Recipe
-from mmva_platform.training.state import TrainState, World, build_model, make_state, model_config, penalty_factors
+from mmva_platform.training.state import TrainState, World, build_model, make_state, model_config
 
 if TYPE_CHECKING:
     from mmva.backbones import Encoder
@@ -32,12 +32,7 @@ Groups = list[tuple[Tensor, dict[str, Tensor]]]
 
 
 class TunedMMVA(nn.Module):
-    """Encoders before MMVA's towers.
-
-    Attributes:
-        mmva: The towers.
-        encoders: By modality.
-    """
+    """Encoders before MMVA's towers."""
 
     def __init__(self, mmva: MMVA, encoders: Mapping[str, Encoder], *, bf16: bool) -> None:
         super().__init__()
@@ -52,12 +47,11 @@ class TunedMMVA(nn.Module):
         self.encoders.eval()
         return self
 
-    def forward(self, inputs: Mapping[str, tuple[int, Groups]]) -> dict[str, Tensor]:
-        """VA points [B, 2] by modality of collated groups of rows; rows without an item get some point or other."""
-        return {
-            modality: self.mmva.towers[modality](self.embed(modality, rows, groups))
-            for modality, (rows, groups) in inputs.items()
-        }
+    def forward(self, inputs: Mapping[str, tuple[int, Groups]], *, hidden: bool = False) -> dict[str, Tensor]:
+        """As MMVA.forward, of collated groups of rows; rows without an item get some point or other."""
+        emb = {modality: self.embed(modality, rows, groups) for modality, (rows, groups) in inputs.items()}
+        points: dict[str, Tensor] = self.mmva(emb, hidden=hidden)
+        return points
 
     def embed(self, modality: str, rows: int, groups: Groups) -> Tensor:
         """Embeddings [B, D] of grouped inputs, in the towers' precision; zero where a row has none."""
@@ -76,26 +70,18 @@ class TunedMMVA(nn.Module):
 
 @dataclass(frozen=True)
 class Heads:
-    """Where the towers start.
+    """Where the towers start."""
 
-    Attributes:
-        dims: Width by modality.
-        weights: The towers' state.
-        penalties: Ridge penalties [2] by modality.
-    """
-
-    dims: dict[str, int]
-    weights: dict[str, Tensor]
-    penalties: dict[str, list[float]]
+    dims: dict[str, int]  # width by modality
+    weights: dict[str, Tensor]  # the towers' state
+    penalties: dict[str, list[float]]  # ridge penalties [2] by modality
 
 
 def start_heads(features: Features, recipe: Recipe) -> Heads:
     """Statistics and probes from stored embeddings of the untuned backbones, or of a sample of them.
 
     Starting the backbones under random heads would first destroy what they know (Kumar et al., ICLR 2022).
-
-    Raises:
-        UsageError: If a modality has no entry in media.layers or media.lr, or validation lacks one.
+    UsageError if a modality has no entry in media.layers or media.lr, or validation lacks one.
     """
     options = recipe.media
     if missing := [m for m in features.modalities if m not in options.layers or m not in options.lr]:
@@ -103,18 +89,13 @@ def start_heads(features: Features, recipe: Recipe) -> Heads:
     train, val = triplets(features, "train"), triplets(features, "val")
     model = build_model(recipe, train)
     ridge = recipe.optimizer.ridge
-    penalties = start_from_probes(model, train, val) if ridge == "auto" else dict.fromkeys(model.dims, [ridge] * 2)
-    return Heads(
-        {str(m): dim for m, dim in model.dims.items()}, model.state_dict(), {str(m): p for m, p in penalties.items()}
-    )
+    dims = {str(modality): dim for modality, dim in model.dims.items()}
+    penalties = start_from_probes(model, train, val) if ridge == "auto" else dict.fromkeys(dims, [ridge] * 2)
+    return Heads(dims, model.state_dict(), penalties)
 
 
 def tuned_model(heads: Heads, recipe: Recipe, encoders: Mapping[str, Encoder], device: torch.device) -> TunedMMVA:
-    """Loaded backbones, the chosen layers free to move, under the towers.
-
-    Raises:
-        UsageError: If a backbone has fewer blocks than are to train.
-    """
+    """Loaded backbones, the chosen layers free to move, under the towers; UsageError as choose_layers."""
     options = recipe.media
     mmva = MMVA(heads.dims, model_config(recipe))
     mmva.load_state_dict(heads.weights)
@@ -132,22 +113,17 @@ def media_state(
     model: TunedMMVA, recipe: Recipe, train: MediaPairing, penalties: dict[str, list[float]], world: World
 ) -> TrainState:
     """The state to start with or load a checkpoint into; each backbone moves at its own rate."""
-    groups: list[dict[str, Any]] = [{"params": list(model.mmva.parameters())}]
+    groups: list[dict[str, Any]] = []
     for modality, encoder in model.encoders.items():
         moving = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
         if moving:
             groups.append({"params": moving, "lr": recipe.media.lr[modality]})  # type: ignore[index]
     rows = {modality: len(items) for modality, items in train.items.items()}
-    penalised = penalty_factors(model.mmva, rows, penalties)
-    return make_state(model, recipe, train, world, groups=groups, penalised=penalised, penalties=penalties)
+    return make_state(model, model.mmva, recipe, train, penalties, rows=rows, world=world, more=groups)
 
 
 def choose_layers(encoder: Encoder, layers: int | Literal["all"]) -> None:
-    """Let the last blocks train and what comes after them; 0 for nothing, "all" for everything.
-
-    Raises:
-        UsageError: If the network has fewer blocks.
-    """
+    """Let the last blocks train and what comes after them; 0 is nothing. UsageError if there are fewer blocks."""
     encoder.network.requires_grad_(requires_grad=layers == "all")
     if layers in {0, "all"}:
         return

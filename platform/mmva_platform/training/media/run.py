@@ -42,9 +42,7 @@ class MediaPlan:
 def plan_media(recipe: Recipe, settings: Settings) -> tuple[MediaPlan, RunFacts]:
     """The splits' places, the towers' start, and what the run is started on.
 
-    Raises:
-        UsageError: If the dataset is not embedded with the preset (the towers start from its embeddings), or a split
-            has nothing to train with.
+    Raises UsageError if a split has nothing to train with, or the dataset is not embedded with the preset.
     """
     from mmva_platform.datasets.features import FeatureSets
 
@@ -87,7 +85,7 @@ class MediaMode:
 
         self._settings = settings
         self._plan, self.facts = plan_media(recipe, settings)
-        self.config = ray.put(self._plan)
+        self.data = ray.put(self._plan)
 
     def trained(self, run: RunDirectory, recipe: Recipe, last: Mapping[str, Any]) -> tuple[MMVA, Features]:
         """Publish the tuned layers, embed the dataset through them, and give the towers that go with them."""
@@ -105,6 +103,8 @@ class MediaMode:
 
     def _publish(self, run: RunDirectory, recipe: Recipe, weights: Mapping[str, Any]) -> Preset:
         """Write each backbone's tuned layers; the preset that has them."""
+        from safetensors.torch import save
+
         from mmva.backbones.sources import TUNED_FILE
         from mmva_platform.storage import open_storage
 
@@ -116,7 +116,8 @@ class MediaMode:
             specs[modality] = BackboneSpec.from_json(self._plan.specs[modality])
             if recipe.media.layers[modality] == 0:
                 continue
-            data = _tuned_bytes(_below(weights, f"encoders.{modality}.network."))
+            own = _below(weights, f"encoders.{modality}.network.")
+            data = save({name: tensor.contiguous() for name, tensor in own.items()})
             folder = f"{run.name}/{modality}" if recipe.media.out else str(modality)
             place.write(f"{folder}/{TUNED_FILE}", data)
             specs[modality] = replace(specs[modality], tuned=place.join(folder), tuned_sha256=sha256_of(data))
@@ -125,9 +126,3 @@ class MediaMode:
 
 def _below(weights: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-
-
-def _tuned_bytes(weights: Mapping[str, Any]) -> bytes:
-    from safetensors.torch import save
-
-    return save({name: tensor.contiguous() for name, tensor in weights.items()})
