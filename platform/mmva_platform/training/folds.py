@@ -40,7 +40,7 @@ def folds_of(
 ) -> tuple[Evaluation, dict[Modality, PredictedRows]]:
     """What evaluate_folds returns, and the held-out points that it was measured on."""
     from mmva_platform.training.evaluation import evaluate_rows
-    from mmva_platform.training.leakage import train_here
+    from mmva_platform.training.in_process import train_here
 
     rows, constants = predict_folds(lambda fold: train_here(recipe, fold)[0], features, k, seed)
     floors: dict[str, dict[str, float]] = {
@@ -49,6 +49,23 @@ def folds_of(
     }
     name = f"{k} folds by group"
     return evaluate_rows(features, rows, split=name, sigma=recipe.loss.sigma, floors=floors), rows
+
+
+def refit_intervals(recipe: Recipe, features: Features) -> dict[str, dict[str, float]]:
+    """Half widths of the 90 % intervals of a model that was refitted, which leaves no row to calibrate on.
+
+    Each training and validation row is predicted by a model of the recipe without the refit, which saw nothing of the
+    row's group, neither for its weights nor for its penalty and epoch. These models have two thirds of the rows that
+    the refitted one has, so its intervals are rather too wide than too narrow.
+    """
+    from mmva_platform.training.data import known_rows
+    from mmva_platform.training.evaluation import intervals_of
+    from mmva_platform.training.in_process import train_here
+
+    plain = recipe.model_copy(update={"refit_folds": 0})
+    known = known_rows(features)
+    rows, _ = predict_folds(lambda fold: train_here(plain, fold)[0], known, recipe.refit_folds, recipe.seed)
+    return intervals_of(rows)
 
 
 def predict_folds(

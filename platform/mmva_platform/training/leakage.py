@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from mmva.model import MMVA
     from mmva_platform.datasets.features import Features
     from mmva_platform.training.evaluation import Evaluation
-    from mmva_platform.training.loop import Callback
 
 log = logging.getLogger(__name__)
 
@@ -68,27 +67,10 @@ def by_clip(features: Features, seed: int) -> Features:
 def train_and_evaluate(recipe: Recipe, features: Features, split: str = "test") -> Evaluation:
     """A features-mode run in this process, without Ray and without a bundle, measured on a split."""
     from mmva_platform.training.evaluation import evaluate_model
+    from mmva_platform.training.in_process import train_here
 
     model, _ = train_here(recipe, features)
     return evaluate_model(model, features, split)
-
-
-def train_here(
-    recipe: Recipe, features: Features, callback: Callback | None = None
-) -> tuple[MMVA, list[dict[str, Any]]]:
-    """The best epoch's towers of a features-mode run in this process, and its history."""
-    from mmva_platform.training.data import triplets
-    from mmva_platform.training.features import FeatureSource
-    from mmva_platform.training.loop import fit
-    from mmva_platform.training.state import build_model, new_state
-
-    train, val = triplets(features, "train"), triplets(features, "val")
-    model = build_model(recipe, train)
-    source = FeatureSource(train, val, recipe.loss.sigma)
-    state = fit(new_state(model, recipe, train, val), source, recipe, callback=callback)
-    assert state.best is not None
-    model.load_state_dict(state.best["weights"])
-    return model.eval(), state.history
 
 
 def clip_split_markdown(evaluation: Evaluation) -> str:
