@@ -34,7 +34,7 @@ from mmva_platform.training.rundir import RunFacts, create_run
 from mmva_platform.training.trainer import finish
 
 pytestmark = pytest.mark.slow
-PICTURES, SHOOTS, RATED = 160, 40, 360
+PICTURES, SHOOTS, RATED = 160, 40, 300
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_on_an_exam_of_ratings_the_gate_takes_the_model_of_ratings_and_refuses_t
     rated, made = str(tmp_path / "rated"), str(tmp_path / "made")
     source = rated_part(tmp_path / "oasis", real_dir, repository)
     import_dataset(ImportConfig(sources=(source,), fractions=(0.5, 0.15, 0.35)), rated, settings)
-    generate(tmp_path / "generated", images=150, clips=10, seed=0)
+    generate(tmp_path / "generated", images=100, clips=10, seed=0)
     lookalike = ImemnetSource(root=str(tmp_path / "generated"), name="generated", images_csv="image_va.csv")
     import_dataset(ImportConfig(sources=(lookalike,), fractions=(0.7, 0.15, 0.15)), made, settings)
     bundles = {
