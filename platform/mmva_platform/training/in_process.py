@@ -49,10 +49,10 @@ def refit(recipe: Recipe, features: Features, epochs: int) -> MMVA:
     rows = known_rows(features)
     train = triplets(rows, "train")
     model = build_model(recipe, train)
-    if recipe.optimizer.ridge == "auto":
-        penalties = start_from_probes(model, train, train, _penalties(recipe, rows))
-    else:
-        penalties = dict.fromkeys(model.dims, [recipe.optimizer.ridge] * 2)
+    ridge = recipe.optimizer.ridge
+    penalties = _penalties(recipe, rows) if ridge == "auto" else dict.fromkeys(model.dims, [ridge] * 2)
+    if ridge == "auto":
+        start_from_probes(model, train, train, penalties)
     state = state_around(model, recipe, train, penalties)
     source = FeatureSource(train, triplets(features, "val"), recipe.loss.sigma)
     fit(state, source, recipe, callback=_Until(epochs))
