@@ -14,7 +14,7 @@ import time
 import numpy as np
 
 from mmva.model import MMVA
-from mmva_platform.datasets.features import Features, ModalityFeatures
+from mmva_platform.datasets.features import ModalityFeatures
 from mmva_platform.training.evaluation import evaluate_rows
 from mmva_platform.training.predictions import PredictedRows
 
@@ -37,9 +37,8 @@ def main() -> int:
     options = parser.parse_args()
     model, began = MMVA(WIDTHS).eval(), time.monotonic()
     rows = {modality: PredictedRows.of(model, modality, made(WIDTHS[modality], options.clips)) for modality in WIDTHS}
-    found = evaluate_rows(
-        Features("made", "0" * 64, {}, {}, (), {}), rows, split="test", sigma=model.config.sigma, floors={}
-    )
+    constants = {modality: np.full(2, 0.5) for modality in rows}
+    found = evaluate_rows(rows, ("made", "0" * 64, "test"), constants, model.config.sigma)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{options.clips:,} clips of {found.groups['music']:,} groups: peak {peak:.2f} GB of {options.limit_gb:g}")
     print(f"pairs of a sample of {found.sampled}; {time.monotonic() - began:.0f} s")
