@@ -15,7 +15,7 @@ from mmva_platform.cli.main import run
 from mmva_platform.datasets.features import Features, ModalityFeatures
 from mmva_platform.training.evaluation import Evaluation, evaluate_model
 from mmva_platform.training.folds import folds_of, predict_folds
-from mmva_platform.training.leakage import train_here
+from mmva_platform.training.in_process import train_here
 from mmva_platform.training.recipe import Recipe, recipe_of
 
 from .embedded_dataset import OURS, make_bundle, make_dataset

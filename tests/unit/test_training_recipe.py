@@ -55,6 +55,7 @@ def test_recipes_that_reproduce_the_paper_find_their_sources_in_one_folder(repos
         ("media.layers={image: -1}", "media.layers"),
         ("model.head=mlp", "set optimizer.ridge=0"),
         ("loss.similarity_over=all", "media.pieces"),
+        ("refit_folds=1", "refit_folds: 1 is too few"),
         ("mode=medium", "mode"),
     ],
 )

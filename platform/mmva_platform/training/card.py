@@ -143,7 +143,8 @@ def model_card(
         + table(["split", "images", "clips", "captions"], split_rows),
         "Figures": evaluation_markdown(evaluation).rstrip(),
         "Slices": _SLICES + table(["modality", "by", "part", "rows", "songs or images", "MSE"], parts),
-        "90 % intervals": _INTERVALS + table(["modality", "valence", "arousal"], half_widths),
+        "90 % intervals": (_INTERVALS_OF_FOLDS if recipe.refit_folds else _INTERVALS)
+        + table(["modality", "valence", "arousal"], half_widths),
         "Limits": _LIMITS,
         "Licences": _LICENCES
         + table(["source", "licence"], [[each, terms.get(each, "not stated")] for each in sources]),
@@ -176,6 +177,12 @@ _INTERVALS = """\
 Half widths from the validation split, for media like its own. They are calibrated by song and by image (hierarchical
 conformal prediction): about nine in ten of a new song's clips, somewhat fewer where validation has few songs, because
 it also chose the penalties and the epoch. ± 1.000 says that validation has fewer than nine songs: nothing is promised.
+
+"""
+_INTERVALS_OF_FOLDS = """\
+Half widths from training and validation rows, each predicted by a model of the same recipe that saw nothing of its
+group and was trained on two thirds of the rows. They are calibrated by group (hierarchical conformal prediction): nine
+in ten items of a new group, or more. ± 1.000 says that there are fewer than nine groups: nothing is promised.
 
 """
 _SLICES = """\

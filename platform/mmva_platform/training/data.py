@@ -8,7 +8,7 @@ clips take their place and captions are the partners; a modality that is alone i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,6 +74,15 @@ def triplets(features: Features, split: str) -> Triplets:
     partner_rows, first = partners({modality: found[modality].ids for modality in others})
     partner_va_M2 = np.concatenate([found[modality].va_N2[first[modality]] for modality in first])
     return Triplets(found[lead].va_N2, partner_va_M2, partner_rows, emb, lead=lead)
+
+
+def known_rows(features: Features) -> Features:
+    """Training and validation rows only, all as "train"."""
+    known = {modality: rows.where(rows.split != "test") for modality, rows in features.items()}
+    return replace(
+        features,
+        modalities={m: replace(rows, split=np.full(len(rows), "train", "<U5")) for m, rows in known.items()},
+    )
 
 
 def partners(

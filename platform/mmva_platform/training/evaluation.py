@@ -199,13 +199,15 @@ def intervals_from(model: MMVA, features: Features, split: str = "val") -> dict[
 
     Validation chose penalties and the best epoch, so with few groups they hold a little less often (docs/method.md).
     """
+    rows = features.split(split)
+    return intervals_of({m: PredictedRows.of(model, m, rows[m]) for m in model.dims})
+
+
+def intervals_of(rows: Mapping[Any, PredictedRows]) -> dict[str, dict[str, float]]:
+    """The same from rows that are predicted already."""
     from mmva.intervals import conformal_intervals
 
-    rows = features.split(split)
-    return {
-        m: conformal_intervals(model.predict_embeddings(m, rows[m].emb_ND), rows[m].va_N2, groups=rows[m].group)
-        for m in model.dims
-    }
+    return {m: conformal_intervals(of.predicted_N2, of.label_N2, groups=of.group_N) for m, of in rows.items()}
 
 
 def reference_of(model: MMVA, features: Features, split: str = "train") -> dict[str, Any]:

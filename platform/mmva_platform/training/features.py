@@ -20,7 +20,7 @@ from mmva.errors import UsageError
 from mmva.matching import EpochPlan
 from mmva.model import MMVA
 from mmva_platform.settings import Settings
-from mmva_platform.training.data import Floats, Triplets, batch_labels, triplets, validation_row
+from mmva_platform.training.data import Floats, Triplets, batch_labels, known_rows, triplets, validation_row
 from mmva_platform.training.loop import Batch
 from mmva_platform.training.probe import check_probes
 from mmva_platform.training.recipe import Recipe
@@ -175,6 +175,8 @@ class FeaturesMode:
         train, val = (triplets(self._features, name) for name in ("train", "val"))
         if recipe.optimizer.ridge == "auto":
             check_probes(train, val)  # before workers start
+        if recipe.refit_folds:
+            next(known_rows(self._features).folds(recipe.refit_folds))  # too few groups are said before the training
         self.facts = RunFacts.of(self._features)
 
     def trained(self, run: RunDirectory, recipe: Recipe, last: Mapping[str, Any]) -> tuple[MMVA, Features]:

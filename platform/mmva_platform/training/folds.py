@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmva.modalities import Modality
-from mmva_platform.training.evaluation import Evaluation, evaluate_rows
-from mmva_platform.training.leakage import train_here
+from mmva_platform.training.data import known_rows
+from mmva_platform.training.evaluation import Evaluation, evaluate_rows, intervals_of
+from mmva_platform.training.in_process import train_here
 from mmva_platform.training.predictions import Points, PredictedRows
 from mmva_platform.training.recipe import Recipe
 
@@ -36,6 +37,19 @@ def folds_of(
     rows, constants = predict_folds(lambda fold: train_here(recipe, fold)[0], features, k, seed)
     where = (features.uri, features.digest, f"{k} folds by group")
     return evaluate_rows(rows, where, constants, recipe.loss.sigma, features.warnings), rows
+
+
+def refit_intervals(recipe: Recipe, features: Features) -> dict[str, dict[str, float]]:
+    """Half widths of the 90 % intervals of a model that was refitted, which leaves no row to calibrate on.
+
+    Each training and validation row is predicted by a model of the recipe without the refit, which saw nothing of the
+    row's group, neither for its weights nor for its penalty and epoch. These models have two thirds of the rows that
+    the refitted one has, so its intervals are rather too wide than too narrow.
+    """
+    plain = recipe.model_copy(update={"refit_folds": 0})
+    known = known_rows(features)
+    rows, _ = predict_folds(lambda fold: train_here(plain, fold)[0], known, recipe.refit_folds, recipe.seed)
+    return intervals_of(rows)
 
 
 def predict_folds(

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmva.errors import UsageError
 from mmva.imemnet.splits import LEAKAGE_WARNING
 from mmva_platform.training.evaluation import Evaluation, evaluate_model
-from mmva_platform.training.recipe import Recipe, recipe_of
+from mmva_platform.training.in_process import train_here
+from mmva_platform.training.recipe import recipe_of
 
 if TYPE_CHECKING:
     from mmva.model import MMVA
     from mmva_platform.datasets.features import Features
-    from mmva_platform.training.loop import Callback
 
 log = logging.getLogger(__name__)
 
@@ -54,21 +54,3 @@ def by_clip(features: Features, seed: int) -> Features:
         split = [split_of.get(id_, own) for id_, own in zip(caption.ids.tolist(), caption.split.tolist(), strict=True)]
         modalities["caption"] = replace(caption, split=np.array(split, dtype=np.str_))
     return replace(features, modalities=modalities, warnings=(LEAKAGE_WARNING,))
-
-
-def train_here(
-    recipe: Recipe, features: Features, callback: Callback | None = None
-) -> tuple[MMVA, list[dict[str, Any]]]:
-    """The best epoch's towers of a features-mode run in this process, and its history."""
-    from mmva_platform.training.data import triplets
-    from mmva_platform.training.features import FeatureSource
-    from mmva_platform.training.loop import fit
-    from mmva_platform.training.state import build_model, new_state
-
-    train, val = triplets(features, "train"), triplets(features, "val")
-    model = build_model(recipe, train)
-    source = FeatureSource(train, val, recipe.loss.sigma)
-    state = fit(new_state(model, recipe, train, val), source, recipe, callback=callback)
-    assert state.best is not None
-    model.load_state_dict(state.best["weights"])
-    return model.eval(), state.history

@@ -9,7 +9,7 @@ Shapes: N rows, D embedding width, A penalties tried; a last axis of 2 is (valen
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Final
 
@@ -28,18 +28,22 @@ _PIECE: Final = 65_536
 PENALTIES: Final = np.logspace(-2.5, 2.0, 28)  # alpha per input dimension
 
 
-def fit_probe(z: Pieces, va_N2: Floats, z_val: Pieces, va_val_M2: Floats) -> tuple[Floats, Floats]:
+def fit_probe(
+    z: Pieces, va_N2: Floats, z_val: Pieces, va_val_M2: Floats, penalty_2: Floats | None = None
+) -> tuple[Floats, Floats]:
     """Ridge regression on standardised embeddings; each axis has the penalty of PENALTIES that is best on validation.
 
     From the Gram matrix, piece by piece: memory does not grow with the number of rows. With fewer rows than dimensions
     the rows themselves are decomposed, which is quicker. `z` are the training split's rows [N, D] in pieces, `z_val`
-    the validation split's. Returns weights [D, 2] of va - va_N2.mean(axis=0), and the penalties [2].
+    the validation split's, which are not read if penalties [2] are given. Returns weights [D, 2] of
+    va - va_N2.mean(axis=0), and the penalties [2].
     """
     mean_2 = va_N2.mean(axis=0)
     variance_K, v_DK, moment_D2 = _decomposed(z, va_N2 - mean_2)
-    dim = len(v_DK)
+    dim, projected_K2 = len(v_DK), v_DK.T @ moment_D2
+    if penalty_2 is not None:
+        return v_DK @ (projected_K2 / (variance_K[:, None] + dim * penalty_2)), penalty_2
     shrink_AK = 1 / (variance_K + dim * PENALTIES[:, None])
-    projected_K2 = v_DK.T @ moment_D2
     errors_A2, start = np.zeros((len(PENALTIES), 2)), 0
     for piece_BD in z_val:
         predicted_AB2 = np.einsum("bk,ak,kc->abc", piece_BD @ v_DK, shrink_AK, projected_K2, optimize=True) + mean_2
@@ -76,25 +80,28 @@ def check_probes(train: Triplets, val: Triplets) -> None:
         )
 
 
-def start_from_probes(model: MMVA, train: Triplets, val: Triplets) -> dict[str, list[float]]:
+def start_from_probes(
+    model: MMVA, train: Triplets, val: Triplets, penalties: Mapping[str, list[float]] | None = None
+) -> dict[str, list[float]]:
     """Set every tower's linear path to its probe; returns the penalties [2] by modality, per input dimension.
 
     The probe predicts labels and the path logits: at the mean label both have the same value and the same slope.
-    UsageError as check_probes.
+    Penalties that are given are taken, and validation is not read. UsageError as check_probes.
     """
     check_probes(train, val)
-    penalties = {}
+    found = {}
     labels, held_out = ({m: va.astype(np.float64) for m, va in split.labels().items()} for split in (train, val))
     for modality, emb_ND in train.emb.items():
         tower = model.tower(modality)
         z, z_val = _standardised(tower, emb_ND), _standardised(tower, val.emb[modality])
-        weight_D2, penalty_2 = fit_probe(z, labels[modality], z_val, held_out[modality])
-        penalties[modality] = penalty_2.tolist()
+        given_2 = None if penalties is None else np.array(penalties[modality])
+        weight_D2, penalty_2 = fit_probe(z, labels[modality], z_val, held_out[modality], given_2)
+        found[modality] = penalty_2.tolist()
         mean_2 = labels[modality].mean(axis=0).clip(0.01, 0.99)
         with torch.no_grad():
             tower.linear.weight.copy_(torch.from_numpy((weight_D2 / (mean_2 * (1 - mean_2))).T))
             tower.linear.bias.copy_(torch.from_numpy(np.log(mean_2 / (1 - mean_2))))
-    return penalties
+    return found
 
 
 def _standardised(tower: Tower, emb_ND: NDArray[np.floating]) -> Iterator[Floats]:

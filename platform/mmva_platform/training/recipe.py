@@ -136,6 +136,14 @@ class Recipe(Config):
         description="not published which backbones MMVA tunes. features: none, an epoch takes seconds, because "
         "embeddings are computed once. media: their last layers, from the media themselves",
     )
+    refit_folds: int = Field(
+        0,
+        ge=0,
+        description="0: validation rows are never trained on. K: for collections of up to some ten thousand rows, when "
+        "the best epoch is known the towers are trained anew for as long on training and validation rows together; K "
+        "folds by group of these rows choose the penalty, and calibrate the intervals. Costs K + 1 trainings more, in "
+        "the driver's process",
+    )
     optimizer: OptimizerOptions = OptimizerOptions()
     schedule: ScheduleOptions = ScheduleOptions()
     model: TowerConfig = TowerConfig()
@@ -162,6 +170,10 @@ class Recipe(Config):
             raise ValueError("media.pieces: with loss.similarity_over=all the whole share has to be one piece")
         if self.loss.similarity_by == "projections" and self.model.hidden == 0:
             raise ValueError("loss.similarity_by: model.hidden=0 leaves no projections to compare")
+        if self.refit_folds == 1:
+            raise ValueError("refit_folds: 1 is too few; give at least 2, or 0 for none")
+        if self.refit_folds and self.mode == "media":
+            raise ValueError("refit_folds: media mode has no refit; use mode=features, or refit_folds=0")
         if self.model.head == "mlp" and self.optimizer.ridge != 0:
             raise ValueError("model.head: mlp has no linear path that a ridge could hold; set optimizer.ridge=0")
         return self

@@ -63,20 +63,16 @@ def write_starter(
 ) -> dict[str, Any]:
     """From embedded rows to the bundle."""
     from mmva.bundle import save_bundle
-    from mmva.intervals import conformal_intervals
     from mmva_platform.training.card import versions
-    from mmva_platform.training.evaluation import reference_of
+    from mmva_platform.training.evaluation import intervals_of, reference_of
     from mmva_platform.training.folds import folds_of
-    from mmva_platform.training.leakage import train_here
+    from mmva_platform.training.in_process import train_here
     from mmva_platform.training.rundir import git_commit
 
     evaluation, held_out = folds_of(recipe, features, job.folds, recipe.seed)
     model, _ = train_here(recipe, features)
     _attach(model, features, settings)
-    intervals: dict[str, dict[str, float]] = {
-        modality: conformal_intervals(rows.predicted_N2, rows.label_N2, groups=rows.group_N)
-        for modality, rows in held_out.items()
-    }
+    intervals = intervals_of(held_out)
     provenance = {
         "run_name": "starter",
         "dataset": ", ".join(features.terms),
@@ -134,7 +130,7 @@ def starter_card(
         ),
         widths=table(["modality", *AXES], widths),
         recipe=yaml.safe_dump(
-            recipe.model_dump(mode="json", include={"preset", "epochs", "optimizer", "model", "loss"})
+            recipe.model_dump(mode="json", include={"preset", "epochs", "optimizer", "model", "loss", "refit_folds"})
         ),
         commit=provenance["commit"] or "unknown",
     )

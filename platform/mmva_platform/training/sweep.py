@@ -164,7 +164,7 @@ def _trial(config: Point, shared: Mapping[str, Any], options: SweepOptions) -> N
     from ray import tune
 
     from mmva_platform.training.features import shared_features
-    from mmva_platform.training.leakage import train_here
+    from mmva_platform.training.in_process import train_here
     from mmva_platform.training.state import Row, TrainState
 
     class Reporter:
@@ -176,4 +176,5 @@ def _trial(config: Point, shared: Mapping[str, Any], options: SweepOptions) -> N
             return False
 
     torch.set_num_threads(1)
-    train_here(options.recipe_at(config), shared_features(shared), Reporter())
+    recipe = options.recipe_at(config).model_copy(update={"refit_folds": 0})  # only the winner's run does it
+    train_here(recipe, shared_features(shared), Reporter())

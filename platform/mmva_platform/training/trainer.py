@@ -192,7 +192,7 @@ def _mode(recipe: Recipe, settings: Settings) -> Mode:
 def finish(
     run: RunDirectory, recipe: Recipe, model: MMVA, features: Features, settings: Settings, *, last: Mapping[str, Any]
 ) -> TrainResult:
-    """From the best epoch's towers to a bundle: evaluated on test; intervals from val, reference from train.
+    """From the best epoch's towers, or their refit, to a bundle: evaluated on test, intervals from val.
 
     `features` are the dataset's through the towers' own backbones; `last` is the last checkpoint's content, which holds
     the whole history.
@@ -202,8 +202,12 @@ def finish(
     from mmva_platform.datasets.identity import training_record
     from mmva_platform.training.card import model_card, versions
     from mmva_platform.training.evaluation import evaluate_model, intervals_from, reference_of
+    from mmva_platform.training.folds import refit_intervals
+    from mmva_platform.training.in_process import refit
     from mmva_platform.training.slices import slice_figures
 
+    if recipe.refit_folds:
+        model = refit(recipe, features, last["best"]["epoch"])
     model.eval()
     _attach_backbones(model, features, settings)
     evaluation = evaluate_model(model, features, "test")
@@ -221,7 +225,7 @@ def finish(
         "versions": versions(),
         "reference": reference_of(model, features),
     }
-    intervals = intervals_from(model, features, "val")
+    intervals = refit_intervals(recipe, features) if recipe.refit_folds else intervals_from(model, features, "val")
     slices = slice_figures(model, features, settings)
     card = model_card(evaluation, recipe, model.backbones, intervals, provenance, slices=slices, terms=features.terms)
     run.path.mkdir(parents=True, exist_ok=True)

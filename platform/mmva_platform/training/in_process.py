@@ -1,0 +1,78 @@
+"""A features-mode run in this process, without Ray; and training anew on training and validation rows together.
+
+With some hundred rows those of validation are worth more as training rows: on 836 photographs they add .02 to r. So
+`refit_folds: K` has an ordinary run find the number of epochs, and then trains new towers on all rows but test. No row
+is left to choose the ridge penalty by: it is the geometric mean of what K folds by group of these rows find best.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmva_platform.training.data import known_rows, triplets
+from mmva_platform.training.features import FeatureSource
+from mmva_platform.training.loop import Callback, fit
+from mmva_platform.training.probe import start_from_probes
+from mmva_platform.training.recipe import Recipe
+from mmva_platform.training.state import Row, TrainState, build_model, new_state, state_around
+
+if TYPE_CHECKING:
+    from mmva.model import MMVA
+    from mmva_platform.datasets.features import Features
+
+
+def train_here(
+    recipe: Recipe, features: Features, callback: Callback | None = None
+) -> tuple[MMVA, list[dict[str, Any]]]:
+    """The towers of the best epoch, or of the refit if the recipe has one, and the history of the epochs."""
+    train, val = triplets(features, "train"), triplets(features, "val")
+    model = build_model(recipe, train)
+    source = FeatureSource(train, val, recipe.loss.sigma)
+    state = fit(new_state(model, recipe, train, val), source, recipe, callback=callback)
+    assert state.best is not None
+    if recipe.refit_folds:
+        return refit(recipe, features, state.best["epoch"]), state.history
+    model.load_state_dict(state.best["weights"])
+    return model.eval(), state.history
+
+
+def refit(recipe: Recipe, features: Features, epochs: int) -> MMVA:
+    """Towers trained anew for so many epochs on training and validation rows; test rows are not looked at.
+
+    Raises:
+        UsageError: If there are fewer groups than folds.
+    """
+    rows = known_rows(features)
+    train = triplets(rows, "train")
+    model = build_model(recipe, train)
+    ridge = recipe.optimizer.ridge
+    penalties = _penalties(recipe, rows) if ridge == "auto" else dict.fromkeys(model.dims, [ridge] * 2)
+    if ridge == "auto":
+        start_from_probes(model, train, train, penalties)
+    state = state_around(model, recipe, train, penalties)
+    source = FeatureSource(train, triplets(features, "val"), recipe.loss.sigma)
+    fit(state, source, recipe, callback=_Until(epochs))
+    with state.average.applied():
+        return copy.deepcopy(model).eval()
+
+
+def _penalties(recipe: Recipe, rows: Features) -> dict[str, list[float]]:
+    found: list[dict[str, list[float]]] = []
+    for fold in rows.folds(recipe.refit_folds, recipe.seed):
+        train, held_out = triplets(known_rows(fold), "train"), triplets(fold, "test")
+        found.append(start_from_probes(build_model(recipe, train), train, held_out))
+    return {m: np.exp(np.mean([np.log(each[m]) for each in found], axis=0)).tolist() for m in found[0]}
+
+
+@dataclass(frozen=True)
+class _Until:
+    """Ends a run after an epoch."""
+
+    epochs: int
+
+    def on_step_end(self, state: TrainState, row: Row | None) -> bool:
+        return row is not None and state.epoch >= self.epochs
