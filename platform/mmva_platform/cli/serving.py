@@ -89,6 +89,7 @@ def explorer_settings(out: str, settings: Settings, *, port: int, model: str | N
     """
     from mmva_platform.annotation.plan import read_plan
     from mmva_platform.annotation.reader import open_annotation
+    from mmva_platform.search.models import uri_of
 
     annotation = open_annotation(out, settings.storage)
     own = annotation.record.model
@@ -97,10 +98,11 @@ def explorer_settings(out: str, settings: Settings, *, port: int, model: str | N
     serving = ServingSettings(
         port=port,
         keys=(KeySettings(name="explore", sha256=digest, scopes=("read", "annotate")),),
-        model=model or f"models:/{own.name}/{own.version}",
+        model=model or uri_of(own) or f"models:/{own.name}@champion",
         wait_for_model=model is None,  # the page works without one; placing something does not
         roots=read_plan(annotation.storage, annotation.version).roots,
         annotations={annotation.uri.rpartition("/")[2]: annotation.uri},
+        jobs=str(settings.home.resolve() / "serving" / "explore"),  # empty: jobs of `mmva serve` are not started here
     )
     return settings.model_copy(update={"serving": serving}), key
 

@@ -93,11 +93,14 @@ class ExploredCatalog(AnnotationIndex):
         return window | {"points": {"id": items["id"].to_pylist(), "modality": items["modality"].to_pylist()} | points}
 
     def table(
-        self, region: Region, modalities: Collection[str], *, mood: str | None = None, width: float | None = None
-    ) -> pa.Table:
-        """id, uri, modality, valence, arousal and mood of all items of a window; see view."""
-        found = self._found(region, modalities, mood, width, most=len(self))
-        return self.items.take(pa.array(found.row_K))
+        self, region: Region, modalities: Collection[str], *, mood: str | None, width: float | None, most: int
+    ) -> pa.Table | None:
+        """id, uri, modality, valence, arousal and mood of all items of a window; None if there are more than `most`.
+
+        See view for the other arguments.
+        """
+        row_K = self._found(region, modalities, mood, width, most=most).row_K
+        return None if row_K is None else self.items.take(pa.array(row_K))
 
     def _found(
         self, region: Region, modalities: Collection[str], mood: str | None, width: float | None, **options: int

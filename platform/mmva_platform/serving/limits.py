@@ -159,13 +159,7 @@ class Threads:
     """
 
     def __init__(self, name: str, threads: int, waiting: int = 32) -> None:
-        """Bound the work.
-
-        Args:
-            name: Of the kind, for messages.
-            threads: Calls that run at once.
-            waiting: Calls that may wait for a thread; one more is refused.
-        """
+        """Bound the work: calls that run at once, and calls that may wait for a thread; one more is refused."""
         self._name, self._most = name, threads + waiting
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"mmva-{name}")
         self._pending = 0
