@@ -1,9 +1,8 @@
 """The queue of annotation jobs, in storage; any number of processes may use it at once.
 
 `<jobs>/<id>/0001.json`, 0002.json and so on, each put once and never changed: the highest is the job as it is now.
-Whoever puts the next number decided what happened next. The id is that of the output, so there is one job a run
-directory. How far a job is stands in that directory alone; a queue that is lost loses the order of waiting jobs, never
-work. Files that are not of this form, or that this version cannot read, are left alone.
+The process that puts the next number decides what happens next. The id is that of the output, so there is one job a run
+directory. Progress is in that directory alone; a queue that is lost loses the order of waiting jobs, never work. Files that are not of this form, or that this version cannot read, are left alone.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ class JobRunner:
         changed = job.changed("running", message="")
         start = Start(at=changed.changed_at, submission_id=name, shards_done=done, fruitless=fruitless)
         changed = changed.model_copy(update={"start": start})
-        # Submitting takes seconds. Whoever has the lease by now takes the job for lost, and starts it.
+        # Submitting takes seconds. A runner that has the lease by now finds the job lost, and starts it.
         if self._queue.put(changed) and self._lease.held():
             self._cluster.submit(changed, name)
 

@@ -1,4 +1,4 @@
-// What stands beside the plane: an item, a query, a place, or words for when there is none of them.
+// The panel beside the plane: an item, a query, a place, or words where there is nothing to show.
 import { KINDS, NAMES, baseName, byId, duration, el, mark, svg, two } from "./dom.js";
 
 const AXES = ["valence", "arousal"];

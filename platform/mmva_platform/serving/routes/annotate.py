@@ -73,7 +73,7 @@ async def item_of_upload(file: UploadFile, number: str, modality: str | None = N
 
 
 def item_of_query(body: QueryIn) -> ItemRequest | None:
-    """The item that stands for a query; None for a point. ApiError 422 unless there is exactly one of them."""
+    """The item of a query; None for a point. ApiError 422 unless there is exactly one of them."""
     if body.given() != 1:
         raise ApiError(422, "invalid", "send exactly one of text, uri and point")
     if body.text is None and body.uri is None:
