@@ -2,7 +2,8 @@
 
 `<jobs>/<id>/0001.json`, 0002.json and so on, each put once and never changed: the highest is the job as it is now.
 The process that puts the next number decides what happens next. The id is that of the output, so there is one job a run
-directory. Progress is in that directory alone; a queue that is lost loses the order of waiting jobs, never work. Files that are not of this form, or that this version cannot read, are left alone.
+directory. Progress is in that directory alone; a queue that is lost loses the order of waiting jobs, never work. Files
+that are not of this form, or that this version cannot read, are left alone.
 """
 
 from __future__ import annotations
