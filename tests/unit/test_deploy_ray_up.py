@@ -1,6 +1,6 @@
 """`ray up` with the image of deploy/docker/Dockerfile: Ray's own command runner, whose ssh, docker and rsync are ours.
 
-They run what they are told in mount namespaces: a "machine" that has them in /usr/local/bin, and a "container" on it that
+They run what they are told in mount namespaces: a "machine" that has them in /usr/local/bin, and a "container" that
 has what the Dockerfile makes: packages, /opt/mmva/bin, /etc/profile.d, a home, and the files that `docker run` mounts.
 Needs unshare, as root or with user namespaces.
 """
@@ -141,9 +141,10 @@ def test_the_head_starts_with_its_token_and_configuration(container: Any) -> Non
 
 
 def test_a_worker_starts_and_knows_its_head(container: Any) -> None:
-    environment = {"RAY_HEAD_IP": "10.0.0.1"}
-    for command in CLUSTER["worker_start_ray_commands"]:
-        said = container.run(command, environment_variables=environment, with_output=True).decode()
+    from ray.autoscaler._private.util import with_head_node_ip
+
+    for command in with_head_node_ip(CLUSTER["worker_start_ray_commands"], "10.0.0.1"):
+        said = container.run(command, with_output=True).decode()
     assert "ray start --address=10.0.0.1:6379" in said
     assert ", token a token" in said
 
