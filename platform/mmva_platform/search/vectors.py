@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -25,6 +25,8 @@ from mmva_platform.search.embeddings import matrix_of
 from mmva_platform.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+Block = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]
 
 LEAST: Final = 1000  # items; with fewer there is nothing to learn partitions from
 DEEPEST: Final = 1000  # hits that are searched for by the index; later pages are scanned exactly
@@ -85,7 +87,7 @@ def build_vectors(out: str, settings: Settings, modality: str | None = None, ver
     missing, there is no such version, or the modality cannot have one, CheckFailed if a file is damaged.
     """
     try:
-        import lance
+        import lance  # noqa: F401
     except ImportError:
         raise UsageError("index needs the package pylance: pip install 'mmva-platform[lance]'") from None
     annotation = open_annotation(out, settings.storage, version)
@@ -102,7 +104,7 @@ def build_vectors(out: str, settings: Settings, modality: str | None = None, ver
         elif annotation.storage.exists(_mark(annotation, kind)):
             said.append(f"{kind}: has an index")
         else:
-            _build(lance, annotation, kind, dim)
+            _build(annotation, kind, dim)
             said.append(f"{kind}: {count} embeddings indexed")
     return said or [f"no modality has {LEAST} items; a scan is quick"]
 
@@ -111,34 +113,49 @@ def _mark(annotation: Annotation, modality: str) -> str:
     return f"{index_folder(annotation.version)}/{modality}.json"
 
 
-def _build(lance: Any, annotation: Annotation, modality: str, dim: int) -> None:
+def _build(annotation: Annotation, modality: str, dim: int) -> None:
     storage, folder = annotation.storage, f"{index_folder(annotation.version)}/{modality}"
     for entry in storage.walk(f"{folder}/"):  # of a build that did not end
         storage.delete(entry.path)
-    schema = pa.schema([("row", pa.int64()), *((axis, pa.float32()) for axis in AXES),
-                        ("embedding", pa.list_(pa.float32(), dim))])  # fmt: skip
-    reader = pa.RecordBatchReader.from_batches(schema, _batches(annotation, modality, schema))
+    blocks = _blocks(annotation, modality, dim)
     options = storage.object_store_options()
-    dataset = lance.write_dataset(reader, storage.join(folder), storage_options=options)
-    partitions = math.isqrt(annotation.count(modality=modality))
-    dataset.create_index(
-        "embedding", "IVF_RQ", metric="cosine", num_partitions=partitions, storage_options=options
-    )  # 1 bit a number, then the exact ones
+    write_vectors(blocks, dim, annotation.count(modality=modality), storage.join(folder), options)
     storage.put_if_absent(_mark(annotation, modality), b"{}")
 
 
-def _batches(annotation: Annotation, modality: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """Rows, numbered in the order of the annotation's files, with embeddings of the schema's length."""
+def write_vectors(blocks: Iterable[Block], dim: int, count: int, place: str, options: dict[str, str]) -> Any:
+    """Write a dataset and its index; returns the dataset.
+
+    `blocks` are row numbers [B], points [B, 2] and embeddings [B, `dim`] of all `count` items, `options` those of Lance
+    for the storage of `place`.
+    """
+    import lance
+
+    schema = pa.schema([("row", pa.int64()), *((axis, pa.float32()) for axis in AXES),
+                        ("embedding", pa.list_(pa.float32(), dim))])  # fmt: skip
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for row_B, va_B2, emb_BD in blocks:
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(emb_BD.ravel()), dim)
+            yield pa.RecordBatch.from_arrays([pa.array(row_B), *map(pa.array, va_B2.T), vectors], schema=schema)
+
+    reader = pa.RecordBatchReader.from_batches(schema, batches())
+    dataset = lance.write_dataset(reader, place, storage_options=options)
+    # One bit a number finds candidates; their stored embeddings decide.
+    return dataset.create_index(
+        "embedding", "IVF_RQ", metric="cosine", num_partitions=math.isqrt(count), storage_options=options
+    )
+
+
+def _blocks(annotation: Annotation, modality: str, dim: int) -> Iterator[Block]:
+    """All items of a modality, numbered in the order of the annotation's files, their embeddings filled up to `dim`."""
     files = annotation.files()
     row = sum(file.rows for file in files[: [file.modality for file in files].index(modality)])
-    dim = schema.field("embedding").type.list_size
     for table in annotation.tables([*AXES, "embedding"], modality=modality):
         emb_BD = matrix_of(table)
-        emb_BD = np.pad(emb_BD, ((0, 0), (0, dim - emb_BD.shape[1])))
-        columns = [pa.array(np.arange(row, row + len(emb_BD))), *(table[axis].combine_chunks() for axis in AXES)]
-        columns.append(pa.FixedSizeListArray.from_arrays(pa.array(emb_BD.ravel()), dim))
-        yield pa.RecordBatch.from_arrays(columns, schema=schema)
-        row += len(emb_BD)
+        va_B2 = np.column_stack([np.asarray(table[axis], np.float32) for axis in AXES])
+        yield np.arange(row, row + len(va_B2)), va_B2, np.pad(emb_BD, ((0, 0), (0, dim - emb_BD.shape[1])))
+        row += len(va_B2)
 
 
 def _dim(annotation: Annotation, modality: str) -> int | None:
