@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import lance
@@ -35,6 +36,13 @@ VECTORS = {
 VECTORS["i0007"] = {"embedding": [0.0] * DIM}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _small_ones_too() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vectors, "LEAST", 50)
+        yield
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Without an index."""
@@ -49,9 +57,8 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small annotation, which may have an index nevertheless."""
-    monkeypatch.setattr(vectors, "LEAST", 50)
+def few(tmp_path: Path) -> Path:
+    """A small annotation."""
     return publish_points(tmp_path / "va", ROWS[:120], shard_items=50, embeddings=VECTORS)
 
 
@@ -106,10 +113,10 @@ def test_what_the_index_cannot_find_is_scanned(indexed: Path, plain: Path) -> No
 
 def test_small_modalities_are_scanned(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["annotations", "index", str(plain), "--modality", "caption"]) == 2
-    assert "9 items of caption; an index needs 1000" in capsys.readouterr().err
+    assert "9 items of caption; an index is for 50 or more" in capsys.readouterr().err
     captions = publish_points(tmp_path / "va", ROWS[-9:])
     assert run(["annotations", "index", str(captions)]) == 0
-    assert "no modality has 1000 items" in capsys.readouterr().out
+    assert "no modality has 50 items" in capsys.readouterr().out
     assert run(["annotations", "index", str(plain), "--modality", "smell"]) == 2
 
 

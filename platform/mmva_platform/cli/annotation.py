@@ -222,7 +222,7 @@ def index(
     context: typer.Context,
     out: str,
     *,
-    modality: Annotated[str | None, typer.Option(help="only this one; default: each with 1,000 items or more")] = None,
+    modality: Annotated[str | None, typer.Option(help="only this one; default: each with 10,000 items or more")] = None,
     version: Version = None,
 ) -> None:
     """Build an index of embeddings, for searches by embedding among millions of items; needs the extra `lance`."""

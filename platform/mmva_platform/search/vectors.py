@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 Block = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]
 
-LEAST: Final = 1000  # items; with fewer there is nothing to learn partitions from
+LEAST: Final = 10_000  # items; a scan of fewer is as quick
 DEEPEST: Final = 1000  # hits that are searched for by the index; later pages are scanned exactly
 _PROBES: Final = 32  # partitions that are searched
 _REFINE: Final = 10  # times as many candidates are compared exactly
@@ -96,7 +96,7 @@ def build_vectors(out: str, settings: Settings, modality: str | None = None, ver
         count = annotation.count(modality=kind)
         if count < LEAST:
             if modality is not None:
-                raise UsageError(f"{annotation.uri}: {count} items of {kind}; an index needs {LEAST}, a scan is quick")
+                raise UsageError(f"{annotation.uri}: {count} items of {kind}; an index is for {LEAST:,} or more")
             continue
         dim = _dim(annotation, kind)
         if dim is None:
@@ -106,7 +106,7 @@ def build_vectors(out: str, settings: Settings, modality: str | None = None, ver
         else:
             _build(annotation, kind, dim)
             said.append(f"{kind}: {count} embeddings indexed")
-    return said or [f"no modality has {LEAST} items; a scan is quick"]
+    return said or [f"no modality has {LEAST:,} items; a scan is quick"]
 
 
 def _mark(annotation: Annotation, modality: str) -> str:
