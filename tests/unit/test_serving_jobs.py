@@ -187,12 +187,12 @@ def test_a_runner_that_lost_its_lease_in_the_middle_of_a_step_starts_nothing(
     def slowly(job: Job) -> bool:
         monkeypatch.undo()  # only the first runner is slow
         stored = put(job)
-        bench.now += TERM_S + 1
+        bench.now += TERM_S
         later.step()
         return stored
 
     bench.submit("1")
-    bench.now += TERM_S / 2
+    bench.now += TERM_S / 4  # too early to renew it
     monkeypatch.setattr(bench.queue, "put", slowly)
     bench.step()
     assert len(bench.cluster.jobs) == 1  # by the other one
