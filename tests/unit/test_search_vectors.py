@@ -95,6 +95,29 @@ def test_the_index_finds_what_a_scan_finds(indexed: Path, region: Region | None)
 
 
 @pytest.mark.usefixtures("no_scan")
+def test_a_filter_loses_nothing(indexed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The few items that pass are in partitions far from the item."""
+    monkeypatch.setattr(vectors, "_PROBES", 1)
+    region = Region((0.5, 0.52), (0, 1))
+    inside = {name for name, kind, valence, _ in ROWS if kind == "image" and 0.5 <= valence <= 0.52}
+    hits = AnnotationIndex.open(str(indexed), Settings()).like("i0003", by="embedding", top=100, region=region)
+    assert {hit.id for hit in hits} == inside - {"i0003", "i0007"}
+    assert len(hits) > 10
+
+
+def test_an_index_that_fails_is_opened_again_and_meanwhile_everything_is_read(
+    indexed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = AnnotationIndex.open(str(indexed), Settings())
+    found = [hit.id for hit in opened.like("i0003", by="embedding", top=3)]
+    first = opened._vectors["image"]
+    first._dataset = None  # as with credentials that have expired
+    assert [hit.id for hit in opened.like("i0003", by="embedding", top=3)] == found
+    assert "the index of embeddings" in caplog.text
+    assert opened.vectors("image", 3) not in {None, first}
+
+
+@pytest.mark.usefixtures("no_scan")
 def test_pages_of_the_index_are_those_of_one_list(indexed: Path) -> None:
     opened = AnnotationIndex.open(str(indexed), Settings())
     pages = [hit.id for offset in range(0, 100, 10) for hit in opened.like("i0003", by="embedding", offset=offset)]

@@ -1,6 +1,7 @@
 """The points of a published annotation in memory, with ids and URIs; embeddings are read when needed."""
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Self
 
@@ -19,6 +20,8 @@ from mmva_platform.annotation.reader import Annotation, open_annotation
 from mmva_platform.search.embeddings import embeddings
 from mmva_platform.search.vectors import DEEPEST, VectorIndex, open_vectors
 from mmva_platform.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 By = Literal["va", "embedding"]
 
@@ -160,7 +163,12 @@ class AnnotationIndex:
         vectors = self.vectors(kind, wanted)
         if vectors is not None:
             first: int = pc.index(self._items["modality"], pa.scalar(kind, pa.large_string())).as_py()
-            found = vectors.nearest(own - first, wanted, region)  # rows of a modality are in one piece
+            try:
+                found = vectors.nearest(own - first, wanted, region)  # rows of a modality are in one piece
+            except Exception as error:  # noqa: BLE001 - as Lance raises them; credentials expire, `clean` deletes
+                logger.warning("%s: the index of embeddings: %s", self.uri, str(error).partition("\n")[0])
+                found = None
+                self._vectors.pop(kind, None)  # the next search opens it again
             if found is not None:
                 return found
         may_N = _inside(self._items, region, kind)

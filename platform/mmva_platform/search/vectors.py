@@ -30,7 +30,7 @@ Block = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]
 
 LEAST: Final = 10_000  # items; a scan of fewer is as quick
 DEEPEST: Final = 1000  # hits that are searched for by the index; later pages are scanned exactly
-_PROBES: Final = 32  # partitions that are searched
+_PROBES: Final = 32  # partitions that are searched; more if there are too few items in them
 _REFINE: Final = 10  # times as many candidates are compared exactly
 _STEP: Final = 100  # hits are searched for in such steps, so that a few pages come from one and the same search
 _MULTIPLE: Final = 8  # of the embedding's length, filled up with zeros; the quantizer needs it
@@ -56,7 +56,7 @@ class VectorIndex:
             return None
         asked = {"column": "embedding", "q": query_D, "k": math.ceil(wanted / _STEP) * _STEP + 1}
         found = self._dataset.to_table(
-            columns=["row", "_distance"], nearest=asked | {"nprobes": _PROBES, "refine_factor": _REFINE},
+            columns=["row", "_distance"], nearest=asked | {"minimum_nprobes": _PROBES, "refine_factor": _REFINE},
             filter=_filter(region), prefilter=True,
         )  # fmt: skip
         row_K, cosine_K = np.asarray(found["row"]), 1 - np.asarray(found["_distance"], np.float64)
@@ -66,7 +66,7 @@ class VectorIndex:
 
 
 def open_vectors(annotation: Annotation, modality: str) -> VectorIndex | None:
-    """The index of a modality; None if nobody built one for this version, or the package pylance is missing."""
+    """The index of a modality; None if nobody built one for this version, or it cannot be opened here."""
     storage, folder = annotation.storage, index_folder(annotation.version)
     if not storage.exists(f"{folder}/{modality}.json"):
         return None
@@ -75,9 +75,12 @@ def open_vectors(annotation: Annotation, modality: str) -> VectorIndex | None:
     except ImportError:
         logger.warning("%s: has an index of embeddings, which needs the package pylance", annotation.uri)
         return None
-    place = storage.join(f"{folder}/{modality}")
-    options = storage.object_store_options()
-    return VectorIndex(lance.dataset(place, storage_options=options, index_cache_size_bytes=_CACHE_BYTES))
+    place, options = storage.join(f"{folder}/{modality}"), storage.object_store_options()
+    try:
+        return VectorIndex(lance.dataset(place, storage_options=options, index_cache_size_bytes=_CACHE_BYTES))
+    except Exception as error:  # noqa: BLE001 - as Lance raises them; without an index everything is read
+        logger.warning("%s: the index of embeddings cannot be opened (%s)", place, str(error).partition("\n")[0])
+        return None
 
 
 def build_vectors(out: str, settings: Settings, modality: str | None = None, version: int | None = None) -> list[str]:
