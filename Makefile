@@ -67,11 +67,12 @@ audit: $(STAMP)  ## known vulnerabilities of the locked versions (asks a public 
 	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --baseline .secrets.baseline
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
-check-image:  ## build the image and start Ray in it as `ray up` does (needs Docker)
-	docker build -f deploy/docker/Dockerfile --target cpu -t mmva-platform:check .
-	docker run --rm mmva-platform:check bash --login -c 'ray start --head --disable-usage-stats && mmva --help && rsync --version && ssh -V && ray stop'
+check-image:  ## build the image and start Ray in it as `ray up` does (needs Docker; TORCH_INDEX=URL of torch's CPU build)
+	docker build -f deploy/docker/Dockerfile --target cpu $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) -t mmva-platform:check .
+	docker run --rm mmva-platform:check bash --login -c -i 'test $$(id -u):$$HOME = 1000:/home/ray && touch ~/written && ray start --head --disable-usage-stats && mmva --help && rsync --version && ssh -V && wget --version && ray stop'
 
-check-kubernetes:  ## let a cluster's API server validate the manifests (needs kubectl, and KubeRay's definitions there)
+# After steps 1 to 3 of docs/operations.md: the <...> replaced, KubeRay and the namespace there. Changes nothing.
+check-kubernetes:  ## let a cluster's API server validate the manifests (needs kubectl and a cluster)
 	kubectl apply --dry-run=server -k deploy/kubernetes
 	kubectl create --dry-run=server -f deploy/kubernetes/rayjob-train.yaml -f deploy/kubernetes/rayjob-annotate.yaml
 

@@ -3,8 +3,7 @@
     python benchmarks/serving.py [--workdir DIR] [--pictures 192] [--seconds 10] [--rounds 2] [--only latency]
 
 One server with two replicas (compact preset, the engine that calibration chooses) on this machine; load comes from a
-second process (this file with --load). Pictures of 512 pixels, and copies that differ in trailing bytes, because the
-server remembers the embeddings of bytes that it saw: no load sends the same ones twice.
+second process (this file with --load). Pictures of 512 pixels; the server remembers nothing of them.
 
 latency     one upload at a time on an idle server against a bare Serve application of the same shape in the same Serve
             (a FastAPI ingress that hands the bytes to a deployment with the model, without keys, limits, batches and
@@ -42,7 +41,7 @@ from harness import make_bundle
 from made_media import make_pictures
 
 PORT, KEY, ITEMS, AT_ONCE, REPLICAS = 8765, "benchmark", 16, 6, 2
-PART = 2500  # copies of a load: more than it can send
+CPUS = 6  # logical ones: for the replicas of both applications and the bulk engine's workers
 
 
 def settings_of(workdir: Path) -> Any:
@@ -54,7 +53,7 @@ def settings_of(workdir: Path) -> Any:
         port=PORT, keys=(key,), model=str(workdir / "bundle"), roots=(str(workdir),), replicas=REPLICAS,
         max_in_flight_per_key=128,
     )  # fmt: skip
-    return Settings(home=workdir / "home", cluster=ClusterSettings(address="local", num_cpus=4), serving=serving)
+    return Settings(home=workdir / "home", cluster=ClusterSettings(address="local", num_cpus=CPUS), serving=serving)
 
 
 class Client:
@@ -86,9 +85,8 @@ def load_latency(files: list[Path], seconds: float) -> dict[str, Any]:
     number = 0
     while time.monotonic() < deadline:
         data = files[number % len(files)].read_bytes()
-        data += b"latency"
         form = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n' + data + b"\r\n--x--\r\n"
-        for path, spent in (("/bare", bare_s), ("/v1/annotate/upload", http_s)):
+        for path, spent in (("/bare/", bare_s), ("/v1/annotate/upload", http_s)):
             status, spent_s, _ = client.post(path, form, "multipart/form-data; boundary=x")
             assert status == 200
             spent.append(spent_s)
@@ -124,21 +122,12 @@ def bare_application(settings: Any) -> Any:
         def __init__(self, model: Any) -> None:
             self._model = model
 
-        @app.post("")
+        @app.post("/")
         async def annotate(self, file: UploadFile) -> list[float]:
             found: list[float] = await self._model.remote(await file.read())
             return found
 
     return Ingress.bind(Model.bind())  # type: ignore[attr-defined]
-
-
-def copies(pictures: Path, folder: Path, count: int) -> None:
-    """`count` pictures of different bytes."""
-    folder.mkdir()
-    files = sorted(pictures.iterdir())
-    for number in range(count):
-        data = files[number % len(files)].read_bytes()
-        (folder / f"{number:06d}.jpg").write_bytes(data + number.to_bytes(4, "big"))
 
 
 def load_saturation(files: list[Path], seconds: float) -> dict[str, Any]:
@@ -195,11 +184,10 @@ def percentile(values: list[float], share: float) -> float:
     return float(np.percentile(values, share)) if values else float("nan")
 
 
-def load(kind: str, workdir: Path, seconds: float, rate: float = 0.0, part: int = 0) -> Any:
-    """Run a load in a process of its own, over its part of the copies."""
+def load(kind: str, workdir: Path, seconds: float, rate: float = 0.0) -> Any:
+    """Run a load in a process of its own."""
     command = [sys.executable, __file__, "--workdir", workdir, "--load", kind, "--seconds", seconds, "--rate", rate]
-    command += ["--part", part]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
@@ -279,11 +267,10 @@ def main() -> None:
     parser.add_argument("--only", choices=["latency", "load", "search"])
     parser.add_argument("--load")
     parser.add_argument("--rate", type=float, default=0.0)
-    parser.add_argument("--part", type=int, default=0)
     options = parser.parse_args()
     workdir = options.workdir.resolve()
     if options.load:
-        files = sorted((workdir / "copies").iterdir())[options.part * PART : (options.part + 1) * PART]
+        files = sorted((workdir / "pictures").iterdir())
         loads = {
             "latency": lambda: load_latency(files, options.seconds),
             "saturation": lambda: load_saturation(files, options.seconds),
@@ -295,7 +282,6 @@ def main() -> None:
     make_bundle(workdir / "bundle")
     if not (workdir / "pictures").exists():
         make_pictures(workdir / "pictures", options.pictures)
-        copies(workdir / "pictures", workdir / "copies", (options.rounds + 3) * PART)
     if options.only != "search":
         with served(workdir) as settings:
             load("saturation", workdir, 3.0)  # to warm up
@@ -320,11 +306,11 @@ def say_load(workdir: Path, settings: Any, rounds: int, seconds: float) -> None:
     speeds = []
     for number in range(rounds):
         engine = bulk(workdir, settings, number)
-        speeds.append((load("saturation", workdir, seconds, part=number + 2)["items_per_s"], engine))
+        speeds.append((load("saturation", workdir, seconds)["items_per_s"], engine))
         print(f"saturation: {speeds[-1][0]:.1f} items/s, bulk engine {engine:.1f}")
     peak = median(api for api, _ in speeds)
     print(f"saturation / bulk engine: {median(api / engine for api, engine in speeds):.2f}")
-    over = load("overload", workdir, seconds, 3 * peak / ITEMS, part=1)
+    over = load("overload", workdir, seconds, 3 * peak / ITEMS)
     print(f"overload: {over['items_per_s'] / peak:.2f} of the peak; {json.dumps(over)}")
 
 

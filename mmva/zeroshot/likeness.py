@@ -7,9 +7,12 @@ Shapes: B items of a block, D numbers of an embedding, K neighbours.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+_SPARE: Final = 16  # hits beyond twice the wanted ones before they are sorted
 
 
 def most_alike(
@@ -22,13 +25,25 @@ def most_alike(
     """
     unit_D = np.asarray(query_D, np.float64)
     unit_D = unit_D / (np.linalg.norm(unit_D) or 1.0)
-    row_K, cosine_K = np.empty(0, np.int64), np.empty(0)
+    row_K, cosine_K, least = np.empty(0, np.int64), np.empty(0), -np.inf
     for row_B, block in blocks:
         emb_BD = np.asarray(block, np.float64)
         norm_B = np.linalg.norm(emb_BD, axis=1)
         # Row by row, and not by BLAS: equal embeddings must give equal results at any place in a block.
         cosine_B = np.einsum("bd,d->b", emb_BD, unit_D) / np.where(norm_B > 0, norm_B, 1.0)
-        row_K, cosine_K = np.concatenate([row_K, row_B]), np.concatenate([cosine_K, cosine_B])
-        best_K = np.lexsort((row_K, -cosine_K))[:wanted]
-        row_K, cosine_K = row_K[best_K], cosine_K[best_K]
+        may_B = cosine_B >= least
+        if not may_B.any():
+            continue
+        row_K, cosine_K = np.concatenate([row_K, row_B[may_B]]), np.concatenate([cosine_K, cosine_B[may_B]])
+        if len(row_K) > 2 * wanted + _SPARE:  # not after every block: a late page has many hits to sort
+            row_K, cosine_K = _best(row_K, cosine_K, wanted)
+            least = cosine_K[-1]
+    row_K, cosine_K = _best(row_K, cosine_K, wanted)
     return row_K, cosine_K.clip(-1, 1)
+
+
+def _best(
+    row_N: NDArray[np.int64], cosine_N: NDArray[np.float64], wanted: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    best_K = np.lexsort((row_N, -cosine_N))[:wanted]
+    return row_N[best_K], cosine_N[best_K]

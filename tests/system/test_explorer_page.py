@@ -238,6 +238,12 @@ def test_a_crowd_becomes_points_when_zoomed(page: Page) -> None:
     expect(page.locator("#status")).to_contain_text("3,400 items in and around this window; stronger is denser")
     page.locator("#plane").click()
     expect(page.get_by_role("heading", name="Around this place")).to_be_visible()
+    expect(page).to_have_url(re.compile(r"#crowd\?near=0\.\d+"))
+    page.reload()
+    expect(page.get_by_role("heading", name="Around this place")).to_be_visible()
+    expect(page.get_by_label("Catalog")).to_have_value("crowd")
+    page.locator("#panel").get_by_label("Close").click()
+    expect(page).to_have_url(re.compile("#crowd$"))
     page.locator("#plane").hover()
     for _ in range(3):
         page.mouse.wheel(0, -300)
@@ -247,6 +253,10 @@ def test_a_crowd_becomes_points_when_zoomed(page: Page) -> None:
     expect(page.locator("#kinds button", has_text="Images")).to_have_attribute("aria-pressed", "false")
     page.get_by_label("Show the whole plane").click()
     expect(page.locator("#status")).to_contain_text("1,134 items")
+    expect(page.get_by_role("button", name="CSV")).to_be_enabled()
+    page.locator("#kinds button", has_text="Music").click()
+    expect(page.locator("#veil")).to_have_text("All modalities are hidden.")
+    expect(page.get_by_role("button", name="CSV")).to_be_disabled()
 
 
 def test_what_is_not_there_is_said(page: Page, site: Site) -> None:

@@ -11,7 +11,8 @@ from starlette.types import ASGIApp
 
 from mmva.errors import MediaError
 from mmva_platform.annotation.plan import ModelInfo
-from mmva_platform.search import AnnotationIndex, load_predictor, query_point
+from mmva_platform.search import load_predictor, query_point
+from mmva_platform.search.explored import ExploredCatalog
 from mmva_platform.serving.context import Answers, ItemRequest
 from mmva_platform.serving.jobs.queue import Job, JobSpec, State
 from mmva_platform.settings import Settings
@@ -40,7 +41,7 @@ def explorer_world(
         home,
         annotate,
         model=None,
-        open_index=cache(lambda uri: AnnotationIndex.open(uri, settings)),
+        open_index=cache(lambda uri: ExploredCatalog.open(uri, settings)),
         progress=_progress,
         settings=settings,
         annotations=annotations,

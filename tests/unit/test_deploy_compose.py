@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from mmva_platform.serving.auth import Caller, Keyring
-from mmva_platform.settings import ServingSettings, load_config
+from mmva_platform.settings import ServingSettings, Settings, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -92,7 +92,7 @@ def test_local_sh_makes_every_secret_once_and_the_apis_keys_by_digest(compose: d
 def test_the_api_is_mmva_serve_with_settings_that_are_some(compose: dict[str, Any]) -> None:
     [command] = compose["services"]["api"]["command"]
     words = shlex.split(command.partition("exec ")[2])
-    assert words[:4] == ["mmva", "--home", "/tmp/mmva", "serve"]
+    assert words[:2] == ["mmva", "serve"]
     changes = [word for flag, word in pairwise(words) if flag == "--set"]
     serving = load_config(ServingSettings, DEPLOY / "api.yaml", changes)
     assert f"127.0.0.1:{serving.port}:{serving.port}" in compose["services"]["api"]["ports"]
@@ -102,6 +102,19 @@ def test_the_api_is_mmva_serve_with_settings_that_are_some(compose: dict[str, An
     [targets] = json.loads((DEPLOY / "prometheus" / "targets" / "ray.json").read_text())
     assert {f"{name}:8080" for name in ("ray", "api")} == set(targets["targets"])
     assert "--metrics-export-port=8080" in command
+
+
+def test_storage_and_registry_are_the_services_for_every_library(compose: dict[str, Any]) -> None:
+    """By settings: a variable of AWS's would reach boto3, and neither Delta nor Arrow."""
+    settings = load_config(Settings, DEPLOY / "compose-settings.yaml")
+    for uri in (settings.storage.s3_endpoint, settings.tracking.uri):
+        host, port = str(uri).removeprefix("http://").split(":")
+        assert port in json.dumps(compose["services"][host])
+    assert "mlflow:5000" in compose["services"]["mlflow"]["command"][0].partition("--allowed-hosts")[2]
+    for name in ("ray", "api"):
+        service = compose["services"][name]
+        assert f"./compose-settings.yaml:{service['environment']['MMVA_SETTINGS']}:ro" in service["volumes"], name
+        assert "AWS_ENDPOINT_URL_S3" not in service["environment"], name
 
 
 def ours(compose: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from importlib import metadata
 from pathlib import Path
 
@@ -65,3 +66,16 @@ def test_what_is_copied_exists_and_the_context_lets_it_through(stages: dict[str,
                 for source in sources:
                     assert (ROOT / source).exists(), source
                     assert source in allowed, source
+
+
+@pytest.mark.parametrize(("packages", "code"), [("torch 2.13.0", 0), ("torch 2.13.0\nnvidia-cublas 13.1", 1)])
+def test_the_cpu_image_has_no_cuda(
+    stages: dict[str, list[tuple[str, str]]], tmp_path: Path, packages: str, code: int
+) -> None:
+    check = next(re.search(r"if pip list.*?fi\b", rest) for word, rest in stages["build-cpu"] if word == "RUN")
+    assert check
+    pip = tmp_path / "pip"
+    pip.write_text(f"#!/bin/sh\necho '{packages}'\n")
+    pip.chmod(0o755)
+    done = subprocess.run(["sh", "-c", check[0]], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=False)
+    assert done.returncode == code

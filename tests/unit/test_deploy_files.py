@@ -16,6 +16,7 @@ SECURITY = "unit/test_security.py"
 CHECKED = {
     "local.sh": "system/local_stack.py",  # run, with everything that it starts, by system/test_job_submission.py
     "compose.yaml": COMPOSE,
+    "compose-settings.yaml": COMPOSE,
     "api.yaml": COMPOSE,
     "serve.yaml": "unit/test_serving_deploy.py",
     "docker/Dockerfile": "unit/test_deploy_docker.py",

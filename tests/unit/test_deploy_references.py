@@ -110,6 +110,33 @@ def test_a_policy_selects_pods_that_exist_and_their_ports() -> None:
             assert {port["port"] for port in rule.get("ports", [])} <= ports, policy["metadata"]["name"]
 
 
+def test_every_pod_behind_the_apis_service_may_be_reached() -> None:
+    """KubeRay puts the head into it as well, unless it is told not to."""
+    [service] = [document["spec"] for document in DOCUMENTS if document["kind"] == "RayService"]
+    [policy] = [
+        one["spec"] for one in DOCUMENTS if one["kind"] == "NetworkPolicy" and one["metadata"]["name"] == "serve"
+    ]
+    groups = service["rayClusterConfig"]["workerGroupSpecs"]
+    if not service.get("excludeHeadPodFromServeSvc"):
+        groups = [*groups, service["rayClusterConfig"]["headGroupSpec"]]
+    for group in groups:
+        assert policy["podSelector"]["matchLabels"].items() <= group["template"]["metadata"]["labels"].items()
+
+
+def test_mlflow_answers_to_every_name_that_it_is_asked_by() -> None:
+    [arguments] = [
+        container["args"] for group in found("containers", DOCUMENTS) for container in group
+        if container["name"] == "mlflow"
+    ]  # fmt: skip
+    [allowed] = [word.partition("=")[2].split(",") for word in arguments if word.startswith("--allowed-hosts=")]
+    uris = {settings_of(kind).tracking.uri for kind in ("api", "jobs")} | {
+        one["value"] for group in found("env", DOCUMENTS) for one in group if one["name"] == "MLFLOW_TRACKING_URI"
+    }
+    uris.update(re.findall(r"MLFLOW_TRACKING_URI=(\S+)", GUIDE))
+    assert len(uris) > 1
+    assert {str(uri).removeprefix("http://") for uri in uris} <= {*allowed}
+
+
 def test_the_api_starts_before_the_first_champion_and_its_jobs_run_elsewhere() -> None:
     api, jobs = settings_of("api"), settings_of("jobs")
     assert api.serving.wait_for_model

@@ -23,13 +23,15 @@ from mmva_platform.annotation.media import piece_of
 from mmva_platform.annotation.plan import ModelInfo
 from mmva_platform.cli.serving import explorer_settings
 from mmva_platform.serving.auth import Keyring
+from mmva_platform.serving.deploy import queue_uri
 from mmva_platform.serving.routes import explore
 from mmva_platform.serving.routes.operations import STATIC
 from mmva_platform.settings import Settings
+from mmva_platform.tracking.resolve import STARTER
 from mmva_platform.workflows import report_annotation
 
 from .explored import HOSTILE, KEY, add_job, explorer_world
-from .published import lively_bundle, publish_media, publish_points
+from .published import MODEL, lively_bundle, publish_media, publish_points
 from .serving_world import World
 
 DATA = "/v1/explore/catalogs/media"
@@ -176,6 +178,17 @@ def test_a_window_as_csv_holds_every_item_and_no_formula(client: TestClient) -> 
     assert {row["modality"] for row in rows} == {"music", "image"}
 
 
+def test_a_window_that_is_too_large_for_a_spreadsheet_is_refused(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explore, "_CSV_ROWS", 3099)
+    url = "/v1/explore/catalogs/points/view.csv"
+    answer = client.get(url)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too-many-items")
+    assert "3,099 items" in answer.json()["error"]["message"]
+    assert client.get(url, params={"v0": 0.5}).status_code == 200
+
+
 def test_a_name_that_a_spreadsheet_would_run_stays_text(world: World, client: TestClient, tmp_path: Path) -> None:
     publish_points(tmp_path / "odd", [("=1+1", "image", 0.1, 0.2), ("-x", "image", 0.1, 0.2)])
     job = add_job(world, "s3://odd", str(tmp_path / "odd"), "done")
@@ -317,7 +330,9 @@ def test_the_report_of_a_job_shows_media_below_the_roots_and_only_the_annotated_
         (media / "1.txt").write_text(original)
 
 
-def test_explore_serves_one_annotation_with_its_own_media_and_a_key_of_its_own(world: World, media: Path) -> None:
+def test_explore_serves_one_annotation_with_its_own_media_and_a_key_of_its_own(
+    world: World, media: Path, tmp_path: Path
+) -> None:
     out = world.context.settings.serving.annotations["media"]
     settings, key = explorer_settings(out, Settings(), port=8123, model=None)
     serving = settings.serving
@@ -329,6 +344,11 @@ def test_explore_serves_one_annotation_with_its_own_media_and_a_key_of_its_own(w
     assert caller is not None
     assert caller.scopes == {"read", "annotate"}  # to look, and to place something
     assert not serving.out_roots  # so it cannot submit jobs
+    assert serving.jobs
+    assert serving.jobs != queue_uri(Settings())  # nor start those that wait for `mmva serve`
+    assert serving.model == "models:/mmva@champion"  # its own bundle was never registered
+    by_starter = publish_points(tmp_path / "va", [("a", "image", 0.1, 0.1)], MODEL.model_copy(update={"name": STARTER}))
+    assert explorer_settings(str(by_starter), Settings(), port=8123, model=None)[0].serving.model == STARTER
     with pytest.raises(UsageError, match="no published annotations"):
         explorer_settings(str(media), Settings(), port=8123, model=None)
 

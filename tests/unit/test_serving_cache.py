@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from mmva.errors import UsageError
 from mmva_platform.annotation.plan import plan_file
 from mmva_platform.search import AnnotationIndex
+from mmva_platform.search.explored import ExploredCatalog
 from mmva_platform.serving.cache import AnnotationCache
 from mmva_platform.settings import Settings
 
@@ -89,7 +92,7 @@ def test_search_and_explorer_show_a_new_version_as_soon_as_it_is_published(tmp_p
     out, settings = publish_points(tmp_path / "va", FIRST), Settings()
     world = make_world(
         tmp_path / "home",
-        open_index=AnnotationCache(lambda uri: AnnotationIndex.open(uri, settings), settings),
+        open_index=AnnotationCache(lambda uri: ExploredCatalog.open(uri, settings), settings),
         annotations={"photos": str(out)},
     )
 
@@ -123,3 +126,27 @@ def test_search_and_explorer_show_a_new_version_as_soon_as_it_is_published(tmp_p
         "items": [200, 404, 200, 200],
         "near": ["d", "c"],
     }
+
+
+def test_a_new_version_frees_the_memory_of_the_one_before(tmp_path: Path) -> None:
+    """At once: a garbage collector comes when objects are many, not when they are large."""
+    out, settings = publish_points(tmp_path / "va", FIRST), Settings()
+    cache = AnnotationCache(lambda uri: ExploredCatalog.open(uri, settings), settings)
+    world = make_world(tmp_path / "home", open_index=cache, annotations={"photos": str(out)})
+
+    def used() -> None:
+        for path in ("", "/view?width=0.5", "/item?id=a", "/around?v=0.1&a=0.1", "/view.csv"):
+            url = f"/v1/explore/catalogs/photos{path}"
+            assert world.client.get(url, headers=bearer("reader")).status_code == 200, path
+
+    used()
+    before = weakref.ref(cache(str(out)))
+    assert before() is not None
+    update_points(out, SECOND)
+    gc.collect()
+    gc.disable()
+    try:
+        used()
+        assert before() is None
+    finally:
+        gc.enable()

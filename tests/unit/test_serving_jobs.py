@@ -177,6 +177,31 @@ def test_a_runner_that_died_is_replaced_after_a_term_and_one_that_ended_at_once(
     assert bench.cluster.outs == ["1", "2"]
 
 
+def test_a_runner_that_lost_its_lease_in_the_middle_of_a_step_starts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path)
+    bench.step()
+    later, put = bench.new_runner(), bench.queue.put
+    later.step()  # sees the lease, and from now on its term
+
+    def slowly(job: Job) -> bool:
+        monkeypatch.undo()  # only the first runner is slow
+        stored = put(job)
+        bench.now += TERM_S
+        later.step()
+        return stored
+
+    bench.submit("1")
+    bench.now += TERM_S / 4  # too early to renew it
+    monkeypatch.setattr(bench.queue, "put", slowly)
+    bench.step()
+    assert len(bench.cluster.jobs) == 1  # by the other one
+    [job] = bench.queue.jobs()
+    assert job.start is not None
+    assert list(bench.cluster.jobs) == [job.start.submission_id]
+
+
 def test_a_lease_is_one_files_race_and_leaves_few_files(tmp_path: Path) -> None:
     storage, now = open_storage(str(tmp_path)), [0.0]
     leases = [Lease(storage, clock=lambda: now[0]) for _ in range(8)]
@@ -440,6 +465,18 @@ class TestCluster:
         cluster._connected = Server()  # type: ignore[assignment]
         assert cluster.state("x") == expected
         assert cluster.state("y") == Submitted("lost")
+
+
+def test_a_cluster_that_did_not_answer_is_connected_to_again(tmp_path: Path) -> None:
+    class Gone:
+        def list(self) -> list[JobState]:
+            raise OSError("another head has taken over")
+
+    cluster = BulkCluster(Settings(home=tmp_path), "gcs:1")
+    cluster._connected = Gone()  # type: ignore[assignment]
+    with pytest.raises(OSError, match="another head"):
+        cluster.state("x")
+    assert cluster._connected is None
 
 
 def test_a_job_whose_champion_moved_goes_on_with_its_own_model(tmp_path: Path) -> None:

@@ -158,6 +158,23 @@ def test_following_goes_on_after_an_error(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(looks) == 2
 
 
+def test_looking_for_models_and_jobs_goes_on_after_any_error() -> None:
+    from mmva_platform.serving.deploy import ApiReplica
+
+    looks: list[int] = []
+
+    async def look() -> None:
+        looks.append(1)
+        if len(looks) == 3:
+            raise asyncio.CancelledError  # as at the end of the replica
+        raise ValueError("a file that is no job")
+
+    replica = object.__new__(ApiReplica)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(replica._look(0.0, "jobs", look))
+    assert len(looks) == 3
+
+
 def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
     from mmva_platform.serving.deploy import await_port
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -96,6 +99,19 @@ def test_what_is_like_an_item(tmp_path: Path) -> None:
         answer = post(world, "/v1/search", like | more)
         assert answer.status_code == status
         assert named in answer.json()["error"]["message"]
+
+
+def test_only_a_scan_of_embeddings_waits_for_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = publish_points(tmp_path / "va", [("a", "image", 0.1, 0.1), ("b", "image", 0.9, 0.9)])
+    index = AnnotationIndex.open(str(out), Settings())
+    world = make_world(tmp_path / "home", open_index=lambda _uri: index, annotations={"photos": str(out)})
+    query = {"annotation": "photos", "like": "a", "by": "embedding"}
+    asyncio.run(world.context.scanning.acquire())
+    busy = post(world, "/v1/search", query)
+    assert (busy.status_code, busy.json()["error"]["code"], busy.headers["Retry-After"]) == (503, "busy", "1")
+    found = SimpleNamespace(nearest=lambda *_given: (np.array([1]), np.array([0.5])))
+    monkeypatch.setattr(index, "vectors", lambda _kind, _wanted: found)
+    assert [hit["score"] for hit in post(world, "/v1/search", query).json()["hits"]] == [0.5]
 
 
 def test_by_an_upload(world: World) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmva.zeroshot import likeness
 from mmva.zeroshot.likeness import most_alike
 
 
@@ -42,3 +44,13 @@ def test_length_does_not_matter() -> None:
     row_K, cosine_K = most_alike([30, 40], [(np.array([9]), emb_4D[3:]), (np.arange(3), emb_4D[:3])], 3)
     assert set(row_K.tolist()) == {0, 1, 9}
     np.testing.assert_allclose(cosine_K, 1)
+
+
+def test_a_late_page_is_not_sorted_again_for_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    best, sorts = likeness._best, []
+    monkeypatch.setattr(likeness, "_best", lambda *given: sorts.append(1) or best(*given))
+    emb_ND = np.random.default_rng(0).normal(size=(6000, 3))
+    blocks = [(np.arange(start, start + 50), emb_ND[start : start + 50]) for start in range(0, 6000, 50)]
+    row_K, _ = most_alike([1, 0, 0], blocks, 1000)
+    assert len(row_K) == 1000
+    assert len(sorts) < 10  # of 120 blocks

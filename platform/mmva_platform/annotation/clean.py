@@ -2,13 +2,13 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
 from mmva.errors import UsageError
-from mmva_platform.annotation.plan import INTERNAL, cleaned_mark
+from mmva_platform.annotation.plan import cleaned_mark, index_folder, version_folder
 from mmva_platform.annotation.reader import open_annotation
 from mmva_platform.annotation.table import latest_version
 from mmva_platform.settings import Settings
@@ -44,7 +44,8 @@ class Cleaning:
 
 
 def clean(out: str, settings: Settings, *, keep: int = 1, delete: bool = False) -> Cleaning:
-    """Find, and with `delete` remove, data files and embeddings that none of the `keep` newest versions needs.
+    """Find, and with `delete` remove, data files, embeddings and their indexes that none of the `keep` newest versions
+    needs.
 
     Plans, commit records, models and the table's log stay, so the history stays complete. Do not read older versions or
     update the annotation at the same time. Raises UsageError if nothing is published or keep is below 1, CheckFailed if
@@ -59,7 +60,7 @@ def clean(out: str, settings: Settings, *, keep: int = 1, delete: bool = False) 
     versions = [number for number in range(latest + 1) if not storage.exists(cleaned_mark(number))]
     kept, lost = versions[-keep:], versions[:-keep]
     needed = _needed(storage, kept)
-    found = [entry for entry in _candidates(storage, latest) if entry.path not in needed]
+    found = [entry for entry in _candidates(storage, latest, kept) if entry.path not in needed]
     if delete:
         for number in lost:  # first: readers of this version then get the reason
             storage.put_if_absent(cleaned_mark(number), b"")
@@ -80,11 +81,15 @@ def _needed(storage: Storage, versions: Iterable[int]) -> set[str]:
     return needed
 
 
-def _candidates(storage: Storage, latest: int) -> Iterable[Entry]:
-    """Data files and embeddings of all published versions; not those of an unpublished version or of other programs."""
+def _candidates(storage: Storage, latest: int, kept: Collection[int]) -> Iterable[Entry]:
+    """Data files and embeddings of all published versions, and indexes of those that are not kept; nothing of an
+    unpublished version or of other programs.
+    """
     for entry in storage.walk("status="):
         ours = _DATA_FILE.fullmatch(entry.path)
         if ours and int(ours[1]) <= latest:
             yield entry
     for version in range(latest + 1):
-        yield from storage.walk(f"{INTERNAL}/{version:06d}/embeddings/")
+        yield from storage.walk(f"{version_folder(version)}/embeddings/")
+        if version not in kept:
+            yield from storage.walk(index_folder(version) + "/")

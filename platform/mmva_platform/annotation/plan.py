@@ -31,6 +31,11 @@ def version_folder(version: int) -> str:
     return f"{INTERNAL}/{version:06d}"
 
 
+def index_folder(version: int) -> str:
+    """Where the optional indexes of a version's embeddings are; see search.vectors."""
+    return f"{version_folder(version)}/index"
+
+
 def plan_file(version: int) -> str:
     """Where the plan of a version is."""
     return f"{version_folder(version)}/plan.json"

@@ -232,6 +232,20 @@ def export(
     emit(f"{file.resolve()}: {rows} rows", None, as_json=False)
 
 
+@app.command("index")
+def index(
+    context: typer.Context,
+    out: str,
+    *,
+    modality: Annotated[str | None, typer.Option(help="only this one; default: each with 10,000 items or more")] = None,
+    version: Version = None,
+) -> None:
+    """Build an index of embeddings, for searches by embedding among millions of items; needs the extra `lance`."""
+    from mmva_platform.search.vectors import build_vectors
+
+    emit("\n".join(build_vectors(out, settings_of(context), modality, version)), None, as_json=False)
+
+
 @app.command("clean")
 def clean(
     context: typer.Context,

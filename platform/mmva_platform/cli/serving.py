@@ -96,20 +96,20 @@ def explorer_settings(out: str, settings: Settings, *, port: int, model: str | N
     """
     from mmva_platform.annotation.plan import read_plan
     from mmva_platform.annotation.reader import open_annotation
-    from mmva_platform.tracking.resolve import STARTER
+    from mmva_platform.search.models import uri_of
 
     annotation = open_annotation(out, settings.storage)
-    info = annotation.record.model
-    own = STARTER if (info.name, info.version) == (STARTER, None) else f"models:/{info.name}/{info.version}"
+    own = annotation.record.model
     key = secrets.token_urlsafe(24)
     digest = hashlib.sha256(key.encode()).hexdigest()
     serving = ServingSettings(
         port=port,
         keys=(KeySettings(name="explore", sha256=digest, scopes=("read", "annotate")),),
-        model=model or own,
+        model=model or uri_of(own) or f"models:/{own.name}@champion",
         wait_for_model=model is None,  # the page works without one; placing something does not
         roots=read_plan(annotation.storage, annotation.version).roots,
         annotations={annotation.uri.rpartition("/")[2]: annotation.uri},
+        jobs=str(settings.home.resolve() / "serving" / "explore"),  # empty: jobs of `mmva serve` are not started here
     )
     return settings.model_copy(update={"serving": serving}), key
 

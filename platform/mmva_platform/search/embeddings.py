@@ -25,7 +25,7 @@ def embeddings(
     """
     (start, file), *_ = [(start, file) for start, file in _starts(annotation) if start <= own < start + file.rows]
     row = _read(annotation, file).slice(own - start, 1)
-    return _matrix(row)[0], _blocks(annotation, may_N, row["tracks"][0].as_py())
+    return matrix_of(row)[0], _blocks(annotation, may_N, row["tracks"][0].as_py())
 
 
 def _blocks(annotation: Annotation, may_N: NDArray[np.bool_], tracks: list[str] | None) -> Iterator[Block]:
@@ -38,7 +38,7 @@ def _blocks(annotation: Annotation, may_N: NDArray[np.bool_], tracks: list[str] 
             same_B = np.array([one == tracks for one in table["tracks"].to_pylist()])
             at_B, table = at_B[same_B], table.filter(pa.array(same_B))
         for first in range(0, len(at_B), _BLOCK):
-            yield start + at_B[first : first + _BLOCK], _matrix(table.slice(first, _BLOCK))
+            yield start + at_B[first : first + _BLOCK], matrix_of(table.slice(first, _BLOCK))
 
 
 def _starts(annotation: Annotation) -> Iterator[tuple[int, TableFile]]:
@@ -53,6 +53,7 @@ def _read(annotation: Annotation, file: TableFile) -> pa.Table:
     return annotation.read(file, ("tracks", "embedding"))
 
 
-def _matrix(table: pa.Table) -> Any:
+def matrix_of(table: pa.Table) -> Any:
+    """The column `embedding` as an array [B, D]; all of one length."""
     column = table["embedding"].combine_chunks()
     return np.asarray(column.flatten()).reshape(len(column), -1)

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from functools import cached_property, lru_cache
 from itertools import accumulate
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,9 @@ from mmva.zeroshot.search import Region
 from mmva_platform.search.index import AnnotationIndex, Hit
 from mmva_platform.search.view import CELLS, PlanePoints, View
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _BOUNDS: Final = tuple(f"{axis}_{side}" for axis in AXES for side in ("low", "high"))
 _DETAILS: Final = ("id", "uri", "modality", *AXES, *_BOUNDS, "mood", "duration_s", "windows", "sha256", "caption")
 _FILES_KEPT: Final = 64  # without embeddings, a file is some hundred bytes an item
@@ -28,32 +31,39 @@ _CURVE_POINTS: Final = 600
 NEIGHBOURS: Final = 4
 
 
-class ExploredCatalog:
-    """Reads the index in memory for points and neighbours, the annotation's files for the details of one item."""
+class ExploredCatalog(AnnotationIndex):
+    """An annotation's index, with what the page needs beside it. All of that is made when it is first asked for."""
 
-    def __init__(self, index: AnnotationIndex) -> None:
-        """Sort the index's points for windows; files are opened when the first item is asked for."""
-        self.index = index
-        items = index.items
-        va_N2 = np.column_stack([np.asarray(items[axis], np.float32) for axis in AXES])
-        self._points = PlanePoints(
-            va_N2, np.asarray(pc.index_in(items["modality"], pa.array(MEDIA_KINDS, pa.large_string())))
-        )
-        counts = pc.value_counts(items["modality"]).to_pylist()
-        found = {each["values"]: each["counts"] for each in counts}
-        self.by_modality = {kind: found[kind] for kind in MEDIA_KINDS if kind in found}
-        self._rows_of_file = lru_cache(_FILES_KEPT)(self._read_rows)
+    @cached_property
+    def by_modality(self) -> dict[str, int]:
+        """How many items of each modality there are."""
+        found = {each["values"]: each["counts"] for each in pc.value_counts(self.items["modality"]).to_pylist()}
+        return {kind: found[kind] for kind in MEDIA_KINDS if kind in found}
+
+    @cached_property
+    def _points(self) -> PlanePoints:
+        """The points, sorted for windows."""
+        va_N2 = np.column_stack([np.asarray(self.items[axis], np.float32) for axis in AXES])
+        kinds = pc.index_in(self.items["modality"], pa.array(MEDIA_KINDS, pa.large_string()))
+        return PlanePoints(va_N2, np.asarray(kinds))
 
     @cached_property
     def _ends(self) -> list[int]:
         """First row after each file."""
-        assert self.index.annotation is not None
-        return list(accumulate(file.rows for file in self.index.annotation.files()))
+        assert self.annotation is not None
+        return list(accumulate(file.rows for file in self.annotation.files()))
+
+    @cached_property
+    def _rows_of_file(self) -> Callable[[int], pa.Table]:
+        # It must not hold `self`: a replaced index has to be freed at once, not by the garbage collector some day.
+        annotation = self.annotation
+        assert annotation is not None
+        return lru_cache(_FILES_KEPT)(lambda number: annotation.read(annotation.files()[number], _DETAILS))
 
     def summary(self) -> dict[str, Any]:
         """How many items of each modality, the moods that there are, and the run."""
-        moods = sorted(pc.unique(self.index.items["mood"]).to_pylist())
-        return {"items": len(self.index), "by_modality": self.by_modality, "moods": moods, "run_id": self.index.run_id}
+        moods = sorted(pc.unique(self.items["mood"]).to_pylist())
+        return {"items": len(self), "by_modality": self.by_modality, "moods": moods, "run_id": self.run_id}
 
     def view(
         self,
@@ -78,16 +88,19 @@ class ExploredCatalog:
         if found.row_K is None:
             counts = {MEDIA_KINDS[kind]: count.ravel().tolist() for kind, count in found.counts.items()}
             return window | {"cells": cells, "counts": counts}
-        items = self.index.items.select(["id", "modality", *AXES]).take(pa.array(found.row_K))
+        items = self.items.select(["id", "modality", *AXES]).take(pa.array(found.row_K))
         points = {axis: np.round(np.asarray(items[axis], np.float64), _DIGITS).tolist() for axis in AXES}
         return window | {"points": {"id": items["id"].to_pylist(), "modality": items["modality"].to_pylist()} | points}
 
     def table(
-        self, region: Region, modalities: Collection[str], *, mood: str | None = None, width: float | None = None
-    ) -> pa.Table:
-        """id, uri, modality, valence, arousal and mood of all items of a window; see view."""
-        found = self._found(region, modalities, mood, width, most=len(self.index))
-        return self.index.items.take(pa.array(found.row_K))
+        self, region: Region, modalities: Collection[str], *, mood: str | None, width: float | None, most: int
+    ) -> pa.Table | None:
+        """id, uri, modality, valence, arousal and mood of all items of a window; None if there are more than `most`.
+
+        See view for the other arguments.
+        """
+        row_K = self._found(region, modalities, mood, width, most=most).row_K
+        return None if row_K is None else self.items.take(pa.array(row_K))
 
     def _found(
         self, region: Region, modalities: Collection[str], mood: str | None, width: float | None, **options: int
@@ -95,7 +108,7 @@ class ExploredCatalog:
         kinds = [MEDIA_KINDS.index(name) for name in MEDIA_KINDS if name in modalities]
         keep_N = None
         if mood is not None:
-            keep_N = np.asarray(pc.equal(self.index.items["mood"], mood))
+            keep_N = np.asarray(pc.equal(self.items["mood"], mood))
         if width is not None:
             narrow_N = self._widths <= width
             keep_N = narrow_N if keep_N is None else keep_N & narrow_N
@@ -104,20 +117,19 @@ class ExploredCatalog:
     @cached_property
     def _widths(self) -> NDArray[np.float32]:
         """The wider one of an item's two intervals; infinite without one. Read when it is first asked for."""
-        assert self.index.annotation is not None
-        bounds = self.index.annotation.table(_BOUNDS)
+        assert self.annotation is not None
+        bounds = self.annotation.table(_BOUNDS)
         low_high = {name: np.asarray(bounds[name].fill_null(np.nan), np.float32) for name in _BOUNDS}
         widths = [low_high[f"{axis}_high"] - low_high[f"{axis}_low"] for axis in AXES]
         return np.nan_to_num(np.maximum(*widths), nan=np.inf)
 
-    def item(self, id: str) -> dict[str, Any] | None:  # noqa: A002 - the column's name
+    def details(self, id: str) -> dict[str, Any] | None:  # noqa: A002 - the column's name
         """Everything the page shows of an item but its media; None if there is no such item.
 
-        Raises:
-            CheckFailed: If its file is damaged.
+        Raises CheckFailed if its file is damaged.
         """
-        row = pc.index(self.index.items["id"], pa.scalar(id, pa.large_string())).as_py()
-        if row < 0:
+        row = self.row(id)
+        if row is None:
             return None
         file = bisect_right(self._ends, row)
         first = self._ends[file - 1] if file else 0
@@ -128,12 +140,7 @@ class ExploredCatalog:
 
     def around(self, va_2: ArrayLike, *, without: str | None = None, top: int = NEIGHBOURS) -> dict[str, list[Hit]]:
         """The nearest items of each modality but one; see AnnotationIndex.search."""
-        return {kind: self.index.search(va_2, top=top, modality=kind) for kind in self.by_modality if kind != without}
-
-    def _read_rows(self, number: int) -> pa.Table:
-        annotation = self.index.annotation
-        assert annotation is not None
-        return annotation.read(annotation.files()[number], _DETAILS)
+        return {kind: self.search(va_2, top=top, modality=kind) for kind in self.by_modality if kind != without}
 
 
 def mood_of(va_2: Sequence[float]) -> str:

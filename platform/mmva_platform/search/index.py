@@ -1,6 +1,7 @@
 """The points of a published annotation in memory, with ids and URIs; embeddings are read when needed."""
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Self
 
@@ -17,7 +18,10 @@ from mmva.zeroshot.search import PlaneIndex, Region
 from mmva_platform.annotation.plan import ModelInfo
 from mmva_platform.annotation.reader import Annotation, open_annotation
 from mmva_platform.search.embeddings import embeddings
+from mmva_platform.search.vectors import DEEPEST, VectorIndex, open_vectors
 from mmva_platform.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 By = Literal["va", "embedding"]
 
@@ -53,6 +57,7 @@ class AnnotationIndex:
         They are the rows of `annotation`, in its order; without it there is no search by embedding.
         """
         self.uri, self.run_id, self.model, self.annotation = uri, run_id, model, annotation
+        self._vectors: dict[str, VectorIndex] = {}  # by modality
         # One piece a column, with offsets that ten million URIs do not overflow.
         large = pa.schema([(name, _large(items.schema.field(name).type)) for name in _COLUMNS])
         self._items = items.select(_COLUMNS).cast(large).combine_chunks()
@@ -111,15 +116,15 @@ class AnnotationIndex:
         modality: str | None = None,
         region: Region | None = None,
     ) -> list[Hit]:
-        """The items most similar to one of the annotation's own, which is left out; exactly. See `search` for the
-        filters.
+        """The items most similar to one of the annotation's own, which is left out. See `search` for the filters.
 
-        `by` is "va", the distance in the plane to items of any modality, or "embedding", the cosine with items of its
-        own modality; that reads every file with such an item, one at a time. Raises UsageError for an id that is not
+        `by` is "va", the distance in the plane to items of any modality, exactly, or "embedding", the cosine with items
+        of its own modality: by the index of embeddings where there is one (see `vectors`), and then one may be missed,
+        or exactly, which reads every file with such an item, one at a time. Raises UsageError for an id that is not
         annotated, for another modality by embedding, and as search, CheckFailed if a file is damaged.
         """
         _check_page(top, offset, modality)
-        own = self._row(id)
+        own = self.row(id)
         if own is None:
             raise UsageError(f"{self.uri}: no annotated item has the id {id!r}")
         va_2 = [self._items[axis][own].as_py() for axis in AXES]
@@ -130,10 +135,7 @@ class AnnotationIndex:
                     f"by embedding, items of modality {kind!r} are compared with their own kind only: {modality!r} has "
                     "embeddings in a space of its own; search by the VA plane"
                 )
-            may_N = _inside(self._items, region or Region(), kind)
-            may_N[own] = False
-            assert self.annotation is not None
-            row_K, cosine_K = most_alike(*embeddings(self.annotation, own, may_N), offset + top)
+            row_K, cosine_K = self._most_alike(own, kind, offset + top, region or Region())
             row_K, cosine_K = row_K[offset:], cosine_K[offset:]
             va_K2 = np.column_stack([np.asarray(self._items[axis].take(pa.array(row_K))) for axis in AXES])
             distance_K = np.hypot(*(va_K2 - va_2).T.astype(np.float64))
@@ -143,12 +145,43 @@ class AnnotationIndex:
         page_P = np.flatnonzero(row_K != own)[offset : offset + top]  # only these become Hits
         return self._hits(row_K[page_P], distance_K[page_P])
 
+    def vectors(self, modality: str, wanted: int) -> VectorIndex | None:
+        """The index by which `wanted` items are searched for by embedding; None if they are by an exact scan."""
+        assert self.annotation is not None
+        if wanted > DEEPEST:
+            return None
+        found = self._vectors.get(modality) or open_vectors(self.annotation, modality)
+        if found is not None:
+            self._vectors[modality] = found
+        return found
+
+    def _most_alike(
+        self, own: int, kind: str, wanted: int, region: Region
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Rows and cosines of the items whose embeddings are most like that of a row."""
+        assert self.annotation is not None
+        vectors = self.vectors(kind, wanted)
+        if vectors is not None:
+            first: int = pc.index(self._items["modality"], pa.scalar(kind, pa.large_string())).as_py()
+            try:
+                found = vectors.nearest(own - first, wanted, region)  # rows of a modality are in one piece
+            except Exception as error:  # noqa: BLE001 - as Lance raises them; credentials expire, `clean` deletes
+                logger.warning("%s: the index of embeddings: %s", self.uri, str(error).partition("\n")[0])
+                found = None
+                self._vectors.pop(kind, None)  # the next search opens it again
+            if found is not None:
+                return found
+        may_N = _inside(self._items, region, kind)
+        may_N[own] = False
+        return most_alike(*embeddings(self.annotation, own, may_N), wanted)
+
     def item(self, id: str) -> Hit | None:  # noqa: A002 - the column's name
         """The item of an id, as a search from its own point finds it; None if it was not annotated."""
-        row = self._row(id)
+        row = self.row(id)
         return None if row is None else self._hits(np.array([row]), np.zeros(1))[0]
 
-    def _row(self, id: str) -> int | None:  # noqa: A002
+    def row(self, id: str) -> int | None:  # noqa: A002
+        """Which row of `items` has an id; None if none has."""
         row: int = pc.index(self._items["id"], pa.scalar(id, pa.large_string())).as_py()
         return None if row < 0 else row
 

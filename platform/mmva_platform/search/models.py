@@ -4,10 +4,11 @@ from mmva.backbones import BackboneSpec
 from mmva.bundle import read_bundle
 from mmva.errors import CheckFailed, UsageError
 from mmva.predictor import Predictor
+from mmva_platform.annotation.plan import ModelInfo
 from mmva_platform.datasets.embedder import EncoderLoader
 from mmva_platform.search.index import AnnotationIndex
 from mmva_platform.settings import Settings
-from mmva_platform.tracking.resolve import resolve_model
+from mmva_platform.tracking.resolve import STARTER, resolve_model
 
 
 def load_predictor(model: str, settings: Settings) -> Predictor:
@@ -29,20 +30,23 @@ def open_query_model(index: AnnotationIndex, settings: Settings, model: str | No
     default: the version that the annotation names. Raises UsageError if there is no such model, or none is given and
     the annotation's was never registered, CheckFailed if it is another model than the annotation's.
     """
-    from mmva_platform.tracking.resolve import STARTER
-
     own = index.model
-    if own.name == STARTER and own.version is None:
-        model = model or STARTER
-    if model is None and own.version is None:
+    uri = model or uri_of(own)
+    if uri is None:
         raise UsageError(
             f"{index.uri}: annotated with {own.name!r}, which is not registered; say where it is with --model "
             f"(its digest is {own.digest[:16]})"
         )
-    uri = model or f"models:/{own.name}/{own.version}"
     predictor = load_predictor(uri, settings)
     check_same_model(index, predictor, uri)
     return predictor
+
+
+def uri_of(model: ModelInfo) -> str | None:
+    """What resolve_model takes for an annotation's model; None for a bundle that was never registered."""
+    if model.version is None:
+        return STARTER if model.name == STARTER else None
+    return f"models:/{model.name}/{model.version}"
 
 
 def check_same_model(index: AnnotationIndex, predictor: Predictor, uri: str) -> None:

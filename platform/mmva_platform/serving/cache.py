@@ -43,9 +43,8 @@ class AnnotationCache:
         if is_new:
             try:
                 future.set_result(self._make(uri))
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - all that wait for it get it
                 with self._lock:
                     self._kept.pop(key, None)
                 future.set_exception(error)
-                raise
         return future.result()

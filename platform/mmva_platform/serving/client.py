@@ -48,8 +48,7 @@ class ModelClient:
 
     async def versions(self) -> list[dict[str, Any]]:
         """What is registered. ApiError 503 when no replica can say."""
-        found: list[dict[str, Any]] = await self._call(self._model.versions)
-        return found
+        return list(await self._call(self._model.versions))
 
     async def annotate(self, items: Sequence[ItemRequest]) -> Answers:
         """A row for every item, in order, by one replica. ApiError 503 when none answers."""

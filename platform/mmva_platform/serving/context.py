@@ -17,7 +17,7 @@ from mmva_platform.serving.limits import Admission, Threads
 
 if TYPE_CHECKING:
     from mmva.zeroshot.prompts import PromptBank
-    from mmva_platform.search import AnnotationIndex
+    from mmva_platform.search.explored import ExploredCatalog
     from mmva_platform.serving.auth import Keyring
     from mmva_platform.serving.client import ModelClient
     from mmva_platform.serving.jobs.progress import ProgressReader
@@ -46,32 +46,18 @@ class Answers:
     rows: list[Row]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Context:
-    """Everything that routes call.
-
-    Attributes:
-        settings: Of the platform.
-        keyring: Who may do what.
-        models: The replicas that hold the model.
-        jobs: The queue of annotation jobs.
-        progress: How far jobs are.
-        report: A published annotation's URI -> its report as HTML; blocking.
-        open_index: A published annotation's URI -> its search index, opened once; blocking.
-        metrics: Where the routes count.
-    """
+    """Everything that routes call."""
 
     settings: Settings
     keyring: Keyring
     models: ModelClient
     jobs: JobQueue
     progress: ProgressReader
-    report: Callable[[str], str]
-    open_index: Callable[[str], AnnotationIndex]
+    report: Callable[[str], str]  # URI of a published annotation -> its report as HTML; blocking
+    open_index: Callable[[str], ExploredCatalog]  # URI -> its index, opened once a version; blocking
     metrics: ApiMetrics
-    admission: Admission = field(init=False)
-    roots: AllowedRoots = field(init=False)
-    out_roots: AllowedRoots = field(init=False)
     # One kind of storage access each: slow media never delay a job's state, nor a report a search.
     index_threads: Threads = field(default_factory=lambda: Threads("search", 4))
     media_threads: Threads = field(default_factory=lambda: Threads("media", 4))
@@ -81,9 +67,9 @@ class Context:
     scanning: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "admission", Admission(self.settings.serving, self.metrics))
-        object.__setattr__(self, "roots", AllowedRoots(self.settings.serving.roots))
-        object.__setattr__(self, "out_roots", AllowedRoots(self.settings.serving.out_roots))
+        self.admission = Admission(self.settings.serving, self.metrics)
+        self.roots = AllowedRoots(self.settings.serving.roots)
+        self.out_roots = AllowedRoots(self.settings.serving.out_roots)
 
     async def annotated(self, caller: str, items: list[ItemRequest]) -> Answers:
         """Items through the model, admitted and counted."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
 import signal
@@ -86,9 +85,9 @@ class ApiReplica:
         self._metrics.jobs(count_states(await asyncio.to_thread(self._jobs.jobs)))
 
     def _open_index(self, uri: str) -> Any:
-        from mmva_platform.search import AnnotationIndex
+        from mmva_platform.search.explored import ExploredCatalog
 
-        return AnnotationIndex.open(uri, self._settings)
+        return ExploredCatalog.open(uri, self._settings)
 
     def _make_report(self, uri: str) -> str:
         """In a process of its own: drawing would hold this one's interpreter for seconds."""
@@ -128,12 +127,7 @@ def queue_uri(settings: Settings) -> str:
 
 
 def build(settings: Settings, report: Report) -> serve.Application:
-    """The application for serve.run and `serve deploy`.
-
-    Args:
-        settings: Of the platform; every replica gets them.
-        report: Writes a published annotation's report to a file.
-    """
+    """The application for serve.run and `serve deploy`; `report` writes a published annotation's report to a file."""
     serving = settings.serving
     # Home may be relative; the replicas' working directories are their own.
     settings = settings.model_copy(update={"home": settings.home.resolve()})
@@ -166,11 +160,7 @@ def _scaling(least: int, most: int | None, target: float) -> dict[str, Any]:
 
 @contextmanager
 def running(settings: Settings, report: Report) -> Iterator[str]:
-    """The API for the length of a block; gives its address.
-
-    Raises:
-        UsageError, CheckFailed, OperationFailed: If there is no such model, or Ray does not start.
-    """
+    """The API for the length of a block; gives its address. OperationFailed if it does not start."""
     from ray.serve.config import HTTPOptions
     from ray.serve.schema import LoggingConfig
 
@@ -178,8 +168,7 @@ def running(settings: Settings, report: Report) -> Iterator[str]:
     with cluster_for_jobs(settings.cluster) as cluster, ray_session(cluster):
         quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        http = HTTPOptions(host=serving.host, port=serving.port)
-        serve.start(http_options=http, logging_config=quiet)
+        serve.start(http_options=HTTPOptions(host=serving.host, port=serving.port), logging_config=quiet)
         try:
             serve.run(build(settings, report), name=APP, route_prefix=serving.route_prefix, logging_config=quiet)
         except RuntimeError as error:  # all that Serve says is which deployment it was; its log says why
@@ -197,8 +186,7 @@ def serve_until_stopped(
 ) -> None:
     """Serve until SIGINT or SIGTERM; jobs that run then go on at the next start. `on_ready` gets the address.
 
-    Raises:
-        UsageError: If the port is taken, or nobody can listen there.
+    Raises UsageError if the port is taken, or there is no such model.
     """
     from mmva_platform.tracking.resolve import resolve_model
 
@@ -220,17 +208,14 @@ def serve_until_stopped(
 
 def await_port(host: str, port: int, patience_s: float = _PORT_S) -> None:
     """Wait until a port is free: proxies of a server that was killed end seconds after it. Raises UsageError."""
-    deadline = monotonic() + patience_s
-    family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    deadline, family = monotonic() + patience_s, socket.AF_INET6 if ":" in host else socket.AF_INET
     while True:
         try:
-            with contextlib.closing(socket.socket(family, kind)) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
-                return
+            return socket.create_server((host, port), family=family).close()
         except OSError as error:
             if error.errno != errno.EADDRINUSE or monotonic() > deadline:
-                raise UsageError(f"serving: port {port} on {host}: {error.strerror}") from error
+                reason = (error.strerror or str(error)).partition(" (while")[0]
+                raise UsageError(f"serving: port {port} on {host}: {reason}") from error
         sleep(0.5)
 
 

@@ -22,14 +22,8 @@ _CODES: Final = {400: "bad-request", 404: "not-found", 405: "method-not-allowed"
 class ApiError(HTTPException):
     """An answer that is an error."""
 
-    def __init__(
-        self,
-        status: int,
-        code: str,
-        message: str,
-        retry_after_s: float | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, status: int, code: str, message: str, retry_after_s: float | None = None,
+                 headers: Mapping[str, str] | None = None) -> None:  # fmt: skip
         retry = {"Retry-After": str(max(1, round(retry_after_s)))} if retry_after_s is not None else {}
         super().__init__(status, detail=message, headers={**retry, **(headers or {})})
         self.code = code

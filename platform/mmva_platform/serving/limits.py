@@ -47,8 +47,10 @@ class RequestLimits:
 
         limit_s = self._settings.request_timeout_s
         try:
+            # Not wait_for: before Python 3.12 it may lose its cancellation, and with it this limit.
             with self._counted(scope) as size:
-                await asyncio.wait_for(self._app(scope, self._bounded(receive, size), watched), limit_s)
+                async with asyncio.timeout(limit_s):
+                    await self._app(scope, self._bounded(receive, size), watched)
         except TimeoutError:
             error = busy(f"no answer within {limit_s:g} s", 5.0)
         except ApiError as refusal:
@@ -102,7 +104,8 @@ class RequestLimits:
             if ended:  # all that can still come is that the client goes away
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), self._settings.body_timeout_s)
+                async with asyncio.timeout(self._settings.body_timeout_s):
+                    message = await receive()
             except TimeoutError:
                 # Not with 413: closed while the client still sends, its answer would be lost.
                 headers = {"Connection": "close"}
@@ -159,13 +162,7 @@ class Threads:
     """
 
     def __init__(self, name: str, threads: int, waiting: int = 32) -> None:
-        """Bound the work.
-
-        Args:
-            name: Of the kind, for messages.
-            threads: Calls that run at once.
-            waiting: Calls that may wait for a thread; one more is refused.
-        """
+        """Bound the work: calls that run at once, and calls that may wait for a thread; one more is refused."""
         self._name, self._most = name, threads + waiting
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"mmva-{name}")
         self._pending = 0

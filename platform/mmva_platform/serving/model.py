@@ -29,19 +29,10 @@ logger = logging.getLogger(__name__)
 
 
 class ServedModel:
-    """Towers and encoders, loaded at once, so that the first request waits for nothing.
-
-    Attributes:
-        info: Which model it is.
-        spec: How its items are decoded.
-    """
+    """Towers and encoders, loaded at once, so that no request waits for them; `spec` says how items are decoded."""
 
     def __init__(self, resolved: ResolvedModel, settings: Settings) -> None:
-        """Load it.
-
-        Raises:
-            UsageError, CheckFailed, OperationFailed: If it cannot be loaded, or is not what the registry says.
-        """
+        """Load it. UsageError, CheckFailed or OperationFailed if it does not load, or is not what was registered."""
         self.info = ModelInfo(name=resolved.name, version=resolved.version, digest=resolved.digest)
         bundle = pack_bundle(resolved.bundle_dir)
         home = settings.home.resolve()
@@ -49,32 +40,16 @@ class ServedModel:
         out = open_storage(home / "cache" / "serving" / resolved.digest[:32], settings.storage)
         load = EncoderLoader.of(settings)
         engines = choose_engines(
-            bundle,
-            settings.serving.engine,
-            ("image", "music", "caption"),
-            out,
-            cache=home / "cache" / "engines",
-            load=load,
-            gpu=settings.serving.replica_gpus > 0,
-        )
+            bundle, settings.serving.engine, ("image", "music", "caption"), out,
+            cache=home / "cache" / "engines", load=load, gpu=settings.serving.replica_gpus > 0,
+        )  # fmt: skip
         self._model = load_predictor(bundle, engines, out, load)
         limits = limits_of(settings)
-        self.spec = DecodeSpec(
-            tuple(self._model.dims),
-            sample_rate_of(unpacked(bundle)[0]),
-            default_preprocessing(self._model.backbones),
-            limits,
-        )
+        preprocessing = default_preprocessing(self._model.backbones)
+        self.spec = DecodeSpec(tuple(self._model.dims), sample_rate_of(unpacked(bundle)[0]), preprocessing, limits)
+        options: dict[str, Any] = {"batch_size": settings.serving.batch_size, "limits": limits}
         self._short, self._long = (
-            Pipeline(
-                self._model.dims,
-                self._model.encoder,
-                self.spec.preprocessing,
-                _fetch_nothing,
-                batch_size=settings.serving.batch_size,
-                limits=limits,
-            )
-            for _ in range(2)
+            Pipeline(self._model.dims, self._model.encoder, preprocessing, _fetch_nothing, **options) for _ in range(2)
         )
         for tower in self._model.dims:
             self._model.predict(tower, made_up_items(tower, self._model.encoder(tower).sample_rate)[:1])
@@ -130,16 +105,7 @@ class ModelHost:
         resolve: Callable[[str, Settings], ResolvedModel] = resolve_model,
         load: Callable[[ResolvedModel, Settings], ServedModel] = ServedModel,
     ) -> None:
-        """Load the model.
-
-        Args:
-            settings: Registry, home, serving.
-            resolve: Instead of resolve_model.
-            load: Instead of ServedModel.
-
-        Raises:
-            UsageError, CheckFailed, OperationFailed: If none loads, and serving.wait_for_model is false.
-        """
+        """Load the model. Raises as ServedModel, but waits for a later one where serving.wait_for_model is true."""
         self._settings, self._resolve, self._load = settings, resolve, load
         self.model: ServedModel | None = None  # None only until the first one has come
         self._stop = threading.Event()

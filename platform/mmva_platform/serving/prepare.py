@@ -29,34 +29,22 @@ _LEAST_BYTES: Final = 4 * 2**20  # an item counts as so many at least: what it d
 
 @dataclass
 class Prepared:
-    """An item, decoded or with its error.
-
-    Attributes:
-        request: The item.
-        sha256: Of its bytes; None if there are none.
-        error: Why it has no point.
-        units: What is embedded.
-        long: The units are decoded while they are read: at the pace of the decoder, in a thread of its own.
-    """
+    """An item, decoded or with its error."""
 
     request: ItemRequest
-    sha256: str | None = None
+    sha256: str | None = None  # of its bytes
     error: MediaError | None = None
-    units: Iterator[Unit] = field(default_factory=lambda: iter(()))
-    long: bool = False
+    units: Iterator[Unit] = field(default_factory=lambda: iter(()))  # what is embedded
+    long: bool = False  # the units are decoded while they are read, at the pace of the decoder
 
 
 class Preparing:
     """Fetches and decodes items for a replica. Nothing is remembered of an item after its answer."""
 
     def __init__(self, settings: Settings) -> None:
-        """Start the decoders.
-
-        Args:
-            settings: Storage (with waits that a caller can bear), roots, number of decoders, time limit of an item.
-        """
+        """Start the decoders."""
         serving = settings.serving
-        storage = settings.storage.model_copy(update={"max_attempts": 2, "patience_s": 0.0})
+        storage = settings.storage.model_copy(update={"max_attempts": 2, "patience_s": 0.0})  # somebody waits
         self._fetch = Fetcher(storage, serving.roots)
         self._decoders = DecoderPool(serving.decoders, serving.item_timeout_s)
         self._long_decoder = DecoderPool(1, serving.item_timeout_s)
@@ -75,8 +63,7 @@ class Preparing:
     async def __call__(self, spec: DecodeSpec, request: ItemRequest) -> AsyncIterator[Prepared]:
         """Prepare an item for the length of a block; what is wrong with it is in the result.
 
-        Raises:
-            OperationFailed: If no decoder starts.
+        Raises OperationFailed if no decoder starts.
         """
         try:
             data = await self._bytes_of(spec, request)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from mmva.modalities import MediaKind
 from mmva_platform.annotation.plan import ModelInfo
 from mmva_platform.search import Hit
+from mmva_platform.serving.jobs.queue import JobSpec, State
 
 
 def _unicode(text: str) -> str:
@@ -31,9 +32,6 @@ class Body(BaseModel):
     """Base of what clients send: unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid")
-
-
-BodyT = TypeVar("BodyT", bound=Body)
 
 
 class Problem(BaseModel):
@@ -65,12 +63,10 @@ class AnnotateIn(Body):
     embeddings: bool = Field(default=False, description="with each item's embedding")
 
 
-class ItemProblem(BaseModel):
+class ItemProblem(Problem):
     """Why an item has no point."""
 
-    code: str = Field(description="stable, to group by")
     stage: str = Field(description="catalog, fetch, decode or infer")
-    message: str
 
 
 class Window(BaseModel):
@@ -136,16 +132,12 @@ class JobProgress(BaseModel):
     model_digest: str
 
 
-class JobOut(BaseModel):
+class JobOut(JobSpec):
     """A job."""
 
     id: str
-    state: Literal["queued", "running", "done", "failed", "cancelled"]
+    state: State
     owner: str = Field(description="name of the key that asked for it")
-    catalog: str
-    out: str
-    model: str
-    max_errors: str | None
     submitted_at: datetime
     changed_at: datetime
     message: str | None = Field(description="why it failed")
@@ -168,7 +160,7 @@ class ModelsOut(BaseModel):
 
 
 class QueryIn(Body):
-    """What stands for a point of the plane: one of text, URI and the point itself ."""
+    """A point of the plane: one of text, URI and the point itself."""
 
     text: Text | None = None
     uri: Uri | None = None
@@ -177,7 +169,7 @@ class QueryIn(Body):
 
     def given(self) -> int:
         """How many of them there are."""
-        return sum(value is not None for value in (self.text, self.uri, self.point))
+        return sum(getattr(self, name, None) is not None for name in ("text", "uri", "point", "like"))
 
 
 class RegionIn(Body):
@@ -205,10 +197,6 @@ class SearchIn(QueryIn):
     like: Name | None = Field(None, description="id of an annotated item, instead of a text, URI or point")
     by: Literal["va", "embedding"] = Field("va", description="with `like`: the plane, or cosine within its modality")
 
-    def given(self) -> int:
-        """How many of them there are."""
-        return super().given() + (self.like is not None)
-
     @model_validator(mode="after")
     def _embedding_of_an_item(self) -> SearchIn:
         if self.by == "embedding" and self.like is None:
@@ -223,10 +211,6 @@ class SearchOut(BaseModel):
     annotation: str
     query: dict[str, float]
     hits: list[Hit] = Field(description="by embedding the most alike first")
-
-
-class PromptIn(QueryIn):
-    """What music is wanted for: a picture, a text, music, or a point."""
 
 
 class PromptOut(BaseModel):

@@ -27,15 +27,10 @@ class Submitted(NamedTuple):
 
 
 class BulkCluster:
-    """Where jobs run. Connects on first use, and again after an error."""
+    """Where jobs run. Connects when it is first asked, and again after an error: another head may have taken over."""
 
     def __init__(self, settings: Settings, own_address: str) -> None:
-        """Bind to a cluster.
-
-        Args:
-            settings: Of the API; `serving.bulk` names the cluster.
-            own_address: Of the cluster that serves, where jobs run if the settings name no other.
-        """
+        """Bind to the cluster of `serving.bulk`, or to the one that serves (`own_address`) if that names none."""
         self._settings, self._address = settings, settings.serving.bulk.address or own_address
         self._connected: Jobs | None = None
 
@@ -47,9 +42,12 @@ class BulkCluster:
 
     def state(self, submission_id: str) -> Submitted:
         """What became of a submission."""
-        known = {state.id: state for state in self._jobs().list()}
-        found = known.get(submission_id)
-        return Submitted("lost") if found is None else self._outcome(found)
+        try:
+            found = {state.id: state for state in self._jobs().list()}.get(submission_id)
+            return Submitted("lost") if found is None else self._outcome(found)
+        except Exception:
+            self._connected = None
+            raise
 
     def stop(self, submission_id: str) -> None:
         """End it; nothing happens if it has ended."""

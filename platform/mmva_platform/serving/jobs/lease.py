@@ -1,7 +1,7 @@
 """One runner at a time, by a lease in storage that its holder renews.
 
-`<jobs>/lease/000001.json`, 000002.json and so on, each put once: the highest one is the lease. Whoever waits takes over
-once it has seen the same number for a whole term, by its own clock, so clocks need not agree.
+`<jobs>/lease/000001.json`, 000002.json and so on, each put once: the highest one is the lease. A process that waits
+takes over once it has seen the same number for a whole term, by its own clock, so clocks need not agree.
 """
 
 from __future__ import annotations

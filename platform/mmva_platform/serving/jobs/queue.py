@@ -1,9 +1,9 @@
 """The queue of annotation jobs, in storage; any number of processes may use it at once.
 
 `<jobs>/<id>/0001.json`, 0002.json and so on, each put once and never changed: the highest is the job as it is now.
-Whoever puts the next number decided what happened next. The id is that of the output, so there is one job a run
-directory. How far a job is stands in that directory alone; a queue that is lost loses the order of waiting jobs, never
-work. Files that are not of this form, or that this version cannot read, are left alone.
+The process that puts the next number decides what happens next. The id is that of the output, so there is one job a run
+directory. Progress is in that directory alone; a queue that is lost loses the order of waiting jobs, never work. Files
+that are not of this form, or that this version cannot read, are left alone.
 """
 
 from __future__ import annotations
@@ -96,11 +96,8 @@ class JobQueue:
         """Put a job into the queue; the job, and whether it is new there.
 
         The same job again is the same job: what waits, runs or is done is left alone, what was cancelled or failed
-        goes on from its run directory.
-
-        Raises:
-            ApiError: 409 if the output belongs to another job, or lies in or around that of another one; 429 if too
-                many jobs wait.
+        goes on from its run directory. ApiError 409 if the output belongs to another job, or lies in or around that of
+        another one; 429 if too many jobs wait.
         """
         spec = spec.model_copy(update={"out": normalised_root(spec.out)})
         jobs = self.jobs()
@@ -159,10 +156,8 @@ class JobQueue:
             match = _FILE.fullmatch(entry.path)
             if match:
                 numbers.setdefault(match[1], []).append(int(match[2]))
-        with ThreadPoolExecutor(_THREADS) as pool:
-            jobs = pool.map(self._newest_of, numbers, numbers.values()) if len(numbers) > 1 else (
-                map(self._newest_of, numbers, numbers.values())
-            )  # fmt: skip
+        with ThreadPoolExecutor(_THREADS) as pool:  # starts a thread only for a job that it is given
+            jobs = pool.map(self._newest_of, numbers, numbers.values())
             return {job.id: job for job in jobs if job is not None}
 
     def _newest_of(self, name: str, numbers: list[int]) -> Job | None:
@@ -206,11 +201,7 @@ class JobQueue:
 
 
 def next_job(jobs: Sequence[Job]) -> Job | None:
-    """The job to start next: of the key with the fewest running jobs, then of the one served longest ago, its oldest.
-
-    Args:
-        jobs: All jobs.
-    """
+    """The job to start next: the oldest of the key with the fewest running jobs, then of the one served longest ago."""
     waiting = [job for job in jobs if job.state == "queued"]
     running = Counter(job.owner for job in jobs if job.state == "running")
     served: dict[str, datetime] = {}

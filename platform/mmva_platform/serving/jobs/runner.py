@@ -27,15 +27,7 @@ class JobRunner:
     def __init__(
         self, queue: JobQueue, lease: Lease, cluster: BulkCluster, shards_done: Callable[[Job], int], most: int
     ) -> None:
-        """Bind to the queue and the cluster.
-
-        Args:
-            queue: Jobs.
-            lease: Of the same queue.
-            cluster: Where they run.
-            shards_done: How many shards of a job are committed.
-            most: Jobs that run at once.
-        """
+        """Bind to a queue, its lease and a cluster; `shards_done` counts a job's commits, `most` jobs run at once."""
         self._queue, self._lease, self._cluster = queue, lease, cluster
         self._shards_done, self._most = shards_done, most
         self._stopped: set[str] = set()  # submissions of cancelled jobs
@@ -71,7 +63,7 @@ class JobRunner:
         for job in jobs:
             if job.state == "running":
                 self._look_after(job)
-        while True:
+        while self._lease.held():
             jobs = self._queue.jobs()
             waiting = next_job(jobs)
             if waiting is None or sum(job.state == "running" for job in jobs) >= self._most:
@@ -107,7 +99,8 @@ class JobRunner:
         changed = job.changed("running", message="")
         start = Start(at=changed.changed_at, submission_id=name, shards_done=done, fruitless=fruitless)
         changed = changed.model_copy(update={"start": start})
-        if self._queue.put(changed):
+        # Submitting takes seconds. A runner that has the lease by now finds the job lost, and starts it.
+        if self._queue.put(changed) and self._lease.held():
             self._cluster.submit(changed, name)
 
     def _run(self) -> None:

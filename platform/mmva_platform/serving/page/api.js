@@ -1,4 +1,4 @@
-// Requests with the key of this tab. The key travels in a header and stands in sessionStorage, never in a URL.
+// Requests with the key of this tab. The key is sent in a header and kept in sessionStorage, never in a URL.
 
 const KEY = "mmva-key";
 const LONGEST_WAIT_S = 5;

@@ -9,7 +9,7 @@ import { Plane } from "./plane.js";
 
 const plane = new Plane();
 const jobs = new Jobs(byId("show-jobs"), () => close());
-const state = { catalog: null, item: null, text: null, summary: { items: 0, by_modality: {} }, media: null, asked: 0 };
+const state = { catalog: null, item: null, text: null, place: null, summary: { items: 0, by_modality: {} }, media: null, asked: 0 };
 
 // --- the key ---------------------------------------------------------------------------------------------------------
 
@@ -60,7 +60,7 @@ if (given) {
 /** Begin to show something else; whether it is still wanted when its data come. */
 function turn() {
   jobs.stop();
-  state.item = state.text = null;
+  state.item = state.text = state.place = null;
   state.media?.close();
   state.media = new Media(state.catalog);
   const mine = (state.asked += 1);
@@ -118,6 +118,8 @@ function openPlace(valence, arousal, focus = false) {
     const found = await getJson(state.media.path("around"), { v: valence, a: arousal });
     if (!wanted()) return;
     panel.place(found, state.media, actions);
+    state.place = [valence, arousal];
+    keepAddress();
     plane.choose({ ...found, kind: "query", near: Object.values(found.near).flat() });
     reveal(focus);
   }, () => openPlace(valence, arousal, focus));
@@ -131,14 +133,16 @@ function decoded(text) {
   }
 }
 
-/** Keep in the address what is shown, as #catalog/item?window and filters: a link shows the same. */
+/** Keep in the address what is shown, as #catalog/item?window, filters and query: a link shows the same. */
 function keepAddress() {
   const query = new URLSearchParams(plane.filters);
   if (plane.window) query.set("at", plane.window.map((bound) => bound.toFixed(4)).join(","));
   if (plane.hidden.size) query.set("hidden", [...plane.hidden].join(","));
   if (state.text) query.set("text", state.text);
+  if (state.place) query.set("near", state.place.map((value) => value.toFixed(4)).join(","));
+  const first = state.catalog === byId("catalog").options[0]?.value;
   const item = state.item === null ? "" : `/${encodeURIComponent(state.item)}`;
-  const shown = item || query.size ? `#${encodeURIComponent(state.catalog)}${item}${query.size ? `?${query}` : ""}` : location.pathname;
+  const shown = item || query.size || !first ? `#${encodeURIComponent(state.catalog)}${item}${query.size ? `?${query}` : ""}` : location.pathname;
   if (shown !== (location.hash || location.pathname)) history.replaceState(null, "", shown);
 }
 
@@ -152,11 +156,15 @@ async function openAddress(hash = location.hash) {
     await openCatalog(catalog);
   }
   if (catalog !== state.catalog) return;
-  openView(new URLSearchParams(query));
-  const text = new URLSearchParams(query).get("text");
+  const asked = new URLSearchParams(query);
+  openView(asked);
+  const place = asked.get("near")?.split(",").map(Number) ?? [];
   if (id) await openItem(id);
-  else if (text) await openQuery({ text });
+  else if (asked.has("text")) await openQuery({ text: asked.get("text") });
+  else if (place.length === 2 && place.every(inPlane)) await openPlace(...place);
 }
+
+const inPlane = (value) => value >= 0 && value <= 1;
 
 /** Window, modalities and filters as an address names them. */
 function openView(query) {
@@ -167,7 +175,7 @@ function openView(query) {
   plane.hidden = new Set(KINDS.filter((kind) => hidden.includes(kind)));
   drawKinds();
   filter();
-  if (bounds.length === 4 && bounds.every((bound) => bound >= 0 && bound <= 1)) plane.show(bounds);
+  if (bounds.length === 4 && bounds.every(inPlane)) plane.show(bounds);
 }
 
 function filter() {

@@ -1,4 +1,4 @@
-// What stands beside the plane: an item, a query, a place, or words for when there is none of them.
+// The panel beside the plane: an item, a query, a place, or words where there is nothing to show.
 import { KINDS, NAMES, baseName, byId, duration, el, mark, svg, two } from "./dom.js";
 
 const AXES = ["valence", "arousal"];
@@ -10,7 +10,7 @@ export function show(...children) {
 
 export function empty(summary) {
   if (!summary.items) {
-    return show(el("h2", {}, "An empty catalog"), el("p", { class: "soft" }, "None of its items could be annotated. What stands in quarantine says why: mmva annotations status."));
+    return show(el("h2", {}, "An empty catalog"), el("p", { class: "soft" }, "None of its items could be annotated. The quarantine says why: mmva annotations status."));
   }
   show(
     el("h2", {}, "Look around"),

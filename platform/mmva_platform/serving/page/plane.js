@@ -275,6 +275,7 @@ export class Plane {
   #tell() {
     const { total, counts } = this.view;
     byId("veil").hidden = total > 0;
+    byId("csv").disabled = total === 0; // no modality would mean all of them
     byId("veil").textContent = this.hidden.size === KINDS.length ? "All modalities are hidden." : "Nothing here. Zoom out, or change the filters.";
     const words = [`${count(total)} ${total === 1 ? "item" : "items"} in and around this window`];
     if (counts) words.push("stronger is denser");

@@ -23,7 +23,6 @@ _KINDS = {"image": "image", "audio": "music", "video": "video", "text": "caption
 @router.post("/v1/annotate", response_model=AnnotateOut, response_model_exclude_unset=True)
 async def annotate(body: AnnotateIn, context: ContextDep, caller: CallerDep) -> dict[str, Any]:
     """Points of items by URI or caption. An item's error is its own."""
-    refuse_above(context.settings.serving.max_items, len(body.items))
     items = [item_of(item, str(number)) for number, item in enumerate(body.items)]
     return await _answered(context, caller, items, embeddings=body.embeddings)
 
@@ -40,13 +39,15 @@ async def annotate_uploads(
     files, captions = file or [], caption or []
     if not files and not captions:
         raise ApiError(422, "invalid", "the form has neither a file nor a caption")
-    refuse_above(context.settings.serving.max_items, len(files) + len(captions))
     items = [await item_of_upload(one, str(number)) for number, one in enumerate(files)]
     items += [item_of(ItemIn(caption=text), str(number)) for number, text in enumerate(captions, len(files))]
     return await _answered(context, caller, items, embeddings=embeddings)
 
 
 async def _answered(context: Context, caller: Caller, items: list[ItemRequest], *, embeddings: bool) -> dict[str, Any]:
+    most = context.settings.serving.max_items
+    if len(items) > most:
+        raise ApiError(413, "too-many-items", f"{len(items)} items, the limit of a request is {most}")
     answers = await context.annotated(caller.name, items)
     rows = answers.rows
     if not embeddings:
@@ -72,7 +73,7 @@ async def item_of_upload(file: UploadFile, number: str, modality: str | None = N
 
 
 def item_of_query(body: QueryIn) -> ItemRequest | None:
-    """The item that stands for a query; None for a point. ApiError 422 unless there is exactly one of them."""
+    """The item of a query; None for a point. ApiError 422 unless there is exactly one of them."""
     if body.given() != 1:
         raise ApiError(422, "invalid", "send exactly one of text, uri and point")
     if body.text is None and body.uri is None:
@@ -84,9 +85,3 @@ def refuse_item(body: BaseModel) -> None:
     """ApiError 422 if a query beside an upload names an item of its own."""
     if any(getattr(body, name, None) is not None for name in ("text", "uri", "point", "like")):
         raise ApiError(422, "invalid", "query: the file is what to search by; leave out text, uri, point and like")
-
-
-def refuse_above(most: int, count: int) -> None:
-    """ApiError 413 for too many items."""
-    if count > most:
-        raise ApiError(413, "too-many-items", f"{count} items, the limit of a request is {most}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import Annotated, Any, Final, TypeVar
 
 import pyarrow.compute as pc
@@ -27,6 +26,7 @@ from mmva_platform.settings import Config
 Result = TypeVar("Result")
 
 _JOBS_SHOWN: Final = 50
+_CSV_ROWS: Final = 1_000_000
 _PRIVATE: Final = {"Cache-Control": "private, no-cache"}
 # What the media errors are over HTTP; every other is a file that cannot be shown (415).
 _STATUS: Final = {"not-found": 404, "outside-roots": 403, "changed": 409, "too-many-bytes": 413}
@@ -47,10 +47,11 @@ class Window(Config):
     cells: int = Field(CELLS, ge=8, le=256, description="a side of the grid")
 
     @property
-    def region(self) -> Region:
-        """Its rectangle, whichever corner comes first."""
-        v0, v1, a0, a1 = self.v0, self.v1, self.a0, self.a1
-        return Region((min(v0, v1), max(v0, v1)), (min(a0, a1), max(a0, a1)))
+    def selection(self) -> dict[str, Any]:
+        """Its rectangle, whichever corner comes first, and the filters, as ExploredCatalog takes them."""
+        (v0, v1), (a0, a1) = sorted((self.v0, self.v1)), sorted((self.a0, self.a1))
+        region = Region((v0, v1), (a0, a1))
+        return {"region": region, "modalities": self.modality, "mood": self.mood, "width": self.width}
 
 
 def catalog_uri(context: Context, name: str) -> str:
@@ -65,24 +66,10 @@ def catalog_uri(context: Context, name: str) -> str:
 
 def open_catalog(context: Context, name: str) -> ExploredCatalog:
     """An annotation as the page sees it. ApiError 404 if it is not published. Blocking."""
-    uri = catalog_uri(context, name)
     try:
-        return _explored(context.open_index(uri))
+        return context.open_index(catalog_uri(context, name))
     except UsageError as error:
         raise ApiError(404, "not-found", str(error)) from None
-
-
-def item_in(context: Context, name: str, id: str) -> tuple[ExploredCatalog, dict[str, Any]]:  # noqa: A002
-    """An item of a catalog. ApiError 404. Blocking."""
-    explored = open_catalog(context, name)
-    found = explored.item(id)
-    if found is None:
-        raise ApiError(404, "not-found", "no such item in this annotation")
-    return explored, found
-
-
-# An index of another version is another key. Two: a stale one must not keep its memory for long.
-_explored = lru_cache(2)(ExploredCatalog)
 
 
 @router.get("")
@@ -99,20 +86,13 @@ async def overview(context: ContextDep) -> JSONResponse:
 @router.get("/catalogs/{name}")
 async def summary(name: str, context: ContextDep) -> JSONResponse:
     """How many items of each modality a catalog holds."""
-    explored = await context.index_threads(open_catalog, context, name)
-    return JSONResponse(explored.summary() | _model(explored))
+    return await _shown(context, name, ExploredCatalog.summary)
 
 
 @router.get("/catalogs/{name}/view")
 async def view(name: str, window: Annotated[Window, Query()], context: ContextDep) -> JSONResponse:
     """A window of the plane: its points when they are few, counts of a grid's cells otherwise."""
-
-    def made() -> dict[str, Any]:
-        explored = open_catalog(context, name)
-        found = explored.view(window.region, window.modality, window.cells, mood=window.mood, width=window.width)
-        return found | _model(explored)
-
-    return JSONResponse(await context.index_threads(made))
+    return await _shown(context, name, lambda catalog: catalog.view(**window.selection, cells=window.cells))
 
 
 @router.get("/catalogs/{name}/view.csv", response_class=Response)
@@ -120,7 +100,10 @@ async def view_as_csv(name: str, window: Annotated[Window, Query()], context: Co
     """All items of a window, as a table for a spreadsheet."""
 
     def made() -> bytes:
-        found = open_catalog(context, name).table(window.region, window.modality, mood=window.mood, width=window.width)
+        found = open_catalog(context, name).table(**window.selection, most=_CSV_ROWS)
+        if found is None:
+            text = f"more than {_CSV_ROWS:,} items; zoom in, or use `mmva annotations export --to csv`"
+            raise ApiError(413, "too-many-items", text)
         for column in ("id", "uri"):  # a spreadsheet would take such a text for a formula
             escaped = pc.replace_substring_regex(found[column], r"^([=+\-@\t\r])", r"'\1")
             found = found.set_column(found.column_names.index(column), column, escaped)
@@ -136,12 +119,12 @@ async def view_as_csv(name: str, window: Annotated[Window, Query()], context: Co
 async def item(name: str, id: str, context: ContextDep) -> Response:  # noqa: A002
     """An item in full, and its nearest neighbours in each other modality."""
 
-    def made() -> dict[str, Any]:
-        explored, found = item_in(context, name, id)
-        near = explored.around((found["valence"], found["arousal"]), without=found["modality"])
-        return {"item": found, "near": _hits(near)} | _model(explored)
+    def made(catalog: ExploredCatalog) -> dict[str, Any]:
+        found = _details(catalog, id)
+        near = catalog.around((found["valence"], found["arousal"]), without=found["modality"])
+        return {"item": found, "near": _hits(near)}
 
-    return JSONResponse(await context.index_threads(made))
+    return await _shown(context, name, made)
 
 
 @router.get("/catalogs/{name}/around")
@@ -152,7 +135,8 @@ async def around(
     context: ContextDep,
 ) -> JSONResponse:
     """The nearest items of each modality to a point of the plane."""
-    return JSONResponse(await context.index_threads(_near, context, name, v, a))
+    point = {"valence": v, "arousal": a, "mood": mood_of((v, a))}
+    return await _shown(context, name, lambda catalog: point | {"near": _hits(catalog.around((v, a)))})
 
 
 @router.get("/catalogs/{name}/thumbnail")
@@ -183,10 +167,10 @@ async def sound(request: Request, name: str, id: str, context: ContextDep) -> Re
     piece = piece_of(data, request.headers.get("range"))
     if piece is None:
         return Response(status_code=416, headers=headers | {"Content-Range": f"bytes */{len(data)}"})
-    if len(piece.data) == piece.size:
-        return Response(data, headers=headers, media_type=content_type)
-    headers["Content-Range"] = f"bytes {piece.start}-{piece.start + len(piece.data) - 1}/{piece.size}"
-    return Response(piece.data, status_code=206, headers=headers, media_type=content_type)
+    part = len(piece.data) < piece.size
+    if part:
+        headers["Content-Range"] = f"bytes {piece.start}-{piece.start + len(piece.data) - 1}/{piece.size}"
+    return Response(piece.data, 206 if part else 200, headers, content_type)
 
 
 @router.get("/catalogs/{name}/text")
@@ -196,18 +180,25 @@ async def text(name: str, id: str, context: ContextDep) -> dict[str, str]:  # no
     return {"text": found["text"] or await _read(context, _reader(context).text, found)}
 
 
-def _near(context: Context, name: str, valence: float, arousal: float) -> dict[str, Any]:
-    explored = open_catalog(context, name)
-    point = {"valence": valence, "arousal": arousal, "mood": mood_of((valence, arousal))}
-    return point | {"near": _hits(explored.around((valence, arousal)))} | _model(explored)
+async def _shown(context: Context, name: str, make: Callable[[ExploredCatalog], dict[str, Any]]) -> JSONResponse:
+    """What is made of a catalog, and its model."""
+
+    def made() -> dict[str, Any]:
+        catalog = open_catalog(context, name)
+        return make(catalog) | {"model": catalog.model.model_dump()}
+
+    return JSONResponse(await context.index_threads(made))
+
+
+def _details(catalog: ExploredCatalog, id: str) -> dict[str, Any]:  # noqa: A002
+    found = catalog.details(id)
+    if found is None:
+        raise ApiError(404, "not-found", "no such item in this annotation")
+    return found
 
 
 def _hits(near: Mapping[str, Sequence[Any]]) -> dict[str, list[dict[str, Any]]]:
     return {kind: [hit.to_json() for hit in hits] for kind, hits in near.items()}
-
-
-def _model(explored: ExploredCatalog) -> dict[str, Any]:
-    return {"model": explored.index.model.model_dump()}
 
 
 def _reader(context: Context) -> MediaReader:
@@ -215,7 +206,7 @@ def _reader(context: Context) -> MediaReader:
 
 
 async def _item(context: Context, name: str, id: str, *kinds: str) -> dict[str, Any]:  # noqa: A002
-    _, found = await context.index_threads(item_in, context, name, id)
+    found = await context.index_threads(lambda: _details(open_catalog(context, name), id))
     if found["modality"] not in kinds:
         raise ApiError(415, "unsupported-media-type", f"this item is of modality {found['modality']}")
     return found

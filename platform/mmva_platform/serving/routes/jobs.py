@@ -62,9 +62,8 @@ async def report(job_id: JobId, context: ContextDep) -> HTMLResponse:
     """The report of a published annotation, one page without scripts."""
     job = await context.job_threads(context.jobs.get, job_id)
     if not await context.job_threads(context.jobs.is_published, job):
-        raise ApiError(
-            409, "not-published", f"job {job_id} is {job.state}: there is a report once all is published", 5.0
-        )
+        text = f"job {job_id} is {job.state}: there is a report once all is published"
+        raise ApiError(409, "not-published", text, 5.0)
     return HTMLResponse(await context.report_threads(context.report, job.spec.out))
 
 
@@ -82,15 +81,8 @@ async def _with_progress(context: Context, job: Job) -> dict[str, Any]:
 
 
 def _json(job: Job) -> dict[str, Any]:
-    return {
-        "id": job.id,
-        "state": job.state,
-        "owner": job.owner,
-        **job.spec.model_dump(),
-        "submitted_at": job.submitted_at,
-        "changed_at": job.changed_at,
-        "message": job.message or None,
-    }
+    own = job.model_dump(include={"id", "state", "owner", "submitted_at", "changed_at"})
+    return own | job.spec.model_dump() | {"message": job.message or None}
 
 
 def _below(uri: str, roots: tuple[str, ...], field: str, setting: str) -> str:

@@ -58,14 +58,17 @@ async def _found(context: Context, caller: Caller, body: SearchIn, item: ItemReq
 async def _like(
     context: Context, index: AnnotationIndex, body: SearchIn, page: dict[str, Any]
 ) -> tuple[tuple[float, float], list[Hit]]:
-    """An annotated item's point and what is like it. By embedding, which reads files, one search at a time."""
+    """An annotated item's point and what is like it. By embedding without an index, one search at a time."""
     assert body.like is not None
     own = await context.index_threads(index.item, body.like)
     if own is None:
         raise ApiError(404, "not-found", "the annotation has no item of this id")
-    if body.by == "embedding" and context.scanning.locked():
-        raise busy("another search by embedding is running")
-    async with context.scanning if body.by == "embedding" else nullcontext():
+    scans = body.by == "embedding" and not await context.index_threads(
+        index.vectors, own.modality, body.offset + body.top
+    )
+    if scans and context.scanning.locked():
+        raise busy("another search by embedding is running, without an index")
+    async with context.scanning if scans else nullcontext():
         hits = await context.index_threads(index.like, own.id, by=body.by, **page)
     return (own.valence, own.arousal), hits
 

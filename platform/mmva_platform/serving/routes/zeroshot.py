@@ -20,7 +20,7 @@ from mmva_platform.serving.context import Context, ContextDep, ItemRequest, Row
 from mmva_platform.serving.errors import ApiError
 from mmva_platform.serving.routes.annotate import item_of_query, item_of_upload, refuse_item
 from mmva_platform.serving.routes.search import annotation_uri, checked_row, refuse_other_model
-from mmva_platform.serving.schemas import PromptIn, PromptOut, SummaryIn, SummaryOut
+from mmva_platform.serving.schemas import PromptOut, QueryIn, SummaryIn, SummaryOut
 
 router = APIRouter()
 
@@ -29,7 +29,7 @@ QueryDep = Annotated[Json[SummaryIn] | None, Form(description="the body as JSON"
 
 
 @router.post("/v1/music-prompt", response_model=PromptOut)
-async def music_prompt(body: PromptIn, context: ContextDep, caller: CallerDep) -> dict[str, Any]:
+async def music_prompt(body: QueryIn, context: ContextDep, caller: CallerDep) -> dict[str, Any]:
     """What music fits, in the words that a text-to-music generator takes."""
     return await _prompt(context, caller, body.point, item_of_query(body))
 
