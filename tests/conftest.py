@@ -57,6 +57,14 @@ def _group(item: pytest.Item) -> str:
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _unflushed() -> Iterator[None]:
+    """Files are not flushed to the disk, which takes longer than most tests; no test cuts the power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda _descriptor: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """Root of the checkout."""
@@ -81,22 +89,28 @@ def real_dir() -> Path:
     return folder
 
 
-@pytest.fixture
-def s3_endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An S3 server of this test's own with an empty bucket "media", and credentials for it in the environment."""
-    import boto3
+@pytest.fixture(scope="session")
+def shared_s3() -> Iterator[str]:
+    """One S3 server for all tests of a process, who make buckets of their own."""
     from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def s3_endpoint(shared_s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The S3 server with nothing but an empty bucket "media", and credentials for it in the environment."""
+    from moto.s3.models import s3_backends
 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    endpoint = "http://{}:{}".format(*server.get_host_and_port())
-    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
-    client.create_bucket(Bucket="media")
-    client.close()
-    yield endpoint
-    server.stop()
+    server = s3_backends["123456789012"]["aws"]  # in this process: no requests
+    server.reset()
+    server.create_bucket("media", "us-east-1")
+    return shared_s3
 
 
 @pytest.fixture(scope="session")

@@ -27,13 +27,15 @@ CAPTIONS = sorted(name for name in STARTING_OK if name.endswith(".txt"))
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Two versions; the second one has a caption less."""
-    world = World.made(tmp_path, monkeypatch, tmp_path_factory)
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World.made(monkeypatch, tmp_path_factory, two_versions)
+
+
+def two_versions(world: World) -> None:
+    """The second one has a caption less."""
     world.annotate()
     (world.media / CAPTIONS[0]).unlink()
     world.update()
-    return world
 
 
 @pytest.fixture
