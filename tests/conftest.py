@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,15 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "AWS_EC2_METADATA_DISABLED": "true",
     "OMP_NUM_THREADS": "1",
+    # Nobody follows the logs of Ray's workers or the load of its nodes here: looking often costs each Ray that runs.
+    "LOG_NAME_UPDATE_INTERVAL_S": "600",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
 }
+# Groups that take long, the longest first: they begin first, so that no process ends long after the other.
+LONG = (
+    "faults", "ray", "registry", "test_readme", "test_job_submission", "test_serving", "test_quickstart",
+    "test_bulk_nodes", "test_import_elsewhere", "test_training_paper", "test_serving_docs", "test_cluster",
+)  # fmt: skip
 os.environ.update(ENVIRONMENT)
 # How long an example takes says more of the machine than of the code.
 hypothesis_settings.register_profile("mmva", deadline=None)
@@ -28,14 +38,26 @@ hypothesis_settings.load_profile("mmva")
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Group tests for pytest-xdist, and leave out what needs a GPU where there is none: pytest counts it as deselected.
 
-    A group runs in one process, so that its servers start once: Ray takes half of a small machine's CPU while it idles.
+    A group runs in one process and in one go, so that its servers start once and end with it: Ray takes half of a small
+    machine's CPU while it idles.
     """
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if on_gpu and not Path("/dev/nvidiactl").exists():
         items[:] = [item for item in items if item not in on_gpu]
         config.hook.pytest_deselected(items=on_gpu)
+    groups = [_group(item) for item in items]
+    sizes = Counter(groups)
+    first = {group: place for place, group in enumerate(LONG)}
+    items.sort(key=lambda item: (first.get(_group(item), len(LONG)), -sizes[_group(item)], _group(item)))
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Stop what `group_end` holds after the last test of a group."""
+    if _RUNNING in item.config.stash and (nextitem is None or _group(nextitem) != _group(item)):
+        item.config.stash[_RUNNING].close()
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
@@ -55,6 +77,15 @@ def _group(item: pytest.Item) -> str:
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+_RUNNING = pytest.StashKey[ExitStack]()
+
+
+@pytest.fixture(scope="session")
+def group_end(pytestconfig: pytest.Config) -> Iterator[ExitStack]:
+    """What must end with the group of tests that shares it, and not only with the session."""
+    with ExitStack() as running:
+        pytestconfig.stash[_RUNNING] = running
+        yield running
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -114,13 +145,12 @@ def s3_endpoint(shared_s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """One local Ray with four logical CPUs for the whole session."""
+def ray_cluster(group_end: ExitStack) -> None:
+    """One local Ray with four logical CPUs for all tests that use it."""
     from mmva_platform.cluster import ray_session
     from mmva_platform.settings import ClusterSettings
 
-    with ray_session(ClusterSettings(address="local", num_cpus=4, object_store_mb=512)):
-        yield
+    group_end.enter_context(ray_session(ClusterSettings(address="local", num_cpus=4, object_store_mb=512)))
 
 
 @pytest.fixture(scope="session")
