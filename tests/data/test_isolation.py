@@ -25,7 +25,7 @@ from mmva_platform.storage import StorageNotFound
 from mmva_platform.storage.local import LocalStorage
 
 SETTINGS = Settings(
-    annotation=AnnotationSettings(item_timeout_s=5.0), cluster=ClusterSettings(max_attempts=1)
+    annotation=AnnotationSettings(item_timeout_s=3.0), cluster=ClusterSettings(max_attempts=1)
 )  # other items take milliseconds
 
 

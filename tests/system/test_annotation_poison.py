@@ -75,7 +75,7 @@ def settings_of(tmp_path: Path) -> Settings:
     return Settings(
         home=tmp_path / "home",
         cluster=ClusterSettings(address="local", num_cpus=2, object_store_mb=128),
-        annotation=AnnotationSettings(item_timeout_s=5.0),
+        annotation=AnnotationSettings(item_timeout_s=3.0),
     )
 
 

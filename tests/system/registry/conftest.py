@@ -51,9 +51,11 @@ def served_settings(server: MlflowServer, home: Path) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def sqlite_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One SQLite database for the session: making its schema takes 5 s."""
-    return tmp_path_factory.mktemp("sqlite")
+def sqlite_home(tmp_path_factory: pytest.TempPathFactory, copy_schema: Callable[[Path], None]) -> Path:
+    """One SQLite database for the session."""
+    home = tmp_path_factory.mktemp("sqlite")
+    copy_schema(home)
+    return home
 
 
 @pytest.fixture(params=["sqlite", pytest.param("server", marks=pytest.mark.system)])
