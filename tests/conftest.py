@@ -28,6 +28,7 @@ ENVIRONMENT = {
 LONG = (
     "faults", "ray", "registry", "test_readme", "test_job_submission", "test_serving", "test_quickstart",
     "test_bulk_nodes", "test_import_elsewhere", "test_training_paper", "test_serving_docs", "test_cluster",
+    "test_serving_schema", "test_isolation",
 )  # fmt: skip
 os.environ.update(ENVIRONMENT)
 # How long an example takes says more of the machine than of the code.

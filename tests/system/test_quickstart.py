@@ -16,10 +16,10 @@ from mmva_platform.quickstart.workspace import fresh_workspace
 from mmva_platform.settings import load_config
 from mmva_platform.training.recipe import Recipe
 
+pytestmark = pytest.mark.system
 MMVA = Path(sys.executable).with_name("mmva")
 
 
-@pytest.mark.system
 def test_quickstart_makes_a_champion_an_annotation_and_a_report(tmp_path: Path) -> None:
     small = ["--preset", "tiny", "--images", "80", "--clips", "80", "--epochs", "4"]
     done = subprocess.run(
