@@ -114,7 +114,6 @@ def test_where_nothing_works_the_error_arrives_as_it_was_raised_with_its_traceba
 
 
 def test_a_stop_finishes_what_is_under_way(tmp_path: Path) -> None:
-    begun = time.monotonic()
     seen: list[Any] = []
     with pytest.raises(StoppedError, match=r"test: stopped on request after \d+ of 40 shards"):
         run_pass(
@@ -123,7 +122,6 @@ def test_a_stop_finishes_what_is_under_way(tmp_path: Path) -> None:
             resources=Resources(max_workers=1), stopping=lambda: bool(seen),
         )  # fmt: skip
     assert 1 <= len(seen) < 20
-    assert time.monotonic() - begun < 40
 
 
 def test_a_pass_that_cannot_start_says_what_it_waits_for(tmp_path: Path) -> None:
