@@ -186,6 +186,7 @@ def test_bf16_is_refused_by_a_worker_whose_processor_lacks_it(tiny_bundle, place
 
 def test_a_calibration_may_come_from_another_machine(tiny_bundle, place, tmp_path):
     """What a task on a worker returns is enough; this process loads no encoder."""
+    shutil.rmtree(place.settings.home / "cache")
     load = EncoderLoader.of(place.settings)
     found = calibrate_bundle(pack_bundle(tiny_bundle), "image", tmp_path / "worker", load)
     found = pickle.loads(pickle.dumps(found))
