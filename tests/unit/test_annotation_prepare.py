@@ -308,6 +308,7 @@ print(plan(sys.argv[1]), plan(sys.argv[2]))
 """
 
 
+@pytest.mark.slow
 def test_memory_of_planning_does_not_grow_with_the_catalog(tmp_path: Path) -> None:
     counts = {"small": 20_000, "large": 110_000}
     for name, count in counts.items():

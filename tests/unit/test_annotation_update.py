@@ -302,6 +302,7 @@ def test_a_catalog_of_other_items_is_refused(world: World) -> None:
     assert world.files() == before
 
 
+@pytest.mark.slow  # exports a network
 def test_media_are_read_again_for_another_backbone_only_when_asked(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 
 from .serving_world import bearer, make_world
 
 
+@pytest.mark.slow
 def test_whatever_is_sent(tmp_path: Path) -> None:
     import schemathesis  # here, not above: two seconds a process
     from schemathesis.checks import not_a_server_error

@@ -20,6 +20,7 @@ from mmva.zeroshot.video import VideoSummary, as_clock, summarize
 
 from .made_video import RATE, write_video
 
+pytestmark = pytest.mark.slow  # encodes films
 SAD, WILD, CALM = (20, 40, 140), (230, 60, 30), (70, 190, 90)
 SCENES = [(16.0, SAD, 0.1), (13.0, WILD, 0.8), (19.0, CALM, 0.3)]
 CHANGES_S = (16.0, 29.0)
