@@ -27,9 +27,8 @@ ENVIRONMENT = {
 }
 # Groups that take long, the longest first: they begin first, so that no process ends long after the other.
 LONG = (
-    "faults", "ray", "registry", "test_readme", "test_job_submission", "test_serving", "test_quickstart",
-    "test_bulk_nodes", "test_import_elsewhere", "test_training_paper", "test_serving_docs", "test_cluster",
-    "test_serving_schema", "test_isolation",
+    "ray", "faults", "registry", "test_job_submission", "test_serving", "test_import_elsewhere", "test_readme",
+    "test_quickstart", "test_training_paper", "test_serving_docs", "test_bulk_nodes", "test_zeroshot", "test_isolation",
 )  # fmt: skip
 os.environ.update(ENVIRONMENT)
 # How long an example takes says more of the machine than of the code.
