@@ -80,8 +80,8 @@ def test_a_retry_replaces_nothing_but_the_quarantine_and_counts_attempts(bare: W
     assert kept_files(bare, 1) == {file.path for file in open_annotation(bare.out, version=0).files()}
     after = bare.files()
     assert {path: after[path] for path in before} == before
-    # Retried items were planned without their sizes and come from their media again.
-    assert work(bare.update()) == {"media": 1, "quarantined": 1}
+    # What was repaired has other bytes than its digest says, and comes from its medium again.
+    assert work(bare.update()) == {"media": 1}
 
 
 def test_an_update_annotates_what_is_new_or_changed_and_nothing_else(world: World) -> None:
