@@ -135,7 +135,7 @@ def real_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_s3() -> Iterator[str]:
-    """One S3 server for all tests of a process, who make buckets of their own."""
+    """One S3 server for all tests of a process: s3_endpoint empties it for each."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
