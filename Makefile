@@ -5,6 +5,7 @@ CATALOG ?=
 WORKDIR ?=
 JOBS ?= 2
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 STAMP := $(VENV)/.installed
 
 export RAY_USAGE_STATS_ENABLED := 0
@@ -30,11 +31,11 @@ quickstart: $(STAMP)  ## every step once on generated media; CATALOG=FOLDER anno
 
 # JOBS tests at a time (2). Tests that share a server or a Ray cluster stay in one process.
 test: $(STAMP) lint  ## everything CI runs
-	$(BIN)/pytest -n $(JOBS) --dist loadgroup -m 'not slow and not system and not whole'
-	$(BIN)/pytest -n $(JOBS) --dist loadgroup -m '(slow or system) and not whole'
+	$(PYTEST) --ignore tests/system -m 'not slow'
+	$(PYTEST) -m '(slow or system) and not whole'
 
 test-fast: $(STAMP)  ## the part to run while working
-	$(BIN)/pytest -n $(JOBS) --dist loadgroup -m 'not slow and not system and not gpu and not whole'
+	$(PYTEST) --ignore tests/system -m 'not slow and not gpu'
 
 test-system: $(STAMP)  ## real clusters and failures, minutes each; nothing else should run beside it
 	$(BIN)/pytest -m whole

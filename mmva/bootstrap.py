@@ -20,6 +20,7 @@ from mmva.modalities import AXES
 
 Interval = tuple[float, float]
 _BLOCK: Final = 4_000_000  # numbers in one block of weights or of errors of pairs: 32 MB
+_DRAWN: Final = 100_000  # groups drawn at a time
 
 
 def bootstrap(
@@ -193,8 +194,11 @@ def _weights(groups: int, resamples: int, seed: int, block: int) -> Iterator[NDA
     rng = np.random.default_rng(seed)
     for start in range(0, resamples, block):
         weights_BG = np.empty((min(block, resamples - start), groups))
-        for row_G in weights_BG:
-            row_G[:] = np.bincount(rng.integers(groups, size=groups), minlength=groups)
+        step = max(1, _DRAWN // groups)
+        for part_PG in (weights_BG[first : first + step] for first in range(0, len(weights_BG), step)):
+            cell_PG = rng.integers(groups, size=part_PG.shape)  # the same draws as row by row
+            cell_PG += groups * np.arange(len(part_PG))[:, None]
+            part_PG[:] = np.bincount(cell_PG.ravel(), minlength=part_PG.size).reshape(part_PG.shape)
         yield weights_BG
 
 

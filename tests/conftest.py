@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -11,13 +15,21 @@ from hypothesis import settings as hypothesis_settings
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.05",  # Ray Train takes reports when it polls; epochs here take less
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "HF_HUB_OFFLINE": "1",
     "AWS_EC2_METADATA_DISABLED": "true",
     "OMP_NUM_THREADS": "1",
+    # Nobody follows the logs of Ray's workers or the load of its nodes here: looking often costs each Ray that runs.
+    "LOG_NAME_UPDATE_INTERVAL_S": "600",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
 }
+# Groups that take long, the longest first: they begin first, so that no process ends long after the other.
+LONG = (
+    "ray", "faults", "registry", "test_job_submission", "test_serving", "test_import_elsewhere", "test_readme",
+    "test_quickstart", "test_training_paper", "test_serving_docs", "test_bulk_nodes", "test_zeroshot", "test_isolation",
+)  # fmt: skip
 os.environ.update(ENVIRONMENT)
 # How long an example takes says more of the machine than of the code.
 hypothesis_settings.register_profile("mmva", deadline=None)
@@ -28,14 +40,37 @@ hypothesis_settings.load_profile("mmva")
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Group tests for pytest-xdist, and leave out what needs a GPU where there is none: pytest counts it as deselected.
 
-    A group runs in one process, so that its servers start once: Ray takes half of a small machine's CPU while it idles.
+    A group runs in one process and in one go, so that its servers start once and end with it: Ray takes half of a small
+    machine's CPU while it idles.
     """
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if on_gpu and not Path("/dev/nvidiactl").exists():
         items[:] = [item for item in items if item not in on_gpu]
         config.hook.pytest_deselected(items=on_gpu)
+    groups = [_group(item) for item in items]
+    sizes = Counter(groups)
+    first = {group: place for place, group in enumerate(LONG)}
+    items.sort(key=lambda item: (first.get(_group(item), len(LONG)), -sizes[_group(item)], _group(item)))
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
+
+
+def pytest_collectstart() -> None:
+    """What is imported while tests are collected stays: it is no garbage, and is not looked at again and again."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """From here on garbage is collected, but not looked for in what was there before."""
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Stop what `group_end` holds after the last test of a group."""
+    if _RUNNING in item.config.stash and (nextitem is None or _group(nextitem) != _group(item)):
+        item.config.stash[_RUNNING].close()
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
@@ -55,6 +90,23 @@ def _group(item: pytest.Item) -> str:
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+_RUNNING = pytest.StashKey[ExitStack]()
+
+
+@pytest.fixture(scope="session")
+def group_end(pytestconfig: pytest.Config) -> Iterator[ExitStack]:
+    """What must end with the group of tests that shares it, and not only with the session."""
+    with ExitStack() as running:
+        pytestconfig.stash[_RUNNING] = running
+        yield running
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _unflushed() -> Iterator[None]:
+    """Files are not flushed to the disk, which takes longer than most tests; no test cuts the power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda _descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -81,32 +133,62 @@ def real_dir() -> Path:
     return folder
 
 
-@pytest.fixture
-def s3_endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An S3 server of this test's own with an empty bucket "media", and credentials for it in the environment."""
-    import boto3
+@pytest.fixture(scope="session")
+def shared_s3() -> Iterator[str]:
+    """One S3 server for all tests of a process: s3_endpoint empties it for each."""
     from moto.server import ThreadedMotoServer
 
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    endpoint = "http://{}:{}".format(*server.get_host_and_port())
-    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
-    client.create_bucket(Bucket="media")
-    client.close()
-    yield endpoint
+    yield "http://{}:{}".format(*server.get_host_and_port())
     server.stop()
 
 
+@pytest.fixture
+def s3_endpoint(shared_s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The S3 server with nothing but an empty bucket "media", and credentials for it in the environment."""
+    from moto.s3.models import s3_backends
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    server = s3_backends["123456789012"]["aws"]  # in this process: no requests
+    server.reset()
+    server.create_bucket("media", "us-east-1")
+    return shared_s3
+
+
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """One local Ray with four logical CPUs for the whole session."""
+def copy_schema(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
+    """Puts MLflow's database, without runs or models, into a home: making its schema takes 5 s."""
+    from sqlalchemy import Engine, event
+
+    from mmva_platform.settings import Settings, TrackingSettings
+    from mmva_platform.tracking.store import open_client
+
+    event.listen(Engine, "connect", _unflushed_database)
+    made = tmp_path_factory.mktemp("schema") / "mlflow.db"
+    open_client(Settings(tracking=TrackingSettings(uri=f"sqlite:///{made}")))
+
+    def copy(home: Path) -> None:
+        home.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(made)) as source, closing(sqlite3.connect(home / "mlflow.db")) as target:
+            source.backup(target)
+
+    return copy
+
+
+def _unflushed_database(connection: object, _record: object) -> None:
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous=OFF")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(group_end: ExitStack) -> None:
+    """One local Ray with four logical CPUs for all tests that use it."""
     from mmva_platform.cluster import ray_session
     from mmva_platform.settings import ClusterSettings
 
-    with ray_session(ClusterSettings(address="local", num_cpus=4, object_store_mb=512)):
-        yield
+    group_end.enter_context(ray_session(ClusterSettings(address="local", num_cpus=4, object_store_mb=512)))
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,15 @@ def picture(path: Path, seed: int = 0) -> None:
 def sound(path: Path, seconds: float = 1.0, rate: int = 8000, channels: int = 1) -> None:
     """A noise of its own content."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng([*path.name.encode()]).normal(0, 0.1, (round(seconds * rate), channels))
-    soundfile.write(path, noise, rate)
+    path.write_bytes(_noise(path.name, seconds, rate, channels))
+
+
+@cache
+def _noise(name: str, seconds: float, rate: int, channels: int) -> bytes:
+    noise = np.random.default_rng([*name.encode()]).normal(0, 0.1, (round(seconds * rate), channels))
+    buffer = io.BytesIO()
+    soundfile.write(buffer, noise, rate, format=name.rpartition(".")[2])
+    return buffer.getvalue()
 
 
 def table(path: Path, header: str, rows: Sequence[Sequence[object]], separator: str = ",") -> None:

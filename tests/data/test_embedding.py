@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
-from inline_pass import InlineCluster
+from inline_pass import InlineCluster, install
 from safetensors.torch import save
 
 from mmva.backbones import load_encoder, preset
@@ -39,12 +39,18 @@ from mmva_platform.training.evaluation import evaluate
 from mmva_platform.workflows import backbones_of
 
 
+@pytest.fixture(scope="module")
+def imported(make_published: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("imported")
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch)
+        import_dataset(make_published(folder).config(shard_rows=4), str(folder / "dataset"))
+    return folder / "dataset"
+
+
 @pytest.fixture
-def dataset(published: Any, tmp_path: Path, inline_cluster: InlineCluster) -> str:
-    import_dataset(published.config(shard_rows=4), str(tmp_path / "dataset"))
-    inline_cluster.stages.clear()
-    inline_cluster.resources.clear()
-    return str(tmp_path / "dataset")
+def dataset(imported: Path, tmp_path: Path, inline_cluster: InlineCluster) -> str:
+    return str(shutil.copytree(imported, tmp_path / "dataset"))
 
 
 def part_file(folder: Path, number: int) -> Path:

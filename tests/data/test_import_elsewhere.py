@@ -15,6 +15,7 @@ from inline_pass import install
 from PIL import Image
 from poison_pictures import HANGS, KILLS, KILLS_ONCE, poison_path
 
+from mmva_platform.annotation import open_annotation, verify
 from mmva_platform.datasets.checking import check_dataset
 from mmva_platform.datasets.dataset import Dataset
 from mmva_platform.datasets.embedding import embed_dataset
@@ -78,12 +79,13 @@ _RUN = """
 import json, sys
 from concurrent.futures import ThreadPoolExecutor
 from mmva.errors import OperationFailed, UsageError
+from mmva_platform.annotation import annotate
 from mmva_platform.cluster import ray_session
 from mmva_platform.datasets.embedding import embed_dataset
 from mmva_platform.datasets.importing import ImportConfig, import_dataset
 from mmva_platform.settings import Settings
 
-folder, settings, poison, clean = sys.argv[1:]
+folder, settings, poison, clean, bundle = sys.argv[1:]
 settings = Settings.model_validate_json(settings)
 poison, clean = (ImportConfig.model_validate_json(config) for config in (poison, clean))
 
@@ -101,14 +103,29 @@ with ray_session(settings.cluster):
         found["embed"] = str(error)
     with ThreadPoolExecutor(2) as pool:
         found["twice"] = list(pool.map(import_clean, [1, 2]))
+    options = {"workers": 1, "shard_items": 5, "engine": "torch"}
+    found["annotate"] = annotate(f"{folder}/catalog", bundle, f"{folder}/annotated", settings, **options).to_json()
 print(json.dumps(found))
 """
 
 
+def make_catalog(folder: Path) -> None:
+    """Six pictures, of which one kills and one hangs, a file that is none, and a text."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number, (width, height) in enumerate([(80, 64), (80, 64), KILLS, HANGS, (80, 64), (80, 64)]):
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(folder / f"{number}.png")
+    (folder / "6.png").write_bytes(b"no picture")
+    (folder / "words.txt").write_text("A calm piece for solo piano.")
+
+
 @pytest.fixture(scope="module")
-def run(make_published: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """On one real cluster: an import of files that kill and hang, an embedding of one, and two imports at once."""
+def run(make_published: Any, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """On one real cluster: an import of files that kill and hang, an embedding of one, two imports at once, and an
+    annotation of such files.
+    """
     folder = tmp_path_factory.mktemp("workers")
+    make_catalog(folder / "catalog")
     (folder / "clean").mkdir()
     clean = make_published(folder / "clean").config(music_csv=None)
     published = make_published(folder)
@@ -120,10 +137,10 @@ def run(make_published: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         install(patch)  # the decoder of this process is not broken
         import_dataset(poison, str(folder / "embedded"))
     settings = Settings.model_validate(
-        {"home": folder / "home", "cluster": {"num_cpus": 2}, "annotation": {"item_timeout_s": 5.0}}
+        {"home": folder / "home", "cluster": {"num_cpus": 2}, "annotation": {"item_timeout_s": 3.0}}
     )
     environment = os.environ | {"PYTHONPATH": poison_path(folder / "broken")}
-    arguments = [str(folder), *(config.model_dump_json() for config in (settings, poison, clean))]
+    arguments = [str(folder), *(config.model_dump_json() for config in (settings, poison, clean)), str(tiny_bundle)]
     done = subprocess.run(
         [sys.executable, "-c", _RUN, *arguments], env=environment, capture_output=True, text=True, check=False
     )
@@ -158,3 +175,16 @@ class TestWorkersThatDie:
         report = check_dataset(str(run["folder"] / "twice"))
         assert (report.ok, report.digest) == (True, won["digest"])
         assert won["counts"]["image"]["kept"] == 5
+
+    def test_an_annotation_quarantines_only_what_kills_or_hangs(self, run: dict[str, Any]) -> None:
+        summary, out = run["annotate"], str(run["folder"] / "annotated")
+        assert (summary["items"], summary["ok"], summary["quarantined"]) == (8, 5, 3)
+        made = open_annotation(out)
+        refused = made.table(status="quarantined").to_pylist()
+        assert {row["id"]: (row["stage"], row["error"]) for row in refused} == {
+            "2.png": ("decode", "killed-worker"),
+            "3.png": ("decode", "timed-out"),
+            "6.png": ("decode", "not-an-image"),
+        }
+        assert sorted(made.table(["id"])["id"].to_pylist()) == ["0.png", "1.png", "4.png", "5.png", "words.txt"]
+        assert verify(out, Settings(home=run["folder"] / "home")).problems == ()

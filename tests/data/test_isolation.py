@@ -25,7 +25,7 @@ from mmva_platform.storage import StorageNotFound
 from mmva_platform.storage.local import LocalStorage
 
 SETTINGS = Settings(
-    annotation=AnnotationSettings(item_timeout_s=5.0), cluster=ClusterSettings(max_attempts=1)
+    annotation=AnnotationSettings(item_timeout_s=3.0), cluster=ClusterSettings(max_attempts=1)
 )  # other items take milliseconds
 
 
@@ -40,6 +40,7 @@ def write_picture(folder: Path, name: str, size: tuple[int, int]) -> None:
     Image.fromarray(pixels).save(folder / "images" / f"{name}.jpg", format="JPEG")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("poison")
 def test_an_import_drops_only_the_file_that_kills_or_hangs(
     published: Any, tmp_path: Path, inline_cluster: InlineCluster

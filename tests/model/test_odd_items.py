@@ -107,7 +107,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         {"id": name, "modality": modality_of(name), "data": (media / name).read_bytes()} | nothing for name in CASES
     ]
     served = {row["id"]: row for row in served_rows(bundle, settings, uploads)}
-    return {"media": media, "bundle": bundle, "annotated": found, "served": served}
+    return {"media": media, "model": load_bundle(bundle), "annotated": found, "served": served}
 
 
 def code_of(call: Callable[[], object]) -> str:
@@ -123,7 +123,7 @@ def test_all_entries_agree(world: dict[str, Any], name: str) -> None:
     data, modality, code = (world["media"] / name).read_bytes(), modality_of(name), CASES[name][1]
     annotated = world["annotated"][name]
     assert code_of(lambda: check_decodes(modality, data)) == code
-    model = load_bundle(world["bundle"])
+    model = world["model"]
     row = world["served"][name]
     if code:
         assert annotated == code

@@ -7,7 +7,6 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import Ridge
 
 from mmva_platform.training.probe import PENALTIES, fit_probe
 
@@ -21,6 +20,8 @@ def data(rows: int, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("rows", [80, 20])
 def test_weights_are_those_of_scikit_learn_at_the_chosen_penalty(rows: int) -> None:
+    from sklearn.linear_model import Ridge  # here, not above: a second a process
+
     (z, va), (z_val, va_val) = data(rows, 0.2, 1), data(60, 0.2, 2)
     weight_D2, penalty_2 = fit_probe([z[:15], z[15:]], va, [z_val], va_val)
     for axis in range(2):
@@ -29,6 +30,8 @@ def test_weights_are_those_of_scikit_learn_at_the_chosen_penalty(rows: int) -> N
 
 
 def test_the_penalty_is_the_best_of_all_on_validation() -> None:
+    from sklearn.linear_model import Ridge
+
     (z, va), (z_val, va_val) = data(80, 0.2, 1), data(60, 0.2, 2)
     _, penalty_2 = fit_probe([z[:50], z[50:]], va, [z_val], va_val)
     mean_2 = va.mean(axis=0)

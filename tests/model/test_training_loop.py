@@ -44,6 +44,7 @@ def test_training_learns_the_relation(synthetic: ModuleType) -> None:
     assert [row["epoch"] for row in state.history] == list(range(40))
 
 
+@pytest.mark.slow  # 200 epochs
 def test_a_linear_tower_from_zero_reaches_the_closed_form(synthetic: ModuleType) -> None:
     """By default towers start as ridge regressions, which would hide a loop that does not learn."""
     penalty = 0.05

@@ -39,6 +39,7 @@ class LocalStack:
         self._ours = os.environ | {name: str(port) for name, port in self.ports.items()} | extra | {
             "MMVA_BIN": str(Path(sys.executable).parent), "RAY_FOLDER": str(self.folder / "ray"), "CPUS": "4",
             "OBJECT_STORE_BYTES": str(128 * 2**20), "OMP_NUM_THREADS": "1", "RAY_metrics_report_interval_ms": "3000",
+            "REPORTER_UPDATE_INTERVAL_MS": "5000",
         }  # fmt: skip
         self.environment = self._ours
 

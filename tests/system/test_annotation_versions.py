@@ -14,16 +14,11 @@ from mmva_platform.annotation import (
     ANNOTATION_SCHEMA,
     AnnotationSummary,
     annotate,
-    history,
     open_annotation,
-    retry,
-    status,
     update,
     verify,
 )
-from mmva_platform.annotation.plan import read_plan
 from mmva_platform.settings import Settings
-from mmva_platform.storage import open_storage
 
 from ..unit.published import lively_bundle  # noqa: TID252 - helpers of the unit tests
 
@@ -156,71 +151,3 @@ def test_a_changed_folder_and_then_another_model(
     assert rows_of(out, 0) == old
     for version in range(3):
         assert verify(str(out), settings, version).problems == ()
-
-
-def test_retries_until_nothing_is_quarantined(
-    folder: Path,
-    tmp_path: Path,
-    bundles: list[Path],
-    annotated: Callable[..., AnnotationSummary],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    settings, out = Settings(home=tmp_path / "home"), tmp_path / "runs" / "out"
-    spoiled(folder / "worse.png", 8)
-    annotated("out", bundles[0])
-    before = rows_of(out)
-
-    def again() -> AnnotationSummary:
-        return retry(str(out), settings, workers=1)
-
-    # One of two is repaired.
-    picture(folder / "bad.png", 7)
-    summary = again()
-    assert (summary.items, summary.ok, summary.quarantined) == (2, 1, 1)
-    rows = rows_of(out)
-    assert {name: row for name, row in rows.items() if name != "bad.png"} == before
-    assert rows["bad.png"]["sha256"] == hashlib.sha256((folder / "bad.png").read_bytes()).hexdigest()
-    (left,) = quarantined(out)
-    assert (left["id"], left["attempts"]) == ("worse.png", 2)
-    report = verify(str(out), settings)
-    assert (report.problems, report.version, report.annotated, report.quarantined) == ((), 1, 9, 1)
-
-    # A second one is cut short before its first shard, and once more before it is published.
-    picture(folder / "worse.png", 8)
-    cut_short(again, "mmva_platform.annotation.run.carry_out", monkeypatch)
-    planned = read_plan(open_storage(out), 2).run_id
-    assert rows_of(out) == rows
-    assert verify(str(out), settings).notes[-1].startswith("version 2 is under way")
-    told = status(str(out), settings)
-    assert (told.version, told.published, told.shards_done) == (2, False, 0)
-    assert (told.annotated, told.quarantined) == (9, 1)
-    cut_short(again, "mmva_platform.annotation.execute.publish", monkeypatch)
-    assert status(str(out), settings).shards_done == 1
-    summary = again()
-    assert (summary.run_id, summary.resumed_shards, summary.shards, summary.ok) == (planned, 1, 1, 1)
-    report = verify(str(out), settings)
-    assert (report.problems, report.version, report.annotated, report.quarantined) == ((), 2, 10, 0)
-    assert (status(str(out), settings).annotated, status(str(out), settings).quarantined) == (10, 0)
-
-    # Nothing is left to do, and nothing is written.
-    files = sorted(out.rglob("*"))
-    summary = again()
-    assert (summary.version, summary.items, summary.shards) == (2, 0, 0)
-    assert sorted(out.rglob("*")) == files
-
-    # An update: retried items were planned without their sizes and come from their media again.
-    update(str(out), settings, workers=1)
-    assert work_of(out) == {"media": 2}
-    assert [each.kind for each in history(str(out), settings).versions] == ["annotate", "retry", "retry", "update"]
-
-
-def cut_short(call: Callable[[], object], step: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make a call that is interrupted before a step."""
-
-    def interrupt(*_arguments: Any, **_options: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(step, interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            call()

@@ -96,11 +96,11 @@ def test_results_stream_and_errors_deaths_and_hangs_cost_a_second_try(tmp_path: 
 
 def test_shards_that_always_fail_or_kill_cost_only_themselves_and_a_slow_one_is_no_stall(tmp_path: Path) -> None:
     seen: list[dict[str, Any]] = []
-    actions: list[dict[str, Any]] = [{}, {"action": "denied"}, {"action": "die"}, {"action": "sleep", "seconds": 35}]
+    actions: list[dict[str, Any]] = [{}, {"action": "denied"}, {"action": "die"}, {"action": "sleep", "seconds": 25}]
     with pytest.raises(ShardsFailedError, match=r"test: 2 of 4 shards .* shard 001 after 2 on node \w+: .*denied"):
         run_pass(
             [{"shard": f"{n:03d}", **action} for n, action in enumerate(actions)],
-            make_worker, stage="test", settings=Settings(cluster=ClusterSettings(max_attempts=2, stall_timeout_s=30)),
+            make_worker, stage="test", settings=Settings(cluster=ClusterSettings(max_attempts=2, stall_timeout_s=20)),
             on_result=seen.append, kwargs={"folder": str(tmp_path)}, resources=Resources(max_workers=2),
         )  # fmt: skip
     assert sorted((result["shard"], result["deaths"]) for result in seen) == [("000", 0), ("003", 0)]
@@ -114,7 +114,6 @@ def test_where_nothing_works_the_error_arrives_as_it_was_raised_with_its_traceba
 
 
 def test_a_stop_finishes_what_is_under_way(tmp_path: Path) -> None:
-    begun = time.monotonic()
     seen: list[Any] = []
     with pytest.raises(StoppedError, match=r"test: stopped on request after \d+ of 40 shards"):
         run_pass(
@@ -123,7 +122,6 @@ def test_a_stop_finishes_what_is_under_way(tmp_path: Path) -> None:
             resources=Resources(max_workers=1), stopping=lambda: bool(seen),
         )  # fmt: skip
     assert 1 <= len(seen) < 20
-    assert time.monotonic() - begun < 40
 
 
 def test_a_pass_that_cannot_start_says_what_it_waits_for(tmp_path: Path) -> None:

@@ -23,12 +23,12 @@ from mmva_platform.settings import Settings, load_config
 from mmva_platform.training.recipe import Recipe
 from mmva_platform.workflows import TrainOutcome
 
+pytestmark = pytest.mark.system
 MMVA = Path(sys.executable).with_name("mmva")
 
 
-@pytest.mark.system
 def test_quickstart_makes_a_champion_an_annotation_and_a_report(tmp_path: Path) -> None:
-    small = ["--preset", "tiny", "--images", "80", "--clips", "80", "--epochs", "4"]
+    small = ["--preset", "tiny", "--images", "60", "--clips", "60", "--epochs", "2"]
     done = subprocess.run(
         [MMVA, "quickstart", *small], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=540
     )

@@ -19,16 +19,18 @@ OK = (STARTING_OK | {"new.png"}) - {"i0.png"}
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Three versions: the first, one of changed items, and one of another model's heads."""
-    world = World.made(tmp_path, monkeypatch, tmp_path_factory)
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World.made(monkeypatch, tmp_path_factory, three_versions)
+
+
+def three_versions(world: World) -> None:
+    """The first, one of changed items, and one of another model's heads."""
     world.annotate()
     world.picture("new.png")
     world.text("c1.txt")
     (world.media / "i0.png").unlink()
     world.update()
     world.update(1)
-    return world
 
 
 def needed(world: World, *versions: int) -> set[str]:

@@ -99,18 +99,21 @@ def write_old(world: World, folder: Path) -> None:
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> World:
     """Its `out` is for what is converted; what the old annotation was written from is elsewhere."""
-    original = World.made(tmp_path, monkeypatch, tmp_path_factory)
+    original = World.made(monkeypatch, tmp_path_factory, annotated_in_the_old_format)
+    return replace(original, folder=original.folder / "converted")
+
+
+def annotated_in_the_old_format(original: World) -> None:
     original.text("bad2.png")
     original.annotate()
-    write_old(original, tmp_path / "old")
-    return replace(original, folder=tmp_path / "converted")
+    write_old(original, original.folder / "old")
 
 
 @pytest.fixture
-def old(tmp_path: Path, world: World) -> str:
-    return str(tmp_path / "old")
+def old(world: World) -> str:
+    return str(world.folder.parent / "old")
 
 
 def bytes_of(folder: str) -> dict[str, bytes]:

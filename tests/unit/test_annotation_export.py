@@ -23,17 +23,20 @@ from mmva_platform.storage import Storage
 from .committed import finish
 from .versions import STARTING_OK, World
 
+folder_only = pytest.mark.parametrize("settings", ["folder"], indirect=True)
 CAPTIONS = sorted(name for name in STARTING_OK if name.endswith(".txt"))
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Two versions; the second one has a caption less."""
-    world = World.made(tmp_path, monkeypatch, tmp_path_factory)
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World.made(monkeypatch, tmp_path_factory, two_versions)
+
+
+def two_versions(world: World) -> None:
+    """The second one has a caption less."""
     world.annotate()
     (world.media / CAPTIONS[0]).unlink()
     world.update()
-    return world
 
 
 @pytest.fixture
@@ -100,6 +103,7 @@ def test_lance_without_embeddings_and_from_many_files(storage: Storage, settings
     assert export(storage.uri, file.with_name("csv"), settings, to="csv") == 35
 
 
+@folder_only
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -120,6 +124,7 @@ def test_what_cannot_be_exported_is_an_error_and_leaves_nothing(
     assert list(file.parent.iterdir()) == []
 
 
+@folder_only
 def test_an_existing_file_stays_and_the_folder_must_exist(storage: Storage, settings: Settings, file: Path) -> None:
     finish(storage)
     file.write_text("mine")
@@ -141,6 +146,7 @@ def test_a_damaged_file_ends_the_export_and_leaves_nothing(
     assert list(file.parent.iterdir()) == []
 
 
+@folder_only
 def test_lance_refuses_videos_whose_embeddings_differ_in_length(
     storage: Storage, settings: Settings, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +163,7 @@ def test_lance_refuses_videos_whose_embeddings_differ_in_length(
         export(storage.uri, file, settings, to="lance", modality="image")
 
 
+@folder_only
 def test_lance_names_the_package_that_is_missing(
     storage: Storage, settings: Settings, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

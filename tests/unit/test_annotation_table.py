@@ -56,12 +56,12 @@ def publish_at_once(storage: Storage, plan: Plan) -> None:
     def call(_number: int) -> VersionRecord:
         return publish_committed(storage, plan)
 
-    with ThreadPoolExecutor(8) as pool:
-        records = list(pool.map(call, range(8)))
+    with ThreadPoolExecutor(4) as pool:
+        records = list(pool.map(call, range(4)))
     assert {record.run_id for record in records} == {plan.run_id}
 
 
-def test_of_eight_drivers_that_publish_a_run_at_once_one_makes_the_version(storage: Storage) -> None:
+def test_of_four_drivers_that_publish_a_run_at_once_one_makes_the_version(storage: Storage) -> None:
     plan, _ = finish(storage)
     storage.delete(f"{LOG}{0:020d}.json")
     publish_at_once(storage, plan)
@@ -69,7 +69,7 @@ def test_of_eight_drivers_that_publish_a_run_at_once_one_makes_the_version(stora
     assert (open_annotation(storage).count(), open_annotation(storage).count("quarantined")) == (35, 5)
 
 
-def test_of_eight_drivers_that_publish_an_update_at_once_one_makes_the_version(storage: Storage) -> None:
+def test_of_four_drivers_that_publish_an_update_at_once_one_makes_the_version(storage: Storage) -> None:
     plan = retried(storage)
     publish_at_once(storage, plan)
     assert log_of(storage) == [f"{number:020d}.json" for number in (0, 1)]

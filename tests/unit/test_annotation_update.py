@@ -32,8 +32,15 @@ STAMPS = ["run_id", "shard", "annotated_at", "model_digest"]
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World.made(tmp_path, monkeypatch, tmp_path_factory)
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Annotated by the first model."""
+    return World.made(monkeypatch, tmp_path_factory, World.annotate)
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Not annotated."""
+    return World.made(monkeypatch, tmp_path_factory)
 
 
 def changed_media(world: World) -> set[str]:
@@ -55,28 +62,29 @@ def kept_files(world: World, version: int) -> set[str]:
     return {file.path for file in now} & {file.path for file in before}
 
 
-def test_a_retry_replaces_nothing_but_the_quarantine_and_counts_attempts(world: World) -> None:
-    world.text("bad2.png")
-    world.annotate()
-    world.check(STARTING_OK, {"bad.png", "bad2.png"})
-    before = world.files()
-    world.picture("bad.png")
-    assert work(world.retry()) == {"media": 1, "quarantined": 1}
-    world.retry()
+def test_a_retry_replaces_nothing_but_the_quarantine_and_counts_attempts(bare: World) -> None:
+    bare.text("bad2.png")
+    bare.annotate()
+    bare.check(STARTING_OK, {"bad.png", "bad2.png"})
+    before = bare.files()
+    bare.picture("bad.png")
+    assert work(bare.retry()) == {"media": 1, "quarantined": 1}
+    bare.retry()
     for version, ok, bad, attempts in (
         (0, STARTING_OK, {"bad.png", "bad2.png"}, [1, 1]),
         (1, STARTING_OK | BAD, {"bad2.png"}, [2]),
         (2, STARTING_OK | BAD, {"bad2.png"}, [3]),
     ):
-        world.check(ok, bad, version)
-        assert world.quarantine(version)["attempts"].to_pylist() == attempts
-    assert kept_files(world, 1) == {file.path for file in open_annotation(world.out, version=0).files()}
-    after = world.files()
+        bare.check(ok, bad, version)
+        assert bare.quarantine(version)["attempts"].to_pylist() == attempts
+    assert kept_files(bare, 1) == {file.path for file in open_annotation(bare.out, version=0).files()}
+    after = bare.files()
     assert {path: after[path] for path in before} == before
+    # What was repaired has other bytes than its digest says, and comes from its medium again.
+    assert work(bare.update()) == {"media": 1}
 
 
 def test_an_update_annotates_what_is_new_or_changed_and_nothing_else(world: World) -> None:
-    world.annotate()
     before, embeddings = world.files(), set(world.embeddings())
     ok = changed_media(world)
     summary = world.update()
@@ -92,7 +100,6 @@ def test_an_update_annotates_what_is_new_or_changed_and_nothing_else(world: Worl
 
 
 def test_items_from_their_media_are_planned_before_rows_that_are_copied(world: World) -> None:
-    world.annotate()
     changed_media(world)
     world.update()
     storage = open_storage(world.out)
@@ -103,7 +110,6 @@ def test_items_from_their_media_are_planned_before_rows_that_are_copied(world: W
 
 
 def test_a_file_of_which_all_items_are_unchanged_stays_and_other_rows_are_copied_as_they_were(world: World) -> None:
-    world.annotate()
     before = {row["id"]: row for row in world.rows().to_pylist()}
     changed_media(world)
     world.update()
@@ -117,7 +123,6 @@ def test_a_file_of_which_all_items_are_unchanged_stays_and_other_rows_are_copied
 
 
 def test_nothing_changed_makes_no_version(world: World) -> None:
-    world.annotate()
     before = world.files()
     summary = world.update()
     assert (summary.version, summary.items, summary.shards) == (0, 0, 0)
@@ -125,7 +130,6 @@ def test_nothing_changed_makes_no_version(world: World) -> None:
 
 
 def test_an_update_of_removals_alone_has_no_shards(world: World) -> None:
-    world.annotate()
     for name in CAPTIONS:
         (world.media / name).unlink()
     summary = world.update()
@@ -138,7 +142,6 @@ def test_an_update_of_removals_alone_has_no_shards(world: World) -> None:
 
 
 def test_an_item_that_is_changed_back_is_annotated_as_in_the_beginning(world: World) -> None:
-    world.annotate()
     path = world.media / "i3.png"
     data, at = path.read_bytes(), path.stat()
     world.picture("i3.png")
@@ -162,7 +165,6 @@ KILLS = ("execute.run_pass", "execute.publish", "publish.commit_version")
 def test_a_killed_call_changes_nothing_for_readers_and_is_finished_by_the_next(
     world: World, monkeypatch: pytest.MonkeyPatch, at: str, again: str, verb: str
 ) -> None:
-    world.annotate()
     ok, bad = changed_media(world), set(BAD)
     if verb == "retry":
         world.picture("bad.png")
@@ -182,89 +184,88 @@ def test_a_killed_call_changes_nothing_for_readers_and_is_finished_by_the_next(
     world.check(STARTING_OK, BAD, version=0)
 
 
-def test_a_new_model_runs_its_heads_without_media_and_without_new_embeddings(world: World) -> None:
-    world.as_table({"id": "t", "modality": "caption", "caption": "Rain on the roof"})
-    world.annotate(0)
-    world.annotate(1, out=str(world.folder / "fresh"))
-    shutil.rmtree(world.media)
-    embeddings, quarantine = world.embeddings(), open_annotation(world.out).files("quarantined")
-    summary = world.update(1)
+def test_a_new_model_runs_its_heads_without_media_and_without_new_embeddings(bare: World) -> None:
+    bare.as_table({"id": "t", "modality": "caption", "caption": "Rain on the roof"})
+    bare.annotate(0)
+    bare.annotate(1, out=str(bare.folder / "fresh"))
+    shutil.rmtree(bare.media)
+    embeddings, quarantine = bare.embeddings(), open_annotation(bare.out).files("quarantined")
+    summary = bare.update(1)
     assert work(summary) == {"heads": len(STARTING_OK) + 1}
     assert summary.changes == {"unchanged": 13, "new": 0, "changed": 0, "removed": 0}
-    world.check(STARTING_OK | {"t"}, BAD)
-    assert world.embeddings() == embeddings
-    assert open_annotation(world.out).files("quarantined") == quarantine
-    mine, fresh = world.rows(), world.rows(out=str(world.folder / "fresh"))
+    bare.check(STARTING_OK | {"t"}, BAD)
+    assert bare.embeddings() == embeddings
+    assert open_annotation(bare.out).files("quarantined") == quarantine
+    mine, fresh = bare.rows(), bare.rows(out=str(bare.folder / "fresh"))
     close(mine, fresh)
     for name in ("mood", "caption", "item_digest", "sha256", "uri", "duration_s", "model_digest", "model_name"):
         assert mine[name].equals(fresh[name]), name
-    old = world.rows(version=0)
+    old = bare.rows(version=0)
     assert not mine["valence"].equals(old["valence"])
     assert len(next(row for row in mine.to_pylist() if row["id"] == "m0.wav")["windows"]) > 2
 
 
-def test_a_new_model_and_changed_items_at_once(world: World) -> None:
-    world.text("bad2.png")
-    world.annotate(0)
-    ok = changed_media(world)
-    (world.media / "bad2.png").unlink()  # the other quarantined row is copied
-    summary = world.update(1)
+def test_a_new_model_and_changed_items_at_once(bare: World) -> None:
+    bare.text("bad2.png")
+    bare.annotate(0)
+    ok = changed_media(bare)
+    (bare.media / "bad2.png").unlink()  # the other quarantined row is copied
+    summary = bare.update(1)
     assert work(summary) == {"media": 2, "heads": 9, "carried": 1}
-    world.check(ok, BAD)
-    world.annotate(1, out=str(world.folder / "fresh"))
-    close(world.rows(), world.rows(out=str(world.folder / "fresh")))
+    bare.check(ok, BAD)
+    bare.annotate(1, out=str(bare.folder / "fresh"))
+    close(bare.rows(), bare.rows(out=str(bare.folder / "fresh")))
     assert (
-        world.quarantine()
+        bare.quarantine()
         .drop_columns("shard")
         .equals(
-            open_annotation(world.out, version=0)
+            open_annotation(bare.out, version=0)
             .table(status="quarantined")
             .sort_by("id")
             .slice(0, 1)
             .drop_columns("shard")
         )
     )
-    world.check(STARTING_OK, {"bad.png", "bad2.png"}, version=0)
+    bare.check(STARTING_OK, {"bad.png", "bad2.png"}, version=0)
 
 
 def test_quarantined_rows_stay_where_they_are(world: World) -> None:
-    world.annotate()
     quarantine = open_annotation(world.out).files("quarantined")
     changed_media(world)
     world.update()
     assert open_annotation(world.out).files("quarantined") == quarantine
 
 
-def test_captions_in_the_catalog_are_kept_by_copies(world: World) -> None:
+def test_captions_in_the_catalog_are_kept_by_copies(bare: World) -> None:
     texts = {f"t{number}": f"Rain, number {number}" for number in range(3)}
     rows = [{"id": name, "modality": "caption", "caption": text} for name, text in texts.items()]
-    world.as_table(*rows)
-    world.annotate()
+    bare.as_table(*rows)
+    bare.annotate()
     rows[0]["caption"] = texts["t0"] = "Snow"
-    world.as_table(*rows)
-    assert world.update().changes == {"unchanged": 14, "new": 0, "changed": 1, "removed": 0}
-    world.check(STARTING_OK | set(texts), BAD)
-    found = {row["id"]: row["caption"] for row in world.rows(["id", "caption"]).to_pylist()}
+    bare.as_table(*rows)
+    assert bare.update().changes == {"unchanged": 14, "new": 0, "changed": 1, "removed": 0}
+    bare.check(STARTING_OK | set(texts), BAD)
+    found = {row["id"]: row["caption"] for row in bare.rows(["id", "caption"]).to_pylist()}
     assert found == dict.fromkeys(STARTING_OK) | texts
 
 
 @pytest.mark.parametrize("old_first", [True, False])
-def test_of_rows_with_one_id_the_first_counts(world: World, old_first: bool) -> None:
-    world.as_table()
-    world.annotate()
-    rows = pq.read_table(world.catalog).to_pylist()
+def test_of_rows_with_one_id_the_first_counts(bare: World, old_first: bool) -> None:
+    bare.as_table()
+    bare.annotate()
+    rows = pq.read_table(bare.catalog).to_pylist()
     old = next(row for row in rows if row["id"] == "i2.png")
-    (world.media / "copy.png").write_bytes((world.media / "i2.png").read_bytes())
-    new = old | {"uri": str(world.media / "copy.png")}
+    (bare.media / "copy.png").write_bytes((bare.media / "i2.png").read_bytes())
+    new = old | {"uri": str(bare.media / "copy.png")}
     pair = [old, new] if old_first else [new, old]
-    world.write_table([*(row for row in rows if row["id"] not in {"i2.png", "i3.png"}), *pair])
-    summary = world.update()
+    bare.write_table([*(row for row in rows if row["id"] not in {"i2.png", "i3.png"}), *pair])
+    summary = bare.update()
     assert summary.changes == {
         "unchanged": 10 + old_first, "new": 0, "changed": 1 - old_first, "removed": 1,
     }  # fmt: skip
     assert summary.duplicates == 1
-    world.check(STARTING_OK - {"i3.png"}, BAD)
-    assert world.update().version == 1
+    bare.check(STARTING_OK - {"i3.png"}, BAD)
+    assert bare.update().version == 1
 
 
 @pytest.mark.parametrize(
@@ -281,22 +282,21 @@ def test_an_item_is_changed_if_any_value_of_its_row_is(tmp_path: Path, change: d
         assert before.read(file, ["id"])["id"][row["base_row"]].as_py() == row["id"]
 
 
-def test_items_of_an_unknown_modality_are_quarantined_once(world: World) -> None:
+def test_items_of_an_unknown_modality_are_quarantined_once(bare: World) -> None:
     odd = [
         {"id": f"odd-{number}", "uri": "/x", "modality": name} for number, name in enumerate(("../x y", "hologram%20"))
     ]
-    world.as_table(*odd, {"id": "none", "uri": "/m/x.bin"})
-    world.annotate()
+    bare.as_table(*odd, {"id": "none", "uri": "/m/x.bin"})
+    bare.annotate()
     bad = BAD | {"odd-0", "odd-1", "none"}
-    world.check(STARTING_OK, bad)
-    assert world.quarantine()["modality"].to_pylist() == ["image", None, "../x y", "hologram%20"]
-    assert world.update().version == 0
-    assert work(world.update(1)) == {"heads": len(STARTING_OK)}
-    world.check(STARTING_OK, bad)
+    bare.check(STARTING_OK, bad)
+    assert bare.quarantine()["modality"].to_pylist() == ["image", None, "../x y", "hologram%20"]
+    assert bare.update().version == 0
+    assert work(bare.update(1)) == {"heads": len(STARTING_OK)}
+    bare.check(STARTING_OK, bad)
 
 
 def test_a_catalog_of_other_items_is_refused(world: World) -> None:
-    world.annotate()
     world.write_table([{"id": "elsewhere", "uri": str(world.media / "i1.png"), "modality": "image"}])
     before = world.files()
     with pytest.raises(UsageError, match=r"no item of .*catalog\.parquet is in it; annotate that catalog to another"):
@@ -304,6 +304,7 @@ def test_a_catalog_of_other_items_is_refused(world: World) -> None:
     assert world.files() == before
 
 
+@pytest.mark.slow  # exports a network
 def test_media_are_read_again_for_another_backbone_only_when_asked(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,7 +312,6 @@ def test_media_are_read_again_for_another_backbone_only_when_asked(
     monkeypatch.setattr(
         "mmva_platform.annotation.on_workers.Workers.calibrate", lambda _self, *values: calibrate_bundle(*values)
     )
-    world.annotate(0)
     before = world.files()
     with pytest.raises(UsageError, match=r"another backbone for image, .* 7 items .* about .* of one worker; --reread"):
         world.update(2)
@@ -329,7 +329,6 @@ def test_media_are_read_again_for_another_backbone_only_when_asked(
 
 
 def test_another_request_is_told_what_is_under_way(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    world.annotate()
     changed_media(world)
     killed(monkeypatch, "execute.run_pass", world.update)
     storage = open_storage(world.out)
@@ -351,7 +350,6 @@ def test_of_two_drivers_that_plan_at_once_the_first_plan_counts(
     world: World, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
     module = sys.modules["mmva_platform.annotation.update"]  # the package has a function of this name
-    world.annotate()
     ok = changed_media(world)
     calls: dict[str, Callable[[], AnnotationSummary]] = {
         "update": world.update, "new model": lambda: world.update(1), "retry": world.retry,
@@ -377,32 +375,31 @@ def test_of_two_drivers_that_plan_at_once_the_first_plan_counts(
     world.check(STARTING_OK if other == "retry" else ok, BAD)
 
 
-def test_a_table_that_another_program_wrote_to_is_not_updated(world: World) -> None:
-    world.annotate(shard_items=1)
-    DeltaTable(world.out).optimize.compact()
-    changed_media(world)
-    before = world.files()
-    for call in (world.update, world.retry, lambda: resume(world.out, world.settings)):
+def test_a_table_that_another_program_wrote_to_is_not_updated(bare: World) -> None:
+    bare.annotate(shard_items=1)
+    DeltaTable(bare.out).optimize.compact()
+    changed_media(bare)
+    before = bare.files()
+    for call in (bare.update, bare.retry, lambda: resume(bare.out, bare.settings)):
         with pytest.raises((CheckFailed, UsageError), match=r"another program|version 1 is not published") as caught:
             call()
         assert len(str(caught.value).splitlines()) == 1
-    assert world.files() == before
-    world.check(STARTING_OK, BAD, version=0)
+    assert bare.files() == before
+    bare.check(STARTING_OK, BAD, version=0)
 
 
-def test_what_is_not_published_cannot_be_updated(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    killed(monkeypatch, "execute.publish", world.annotate)
-    for call in (world.update, world.retry):
+def test_what_is_not_published_cannot_be_updated(bare: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed(monkeypatch, "execute.publish", bare.annotate)
+    for call in (bare.update, bare.retry):
         with pytest.raises(UsageError, match="no published annotations"):
             call()
-    world.annotate()
-    assert world.retry().version == 1
+    bare.annotate()
+    assert bare.retry().version == 1
 
 
 def test_media_are_read_again_where_the_decoders_have_changed_and_texts_are_kept(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world.annotate()
     for module in ("mmva.inference.config", "mmva_platform.annotation.run"):
         monkeypatch.setattr(f"{module}.DECODERS", DECODERS + 1)
     with pytest.raises(
@@ -416,25 +413,25 @@ def test_media_are_read_again_where_the_decoders_have_changed_and_texts_are_kept
 
 
 def test_a_run_that_another_release_began_is_not_finished_with_other_decoders(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    bare: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    killed(monkeypatch, "execute.publish", world.annotate)
+    killed(monkeypatch, "execute.publish", bare.annotate)
     monkeypatch.setattr("mmva_platform.annotation.run.DECODERS", DECODERS + 1)
     with pytest.raises(CheckFailed, match=r"begun by a release that decodes media differently"):
-        resume(world.out, world.settings)
+        resume(bare.out, bare.settings)
 
 
-def test_how_tables_are_read_is_part_of_the_plan_and_an_update_reads_them_alike(world: World) -> None:
-    table = world.folder / "catalog.csv"
+def test_how_tables_are_read_is_part_of_the_plan_and_an_update_reads_them_alike(bare: World) -> None:
+    table = bare.folder / "catalog.csv"
     table.write_text("id;caption\n1;a slow piano\n2;a fast drum;more\n")
-    world.catalog = str(table)
+    bare.catalog = str(table)
     tables = {"lenient": True, "delimiter": ";"}
-    world.annotate(tables=tables)
-    assert {row["id"] for row in world.rows().to_pylist()} == {"1"}
+    bare.annotate(tables=tables)
+    assert {row["id"] for row in bare.rows().to_pylist()} == {"1"}
     with pytest.raises(CheckFailed, match=r"lenient: True there, False now"):
-        world.annotate(tables={"delimiter": ";"})
+        bare.annotate(tables={"delimiter": ";"})
     table.write_text("id;caption\n1;a slow piano\n2;a fast drum;more\n3;a storm\n")
-    world.update()
-    assert {row["id"] for row in world.rows().to_pylist()} == {"1", "3"}
+    bare.update()
+    assert {row["id"] for row in bare.rows().to_pylist()} == {"1", "3"}
     with pytest.raises(UsageError, match=r"line 3"):
-        world.update(tables={"delimiter": ";"})
+        bare.update(tables={"delimiter": ";"})

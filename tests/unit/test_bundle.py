@@ -256,6 +256,7 @@ def test_a_folder_that_is_no_bundle_is_named(tmp_path: Path) -> None:
         load_bundle(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_towers_alone_need_no_transformers(bundle: Path) -> None:
     code = (
         "import sys; from mmva import load_bundle; load_bundle(sys.argv[1], load_encoders=False); "

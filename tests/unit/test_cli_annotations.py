@@ -179,12 +179,17 @@ def _away(*_arguments: object) -> None:
     raise StorageUnavailable("storage is away")
 
 
-@pytest.fixture
-def updated(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def two_versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two versions of three items."""
     rows = [("a", "image", 0.1, 0.1), ("b", "image", 0.9, 0.9), ("c", "music", 0.2, 0.2)]
-    out = publish_points(tmp_path / "va", rows)
+    out = publish_points(tmp_path_factory.mktemp("versions") / "va", rows)
     return update_points(out, [*rows[:2], ("d", "image", 0.3, 0.3)])
+
+
+@pytest.fixture
+def updated(two_versions: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(two_versions, tmp_path / "va")
 
 
 def test_export_and_report_of_a_version(updated: Path, bench: Bench, tmp_path: Path) -> None:

@@ -27,7 +27,6 @@ from mmva_platform.doctor import Finding, machine, services
 from mmva_platform.settings import Settings, StorageSettings, TrackingSettings
 from mmva_platform.storage import open_storage
 from mmva_platform.storage.local import LocalStorage
-from mmva_platform.tracking.registry import list_versions
 
 Serve = Callable[..., str]
 
@@ -217,13 +216,13 @@ MISCONFIGURATIONS: dict[Callable[[Machine], None], tuple[str, str]] = {
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """MLflow's database, made once: that takes longer than all examinations."""
-    file = tmp_path_factory.mktemp("registry") / "mlflow.db"
-    settings = Settings(tracking=TrackingSettings(uri=f"sqlite:///{file}"))
+def registry(tmp_path_factory: pytest.TempPathFactory, copy_schema: Callable[[Path], None]) -> str:
+    """MLflow's database."""
+    home = tmp_path_factory.mktemp("registry")
+    settings = Settings(tracking=TrackingSettings(uri=f"sqlite:///{home}/mlflow.db"))
     assert services.tracking(settings).verdict == "warning"
-    assert not file.exists()  # looking makes nothing
-    assert list_versions(settings) == []
+    assert not list(home.iterdir())  # looking makes nothing
+    copy_schema(home)
     assert services.tracking(settings).verdict == "warning"
     return settings.tracking_uri
 
@@ -252,12 +251,14 @@ def examined(on: Machine, capsys: pytest.CaptureFixture[str]) -> tuple[int, list
     return code, json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow  # imports MLflow
 def test_nothing_is_found_where_nothing_is_wrong(in_order: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     code, findings = examined(in_order, capsys)
     assert code == 0
     assert not [finding for finding in findings if finding["verdict"] == "broken"], findings
 
 
+@pytest.mark.slow  # imports MLflow
 @pytest.mark.parametrize("plant", MISCONFIGURATIONS, ids=lambda plant: plant.__name__)
 def test_each_misconfiguration_is_found_by_its_own_message_and_nothing_else(
     plant: Callable[[Machine], None], in_order: Machine, capsys: pytest.CaptureFixture[str]
@@ -329,6 +330,7 @@ class TestDetails:
         assert services.storage(str(tmp_path / "out"), StorageSettings()).verdict == "ok"
         assert [entry.path for entry in open_storage(str(tmp_path / "out")).list()] == []
 
+    @pytest.mark.slow  # imports MLflow
     def test_an_mlflow_that_is_refused_and_one_whose_password_is_not_shown(self) -> None:
         away = Settings(tracking=TrackingSettings(uri="http://user:hunter2@127.0.0.1:9"))
         found = services.tracking(away)
@@ -336,6 +338,7 @@ class TestDetails:
         assert "hunter2" not in found.says
         planted(services.tracking(Settings(tracking=TrackingSettings(uri="file:/tmp/mlruns"))), "MLflow 3 needs")
 
+    @pytest.mark.slow  # imports MLflow
     def test_a_registry_without_a_champion(self, registry: str) -> None:
         found = services.tracking(Settings(tracking=TrackingSettings(uri=registry)))
         planted(found, "0 versions, no champion", "warning")
@@ -347,6 +350,7 @@ class TestDetails:
         planted(services.cluster(serve(404)), "answers 404")
 
 
+@pytest.mark.slow  # imports MLflow
 def test_the_command_says_all_and_what_to_do(in_order: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     in_order.arguments["address"] = "http://127.0.0.1:9"
     options = [word for name, value in in_order.arguments.items() for word in (f"--{name}", value)]

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import pickle
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -68,9 +69,20 @@ def test_a_low_cosine_alone_is_refused():
     assert Measured(items_per_s=1, max_va_difference=1e-3, min_cosine=0.9999).faithful
 
 
+@pytest.fixture(scope="module")
+def measured_home(tiny_bundle, tmp_path_factory):
+    """A home whose cache holds the engines of images: exporting and measuring them takes longer than all else here."""
+    home = tmp_path_factory.mktemp("measured")
+    settings = Settings(home=home)
+    place = SimpleNamespace(settings=settings, storage=open_storage(str(home / "out"), settings.storage))
+    choose(tiny_bundle, place, "onnx", "image")
+    return home
+
+
 @pytest.fixture
-def place(tmp_path):
+def place(measured_home, tmp_path):
     settings = Settings(home=tmp_path / "home")
+    shutil.copytree(measured_home / "cache", settings.home / "cache")
     return SimpleNamespace(settings=settings, storage=open_storage(str(tmp_path / "out"), settings.storage))
 
 
@@ -174,6 +186,7 @@ def test_bf16_is_refused_by_a_worker_whose_processor_lacks_it(tiny_bundle, place
 
 def test_a_calibration_may_come_from_another_machine(tiny_bundle, place, tmp_path):
     """What a task on a worker returns is enough; this process loads no encoder."""
+    shutil.rmtree(place.settings.home / "cache")
     load = EncoderLoader.of(place.settings)
     found = calibrate_bundle(pack_bundle(tiny_bundle), "image", tmp_path / "worker", load)
     found = pickle.loads(pickle.dumps(found))

@@ -117,17 +117,15 @@ with TimeLimit(0.5) as limit:
     print("still here", flush=True)
     limit.step("decode")
     limit.step("infer")
-    time.sleep(20)
+    time.sleep(600)
 """
 
 
 @pytest.mark.parametrize(("first", "survives"), [("decode", False), ("fetch", True), ("load", True)])
 def test_a_step_that_hangs_ends_the_process(first: str, survives: bool) -> None:
-    begun = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", HANGS.format(first=first)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", HANGS.format(first=first)], capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode != 0
     assert ("still here" in done.stdout) == survives
     assert "Timeout" in done.stderr
-    assert time.monotonic() - begun < 15

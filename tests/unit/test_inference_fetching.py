@@ -157,13 +157,15 @@ def test_an_outage_may_end_while_it_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_an_outage_that_lasts_too_long_is_raised() -> None:
+    asked: list[str] = []
+
     def fetch(uri: str) -> bytes:
+        asked.append(uri)
         raise AwayError("no answer")
 
-    begun = time.monotonic()
     with pytest.raises(AwayError, match="no answer"):
         list(reader(fetch, 0.5).read(items(40)))
-    assert 0.4 < time.monotonic() - begun < 10
+    assert len(asked) > len(set(asked)), "it is asked again while the outage may end"
 
 
 def test_progress_is_reported_while_the_caller_waits(monkeypatch: pytest.MonkeyPatch) -> None:

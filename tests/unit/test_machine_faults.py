@@ -91,6 +91,7 @@ def test_a_home_that_is_a_file(capsys: Capture, tmp_path: Path) -> None:
     assert one_line(capsys, code, 2).startswith(f"home {tmp_path / 'home'}: is a file; --home or MMVA_HOME names")
 
 
+@pytest.mark.slow  # MLflow's schema
 def test_an_empty_registry_says_where_it_is(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     home = tmp_path / "wrong"
@@ -100,6 +101,7 @@ def test_an_empty_registry_says_where_it_is(capsys: Capture, tmp_path: Path, mon
     assert one_line(capsys, code, 2).endswith(f"it has no versions at all in sqlite:///{home}/mlflow.db")
 
 
+@pytest.mark.slow  # imports MLflow
 def test_a_locked_database_names_the_home_and_the_remedy(
     capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

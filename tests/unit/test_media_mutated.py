@@ -9,7 +9,7 @@ import pytest
 from .mutated_media import files, hunt
 
 FILES = files()
-COUNT = int(os.environ.get("MMVA_MUTATIONS", "200"))
+COUNT = int(os.environ.get("MMVA_MUTATIONS", "100"))
 
 
 @pytest.mark.slow

@@ -160,6 +160,7 @@ def reported(out: str, home: Path, version: int | None = None) -> tuple[dict[str
     return json.loads((home / "report.json").read_text()), (home / "report.html").read_text()
 
 
+@pytest.mark.slow  # imports MLflow
 def test_counts_balance_in_every_version(run: tuple[str, Plan], tmp_path: Path) -> None:
     out, plan = run
     facts, page = reported(out, tmp_path)

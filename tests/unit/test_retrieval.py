@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import ndcg_score
 
 from mmva import retrieval as module
 from mmva.affect import matching_score, quadrant
@@ -23,6 +22,8 @@ def test_perfect_predictions_score_one() -> None:
 
 
 def test_ndcg_is_scikit_learns() -> None:
+    from sklearn.metrics import ndcg_score  # here, not above: a second a process
+
     query, gallery, query_label, gallery_label = (points(n, s) for n, s in ((15, 1), (40, 2), (15, 3), (40, 4)))
     gains = matching_score(query_label[:, None], gallery_label[None], 0.3)
     closeness = -np.linalg.norm(query[:, None] - gallery[None], axis=-1)

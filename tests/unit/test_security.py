@@ -143,6 +143,7 @@ def test_the_secret_scan_finds_a_planted_key(tmp_path: Path) -> None:
         assert done.returncode == code, done.stdout + done.stderr
 
 
+@pytest.mark.slow  # MLflow's schema
 def test_a_logged_run_holds_no_secret_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     secrets = {name: f"{name}-that-nobody-may-read" for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "RAY_AUTH_TOKEN")}
     for name, value in secrets.items():
@@ -169,6 +170,7 @@ def test_messages_show_uris_without_passwords(uri: str, shown: str) -> None:
     assert without_password(uri) == shown
 
 
+@pytest.mark.slow  # imports MLflow
 def test_an_mlflow_that_cannot_be_opened_is_named_without_its_password() -> None:
     settings = Settings(tracking=TrackingSettings(uri="nosuchdatabase://mlflow:hunter2@db/mlflow"))
     with pytest.raises(UsageError, match=r"nosuchdatabase://mlflow:\.\.\.@db") as error:

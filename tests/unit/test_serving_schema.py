@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import schemathesis
+import pytest
 from hypothesis import HealthCheck, given, settings
-from schemathesis.checks import not_a_server_error
-from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
 from .serving_world import bearer, make_world
 
-FEW = settings(max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
-
+@pytest.mark.slow
 def test_whatever_is_sent(tmp_path: Path) -> None:
+    import schemathesis  # here, not above: two seconds a process
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
+
     (tmp_path / "media").mkdir()
     world = make_world(tmp_path, roots=(str(tmp_path / "media"),), out_roots=(str(tmp_path / "outs"),))
     schema = schemathesis.openapi.from_asgi("/openapi.json", world.client.app, headers=bearer("boss"))

@@ -8,14 +8,11 @@ import pickle
 import re
 import socket
 import threading
-from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 
-import boto3
 import pytest
 from botocore.exceptions import ClientError
-from moto.server import ThreadedMotoServer
 
 from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva_platform.settings import StorageSettings
@@ -34,31 +31,16 @@ from mmva_platform.storage import (
 from mmva_platform.storage.fetch import fetch_folder
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
-
-
 @pytest.fixture
-def s3(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> StorageSettings:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
-    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
-    client.create_bucket(Bucket="bucket")
-    for item in client.list_objects_v2(Bucket="bucket").get("Contents", []):
-        client.delete_object(Bucket="bucket", Key=item["Key"])
-    client.close()
-    return StorageSettings(s3_endpoint=endpoint, max_attempts=2, connect_timeout_s=2, read_timeout_s=5)
+def s3(s3_endpoint: str) -> StorageSettings:
+    return StorageSettings(s3_endpoint=s3_endpoint, max_attempts=2, connect_timeout_s=2, read_timeout_s=5)
 
 
 @pytest.fixture(params=["local", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     if request.param == "local":
         return open_storage(tmp_path / "root")
-    return open_storage("s3://bucket/root", request.getfixturevalue("s3"))
+    return open_storage("s3://media/root", request.getfixturevalue("s3"))
 
 
 def test_what_is_written_is_read_listed_and_sized(storage: Storage) -> None:
@@ -351,7 +333,7 @@ def test_a_file_system_without_hard_links_is_told_by_the_probe(tmp_path: Path, m
 def test_a_server_without_conditional_puts_is_told_by_the_probe(
     s3: StorageSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage = open_storage("s3://bucket/root", s3)
+    storage = open_storage("s3://media/root", s3)
 
     def refuse(**_arguments: object) -> object:
         raise _error(501, "NotImplemented")
@@ -362,7 +344,7 @@ def test_a_server_without_conditional_puts_is_told_by_the_probe(
 
 
 def test_a_put_whose_answer_was_lost_has_won(s3: StorageSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    storage = open_storage("s3://bucket/root", s3)
+    storage = open_storage("s3://media/root", s3)
     client = storage._client
     put = client.put_object
 
@@ -377,7 +359,7 @@ def test_a_put_whose_answer_was_lost_has_won(s3: StorageSettings, monkeypatch: p
 
 
 def test_a_conflict_is_asked_again(s3: StorageSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    storage = open_storage("s3://bucket/root", s3)
+    storage = open_storage("s3://media/root", s3)
     client = storage._client
     put = client.put_object
     answers = [_error(409, "ConditionalRequestConflict")]
@@ -396,7 +378,7 @@ def test_no_such_bucket_and_no_server(s3: StorageSettings) -> None:
         list(open_storage("s3://none", s3).list())
     nobody = s3.model_copy(update={"s3_endpoint": "http://127.0.0.1:9"})
     with pytest.raises(StorageUnavailable, match="2 attempts"):
-        open_storage("s3://bucket", nobody).read("a")
+        open_storage("s3://media", nobody).read("a")
 
 
 def _error(status: int, code: str) -> ClientError:

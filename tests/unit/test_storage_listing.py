@@ -70,7 +70,7 @@ def folders_of(keys: Iterable[str]) -> set[str]:
     return {key[: i + 1] for key in keys for i, character in enumerate(key) if character == "/"}
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(
     keys=st.sets(NAME, max_size=60), prefix=st.sampled_from(["", "a", "a/", "ab-"]),
     order=st.sampled_from([by_bytes, by_folders]), page=st.integers(1, 7),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import pickle
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from mmva.affect import quadrant
 from mmva.modalities import AXES, MODALITIES
 from mmva_platform.datasets.identity import Seen
+from mmva_platform.tracking.gate import rules
 from mmva_platform.tracking.gate.evidence import Evidence
 from mmva_platform.tracking.gate.policy import GatePolicy, Margins, PerAxis, PerModality, Slices
 from mmva_platform.tracking.gate.rules import judge
@@ -33,6 +36,27 @@ from .gate_case import (
 )
 
 NO_SLICES = Slices(apply=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _once() -> Iterator[None]:
+    """A case changes one modality of three: what the others give is computed once."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("retrieval_per_query", "bootstrap_paired_mse"):
+            patch.setattr(rules, name, _remembering(getattr(rules, name)))
+        yield
+
+
+def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
+    known: dict[bytes, Any] = {}
+
+    def remembered(*arrays: np.ndarray, **options: Any) -> Any:
+        key = pickle.dumps(([array.tolist() for array in arrays], options))
+        if key not in known:
+            known[key] = function(*arrays, **options)
+        return known[key]
+
+    return remembered
 
 
 def test_a_challenger_that_predicts_the_same_passes_every_rule() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -67,9 +68,11 @@ def make_run(
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One SQLite database for the module: making its schema takes 5 s."""
-    return tmp_path_factory.mktemp("home")
+def home(tmp_path_factory: pytest.TempPathFactory, copy_schema: Callable[[Path], None]) -> Path:
+    """One SQLite database for the module."""
+    home = tmp_path_factory.mktemp("home")
+    copy_schema(home)
+    return home
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from mmva.zeroshot.video import VideoSummary, as_clock, summarize
 
 from .made_video import RATE, write_video
 
+pytestmark = pytest.mark.slow  # encodes films
 SAD, WILD, CALM = (20, 40, 140), (230, 60, 30), (70, 190, 90)
 SCENES = [(16.0, SAD, 0.1), (13.0, WILD, 0.8), (19.0, CALM, 0.3)]
 CHANGES_S = (16.0, 29.0)
@@ -225,13 +226,14 @@ def test_sizes_of_pictures() -> None:
     ]  # fmt: skip
 
 
-def test_the_clips_sound_is_whole(film: Path, tmp_path: Path) -> None:
+def test_the_clips_sound_is_whole(tmp_path: Path) -> None:
     """A summary as long as the video is the video: nothing of the sound is lost or doubled at a cut."""
+    film = write_video(tmp_path / "film.mp4", [(5.0, SAD, 0.1), (5.0, WILD, 0.8), (5.0, CALM, 0.3)])
     summary = summarize(film, Moods("music"), seconds=60.0, out=tmp_path / "clip.webm")
     assert [(one.start_s, one.change) for one in summary.moments] == [(0.0, 1.0)]
     original = np.concatenate(list(stream_sound(film.read_bytes(), RATE)))
     copy = np.concatenate(list(stream_sound((tmp_path / "clip.webm").read_bytes(), RATE)))
     assert len(copy) == pytest.approx(len(original), abs=0.15 * RATE)
-    for at_s in (5, 20, 44):
+    for at_s in (2, 7, 12):
         window = slice(at_s * RATE, (at_s + 1) * RATE)
         assert np.abs(copy[window]).max() == pytest.approx(np.abs(original[window]).max(), abs=0.05)

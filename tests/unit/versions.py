@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -61,7 +62,7 @@ class World:
     """Media, models and the annotation `out`.
 
     Attributes:
-        folder: Temporary.
+        folder: The same one for all tests of a process.
         models: The first two have the same backbones; the third one has another for images.
         catalog: What is annotated: the media folder, or a table.
         settings: For all calls.
@@ -73,21 +74,39 @@ class World:
     settings: Settings
 
     @classmethod
-    def made(cls, folder: Path, patch: pytest.MonkeyPatch, factory: pytest.TempPathFactory) -> World:
-        """Six pictures, four texts, a long tone and a file that is no picture."""
+    def made(
+        cls,
+        patch: pytest.MonkeyPatch,
+        factory: pytest.TempPathFactory,
+        begin: Callable[[World], object] = lambda _world: None,
+    ) -> World:
+        """Six pictures, four texts, a long tone and a file that is no picture, and what `begin` makes of them.
+
+        They are made once for each `begin`. The next tests get a copy in the same place, which annotations name.
+        """
         install_annotation(patch)
         base = factory.getbasetemp() / "versions"
         models = (model(base, 0), model(base, 1), model(base, 0, other_images=True))
-        world = cls(folder, models, str(folder / "media"), Settings(home=base / "home"))
-        world.media.mkdir()
-        for number in range(6):
-            world.picture(f"i{number}.png")
-        for number in range(4):
-            world.text(f"c{number}.txt")
-        tone_T = np.sin(np.linspace(0, 20_000, 7 * _RATE)) / 2
-        soundfile.write(world.media / "m0.wav", tone_T, _RATE)
-        world.text("bad.png")
+        world = cls(base / "world", models, str(base / "world" / "media"), Settings(home=base / "home"))
+        begun = base / f"{begin.__module__}.{begin.__qualname__}"
+        shutil.rmtree(world.folder, ignore_errors=True)
+        if not begun.exists():
+            world._fill()
+            begin(world)
+            shutil.copytree(world.folder, begun)
+        else:
+            shutil.copytree(begun, world.folder)
         return world
+
+    def _fill(self) -> None:
+        self.media.mkdir(parents=True)
+        for number in range(6):
+            self.picture(f"i{number}.png")
+        for number in range(4):
+            self.text(f"c{number}.txt")
+        tone_T = np.sin(np.linspace(0, 20_000, 7 * _RATE)) / 2
+        soundfile.write(self.media / "m0.wav", tone_T, _RATE)
+        self.text("bad.png")
 
     @property
     def media(self) -> Path:

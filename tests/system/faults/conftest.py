@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +27,10 @@ def picture(seed: int) -> bytes:
 
 
 @pytest.fixture(scope="session")
-def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+def weed(group_end: ExitStack, tmp_path_factory: pytest.TempPathFactory) -> Seaweed:
     """A server with a catalog of pictures and captions, of which the BROKEN ones cannot be annotated."""
     server = Seaweed(tmp_path_factory.mktemp("weed"))
+    group_end.callback(server.stop)
     server.start()
     client = server.client()
     client.create_bucket(Bucket=BUCKET)
@@ -41,24 +42,23 @@ def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
         name = f"words-{number:03d}.txt"
         text = " " if name in BROKEN else f"The {number}th song."
         client.put_object(Bucket=BUCKET, Key=f"catalog/{name}", Body=text.encode())
-    yield server
-    server.stop()
+    return server
 
 
 @pytest.fixture(scope="session")
-def store(weed: Seaweed) -> Iterator[FaultyStore]:
+def store(weed: Seaweed, group_end: ExitStack) -> FaultyStore:
     """The proxy before the server."""
     proxy = FaultyStore(weed.port)
-    yield proxy
-    proxy.stop()
+    group_end.callback(proxy.stop)
+    return proxy
 
 
 @pytest.fixture(scope="session")
-def head() -> Iterator[RayHead]:
+def head(group_end: ExitStack) -> RayHead:
     """The Ray that all commands run on; it outlives the killed ones."""
     ray = RayHead(environment())
-    yield ray
-    ray.stop()
+    group_end.callback(ray.stop)
+    return ray
 
 
 @pytest.fixture

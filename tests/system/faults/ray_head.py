@@ -43,7 +43,8 @@ class RayHead:
             f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}",
             f"--runtime-env-agent-port={runtime_env}", f"--metrics-export-port={metrics}", "--min-worker-port=0",
             "--max-worker-port=0", f"--object-store-memory={128 * 2**20}",
-            f"--temp-dir={self.folder}", "--include-dashboard=false", "--disable-usage-stats", *self._further(cpus),
+            f"--temp-dir={self.folder}", "--include-dashboard=false", "--include-log-monitor=false",
+            "--disable-usage-stats", *self._further(cpus),
         ]  # fmt: skip
         ray = Path(sys.executable).with_name("ray")
         with (self.folder / "head.log").open("wb") as log:

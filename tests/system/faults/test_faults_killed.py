@@ -22,8 +22,8 @@ When = Literal["before", "after"]
 Step = tuple[str, When, int]
 
 COMMITS, LOG = "_mmva/{:06d}/commits/", "_delta_log/"
-# In the middle, and on both sides of what makes a version visible.
-DRIVER_STEPS: list[Step] = [(COMMITS, "after", 2), (LOG, "before", 1), (LOG, "after", 1)]
+# While workers commit, and after what makes the version visible.
+DRIVER_STEPS: list[Step] = [(COMMITS, "after", 2), (LOG, "after", 1)]
 # All workers die before a file is there, while one waits for its answer, and before a record is there.
 WORKER_STEPS: list[Step] = [
     ("_mmva/000000/embeddings/", "before", 1), ("status=ok/", "after", 3), ("_mmva/000000/commits/", "before", 3),

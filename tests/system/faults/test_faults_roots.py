@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from world import BUCKET, World, finished
+from world import BUCKET, World
 
 pytestmark = pytest.mark.system
 
@@ -31,7 +31,7 @@ def test_what_lies_outside_the_roots_is_never_asked_for(world: World) -> None:
     rows += [{"id": "own", "uri": "own.jpg", "modality": "image"}, {"id": "words", "caption": "A quiet song."}]
     table = "\n".join(json.dumps(row) for row in rows).encode()
     world.client.put_object(Bucket=BUCKET, Key="tables/table.jsonl", Body=table)
-    finished(world.annotation(catalog=f"s3://{BUCKET}/tables/table.jsonl"))
+    world.without_ray("annotate", f"s3://{BUCKET}/tables/table.jsonl", str(world.bundle), engine="torch")
     own = (f"{BUCKET}/{world.prefix}/", f"{BUCKET}/tables/own.jpg", f"{BUCKET}/tables/table.jsonl", encoded)
     strangers = {seen.path for seen in world.store.seen if not seen.path.startswith(own) and seen.path != BUCKET}
     assert not strangers

@@ -9,7 +9,7 @@ from faulty_store import Intercept
 from world import BROKEN, BUCKET, World, differences, finished
 
 pytestmark = pytest.mark.system
-SEEDS = [int(seed) for seed in os.environ.get("MMVA_FAULT_SEEDS", "1 2 3").split()]
+SEEDS = [int(seed) for seed in os.environ.get("MMVA_FAULT_SEEDS", "1 2").split()]
 COMMITS = "_mmva/000000/commits/"
 
 
@@ -84,6 +84,6 @@ def test_a_store_that_falls_silent_in_the_middle_ends_the_run_and_keeps_what_is_
     committed = world.objects(COMMITS)
     assert 5 <= len(committed) < 8  # each one that is left waits for the store, three times
     world.store.forget()
-    world.resume()
+    world.without_ray("resume")
     assert not {f"{BUCKET}/{world.prefix}/{path}" for path in committed} & set(world.store.made("commits/"))
     world.verify_whole()

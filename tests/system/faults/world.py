@@ -93,10 +93,11 @@ class World:
         """Begin an `mmva annotations update` of the same prefix."""
         return self.start("annotations", "update", self.out, "--workers", "2", "--json", *options)
 
-    def resume(self) -> None:
-        """Finish what is under way, in a process without Ray."""
+    def without_ray(self, verb: str, *words: str, **options: Any) -> None:
+        """A call for the output in a process whose passes run within it."""
         settings = Settings(storage=StorageSettings(s3_endpoint=self.store.endpoint), home=self.folder / "home")
-        said = Running(Call("resume", (self.out,), self.out), settings, self.folder / "said").end()
+        call = Call(verb, (*words, self.out), self.out, options)
+        said = Running(call, settings, self.folder / "said").end()
         assert "error" not in said, said
 
     def verify(self) -> VerifyReport:

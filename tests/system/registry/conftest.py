@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import boto3
@@ -16,20 +16,19 @@ from mmva_platform.tracking.gate import evidence
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+def server(group_end: ExitStack, tmp_path_factory: pytest.TempPathFactory) -> MlflowServer:
     """PostgreSQL, SeaweedFS and an MLflow server with basic auth, some 13 s once a session."""
     folder = tmp_path_factory.mktemp("servers")
-    with contextlib.ExitStack() as started:
-        postgres = Postgres()
-        started.callback(postgres.stop)
-        postgres.start()
-        seaweed = started_seaweed(folder)
-        started.callback(seaweed.stop)
-        seaweed.client().create_bucket(Bucket=BUCKET)
-        mlflow = MlflowServer(folder / "mlflow", postgres, seaweed)
-        started.callback(mlflow.stop)
-        mlflow.start()
-        yield mlflow
+    postgres = Postgres()
+    group_end.callback(postgres.stop)
+    postgres.start()
+    seaweed = started_seaweed(folder)
+    group_end.callback(seaweed.stop)
+    seaweed.client().create_bucket(Bucket=BUCKET)
+    mlflow = MlflowServer(folder / "mlflow", postgres, seaweed)
+    group_end.callback(mlflow.stop)
+    mlflow.start()
+    return mlflow
 
 
 @pytest.fixture
@@ -52,9 +51,11 @@ def served_settings(server: MlflowServer, home: Path) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def sqlite_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One SQLite database for the session: making its schema takes 5 s."""
-    return tmp_path_factory.mktemp("sqlite")
+def sqlite_home(tmp_path_factory: pytest.TempPathFactory, copy_schema: Callable[[Path], None]) -> Path:
+    """One SQLite database for the session."""
+    home = tmp_path_factory.mktemp("sqlite")
+    copy_schema(home)
+    return home
 
 
 @pytest.fixture(params=["sqlite", pytest.param("server", marks=pytest.mark.system)])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from inline_pass import install_annotation
 from PIL import Image
 from registry_cases import records
 
@@ -18,7 +19,6 @@ from mmva_platform.settings import Settings
 pytestmark = [pytest.mark.slow, pytest.mark.system]
 
 
-@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
 def test_a_sample_of_a_catalog_is_annotated_with_both_and_compared(
     settings: Settings,
@@ -27,6 +27,8 @@ def test_a_sample_of_a_catalog_is_annotated_with_both_and_compared(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    cluster = install_annotation(monkeypatch)  # without Ray: other tests have it
+    monkeypatch.setattr("mmva_platform.cluster.ray_session", cluster.ray_session)
     registered(), registered()
     rng = np.random.default_rng(0)
     (catalog := tmp_path / "photos").mkdir()
@@ -55,10 +57,10 @@ def test_a_sample_of_a_catalog_is_annotated_with_both_and_compared(
     assert "data:image/jpeg" in html
 
     # The same sample again is not annotated again; another is drawn with another seed.
-    monkeypatch.setattr("mmva_platform.annotation.execute._execute", None)
-    assert compare() == DONE
+    with monkeypatch.context() as patch:
+        patch.setattr("mmva_platform.annotation.execute.run_pass", None)
+        assert compare() == DONE
     assert "version 2 and version 1 on 14 of 14 items" in capfd.readouterr().out
-    monkeypatch.undo()
     assert compare("--sample", "5", "--seed", "1", "--json") == DONE
     assert json.loads(capfd.readouterr().out)["sample"] == 5
     assert records(settings) == [], "a comparison is no promotion"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 from inline_pass import install
 
@@ -9,9 +12,10 @@ from mmva_platform.settings import Settings
 
 
 @pytest.fixture(scope="session")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def settings(tmp_path_factory: pytest.TempPathFactory, copy_schema: Callable[[Path], None]) -> Settings:
     """A home of these tests' own."""
     home = tmp_path_factory.mktemp("home")
+    copy_schema(home)
     return Settings(home=home, scratch=home / "scratch")
 
 

@@ -126,7 +126,7 @@ def walk_through(store: str, tmp_path: Path) -> dict[str, int]:
     for number, path in enumerate(sorted(media.rglob("*.*g"))[:2] + sorted(media.rglob("*.wav"))[:2]):
         (catalog / f"{number}{path.suffix}").write_bytes(path.read_bytes())
     (catalog / "words.txt").write_text("A calm tune\n")
-    summary = annotate(str(catalog), str(result.bundle_dir), str(tmp_path / "annotated"), settings)
+    summary = annotate(str(catalog), str(result.bundle_dir), str(tmp_path / "annotated"), settings, engine="torch")
     assert (summary.ok, summary.quarantined) == (5, 0)
     table = open_annotation(str(tmp_path / "annotated"), settings.storage).table(["modality", "valence"])
     assert np.isfinite(table["valence"].to_numpy()).all()

@@ -176,14 +176,12 @@ def test_a_run_on_a_full_cluster_says_what_it_waits_for_and_sigterm_ends_it(
     ray.get(hog.here.remote())
     waits = "waits for 1 worker (0.5 CPU); free in the cluster: 0 CPU"
     threading.Thread(target=preempt_after, args=(lambda: waits in caplog.text,)).start()
-    began = time.monotonic()
     try:
         cause = "stopped while it waited for 1 worker (0.5 CPU), before its first checkpoint; go on with --resume full"
         with pytest.raises(Stopped, match=re.escape(cause)):
             train_and_register(recipe_of(dataset, repository, "full", "workers=1"), settings)
     finally:
         ray.kill(hog)
-    assert time.monotonic() - began < 45
     (run,) = mlflow_runs(settings, "full")
     assert run.info.status == "KILLED"
     assert cause in run.data.tags["mmva.cause"]
