@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mmva.backbones.spec import BackboneSpec
-from mmva.engines.fronts import batches
+from mmva.backbones.fronts import batches
 from mmva.errors import UsageError
 from mmva.modalities import Modality
 
@@ -106,7 +106,7 @@ class Encoder(nn.Module, ABC):
         return Exportable(self, batch, dict.fromkeys(batch, (0, *self.varying_axes)))
 
     def front(self) -> dict[str, Any] | None:
-        """Description of the torch-free front before that graph (mmva.engines.fronts); None where there is none."""
+        """Description of the torch-free front before that graph (mmva.backbones.fronts); None where there is none."""
         return None
 
     def raw(self, item: Any) -> Prepared:

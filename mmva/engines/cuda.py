@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmva.backbones.base import Encoder, Prepared
 from mmva.engines.bf16 import has_bf16
-from mmva.engines.fronts import batches
+from mmva.backbones.fronts import batches
 from mmva.errors import OperationFailed
 
 

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva_platform.annotation import run as run_module
+from mmva_platform.annotation.catalog import Catalog
 from mmva_platform.annotation.commit import committed_shards, read_commits
 from mmva_platform.annotation.execute import carry_out
 from mmva_platform.annotation.options import AnnotateOptions, ErrorLimit
@@ -70,7 +71,7 @@ def not_listed(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From its call on, reading a catalog fails the test."""
 
     def call() -> None:
-        monkeypatch.setattr("mmva_platform.annotation.catalog.Catalog.batches", lambda _self: pytest.fail("listed"))
+        monkeypatch.setattr(Catalog, "batches", lambda _self: pytest.fail("listed"))
 
     return call
 

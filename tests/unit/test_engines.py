@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mmva.bundle import load_bundle, read_bundle, save_bundle
-from mmva.engines.fronts import PowerSpectrogram, make_front
+from mmva.backbones.fronts import PowerSpectrogram, make_front
 from mmva.engines.onnx_encoder import OnnxEncoder
 from mmva.errors import CheckFailed, UsageError
 from mmva.model import MMVA, ModelConfig
@@ -139,7 +139,7 @@ def test_a_modality_without_tower_is_named(bundle):
 
 def test_inference_needs_no_torch(bundle):
     code = (
-        "import sys, numpy as np; from mmva.bundle import read_bundle; from mmva.predictor import Predictor\n"
+        "import sys, numpy as np\nfrom mmva.bundle import read_bundle\nfrom mmva.predictor import Predictor\n"
         "import mmva.inference.pipeline, mmva.inference.heads, mmva.engines.onnx_encoder\n"
         "import mmva_platform.annotation.worker\n"
         f"info, files = read_bundle({str(bundle)!r}); model = Predictor(info, files['model.safetensors'], None)\n"
