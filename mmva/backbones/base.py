@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mmva.backbones.spec import BackboneSpec
 from mmva.backbones.fronts import batches
+from mmva.backbones.spec import BackboneSpec
 from mmva.errors import UsageError
 from mmva.modalities import Modality
 

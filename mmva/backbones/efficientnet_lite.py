@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmva.backbones.base import Encoder, Prepared
+from mmva.backbones.fronts import CentralSquares, central_square, central_squares
 from mmva.backbones.pretrained import first_line
 from mmva.backbones.sources import weight_files
 from mmva.backbones.spec import BackboneSpec
-from mmva.backbones.fronts import CentralSquares, central_square, central_squares
 from mmva.errors import UsageError
 
 _SIDE: Final = 224

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmva.backbones.base import Encoder, Prepared
-from mmva.engines.bf16 import has_bf16
 from mmva.backbones.fronts import batches
+from mmva.engines.bf16 import has_bf16
 from mmva.errors import OperationFailed
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmva.bundle import load_bundle, read_bundle, save_bundle
 from mmva.backbones.fronts import PowerSpectrogram, make_front
+from mmva.bundle import load_bundle, read_bundle, save_bundle
 from mmva.engines.onnx_encoder import OnnxEncoder
 from mmva.errors import CheckFailed, UsageError
 from mmva.model import MMVA, ModelConfig
