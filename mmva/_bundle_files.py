@@ -1,7 +1,5 @@
 """A bundle as bytes: exactly these files, each covered by SHA256SUMS, published by one rename."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

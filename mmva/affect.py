@@ -3,8 +3,6 @@
 Shapes: B items; va_B2 holds (valence, arousal) per row, each in [0, 1] with .5 as the neutral point.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Final
 

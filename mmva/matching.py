@@ -4,8 +4,6 @@ Shapes: N images, M clips, P = min(N, M) pairs. A clip includes its caption. num
 the same plan by itself.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Shapes: N items, column 0 valence, column 1 arousal; everything is float64.
 """
 
-from __future__ import annotations
-
 from typing import Final
 
 import numpy as np

@@ -6,8 +6,6 @@ of MMVA's towers to 1e-6.
 Shapes: B or N items, D a backbone's embedding width, H a tower's hidden width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 

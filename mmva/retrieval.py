@@ -3,8 +3,6 @@
 Q queries, M gallery items, VA points [., 2].
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

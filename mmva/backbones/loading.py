@@ -1,7 +1,5 @@
 """One door: a spec becomes an encoder."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Sequence

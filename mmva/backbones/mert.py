@@ -8,8 +8,6 @@ code computes what transformers' HuBERT computes, so the weights are loaded into
 Variants that use them need their code, hence the opt-in. HuBERT and wav2vec 2.0 folders load the same way.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, ClassVar, Final

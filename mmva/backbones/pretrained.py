@@ -1,7 +1,5 @@
 """Loading transformers models from a local folder: offline, quiet, in float32, and never with weights made up."""
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

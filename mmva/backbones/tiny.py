@@ -3,8 +3,6 @@
 They are transformers' own CLIP vision tower, HuBERT and RoBERTa in miniature, behind the same encoder classes.
 """
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any, Final
 

@@ -1,7 +1,5 @@
 """An encoder on a GPU: the network runs while the next items are prepared, results are copied without waiting."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple

@@ -3,8 +3,6 @@
 IMEMNet's own split is by song, 1,442 / 90 / 270 for train / val / test: the fractions .8 / .05 / .15 of 1,802 songs.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path

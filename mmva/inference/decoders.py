@@ -6,8 +6,6 @@
 The children hold no model, no credentials and no network connection; they get bytes and give decoded units.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Callable, Generator, Iterator

@@ -6,8 +6,6 @@
 Every item is a row of exactly one of two tables: embeddings or errors. Items of the same bytes are embedded once.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence

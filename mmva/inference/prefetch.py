@@ -1,7 +1,5 @@
 """Reading ahead: while one file is processed, the next ones are fetched, within a bound on the bytes held."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -8,8 +8,6 @@ be large (long music, video, huge images) travels as its encoded bytes and is st
 not fit into the bound on a table's bytes is not fetched at all: the second stage fetches it.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing

@@ -1,7 +1,5 @@
 """A limit on each step of an item, for decoders that hang in native code: only the end of the process stops them."""
 
-from __future__ import annotations
-
 import faulthandler
 import sys
 from time import monotonic

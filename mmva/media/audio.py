@@ -1,7 +1,5 @@
 """Audio bytes to mono float32 at the encoder's sample rate, as one array or as a stream of blocks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import groupby

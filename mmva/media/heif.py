@@ -5,8 +5,6 @@ cropped, turned, mirrored, and with a colour profile. Refuses other codecs than 
 overlays, because they would look wrong.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from fractions import Fraction

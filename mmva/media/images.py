@@ -1,7 +1,5 @@
 """Image bytes to upright RGB, as a person would see the picture on white paper."""
 
-from __future__ import annotations
-
 import io
 import warnings
 import zlib

@@ -4,8 +4,6 @@ Two passes over the bytes: the first reads packets without decoding and gives th
 second decodes and holds one picture at a time. The demuxer is chosen by the sniffed format, as for audio.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final

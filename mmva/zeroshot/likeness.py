@@ -4,8 +4,6 @@ The caller must compare only embeddings of one space, that is of one modality an
 Shapes: B items of a block, D numbers of an embedding, K neighbours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import numpy as np

@@ -4,8 +4,6 @@ A template's home is the point for which it is filled when the caption tower pla
 such music lies and decides nothing else.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Final
 

@@ -1,7 +1,5 @@
 """Ray: connect or start it, and report beforehand what cannot run on it."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Progress of long work: a bar on a terminal, else a log line every few seconds."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Iterator

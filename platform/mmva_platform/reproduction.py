@@ -1,7 +1,5 @@
 """MMVA's experiment in one command: import, embed, train, and both splits beside the published figures."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pydantic import Field

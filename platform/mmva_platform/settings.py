@@ -4,8 +4,6 @@ Other configurations (a recipe, an import, an annotation run) are a `Config` nex
 module has the common settings, and the loader whose errors name the field.
 """
 
-from __future__ import annotations
-
 import difflib
 import os
 import re

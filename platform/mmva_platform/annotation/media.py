@@ -1,7 +1,5 @@
 """An annotated item's media for the page: the very bytes that were annotated, under the allowed roots, or nothing."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Mapping

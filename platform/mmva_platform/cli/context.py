@@ -1,7 +1,5 @@
 """What the verbs and the job scripts share: settings, logging, exit codes, and the two ways to print a result."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

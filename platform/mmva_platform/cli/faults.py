@@ -1,7 +1,5 @@
 """What the user's machine does to a command: one line that names the place and the remedy, never a traceback."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

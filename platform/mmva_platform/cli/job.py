@@ -1,7 +1,5 @@
 """The other door: `python jobs/VERB.py --config FILE --set key=value`, for `ray job submit` and schedulers."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from pathlib import Path

@@ -5,8 +5,6 @@ causes, seconds by stage. So only work that was lost with a worker is missing, a
 one per worker. Ray puts `ray_` before each name.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from typing import Any, Final

@@ -1,7 +1,5 @@
 """Where a quickstart writes: a fresh folder each time, with a clear layout."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A published annotation as the page asks for it: windows onto the plane, an item in full, what lies near it."""
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_right
 from collections.abc import Collection, Sequence

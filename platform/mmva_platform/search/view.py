@@ -5,8 +5,6 @@ So a million points cost the browser no more than some thousands, and none is le
 Shapes: N points, K of them shown, M kinds, C cells a side; va_N2 holds (valence, arousal) per row.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final

@@ -1,7 +1,5 @@
 """The cluster's job server through Ray's own client: submit, list, follow, stop."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import tempfile
