@@ -194,7 +194,7 @@ def test_retries_until_nothing_is_quarantined(
     told = status(str(out), settings)
     assert (told.version, told.published, told.shards_done) == (2, False, 0)
     assert (told.annotated, told.quarantined) == (9, 1)
-    cut_short(again, "mmva_platform.annotation.execute.publish", monkeypatch)
+    cut_short(again, "mmva_platform.annotation.run.publish", monkeypatch)
     assert status(str(out), settings).shards_done == 1
     summary = again()
     assert (summary.run_id, summary.resumed_shards, summary.shards, summary.ok) == (planned, 1, 1, 1)

@@ -12,11 +12,11 @@ from mmva.errors import MediaError
 from mmva.inference.config import Preprocessing
 from mmva.inference.items import Item, error_table
 from mmva.inference.tables import ROW_SCHEMA, WINDOW_SCHEMA, Predicted
+from mmva_platform.annotation.annotator import stamped
 from mmva_platform.annotation.catalog import Catalog, open_catalog
 from mmva_platform.annotation.commit import commit_shard
 from mmva_platform.annotation.plan import ItemReader, ModelInfo, Plan
 from mmva_platform.annotation.planning import write_plan
-from mmva_platform.annotation.results import stamped
 from mmva_platform.annotation.schema import CATALOG_SCHEMA
 from mmva_platform.annotation.spool import spooled
 from mmva_platform.settings import StorageSettings

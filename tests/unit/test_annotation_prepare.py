@@ -19,13 +19,11 @@ from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva_platform.annotation import run as run_module
 from mmva_platform.annotation.catalog import Catalog
 from mmva_platform.annotation.commit import committed_shards, read_commits
-from mmva_platform.annotation.execute import carry_out
 from mmva_platform.annotation.options import AnnotateOptions, ErrorLimit
 from mmva_platform.annotation.plan import Plan, iter_items, plan_file, read_plan
-from mmva_platform.annotation.prepare import look_up, make_plan
+from mmva_platform.annotation.prepare import look_up, make_plan, stored_bundle
 from mmva_platform.annotation.publish import VersionRecord, publish
-from mmva_platform.annotation.run import annotate, resume
-from mmva_platform.annotation.stored_model import stored_bundle
+from mmva_platform.annotation.run import annotate, carry_out, resume
 from mmva_platform.settings import Settings, validate
 from mmva_platform.storage import Storage, open_storage
 

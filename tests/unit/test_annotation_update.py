@@ -307,9 +307,9 @@ def test_a_catalog_of_other_items_is_refused(world: World) -> None:
 def test_media_are_read_again_for_another_backbone_only_when_asked(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmva_platform.annotation.on_workers.Workers.have_gpus", lambda _self: False)
+    monkeypatch.setattr("mmva_platform.annotation.prepare.Workers.have_gpus", lambda _self: False)
     monkeypatch.setattr(
-        "mmva_platform.annotation.on_workers.Workers.calibrate", lambda _self, *values: calibrate_bundle(*values)
+        "mmva_platform.annotation.prepare.Workers.calibrate", lambda _self, *values: calibrate_bundle(*values)
     )
     world.annotate(0)
     before = world.files()

@@ -139,7 +139,9 @@ def test_a_modality_without_tower_is_named(bundle):
 
 def test_inference_needs_no_torch(bundle):
     code = (
-        "import sys, numpy as np\nfrom mmva.bundle import read_bundle\nfrom mmva.predictor import Predictor\n"
+        "import sys, numpy as np\n"
+        "from mmva.bundle import read_bundle\n"
+        "from mmva.predictor import Predictor\n"
         "import mmva.inference.pipeline, mmva.inference.heads, mmva.engines.onnx_encoder\n"
         "import mmva_platform.annotation.worker\n"
         f"info, files = read_bundle({str(bundle)!r}); model = Predictor(info, files['model.safetensors'], None)\n"

@@ -15,13 +15,12 @@ import pyarrow.parquet as pq
 from mmva.errors import CheckFailed, UsageError
 from mmva.inference.tables import WINDOW_SCHEMA, table_of
 from mmva_platform.annotation import schema
+from mmva_platform.annotation.annotator import nested_windows
 from mmva_platform.annotation.commit import ShardResult, commit_shard, committed_shards, read_commits
 from mmva_platform.annotation.plan import INTERNAL, Plan, plan_file, read_plan, version_folder
 from mmva_platform.annotation.planning import settled, write_parts
-from mmva_platform.annotation.publish import publish
-from mmva_platform.annotation.results import nested_windows
+from mmva_platform.annotation.publish import AnnotationSummary, publish, summarize
 from mmva_platform.annotation.spool import as_new
-from mmva_platform.annotation.summary import AnnotationSummary, summarize
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, StorageNotFound, open_storage, probe_put_if_absent
 

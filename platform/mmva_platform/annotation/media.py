@@ -2,8 +2,9 @@
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from mmva.errors import MediaError
@@ -14,7 +15,15 @@ from mmva.media.limits import Limits
 from mmva_platform.annotation.roots import AllowedRoots
 from mmva_platform.annotation.schema import sha256_hex
 from mmva_platform.settings import StorageSettings
-from mmva_platform.storage import StorageNotFound, StorageTooLargeError, open_storage, split_uri
+from mmva_platform.storage import (
+    Storage,
+    StorageNotFound,
+    StorageTooLargeError,
+    StorageUnavailable,
+    open_storage,
+    place_of,
+    split_uri,
+)
 
 THUMBNAIL_SIDES: Final = (96, 960)
 _AUDIO_TYPES: Final = {
@@ -35,6 +44,37 @@ class Piece:
     data: bytes
     start: int
     size: int
+
+
+class Fetcher:
+    """Reads media by URI."""
+
+    def __init__(self, settings: StorageSettings, roots: Iterable[str] | None = None) -> None:
+        """Connect to nothing yet. A URI below none of `roots` is not opened; None allows every URI."""
+        self._roots = None if roots is None else AllowedRoots(roots)
+        self._open = lru_cache(maxsize=64)(lambda root: open_storage(root, settings))
+
+    def __call__(self, uri: str, size: int | None, most: int) -> bytes:
+        """Bytes of a file; `size` is its size if it is known, `most` the largest size to read.
+
+        Raises MediaError "outside-roots" or, by the known size, "too-many-bytes" before the file is opened, and
+        "too-many-bytes" by its real size; UsageError or StorageError if it cannot be read.
+        """
+        if self._roots is not None:
+            self._roots.check(uri)
+        root, path = place_of(uri)
+        if size is not None and size > most:
+            raise MediaError("too-many-bytes", f"{uri}: {size} bytes, the limit is {most}", stage="fetch")
+        storage: Storage = self._open(root)
+        try:
+            return storage.read(path, most)  # the size in a table may be wrong
+        except StorageTooLargeError as error:
+            raise MediaError("too-many-bytes", str(error), stage="fetch") from error
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether a fetch failed because storage gives no answer."""
+    return isinstance(error, StorageUnavailable)
 
 
 class MediaReader:

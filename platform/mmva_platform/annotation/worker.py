@@ -13,7 +13,7 @@ from mmva.inference.fetching import Fetching
 from mmva.inference.stages import DecodeStage
 from mmva_platform.annotation.annotator import Annotator, annotate_isolated
 from mmva_platform.annotation.commit import CommitRecord, ShardResult, commit_path, commit_shard, read_commit
-from mmva_platform.annotation.fetcher import Fetcher, is_outage
+from mmva_platform.annotation.media import Fetcher, is_outage
 from mmva_platform.annotation.plan import ItemReader, Plan
 from mmva_platform.annotation.reader import open_annotation
 from mmva_platform.annotation.stored import StoredRows

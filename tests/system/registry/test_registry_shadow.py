@@ -55,7 +55,7 @@ def test_a_sample_of_a_catalog_is_annotated_with_both_and_compared(
     assert "data:image/jpeg" in html
 
     # The same sample again is not annotated again; another is drawn with another seed.
-    monkeypatch.setattr("mmva_platform.annotation.execute._execute", None)
+    monkeypatch.setattr("mmva_platform.annotation.run._execute", None)
     assert compare() == DONE
     assert "version 2 and version 1 on 14 of 14 items" in capfd.readouterr().out
     monkeypatch.undo()
