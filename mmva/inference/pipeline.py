@@ -21,10 +21,9 @@ from mmva.inference.batching import Batches, Encoders, Overlapped
 from mmva.inference.causes import NOT_AN_ITEM, as_media_error
 from mmva.inference.config import Preprocessing
 from mmva.inference.decode import Decoder, Unit
-from mmva.inference.fetching import Fetch, Fetching, Progress
+from mmva.inference.fetching import THREADS, Fetch, Fetching, Progress
 from mmva.inference.interleave import interleaved
 from mmva.inference.items import Item, Media, embedding_table, error_table, items_of, refusal, window_table
-from mmva.inference.prefetch import THREADS
 from mmva.inference.stages import decoded_items
 from mmva.inference.tables import Embedded
 from mmva.media.limits import Limits

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from mmva_platform.datasets.import_plan import ImportConfig
+from mmva_platform.datasets.importing import ImportConfig
 from mmva_platform.settings import Config, Settings, load_config
 from mmva_platform.training.evaluation import Evaluation
 from mmva_platform.training.recipe import Recipe

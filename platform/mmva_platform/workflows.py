@@ -368,8 +368,7 @@ def compare_on_catalog(
     from mmva_platform.annotation.roots import catalog_root
     from mmva_platform.annotation.run import annotate
     from mmva_platform.cluster import ray_session
-    from mmva_platform.reporting.shadow import Shadow, compared
-    from mmva_platform.reporting.shadow_page import write_shadow_page
+    from mmva_platform.reporting.shadow import Shadow, compared, write_shadow_page
     from mmva_platform.storage import read_uri
     from mmva_platform.tracking.registry import show_version
 

@@ -11,8 +11,7 @@ import pytest
 
 from mmva.errors import UsageError
 from mmva_platform.annotation import open_annotation
-from mmva_platform.quickstart.flow import QuickstartOptions, quickstart_recipe
-from mmva_platform.quickstart.workspace import fresh_workspace
+from mmva_platform.quickstart.flow import QuickstartOptions, fresh_workspace, quickstart_recipe
 from mmva_platform.settings import load_config
 from mmva_platform.training.recipe import Recipe
 

@@ -21,7 +21,7 @@ from mmva_platform.bulk import ISOLATE_AFTER, Attempt
 from mmva_platform.monitoring.logs import bound, write_json_logs
 from mmva_platform.settings import Settings, limits_of
 from mmva_platform.storage import open_storage
-from mmva_platform.storage.outage import retry_while_unavailable
+from mmva_platform.storage.base import retry_while_unavailable
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from mmva_platform.datasets.dataset import Dataset
 from mmva_platform.progress import progress
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, StorageNotFound
-from mmva_platform.storage.outage import retry_while_unavailable
+from mmva_platform.storage.base import retry_while_unavailable
 
 CLUSTER_FROM: Final = 64  # shards; a smaller dataset is checked in this process, faster than a cluster starts
 

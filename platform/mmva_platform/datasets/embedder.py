@@ -27,8 +27,8 @@ from mmva_platform.datasets.embedding_set import PartInfo, folder_name, part_byt
 from mmva_platform.datasets.schema import ShardInfo, read_parquet, sha256_of, write_by_digest
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage
+from mmva_platform.storage.base import retry_while_unavailable
 from mmva_platform.storage.fetch import folder_fetcher
-from mmva_platform.storage.outage import retry_while_unavailable
 
 if TYPE_CHECKING:
     from mmva.backbones import Encoder
