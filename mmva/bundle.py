@@ -158,12 +158,9 @@ def save_bundle(
 ) -> str:
     """Write a model as a bundle and return its digest; the same model and texts give the same bytes.
 
-    Args:
-        directory: Must not exist. It appears complete or not at all.
-        model: Towers whose backbones are known (attach_encoders, or `model.backbones` and `model.preprocessing` set).
-        intervals: Half widths by modality and axis (conformal_intervals).
-        card: The model card, Markdown.
-        provenance: JSON-able: run, recipe, dataset digest.
+    The folder appears complete or not at all. The model knows its backbones (attach_encoders, or its `backbones` and
+    `preprocessing` are set). `intervals` are half widths by modality and axis (conformal_intervals), `card` is
+    Markdown, `provenance` JSON-able: run, recipe, dataset digest.
 
     Raises UsageError if the place is taken, a backbone is unknown, or a value is not JSON.
     """
@@ -183,9 +180,7 @@ def save_bundle(
         WEIGHTS: save({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}),
         BACKBONES: to_json(model.backbones, BACKBONES),
         PREPROCESSING: to_json(model.preprocessing, PREPROCESSING),
-        INTERVALS: to_json(
-            {modality: dict(widths) for modality, widths in intervals.items()}, INTERVALS
-        ),
+        INTERVALS: to_json({modality: dict(widths) for modality, widths in intervals.items()}, INTERVALS),
         CARD: card.encode(),
     }
     return publish(Path(directory), files)
@@ -208,11 +203,9 @@ def load_bundle(
     """Load a model, in evaluation mode.
 
     Without `load_encoders` it takes embeddings only, and needs no transformers. `mirror` and `trusted_repos` say where
-    backbones come from, see mmva.backbones.load_encoder.
-
-    Raises:
-        UsageError: If it is not a bundle, has another schema version, or is inconsistent.
-        CheckFailed: If a file is missing, surplus or changed, or a backbone is not the recorded one.
+    backbones come from, see mmva.backbones.load_encoder. Raises UsageError if it is not a bundle, has another schema
+    version, or is inconsistent; CheckFailed if a file is missing, surplus or changed, or a backbone is not the recorded
+    one.
     """
     from mmva.model import MMVA
 

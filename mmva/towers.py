@@ -58,13 +58,10 @@ class Tower(nn.Module):
 
     @torch.no_grad()
     def set_statistics(self, emb_ND: Tensor | NDArray[np.floating]) -> None:
-        """Standardise by these embeddings (the training split's) from now on; saved with the weights.
+        """Standardise by these embeddings (the training split's, N >= 1) from now on; saved with the weights.
 
-        Args:
-            emb_ND: Embeddings, [N, D] with N >= 1. A dimension that never varies keeps a scale of 1.
-
-        Raises:
-            ValueError: If the shape does not fit the tower or a value is not finite.
+        A dimension that never varies keeps a scale of 1. Raises ValueError if the shape does not fit the tower or a
+        value is not finite.
         """
         emb = np.asarray(emb_ND)
         if emb.ndim != 2 or emb.shape[0] == 0 or emb.shape[1] != self.dim:

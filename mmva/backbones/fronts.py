@@ -144,10 +144,9 @@ def central_square(image: Image.Image, crop: float, side: int) -> NDArray[np.uin
 
 
 def central_squares(image: Image.Image, crop: float, side: int) -> NDArray[np.uint8]:
-    """central_square of the image and of five parts of it, 3/4 of each side, at its corners and in its centre.
+    """central_square of the image, then of five parts of it, 3/4 of each side, at its corners and in its centre.
 
-    Returns:
-        uint8 [6, side, side, 3], the whole image first.
+    Returns uint8 [6, side, side, 3].
     """
     width, height = image.size
     parts = [image]

@@ -67,8 +67,7 @@ class MertEncoder(Encoder):
 def load(spec: BackboneSpec, folder: Path) -> MertEncoder:
     """MERT, HuBERT or wav2vec 2.0 from a folder; anything else only with the repository's own code.
 
-    Raises:
-        UsageError: If the folder's model needs code that the user did not opt in to.
+    Raises UsageError if the folder's model needs code that the user did not opt in to.
     """
     import transformers
 

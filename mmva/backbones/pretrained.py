@@ -35,8 +35,7 @@ def load_network(
             set to zero, since transformers would fill them with random numbers and no two fingerprints would agree.
         options: Passed on to from_pretrained.
 
-    Raises:
-        UsageError: If files are missing or damaged, or weights the network needs are absent.
+    Raises UsageError if files are missing or damaged, or weights the network needs are absent.
     """
     with quiet():
         try:
@@ -72,8 +71,7 @@ def settings(processor: Any, names: Sequence[str]) -> dict[str, Any]:
 def layers_of(spec: BackboneSpec, network: Any) -> dict[str, Any]:
     """The spec's layers as a part of the preprocessing; empty for the default, whose fingerprint has no such part.
 
-    Raises:
-        UsageError: If the network has no such layer.
+    Raises UsageError if the network has no such layer.
     """
     most = network.config.num_hidden_layers
     for layer in spec.layers:

@@ -137,11 +137,8 @@ class Fetching:
         """Yield items with their bytes, in order; an item that cannot be read gets its error and is left out.
 
         Each item has a caption or a URI and no error. With `items_at_fault` (the environment is known to work), a cause
-        that all fetches share is the items' own.
-
-        Raises:
-            EnvironmentFault: If an error of the environment is met, or all fetches (at least 8) fail for one cause.
-            Exception: The error of an outage that lasts too long.
+        that all fetches share is the items' own. Raises EnvironmentFault if an error of the environment is met, or all
+        fetches (at least 8) fail for one cause; and the error of an outage that lasts too long.
         """
         requests = [Request(item.uri, item.size) for item in items if item.caption is None and item.uri is not None]
         failed: list[tuple[Item, Exception, MediaError]] = []

@@ -93,12 +93,9 @@ class Isolated:
     ) -> None:
         """Bind to a function; the child starts with the first item, or with `start`.
 
-        Args:
-            make: Called once in each child; gives the function of an item.
-            item_timeout_s: Seconds that an item may take without a reported step.
-            load_timeout_s: Seconds that `make`, or a step "load", may take.
-            deaths_allowed: An item that ends its process so often gets the error; the default tries once more.
-            on_step: Called with each step that the child reports.
+        `make` is called once in each child and gives the function of an item. Seconds limit an item without a reported
+        step, and `make` or a step "load". An item that ends its process `deaths_allowed` times gets the error.
+        `on_step` is called with each step that the child reports.
         """
         self._make, self._on_step, self._deaths_allowed = make, on_step, deaths_allowed
         self._item_timeout_s, self._load_timeout_s = item_timeout_s, load_timeout_s
@@ -139,10 +136,7 @@ class Isolated:
     def stream(self, item: Any) -> Iterator[Any]:
         """What the function yields for an item, one after another. An item is tried once.
 
-        A caller that stops before the end ends the child.
-
-        Raises:
-            MediaError, OperationFailed, Exception: As for a call, after any number of parts.
+        A caller that stops before the end ends the child. Raises as a call, after any number of parts.
         """
         finished = False
         try:
@@ -163,11 +157,9 @@ class Isolated:
     def __call__(self, item: Any) -> Any:
         """The function's result for an item.
 
-        Raises:
-            MediaError: "timed-out" if the item takes too long without a step, "killed-worker" if it ends its process
-                `deaths_allowed` times.
-            OperationFailed: If the child dies or hangs while it loads, or hangs while it fetches.
-            Exception: What `make` or the function raises.
+        Raises MediaError "timed-out" if the item takes too long without a step, "killed-worker" if it ends its process
+        `deaths_allowed` times; OperationFailed if the child dies or hangs while it loads, or hangs while it fetches;
+        and what `make` or the function raises.
         """
         for _ in range(self._deaths_allowed):
             try:

@@ -96,12 +96,9 @@ class Pipeline:
         """Embed items: columns id, uri, modality, and optionally caption (the text itself) and bytes (the known size).
 
         With `items_at_fault` the environment is known to work, so a failure that all items share is the items' own.
-
-        Raises:
-            EnvironmentFault: If fetches or the encoder fail for every item, or the GPU is lost; there are no results.
-            OperationFailed: If an encoder cannot be loaded.
-            Exception: The error of an outage that lasts longer than patience_s. Finished embeddings are kept, so a
-                second call does not compute them again.
+        Raises EnvironmentFault if fetches or the encoder fail for every item, or the GPU is lost; there are no results;
+        OperationFailed if an encoder cannot be loaded; and the error of an outage that lasts longer than patience_s.
+        Finished embeddings are kept, so a second call does not compute them again.
         """
         call = _Call()
         all_items = items_of(items)
@@ -123,8 +120,7 @@ class Pipeline:
             units: Of each item; those of an item with an error are not read. A MediaError that one raises is its
                 item's.
 
-        Raises:
-            OperationFailed: If an encoder cannot be loaded, or `units` raise it.
+        Raises OperationFailed if an encoder cannot be loaded, or `units` raise it.
         """
         call = _Call()
         return self._embedded(items, self._staged(items, units, call, items_at_fault=True), call, items_at_fault=True)

@@ -37,8 +37,7 @@ _MIRRORS: Final = (Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.FLIP_LEFT_RI
 def decode_heif(data: bytes, limits: Limits) -> Image.Image:
     """The main picture, mode RGB, upright; its colour profile is `info["icc_profile"]`.
 
-    Raises:
-        MediaError: "corrupt-image", "unsupported-image" or "too-many-pixels".
+    Raises MediaError "corrupt-image", "unsupported-image" or "too-many-pixels".
     """
     with refusals("corrupt-image", "heif"):
         file = read_heif(data)

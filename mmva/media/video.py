@@ -45,9 +45,8 @@ class VideoInfo:
 def probe_video(data: bytes, limits: Limits | None = None) -> VideoInfo:
     """Check the header against the limits, then count packets; nothing is decoded.
 
-    Raises:
-        MediaError: "empty-file", "too-many-bytes", "not-video", "corrupt-video", "unsupported-video", "no-track",
-            "too-many-pixels", "too-long" or "truncated-video".
+    Raises MediaError "empty-file", "too-many-bytes", "not-video", "corrupt-video", "unsupported-video", "no-track",
+    "too-many-pixels", "too-long" or "truncated-video".
     """
     limits = limits or Limits()
     kind = checked_format(data, limits, VIDEO_FORMATS, "not-video")

@@ -20,8 +20,7 @@ class Reproduction(Config):
 def load_reproduction(path: Path, folder: str, overrides: list[str]) -> Reproduction:
     """Read a recipe of jobs/recipes/reproduce for the files in a folder or under a URI.
 
-    Raises:
-        UsageError: As load_config.
+    Raises UsageError as load_config.
     """
     job = load_config(Reproduction, path, overrides)
     below = [folder if source.root == "." else f"{folder.rstrip('/')}/{source.root}" for source in job.data.sources]
@@ -34,11 +33,7 @@ def load_reproduction(path: Path, folder: str, overrides: list[str]) -> Reproduc
 def reproduce(job: Reproduction, settings: Settings) -> Evaluation:
     """Run what is not there yet; the trained model is registered as any other.
 
-    Returns:
-        The test split's figures, with those of the same recipe on a split by clip in `clip_split`.
-
-    Raises:
-        UsageError, OperationFailed: As the steps do.
+    Returns the test split's figures, with those of the same recipe on a split by clip in `clip_split`.
     """
     from mmva_platform.datasets.embedding import embed_dataset
     from mmva_platform.datasets.importing import import_dataset

@@ -93,22 +93,16 @@ def sweep_and_register(sweep: SweepOptions, settings: Settings) -> tuple[SweepRe
 def train_and_register(recipe: Recipe, settings: Settings) -> TrainOutcome:
     """Train the recipe, in MLflow from its first step on, and register its bundle as a new version.
 
-    Raises:
-        UsageError: As train does.
+    Raises UsageError as train does.
     """
     return _track(recipe, settings, None)
 
 
 def resume_and_register(name: str, settings: Settings, overrides: Overrides) -> TrainOutcome:
-    """Go on with a run that ended before its end; one that is finished is only logged and registered.
+    """Resume a run that ended early; one that is finished is only logged and registered.
 
-    Args:
-        name: Of the run.
-        settings: Where runs are.
-        overrides: Makes the recipe that is asked for from the run's own, as plain values.
-
-    Raises:
-        UsageError: As train does; and if the run is registered already.
+    `overrides` makes the recipe that is asked for from the run's own, as plain values. Raises UsageError as train does,
+    and if the run is registered already.
     """
     from mmva_platform.training.rundir import find_run, stored_recipe
     from mmva_platform.training.trainer import finished_run
@@ -164,8 +158,7 @@ def track_and_register(result: TrainResult, settings: Settings) -> TrainOutcome:
 def backbones_of(name: str, settings: Settings) -> Preset:
     """A preset by name, or the backbones of a model (a bundle's folder, runs:/... or models:/...), tuned ones included.
 
-    Raises:
-        UsageError: If there is neither; CheckFailed if the model's files are not the registered ones.
+    Raises UsageError if there is neither; CheckFailed if the model's files are not the registered ones.
     """
     from mmva.backbones import BackboneSpec, Preset, preset
     from mmva.bundle import read_bundle_info
@@ -179,11 +172,7 @@ def backbones_of(name: str, settings: Settings) -> Preset:
 
 
 def choose_model(model: str | None, settings: Settings) -> str:
-    """The model that a verb was given; else the champion or the starter, and then says which and how good it is.
-
-    Returns:
-        What resolve_model takes.
-    """
+    """The URI of the model that a verb was given; else of the champion or the starter, and logs which and how good."""
     from mmva_platform.tracking.resolve import STARTER, default_model, quality_of, resolve_model
 
     if model is not None:
@@ -245,18 +234,9 @@ def report_annotation(
 ) -> None:
     """Write a version's report, HTML and beside it JSON, with what the registry knows of its model, and a note on it.
 
-    Args:
-        out: The annotation.
-        file: The page to write.
-        settings: Storage and registry.
-        version: Of the annotation; the newest by default.
-        roots: Media are shown only from below these, and only the bytes that were annotated. None trusts the
-            annotation: for a person who may read the files anyway.
-        note: A line of the page, for example that the media are generated.
-
-    Raises:
-        UsageError: If there is no such version, or the file is named .json.
-        CheckFailed: If a file of it is damaged.
+    Media are shown only from below `roots`, and only the bytes that were annotated. None trusts the annotation: for a
+    person who may read the files anyway. `note` is a line of the page, for example that the media are generated. Raises
+    UsageError if there is no such version, or the file is named .json, CheckFailed if a file of it is damaged.
     """
     from mmva_platform.annotation.plan import read_plan
     from mmva_platform.annotation.reader import open_annotation

@@ -88,9 +88,8 @@ class MediaReader:
     def read(self, item: Mapping[str, Any]) -> bytes:
         """Bytes of an item (the columns uri and sha256 of ANNOTATION_SCHEMA).
 
-        Raises:
-            MediaError: "outside-roots", "not-found", "too-many-bytes", or "changed" if they are not what was annotated.
-            StorageError: If the store is away.
+        Raises MediaError "outside-roots", "not-found", "too-many-bytes", or "changed" if they are not what was
+        annotated; StorageError if the store is away.
         """
         if item["uri"] is None:
             raise MediaError("not-found", "this item has no file", stage="fetch")
@@ -109,9 +108,7 @@ class MediaReader:
     def thumbnail(self, item: Mapping[str, Any], side: int) -> bytes:
         """A picture as JPEG, its longer side at most `side` pixels; never the file's own bytes.
 
-        Raises:
-            MediaError: As read, and what decode_image refuses.
-            StorageError: If the store is away.
+        Raises MediaError as read, and what decode_image refuses, StorageError if the store is away.
         """
         image = decode_image(self.read(item), self._limits, at_least=side)
         image.thumbnail((side, side))
@@ -122,9 +119,8 @@ class MediaReader:
     def sound(self, item: Mapping[str, Any]) -> tuple[str, bytes]:
         """Content type, by the bytes and never by the name, and bytes of a piece of music or a video.
 
-        Raises:
-            MediaError: As read, and "not-audio" or "not-video" for bytes of another kind.
-            StorageError: If the store is away.
+        Raises MediaError as read, and "not-audio" or "not-video" for bytes of another kind, StorageError if the store
+        is away.
         """
         data = self.read(item)
         kind = sniff(data)
@@ -137,9 +133,7 @@ class MediaReader:
     def text(self, item: Mapping[str, Any]) -> str:
         """A caption's text, from its file.
 
-        Raises:
-            MediaError: As read, and what clean_caption refuses.
-            StorageError: If the store is away.
+        Raises MediaError as read, and what clean_caption refuses, StorageError if the store is away.
         """
         return clean_caption(self.read(item), self._limits)
 
@@ -147,8 +141,7 @@ class MediaReader:
 def piece_of(data: bytes, asked: str | None) -> Piece | None:
     """What a Range header asks for (RFC 9110, one range); all of it for none or one that is not understood.
 
-    Returns:
-        The piece; None if it begins behind the end (416).
+    None if it begins behind the end (416).
     """
     size = len(data)
     match = _RANGE.fullmatch(asked.strip()) if asked else None

@@ -89,11 +89,7 @@ class AnnotateOptions(RetryOptions):
 
 
 class ErrorLimit:
-    """Whether a run has quarantined more than its caller allows; a share counts from a hundred items on.
-
-    Attributes:
-        text: The limit, such as "100" or "5%".
-    """
+    """Whether a run has quarantined more than its limit `text`, "100" or "5%"; a share counts from 100 items on."""
 
     _SMALLEST_SAMPLE = 100
     _DEFAULT = "20%"

@@ -84,8 +84,7 @@ def explore(
 def explorer_settings(out: str, settings: Settings, *, port: int, model: str | None) -> tuple[Settings, str]:
     """Settings of a server for one annotation and its media, and a key that reads and places, while it runs.
 
-    Raises:
-        UsageError: If nothing is published there.
+    Raises UsageError if nothing is published there.
     """
     from mmva_platform.annotation.plan import read_plan
     from mmva_platform.annotation.reader import open_annotation
@@ -116,8 +115,7 @@ def application(arguments: dict[str, Any]) -> ray_serve.Application:
 def add_key(file: Path, name: str, scopes: Sequence[str]) -> str:
     """Make a key, keep its digest in the file (readable by its owner alone) and return the key: it is nowhere else.
 
-    Raises:
-        UsageError: If the name is taken or no name, or the file is not one of keys.
+    Raises UsageError if the name is taken or no name, or the file is not one of keys.
     """
     from mmva_platform.serving.auth import KeysFile
 

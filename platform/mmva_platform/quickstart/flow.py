@@ -100,11 +100,9 @@ def run_quickstart(options: QuickstartOptions, settings: Settings) -> Quickstart
     """Run all steps in a fresh folder.
 
     A person's own catalog is annotated with the starter: a model of generated media has nothing to say about it. The
-    demonstration's catalog is annotated with the trained model, by its version number if the gate refuses it, so that
-    a person sees why.
-
-    Raises:
-        UsageError: For a workdir that is in use, an unusable catalog or an unknown preset, before anything is written.
+    demonstration's catalog is annotated with the trained model, by its version number if the gate refuses it, so that a
+    person sees why. Raises UsageError for a workdir that is in use, an unusable catalog or an unknown preset, before
+    anything is written.
     """
     from mmva.backbones import preset
     from mmva_platform.annotation.catalog import open_catalog

@@ -64,12 +64,7 @@ class ExploredCatalog:
     ) -> dict[str, Any]:
         """Points, or counts of a grid's cells, in a window; see search.view.
 
-        Args:
-            region: The window.
-            modalities: Which are shown.
-            cells: Of the grid.
-            mood: Only items of this mood.
-            width: Only items whose 90 % interval is at most so wide in both axes.
+        `mood` and `width` filter items: by their mood word, and by the width of their 90 % interval in both axes.
         """
         found = self._found(region, modalities, mood, width, cells=cells)
         window = {"valence": region.valence, "arousal": region.arousal, "total": found.total}
@@ -111,8 +106,7 @@ class ExploredCatalog:
     def item(self, id: str) -> dict[str, Any] | None:  # noqa: A002 - the column's name
         """Everything the page shows of an item but its media; None if there is no such item.
 
-        Raises:
-            CheckFailed: If its file is damaged.
+        Raises CheckFailed if its file is damaged.
         """
         row = pc.index(self.index.items["id"], pa.scalar(id, pa.large_string())).as_py()
         if row < 0:

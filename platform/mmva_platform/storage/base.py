@@ -69,12 +69,9 @@ class Storage(ABC):
 
     Our own files have plain paths (see `checked`). On S3, other people's keys may be any text, such as "a//b" or
     "../x"; `walk` yields them, and `read`, `open`, `size`, `exists` and `uri_of` accept them as they are.
-
-    Attributes:
-        uri: The root: an absolute local path or s3://bucket/prefix, without a trailing slash.
     """
 
-    uri: str
+    uri: str  # the root: an absolute local path or s3://bucket/prefix, without a trailing slash
 
     @abstractmethod
     def read(self, path: str, most: int | None = None) -> bytes:
