@@ -6,7 +6,6 @@ fetches and checks them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -20,7 +19,7 @@ from pydantic import Field, ValidationError
 
 from mmva.config import MethodConfig
 from mmva.errors import CheckFailed, UsageError
-from mmva.files import write_atomically
+from mmva.files import sha256_hex, write_atomically
 from mmva.modalities import Modality
 from mmva.model_config import ModelConfig
 
@@ -63,7 +62,7 @@ def publish(directory: Path, files: Mapping[str, bytes]) -> str:
     assert set(files) == set(FILES)
     if directory.exists():
         raise UsageError(f"{directory}: exists already; a bundle is never overwritten, choose another place")
-    sums = "".join(f"{_sha256(files[name])}  {name}\n" for name in sorted(files)).encode()
+    sums = "".join(f"{sha256_hex(files[name])}  {name}\n" for name in sorted(files)).encode()
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
@@ -78,7 +77,7 @@ def publish(directory: Path, files: Mapping[str, bytes]) -> str:
         raise UsageError(f"{directory}: cannot be written ({error.strerror})") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return _sha256(sums)
+    return sha256_hex(sums)
 
 
 def read_verified(directory: Path) -> tuple[dict[str, bytes], str]:
@@ -100,9 +99,9 @@ def read_verified(directory: Path) -> tuple[dict[str, bytes], str]:
         if not path.is_file():
             raise CheckFailed(f"{path}: not a regular file")
         files[name] = path.read_bytes()
-        if _sha256(files[name]) != digest:
+        if sha256_hex(files[name]) != digest:
             raise CheckFailed(f"{path}: changed, its sha256 is not the one in {SUMS}")
-    return files, _sha256(sums)
+    return files, sha256_hex(sums)
 
 
 def _parse_sums(sums: bytes, directory: Path) -> dict[str, str]:
@@ -111,10 +110,6 @@ def _parse_sums(sums: bytes, directory: Path) -> dict[str, str]:
     if None in matches or len(digests) != len(matches) or set(digests) != set(FILES):
         raise CheckFailed(f"{directory / SUMS}: must list exactly {', '.join(FILES)}, one 'sha256  name' per line")
     return digests
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 class _Header(MethodConfig):

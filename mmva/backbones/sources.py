@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from mmva.backbones.spec import BackboneSpec
 from mmva.errors import UsageError
+from mmva.files import sha256_hex
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +85,7 @@ def tuned_weights(spec: BackboneSpec, *, fetch: Fetch | None = None) -> dict[str
     if not path.is_file():
         raise UsageError(f"backbone {spec.source}: no {TUNED_FILE} in {spec.tuned}")
     data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != spec.tuned_sha256:
+    if sha256_hex(data) != spec.tuned_sha256:
         raise UsageError(f"backbone {spec.source}: {path} is not the file that its training run wrote")
     return load(data)
 
@@ -103,7 +104,7 @@ def weights_digest(files: Sequence[Path]) -> str:
     if len(digests) == 1:
         return next(iter(digests.values()))
     listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
-    return hashlib.sha256(listing.encode()).hexdigest()
+    return sha256_hex(listing.encode())
 
 
 def verify(spec: BackboneSpec, folder: Path) -> None:

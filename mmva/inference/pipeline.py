@@ -6,7 +6,6 @@
 Every item is a row of exactly one of two tables: embeddings or errors. Items of the same bytes are embedded once.
 """
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing
@@ -17,6 +16,7 @@ from typing import Final
 import pyarrow as pa
 
 from mmva.errors import MediaError
+from mmva.files import sha256_hex
 from mmva.inference.batching import Batches, Encoders, Overlapped
 from mmva.inference.causes import NOT_AN_ITEM, as_media_error
 from mmva.inference.config import Preprocessing
@@ -154,7 +154,7 @@ class Pipeline:
         begun = perf_counter()
         for item, data in self._fetching.read(usable, items_at_fault=items_at_fault):
             call.seconds["fetch"] += perf_counter() - begun
-            item.sha256 = hashlib.sha256(data).hexdigest()
+            item.sha256 = sha256_hex(data)
             if self._is_new(item, call):
                 yield item, self._decoder.units(str(item.modality), data)
             del data

@@ -5,7 +5,6 @@ The command line, the job scripts and the quickstart call these, so that all thr
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmva.errors import CheckFailed, OperationFailed, UsageError
+from mmva.files import sha256_hex
 from mmva_platform.settings import Settings
 
 if TYPE_CHECKING:
@@ -391,7 +391,7 @@ def _shadow_place(drawn: pa.Table, settings: Settings) -> tuple[Path, Path]:
 
     buffer = io.BytesIO()
     pq.write_table(drawn, buffer)
-    place = settings.home.resolve() / "shadow" / hashlib.sha256(buffer.getvalue()).hexdigest()[:16]
+    place = settings.home.resolve() / "shadow" / sha256_hex(buffer.getvalue())[:16]
     place.mkdir(parents=True, exist_ok=True)
     table = place / "sample.parquet"
     table.write_bytes(buffer.getvalue())

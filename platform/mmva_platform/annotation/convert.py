@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmva.errors import CheckFailed, UsageError
+from mmva.files import sha256_hex
 from mmva.inference.tables import WINDOW_SCHEMA, table_of
 from mmva_platform.annotation import schema
 from mmva_platform.annotation.annotator import nested_windows
@@ -142,7 +143,7 @@ def _items_of(items: pa.Table, ids: pa.ChunkedArray) -> pa.Table:
 
 def _read(place: Storage, record: dict[str, Any]) -> pa.Table:
     data = place.read(record["path"])
-    if schema.sha256_hex(data) != record["sha256"]:
+    if sha256_hex(data) != record["sha256"]:
         raise CheckFailed(f"{place.join(record['path'])}: changed since it was written (SHA-256 differs)")
     return pq.read_table(io.BytesIO(data))
 

@@ -8,12 +8,12 @@ from functools import lru_cache
 from typing import Any, Final
 
 from mmva.errors import MediaError
+from mmva.files import sha256_hex
 from mmva.media.captions import clean_caption
 from mmva.media.formats import AUDIO_FORMATS, VIDEO_FORMATS, sniff
 from mmva.media.images import decode_image
 from mmva.media.limits import Limits
 from mmva_platform.annotation.roots import AllowedRoots
-from mmva_platform.annotation.schema import sha256_hex
 from mmva_platform.settings import StorageSettings
 from mmva_platform.storage import (
     Storage,

@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
 
 from mmva.errors import CheckFailed, UsageError
+from mmva.files import sha256_hex
 from mmva.inference.config import EngineInfo, Preprocessing
 from mmva_platform.annotation.options import PLAIN_TABLES, TableOptions
-from mmva_platform.annotation.schema import ITEM_SCHEMA, sha256_hex
+from mmva_platform.annotation.schema import ITEM_SCHEMA
 from mmva_platform.settings import Config
 from mmva_platform.storage import Storage, StorageError, StorageNotFound
 

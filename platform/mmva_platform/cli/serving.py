@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import typer
 import yaml
 
 from mmva.errors import UsageError
+from mmva.files import sha256_hex
 from mmva_platform.cli.context import emit, settings_of
 from mmva_platform.settings import KeySettings, Scope, ServingSettings, Settings, load_config, validate
 
@@ -92,7 +92,7 @@ def explorer_settings(out: str, settings: Settings, *, port: int, model: str | N
     annotation = open_annotation(out, settings.storage)
     own = annotation.record.model
     key = secrets.token_urlsafe(24)
-    digest = hashlib.sha256(key.encode()).hexdigest()
+    digest = sha256_hex(key.encode())
     serving = ServingSettings(
         port=port,
         keys=(KeySettings(name="explore", sha256=digest, scopes=("read", "annotate")),),
@@ -123,7 +123,7 @@ def add_key(file: Path, name: str, scopes: Sequence[str]) -> str:
     if any(key.name == name for key in known):
         raise UsageError(f"{file}: there is a key named {name!r} already; take it out or choose another name")
     secret = secrets.token_urlsafe(32)
-    digest = hashlib.sha256(secret.encode()).hexdigest()
+    digest = sha256_hex(secret.encode())
     new = validate(KeySettings, {"name": name, "sha256": digest, "scopes": scopes}, "new key")
     content = yaml.safe_dump(KeysFile(keys=(*known, new)).model_dump(mode="json"), sort_keys=False)
     file.parent.mkdir(parents=True, exist_ok=True)
