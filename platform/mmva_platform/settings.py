@@ -195,14 +195,6 @@ class Settings(Config):
         return given or f"sqlite:///{self.home.resolve() / 'mlflow.db'}"
 
     @property
-    def annotation_stall_timeout_s(self) -> float:
-        """Longest wait for a next shard of annotations, at least four times an item's limit.
-
-        An item that hangs costs that limit three times before it is given up: two workers, then careful mode's child.
-        """
-        return max(self.cluster.stall_timeout_s, 4 * self.annotation.item_timeout_s)
-
-    @property
     def runs_uri(self) -> str:
         """Where training runs keep checkpoints and bundles."""
         return (self.runs or str(self.home.resolve() / "runs")).rstrip("/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ from mmva_platform.annotation.schema import CATALOG_SCHEMA
 from mmva_platform.annotation.spool import spooled
 from mmva_platform.settings import StorageSettings
 from mmva_platform.storage import Storage
+
+
+def iter_items(storage: Storage, plan: Plan) -> Iterator[pa.Table]:
+    """All planned items in order, one table a shard."""
+    return map(ItemReader(storage, plan), plan.shards)
 
 
 def table_of(rows: list[dict[str, Any]]) -> pa.Table:

@@ -19,11 +19,12 @@ from mmva.errors import CheckFailed, UsageError
 from mmva.inference.tables import ERROR_SCHEMA, ROW_SCHEMA, WINDOW_SCHEMA
 from mmva_platform.annotation import open_annotation, verify
 from mmva_platform.annotation.convert import convert
-from mmva_platform.annotation.plan import iter_items, read_plan
+from mmva_platform.annotation.plan import read_plan
 from mmva_platform.annotation.publish import read_record
 from mmva_platform.annotation.schema import CATALOG_SCHEMA, STAMP_SCHEMA
 from mmva_platform.storage import open_storage
 
+from .planned import iter_items
 from .versions import BAD, POINTS, STARTING_OK, World, close, killed
 
 OLD_ROWS = pa.schema([*ROW_SCHEMA, *STAMP_SCHEMA])

@@ -20,14 +20,14 @@ from mmva_platform.annotation import run as run_module
 from mmva_platform.annotation.catalog import Catalog
 from mmva_platform.annotation.commit import committed_shards, read_commits
 from mmva_platform.annotation.options import AnnotateOptions, ErrorLimit
-from mmva_platform.annotation.plan import Plan, iter_items, plan_file, read_plan
+from mmva_platform.annotation.plan import Plan, plan_file, read_plan
 from mmva_platform.annotation.prepare import look_up, make_plan, stored_bundle
 from mmva_platform.annotation.publish import VersionRecord, publish
 from mmva_platform.annotation.run import annotate, carry_out, resume
 from mmva_platform.settings import Settings, validate
 from mmva_platform.storage import Storage, open_storage
 
-from .planned import quarantine_all
+from .planned import iter_items, quarantine_all
 
 
 @pytest.fixture

@@ -18,12 +18,13 @@ from mmva.inference.engines import calibrate_bundle
 from mmva.media.limits import DECODERS
 from mmva_platform.annotation import AnnotationSummary, clean, open_annotation, resume, status
 from mmva_platform.annotation.lookup import CHANGED, Lookup
-from mmva_platform.annotation.plan import iter_items, read_plan
+from mmva_platform.annotation.plan import read_plan
 from mmva_platform.annotation.planning import write_plan
 from mmva_platform.annotation.publish import read_record
 from mmva_platform.storage import open_storage
 
 from .committed import catalog_of, finish, table_of
+from .planned import iter_items
 from .versions import BAD, STARTING_OK, World, close, killed
 
 PICTURES = {name for name in STARTING_OK if name.endswith(".png")}

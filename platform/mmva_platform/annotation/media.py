@@ -1,4 +1,4 @@
-"""An annotated item's media for the page: the very bytes that were annotated, under the allowed roots, or nothing."""
+"""Reading media below the allowed roots, and of an annotated item only the very bytes that were annotated."""
 
 import io
 import re
@@ -22,7 +22,6 @@ from mmva_platform.storage import (
     StorageUnavailable,
     open_storage,
     place_of,
-    split_uri,
 )
 
 THUMBNAIL_SIDES: Final = (96, 960)
@@ -49,9 +48,9 @@ class Piece:
 class Fetcher:
     """Reads media by URI."""
 
-    def __init__(self, settings: StorageSettings, roots: Iterable[str] | None = None) -> None:
+    def __init__(self, settings: StorageSettings, roots: AllowedRoots | Iterable[str] | None = None) -> None:
         """Connect to nothing yet. A URI below none of `roots` is not opened; None allows every URI."""
-        self._roots = None if roots is None else AllowedRoots(roots)
+        self._roots = roots if roots is None or isinstance(roots, AllowedRoots) else AllowedRoots(roots)
         self._open = lru_cache(maxsize=64)(lambda root: open_storage(root, settings))
 
     def __call__(self, uri: str, size: int | None, most: int) -> bytes:
@@ -83,33 +82,26 @@ class MediaReader:
     def __init__(
         self, roots: AllowedRoots, settings: StorageSettings | None = None, limits: Limits | None = None
     ) -> None:
-        self._roots, self._settings, self._limits = roots, settings, limits or Limits()
+        self._fetch, self._limits = Fetcher(settings or StorageSettings(), roots), limits or Limits()
 
     def read(self, item: Mapping[str, Any]) -> bytes:
         """Bytes of an item (the columns uri and sha256 of ANNOTATION_SCHEMA).
 
         Raises MediaError "outside-roots", "not-found", "too-many-bytes", or "changed" if they are not what was
-        annotated; StorageError if the store is away.
+        annotated; StorageError if storage does not answer. So do the methods below.
         """
         if item["uri"] is None:
             raise MediaError("not-found", "this item has no file", stage="fetch")
-        self._roots.check(item["uri"])
-        folder, name = split_uri(item["uri"])
         try:
-            data = open_storage(folder, self._settings).read(name, self._limits.max_bytes)
+            data = self._fetch(item["uri"], None, self._limits.max_bytes)
         except StorageNotFound:
             raise MediaError("not-found", "the file is not there any more", stage="fetch") from None
-        except StorageTooLargeError as error:
-            raise MediaError("too-many-bytes", str(error), stage="fetch") from None
         if sha256_hex(data) != item["sha256"]:
             raise MediaError("changed", "the file has changed since it was annotated", stage="fetch")
         return data
 
     def thumbnail(self, item: Mapping[str, Any], side: int) -> bytes:
-        """A picture as JPEG, its longer side at most `side` pixels; never the file's own bytes.
-
-        Raises MediaError as read, and what decode_image refuses, StorageError if the store is away.
-        """
+        """A picture as JPEG, its longer side at most `side` pixels; not the file itself. Raises as decode_image."""
         image = decode_image(self.read(item), self._limits, at_least=side)
         image.thumbnail((side, side))
         buffer = io.BytesIO()
@@ -119,8 +111,7 @@ class MediaReader:
     def sound(self, item: Mapping[str, Any]) -> tuple[str, bytes]:
         """Content type, by the bytes and never by the name, and bytes of a piece of music or a video.
 
-        Raises MediaError as read, and "not-audio" or "not-video" for bytes of another kind, StorageError if the store
-        is away.
+        Raises MediaError "not-audio" or "not-video" for bytes of another kind.
         """
         data = self.read(item)
         kind = sniff(data)
@@ -131,10 +122,7 @@ class MediaReader:
         raise MediaError("not-video" if item["modality"] == "video" else "not-audio", f"{kind or 'unrecognised'} data")
 
     def text(self, item: Mapping[str, Any]) -> str:
-        """A caption's text, from its file.
-
-        Raises MediaError as read, and what clean_caption refuses, StorageError if the store is away.
-        """
+        """A caption's text, from its file. Raises as clean_caption."""
         return clean_caption(self.read(item), self._limits)
 
 

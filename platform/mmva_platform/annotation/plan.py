@@ -7,7 +7,6 @@ the same version one wins. A resume does not read the catalog again: items added
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Final, Literal, Self
 
@@ -224,11 +223,6 @@ class ItemReader:
 
     def _changed(self, part: PlanPart, reason: str) -> CheckFailed:
         return CheckFailed(f"{self._storage.join(part.path)}: changed since it was planned ({reason})")
-
-
-def iter_items(storage: Storage, plan: Plan) -> Iterator[pa.Table]:
-    """All planned items in order, one table a shard; raises as ItemReader."""
-    return map(ItemReader(storage, plan), plan.shards)
 
 
 def changed_parts(storage: Storage, plan: Plan) -> list[str]:

@@ -2,13 +2,13 @@
 
 import io
 import math
-import wave
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import soundfile
 from numpy.typing import NDArray
 
 from mmva.errors import MediaError
@@ -94,11 +94,7 @@ def _decoded_song(data: bytes) -> tuple[bytes, NDArray[np.int16], int]:
 def wav_bytes(samples_T: NDArray[np.int16], rate: int) -> bytes:
     """A WAV file of one channel."""
     buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes(samples_T.astype("<i2").tobytes())
+    soundfile.write(buffer, samples_T, rate, format="WAV", subtype="PCM_16")
     return buffer.getvalue()
 
 
