@@ -47,13 +47,6 @@ def split_by_group(
     return np.array([by_group[group] for group in groups], dtype="<U5")
 
 
-def split_by_clip(
-    ids: Sequence[str], seed: int = 0, fractions: tuple[float, float, float] = FRACTIONS
-) -> NDArray[np.str_]:
-    """Split name of each clip on its own: it leaks (LEAKAGE_WARNING), and exists for comparison."""
-    return split_by_group(ids, seed, fractions)
-
-
 def read_split_file(source: str | Path | bytes, name: str = "song_split.csv") -> dict[str, str]:
     """Split of each song from a published file with the columns song_id and split.
 

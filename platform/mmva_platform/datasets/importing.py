@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from mmva.errors import OperationFailed, UsageError
-from mmva.imemnet.splits import FRACTIONS, LEAKAGE_WARNING, split_by_clip, split_by_file, split_by_group
+from mmva.imemnet.splits import FRACTIONS, LEAKAGE_WARNING, split_by_file, split_by_group
 from mmva.modalities import MODALITIES, Modality
 from mmva.splits import SPLIT_SIZES, split_groups
 from mmva_platform.cluster import ray_session
@@ -101,7 +101,8 @@ class Import:
             return split_by_group(groups, seed, self.config.fractions or FRACTIONS).tolist()
         if collection.split_of is not None:
             return split_by_file(groups, collection.split_of).tolist()
-        return split_by_clip([candidate.id for candidate in own], seed, self.config.fractions or FRACTIONS).tolist()
+        # By clip: it leaks (LEAKAGE_WARNING), and exists for comparison.
+        return split_by_group([candidate.id for candidate in own], seed, self.config.fractions or FRACTIONS).tolist()
 
     @property
     def policy(self) -> str:
