@@ -154,7 +154,11 @@ def test_an_item_that_is_changed_back_is_annotated_as_in_the_beginning(world: Wo
         assert (third[name].equals(first[name]), third[name].equals(second[name])) == (True, False)
 
 
-KILLS = ("execute.run_pass", "execute.publish", "publish.commit_version")
+KILLS = (
+    "mmva_platform.annotation.run.run_pass",
+    "mmva_platform.annotation.run.publish",
+    "mmva_platform.annotation.publish.commit_version",
+)
 
 
 @pytest.mark.parametrize("at", KILLS)
@@ -332,7 +336,7 @@ def test_media_are_read_again_for_another_backbone_only_when_asked(
 def test_another_request_is_told_what_is_under_way(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.annotate()
     changed_media(world)
-    killed(monkeypatch, "execute.run_pass", world.update)
+    killed(monkeypatch, "mmva_platform.annotation.run.run_pass", world.update)
     storage = open_storage(world.out)
     shutil.copytree(world.media, world.folder / "elsewhere")
     for call in (
@@ -392,7 +396,7 @@ def test_a_table_that_another_program_wrote_to_is_not_updated(world: World) -> N
 
 
 def test_what_is_not_published_cannot_be_updated(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    killed(monkeypatch, "execute.publish", world.annotate)
+    killed(monkeypatch, "mmva_platform.annotation.run.publish", world.annotate)
     for call in (world.update, world.retry):
         with pytest.raises(UsageError, match="no published annotations"):
             call()
@@ -419,7 +423,7 @@ def test_media_are_read_again_where_the_decoders_have_changed_and_texts_are_kept
 def test_a_run_that_another_release_began_is_not_finished_with_other_decoders(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    killed(monkeypatch, "execute.publish", world.annotate)
+    killed(monkeypatch, "mmva_platform.annotation.run.publish", world.annotate)
     monkeypatch.setattr("mmva_platform.annotation.run.DECODERS", DECODERS + 1)
     with pytest.raises(CheckFailed, match=r"begun by a release that decodes media differently"):
         resume(world.out, world.settings)
