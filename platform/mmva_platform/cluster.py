@@ -34,6 +34,7 @@ _RAY_ENVIRONMENT = {
     "RAY_ENABLE_AUTO_CONNECT": "0",  # or a thread left behind by a stalled job would start a second Ray
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # Ray Train takes reports when it polls: every 2 s, an epoch takes less
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # a proxy that imports for 5 s on a busy machine is not dead
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a FutureWarning about GPUs that nobody asked for
 }
 

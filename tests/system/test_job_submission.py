@@ -179,7 +179,7 @@ def test_the_api_waits_for_a_champion_and_answers_with_it(stack: LocalStack, cat
     settings = Settings(home=tmp_path / "home", tracking=tracking)
     register(log_training_run(make_result(tmp_path, name="first"), settings, predictions={}), settings)
     stack.mmva("models", "promote", "1", "--force", "--reason", "made up: its dataset is nowhere")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while stack.ask("/readyz")[0] != 200:
         assert time.monotonic() < deadline, (stack.folder / "logs" / "api.log").read_text()
         time.sleep(0.2)  # until a deadline, not for a time

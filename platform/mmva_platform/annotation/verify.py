@@ -22,12 +22,12 @@ from mmva_platform.annotation.reader import Annotation, open_annotation
 from mmva_platform.annotation.table import TableFile, latest_version
 from mmva_platform.annotation.unique import UniqueIds
 from mmva_platform.annotation.verify_shard import FileVerifier, Findings
-from mmva_platform.cluster import ray_session
+from mmva_platform.cluster import own_cpus, ray_session
 from mmva_platform.progress import progress
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, open_storage
 
-_CLUSTER_FROM: Final = 64  # units of work; fewer are read sooner than Ray starts
+_CLUSTER_FROM: Final = 64  # units of work; threads check fewer sooner than Ray starts
 _READERS: Final = 16
 
 
@@ -122,9 +122,9 @@ def _run(units: list[dict[str, Any]], storage: Storage, plan: Plan, settings: Se
             advance()
 
         if len(units) < _CLUSTER_FROM:
-            verifier, attempt = FileVerifier(storage, plan), bulk.Attempt()
-            for unit in units:
-                collect(verifier(unit, attempt))
+            with ThreadPoolExecutor(own_cpus()) as pool:
+                for found in pool.map(lambda unit: FileVerifier(storage, plan)(unit, bulk.Attempt()), units):
+                    collect(found)
         else:
             kwargs = {"storage": storage, "plan": plan}
             with ray_session(settings.cluster):

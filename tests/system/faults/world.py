@@ -158,6 +158,10 @@ def _close(mine: Any, theirs: Any) -> bool:
 
 def finished(process: subprocess.Popen[str], code: int = 0) -> str:
     """Standard output (of a failure: standard error) of a command that ends with this code."""
-    out, err = process.communicate(timeout=240)
+    try:
+        out, err = process.communicate(timeout=240)
+    except subprocess.TimeoutExpired:
+        process.kill()  # or the tests after this one would find it
+        raise
     assert process.returncode == code, f"exit {process.returncode}\n{out}\n{err}"
     return out if code == 0 else err

@@ -45,6 +45,7 @@ def make_result(folder: Path, *, name: str, seed: int = 0, mse: float = 0.02, di
     figures = {
         "mse": Figure(mse, mse - 0.01, mse + 0.01),
         "r2": Figure(0.5, 0.4, 0.6),
+        "pearson": Figure(0.7, 0.6, 0.8),
         "ccc": Figure(float("nan"), 0, 0),
     }
     evaluation = Evaluation(
