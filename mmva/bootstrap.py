@@ -5,6 +5,8 @@ computed once; a resample is then only a weighted sum of them. Resamples are dra
 grows with the number of groups and not with groups times resamples.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final

@@ -218,17 +218,17 @@ def test_output_that_shows_ascii_only_is_a_warning(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("line", "target", "says"),
     [
-        ("annotate c --model m --out o", "mmva_platform.annotation.run.annotate", "the same command resumes"),
-        ("annotations update o", "mmva_platform.annotation.update.update", "the same command resumes"),
-        ("train --set dataset=d", "mmva_platform.workflows.train_and_register", "the same command with --resume RUN"),
-        ("models list", "mmva_platform.tracking.promotion.reconcile", "stopped by Ctrl-C"),
+        ("annotate c --model m --out o", "annotation.run.annotate", "the same command resumes"),
+        ("annotations update o", "annotation.update.update", "the same command resumes"),
+        ("train --set dataset=d", "workflows.train_and_register", "the same command with --resume RUN"),
+        ("models list", "tracking.promotion.reconcile", "stopped by Ctrl-C"),
     ],
 )
 def test_ctrl_c_says_how_to_go_on(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch, line: str, target: str, says: str
 ) -> None:
     module, _, name = target.rpartition(".")
-    monkeypatch.setattr(import_module(module), name, raising(KeyboardInterrupt()))
+    monkeypatch.setattr(import_module(f"mmva_platform.{module}"), name, raising(KeyboardInterrupt()))
     said = one_line(capsys, run(line.split()), 130)
     assert said.startswith("stopped by Ctrl-C")
     assert says in said

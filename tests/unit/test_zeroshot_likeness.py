@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmva.zeroshot.search import most_alike
+from mmva.zeroshot.likeness import most_alike
 
 
 @given(

@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from mmva.affect import matching_score
 from mmva.errors import UsageError
 from mmva.modalities import AXES, MEDIA_KINDS
-from mmva.zeroshot.search import PlaneIndex, Region, most_alike
+from mmva.zeroshot.likeness import most_alike
+from mmva.zeroshot.search import PlaneIndex, Region
 from mmva_platform.annotation.plan import ModelInfo
 from mmva_platform.annotation.reader import Annotation, open_annotation
 from mmva_platform.search.embeddings import embeddings
