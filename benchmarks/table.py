@@ -35,12 +35,12 @@ from mmva.affect import mood
 from mmva.inference.config import Preprocessing
 from mmva.inference.tables import table_of
 from mmva_platform.annotation import open_annotation, verify
+from mmva_platform.annotation.annotator import stamps
 from mmva_platform.annotation.catalog import Catalog
 from mmva_platform.annotation.commit import ShardResult, commit_shard
 from mmva_platform.annotation.plan import ItemReader, ModelInfo, Plan
 from mmva_platform.annotation.planning import write_plan
 from mmva_platform.annotation.publish import publish
-from mmva_platform.annotation.results import stamps
 from mmva_platform.annotation.schema import (
     ANNOTATION_SCHEMA,
     CATALOG_SCHEMA,

@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from mmva.files import sha256_hex
 from mmva_platform.settings import ClusterSettings, Settings, validate
 from mmva_platform.training.recipe import Recipe
 
@@ -442,7 +443,7 @@ def made_embedded_dataset(folder: Path, items: int, part_rows: int = 20_000) -> 
             data = sets.part_bytes(own, rng.standard_normal((len(own), WIDTHS[name]), np.float32), {})
             part = f"part-{number:05d}.parquet"
             storage.write(f"embeddings/{sets.folder_name(name, prints[name])}/{part}", data)
-            parts.append(sets.PartInfo(name=part, rows=len(own), sha256=schema.sha256_of(data)))
+            parts.append(sets.PartInfo(name=part, rows=len(own), sha256=sha256_hex(data)))
         info = sets.EmbeddingsInfo(
             modality=name, fingerprint=prints[name], spec={}, dim=WIDTHS[name], preset="made", dataset="d" * 64,
             rows=half, parts=tuple(parts),
@@ -455,7 +456,7 @@ def made_embedded_dataset(folder: Path, items: int, part_rows: int = 20_000) -> 
     info = schema.DatasetInfo(
         schema_version=schema.SCHEMA_VERSION, digest="d" * 64, counts={}, sources={}, labels={},
         split=schema.SplitInfo(policy="song", seed=0), warnings=(),
-        labels_sha256=schema.sha256_of(labels), shards=shards,
+        labels_sha256=sha256_hex(labels), shards=shards,
     )  # fmt: skip
     storage.write(schema.DATASET_FILE, schema.json_bytes(info.model_dump()))
     return str(folder)

@@ -3,8 +3,6 @@
 `from mmva import MMVA, matching_score` is quick: torch and transformers are imported when a name that needs them is.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -6,8 +6,6 @@ extension (forced_align and rnnt_loss are then unavailable, lfilter takes its Py
 loader module is installed before anything imports it. Does nothing if the real extension can load.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 Shapes: B items; va_B2 holds (valence, arousal) per row, each in [0, 1] with .5 as the neutral point.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Final
 
@@ -23,9 +21,8 @@ MOOD_WORDS: Final[tuple[str, ...]] = (
     "miserable", "depressed", "bored", "tired", "calm", "content",
 )  # fmt: skip
 _NEUTRAL_RADIUS = 0.08
-# DEAM's dynamic annotations lie in about [-1, 1]; IMEMNet maps them to [0, 1] by one affine map on both axes.
-_DEAM_SHIFT, _DEAM_SPAN = 0.832, 1.548
-DEAM_RANGE: Final[tuple[float, float]] = (-_DEAM_SHIFT, _DEAM_SPAN - _DEAM_SHIFT)  # the ratings that become 0 and 1
+# DEAM's dynamic annotations lie in about [-1, 1]; IMEMNet maps them to [0, 1] by (x + .832) / 1.548 on both axes.
+DEAM_RANGE: Final[tuple[float, float]] = (-0.832, 1.548 - 0.832)  # the ratings that become 0 and 1
 
 
 def matching_score(va_a: ArrayLike, va_b: ArrayLike, sigma: float = DEFAULT_SIGMA) -> NDArray[np.float64]:
@@ -40,11 +37,6 @@ def matching_score(va_a: ArrayLike, va_b: ArrayLike, sigma: float = DEFAULT_SIGM
         raise ValueError(f"sigma must be a positive number, got {sigma}")
     difference = np.asarray(va_a, np.float64) - np.asarray(va_b, np.float64)
     return np.exp(-np.linalg.norm(difference, axis=-1) / sigma)
-
-
-def from_deam(rating: ArrayLike) -> NDArray[np.float64]:
-    """DEAM's dynamic rating on IMEMNet's scale: (x + .832) / 1.548, the same on both axes."""
-    return (np.asarray(rating, np.float64) + _DEAM_SHIFT) / _DEAM_SPAN
 
 
 def quadrant(va_B2: ArrayLike) -> NDArray[np.str_]:

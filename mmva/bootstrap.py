@@ -34,10 +34,8 @@ def bootstrap(
 ) -> dict[str, dict[str, Interval]]:
     """Percentile intervals of va_metrics per axis and metric, holding `confidence` of the resamples.
 
-    `groups` [N] name each item's group; groups are resampled as a whole, with replacement.
-
-    Returns:
-        {"valence": {"mse": (low, high), ...}, "arousal": {...}}; NaN if the metric is NaN in every resample.
+    `groups` [N] name each item's group; groups are resampled as a whole, with replacement. Returns
+    {"valence": {"mse": (low, high), ...}, "arousal": {...}}; NaN if the metric is NaN in every resample.
     """
     pred, label = checked_pair(pred_N2, label_N2)
     sums_GK = _group_sums(item_moments(pred, label).reshape(len(pred), -1), groups)
@@ -102,10 +100,7 @@ def bootstrap_paired_mse(
     """Percentile interval of MSE(first) - MSE(second); each resample of groups weighs both models alike.
 
     A confidence of 0.9 makes `high` the one-sided upper 95 % bound. Raises ValueError for shapes that differ, no rows,
-    or values that are not finite.
-
-    Returns:
-        By axis, and "mean" for the mean of both axes' MSE.
+    or values that are not finite. Returns them by axis, and "mean" for the mean of both axes' MSE.
     """
     first, label = checked_pair(first_N2, label_N2)
     second, _ = checked_pair(second_N2, label_N2)

@@ -6,6 +6,10 @@ fetches and checks them.
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from mmva import _bundle_files as bundle_files
 from mmva.config import MethodConfig
-from mmva.errors import UsageError
+from mmva.errors import CheckFailed, UsageError
+from mmva.files import sha256_hex, write_atomically
 from mmva.modalities import Modality
 from mmva.model_config import ModelConfig
 
@@ -23,6 +27,89 @@ if TYPE_CHECKING:
     from mmva.model import MMVA
 
 SCHEMA_VERSION = 1
+SUMS = "SHA256SUMS"
+HEADER, WEIGHTS, BACKBONES, PREPROCESSING, INTERVALS, CARD = FILES = (
+    "bundle.json", "model.safetensors", "backbones.json", "preprocessing.json", "intervals.json", "card.md",
+)  # fmt: skip
+_SUM_LINE = re.compile(r"([0-9a-f]{64})  (\S+)")
+
+
+def to_json(value: object, name: str) -> bytes:
+    """Deterministic JSON: sorted keys, one trailing newline; UsageError if the value does not fit into JSON."""
+    try:
+        text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name}: not representable as JSON ({error})") from None
+    return (text + "\n").encode()
+
+
+def from_json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    """A file's JSON object; UsageError with the file's name if it is not one."""
+    try:
+        value = json.loads(files[name])
+    except ValueError as error:
+        raise UsageError(f"bundle: {name} is not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"bundle: {name} must hold a JSON object, found {type(value).__name__}")
+    return value
+
+
+def publish(directory: Path, files: Mapping[str, bytes]) -> str:
+    """Write a bundle next to its place, then rename it; nothing is ever overwritten.
+
+    Returns its digest, the sha256 of SHA256SUMS. Raises UsageError if the place is taken or cannot be written.
+    """
+    assert set(files) == set(FILES)
+    if directory.exists():
+        raise UsageError(f"{directory}: exists already; a bundle is never overwritten, choose another place")
+    sums = "".join(f"{sha256_hex(files[name])}  {name}\n" for name in sorted(files)).encode()
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    except OSError as error:
+        raise UsageError(f"{directory}: cannot be written ({error.strerror})") from None
+    try:
+        temporary.chmod(0o755)
+        for name, data in {**files, SUMS: sums}.items():
+            write_atomically(temporary / name, data)
+        temporary.rename(directory)
+    except OSError as error:
+        raise UsageError(f"{directory}: cannot be written ({error.strerror})") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return sha256_hex(sums)
+
+
+def read_verified(directory: Path) -> tuple[dict[str, bytes], str]:
+    """All files of a bundle, each read once and checked against SHA256SUMS, and the bundle's digest.
+
+    Raises UsageError if the directory is not a bundle, and CheckFailed with the name of a file that is missing, changed
+    or not listed.
+    """
+    if not (directory / SUMS).is_file():
+        raise UsageError(f"{directory}: not a bundle (no {SUMS}); give the folder that training wrote")
+    sums = (directory / SUMS).read_bytes()
+    digests = _parse_sums(sums, directory)
+    present = {path.name for path in directory.iterdir()} - {SUMS}
+    for name in sorted(present ^ set(digests)):
+        raise CheckFailed(f"{directory / name}: " + ("not listed in SHA256SUMS" if name in present else "missing"))
+    files: dict[str, bytes] = {}
+    for name, digest in digests.items():
+        path = directory / name
+        if not path.is_file():
+            raise CheckFailed(f"{path}: not a regular file")
+        files[name] = path.read_bytes()
+        if sha256_hex(files[name]) != digest:
+            raise CheckFailed(f"{path}: changed, its sha256 is not the one in {SUMS}")
+    return files, sha256_hex(sums)
+
+
+def _parse_sums(sums: bytes, directory: Path) -> dict[str, str]:
+    matches = [_SUM_LINE.fullmatch(line) for line in sums.decode("utf-8", "replace").splitlines()]
+    digests = {match[2]: match[1] for match in matches if match}
+    if None in matches or len(digests) != len(matches) or set(digests) != set(FILES):
+        raise CheckFailed(f"{directory / SUMS}: must list exactly {', '.join(FILES)}, one 'sha256  name' per line")
+    return digests
 
 
 class _Header(MethodConfig):
@@ -66,12 +153,9 @@ def save_bundle(
 ) -> str:
     """Write a model as a bundle and return its digest; the same model and texts give the same bytes.
 
-    Args:
-        directory: Must not exist. It appears complete or not at all.
-        model: Towers whose backbones are known (attach_encoders, or `model.backbones` and `model.preprocessing` set).
-        intervals: Half widths by modality and axis (conformal_intervals).
-        card: The model card, Markdown.
-        provenance: JSON-able: run, recipe, dataset digest.
+    The folder appears complete or not at all. The model knows its backbones (attach_encoders, or its `backbones` and
+    `preprocessing` are set). `intervals` are half widths by modality and axis (conformal_intervals), `card` is
+    Markdown, `provenance` JSON-able: run, recipe, dataset digest.
 
     Raises UsageError if the place is taken, a backbone is unknown, or a value is not JSON.
     """
@@ -87,21 +171,19 @@ def save_bundle(
         "provenance": dict(provenance),
     }
     files = {
-        bundle_files.HEADER: bundle_files.to_json(header, bundle_files.HEADER),
-        bundle_files.WEIGHTS: save({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}),
-        bundle_files.BACKBONES: bundle_files.to_json(model.backbones, bundle_files.BACKBONES),
-        bundle_files.PREPROCESSING: bundle_files.to_json(model.preprocessing, bundle_files.PREPROCESSING),
-        bundle_files.INTERVALS: bundle_files.to_json(
-            {modality: dict(widths) for modality, widths in intervals.items()}, bundle_files.INTERVALS
-        ),
-        bundle_files.CARD: card.encode(),
+        HEADER: to_json(header, HEADER),
+        WEIGHTS: save({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}),
+        BACKBONES: to_json(model.backbones, BACKBONES),
+        PREPROCESSING: to_json(model.preprocessing, PREPROCESSING),
+        INTERVALS: to_json({modality: dict(widths) for modality, widths in intervals.items()}, INTERVALS),
+        CARD: card.encode(),
     }
-    return bundle_files.publish(Path(directory), files)
+    return publish(Path(directory), files)
 
 
 def read_bundle(directory: str | Path) -> tuple[BundleInfo, dict[str, bytes]]:
     """A verified bundle's description and its files by name, without torch; raises as load_bundle."""
-    files, digest = bundle_files.read_verified(Path(directory))
+    files, digest = read_verified(Path(directory))
     return _info(files, digest), files
 
 
@@ -116,17 +198,15 @@ def load_bundle(
     """Load a model, in evaluation mode.
 
     Without `load_encoders` it takes embeddings only, and needs no transformers. `mirror` and `trusted_repos` say where
-    backbones come from, see mmva.backbones.load_encoder.
-
-    Raises:
-        UsageError: If it is not a bundle, has another schema version, or is inconsistent.
-        CheckFailed: If a file is missing, surplus or changed, or a backbone is not the recorded one.
+    backbones come from, see mmva.backbones.load_encoder. Raises UsageError if it is not a bundle, has another schema
+    version, or is inconsistent; CheckFailed if a file is missing, surplus or changed, or a backbone is not the recorded
+    one.
     """
     from mmva.model import MMVA
 
     info, files = read_bundle(directory)
     model = MMVA(info.dims, info.config)
-    _load_weights(model, files[bundle_files.WEIGHTS])
+    _load_weights(model, files[WEIGHTS])
     model.backbones, model.preprocessing = info.backbones, info.preprocessing
     model.intervals, model.provenance, model.digest = info.intervals, info.provenance, info.digest
     if load_encoders:
@@ -140,31 +220,31 @@ def load_bundle(
 
 
 def _info(files: Mapping[str, bytes], digest: str) -> BundleInfo:
-    name = bundle_files.HEADER
-    raw = bundle_files.from_json(files, name)
+    name = HEADER
+    raw = from_json(files, name)
     if raw.get("schema_version") != SCHEMA_VERSION:
         found = raw.get("schema_version")
         raise UsageError(f"bundle: {name} has schema version {found}, this mmva reads version {SCHEMA_VERSION}")
     try:
         header = _Header.model_validate(raw)
-        name = bundle_files.BACKBONES
-        records = bundle_files.from_json(files, name)
+        name = BACKBONES
+        records = from_json(files, name)
         backbones = {modality: _Backbone.model_validate(record) for modality, record in records.items()}
     except ValidationError as error:
         problem = error.errors()[0]
         raise UsageError(f"bundle: {name}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
     dims = {str(modality): dim for modality, dim in header.dims.items()}
     if dims != {modality: backbone.dim for modality, backbone in backbones.items()}:
-        raise UsageError(f"bundle: {name} and {bundle_files.HEADER} disagree on the embeddings' widths")
+        raise UsageError(f"bundle: {name} and {HEADER} disagree on the embeddings' widths")
     return BundleInfo(
         digest=digest,
         config=header.config,
         dims=dims,
         backbones={modality: backbone.model_dump() for modality, backbone in backbones.items()},
-        preprocessing=bundle_files.from_json(files, bundle_files.PREPROCESSING),
-        intervals=bundle_files.from_json(files, bundle_files.INTERVALS),
+        preprocessing=from_json(files, PREPROCESSING),
+        intervals=from_json(files, INTERVALS),
         provenance=header.provenance,
-        card=files[bundle_files.CARD].decode("utf-8", "replace"),
+        card=files[CARD].decode("utf-8", "replace"),
     )
 
 
@@ -173,7 +253,7 @@ def _load_weights(model: MMVA, data: bytes) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    name = bundle_files.WEIGHTS
+    name = WEIGHTS
     try:
         state = load(data)
         model.load_state_dict(state)

@@ -1,7 +1,5 @@
 """Base of the method's configurations, so that a recipe can nest them and name a field that is wrong."""
 
-from __future__ import annotations
-
 from pydantic import BaseModel, ConfigDict
 
 

@@ -1,7 +1,5 @@
 """Rows of a CSV file, read strictly: a violation of RFC 4180 is reported with its line, never guessed."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

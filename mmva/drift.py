@@ -4,8 +4,6 @@ Both compare predictions with predictions, so that a model's own bias does not c
 in a bundle's provenance as QUANTILES quantiles per axis, so that the training data are not needed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final

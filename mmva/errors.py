@@ -1,7 +1,5 @@
 """The kinds of failure that a caller can tell apart; any other exception is a bug and keeps its traceback."""
 
-from __future__ import annotations
-
 from functools import partial
 
 

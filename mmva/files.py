@@ -1,8 +1,7 @@
-"""Files and folders that appear as a whole or not at all."""
-
-from __future__ import annotations
+"""Files and folders that appear as a whole or not at all, and the digest that names and checks files."""
 
 import fcntl
+import hashlib
 import os
 import shutil
 import uuid
@@ -12,6 +11,11 @@ from pathlib import Path
 from typing import Final
 
 TEMPORARY: Final = ".mmva-tmp-"  # start of the names of files that are not complete yet
+
+
+def sha256_hex(data: bytes) -> str:
+    """SHA-256 of bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -1,7 +1,5 @@
 """Conformal prediction intervals: point +- q, with a coverage that needs no assumption on the errors' shape."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Final
 

@@ -3,8 +3,6 @@
 No label is ever chosen silently: rows in = rows kept + rows dropped, and every dropped row belongs to a problem.
 """
 
-from __future__ import annotations
-
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence

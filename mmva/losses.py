@@ -173,12 +173,7 @@ def _similarity(a_AK: Tensor, b_BK: Tensor, config: LossConfig, *, crossed: bool
 
 
 def loss_counts(present: Mapping[str, Tensor], config: LossConfig) -> Tensor:
-    """Number of squared errors in each of loss_sums' terms, float64 [T]; needs no predictions.
-
-    Args:
-        present: Masks [B] of all modalities of the batch; see loss_sums.
-        config: Names the terms.
-    """
+    """Number of squared errors in each of loss_sums' terms, float64 [T], from the masks [B] of all modalities."""
     none = next(iter(present.values())).new_zeros((), dtype=torch.int64)
     counts = [
         _count([present[modality] for modality in term.modalities], config) * term.values

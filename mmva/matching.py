@@ -4,8 +4,6 @@ Shapes: N images, M clips, P = min(N, M) pairs. A clip includes its caption. num
 the same plan by itself.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,16 +77,7 @@ def batches(plan: EpochPlan, batch_size: int, rank: int = 0, world_size: int = 1
     The epoch is cut into ceil(P / batch_size) global batches whose sizes differ by at most one: no pair is lost and
     there is no small last batch. Batch b is the same for any world size; its rows are cut again, contiguously, over the
     ranks. Ranks may differ by one row (and a batch smaller than the world leaves some with none), so the training loop
-    weights by counts: see losses.loss_scales.
-
-    Args:
-        plan: The epoch.
-        batch_size: Rows of a global batch, at most.
-        rank: This process.
-        world_size: Number of processes.
-
-    Raises:
-        UsageError: If batch_size is smaller than world_size, or below 1.
+    weights by counts: see losses.loss_scales. Raises UsageError if batch_size is smaller than world_size, or below 1.
     """
     assert 0 <= rank < world_size
     if batch_size < world_size:

@@ -1,10 +1,7 @@
 """How well VA points are predicted: per axis, and as the error of the matching score.
 
-Shapes: N items, column 0 valence, column 1 arousal; everything is float64. See also mmva.retrieval and, for confidence
-intervals, mmva.bootstrap.
+Shapes: N items, column 0 valence, column 1 arousal; everything is float64.
 """
-
-from __future__ import annotations
 
 from typing import Final
 

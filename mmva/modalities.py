@@ -1,7 +1,5 @@
 """The three modalities, by the names used in files, flags and columns, and video, which a catalog may hold too."""
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 Modality = Literal["image", "music", "caption"]

@@ -40,14 +40,9 @@ class MMVA(nn.Module):
     """
 
     def __init__(self, dims: Mapping[str, int], config: ModelConfig | None = None) -> None:
-        """Make untrained towers.
+        """Make untrained towers, one for each modality with an embedding width in `dims`, at least one.
 
-        Args:
-            dims: Embedding width by modality; one tower each, at least one.
-            config: Their options.
-
-        Raises:
-            UsageError: For an unknown modality or a width below 1.
+        Raises UsageError for an unknown modality or a width below 1.
         """
         super().__init__()
         for modality, dim in dims.items():
@@ -86,9 +81,8 @@ class MMVA(nn.Module):
     def attach_encoders(self, encoders: Mapping[str, Encoder]) -> None:
         """Put backbones before the towers, so that items and not only embeddings can be predicted.
 
-        Raises:
-            UsageError: If an encoder's width is not its tower's.
-            CheckFailed: If the model was trained on another backbone than this (fingerprints differ).
+        Raises UsageError if an encoder's width is not its tower's, CheckFailed if the model was trained on another
+        backbone than this (fingerprints differ).
         """
         for modality, encoder in encoders.items():
             dim = self.tower(modality).dim

@@ -6,8 +6,6 @@ of MMVA's towers to 1e-6.
 Shapes: B or N items, D a backbone's embedding width, H a tower's hidden width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -70,15 +68,9 @@ class Predictor:
     """
 
     def __init__(self, info: BundleInfo, weights: bytes, load: Callable[[str], ItemEncoder]) -> None:
-        """Read the towers; encoders wait.
+        """Read the towers of a verified bundle from its model.safetensors; `load` loads each encoder when it is needed.
 
-        Args:
-            info: A verified bundle's descriptions.
-            weights: Its model.safetensors.
-            load: Modality -> its encoder; called at most once a modality.
-
-        Raises:
-            UsageError: If the weights are not readable or do not fit the descriptions.
+        Raises UsageError if the weights are not readable or do not fit the descriptions.
         """
         self.dims, self.backbones, self.preprocessing = info.dims, info.backbones, info.preprocessing
         self.intervals, self.provenance, self.digest = info.intervals, info.provenance, info.digest
@@ -89,9 +81,8 @@ class Predictor:
     def encoder(self, modality: str) -> ItemEncoder:
         """The encoder of a modality, loaded on first use.
 
-        Raises:
-            UsageError: If the model has no such tower.
-            CheckFailed: If the loaded encoder is not the one that the towers were trained on.
+        Raises UsageError if the model has no such tower, CheckFailed if the loaded encoder is not the one that the
+        towers were trained on.
         """
         if modality not in self._encoders:
             if modality not in self.dims:

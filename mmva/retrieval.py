@@ -3,8 +3,6 @@
 Q queries, M gallery items, VA points [., 2].
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,31 +15,6 @@ _CHUNK_PAIRS = 2_000_000
 RECALL_RANKS = (1, 5, 10)
 PRECISION_RANKS = (1, 5)
 NDCG_RANK = 10
-
-
-def retrieval(
-    query_va_Q2: ArrayLike,
-    gallery_va_M2: ArrayLike,
-    query_label_Q2: ArrayLike,
-    gallery_label_M2: ArrayLike,
-    *,
-    sigma: float = DEFAULT_SIGMA,
-    recall_ranks: Sequence[int] = RECALL_RANKS,
-    ndcg_rank: int = NDCG_RANK,
-    seed: int = 0,
-) -> dict[str, float]:
-    """Means over the queries of retrieval_per_query's values, under the same names."""
-    values = retrieval_per_query(
-        query_va_Q2,
-        gallery_va_M2,
-        query_label_Q2,
-        gallery_label_M2,
-        sigma=sigma,
-        recall_ranks=recall_ranks,
-        ndcg_rank=ndcg_rank,
-        seed=seed,
-    )
-    return {name: float(value_Q.mean()) for name, value_Q in values.items()}
 
 
 def retrieval_per_query(

@@ -7,8 +7,6 @@ spreads the labels. Of several paths with other random choices, the one with the
 Shapes: N rows, G groups, K parts.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final

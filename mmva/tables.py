@@ -3,8 +3,6 @@
 CSV (with commas, semicolons or tabs), TSV, Parquet and JSON lines, in UTF-8.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import math

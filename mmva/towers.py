@@ -4,8 +4,6 @@ Shapes: B items, D embedding width, H hidden width. MMVA publishes neither the h
 is unknown is an option of TowerConfig with its reason.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -60,13 +58,10 @@ class Tower(nn.Module):
 
     @torch.no_grad()
     def set_statistics(self, emb_ND: Tensor | NDArray[np.floating]) -> None:
-        """Standardise by these embeddings (the training split's) from now on; saved with the weights.
+        """Standardise by these embeddings (the training split's, N >= 1) from now on; saved with the weights.
 
-        Args:
-            emb_ND: Embeddings, [N, D] with N >= 1. A dimension that never varies keeps a scale of 1.
-
-        Raises:
-            ValueError: If the shape does not fit the tower or a value is not finite.
+        A dimension that never varies keeps a scale of 1. Raises ValueError if the shape does not fit the tower or a
+        value is not finite.
         """
         emb = np.asarray(emb_ND)
         if emb.ndim != 2 or emb.shape[0] == 0 or emb.shape[1] != self.dim:

@@ -86,7 +86,7 @@ def _group(item: pytest.Item) -> str:
     if "ray_cluster" in getattr(item, "fixturenames", ()):
         return "ray"
     folder = item.path.parent.name
-    return folder if folder in {"faults", "registry"} else item.path.stem
+    return folder if folder in {"faults", "registry"} else item.nodeid.partition("::")[0]
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]

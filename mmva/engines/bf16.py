@@ -1,7 +1,5 @@
 """bfloat16 autocast: half the bytes and twice the speed where the processor has instructions for it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

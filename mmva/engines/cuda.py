@@ -1,7 +1,5 @@
 """An encoder on a GPU: the network runs while the next items are prepared, results are copied without waiting."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -12,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmva.backbones.base import Encoder, Prepared
+from mmva.backbones.fronts import batches
 from mmva.engines.bf16 import has_bf16
-from mmva.engines.fronts import batches
 from mmva.errors import OperationFailed
 
 

@@ -1,7 +1,5 @@
 """An encoder's network as one self-describing ONNX file."""
 
-from __future__ import annotations
-
 import io
 import json
 import logging

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mmva.engines.fronts import Front, Prepared, batches, make_front
+from mmva.backbones.fronts import Front, Prepared, batches, make_front
 from mmva.errors import CheckFailed
 
 if TYPE_CHECKING:

@@ -6,8 +6,6 @@ lost), and a few labels exceed 1.0 by up to .006 (the affine map from DEAM's sca
 rows in = rows kept + rows dropped, and every dropped row belongs to a reported problem.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Final

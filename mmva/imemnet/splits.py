@@ -3,8 +3,6 @@
 IMEMNet's own split is by song, 1,442 / 90 / 270 for train / val / test: the fractions .8 / .05 / .15 of 1,802 songs.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,13 +45,6 @@ def split_by_group(
     names = np.repeat(SPLITS, [train, *held_out]) if len(groups) > 0 else np.array([], dtype="<U5")
     by_group = dict(zip(ordered, names, strict=True))
     return np.array([by_group[group] for group in groups], dtype="<U5")
-
-
-def split_by_clip(
-    ids: Sequence[str], seed: int = 0, fractions: tuple[float, float, float] = FRACTIONS
-) -> NDArray[np.str_]:
-    """Split name of each clip on its own: it leaks (LEAKAGE_WARNING), and exists for comparison."""
-    return split_by_group(ids, seed, fractions)
 
 
 def read_split_file(source: str | Path | bytes, name: str = "song_split.csv") -> dict[str, str]:

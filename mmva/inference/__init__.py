@@ -4,5 +4,5 @@
 `heads`      embeddings, fresh or stored -> points, curves, intervals, moods
 `stages`     the same in two stages, for CPUs that decode for GPUs
 `engines`    which engine computes: chosen, calibrated (`calibration`), loaded
-`isolation`  one item at a time in a process that may die; `time_limit` ends a process whose decoder hangs
+`isolation`  one item at a time in a process that may die; a time limit ends a process whose decoder hangs
 """

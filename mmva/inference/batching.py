@@ -1,7 +1,5 @@
 """Units of many items through the encoders in full batches; an error affects only the item that causes it."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Sequence
 from time import perf_counter

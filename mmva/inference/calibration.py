@@ -6,7 +6,6 @@ depend on the catalog: items are made up, because a catalog's media may kill the
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import platform
@@ -24,7 +23,7 @@ from pydantic import Field, ValidationError
 
 from mmva.config import MethodConfig
 from mmva.errors import OperationFailed
-from mmva.files import write_atomically
+from mmva.files import sha256_hex, write_atomically
 
 if TYPE_CHECKING:
     from mmva.predictor import ItemEncoder, Predictor
@@ -175,11 +174,6 @@ def made_up_items(modality: str, sample_rate: int | None) -> list[Any]:
         tones = [0.3 * np.sin(2 * np.pi * pitch * seconds_T) for pitch in (110, 220, 440, 880)]
         return [(tone + rng.normal(0, 0.05, len(tone))).astype(np.float32) for tone in tones]
     return ["a slow sad piano", "aggressive fast metal drums with a screaming guitar, recorded live", "calm strings"]
-
-
-def sha256_hex(data: bytes) -> str:
-    """SHA-256 of bytes, in hex."""
-    return hashlib.sha256(data).hexdigest()
 
 
 def _exported(encoder: Any, items: Sequence[Any], cache: CalibrationCache) -> bytes | None:

@@ -1,7 +1,5 @@
 """The cause of an item's failure as a MediaError, and which failures are the environment's."""
 
-from __future__ import annotations
-
 from typing import Final
 
 from mmva.errors import CheckFailed, EnvironmentFault, MediaError, OperationFailed, UsageError

@@ -1,7 +1,5 @@
 """What decides the result of inference, besides the model: how media are cut, and which engine computes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Final, Literal, get_args
 

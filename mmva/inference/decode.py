@@ -1,7 +1,5 @@
 """An item's bytes to the units that encoders read: one image, one text, or windows of time one after another."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 

@@ -6,8 +6,6 @@
 The children hold no model, no credentials and no network connection; they get bytes and give decoded units.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -33,19 +31,12 @@ class TooLongError(Exception):
 
 @dataclass(frozen=True)
 class DecodeSpec:
-    """What a model needs of a decoder; see Decoder.
+    """What a model needs of a decoder; see Decoder."""
 
-    Attributes:
-        towers: Modalities that the model has a tower for.
-        sample_rate: Rate of music in Hz; None if there is no music.
-        preprocessing: Windows, and the size of images.
-        limits: Limits of an item.
-    """
-
-    towers: tuple[str, ...]
-    sample_rate: int | None
+    towers: tuple[str, ...]  # modalities that the model has a tower for
+    sample_rate: int | None  # of music, in Hz; None if there is no music
     preprocessing: Preprocessing
-    limits: Limits
+    limits: Limits  # of an item
 
     def decoder(self) -> Decoder:
         """A decoder for this model; cheap."""
@@ -66,13 +57,7 @@ class DecoderPool:
     """Child processes, each with one item at a time. Safe to call from any number of threads; calls wait their turn."""
 
     def __init__(self, size: int, item_timeout_s: float, load_timeout_s: float = LOAD_TIMEOUT_S) -> None:
-        """Start the children in the background.
-
-        Args:
-            size: How many there are.
-            item_timeout_s: Seconds that an item may take until its next unit.
-            load_timeout_s: Seconds that the start of a child may take.
-        """
+        """Start the children in the background. Seconds limit an item until its next unit, and the start of a child."""
         self._children = [Isolated(_make, item_timeout_s, load_timeout_s, deaths_allowed=1) for _ in range(size)]
         self._idle: LifoQueue[Isolated] = LifoQueue()
         for child in self._children:
@@ -86,10 +71,8 @@ class DecoderPool:
     def decode(self, job: DecodeJob) -> list[Unit]:
         """All units of an item.
 
-        Raises:
-            MediaError: What is wrong with it; "killed-worker" or "timed-out" if it ended its child.
-            TooLongError: If it has more decoded bytes than the job allows.
-            OperationFailed: If no child starts.
+        Raises MediaError for what is wrong with it; "killed-worker" or "timed-out" if it ended its child; TooLongError
+        if it has more decoded bytes than the job allows; OperationFailed if no child starts.
         """
         return list(self.stream(job))
 

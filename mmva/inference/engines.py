@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from mmva.bundle import BundleInfo, read_bundle
 from mmva.errors import CheckFailed, UsageError
-from mmva.inference.calibration import Calibration, CalibrationCache, calibrate, fastest, sha256_hex
+from mmva.files import sha256_hex
+from mmva.inference.calibration import Calibration, CalibrationCache, calibrate, fastest
 from mmva.inference.config import ON_GPU, EngineInfo, check_engine_name
 from mmva.predictor import ItemEncoder, Predictor
 

@@ -1,7 +1,5 @@
 """Several streams as one; drained by threads for a consumer that computes on another device meanwhile."""
 
-from __future__ import annotations
-
 import queue
 import threading
 from collections.abc import Generator, Iterator

@@ -11,24 +11,55 @@ items and results must be picklable. A function that reports its steps with `rep
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import logging
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from time import monotonic
 from typing import Any, Final, Self
 
 from mmva.errors import MediaError, OperationFailed
 from mmva.inference.causes import described
-from mmva.inference.time_limit import TimeLimit
 
 logger = logging.getLogger(__name__)
-
 _DEATHS_ALLOWED: Final = 2  # one may be bad luck: the system ran out of memory
 _ORPHAN_LIMIT: Final = 2  # a child that outlives its limit by this factor ends itself
 _child: _Child | None = None
+
+
+class TimeLimit:
+    """Ends the process if a step takes too long, with a traceback on stderr.
+
+    Fetching is not timed, because storage has its own limits; nor is the loading of an encoder, which may download.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        """Bind to a limit in seconds; it applies inside a `with` block."""
+        self._limit_s, self._begun, self._armed = limit_s, 0.0, False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def step(self, stage: str) -> None:
+        """Note that a step begins. Arming costs a thread, so steps in quick succession share one."""
+        if stage in {"fetch", "load"}:
+            self._stop()
+        elif not self._armed or monotonic() - self._begun > min(1.0, self._limit_s / 10):
+            faulthandler.dump_traceback_later(self._limit_s, exit=True, file=sys.__stderr__ or 2)
+            self._begun, self._armed = monotonic(), True
+
+    def __exit__(self, *_exception: object) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._armed:
+            faulthandler.cancel_dump_traceback_later()
+            self._armed = False
 
 
 def report_step(stage: str) -> None:
@@ -62,12 +93,9 @@ class Isolated:
     ) -> None:
         """Bind to a function; the child starts with the first item, or with `start`.
 
-        Args:
-            make: Called once in each child; gives the function of an item.
-            item_timeout_s: Seconds that an item may take without a reported step.
-            load_timeout_s: Seconds that `make`, or a step "load", may take.
-            deaths_allowed: An item that ends its process so often gets the error; the default tries once more.
-            on_step: Called with each step that the child reports.
+        `make` is called once in each child and gives the function of an item. Seconds limit an item without a reported
+        step, and `make` or a step "load". An item that ends its process `deaths_allowed` times gets the error.
+        `on_step` is called with each step that the child reports.
         """
         self._make, self._on_step, self._deaths_allowed = make, on_step, deaths_allowed
         self._item_timeout_s, self._load_timeout_s = item_timeout_s, load_timeout_s
@@ -108,10 +136,7 @@ class Isolated:
     def stream(self, item: Any) -> Iterator[Any]:
         """What the function yields for an item, one after another. An item is tried once.
 
-        A caller that stops before the end ends the child.
-
-        Raises:
-            MediaError, OperationFailed, Exception: As for a call, after any number of parts.
+        A caller that stops before the end ends the child. Raises as a call, after any number of parts.
         """
         finished = False
         try:
@@ -132,11 +157,9 @@ class Isolated:
     def __call__(self, item: Any) -> Any:
         """The function's result for an item.
 
-        Raises:
-            MediaError: "timed-out" if the item takes too long without a step, "killed-worker" if it ends its process
-                `deaths_allowed` times.
-            OperationFailed: If the child dies or hangs while it loads, or hangs while it fetches.
-            Exception: What `make` or the function raises.
+        Raises MediaError "timed-out" if the item takes too long without a step, "killed-worker" if it ends its process
+        `deaths_allowed` times; OperationFailed if the child dies or hangs while it loads, or hangs while it fetches;
+        and what `make` or the function raises.
         """
         for _ in range(self._deaths_allowed):
             try:

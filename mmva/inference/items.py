@@ -1,7 +1,5 @@
 """Items while they are embedded, and the tables that they become."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final

@@ -6,9 +6,6 @@
 Every item is a row of exactly one of two tables: embeddings or errors. Items of the same bytes are embedded once.
 """
 
-from __future__ import annotations
-
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing
@@ -19,14 +16,14 @@ from typing import Final
 import pyarrow as pa
 
 from mmva.errors import MediaError
+from mmva.files import sha256_hex
 from mmva.inference.batching import Batches, Encoders, Overlapped
 from mmva.inference.causes import NOT_AN_ITEM, as_media_error
 from mmva.inference.config import Preprocessing
 from mmva.inference.decode import Decoder, Unit
-from mmva.inference.fetching import Fetch, Fetching, Progress
+from mmva.inference.fetching import THREADS, Fetch, Fetching, Progress
 from mmva.inference.interleave import interleaved
 from mmva.inference.items import Item, Media, embedding_table, error_table, items_of, refusal, window_table
-from mmva.inference.prefetch import THREADS
 from mmva.inference.stages import decoded_items
 from mmva.inference.tables import Embedded
 from mmva.media.limits import Limits
@@ -99,12 +96,9 @@ class Pipeline:
         """Embed items: columns id, uri, modality, and optionally caption (the text itself) and bytes (the known size).
 
         With `items_at_fault` the environment is known to work, so a failure that all items share is the items' own.
-
-        Raises:
-            EnvironmentFault: If fetches or the encoder fail for every item, or the GPU is lost; there are no results.
-            OperationFailed: If an encoder cannot be loaded.
-            Exception: The error of an outage that lasts longer than patience_s. Finished embeddings are kept, so a
-                second call does not compute them again.
+        Raises EnvironmentFault if fetches or the encoder fail for every item, or the GPU is lost; there are no results;
+        OperationFailed if an encoder cannot be loaded; and the error of an outage that lasts longer than patience_s.
+        Finished embeddings are kept, so a second call does not compute them again.
         """
         call = _Call()
         all_items = items_of(items)
@@ -126,8 +120,7 @@ class Pipeline:
             units: Of each item; those of an item with an error are not read. A MediaError that one raises is its
                 item's.
 
-        Raises:
-            OperationFailed: If an encoder cannot be loaded, or `units` raise it.
+        Raises OperationFailed if an encoder cannot be loaded, or `units` raise it.
         """
         call = _Call()
         return self._embedded(items, self._staged(items, units, call, items_at_fault=True), call, items_at_fault=True)
@@ -161,7 +154,7 @@ class Pipeline:
         begun = perf_counter()
         for item, data in self._fetching.read(usable, items_at_fault=items_at_fault):
             call.seconds["fetch"] += perf_counter() - begun
-            item.sha256 = hashlib.sha256(data).hexdigest()
+            item.sha256 = sha256_hex(data)
             if self._is_new(item, call):
                 yield item, self._decoder.units(str(item.modality), data)
             del data

@@ -8,9 +8,6 @@ be large (long music, video, huge images) travels as its encoded bytes and is st
 not fit into the bound on a table's bytes is not fetched at all: the second stage fetches it.
 """
 
-from __future__ import annotations
-
-import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from typing import Any, Final
@@ -20,6 +17,7 @@ import pyarrow as pa
 from PIL import Image
 
 from mmva.errors import MediaError
+from mmva.files import sha256_hex
 from mmva.inference.causes import NOT_AN_ITEM, as_media_error
 from mmva.inference.config import Preprocessing
 from mmva.inference.decode import Decoder, Unit, unit_bytes
@@ -99,7 +97,7 @@ class DecodeStage:
         held = 0
         with closing(self._fetching.read(usable, items_at_fault=items_at_fault)) as fetched:
             for item, data in fetched:
-                item.sha256 = hashlib.sha256(data).hexdigest()
+                item.sha256 = sha256_hex(data)
                 first = seen.setdefault(item.key, item)
                 if first is item:
                     held += rows[id(item)].fill(self._decoder, data)

@@ -1,7 +1,5 @@
 """The Arrow tables of inference: embeddings of items and windows, rows with points, and errors."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final

@@ -1,7 +1,5 @@
 """Audio bytes to mono float32 at the encoder's sample rate, as one array or as a stream of blocks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -41,12 +39,9 @@ def decode_audio(data: bytes, sample_rate: int, limits: Limits | None = None) ->
     """Decode to mono, shape [T] float32, finite, full scale 1, resampled to `sample_rate` Hz.
 
     `data` is a file: wav, aiff, flac, mp3, ogg (Vorbis, Opus), m4a/mp4, mka/webm, wma or raw AAC. Channels are mixed as
-    described in mmva.media.downmix. Memory is about twice the result: see stream_audio.
-
-    Raises:
-        MediaError: "empty-file", "too-many-bytes", "not-audio", "corrupt-audio", "truncated-audio", "no-sound",
-            "too-long", "too-short", "cancelling-channels", "unsupported-audio", "non-finite-samples" or
-            "samples-out-of-range".
+    described in mmva.media.downmix. Memory is about twice the result: see stream_audio. Raises MediaError
+    "empty-file", "too-many-bytes", "not-audio", "corrupt-audio", "truncated-audio", "no-sound", "too-long",
+    "too-short", "cancelling-channels", "unsupported-audio", "non-finite-samples" or "samples-out-of-range".
     """
     return np.concatenate(list(stream_audio(data, sample_rate, limits)))
 

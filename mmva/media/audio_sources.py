@@ -4,8 +4,6 @@ FFmpeg's demuxer is always chosen by the sniffed format, never by probing: so pl
 other files and hosts are never interpreted.
 """
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Captions: any bytes or string to clean text."""
 
-from __future__ import annotations
-
 import unicodedata
 
 from mmva.errors import MediaError

@@ -3,8 +3,6 @@
 A code never changes its meaning; a new cause gets a new code. Messages may change at any time.
 """
 
-from __future__ import annotations
-
 from typing import Final
 
 MEDIA_ERROR_CODES: Final[dict[str, str]] = {

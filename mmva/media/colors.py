@@ -1,7 +1,5 @@
 """Colours as the file defines them to sRGB, which encoders were trained on: ICC profiles, and gamma in PNG."""
 
-from __future__ import annotations
-
 import io
 from functools import lru_cache
 from typing import Any, Final

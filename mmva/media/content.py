@@ -4,8 +4,6 @@ In containers that hold either music or a video, the tracks decide. They are rea
 decoder may see bytes from the network outside of the worker that may die.
 """
 
-from __future__ import annotations
-
 from typing import Final
 
 from mmva.media.formats import AUDIO_FORMATS, IMAGE_FORMATS, VIDEO_FORMATS, sniff, sound_start

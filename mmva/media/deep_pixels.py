@@ -1,7 +1,5 @@
 """Pixels of more than 8 bits: TIFF's planes and byte orders as Pillow should read them, and greys to 8 bits."""
 
-from __future__ import annotations
-
 from typing import Final
 
 import numpy as np

@@ -8,8 +8,6 @@ is lowered, from there on (see Downmix.gain).
 Shapes: T samples, C channels.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final

@@ -1,7 +1,5 @@
 """The modality by a file name's extension, and the format of the bytes."""
 
-from __future__ import annotations
-
 from typing import Final
 
 from mmva.media.tags import first_frame, mpeg_frame, tag_bytes, zero_bytes

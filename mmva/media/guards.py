@@ -1,7 +1,5 @@
 """The first checks of every decoder (size and real format), and its failures as a MediaError."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager

@@ -5,8 +5,6 @@ cropped, turned, mirrored, and with a colour profile. Refuses other codecs than 
 overlays, because they would look wrong.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from fractions import Fraction
@@ -39,8 +37,7 @@ _MIRRORS: Final = (Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.FLIP_LEFT_RI
 def decode_heif(data: bytes, limits: Limits) -> Image.Image:
     """The main picture, mode RGB, upright; its colour profile is `info["icc_profile"]`.
 
-    Raises:
-        MediaError: "corrupt-image", "unsupported-image" or "too-many-pixels".
+    Raises MediaError "corrupt-image", "unsupported-image" or "too-many-pixels".
     """
     with refusals("corrupt-image", "heif"):
         file = read_heif(data)

@@ -1,7 +1,5 @@
 """The boxes of an HEIF file (ISO/IEC 23008-12): its items, their types, where they are, and their properties."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Image bytes to upright RGB, as a person would see the picture on white paper."""
 
-from __future__ import annotations
-
 import io
 import warnings
 import zlib
@@ -34,11 +32,8 @@ def decode_image(data: bytes, limits: Limits | None = None, at_least: int | None
     any pixel is decoded.
 
     A larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size, with a short side of `at_least` pixels or more; other
-    formats, and None, are decoded in full.
-
-    Raises:
-        MediaError: "empty-file", "too-many-bytes", "not-an-image", "unsupported-image", "too-many-pixels" or
-            "corrupt-image".
+    formats, and None, are decoded in full. Raises MediaError "empty-file", "too-many-bytes", "not-an-image",
+    "unsupported-image", "too-many-pixels" or "corrupt-image".
     """
     limits = limits or Limits()
     if sniff(data) == "jpegxl":

@@ -1,7 +1,5 @@
 """How large an item may be. Checked from headers before anything is decoded, and again while it is decoded."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Final
 

@@ -4,8 +4,6 @@ Decoders refuse a truncated file, even if only the end marker is missing. To fin
 is decoded with two different paddings: pixels that depend on the padding were not in the file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Final
 

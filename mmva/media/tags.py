@@ -1,7 +1,5 @@
 """Bytes in front of sound: tags (ID3v2, APE), zeros, and the rest of a stream that was cut."""
 
-from __future__ import annotations
-
 import re
 from typing import Final
 

@@ -4,8 +4,6 @@ Two passes over the bytes: the first reads packets without decoding and gives th
 second decodes and holds one picture at a time. The demuxer is chosen by the sniffed format, as for audio.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -47,9 +45,8 @@ class VideoInfo:
 def probe_video(data: bytes, limits: Limits | None = None) -> VideoInfo:
     """Check the header against the limits, then count packets; nothing is decoded.
 
-    Raises:
-        MediaError: "empty-file", "too-many-bytes", "not-video", "corrupt-video", "unsupported-video", "no-track",
-            "too-many-pixels", "too-long" or "truncated-video".
+    Raises MediaError "empty-file", "too-many-bytes", "not-video", "corrupt-video", "unsupported-video", "no-track",
+    "too-many-pixels", "too-long" or "truncated-video".
     """
     limits = limits or Limits()
     kind = checked_format(data, limits, VIDEO_FORMATS, "not-video")

@@ -1,7 +1,5 @@
 """Long audio as a row of windows that together hold every sample."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from typing import Final
 

@@ -4,8 +4,6 @@ Its card (bundle/card.md) names the sources, their terms, the results by group a
 jobs/starter.py` makes it. It holds no picture, sound, text or label of what it was trained on.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Final
 

@@ -52,10 +52,8 @@ def write_clip(data: bytes, info: VideoInfo, spans_s: Sequence[tuple[float, floa
     """Write the spans, one after another; the file appears whole or not at all.
 
     Spans (start and end in seconds) are in order and do not overlap. `out` ends in .webm or .mp4; it is replaced.
-
-    Raises:
-        UsageError: If the name has another ending, or the folder cannot be written to.
-        MediaError: What is wrong with the video, found while it is decoded.
+    Raises UsageError if the name has another ending, or the folder cannot be written to, MediaError for what is wrong
+    with the video, found while it is decoded.
     """
     check_clip_name(out)
     fps = Fraction(min(max(info.fps or _FPS[2], _FPS[0]), _FPS[1])).limit_denominator(1001)

@@ -3,8 +3,6 @@
 Weights must be safetensors, and code from a repository does not run.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any, Final, Self

@@ -8,8 +8,6 @@ benchmarks/search.py compares it with scipy's cKDTree and FAISS.
 Shapes: N points, K neighbours, G groups; va_N2 holds (valence, arousal) per row.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ has more change. So a change is in the middle of its segment.
 Shapes: W points of the curve, S = W - 1 steps between them, M segments.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Final
 

@@ -130,12 +130,9 @@ def summarize(
     """Summarise a local video (mp4, mov, mkv, webm or avi) in at most `seconds`.
 
     Writes a clip to `out` (.webm or .mp4), and the picture next to it as .png; neither if None. `suggest` names music
-    for a point of the plane, once for each segment. `time_limit_s` limits the sampling.
-
-    Raises:
-        UsageError: If the file cannot be read, the clip cannot be written, or the budget is not above 0.
-        MediaError: What is wrong with the video; "timed-out" above the limit; "no-tower" if this model cannot use what
-            the video holds.
+    for a point of the plane, once for each segment. `time_limit_s` limits the sampling. Raises UsageError if the file
+    cannot be read, the clip cannot be written, or the budget is not above 0; MediaError for what is wrong with the
+    video; "timed-out" above the limit; "no-tower" if this model cannot use what the video holds.
     """
     if not seconds > 0:
         raise UsageError(f"seconds {seconds:g}: a summary needs more than 0 seconds")

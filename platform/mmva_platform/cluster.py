@@ -1,7 +1,5 @@
 """Ray: connect or start it, and report beforehand what cannot run on it."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil
@@ -57,10 +55,8 @@ def ray_session(settings: ClusterSettings | None = None) -> Iterator[ClusterInfo
     """Ray during a block: the running session, the configured cluster, or a private one on this machine.
 
     At the end, shuts down only what was started or connected here. Inside a submitted job RAY_ADDRESS is the cluster.
-
-    Raises:
-        UsageError: If the configured cluster does not answer.
-        OperationFailed: If Ray does not start on this machine; EnvironmentFault if TMPDIR is the reason.
+    Raises UsageError if the configured cluster does not answer; OperationFailed if Ray does not start on this machine;
+    EnvironmentFault if TMPDIR is the reason.
     """
     settings = settings or ClusterSettings()
     grows = _GROWS_TO.set(float(settings.max_cpus or 0))
@@ -83,9 +79,7 @@ def cluster_for_jobs(settings: ClusterSettings) -> Iterator[ClusterSettings]:
     """Settings of a cluster that Ray jobs can be submitted to: the configured one, or one on this machine for a block.
 
     Not by ray.init, which gives the agent that takes jobs a fixed port: any other Ray on this machine has it already.
-
-    Raises:
-        OperationFailed: If Ray does not start on this machine; EnvironmentFault if TMPDIR is why.
+    Raises OperationFailed if Ray does not start on this machine; EnvironmentFault if TMPDIR is why.
     """
     if _address_of(settings):
         yield settings

@@ -1,7 +1,5 @@
 """SIGTERM as a request: finish the running work, start nothing more; or close what is open and end."""
 
-from __future__ import annotations
-
 import logging
 import signal
 import threading

@@ -1,12 +1,10 @@
 """MMVA's experiment in one command: import, embed, train, and both splits beside the published figures."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pydantic import Field
 
-from mmva_platform.datasets.import_plan import ImportConfig
+from mmva_platform.datasets.importing import ImportConfig
 from mmva_platform.settings import Config, Settings, load_config
 from mmva_platform.training.evaluation import Evaluation
 from mmva_platform.training.recipe import Recipe
@@ -22,8 +20,7 @@ class Reproduction(Config):
 def load_reproduction(path: Path, folder: str, overrides: list[str]) -> Reproduction:
     """Read a recipe of jobs/recipes/reproduce for the files in a folder or under a URI.
 
-    Raises:
-        UsageError: As load_config.
+    Raises UsageError as load_config.
     """
     job = load_config(Reproduction, path, overrides)
     below = [folder if source.root == "." else f"{folder.rstrip('/')}/{source.root}" for source in job.data.sources]
@@ -36,11 +33,7 @@ def load_reproduction(path: Path, folder: str, overrides: list[str]) -> Reproduc
 def reproduce(job: Reproduction, settings: Settings) -> Evaluation:
     """Run what is not there yet; the trained model is registered as any other.
 
-    Returns:
-        The test split's figures, with those of the same recipe on a split by clip in `clip_split`.
-
-    Raises:
-        UsageError, OperationFailed: As the steps do.
+    Returns the test split's figures, with those of the same recipe on a split by clip in `clip_split`.
     """
     from mmva_platform.datasets.embedding import embed_dataset
     from mmva_platform.datasets.importing import import_dataset

@@ -4,8 +4,6 @@ Other configurations (a recipe, an import, an annotation run) are a `Config` nex
 module has the common settings, and the loader whose errors name the field.
 """
 
-from __future__ import annotations
-
 import difflib
 import os
 import re
@@ -213,14 +211,6 @@ class Settings(Config):
         """MLflow's tracking URI: the configured one, else the environment's, else a SQLite file under home."""
         given = self.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
         return given or f"sqlite:///{self.home.resolve() / 'mlflow.db'}"
-
-    @property
-    def annotation_stall_timeout_s(self) -> float:
-        """Longest wait for a next shard of annotations, at least four times an item's limit.
-
-        An item that hangs costs that limit three times before it is given up: two workers, then careful mode's child.
-        """
-        return max(self.cluster.stall_timeout_s, 4 * self.annotation.item_timeout_s)
 
     @property
     def runs_uri(self) -> str:

@@ -5,7 +5,6 @@ The command line, the job scripts and the quickstart call these, so that all thr
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmva.errors import CheckFailed, OperationFailed, UsageError
+from mmva.files import sha256_hex
 from mmva_platform.settings import Settings
 
 if TYPE_CHECKING:
@@ -93,22 +93,16 @@ def sweep_and_register(sweep: SweepOptions, settings: Settings) -> tuple[SweepRe
 def train_and_register(recipe: Recipe, settings: Settings) -> TrainOutcome:
     """Train the recipe, in MLflow from its first step on, and register its bundle as a new version.
 
-    Raises:
-        UsageError: As train does.
+    Raises UsageError as train does.
     """
     return _track(recipe, settings, None)
 
 
 def resume_and_register(name: str, settings: Settings, overrides: Overrides) -> TrainOutcome:
-    """Go on with a run that ended before its end; one that is finished is only logged and registered.
+    """Resume a run that ended early; one that is finished is only logged and registered.
 
-    Args:
-        name: Of the run.
-        settings: Where runs are.
-        overrides: Makes the recipe that is asked for from the run's own, as plain values.
-
-    Raises:
-        UsageError: As train does; and if the run is registered already.
+    `overrides` makes the recipe that is asked for from the run's own, as plain values. Raises UsageError as train does,
+    and if the run is registered already.
     """
     from mmva_platform.training.rundir import find_run, stored_recipe
     from mmva_platform.training.trainer import finished_run
@@ -164,8 +158,7 @@ def _registered(result: TrainResult, run_id: str, settings: Settings) -> TrainOu
 def backbones_of(name: str, settings: Settings) -> Preset:
     """A preset by name, or the backbones of a model (a bundle's folder, runs:/... or models:/...), tuned ones included.
 
-    Raises:
-        UsageError: If there is neither; CheckFailed if the model's files are not the registered ones.
+    Raises UsageError if there is neither; CheckFailed if the model's files are not the registered ones.
     """
     from mmva.backbones import BackboneSpec, Preset, preset
     from mmva.bundle import read_bundle_info
@@ -179,11 +172,7 @@ def backbones_of(name: str, settings: Settings) -> Preset:
 
 
 def choose_model(model: str | None, settings: Settings) -> str:
-    """The model that a verb was given; else the champion or the starter, and then says which and how good it is.
-
-    Returns:
-        What resolve_model takes.
-    """
+    """The URI of the model that a verb was given; else of the champion or the starter, and logs which and how good."""
     from mmva_platform.tracking.resolve import STARTER, default_model, quality_of, resolve_model
 
     if model is not None:
@@ -243,18 +232,9 @@ def report_annotation(
 ) -> None:
     """Write a version's report, HTML and beside it JSON, with what the registry knows of its model, and a note on it.
 
-    Args:
-        out: The annotation.
-        file: The page to write.
-        settings: Storage and registry.
-        version: Of the annotation; the newest by default.
-        roots: Media are shown only from below these, and only the bytes that were annotated. None trusts the
-            annotation: for a person who may read the files anyway.
-        note: A line of the page, for example that the media are generated.
-
-    Raises:
-        UsageError: If there is no such version, or the file is named .json.
-        CheckFailed: If a file of it is damaged.
+    Media are shown only from below `roots`, and only the bytes that were annotated. None trusts the annotation: for a
+    person who may read the files anyway. `note` is a line of the page, for example that the media are generated. Raises
+    UsageError if there is no such version, or the file is named .json, CheckFailed if a file of it is damaged.
     """
     from mmva_platform.annotation.plan import read_plan
     from mmva_platform.annotation.reader import open_annotation
@@ -366,8 +346,7 @@ def compare_on_catalog(
     from mmva_platform.annotation.roots import catalog_root
     from mmva_platform.annotation.run import annotate
     from mmva_platform.cluster import ray_session
-    from mmva_platform.reporting.shadow import Shadow, compared
-    from mmva_platform.reporting.shadow_page import write_shadow_page
+    from mmva_platform.reporting.shadow import Shadow, compared, write_shadow_page
     from mmva_platform.storage import read_uri
     from mmva_platform.tracking.registry import show_version
 
@@ -410,7 +389,7 @@ def _shadow_place(drawn: pa.Table, settings: Settings) -> tuple[Path, Path]:
 
     buffer = io.BytesIO()
     pq.write_table(drawn, buffer)
-    place = settings.home.resolve() / "shadow" / hashlib.sha256(buffer.getvalue()).hexdigest()[:16]
+    place = settings.home.resolve() / "shadow" / sha256_hex(buffer.getvalue())[:16]
     place.mkdir(parents=True, exist_ok=True)
     table = place / "sample.parquet"
     table.write_bytes(buffer.getvalue())

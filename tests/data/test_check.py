@@ -12,11 +12,12 @@ import pytest
 from inline_pass import InlineCluster
 
 from mmva.errors import EnvironmentFault, UsageError
+from mmva.files import sha256_hex
 from mmva_platform.datasets import checking
 from mmva_platform.datasets.checking import check_dataset
 from mmva_platform.datasets.dataset import Dataset
 from mmva_platform.datasets.importing import import_dataset
-from mmva_platform.datasets.schema import DATASET_SCHEMA, dataset_digest, parquet_bytes, sha256_of
+from mmva_platform.datasets.schema import DATASET_SCHEMA, dataset_digest, parquet_bytes
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_a_rewritten_description_does_not_hide_wrong_rows(out: Path) -> None:
     data = parquet_bytes(pq.read_table(path).from_pylist(rows, schema=DATASET_SCHEMA))
     path.write_bytes(data)
     info = json.loads((out / "dataset.json").read_text())
-    info["shards"][0]["sha256"] = sha256_of(data)
+    info["shards"][0]["sha256"] = sha256_hex(data)
     info["digest"] = dataset_digest(shard["sha256"] for shard in info["shards"])
     (out / "dataset.json").write_text(json.dumps(info))
     problems = "\n".join(check_dataset(str(out)).problems)

@@ -22,6 +22,7 @@ from mmva.backbones import load_encoder, preset
 from mmva.bundle import save_bundle
 from mmva.engines.cuda import CudaEncoder
 from mmva.errors import CheckFailed, OperationFailed, UsageError
+from mmva.files import sha256_hex
 from mmva.media.audio import decode_audio
 from mmva.media.images import decode_image
 from mmva.media.windows import HOP_S, WINDOW_S
@@ -33,7 +34,7 @@ from mmva_platform.datasets.embedding import embed_dataset
 from mmva_platform.datasets.embedding_set import part_key
 from mmva_platform.datasets.features import load_features
 from mmva_platform.datasets.importing import import_dataset
-from mmva_platform.datasets.schema import ShardInfo, sha256_of
+from mmva_platform.datasets.schema import ShardInfo
 from mmva_platform.settings import ClusterSettings, Settings
 from mmva_platform.training.evaluation import evaluate
 from mmva_platform.workflows import backbones_of
@@ -147,7 +148,7 @@ def test_a_models_own_backbones_embed_a_new_dataset_for_its_evaluation(dataset: 
     name, weight = next(iter(network.named_parameters()))
     data = save({name: weight.detach() + torch.linspace(-1, 1, weight.numel()).reshape(weight.shape)})
     (tmp_path / "tuned.safetensors").write_bytes(data)
-    specs["image"] = replace(specs["image"], tuned=str(tmp_path), tuned_sha256=sha256_of(data))
+    specs["image"] = replace(specs["image"], tuned=str(tmp_path), tuned_sha256=sha256_hex(data))
     encoders = {modality: load_encoder(spec) for modality, spec in specs.items()}
     model = MMVA({modality: encoder.dim for modality, encoder in encoders.items()})
     model.attach_encoders(encoders)

@@ -14,6 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from mmva.errors import UsageError
+from mmva.files import sha256_hex
 from mmva.labels import PROBLEM_CODES
 from mmva.media.audio import decode_audio
 from mmva.splits import leaking_groups
@@ -258,7 +259,7 @@ class TestSentences:
 
     def test_a_changed_sentence_is_found(self, words: dict[str, Any], tmp_path: Path) -> None:
         from mmva_platform.datasets.checking import check_shard
-        from mmva_platform.datasets.schema import DATASET_SCHEMA, parquet_bytes, sha256_of
+        from mmva_platform.datasets.schema import DATASET_SCHEMA, parquet_bytes
 
         imported(tmp_path / "out", words)
         dataset = Dataset.open(str(tmp_path / "out"))
@@ -267,7 +268,7 @@ class TestSentences:
         rows[0]["caption"] = "another sentence"
         data = parquet_bytes(dataset.read_shard(shard.name).from_pylist(rows, schema=DATASET_SCHEMA))
         (tmp_path / "out" / shard.name).write_bytes(data)
-        found = check_shard(dataset.storage, shard.model_copy(update={"sha256": sha256_of(data)}))
+        found = check_shard(dataset.storage, shard.model_copy(update={"sha256": sha256_hex(data)}))
         assert "the text of 'Words/000001' are not those of its sha256" in found.problems[0]
 
     def test_a_dataset_of_sentences_alone_is_embedded(self, words: dict[str, Any], tmp_path: Path) -> None:

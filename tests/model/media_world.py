@@ -12,8 +12,9 @@ import soundfile
 from PIL import Image
 
 from mmva.backbones import preset
+from mmva.files import sha256_hex
 from mmva_platform.datasets.embedder import EncoderLoader
-from mmva_platform.datasets.schema import ShardInfo, parquet_bytes, sha256_of
+from mmva_platform.datasets.schema import ShardInfo, parquet_bytes
 from mmva_platform.settings import Settings, validate
 from mmva_platform.storage import open_storage
 from mmva_platform.training.data import partners
@@ -78,7 +79,7 @@ def _heads(recipe: Recipe, pairing: MediaPairing) -> Heads:
 def _shard(storage: Any, name: str, media: list[bytes]) -> ShardInfo:
     data = parquet_bytes(pa.table({"media": pa.array(media, pa.large_binary())}))
     storage.write(f"{name}.parquet", data)
-    return ShardInfo(name=f"{name}.parquet", modality=name, rows=len(media), bytes=len(data), sha256=sha256_of(data))
+    return ShardInfo(name=f"{name}.parquet", modality=name, rows=len(media), bytes=len(data), sha256=sha256_hex(data))
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -22,7 +22,7 @@ from mmva.inference.stages import DecodeStage
 from mmva.zeroshot.query import query_point
 from mmva_platform.annotation.annotator import Annotator
 from mmva_platform.annotation.catalog import open_catalog
-from mmva_platform.annotation.fetcher import Fetcher
+from mmva_platform.annotation.media import Fetcher
 from mmva_platform.annotation.plan import ItemReader, ModelInfo
 from mmva_platform.annotation.planning import write_plan
 from mmva_platform.annotation.spool import spooled

@@ -16,9 +16,9 @@ from PIL import Image
 
 from mmva.backbones import BackboneSpec, Encoder, load_encoder, preset
 from mmva.errors import CheckFailed, UsageError
+from mmva.files import sha256_hex
 from mmva.losses import loss_scales
 from mmva.matching import batches
-from mmva_platform.datasets.schema import sha256_of
 from mmva_platform.training.loop import batch_counts, fit, plan_epoch, train_step
 from mmva_platform.training.media.augment import augment_image, augment_music
 from mmva_platform.training.media.dataset import Decoder, default_loaders
@@ -315,7 +315,7 @@ def test_tuned_layers_make_another_encoder_and_travel_by_their_digest(tmp_path: 
     slope = torch.linspace(-1, 1, weight.numel()).reshape(weight.shape)  # a constant would be normalised away
     data = save({name: weight.detach() + slope})
     (tmp_path / "tuned.safetensors").write_bytes(data)
-    tuned_spec = replace(spec, tuned=str(tmp_path), tuned_sha256=sha256_of(data))
+    tuned_spec = replace(spec, tuned=str(tmp_path), tuned_sha256=sha256_hex(data))
     tuned = load_encoder(BackboneSpec.from_json(tuned_spec.to_json()))
     assert tuned.fingerprint != plain.fingerprint
     image = Image.effect_noise((64, 64), 50).convert("RGB")

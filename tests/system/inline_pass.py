@@ -104,13 +104,15 @@ def install_annotation(patch: pytest.MonkeyPatch) -> InlineCluster:
     from mmva.inference.engines import calibrate_bundle  # with torch
 
     cluster = InlineCluster()
-    patch.setattr("mmva_platform.annotation.execute.run_pass", cluster.run_pass)
+    patch.setattr("mmva_platform.annotation.run.run_pass", cluster.run_pass)
     patch.setattr("mmva_platform.bulk.run_pass", cluster.run_pass)
-    for name in ("execute", "on_workers", "verify"):
-        module = import_module(f"mmva_platform.annotation.{name}")  # its package has a function of the same name
-        patch.setattr(module, "ray_session", cluster.ray_session)
-    patch.setattr("mmva_platform.annotation.on_workers.Workers.have_gpus", lambda _workers: False)
-    patch.setattr("mmva_platform.annotation.on_workers.Workers.calibrate", staticmethod(calibrate_bundle))
+    # `mmva_platform.annotation` also has a function `verify`, so the module is not found by a dotted name.
+    verifying = import_module("mmva_platform.annotation.verify")
+    patch.setattr(verifying, "ray_session", cluster.ray_session)
+    patch.setattr("mmva_platform.annotation.run.ray_session", cluster.ray_session)
+    patch.setattr("mmva_platform.annotation.prepare.ray_session", cluster.ray_session)
+    patch.setattr("mmva_platform.annotation.prepare.Workers.have_gpus", lambda _workers: False)
+    patch.setattr("mmva_platform.annotation.prepare.Workers.calibrate", staticmethod(calibrate_bundle))
     return cluster
 
 

@@ -17,8 +17,7 @@ from mmva.errors import UsageError
 from mmva.starter import BUNDLE
 from mmva_platform.annotation import open_annotation
 from mmva_platform.quickstart import flow
-from mmva_platform.quickstart.flow import QuickstartOptions, quickstart_recipe
-from mmva_platform.quickstart.workspace import fresh_workspace
+from mmva_platform.quickstart.flow import QuickstartOptions, fresh_workspace, quickstart_recipe
 from mmva_platform.settings import Settings, load_config
 from mmva_platform.training.recipe import Recipe
 from mmva_platform.workflows import TrainOutcome

@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 
 from mmva.inference.config import Preprocessing
 from mmva_platform.annotation.commit import CommitRecord, DataFile, ShardResult, commit_shard, read_commit, read_commits
-from mmva_platform.annotation.plan import ModelInfo, Plan, iter_items
+from mmva_platform.annotation.plan import ModelInfo, Plan
 from mmva_platform.annotation.publish import VersionRecord, publish
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, EMBEDDING_FILE_SCHEMA, QUARANTINE_SCHEMA
 from mmva_platform.storage import Storage
 from mmva_platform.storage.s3 import S3Storage
 
-from .planned import plan_of, table_of
+from .planned import iter_items, plan_of, table_of
 
 MODEL = ModelInfo(name="mmva", version="3", digest="d" * 64)
 PREPROCESSING = Preprocessing(fingerprints={"image": "f" * 64}, window_s=3.0, hop_s=1.5, short_side=224)

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from mmva.bundle import save_bundle
+from mmva.files import sha256_hex
 from mmva.modalities import AXES, MODALITIES
 from mmva.model import MMVA
 from mmva_platform.datasets.dataset import Dataset
@@ -27,7 +28,6 @@ from mmva_platform.datasets.schema import (
     describe,
     json_bytes,
     parquet_bytes,
-    sha256_of,
 )
 
 DIM = 4
@@ -96,7 +96,7 @@ def rows_of(rows: list[dict[str, Any]], modality: str) -> list[dict[str, Any]]:
 def publish(folder: Path, rows: list[dict[str, Any]], media: list[bytes]) -> DatasetInfo:
     """Write a dataset of these rows, a shard a modality; a sentence on its own has no media."""
     for row, data in zip(rows, media, strict=True):
-        row["sha256"] = sha256_of(data)
+        row["sha256"] = sha256_hex(data)
     (folder / "shards").mkdir(parents=True)
     shards = []
     for kind in dict.fromkeys(row["modality"] for row in rows):
@@ -105,10 +105,10 @@ def publish(folder: Path, rows: list[dict[str, Any]], media: list[bytes]) -> Dat
         ]
         data, name = parquet_bytes(pa.Table.from_pylist(mine, schema=DATASET_SCHEMA)), f"shards/{kind}-00000.parquet"
         (folder / name).write_bytes(data)
-        shards.append(ShardInfo(name=name, modality=kind, rows=len(mine), bytes=len(data), sha256=sha256_of(data)))
+        shards.append(ShardInfo(name=name, modality=kind, rows=len(mine), bytes=len(data), sha256=sha256_hex(data)))
     table = pa.Table.from_pylist(rows, schema=LABELS_SCHEMA)
     labels = parquet_bytes(table)
-    named = Named("labels.parquet", sha256_of(labels))
+    named = Named("labels.parquet", sha256_hex(labels))
     info = describe(table, shards, labels=named, split=SplitInfo(policy="song", seed=0))
     (folder / "labels.parquet").write_bytes(labels)
     (folder / "dataset.json").write_bytes(json_bytes(info.model_dump(mode="json")))
@@ -120,7 +120,7 @@ def embed(folder: Path, modality: str, emb_ND: Any, fingerprint: str, out: Path 
     dataset = Dataset.open(str(folder))
     ids = [item for items in dataset.items(modality) for item in items.ids]  # type: ignore[arg-type]
     data = part_bytes(ids, np.asarray(emb_ND, np.float32), {})
-    part = PartInfo(name="0.parquet", rows=len(ids), sha256=sha256_of(data))
+    part = PartInfo(name="0.parquet", rows=len(ids), sha256=sha256_hex(data))
     described = EmbeddingsInfo.model_validate(
         {
             "modality": modality, "fingerprint": fingerprint, "spec": {}, "dim": np.shape(emb_ND)[1], "preset": "x",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,20 @@ from mmva.errors import MediaError
 from mmva.inference.config import Preprocessing
 from mmva.inference.items import Item, error_table
 from mmva.inference.tables import ROW_SCHEMA, WINDOW_SCHEMA, Predicted
+from mmva_platform.annotation.annotator import stamped
 from mmva_platform.annotation.catalog import Catalog, open_catalog
 from mmva_platform.annotation.commit import commit_shard
 from mmva_platform.annotation.plan import ItemReader, ModelInfo, Plan
 from mmva_platform.annotation.planning import write_plan
-from mmva_platform.annotation.results import stamped
 from mmva_platform.annotation.schema import CATALOG_SCHEMA
 from mmva_platform.annotation.spool import spooled
 from mmva_platform.settings import StorageSettings
 from mmva_platform.storage import Storage
+
+
+def iter_items(storage: Storage, plan: Plan) -> Iterator[pa.Table]:
+    """All planned items in order, one table a shard."""
+    return map(ItemReader(storage, plan), plan.shards)
 
 
 def table_of(rows: list[dict[str, Any]]) -> pa.Table:

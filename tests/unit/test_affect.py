@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmva.affect import IMEMNET_SIGMA, from_deam, matching_score, mood, quadrant
+from mmva.affect import DEAM_RANGE, IMEMNET_SIGMA, matching_score, mood, quadrant
 
 coordinate = st.floats(0, 1)
 point = st.tuples(coordinate, coordinate)
@@ -33,8 +33,8 @@ def test_sigma_must_be_positive(sigma: float) -> None:
 
 
 def test_deam_scale_explains_labels_above_one() -> None:
-    assert from_deam(0.0) == pytest.approx(0.832 / 1.548)
-    assert from_deam(0.725) == pytest.approx(1.0058, abs=1e-4)
+    low, high = DEAM_RANGE
+    assert (0.725 - low) / (high - low) == pytest.approx(1.0058, abs=1e-4)
 
 
 def test_quadrants_and_moods() -> None:

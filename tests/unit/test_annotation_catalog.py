@@ -18,7 +18,7 @@ from mmva.errors import UsageError
 from mmva.media.formats import modality_of
 from mmva_platform.annotation.catalog import Catalog, open_catalog
 from mmva_platform.annotation.catalog_rows import listed_rows, table_rows
-from mmva_platform.annotation.fetcher import Fetcher
+from mmva_platform.annotation.media import Fetcher
 from mmva_platform.annotation.roots import AllowedRoots, catalog_root
 from mmva_platform.annotation.schema import CATALOG_SCHEMA
 from mmva_platform.annotation.spool import spooled

@@ -93,7 +93,7 @@ def test_embeddings_that_several_versions_share_stay(world: World) -> None:
 
 def test_a_version_under_way_is_left_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.picture("i1.png")
-    killed(monkeypatch, "execute.publish", world.update)
+    killed(monkeypatch, "mmva_platform.annotation.run.publish", world.update)
     mine = {path for path in data_of(world) if "/000003" in path}
     assert len(mine) > 1
     clean(world.out, world.settings, delete=True)

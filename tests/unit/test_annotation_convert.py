@@ -19,11 +19,12 @@ from mmva.errors import CheckFailed, UsageError
 from mmva.inference.tables import ERROR_SCHEMA, ROW_SCHEMA, WINDOW_SCHEMA
 from mmva_platform.annotation import open_annotation, verify
 from mmva_platform.annotation.convert import convert
-from mmva_platform.annotation.plan import iter_items, read_plan
+from mmva_platform.annotation.plan import read_plan
 from mmva_platform.annotation.publish import read_record
 from mmva_platform.annotation.schema import CATALOG_SCHEMA, STAMP_SCHEMA
 from mmva_platform.storage import open_storage
 
+from .planned import iter_items
 from .versions import BAD, POINTS, STARTING_OK, World, close, killed
 
 OLD_ROWS = pa.schema([*ROW_SCHEMA, *STAMP_SCHEMA])
@@ -168,7 +169,14 @@ def test_a_new_model_updates_what_was_converted_and_then_its_quarantine_can_be_r
     np.testing.assert_allclose(found["embedding"].to_pylist()[0], wanted["embedding"].to_pylist()[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("at", ["convert.publish", "publish.commit_version", "convert.commit_shard"])
+@pytest.mark.parametrize(
+    "at",
+    [
+        "mmva_platform.annotation.convert.publish",
+        "mmva_platform.annotation.publish.commit_version",
+        "mmva_platform.annotation.convert.commit_shard",
+    ],
+)
 def test_a_conversion_that_was_cut_short_is_continued_by_the_next_call(
     world: World, old: str, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
@@ -176,7 +184,7 @@ def test_a_conversion_that_was_cut_short_is_continued_by_the_next_call(
     with pytest.raises(UsageError, match="no published annotations"):
         open_annotation(world.out)
     summary = convert(old, world.out, world.settings)
-    assert summary.resumed_shards == (0 if at == "convert.commit_shard" else summary.shards)
+    assert summary.resumed_shards == (0 if at.endswith("commit_shard") else summary.shards)
     world.check(STARTING_OK | {"bad2.png"}, BAD)
     before = world.files()
     assert convert(old, world.out, world.settings).resumed_shards == summary.shards

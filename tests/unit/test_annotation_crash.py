@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from mmva.errors import UsageError
+from mmva.files import sha256_hex
 from mmva_platform.annotation import table
 from mmva_platform.annotation.commit import ShardResult, commit_shard, committed_shards, read_commit
 from mmva_platform.annotation.plan import Plan
 from mmva_platform.annotation.publish import read_record
 from mmva_platform.annotation.reader import open_annotation
-from mmva_platform.annotation.schema import sha256_hex
 from mmva_platform.annotation.table import digest_in, latest_version
 from mmva_platform.storage import StorageUnavailable
 from mmva_platform.storage.local import LocalStorage

@@ -17,18 +17,17 @@ from pydantic import ValidationError
 
 from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva_platform.annotation import run as run_module
+from mmva_platform.annotation.catalog import Catalog
 from mmva_platform.annotation.commit import committed_shards, read_commits
-from mmva_platform.annotation.execute import carry_out
 from mmva_platform.annotation.options import AnnotateOptions, ErrorLimit
-from mmva_platform.annotation.plan import Plan, iter_items, plan_file, read_plan
-from mmva_platform.annotation.prepare import look_up, make_plan
+from mmva_platform.annotation.plan import Plan, plan_file, read_plan
+from mmva_platform.annotation.prepare import look_up, make_plan, stored_bundle
 from mmva_platform.annotation.publish import VersionRecord, publish
-from mmva_platform.annotation.run import annotate, resume
-from mmva_platform.annotation.stored_model import stored_bundle
+from mmva_platform.annotation.run import annotate, carry_out, resume
 from mmva_platform.settings import Settings, validate
 from mmva_platform.storage import Storage, open_storage
 
-from .planned import quarantine_all
+from .planned import iter_items, quarantine_all
 
 
 @pytest.fixture
@@ -70,7 +69,7 @@ def not_listed(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From its call on, reading a catalog fails the test."""
 
     def call() -> None:
-        monkeypatch.setattr("mmva_platform.annotation.catalog.Catalog.batches", lambda _self: pytest.fail("listed"))
+        monkeypatch.setattr(Catalog, "batches", lambda _self: pytest.fail("listed"))
 
     return call
 

@@ -16,7 +16,7 @@ from mmva_platform.annotation import open_annotation, reader
 from mmva_platform.annotation.commit import commit_shard
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, EMBEDDING_FILE_SCHEMA, QUARANTINE_SCHEMA
 from mmva_platform.storage import Storage, open_storage
-from mmva_platform.storage.range_file import BUFFER_BYTES, Part, RangeFile
+from mmva_platform.storage.s3 import BUFFER_BYTES, Part, RangeFile
 
 from .committed import (
     annotation,

@@ -10,13 +10,12 @@ import pytest
 from mmva.errors import CheckFailed, MediaError, UsageError
 from mmva_platform.annotation.catalog import open_catalog
 from mmva_platform.annotation.commit import commit_path, commit_shard, committed_shards, read_commit, read_commits
-from mmva_platform.annotation.fetcher import Fetcher
-from mmva_platform.annotation.heartbeats import HeartbeatFile
-from mmva_platform.annotation.plan import Base, ItemReader, iter_items, read_plan
+from mmva_platform.annotation.media import Fetcher
+from mmva_platform.annotation.plan import Base, ItemReader, read_plan
 from mmva_platform.annotation.publish import publish, read_record
 from mmva_platform.annotation.reader import open_annotation
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, QUARANTINE_SCHEMA
-from mmva_platform.annotation.status import status
+from mmva_platform.annotation.status import HeartbeatFile, status
 from mmva_platform.annotation.table import latest_version
 from mmva_platform.annotation.verify import verify
 from mmva_platform.bulk import InFlight
@@ -37,7 +36,7 @@ from .committed import (
     result_of,
     silently_changed,
 )
-from .planned import plan_of, read_all, table_of
+from .planned import iter_items, plan_of, read_all, table_of
 
 folder_only = pytest.mark.parametrize("settings", ["folder"], indirect=True)
 

@@ -15,7 +15,7 @@ from mmva_platform.annotation import table
 from mmva_platform.annotation.clean import clean
 from mmva_platform.annotation.commit import commit_shard
 from mmva_platform.annotation.options import RetryOptions
-from mmva_platform.annotation.plan import Plan, iter_items
+from mmva_platform.annotation.plan import Plan
 from mmva_platform.annotation.publish import VersionRecord
 from mmva_platform.annotation.reader import open_annotation
 from mmva_platform.annotation.schema import TABLE_SCHEMA
@@ -27,6 +27,7 @@ from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, StorageUnavailable
 
 from .committed import annotation, finish, items_of, publish_committed, result_of
+from .planned import iter_items
 
 NAMES = {f"i{number:02d}" for number in range(40)}
 NOW = datetime.now(UTC)

@@ -18,12 +18,13 @@ from mmva.inference.engines import calibrate_bundle
 from mmva.media.limits import DECODERS
 from mmva_platform.annotation import AnnotationSummary, clean, open_annotation, resume, status
 from mmva_platform.annotation.lookup import CHANGED, Lookup
-from mmva_platform.annotation.plan import iter_items, read_plan
+from mmva_platform.annotation.plan import read_plan
 from mmva_platform.annotation.planning import write_plan
 from mmva_platform.annotation.publish import read_record
 from mmva_platform.storage import open_storage
 
 from .committed import catalog_of, finish, table_of
+from .planned import iter_items
 from .versions import BAD, STARTING_OK, World, close, killed
 
 PICTURES = {name for name in STARTING_OK if name.endswith(".png")}
@@ -156,7 +157,11 @@ def test_an_item_that_is_changed_back_is_annotated_as_in_the_beginning(world: Wo
         assert (third[name].equals(first[name]), third[name].equals(second[name])) == (True, False)
 
 
-KILLS = ("execute.run_pass", "execute.publish", "publish.commit_version")
+KILLS = (
+    "mmva_platform.annotation.run.run_pass",
+    "mmva_platform.annotation.run.publish",
+    "mmva_platform.annotation.publish.commit_version",
+)
 
 
 @pytest.mark.parametrize("at", KILLS)
@@ -308,9 +313,9 @@ def test_a_catalog_of_other_items_is_refused(world: World) -> None:
 def test_media_are_read_again_for_another_backbone_only_when_asked(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmva_platform.annotation.on_workers.Workers.have_gpus", lambda _self: False)
+    monkeypatch.setattr("mmva_platform.annotation.prepare.Workers.have_gpus", lambda _self: False)
     monkeypatch.setattr(
-        "mmva_platform.annotation.on_workers.Workers.calibrate", lambda _self, *values: calibrate_bundle(*values)
+        "mmva_platform.annotation.prepare.Workers.calibrate", lambda _self, *values: calibrate_bundle(*values)
     )
     before = world.files()
     with pytest.raises(UsageError, match=r"another backbone for image, .* 7 items .* about .* of one worker; --reread"):
@@ -330,7 +335,7 @@ def test_media_are_read_again_for_another_backbone_only_when_asked(
 
 def test_another_request_is_told_what_is_under_way(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     changed_media(world)
-    killed(monkeypatch, "execute.run_pass", world.update)
+    killed(monkeypatch, "mmva_platform.annotation.run.run_pass", world.update)
     storage = open_storage(world.out)
     shutil.copytree(world.media, world.folder / "elsewhere")
     for call in (
@@ -389,7 +394,7 @@ def test_a_table_that_another_program_wrote_to_is_not_updated(bare: World) -> No
 
 
 def test_what_is_not_published_cannot_be_updated(bare: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    killed(monkeypatch, "execute.publish", bare.annotate)
+    killed(monkeypatch, "mmva_platform.annotation.run.publish", bare.annotate)
     for call in (bare.update, bare.retry):
         with pytest.raises(UsageError, match="no published annotations"):
             call()
@@ -415,7 +420,7 @@ def test_media_are_read_again_where_the_decoders_have_changed_and_texts_are_kept
 def test_a_run_that_another_release_began_is_not_finished_with_other_decoders(
     bare: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    killed(monkeypatch, "execute.publish", bare.annotate)
+    killed(monkeypatch, "mmva_platform.annotation.run.publish", bare.annotate)
     monkeypatch.setattr("mmva_platform.annotation.run.DECODERS", DECODERS + 1)
     with pytest.raises(CheckFailed, match=r"begun by a release that decodes media differently"):
         resume(bare.out, bare.settings)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmva import _bundle_files
+from mmva import bundle as module
 from mmva.bundle import load_bundle, read_bundle, read_bundle_info, save_bundle
 from mmva.errors import CheckFailed, UsageError
 from mmva.model import MMVA, ModelConfig
@@ -233,7 +233,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
             raise OSError(28, "No space left on device")
         path.write_bytes(data)
 
-    monkeypatch.setattr(_bundle_files, "write_atomically", full)
+    monkeypatch.setattr(module, "write_atomically", full)
     with pytest.raises(UsageError, match="No space left"):
         save(tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []

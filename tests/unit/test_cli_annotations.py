@@ -16,7 +16,7 @@ import pytest
 from inline_pass import install_annotation
 
 from mmva.backbones import BackboneSpec
-from mmva_platform.annotation.plan import iter_items, read_plan
+from mmva_platform.annotation.plan import read_plan
 from mmva_platform.annotation.prepare import choose_towers
 from mmva_platform.annotation.reader import open_annotation
 from mmva_platform.annotation.schema import CATALOG_SCHEMA
@@ -24,6 +24,7 @@ from mmva_platform.cli.main import run
 from mmva_platform.storage import StorageUnavailable, open_storage
 
 from .damaged import damage
+from .planned import iter_items
 from .published import lively_bundle, publish_points, update_points
 from .test_annotation_convert import OLD_ROWS, OldRun
 

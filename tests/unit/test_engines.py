@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmva.backbones.fronts import PowerSpectrogram, make_front
 from mmva.bundle import load_bundle, read_bundle, save_bundle
-from mmva.engines.fronts import PowerSpectrogram, make_front
 from mmva.engines.onnx_encoder import OnnxEncoder
 from mmva.errors import CheckFailed, UsageError
 from mmva.model import MMVA, ModelConfig
@@ -143,7 +143,9 @@ def test_a_modality_without_tower_is_named(bundle):
 def test_inference_needs_no_torch(tmp_path):
     bundles = [str(make_bundle(tmp_path / str(number), config)) for number, config in enumerate(TOWERS)]
     code = (
-        "import sys, numpy as np; from mmva.bundle import read_bundle; from mmva.predictor import Predictor\n"
+        "import sys, numpy as np\n"
+        "from mmva.bundle import read_bundle\n"
+        "from mmva.predictor import Predictor\n"
         "import mmva.inference.pipeline, mmva.inference.heads, mmva.engines.onnx_encoder\n"
         "import mmva_platform.annotation.worker\n"
         "for bundle in sys.argv[1:]:\n"

@@ -110,7 +110,7 @@ def test_embeddings_that_are_done_outlive_an_error_of_the_call() -> None:
 
 HANGS = """
 import time
-from mmva.inference.time_limit import TimeLimit
+from mmva.inference.isolation import TimeLimit
 with TimeLimit(0.5) as limit:
     limit.step("{first}")
     time.sleep(1.5)

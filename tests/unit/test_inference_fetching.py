@@ -12,9 +12,8 @@ import pytest
 
 from mmva.errors import EnvironmentFault, MediaError
 from mmva.inference import fetching
-from mmva.inference.fetching import Fetching, Outage
+from mmva.inference.fetching import THREADS, Fetching, Outage, Request, prefetched
 from mmva.inference.items import Item
-from mmva.inference.prefetch import THREADS, Request, prefetched
 
 MIB = 2**20
 

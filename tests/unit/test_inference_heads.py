@@ -12,6 +12,7 @@ from mmva.inference.config import Preprocessing
 from mmva.inference.heads import predict
 from mmva.inference.pipeline import Pipeline
 from mmva.inference.tables import EMBEDDING_SCHEMA, ERROR_SCHEMA, WINDOW_SCHEMA, Embedded
+from mmva_platform.annotation.annotator import flat_windows, nested_windows, stamped
 from mmva_platform.annotation.catalog import Catalog
 from mmva_platform.annotation.commit import commit_shard, read_commits
 from mmva_platform.annotation.lookup import Lookup
@@ -19,7 +20,6 @@ from mmva_platform.annotation.plan import Base, ItemReader, ModelInfo
 from mmva_platform.annotation.planning import Stored, write_plan
 from mmva_platform.annotation.publish import publish
 from mmva_platform.annotation.reader import open_annotation
-from mmva_platform.annotation.results import flat_windows, nested_windows, stamped
 from mmva_platform.annotation.schema import EMBEDDING_FILE_SCHEMA
 from mmva_platform.annotation.spool import spooled
 from mmva_platform.annotation.stored import StoredRows

@@ -14,9 +14,9 @@ from mmva.errors import MediaError, OperationFailed
 from mmva.inference import batching
 from mmva.inference import pipeline as pipeline_module
 from mmva.inference.pipeline import Pipeline
+from mmva_platform.annotation.annotator import annotate_items, flat_windows
 from mmva_platform.annotation.commit import ShardResult
-from mmva_platform.annotation.fetcher import Fetcher, is_outage
-from mmva_platform.annotation.results import annotate_items, flat_windows
+from mmva_platform.annotation.media import Fetcher, is_outage
 from mmva_platform.annotation.schema import (
     ANNOTATION_SCHEMA,
     EMBEDDING_FILE_SCHEMA,

@@ -168,7 +168,7 @@ def test_extensions_belong_to_one_modality() -> None:
 
 
 def test_every_code_that_can_be_raised_is_listed_and_every_listed_one_can_be_raised(repository: Path) -> None:
-    sources = "".join(path.read_text() for path in sorted((repository / "mmva" / "media").glob("*.py")))
+    sources = "".join(path.read_text() for path in sorted((repository / "mmva" / "media").rglob("*.py")))
     raised = set(re.findall(r'(?:MediaError|refusals)\(\s*"([a-z-]+)"', sources))
     raised |= set(re.findall(r'checked_format\([^)]*"([a-z-]+)"\)', sources))
     assert raised == set(MEDIA_ERROR_CODES)

@@ -13,8 +13,7 @@ import pytest
 from PIL import Image
 
 from mmva.affect import mood
-from mmva_platform.reporting.shadow import BINS, FURTHEST, Shadow, compared
-from mmva_platform.reporting.shadow_page import write_shadow_page
+from mmva_platform.reporting.shadow import BINS, FURTHEST, Shadow, compared, write_shadow_page
 
 N = 40
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from mmva import retrieval as module
 from mmva.affect import matching_score, quadrant
-from mmva.retrieval import retrieval, retrieval_per_query
+from mmva.retrieval import retrieval_per_query
 
 
 def points(count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).random((count, 2))
+
+
+def retrieval(*points_of_both: np.ndarray, **options: Any) -> dict[str, float]:
+    """Means over the queries."""
+    return {name: float(values.mean()) for name, values in retrieval_per_query(*points_of_both, **options).items()}
 
 
 def test_perfect_predictions_score_one() -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from mmva.bundle import read_bundle_info
 from mmva.errors import CheckFailed, UsageError
 from mmva.zeroshot.generation import MusicGenerator
-from mmva.zeroshot.prompt_bank import TEMPLATES
+from mmva.zeroshot.prompts import TEMPLATES
 from mmva_platform.annotation.plan import ModelInfo
 from mmva_platform.cli.main import run
 from mmva_platform.search import AnnotationIndex, music_prompt, open_query_model, query_point

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mmva.errors import UsageError
-from mmva_platform.settings import ClusterSettings, Config, Settings, load_config
+from mmva_platform.settings import Config, Settings, load_config
 
 
 class Optimizer(Config):
@@ -56,8 +56,3 @@ def test_override_without_value() -> None:
 
 def test_tracking_uri_defaults_to_sqlite_under_home(tmp_path: Path) -> None:
     assert Settings(home=tmp_path).tracking_uri == f"sqlite:///{tmp_path / 'mlflow.db'}"
-
-
-def test_a_run_is_not_called_stalled_while_a_hanging_item_is_being_found() -> None:
-    assert Settings().annotation_stall_timeout_s == 480.0
-    assert Settings(cluster=ClusterSettings(stall_timeout_s=900)).annotation_stall_timeout_s == 900.0

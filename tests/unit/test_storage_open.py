@@ -18,7 +18,7 @@ from pyarrow import dataset, fs
 
 from mmva_platform.settings import StorageSettings
 from mmva_platform.storage import Storage, StorageDenied, StorageError, StorageNotFound, open_storage
-from mmva_platform.storage.range_file import BUFFER_BYTES
+from mmva_platform.storage.s3 import BUFFER_BYTES
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmva_platform.storage import StorageUnavailable
-from mmva_platform.storage.outage import retry_while_unavailable
+from mmva_platform.storage.base import retry_while_unavailable
 
 
 class Away:

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from mmva.affect import MOOD_WORDS, mood
 from mmva.errors import UsageError
-from mmva.zeroshot.prompt_bank import TEMPLATES
-from mmva.zeroshot.prompts import _ADJECTIVES, MusicPrompt, PromptBank, fill, music_prompt
+from mmva.zeroshot.prompts import _ADJECTIVES, TEMPLATES, MusicPrompt, PromptBank, fill, music_prompt
 
 LOUDNESS = ("very soft", "soft", "moderate", "loud", "very loud")
 TEMPI = ("very slow", "slow", "mid-tempo", "fast", "very fast")

@@ -188,13 +188,13 @@ BAD = {"bad.png"}
 
 
 def killed(patch: pytest.MonkeyPatch, name: str, call: Callable[[], Any]) -> None:
-    """A call that ends as if the driver was killed when it reached a function of the annotation package."""
+    """A call that ends as if the driver was killed when it reached a function, by its dotted name."""
 
     def die(*_args: Any, **_kwargs: Any) -> Any:
         raise KeyboardInterrupt
 
     with patch.context() as inner:
-        inner.setattr(f"mmva_platform.annotation.{name}", die)
+        inner.setattr(name, die)
         with pytest.raises(KeyboardInterrupt):
             call()
 

@@ -4,8 +4,6 @@ It exercises the whole platform where the real media may not go. Results on it d
 parts: labels, pictures (with scenes), music (with synth), captions, write.
 """
 
-from __future__ import annotations
-
 from mmva.imemnet.generator.write import generate
 
 __all__ = ["generate"]

@@ -6,8 +6,6 @@ Methods 45) in mind. Instruments, places and occasions do not depend on the VA p
 name no mood at all.
 """
 
-from __future__ import annotations
-
 from typing import Final
 
 import numpy as np

@@ -7,8 +7,6 @@ clip labels, with one exception: the variance of music arousal is .0367 there (t
 the published test songs; the latter is used here, because results are compared with it.
 """
 
-from __future__ import annotations
-
 import zlib
 from dataclasses import dataclass
 from typing import Final

@@ -13,8 +13,6 @@ little from its label (label noise), and all its clips share that: a model that 
 better than one that listens. A split by clip rewards this, a split by song does not.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -13,8 +13,6 @@ What is drawn (hills, towns, bowls of fruit, faces, ...) does not depend on the 
 picture's feeling also differs a little from its label (label noise), and each cue follows the feeling loosely.
 """
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

@@ -3,8 +3,6 @@
 The kind of scene never depends on the VA point. Coordinates are in pixels, hues in [0, 1) of the colour circle.
 """
 
-from __future__ import annotations
-
 import colorsys
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Shapes: T samples; every function returns float32 samples of about unit peak at the rate it is given.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Final
 

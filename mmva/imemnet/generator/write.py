@@ -4,8 +4,6 @@ From 100 images on, one id is on two rows with different labels; from 100 clips 
 1.0 and one caption is empty: defects of the published files, for the import's report to show.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Callable, Iterable, Sequence

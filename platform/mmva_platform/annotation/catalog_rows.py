@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mmva.files import sha256_hex
 from mmva.media.formats import modality_of
 from mmva_platform.annotation.roots import local_path_of
-from mmva_platform.annotation.schema import CATALOG_SCHEMA, sha256_hex
+from mmva_platform.annotation.schema import CATALOG_SCHEMA
 
 _SUFFIX: Final = r"(?s)^(?:.*[/\\])?[^/\\]+(?P<suffix>\.[^./\\]*)$"
 _HIDDEN: Final = r"(?:^|/)\.(?:[^./]|\.[^/])"  # "." and ".." are parts of keys, not names of hidden files

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from pydantic import Field, ValidationError
 
 from mmva.errors import CheckFailed
+from mmva.files import sha256_hex
 from mmva_platform.annotation import schema
 from mmva_platform.annotation.plan import Plan, version_folder
 from mmva_platform.annotation.table import TableFile, data_path
@@ -159,7 +160,7 @@ def _write_files(storage: Storage, plan: Plan, shard: str, result: ShardResult) 
     for modality, rows, at_N in _by_modality(result.ok):
         if result.embeddings.num_rows:
             data = schema.table_to_parquet(result.embeddings.take(at_N).combine_chunks())
-            path = f"{plan.folder}/embeddings/{shard}-{schema.sha256_hex(data)}.parquet"
+            path = f"{plan.folder}/embeddings/{shard}-{sha256_hex(data)}.parquet"
             storage.write(path, data)
             written.append(path)
             rows = _referring(rows, path)  # noqa: PLW2901 - the rows of this file from here on
@@ -173,7 +174,7 @@ def _write_files(storage: Storage, plan: Plan, shard: str, result: ShardResult) 
 
 def _data_file(version: int, shard: str, status: str, modality: str | None, rows: pa.Table) -> tuple[DataFile, bytes]:
     data = schema.table_to_parquet(rows.drop_columns("modality"))
-    path = data_path(version, shard, status, modality, schema.sha256_hex(data))
+    path = data_path(version, shard, status, modality, sha256_hex(data))
     return DataFile(path=path, rows=rows.num_rows, size=len(data), status=status, modality=modality), data
 
 

@@ -13,15 +13,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmva.errors import CheckFailed, UsageError
+from mmva.files import sha256_hex
 from mmva.inference.tables import WINDOW_SCHEMA, table_of
 from mmva_platform.annotation import schema
+from mmva_platform.annotation.annotator import nested_windows
 from mmva_platform.annotation.commit import ShardResult, commit_shard, committed_shards, read_commits
 from mmva_platform.annotation.plan import INTERNAL, Plan, plan_file, read_plan, version_folder
 from mmva_platform.annotation.planning import settled, write_parts
-from mmva_platform.annotation.publish import publish
-from mmva_platform.annotation.results import nested_windows
+from mmva_platform.annotation.publish import AnnotationSummary, publish, summarize
 from mmva_platform.annotation.spool import as_new
-from mmva_platform.annotation.summary import AnnotationSummary, summarize
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, StorageNotFound, open_storage, probe_put_if_absent
 
@@ -143,7 +143,7 @@ def _items_of(items: pa.Table, ids: pa.ChunkedArray) -> pa.Table:
 
 def _read(place: Storage, record: dict[str, Any]) -> pa.Table:
     data = place.read(record["path"])
-    if schema.sha256_hex(data) != record["sha256"]:
+    if sha256_hex(data) != record["sha256"]:
         raise CheckFailed(f"{place.join(record['path'])}: changed since it was written (SHA-256 differs)")
     return pq.read_table(io.BytesIO(data))
 

@@ -1,22 +1,28 @@
-"""An annotated item's media for the page: the very bytes that were annotated, under the allowed roots, or nothing."""
-
-from __future__ import annotations
+"""Reading media below the allowed roots, and of an annotated item only the very bytes that were annotated."""
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from mmva.errors import MediaError
+from mmva.files import sha256_hex
 from mmva.media.captions import clean_caption
 from mmva.media.formats import AUDIO_FORMATS, VIDEO_FORMATS, sniff
 from mmva.media.images import decode_image
 from mmva.media.limits import Limits
 from mmva_platform.annotation.roots import AllowedRoots
-from mmva_platform.annotation.schema import sha256_hex
 from mmva_platform.settings import StorageSettings
-from mmva_platform.storage import StorageNotFound, StorageTooLargeError, open_storage, split_uri
+from mmva_platform.storage import (
+    Storage,
+    StorageNotFound,
+    StorageTooLargeError,
+    StorageUnavailable,
+    open_storage,
+    place_of,
+)
 
 THUMBNAIL_SIDES: Final = (96, 960)
 _AUDIO_TYPES: Final = {
@@ -39,42 +45,63 @@ class Piece:
     size: int
 
 
+class Fetcher:
+    """Reads media by URI."""
+
+    def __init__(self, settings: StorageSettings, roots: AllowedRoots | Iterable[str] | None = None) -> None:
+        """Connect to nothing yet. A URI below none of `roots` is not opened; None allows every URI."""
+        self._roots = roots if roots is None or isinstance(roots, AllowedRoots) else AllowedRoots(roots)
+        self._open = lru_cache(maxsize=64)(lambda root: open_storage(root, settings))
+
+    def __call__(self, uri: str, size: int | None, most: int) -> bytes:
+        """Bytes of a file; `size` is its size if it is known, `most` the largest size to read.
+
+        Raises MediaError "outside-roots" or, by the known size, "too-many-bytes" before the file is opened, and
+        "too-many-bytes" by its real size; UsageError or StorageError if it cannot be read.
+        """
+        if self._roots is not None:
+            self._roots.check(uri)
+        root, path = place_of(uri)
+        if size is not None and size > most:
+            raise MediaError("too-many-bytes", f"{uri}: {size} bytes, the limit is {most}", stage="fetch")
+        storage: Storage = self._open(root)
+        try:
+            return storage.read(path, most)  # the size in a table may be wrong
+        except StorageTooLargeError as error:
+            raise MediaError("too-many-bytes", str(error), stage="fetch") from error
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether a fetch failed because storage gives no answer."""
+    return isinstance(error, StorageUnavailable)
+
+
 class MediaReader:
     """Reads what an annotation names, if it stands under a root and has not changed since."""
 
     def __init__(
         self, roots: AllowedRoots, settings: StorageSettings | None = None, limits: Limits | None = None
     ) -> None:
-        self._roots, self._settings, self._limits = roots, settings, limits or Limits()
+        self._fetch, self._limits = Fetcher(settings or StorageSettings(), roots), limits or Limits()
 
     def read(self, item: Mapping[str, Any]) -> bytes:
         """Bytes of an item (the columns uri and sha256 of ANNOTATION_SCHEMA).
 
-        Raises:
-            MediaError: "outside-roots", "not-found", "too-many-bytes", or "changed" if they are not what was annotated.
-            StorageError: If the store is away.
+        Raises MediaError "outside-roots", "not-found", "too-many-bytes", or "changed" if they are not what was
+        annotated; StorageError if storage does not answer. So do the methods below.
         """
         if item["uri"] is None:
             raise MediaError("not-found", "this item has no file", stage="fetch")
-        self._roots.check(item["uri"])
-        folder, name = split_uri(item["uri"])
         try:
-            data = open_storage(folder, self._settings).read(name, self._limits.max_bytes)
+            data = self._fetch(item["uri"], None, self._limits.max_bytes)
         except StorageNotFound:
             raise MediaError("not-found", "the file is not there any more", stage="fetch") from None
-        except StorageTooLargeError as error:
-            raise MediaError("too-many-bytes", str(error), stage="fetch") from None
         if sha256_hex(data) != item["sha256"]:
             raise MediaError("changed", "the file has changed since it was annotated", stage="fetch")
         return data
 
     def thumbnail(self, item: Mapping[str, Any], side: int) -> bytes:
-        """A picture as JPEG, its longer side at most `side` pixels; never the file's own bytes.
-
-        Raises:
-            MediaError: As read, and what decode_image refuses.
-            StorageError: If the store is away.
-        """
+        """A picture as JPEG, its longer side at most `side` pixels; not the file itself. Raises as decode_image."""
         image = decode_image(self.read(item), self._limits, at_least=side)
         image.thumbnail((side, side))
         buffer = io.BytesIO()
@@ -84,9 +111,7 @@ class MediaReader:
     def sound(self, item: Mapping[str, Any]) -> tuple[str, bytes]:
         """Content type, by the bytes and never by the name, and bytes of a piece of music or a video.
 
-        Raises:
-            MediaError: As read, and "not-audio" or "not-video" for bytes of another kind.
-            StorageError: If the store is away.
+        Raises MediaError "not-audio" or "not-video" for bytes of another kind.
         """
         data = self.read(item)
         kind = sniff(data)
@@ -97,20 +122,14 @@ class MediaReader:
         raise MediaError("not-video" if item["modality"] == "video" else "not-audio", f"{kind or 'unrecognised'} data")
 
     def text(self, item: Mapping[str, Any]) -> str:
-        """A caption's text, from its file.
-
-        Raises:
-            MediaError: As read, and what clean_caption refuses.
-            StorageError: If the store is away.
-        """
+        """A caption's text, from its file. Raises as clean_caption."""
         return clean_caption(self.read(item), self._limits)
 
 
 def piece_of(data: bytes, asked: str | None) -> Piece | None:
     """What a Range header asks for (RFC 9110, one range); all of it for none or one that is not understood.
 
-    Returns:
-        The piece; None if it begins behind the end (416).
+    None if it begins behind the end (416).
     """
     size = len(data)
     match = _RANGE.fullmatch(asked.strip()) if asked else None

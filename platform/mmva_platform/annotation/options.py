@@ -1,15 +1,13 @@
 """Options of an annotation run, besides catalog, model and output."""
 
 import re
-from typing import Annotated, Final, Self, get_args
+from typing import Annotated, Final, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from mmva.inference.config import EngineInfo
+from mmva.inference.config import check_engine_name
 from mmva.media.windows import HOP_S, WINDOW_S
 from mmva_platform.settings import Config
-
-ENGINES: Final = ("auto", *get_args(EngineInfo.model_fields["name"].annotation))
 
 
 def _error_limit(text: str) -> str:
@@ -18,12 +16,6 @@ def _error_limit(text: str) -> str:
     if not valid:
         raise ValueError("must be a number of items such as 100, or a share such as 5%")
     return text
-
-
-def _engine_name(name: str) -> str:
-    if name not in ENGINES:
-        raise ValueError(f"engine {name!r} is unknown; choose one of {', '.join(ENGINES)}")
-    return name
 
 
 def _one_delimiter(text: str) -> str:
@@ -73,7 +65,7 @@ class AnnotateOptions(RetryOptions):
 
     tables: TableOptions = PLAIN_TABLES
 
-    engine: Annotated[str, AfterValidator(_engine_name)] = Field(
+    engine: Annotated[str, AfterValidator(check_engine_name)] = Field(
         "auto", description="auto, torch, torch-bf16, onnx, cuda or cuda-bf16; auto on a resume adopts the plan's"
     )
     roots: tuple[str, ...] = Field((), description="media may be read from here, besides the catalog's own place")
@@ -89,11 +81,7 @@ class AnnotateOptions(RetryOptions):
 
 
 class ErrorLimit:
-    """Whether a run has quarantined more than its caller allows; a share counts from a hundred items on.
-
-    Attributes:
-        text: The limit, such as "100" or "5%".
-    """
+    """Whether a run has quarantined more than its limit `text`, "100" or "5%"; a share counts from 100 items on."""
 
     _SMALLEST_SAMPLE = 100
     _DEFAULT = "20%"

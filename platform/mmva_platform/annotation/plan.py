@@ -7,7 +7,6 @@ the same version one wins. A resume does not read the catalog again: items added
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Final, Literal, Self
 
@@ -16,9 +15,10 @@ import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
 
 from mmva.errors import CheckFailed, UsageError
+from mmva.files import sha256_hex
 from mmva.inference.config import EngineInfo, Preprocessing
 from mmva_platform.annotation.options import PLAIN_TABLES, TableOptions
-from mmva_platform.annotation.schema import ITEM_SCHEMA, sha256_hex
+from mmva_platform.annotation.schema import ITEM_SCHEMA
 from mmva_platform.settings import Config
 from mmva_platform.storage import Storage, StorageError, StorageNotFound
 
@@ -228,11 +228,6 @@ class ItemReader:
 
     def _changed(self, part: PlanPart, reason: str) -> CheckFailed:
         return CheckFailed(f"{self._storage.join(part.path)}: changed since it was planned ({reason})")
-
-
-def iter_items(storage: Storage, plan: Plan) -> Iterator[pa.Table]:
-    """All planned items in order, one table a shard; raises as ItemReader."""
-    return map(ItemReader(storage, plan), plan.shards)
 
 
 def changed_parts(storage: Storage, plan: Plan) -> list[str]:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmva.errors import UsageError
+from mmva.files import sha256_hex
 from mmva.inference.config import EngineInfo, Preprocessing
 from mmva_platform.annotation.plan import (
     Base,
@@ -26,7 +27,7 @@ from mmva_platform.annotation.plan import (
     read_plan,
     version_folder,
 )
-from mmva_platform.annotation.schema import ANNOTATION_VERSION, ITEM_SCHEMA, sha256_hex
+from mmva_platform.annotation.schema import ANNOTATION_VERSION, ITEM_SCHEMA
 from mmva_platform.annotation.shards import MOST_SHARDS, cut, equals_together, limits_for, limits_for_stored
 from mmva_platform.annotation.spool import Group, Spool
 from mmva_platform.storage import Storage

@@ -4,25 +4,28 @@ This annotates nothing; it only puts the model's files and exported networks int
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from mmva.bundle import read_bundle_info
-from mmva.errors import UsageError
+from mmva.errors import CheckFailed, UsageError
+from mmva.inference.calibration import Calibration
 from mmva.inference.config import ON_GPU, EngineInfo, Preprocessing, default_preprocessing
-from mmva.inference.engines import calibrate_bundle, choose_engines, pack_bundle
+from mmva.inference.engines import LoadEncoder, calibrate_bundle, choose_engines, pack_bundle
 from mmva.modalities import towers_of
 from mmva_platform.annotation.catalog import Catalog, open_catalog
-from mmva_platform.annotation.on_workers import Workers
 from mmva_platform.annotation.options import AnnotateOptions
 from mmva_platform.annotation.plan import INTERNAL, CatalogInfo, ModelInfo, Plan, plan_file, read_plan
 from mmva_platform.annotation.planning import write_plan
 from mmva_platform.annotation.roots import catalog_root, normalised_root
 from mmva_platform.annotation.spool import spooled
-from mmva_platform.annotation.stored_model import store_bundle
+from mmva_platform.cluster import ray_session
 from mmva_platform.datasets.embedder import EncoderLoader
-from mmva_platform.settings import Settings
+from mmva_platform.settings import ClusterSettings, Settings
 from mmva_platform.storage import Storage, open_storage, probe_put_if_absent
 from mmva_platform.tracking.resolve import ResolvedModel, resolve_model
 
@@ -94,6 +97,42 @@ def look_up(catalog: str, model: str, out: str, settings: Settings, options: Ann
         # read_plan refuses an annotation of the earlier format.
         settled=read_plan(storage) if storage.exists(plan_file(0)) or storage.exists("plan.json") else None,
     )
+
+
+class Workers:
+    """Questions to the cluster. Ray's session begins with the first one and lasts until the block ends."""
+
+    def __init__(self, settings: ClusterSettings) -> None:
+        self._settings, self._stack, self._connected = settings, ExitStack(), False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._stack.close()
+
+    def have_gpus(self) -> bool:
+        """Whether the cluster has GPUs, or may start nodes that have some."""
+        self._connect()
+        import ray  # after the session has set Ray's environment
+
+        return bool(self._settings.max_gpus or ray.cluster_resources().get("GPU"))
+
+    def calibrate(
+        self, bundle: Mapping[str, bytes], modality: str, cache: Path, load: LoadEncoder
+    ) -> tuple[Calibration, bytes | None]:
+        """calibrate_bundle in a task with one CPU: the driver's processor may be of another kind."""
+        self._connect()
+        import ray
+
+        task = ray.remote(num_cpus=1)(calibrate_bundle)
+        found: tuple[Calibration, bytes | None] = ray.get(task.remote(bundle, modality, cache, load))
+        return found
+
+    def _connect(self) -> None:
+        if not self._connected:
+            self._stack.enter_context(ray_session(self._settings))
+            self._connected = True
 
 
 def make_plan(request: Request, settings: Settings, workers: Workers | None = None) -> Plan:
@@ -189,3 +228,33 @@ def choose_towers(
         gpu=gpu,
         measure=lambda modality: calibrate(bundle, modality, cache, load),
     )
+
+
+def store_bundle(storage: Storage, bundle_dir: Path, model: ModelInfo) -> None:
+    """Put a bundle's files into the run, below its digest: a driver with another model puts its own elsewhere."""
+    for file in sorted(bundle_dir.iterdir()):
+        storage.put_if_absent(f"{_folder(model)}{file.name}", file.read_bytes())
+
+
+@contextmanager
+def stored_bundle(storage: Storage, model: ModelInfo) -> Iterator[Path]:
+    """The bundle of a run as a temporary local folder. Raises CheckFailed if its files are missing or not the planned
+    ones.
+    """
+    with tempfile.TemporaryDirectory(prefix="mmva-bundle-") as name:
+        for entry in storage.list(_folder(model)):
+            (Path(name) / entry.path.rpartition("/")[2]).write_bytes(storage.read(entry.path))
+        try:
+            found = read_bundle_info(name).digest
+        except (UsageError, CheckFailed) as error:
+            raise CheckFailed(f"{storage.join(_folder(model).rstrip('/'))}: not the run's model ({error})") from None
+        if found != model.digest:
+            raise CheckFailed(
+                f"{storage.join(_folder(model).rstrip('/'))}: its digest is {found[:12]}, planned was "
+                f"{model.digest[:12]}"
+            )
+        yield Path(name)
+
+
+def _folder(model: ModelInfo) -> str:
+    return f"{INTERNAL}/model/{model.digest[:16]}/"

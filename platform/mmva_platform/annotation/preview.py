@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from rich.filesize import decimal
+
 from mmva.bundle import read_bundle_info
 from mmva.errors import UsageError
 from mmva.inference.calibration import fastest
@@ -68,7 +70,7 @@ class PlanPreview:
             "roots": _some(self.roots) + (f"; about {self.outside:,} items are outside" if self.outside else ""),
             "output": f"{self.out}: {self._progress()}",
             "refused": "; ".join(self.refused),
-            "to fetch": "" if self.bytes is None else f"{as_size(self.bytes)}{unknown}",
+            "to fetch": "" if self.bytes is None else f"{decimal(self.bytes)}{unknown}",
             "model": self.model,
             "engines": "; ".join(f"{tower}: {_engine(*engine)}" for tower, engine in self.engines.items()),
             "workers": f"{self.workers}" + (f"; {self.problem}" if self.problem else ""),
@@ -218,13 +220,3 @@ def _some(parts: Iterable[str]) -> str:
     parts = list(parts)
     more = f", {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
     return ", ".join(parts[:_SHOWN]) + more
-
-
-def as_size(count: int) -> str:
-    """Bytes in decimal units."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:,.1f} TB"

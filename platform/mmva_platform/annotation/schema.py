@@ -153,8 +153,3 @@ def item_digests(items: pa.Table) -> NDArray[np.int64]:
     joined = pc.binary_join_element_wise(*parts, pa.scalar("", text))
     digests = (hashlib.blake2b(row.encode(), digest_size=8).digest() for row in joined.to_pylist())
     return np.frombuffer(b"".join(digests), "<i8").astype(np.int64)
-
-
-def sha256_hex(data: bytes) -> str:
-    """SHA-256 of bytes, in hex: it names and checks files."""
-    return hashlib.sha256(data).hexdigest()

@@ -1,18 +1,41 @@
 """Progress and history of an annotation, from its directory alone: during a run, after a crash, and at the end."""
 
+import logging
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+
+from pydantic import Field, ValidationError
 
 from mmva.errors import CheckFailed, UsageError
 from mmva_platform.annotation.commit import CommitRecord, committed_shards, read_commits
-from mmva_platform.annotation.heartbeats import Heartbeats, read_heartbeats
-from mmva_platform.annotation.plan import Kind, ModelInfo, plan_file, read_plan
-from mmva_platform.annotation.publish import Totals, VersionRecord, add_up, read_record
+from mmva_platform.annotation.plan import Kind, ModelInfo, plan_file, read_plan, version_folder
+from mmva_platform.annotation.publish import Totals, VersionRecord, add_up, changes_of, read_record
 from mmva_platform.annotation.reader import open_annotation
-from mmva_platform.annotation.summary import changes_of
 from mmva_platform.annotation.table import is_published, latest_version
+from mmva_platform.bulk import InFlight
 from mmva_platform.settings import Config, Settings
-from mmva_platform.storage import Storage, open_storage
+from mmva_platform.storage import Storage, StorageError, StorageNotFound, open_storage
+
+logger = logging.getLogger(__name__)
+_EVERY_S: Final = 30.0
+_SHOWN: Final = 5
+
+
+class Heartbeats(Config):
+    """Content of heartbeats.json."""
+
+    at: float = Field(description="Unix time")
+    in_flight: tuple[InFlight, ...]
+
+    def to_lines(self) -> list[str]:
+        """The shards that have been under way for the longest time."""
+        oldest = sorted(self.in_flight, key=lambda shard: -shard.seconds)[:_SHOWN]
+        lines = [f"{len(self.in_flight)} shards under way {time.time() - self.at:.0f} s ago"]
+        return lines + [
+            f"  {each.shard} on node {each.node[:12]}: {each.step}, for {each.seconds:.0f} s" for each in oldest
+        ]
 
 
 @dataclass(frozen=True)
@@ -148,3 +171,33 @@ def _line(number: int, version: VersionRecord | str) -> str:
     counts = ", ".join(f"{count} {kind}" for kind, count in changes.items())
     when = version.created_at.strftime("%Y-%m-%d %H:%M")
     return f"{number}  {when}  {version.kind:<8}  {model}  {version.items} items ({counts})  {version.catalog}"
+
+
+class HeartbeatFile:
+    """Writes heartbeats.json now and then; a run does not fail for it."""
+
+    def __init__(self, storage: Storage, version: int) -> None:
+        self._storage, self._path, self._written = storage, _path(version), 0.0
+
+    def __call__(self, in_flight: Sequence[InFlight]) -> None:
+        """Note the shards under way."""
+        now = time.time()
+        if now - self._written < _EVERY_S:
+            return
+        self._written = now
+        try:
+            self._storage.write(self._path, Heartbeats(at=now, in_flight=tuple(in_flight)).model_dump_json().encode())
+        except StorageError as error:
+            logger.warning("%s", error)
+
+
+def read_heartbeats(storage: Storage, version: int) -> Heartbeats | None:
+    """The last heartbeats; None if no driver wrote any."""
+    try:
+        return Heartbeats.model_validate_json(storage.read(_path(version)))
+    except (StorageNotFound, ValidationError):
+        return None
+
+
+def _path(version: int) -> str:
+    return f"{version_folder(version)}/heartbeats.json"

@@ -19,10 +19,10 @@ import pyarrow.compute as pc
 from mmva.errors import CheckFailed
 from mmva.inference.heads import predict
 from mmva.inference.tables import EMBEDDING_SCHEMA, ERROR_SCHEMA, Embedded, table_of
+from mmva_platform.annotation.annotator import flat_windows, stamped
 from mmva_platform.annotation.commit import ShardResult
 from mmva_platform.annotation.plan import Plan
 from mmva_platform.annotation.reader import Annotation
-from mmva_platform.annotation.results import flat_windows, stamped
 from mmva_platform.annotation.schema import EMBEDDING_FILE_SCHEMA, REFERENCE_SCHEMA, SCHEMAS
 
 if TYPE_CHECKING:

@@ -24,19 +24,26 @@ from mmva.inference.tables import table_of
 from mmva.modalities import MEDIA_KINDS, towers_of
 from mmva_platform.annotation.catalog import Catalog, open_catalog
 from mmva_platform.annotation.lookup import CHANGED, Lookup, QuarantineLookup
-from mmva_platform.annotation.on_workers import Workers
 from mmva_platform.annotation.options import RetryOptions, UpdateOptions
 from mmva_platform.annotation.plan import Base, ModelInfo, Plan, plan_file, read_plan
 from mmva_platform.annotation.planning import Stored, write_plan
-from mmva_platform.annotation.prepare import choose_towers, model_info, roots_for, tell, towers_needed
+from mmva_platform.annotation.prepare import (
+    Workers,
+    choose_towers,
+    model_info,
+    roots_for,
+    store_bundle,
+    stored_bundle,
+    tell,
+    towers_needed,
+)
+from mmva_platform.annotation.publish import AnnotationSummary, summarize
 from mmva_platform.annotation.reader import Annotation, open_annotation
 from mmva_platform.annotation.roots import catalog_root
 from mmva_platform.annotation.run import finished
 from mmva_platform.annotation.schema import CATALOG_SCHEMA
 from mmva_platform.annotation.shards import as_duration, seconds_per_unit
 from mmva_platform.annotation.spool import OTHER, Spool, spooled
-from mmva_platform.annotation.stored_model import store_bundle, stored_bundle
-from mmva_platform.annotation.summary import AnnotationSummary, summarize
 from mmva_platform.settings import Settings, validate
 from mmva_platform.tracking.resolve import resolve_model
 

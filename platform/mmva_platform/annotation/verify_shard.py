@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mmva.errors import CheckFailed
+from mmva.files import sha256_hex
 from mmva_platform.annotation.plan import ItemReader, Plan
-from mmva_platform.annotation.schema import EMBEDDING_FILE_SCHEMA, SCHEMAS, sha256_hex
+from mmva_platform.annotation.schema import EMBEDDING_FILE_SCHEMA, SCHEMAS
 from mmva_platform.annotation.table import TableFile, digest_in
 from mmva_platform.annotation.unique import digests_of
 from mmva_platform.bulk import Attempt

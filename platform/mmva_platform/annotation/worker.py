@@ -13,7 +13,7 @@ from mmva.inference.fetching import Fetching
 from mmva.inference.stages import DecodeStage
 from mmva_platform.annotation.annotator import Annotator, annotate_isolated
 from mmva_platform.annotation.commit import CommitRecord, ShardResult, commit_path, commit_shard, read_commit
-from mmva_platform.annotation.fetcher import Fetcher, is_outage
+from mmva_platform.annotation.media import Fetcher, is_outage
 from mmva_platform.annotation.plan import ItemReader, Plan
 from mmva_platform.annotation.reader import open_annotation
 from mmva_platform.annotation.stored import StoredRows
@@ -21,7 +21,7 @@ from mmva_platform.bulk import ISOLATE_AFTER, Attempt
 from mmva_platform.monitoring.logs import bound, write_json_logs
 from mmva_platform.settings import Settings, limits_of
 from mmva_platform.storage import open_storage
-from mmva_platform.storage.outage import retry_while_unavailable
+from mmva_platform.storage.base import retry_while_unavailable
 
 logger = logging.getLogger(__name__)
 

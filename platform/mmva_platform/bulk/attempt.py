@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final, Protocol, Self
 
 from mmva.errors import OperationFailed
-from mmva.inference.time_limit import TimeLimit
+from mmva.inference.isolation import TimeLimit
 
 ISOLATE_AFTER: Final = 2  # worker deaths: one may be bad luck, two are likely an item's doing
 GIVE_UP_AFTER: Final = 4

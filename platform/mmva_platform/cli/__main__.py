@@ -1,7 +1,5 @@
 """`python -m mmva_platform.cli VERB ...`: what a submitted job runs; without its secrets it does not begin."""
 
-from __future__ import annotations
-
 import os
 import sys
 

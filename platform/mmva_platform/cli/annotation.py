@@ -1,7 +1,5 @@
 """`mmva annotate` and `mmva annotations ...`."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated

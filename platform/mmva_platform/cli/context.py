@@ -1,7 +1,5 @@
 """What the verbs and the job scripts share: settings, logging, exit codes, and the two ways to print a result."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
@@ -52,9 +50,7 @@ def set_up_logging(*, verbose: bool) -> None:
 def exit_code_of(command: Callable[[], object], again: str | None = "the same command resumes") -> int:
     """Run a command; expected failures become one line on stderr and their exit code, bugs keep their traceback.
 
-    Args:
-        command: What to run.
-        again: How to resume after Ctrl-C; None if nothing can be resumed.
+    `again` says how to resume after Ctrl-C; None if nothing can be resumed.
     """
     try:
         command()

@@ -1,7 +1,5 @@
 """`mmva data ...` and `mmva embed`: from files to a dataset with embeddings."""
 
-from __future__ import annotations
-
 from itertools import repeat
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,7 +1,5 @@
 """`mmva doctor`."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

@@ -1,7 +1,5 @@
 """Faults of the user's machine as one line that names the place and the remedy, instead of a traceback."""
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

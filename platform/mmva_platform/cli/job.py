@@ -1,7 +1,5 @@
 """The second entry point: `python jobs/VERB.py --config FILE --set key=value`, for `ray job submit` and schedulers."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +12,7 @@ JobT = TypeVar("JobT", bound=Config)
 
 
 def run_job(kind: type[JobT], job: Callable[[JobT, Settings], Any], arguments: list[str] | None = None) -> None:
-    """Load the job's configuration, run it, print its result as JSON, and exit as `mmva` does.
-
-    Args:
-        kind: The configuration's class; `--config` is its YAML file.
-        job: Takes the configuration and the settings; its result must be JSON-able.
-        arguments: Command line, default sys.argv.
-    """
+    """Load the job's configuration (`--config`), run it, print its JSON-able result, and exit as `mmva` does."""
     parser = argparse.ArgumentParser(description=kind.__doc__)
     parser.add_argument("--config", type=Path, help="YAML file of the job")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the file")

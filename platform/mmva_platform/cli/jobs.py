@@ -1,7 +1,5 @@
 """`mmva jobs ...`: the other verbs on a cluster."""
 
-from __future__ import annotations
-
 import shlex
 import sys
 from pathlib import Path

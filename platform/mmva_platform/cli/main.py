@@ -1,7 +1,5 @@
 """The `mmva` command: assembles the verbs, turns the three kinds of failure into one line and an exit code."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version

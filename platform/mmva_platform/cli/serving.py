@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import typer
 import yaml
 
 from mmva.errors import UsageError
+from mmva.files import sha256_hex
 from mmva_platform.cli.context import emit, settings_of
 from mmva_platform.settings import KeySettings, Scope, ServingSettings, Settings, load_config, validate
 
@@ -91,8 +91,7 @@ def explore(
 def explorer_settings(out: str, settings: Settings, *, port: int, model: str | None) -> tuple[Settings, str]:
     """Settings of a server for one annotation and its media, and a key that reads and places, while it runs.
 
-    Raises:
-        UsageError: If nothing is published there.
+    Raises UsageError if nothing is published there.
     """
     from mmva_platform.annotation.plan import read_plan
     from mmva_platform.annotation.reader import open_annotation
@@ -101,7 +100,7 @@ def explorer_settings(out: str, settings: Settings, *, port: int, model: str | N
     annotation = open_annotation(out, settings.storage)
     own = annotation.record.model
     key = secrets.token_urlsafe(24)
-    digest = hashlib.sha256(key.encode()).hexdigest()
+    digest = sha256_hex(key.encode())
     serving = ServingSettings(
         port=port,
         keys=(KeySettings(name="explore", sha256=digest, scopes=("read", "annotate")),),
@@ -125,8 +124,7 @@ def application(arguments: dict[str, Any]) -> ray_serve.Application:
 def add_key(file: Path, name: str, scopes: Sequence[str]) -> str:
     """Make a key, keep its digest in the file (readable by its owner alone) and return the key: it is nowhere else.
 
-    Raises:
-        UsageError: If the name is taken or no name, or the file is not one of keys.
+    Raises UsageError if the name is taken or no name, or the file is not one of keys.
     """
     from mmva_platform.serving.auth import KeysFile
 
@@ -134,7 +132,7 @@ def add_key(file: Path, name: str, scopes: Sequence[str]) -> str:
     if any(key.name == name for key in known):
         raise UsageError(f"{file}: has a key named {name!r} already; remove it or choose another name")
     secret = secrets.token_urlsafe(32)
-    digest = hashlib.sha256(secret.encode()).hexdigest()
+    digest = sha256_hex(secret.encode())
     new = validate(KeySettings, {"name": name, "sha256": digest, "scopes": scopes}, "new key")
     content = yaml.safe_dump(KeysFile(keys=(*known, new)).model_dump(mode="json"), sort_keys=False)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,5 @@
 """`mmva train`, `mmva evaluate` and `mmva reproduce`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """`mmva search`, `mmva music-prompt` and `mmva summarize`: what an annotation and a model are good for."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

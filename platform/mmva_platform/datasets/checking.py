@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmva.errors import EnvironmentFault
+from mmva.files import sha256_hex
 from mmva.imemnet.splits import LEAKAGE_WARNING
 from mmva.labels import LABEL_TOLERANCE
 from mmva.modalities import AXES
@@ -20,7 +21,7 @@ from mmva_platform.datasets.dataset import Dataset
 from mmva_platform.progress import progress
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, StorageNotFound
-from mmva_platform.storage.outage import retry_while_unavailable
+from mmva_platform.storage.base import retry_while_unavailable
 
 CLUSTER_FROM: Final = 64  # shards; a smaller dataset is checked in this process, faster than a cluster starts
 
@@ -126,7 +127,7 @@ def check_shard(dataset: Storage, shard: schema.ShardInfo) -> CheckedShard:
         data = dataset.read(shard.name)
     except StorageNotFound:
         return CheckedShard("", None, (f"{shard.name}: missing",))
-    digest = schema.sha256_of(data)
+    digest = sha256_hex(data)
     if digest != shard.sha256:
         return CheckedShard(digest, None, (f"{shard.name}: sha256 is {digest}, published was {shard.sha256}",))
     table = schema.read_parquet(data)
@@ -139,7 +140,7 @@ def check_shard(dataset: Storage, shard: schema.ShardInfo) -> CheckedShard:
     columns = (table[name] for name in ("id", "media", "caption", "sha256"))
     for item_id, media, text, expected in zip(*columns, strict=True):
         content = media.as_buffer() if media.is_valid else text.as_py().encode()
-        if schema.sha256_of(content) != expected.as_py():
+        if sha256_hex(content) != expected.as_py():
             problems.append(f"{shard.name}: the media or the text of {item_id.as_py()!r} are not those of its sha256")
     return CheckedShard(digest, table.drop_columns(["media"]), tuple(problems))
 
@@ -151,7 +152,7 @@ def _check_labels_file(dataset: Dataset, rows: pa.Table) -> Iterator[str]:
     except StorageNotFound:
         yield f"{name}: missing"
         return
-    if schema.sha256_of(data) != dataset.info.labels_sha256:
+    if sha256_hex(data) != dataset.info.labels_sha256:
         yield f"{name}: its sha256 is not the published one"
     elif not schema.read_parquet(data).equals(rows):
         yield f"{name}: its rows are not those of the shards"

@@ -11,9 +11,10 @@ import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
 from mmva.errors import CheckFailed, UsageError
+from mmva.files import sha256_hex
 from mmva.modalities import Modality
 from mmva_platform.cluster import quiet_ray_data
-from mmva_platform.datasets.schema import DATASET_FILE, SCHEMA_VERSION, DatasetInfo, ShardInfo, read_parquet, sha256_of
+from mmva_platform.datasets.schema import DATASET_FILE, SCHEMA_VERSION, DatasetInfo, ShardInfo, read_parquet
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, StorageNotFound, open_storage
 
@@ -133,7 +134,7 @@ class Dataset:
 
     def _verified(self, name: str, sha256: str) -> bytes:
         data = self.storage.read(name)
-        if sha256_of(data) != sha256:
+        if sha256_hex(data) != sha256:
             raise CheckFailed(f"{self.storage.join(name)}: its bytes are not those of {DATASET_FILE}; import anew")
         return data
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mmva.backbones import BackboneSpec
 from mmva.errors import CheckFailed, MediaError, OperationFailed
+from mmva.files import sha256_hex
 from mmva.inference.config import default_preprocessing
 from mmva.inference.isolation import Isolated, report_step
 from mmva.inference.pipeline import Pipeline
@@ -24,11 +25,11 @@ from mmva.modalities import Modality
 from mmva.predictor import ItemEncoder
 from mmva_platform import bulk
 from mmva_platform.datasets.embedding_set import PartInfo, folder_name, part_bytes, part_key
-from mmva_platform.datasets.schema import ShardInfo, read_parquet, sha256_of, write_by_digest
+from mmva_platform.datasets.schema import ShardInfo, read_parquet, write_by_digest
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage
+from mmva_platform.storage.base import retry_while_unavailable
 from mmva_platform.storage.fetch import folder_fetcher
-from mmva_platform.storage.outage import retry_while_unavailable
 
 if TYPE_CHECKING:
     from mmva.backbones import Encoder
@@ -159,7 +160,7 @@ class Embedder:
 
     def _media(self, part: Part) -> Callable[[int], bytes]:
         data = self._waiting(lambda: self._dataset.read(part.shard.name))
-        if sha256_of(data) != part.shard.sha256:
+        if sha256_hex(data) != part.shard.sha256:
             raise CheckFailed(f"{self._dataset.join(part.shard.name)}: its bytes are not those of dataset.json")
         media = read_parquet(data, ["media"])["media"]
         return lambda row: media[row].as_py()
@@ -173,7 +174,7 @@ def _written(out: Storage, part: Part) -> PartInfo | None:
     """The complete part of an earlier run, from the same shard and by the same encoder; else None."""
     for entry in out.list(f"{part.stem}-"):
         data = out.read(entry.path)
-        name, sha256 = entry.path.rpartition("/")[2], sha256_of(data)
+        name, sha256 = entry.path.rpartition("/")[2], sha256_hex(data)
         if name.endswith(f"-{sha256[:16]}.parquet") and part_key(data) == part.key:
             return PartInfo(name=name, rows=len(part.ids), sha256=sha256)
     return None

@@ -16,9 +16,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmva.errors import CheckFailed, UsageError
+from mmva.files import sha256_hex
 from mmva.modalities import MODALITIES, Modality
 from mmva_platform.datasets.dataset import Dataset, read_as_ray
-from mmva_platform.datasets.schema import parquet_bytes, read_parquet, sha256_of
+from mmva_platform.datasets.schema import parquet_bytes, read_parquet
 from mmva_platform.settings import Config, Settings
 from mmva_platform.storage import Storage, StorageNotFound, open_storage
 
@@ -93,7 +94,7 @@ class EmbeddingSet:
         """Ids and embeddings of a part, float32 [N, D]. Raises CheckFailed if its bytes are not the published ones."""
         path = self.paths()[number]
         data = self.storage.read(path)
-        if sha256_of(data) != self.info.parts[number].sha256:
+        if sha256_hex(data) != self.info.parts[number].sha256:
             raise CheckFailed(f"{self.storage.join(path)}: its bytes are not those of {EMBEDDINGS_FILE}; embed anew")
         return read_part(data)
 

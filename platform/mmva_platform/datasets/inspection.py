@@ -1,18 +1,18 @@
 """Inspection of media files in an import: each is read, hashed and decoded once; content that occurs twice is found."""
 
-import hashlib
 import io
 import math
-import wave
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import soundfile
 from numpy.typing import NDArray
 
 from mmva.errors import MediaError
+from mmva.files import sha256_hex
 from mmva.media.audio import probe_audio, stream_audio
 from mmva.media.formats import sniff
 from mmva.media.images import decode_image
@@ -94,17 +94,13 @@ def _decoded_song(data: bytes) -> tuple[bytes, NDArray[np.int16], int]:
 def wav_bytes(samples_T: NDArray[np.int16], rate: int) -> bytes:
     """A WAV file of one channel."""
     buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes(samples_T.astype("<i2").tobytes())
+    soundfile.write(buffer, samples_T, rate, format="WAV", subtype="PCM_16")
     return buffer.getvalue()
 
 
 def inspect_sentence(candidate: Candidate) -> Inspected:
     """A sentence, cleaned when its table was read; the digest is that of its text."""
-    return Inspected(candidate, hashlib.sha256(candidate.caption.encode()).hexdigest(), "")
+    return Inspected(candidate, sha256_hex(candidate.caption.encode()), "")
 
 
 def inspect(
@@ -123,10 +119,10 @@ def inspect(
     try:
         clip = check(Part(data, candidate.start_s, candidate.end_s))
     except MediaError as error:
-        sha256 = hashlib.sha256(data).hexdigest()
+        sha256 = sha256_hex(data)
         return Inspected(candidate, sha256, "", error.code, f"{candidate.path}: {error}"), data
     data = data if clip is None else clip
-    return Inspected(candidate, hashlib.sha256(data).hexdigest(), sniff(data) or ""), data
+    return Inspected(candidate, sha256_hex(data), sniff(data) or ""), data
 
 
 def settle(inspected: Sequence[Inspected]) -> tuple[list[Inspected], list[Finding]]:

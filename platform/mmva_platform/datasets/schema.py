@@ -6,7 +6,6 @@ absent: without it there is no dataset. A name contains the first 16 digits of t
 the same place never overwrite a file with other bytes.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from mmva.errors import EnvironmentFault
+from mmva.files import sha256_hex
 from mmva.modalities import AXES
 from mmva_platform.settings import Config
 from mmva_platform.storage import Storage
@@ -101,7 +101,7 @@ class Named(NamedTuple):
 
 def write_by_digest(storage: Storage, stem: str, suffix: str, data: bytes) -> Named:
     """Write a file as <stem>-<first 16 digits of its SHA-256><suffix>: a name that only these bytes can have."""
-    sha256 = sha256_of(data)
+    sha256 = sha256_hex(data)
     name = f"{stem}-{sha256[:16]}{suffix}"
     storage.write(name, data)
     return Named(name, sha256)
@@ -180,7 +180,7 @@ def _moments(values_N: NDArray[np.float64]) -> dict[str, float]:
 def dataset_digest(shard_digests: Iterable[str], schema_version: int = SCHEMA_VERSION) -> str:
     """SHA-256 over the schema version and the shards' digests, in order."""
     lines = [f"mmva-dataset {schema_version}", *shard_digests]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return sha256_hex("\n".join(lines).encode())
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
@@ -201,11 +201,6 @@ def parquet_bytes(table: pa.Table) -> bytes:
 def read_parquet(data: bytes, columns: list[str] | None = None) -> pa.Table:
     """Table of a Parquet file's bytes."""
     return pq.read_table(pa.BufferReader(data), columns=columns)
-
-
-def sha256_of(data: bytes) -> str:
-    """Lower-case hex SHA-256."""
-    return hashlib.sha256(data).hexdigest()
 
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:

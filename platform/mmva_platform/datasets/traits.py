@@ -3,7 +3,6 @@
 N rows of a modality. The media are read once for a set of rows; the numbers are then cached under settings.home.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from mmva.affect import quadrant
 from mmva.errors import MediaError, OperationFailed
+from mmva.files import sha256_hex
 from mmva.media.audio import decode_audio
 from mmva.media.images import decode_image
 from mmva.modalities import Modality
@@ -48,7 +48,7 @@ def measure(dataset: Dataset, modality: Modality, ids: Sequence[str], settings: 
     Raises CheckFailed if a shard is not the published one, OperationFailed if media do not decode although the import
     checked them.
     """
-    key = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
+    key = sha256_hex("\n".join(ids).encode())[:16]
     name = f"{dataset.digest[:16]}-{modality}-{key}-{_VERSION}.parquet"
     cache = open_storage(settings.home.resolve() / _CACHE)
     try:

@@ -11,8 +11,8 @@ from typing import Any, Final, TypeVar
 import pyarrow as pa
 
 from mmva.errors import EnvironmentFault
+from mmva.inference.fetching import THREADS, Request, prefetched
 from mmva.inference.isolation import Isolated
-from mmva.inference.prefetch import THREADS, Request, prefetched
 from mmva.modalities import Modality
 from mmva_platform import bulk
 from mmva_platform.datasets.candidates import Candidate, PlannedShard
@@ -21,7 +21,7 @@ from mmva_platform.datasets.schema import DATASET_SCHEMA, ShardInfo, read_parque
 from mmva_platform.progress import progress
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage
-from mmva_platform.storage.outage import retry_while_unavailable
+from mmva_platform.storage.base import retry_while_unavailable
 
 ResultT = TypeVar("ResultT")
 _LOAD_TIMEOUT_S: Final = 120.0  # of the decoders, in a process of their own on a busy machine

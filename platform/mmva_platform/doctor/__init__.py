@@ -1,7 +1,5 @@
 """`mmva doctor`: checks of this machine and of the services that it uses, and what to do about failed ones."""
 
-from __future__ import annotations
-
 import os
 
 from mmva_platform.doctor import machine, services

@@ -1,7 +1,5 @@
 """The results of an examination."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal

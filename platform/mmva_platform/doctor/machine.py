@@ -1,7 +1,5 @@
 """This machine: interpreter, packages, limits, disk."""
 
-from __future__ import annotations
-
 import os
 import re
 import resource

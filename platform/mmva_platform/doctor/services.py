@@ -1,7 +1,5 @@
 """Checks of the services that this machine is configured to use: storage, MLflow, the cluster."""
 
-from __future__ import annotations
-
 import json
 import socket
 import sqlite3

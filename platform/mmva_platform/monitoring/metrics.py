@@ -5,8 +5,6 @@ causes, seconds by stage. So only work that was lost with a worker is missing, a
 one per worker. Ray puts `ray_` before each name.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -18,14 +16,7 @@ class RunMetrics:
     """Counters of one run; needs a Ray session."""
 
     def __init__(self, run_id: str, model: Mapping[str, str], shards: int, done: int) -> None:
-        """Show a run.
-
-        Args:
-            run_id: The plan's.
-            model: name, version, digest.
-            shards: Planned ones.
-            done: Those that were committed before.
-        """
+        """Show a run; `model` has name, version and digest, `done` of the planned shards were committed before."""
         from ray.util.metrics import Counter, Gauge, Histogram
 
         prefix, run = "mmva_annotate", ("run_id",)
@@ -64,20 +55,10 @@ class RunMetrics:
 
 
 class ApiMetrics:
-    """Counters and gauges of one replica of the API, beside those that Serve has itself.
-
-    Attributes:
-        items: Rows by modality and error, which is empty for a point.
-        shed: Requests that were refused because there was too much to do.
-        in_flight: Items.
-    """
+    """Counters and gauges of one replica of the API, beside those that Serve has itself."""
 
     def __init__(self, kinds: Any = None) -> None:
-        """Make the metrics.
-
-        Args:
-            kinds: Has Counter and Gauge as ray.serve.metrics, which is the default.
-        """
+        """Make the metrics; `kinds` has Counter and Gauge, by default ray.serve.metrics."""
         if kinds is None:
             from ray.serve import metrics
 

@@ -3,8 +3,6 @@
 One image and one audio file are broken on purpose, so that quarantine has examples.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 from typing import Final

@@ -8,8 +8,6 @@ piece's mood, as in music.
 Shapes: T samples at RATE Hz; samples_T2 is stereo.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final

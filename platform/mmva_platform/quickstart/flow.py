@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmva_platform.quickstart.workspace import Workspace, fresh_workspace
+from mmva.errors import UsageError
 from mmva_platform.settings import Settings
 from mmva_platform.tracking.resolve import STARTER
 
@@ -27,6 +28,35 @@ _GENERATED = (
 _STARTER = (
     "The starter: trained on people's ratings. The model that the quickstart trained on generated media is not in it"
 )
+_DEFAULT = "mmva-quickstart"
+
+
+class Workspace:
+    """Paths of one quickstart; `root` is also the home of its runs and its registry."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.published = root / "imemnet-lookalike"  # generated, in the published layout
+        self.dataset = root / "dataset"
+        self.catalog = root / "catalog"  # media that the model never trained on
+        self.annotation = root / "annotation"
+        self.report = root / "report.html"
+
+
+def fresh_workspace(asked_for: Path | None, parent: Path | None = None) -> Workspace:
+    """A folder that no earlier run wrote to: the given one, else mmva-quickstart, mmva-quickstart-2, ...
+
+    Raises UsageError if the given folder is not empty; earlier output is never touched.
+    """
+    root = asked_for
+    if root is None:
+        names = itertools.chain([_DEFAULT], (f"{_DEFAULT}-{number}" for number in itertools.count(2)))
+        root = next(place for name in names if not (place := (parent or Path()) / name).exists())
+    elif root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UsageError(f"--workdir {root}: is not empty; give a new folder, or remove that one yourself")
+    root = root.resolve()
+    root.mkdir(parents=True, exist_ok=True)
+    return Workspace(root)
 
 
 @dataclass(frozen=True)
@@ -70,11 +100,9 @@ def run_quickstart(options: QuickstartOptions, settings: Settings) -> Quickstart
     """Run all steps in a fresh folder.
 
     A person's own catalog is annotated with the starter: a model of generated media has nothing to say about it. The
-    demonstration's catalog is annotated with the trained model, by its version number if the gate refuses it, so that
-    a person sees why.
-
-    Raises:
-        UsageError: For a workdir that is in use, an unusable catalog or an unknown preset, before anything is written.
+    demonstration's catalog is annotated with the trained model, by its version number if the gate refuses it, so that a
+    person sees why. Raises UsageError for a workdir that is in use, an unusable catalog or an unknown preset, before
+    anything is written.
     """
     from mmva.backbones import preset
     from mmva_platform.annotation.catalog import open_catalog

@@ -14,8 +14,7 @@ from mmva.drift import drift_by_modality
 from mmva.errors import CheckFailed
 from mmva.modalities import AXES, MEDIA_KINDS
 from mmva_platform.annotation.plan import Plan
-from mmva_platform.annotation.publish import Totals, VersionRecord
-from mmva_platform.annotation.summary import changes_of
+from mmva_platform.annotation.publish import Totals, VersionRecord, changes_of
 from mmva_platform.reporting.plane import va_of
 
 HISTOGRAM_BINS: Final = 20

@@ -3,8 +3,9 @@
 N items of a modality that both could annotate.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -12,8 +13,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmva.affect import quadrant
+from mmva.files import write_atomically
 from mmva.modalities import AXES, MEDIA_KINDS
+from mmva_platform.reporting.html import report_environment
 from mmva_platform.reporting.plane import va_of
+from mmva_platform.reporting.previews import preview_if_readable
 
 FURTHEST: Final = 12
 BINS: Final = 20
@@ -178,3 +182,14 @@ def _furthest(
         )
         for row, item, other in zip(rows, items, others, strict=True)
     )
+
+
+def write_shadow_page(path: Path, shadow: Shadow, read: Callable[[str], bytes], captions: Mapping[str, str]) -> None:
+    """Write the page, complete or not at all.
+
+    `read` fetches the bytes of an item by its URI; if it raises, the item has no picture. `captions` are texts by id,
+    for captions whose text is in the catalog.
+    """
+    items = [(item, preview_if_readable(item.modality, item.id, item.uri, read, captions)) for item in shadow.furthest]
+    page = report_environment().get_template("shadow.html.j2").render(shadow=shadow, items=items, bins=BINS)
+    write_atomically(path, page.encode())

@@ -1,13 +1,11 @@
 """A published annotation as the page asks for it: windows onto the plane, an item in full, what lies near it."""
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property, lru_cache
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +17,6 @@ from mmva.modalities import AXES, MEDIA_KINDS
 from mmva.zeroshot.search import Region
 from mmva_platform.search.index import AnnotationIndex, Hit
 from mmva_platform.search.view import CELLS, PlanePoints, View
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _BOUNDS: Final = tuple(f"{axis}_{side}" for axis in AXES for side in ("low", "high"))
 _DETAILS: Final = ("id", "uri", "modality", *AXES, *_BOUNDS, "mood", "duration_s", "windows", "sha256", "caption")
@@ -76,12 +71,7 @@ class ExploredCatalog(AnnotationIndex):
     ) -> dict[str, Any]:
         """Points, or counts of a grid's cells, in a window; see search.view.
 
-        Args:
-            region: The window.
-            modalities: Which are shown.
-            cells: Of the grid.
-            mood: Only items of this mood.
-            width: Only items whose 90 % interval is at most so wide in both axes.
+        `mood` and `width` filter items: by their mood word, and by the width of their 90 % interval in both axes.
         """
         found = self._found(region, modalities, mood, width, cells=cells)
         window = {"valence": region.valence, "arousal": region.arousal, "total": found.total}

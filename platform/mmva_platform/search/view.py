@@ -5,8 +5,6 @@ So a million points cost the browser no more than some thousands, and none is le
 Shapes: N points, K of them shown, M kinds, C cells a side; va_N2 holds (valence, arousal) per row.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
@@ -22,16 +20,11 @@ CELLS: Final = 96
 
 @dataclass(frozen=True)
 class View:
-    """What lies in a window.
+    """What lies in a window."""
 
-    Attributes:
-        total: Points of the wanted kinds in it.
-        row_K: Their rows, if they are at most MAX_POINTS; else None.
-        counts: Kind -> points in each cell [C, C], the first row at the lowest arousal; empty if row_K is given.
-    """
-
-    total: int
-    row_K: NDArray[np.int64] | None
+    total: int  # points of the wanted kinds in it
+    row_K: NDArray[np.int64] | None  # their rows, if they are at most MAX_POINTS
+    # kind -> points in each cell [C, C], the first row at the lowest arousal; empty if row_K is given
     counts: dict[int, NDArray[np.int64]]
 
 
@@ -54,14 +47,9 @@ class PlanePoints:
         most: int = MAX_POINTS,
         keep_N: NDArray[np.bool_] | None = None,
     ) -> View:
-        """What a window shows of some kinds.
+        """What a window (bounds included) shows of some kinds; `keep_N` marks rows that pass the filters, None all.
 
-        Args:
-            region: The window, bounds included.
-            kinds: Which points to show.
-            cells: Cells a side of the grid that is counted when there are more than `most` points.
-            most: Points that are still given one by one.
-            keep_N: Points that pass the filters, in the order of the rows; all of them if None.
+        With more than `most` points, the cells of a grid of `cells` x `cells` are counted.
         """
         low, high = (np.float32(bound) for bound in region.valence)
         strip = slice(np.searchsorted(self._valence_N, low, "left"), np.searchsorted(self._valence_N, high, "right"))

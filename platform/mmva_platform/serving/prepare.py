@@ -14,7 +14,7 @@ from mmva.errors import MediaError
 from mmva.inference.causes import NOT_AN_ITEM, as_media_error, fetch_error
 from mmva.inference.decode import Unit
 from mmva.inference.decoders import DecodeJob, DecoderPool, DecodeSpec, TooLongError
-from mmva_platform.annotation.fetcher import Fetcher
+from mmva_platform.annotation.media import Fetcher
 from mmva_platform.serving.context import ItemRequest
 from mmva_platform.settings import Settings
 from mmva_platform.storage import StorageUnavailable

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import random
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, TypeVar
 
 from mmva.errors import OperationFailed, UsageError
 
@@ -14,8 +16,10 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem  # takes .1 s to import
 
 logger = logging.getLogger(__name__)
-
 OnSkip = Callable[[str, str], None]  # called with the path that was left out, and the reason
+_FIRST_WAIT_S: Final = 0.5
+_LONGEST_WAIT_S: Final = 15.0
+ResultT = TypeVar("ResultT")
 
 
 class StorageError(OSError, OperationFailed):
@@ -65,12 +69,9 @@ class Storage(ABC):
 
     Our own files have plain paths (see `checked`). On S3, other people's keys may be any text, such as "a//b" or
     "../x"; `walk` yields them, and `read`, `open`, `size`, `exists` and `uri_of` accept them as they are.
-
-    Attributes:
-        uri: The root: an absolute local path or s3://bucket/prefix, without a trailing slash.
     """
 
-    uri: str
+    uri: str  # the root: an absolute local path or s3://bucket/prefix, without a trailing slash
 
     @abstractmethod
     def read(self, path: str, most: int | None = None) -> bytes:
@@ -146,6 +147,33 @@ class Storage(ABC):
     def uri_of(self, path: str) -> str:
         """Full URI of a path as `walk` gave it; nothing is normalized."""
         return f"{self.uri.rstrip('/')}/{path}"
+
+
+def retry_while_unavailable(
+    call: Callable[[], ResultT],
+    timeout_s: float,
+    what: str,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> ResultT:
+    """Call until storage answers, with growing, jittered waits.
+
+    `call` must be safe to repeat. `timeout_s` limits the outage, from its first error. `what` names the caller in the
+    log. Raises the last StorageUnavailable after that time.
+    """
+    since: float | None = None
+    wait_s = _FIRST_WAIT_S
+    while True:
+        try:
+            return call()
+        except StorageUnavailable as error:
+            now = clock()
+            since = now if since is None else since
+            if now - since >= timeout_s:
+                raise
+            logger.warning("%s: storage is unavailable (%s); trying again", what, error)
+        sleep(random.uniform(wait_s / 2, wait_s))
+        wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
 
 
 def log_skip(path: str, reason: str) -> None:

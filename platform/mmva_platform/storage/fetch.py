@@ -1,6 +1,5 @@
 """A folder of any storage as a folder of this machine, for libraries that read paths only."""
 
-import hashlib
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from mmva.errors import UsageError
-from mmva.files import make_folder_once
+from mmva.files import make_folder_once, sha256_hex
 from mmva_platform.settings import Settings, StorageSettings
 from mmva_platform.storage import Entry, Storage, open_storage
 from mmva_platform.storage.base import checked
@@ -35,7 +34,7 @@ def fetch_folder(uri: str, cache: Path, settings: StorageSettings | None = None)
         raise UsageError(f"{uri}: no files there")
     if storage.local_path(entries[0].path) is not None:
         return Path(storage.uri)
-    target = cache / hashlib.sha256(repr((uri, entries)).encode()).hexdigest()[:32]
+    target = cache / sha256_hex(repr((uri, entries)).encode())[:32]
     make_folder_once(target, partial(_copy, storage, entries))
     return target
 

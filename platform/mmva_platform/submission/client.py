@@ -1,7 +1,5 @@
 """The cluster's job server through Ray's own client: submit, list, follow, stop."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import tempfile
@@ -51,8 +49,7 @@ class Jobs:
     def __init__(self, address: str, token: str | None = None) -> None:
         """Connect, with a token of its own if it is not this process's.
 
-        Raises:
-            UsageError: If no job server answers there, or it does not know the token.
+        Raises UsageError if no job server answers there, or it does not know the token.
         """
         from ray.job_submission import JobSubmissionClient
 

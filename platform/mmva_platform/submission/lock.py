@@ -1,7 +1,5 @@
 """The part of a lock file that the platform needs at run time, for Ray's pip environment."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path

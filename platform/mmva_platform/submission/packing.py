@@ -3,8 +3,6 @@
 The same files give the same bytes, so Ray, which names a package by its digest, uploads an unchanged one once.
 """
 
-from __future__ import annotations
-
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence

@@ -4,8 +4,6 @@ Secrets are sent by name, never read: everyone who may list jobs would see a val
 replaces `${NAME}` on the node that runs the process, from that node's own environment.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

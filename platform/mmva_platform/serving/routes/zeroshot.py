@@ -12,8 +12,7 @@ from pydantic import Json
 from mmva.affect import mood
 from mmva.media.windows import WINDOW_S
 from mmva.modalities import AXES
-from mmva.zeroshot.prompt_bank import TEMPLATES
-from mmva.zeroshot.prompts import PromptBank, fill
+from mmva.zeroshot.prompts import TEMPLATES, PromptBank, fill
 from mmva.zeroshot.summary import choose_segments, point_of
 from mmva_platform.serving.auth import ANNOTATE, Caller
 from mmva_platform.serving.context import Context, ContextDep, ItemRequest, Row

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmva.errors import CheckFailed
-from mmva_platform.datasets.schema import ShardInfo, read_parquet, sha256_of
+from mmva.files import sha256_hex
+from mmva_platform.datasets.schema import ShardInfo, read_parquet
 from mmva_platform.storage import Storage
 
 
@@ -46,7 +47,7 @@ class MediaCache:
             if target.is_dir():
                 return
             data = self.storage.read(shard.name)
-            if sha256_of(data) != shard.sha256:
+            if sha256_hex(data) != shard.sha256:
                 raise CheckFailed(f"{self.storage.join(shard.name)}: its bytes are not those of dataset.json")
             making = self.folder / f".{uuid.uuid4().hex}"
             making.mkdir()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mmva.engines.fronts import batches
+from mmva.backbones.fronts import batches
 from mmva.errors import CheckFailed, MediaError, OperationFailed, UsageError
 from mmva.matching import EpochPlan
 from mmva_platform.training.data import batch_labels, validation_row

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mmva.backbones import BackboneSpec, Preset, preset
+from mmva.files import sha256_hex
 from mmva.modalities import MODALITIES, Modality
 from mmva.model import MMVA
 from mmva_platform.datasets.dataset import Dataset
 from mmva_platform.datasets.embedder import EncoderLoader
-from mmva_platform.datasets.schema import sha256_of
 from mmva_platform.settings import Settings
 from mmva_platform.training.media.cache import MediaCache
 from mmva_platform.training.media.dataset import Decoder, MediaDataset, MediaSource, default_loaders
@@ -120,7 +120,7 @@ class MediaMode:
             data = save({name: tensor.contiguous() for name, tensor in own.items()})
             folder = f"{run.name}/{modality}" if recipe.media.out else str(modality)
             place.write(f"{folder}/{TUNED_FILE}", data)
-            specs[modality] = replace(specs[modality], tuned=place.join(folder), tuned_sha256=sha256_of(data))
+            specs[modality] = replace(specs[modality], tuned=place.join(folder), tuned_sha256=sha256_hex(data))
         return Preset(f"tuned-{run.name}", specs["image"], specs["music"], specs["caption"])
 
 

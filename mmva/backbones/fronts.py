@@ -4,8 +4,6 @@ Each front equals its encoder's own preparation, and is made from a description 
 F frames, S positions of a caption.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final
@@ -146,10 +144,9 @@ def central_square(image: Image.Image, crop: float, side: int) -> NDArray[np.uin
 
 
 def central_squares(image: Image.Image, crop: float, side: int) -> NDArray[np.uint8]:
-    """central_square of the image and of five parts of it, 3/4 of each side, at its corners and in its centre.
+    """central_square of the image, then of five parts of it, 3/4 of each side, at its corners and in its centre.
 
-    Returns:
-        uint8 [6, side, side, 3], the whole image first.
+    Returns uint8 [6, side, side, 3].
     """
     width, height = image.size
     parts = [image]
