@@ -50,9 +50,11 @@ def refit(recipe: Recipe, features: Features, epochs: int) -> MMVA:
     train = triplets(rows, "train")
     model = build_model(recipe, train)
     ridge = recipe.optimizer.ridge
-    penalties = _penalties(recipe, rows) if ridge == "auto" else dict.fromkeys(model.dims, [ridge] * 2)
     if ridge == "auto":
+        penalties = _penalties(recipe, rows)
         start_from_probes(model, train, train, penalties)
+    else:
+        penalties = {str(modality): [ridge] * 2 for modality in model.dims}
     state = state_around(model, recipe, train, penalties)
     source = FeatureSource(train, triplets(features, "val"), recipe.loss.sigma)
     fit(state, source, recipe, callback=_Until(epochs))
