@@ -176,7 +176,7 @@ def test_unknown_sizes_and_repeated_ids_are_counted(show: Show, media: Path) -> 
     found = show(table, roots=("s3://b",))
     assert (found.bytes, found.sizes_unknown, found.duplicates, found.items) == (15, 1, 1, {"image": 2})
     text = check(found)
-    assert "15 B and 1 files of unknown size" in text
+    assert "15 bytes and 1 files of unknown size" in text
     assert "1 rows with an earlier row's id" in text
 
 

@@ -55,9 +55,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
 
 
 @pytest.fixture
-def mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> World:
+def mixed(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> World:
     """A version whose data files refer to rows of the embeddings of several versions."""
-    world = World.made(tmp_path, monkeypatch, tmp_path_factory)
+    world = World.made(monkeypatch, tmp_path_factory)
     world.annotate()
     for number in range(2):
         world.picture(f"i{number}.png")

@@ -13,8 +13,7 @@ import pytest
 from mmva.errors import OperationFailed, UsageError
 from mmva_platform.draining import Stopped
 from mmva_platform.settings import Settings
-from mmva_platform.tracking.runs import TAG_CAUSE
-from mmva_platform.tracking.store import open_client
+from mmva_platform.tracking.store import TAG_CAUSE, open_client
 from mmva_platform.training import trainer
 from mmva_platform.training.recipe import Recipe
 from mmva_platform.training.rundir import RunFacts, create_run

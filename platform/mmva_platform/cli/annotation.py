@@ -233,7 +233,7 @@ def export(
 @app.command("index")
 def index(
     context: typer.Context,
-    out: str,
+    out: Out,
     *,
     modality: Annotated[str | None, typer.Option(help="only this one; default: each with 10,000 items or more")] = None,
     version: Version = None,

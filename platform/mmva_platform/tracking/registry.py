@@ -16,8 +16,17 @@ from mmva.errors import CheckFailed, UsageError
 from mmva.modalities import AXES
 from mmva_platform.settings import Settings, without_password
 from mmva_platform.tracking.model import MODEL_NAME, logged_model
-from mmva_platform.tracking.runs import EVALUATION_FILE, HISTORY_FILE, TAG_DATASET_DIGEST, TAG_MODEL_DIGEST, TAG_PRESET
-from mmva_platform.tracking.store import global_tracking_uri, open_client, quiet, retry_while_busy
+from mmva_platform.tracking.store import (
+    EVALUATION_FILE,
+    HISTORY_FILE,
+    TAG_DATASET_DIGEST,
+    TAG_MODEL_DIGEST,
+    TAG_PRESET,
+    global_tracking_uri,
+    open_client,
+    quiet,
+    retry_while_busy,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -17,8 +17,7 @@ from mmva.starter import BUNDLE
 from mmva_platform.settings import Settings
 from mmva_platform.tracking.model import BUNDLE_PATH, logged_model
 from mmva_platform.tracking.registry import CHAMPION, aliases_of, find_version, show_version
-from mmva_platform.tracking.runs import TAG_MODEL_DIGEST
-from mmva_platform.tracking.store import open_client, quiet
+from mmva_platform.tracking.store import TAG_MODEL_DIGEST, open_client, quiet
 
 _RUNS = re.compile(r"^runs:/(?P<run>[A-Za-z0-9]+)/(?P<model>[A-Za-z0-9_.-]+)$")
 _MODELS = re.compile(r"^models:/(?P<name>[A-Za-z0-9_.-]+)[@/](?P<reference>[A-Za-z0-9_.-]+)$")

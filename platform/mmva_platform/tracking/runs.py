@@ -23,7 +23,19 @@ from mmva_platform.draining import Stopped, exit_on_sigterm
 from mmva_platform.settings import Settings
 from mmva_platform.tracking import plots
 from mmva_platform.tracking.model import log_model
-from mmva_platform.tracking.store import experiment_id, open_client, quiet, retry_while_busy
+from mmva_platform.tracking.store import (
+    EVALUATION_FILE,
+    HISTORY_FILE,
+    TAG_CAUSE,
+    TAG_DATASET_DIGEST,
+    TAG_DATASET_URI,
+    TAG_MODEL_DIGEST,
+    TAG_PRESET,
+    experiment_id,
+    open_client,
+    quiet,
+    retry_while_busy,
+)
 from mmva_platform.training.predictions import predict_rows
 from mmva_platform.training.rundir import RunDirectory, RunFacts, flat, git_commit
 
@@ -37,13 +49,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Predictions = Mapping[str, tuple[ArrayLike, ArrayLike]]
 
-EVALUATION_FILE: Final = "evaluation.json"
-HISTORY_FILE: Final = "history.json"
-TAG_MODEL_DIGEST: Final = "mmva.model_digest"
-TAG_DATASET_DIGEST: Final = "mmva.dataset_digest"
-TAG_DATASET_URI: Final = "mmva.dataset_uri"
-TAG_PRESET: Final = "mmva.preset"
-TAG_CAUSE: Final = "mmva.cause"  # why a run ended before its end
 _MLFLOW_FILE: Final = "mlflow.json"  # in the run's directory
 _CAUSE_LENGTH, _PARAM_LENGTH, _BATCH = 500, 500, 100
 _DATASET_DIGEST_LENGTH = 36  # MLflow's column; the tag holds all of it

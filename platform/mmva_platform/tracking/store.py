@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 
     from mmva_platform.settings import Settings
 
+# Files and tags of our runs and versions.
+EVALUATION_FILE: Final = "evaluation.json"
+HISTORY_FILE: Final = "history.json"
+TAG_MODEL_DIGEST: Final = "mmva.model_digest"
+TAG_DATASET_DIGEST: Final = "mmva.dataset_digest"
+TAG_DATASET_URI: Final = "mmva.dataset_uri"
+TAG_PRESET: Final = "mmva.preset"
+TAG_CAUSE: Final = "mmva.cause"  # why a run ended before its end
+
 # MLflow reads these when it is imported; a user's own values win.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from mmva_platform.draining import Stopped, exit_on_sigterm
 from mmva_platform.settings import Settings
-from mmva_platform.tracking.runs import TAG_CAUSE
-from mmva_platform.tracking.store import experiment_id, global_tracking_uri, open_client, quiet
+from mmva_platform.tracking.store import TAG_CAUSE, experiment_id, global_tracking_uri, open_client, quiet
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

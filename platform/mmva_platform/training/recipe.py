@@ -118,7 +118,7 @@ class Recipe(Config):
     dataset: str = Field(min_length=1, description="URI of an imported dataset with embeddings of the preset beside it")
     embeddings: str | None = Field(None, description="where `mmva embed --out` put them, if not beside the dataset")
     preset: str = Field("compact", description="backbones: paper, compact or tiny")
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(0, ge=0, lt=2**31, description="of weights, dropout and the order of pairs")
     epochs: int = Field(40, ge=1, description="not published; an epoch pairs every item of the smaller side once")
     batch_size: int = Field(64, ge=1, description="pairs a step over all workers: their number changes nothing")
     workers: Workers | tuple[Workers, Workers] | Literal["auto"] = Field(
