@@ -134,7 +134,7 @@ class CalibrationCache:
         self._file = folder / f"{sha256_hex(key.encode())[:32]}.json"
 
     def read(self) -> Calibration | None:
-        """The stored measurement; None if there is none or it cannot be read."""
+        """The stored measurement; None if it is missing or unreadable."""
         try:
             return Calibration.model_validate_json(self._file.read_bytes())
         except (OSError, ValidationError):

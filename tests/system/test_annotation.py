@@ -3,6 +3,7 @@
 import io
 import shutil
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,11 @@ def va_of(row: dict[str, Any]) -> list[float]:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_catalog_from_first_run_to_refusal(
-    tiny_bundle: Path, make_tiny_bundle: Callable[[Path, int], Path], catalog: Path, tmp_path: Path
+    tiny_bundle: Path,
+    make_tiny_bundle: Callable[[Path, int], Path],
+    catalog: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out, settings = tmp_path / "out", Settings(home=tmp_path / "home")
 
@@ -108,7 +113,11 @@ def test_a_catalog_from_first_run_to_refusal(
     assert first.skipped == {".pdf": 1}
     assert first.shards >= 3
     assert first.resumed_shards == 0
-    assert verify(str(out), settings).problems == ()
+    report = verify(str(out), settings)
+    assert report.problems == ()
+    # As for an annotation of many shards; the package has a function of the module's name.
+    monkeypatch.setattr(import_module("mmva_platform.annotation.verify"), "_CLUSTER_FROM", 1)
+    assert verify(str(out), settings) == report
     told = status(str(out), settings)
     assert (told.version, told.published, told.annotated, told.quarantined) == (0, True, 17, 2)
 
