@@ -35,6 +35,7 @@ _RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # Ray Train takes reports when it polls: every 2 s, an epoch takes less
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # a proxy that imports for 5 s on a busy machine is not dead
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends a sweep; Tune's own handler returns half of it
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a FutureWarning about GPUs that nobody asked for
 }
 

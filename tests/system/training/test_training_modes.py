@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +92,26 @@ def test_a_sweep_ends_trials_early_and_its_best_trial_is_a_normal_run(settings: 
     curves = [client.get_metric_history(child.info.run_id, "val_total") for child in children]
     assert sorted(map(len, curves)) == sorted(trial["epochs"] for trial in found.trials)
     assert parent.data.metrics["best/val_total"] == best["value"]
+
+
+def test_ctrl_c_ends_a_sweep(settings: Settings, dataset: str) -> None:
+    from ray.tune import Callback
+
+    from mmva_platform.training.sweep import SweepOptions, sweep
+
+    class CtrlC(Callback):
+        def on_trial_result(self, *_: Any, **__: Any) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    recipe = {"dataset": dataset, "preset": "tiny", "epochs": 6, "model": {"hidden": 16}}
+    options = validate(SweepOptions, {"recipe": recipe, "grid": {"seed": [0, 1]}, "grace_epochs": 1}, "sweep")
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(options, settings, callbacks=[CtrlC()])
+    assert signal.getsignal(signal.SIGINT) is before
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # Tune leaves its logs of the trials open
+        gc.collect()
 
 
 def test_the_reproduction_runs_end_to_end_on_a_miniature(
