@@ -56,7 +56,7 @@ def dealt(features: Features, seed: int) -> Features:
 def measured(model: Any, features: Features, sigma: float) -> dict[str, float]:
     """The measures on the test split, all of them without captions."""
     from mmva.affect import matching_score
-    from mmva.retrieval import retrieval_per_query
+    from mmva.evaluation.retrieval import retrieval_per_query
 
     rows = {modality: features.split("test")[modality] for modality in ("image", "music")}
     points = {m: model.predict_embeddings(m, of.emb_ND).astype(np.float64) for m, of in rows.items()}
@@ -125,8 +125,8 @@ def report(found: dict[str, list[dict[str, float]]]) -> str:
 def prepare(workdir: Path, images: int, clips: int, settings: Settings) -> str:
     """Media, dataset and embeddings, each only if it is not there."""
     from mmva.imemnet.generator import generate
-    from mmva_platform.datasets.embedding import embed_dataset
-    from mmva_platform.datasets.importing import ImportConfig, import_dataset
+    from mmva_platform.datasets.embedding.run import embed_dataset
+    from mmva_platform.datasets.importing.run import ImportConfig, import_dataset
     from mmva_platform.datasets.sources.config import ImemnetSource
 
     media, dataset = workdir / "media", workdir / "dataset"

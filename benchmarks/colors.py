@@ -18,7 +18,7 @@ from pathlib import Path
 from made_media import make_pictures
 from report import Report
 
-from mmva.media import images
+from mmva.media.images import decode as images
 
 MOST = 1.05
 

@@ -66,15 +66,15 @@ class Call:
     def plan(self) -> None:
         """Read the catalog, write the plan."""
         from mmva_platform.annotation.options import AnnotateOptions
-        from mmva_platform.annotation.prepare import look_up, make_plan
+        from mmva_platform.annotation.run.prepare import look_up, make_plan
 
         make_plan(look_up(*self.words, self.settings, AnnotateOptions(**self.options)), self.settings)
 
     def resume(self) -> None:
         """Up to what would be executed."""
-        from mmva_platform.annotation.commit import committed_shards, read_commits
         from mmva_platform.annotation.options import AnnotateOptions
-        from mmva_platform.annotation.prepare import look_up
+        from mmva_platform.annotation.run.prepare import look_up
+        from mmva_platform.annotation.table.commit import committed_shards, read_commits
 
         request = look_up(*self.words, self.settings, AnnotateOptions(**self.options))
         if request.continued() is None:
@@ -83,13 +83,13 @@ class Call:
 
     def publish(self) -> None:
         """The same call once more."""
-        from mmva_platform.annotation.run import annotate
+        from mmva_platform.annotation.run.runner import annotate
 
         annotate(*self.words, self.settings, **self.options)
 
     def verify(self) -> None:
         """Everything; SystemExit if a fault is found."""
-        from mmva_platform.annotation.verify import verify
+        from mmva_platform.annotation.table.verify import verify
 
         found = verify(self.words[2], self.settings)
         if not found.ok:
@@ -97,9 +97,9 @@ class Call:
 
     def commit(self) -> None:
         """Commit every shard with made-up rows."""
-        from mmva_platform.annotation.commit import ShardResult, commit_shard
-        from mmva_platform.annotation.plan import ItemReader, read_plan
+        from mmva_platform.annotation.plan.plan import ItemReader, read_plan
         from mmva_platform.annotation.schema import QUARANTINE_SCHEMA
+        from mmva_platform.annotation.table.commit import ShardResult, commit_shard
         from mmva_platform.storage import open_storage
 
         storage = open_storage(self.words[2], self.settings.storage)
@@ -164,8 +164,8 @@ def run_step(step: str, folder: Path, shard_items: int | None) -> dict[str, floa
     """A step in this process; imports that every step needs are not timed."""
     import torch  # noqa: F401 - a step would import it
 
-    import mmva_platform.annotation.run
-    import mmva_platform.annotation.verify  # noqa: F401 - likewise
+    import mmva_platform.annotation.run.runner
+    import mmva_platform.annotation.table.verify  # noqa: F401 - likewise
 
     act: Callable[[], None] = getattr(Call(folder, shard_items), step)
     imported_mb, begun = peak_mb(), time.perf_counter()

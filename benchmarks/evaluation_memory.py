@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from mmva.model import MMVA
+from mmva.models.model import MMVA
 from mmva_platform.datasets.features import ModalityFeatures
 from mmva_platform.training.evaluation import evaluate_rows
 from mmva_platform.training.predictions import PredictedRows

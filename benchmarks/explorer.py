@@ -23,7 +23,7 @@ import pyarrow as pa
 from mmva.affect import mood
 from mmva.modalities import MEDIA_KINDS
 from mmva.zeroshot.search import Region
-from mmva_platform.annotation.plan import ModelInfo
+from mmva_platform.annotation.plan.plan import ModelInfo
 from mmva_platform.search.explored import ExploredCatalog
 
 ROUNDS = 7

@@ -92,8 +92,8 @@ def be_a_side(arguments: argparse.Namespace, backbones: Preset) -> None:
     """Import or embed in this process, by the public calls."""
     import pandas as pd
 
-    from mmva_platform.datasets.embedding import embed_dataset
-    from mmva_platform.datasets.importing import ImportConfig, import_dataset
+    from mmva_platform.datasets.embedding.run import embed_dataset
+    from mmva_platform.datasets.importing.run import ImportConfig, import_dataset
     from mmva_platform.datasets.sources.config import ImemnetSource
     from mmva_platform.settings import Settings
 

@@ -66,7 +66,7 @@ def forward_rate(
     import torch
 
     from mmva.backbones import load_encoder
-    from mmva.media.images import decode_image
+    from mmva.media.images.decode import decode_image
 
     torch.backends.cudnn.allow_tf32 = False  # as the engine cuda: true float32
     encoder = load_encoder(spec)
@@ -118,7 +118,7 @@ def _decode(spec: BackboneSpec, files: list[Path], seconds: float, barrier: Any,
     import torch
 
     from mmva.backbones import load_encoder
-    from mmva.media.images import decode_image
+    from mmva.media.images.decode import decode_image
 
     torch.set_num_threads(1)
     encoder = load_encoder(spec)

@@ -83,8 +83,8 @@ def recipe_of(dataset: str, backbones: Preset, batch_size: int) -> Recipe:
 def make_dataset(workdir: Path, backbones: Preset, items: int, settings: Settings) -> str:
     """Generated images, clips and captions, imported and embedded; what is there is kept."""
     from mmva.imemnet.generator import generate
-    from mmva_platform.datasets.embedding import embed_dataset
-    from mmva_platform.datasets.importing import ImportConfig, import_dataset
+    from mmva_platform.datasets.embedding.run import embed_dataset
+    from mmva_platform.datasets.importing.run import ImportConfig, import_dataset
     from mmva_platform.datasets.sources.config import ImemnetSource
 
     media, dataset = workdir / "train-media", workdir / "train-dataset"

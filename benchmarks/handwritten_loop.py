@@ -25,10 +25,10 @@ from PIL import Image  # noqa: E402
 from torch.utils.data import DataLoader, Dataset  # noqa: E402
 
 from mmva.backbones import Encoder, load_encoder, preset  # noqa: E402
-from mmva.bundle import load_bundle  # noqa: E402
-from mmva.media.audio import decode_audio  # noqa: E402
-from mmva.media.images import decode_image  # noqa: E402
+from mmva.media.audio.decode import decode_audio  # noqa: E402
+from mmva.media.images.decode import decode_image  # noqa: E402
 from mmva.media.windows import HOP_S, WINDOW_S, windows  # noqa: E402
+from mmva.models.bundle import load_bundle  # noqa: E402
 
 Batch = dict[str, torch.Tensor]
 

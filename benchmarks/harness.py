@@ -195,8 +195,8 @@ def make_bundle(folder: Path, backbones: str | Preset = "compact") -> Path:
     """An untrained model over a preset's encoders: speed does not depend on what the towers have learnt."""
     if not folder.exists():
         from mmva.backbones import load_encoder, preset
-        from mmva.bundle import save_bundle
-        from mmva.model import MMVA
+        from mmva.models.bundle import save_bundle
+        from mmva.models.model import MMVA
 
         chosen = preset(backbones) if isinstance(backbones, str) else backbones
         encoders = {modality: load_encoder(spec) for modality, spec in chosen.specs.items()}

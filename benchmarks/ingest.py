@@ -61,7 +61,7 @@ def make_media(folder: Path, items: int) -> Path:
 
 def import_ours(made: Path, out: Path) -> None:
     """What `mmva data import` does, with small shards."""
-    from mmva_platform.datasets.importing import ImportConfig, import_dataset
+    from mmva_platform.datasets.importing.run import ImportConfig, import_dataset
     from mmva_platform.datasets.sources.config import ImemnetSource
     from mmva_platform.settings import Settings
 
@@ -73,7 +73,7 @@ def import_ours(made: Path, out: Path) -> None:
 
 def embed_ours(made: Path, dataset: Path, out: Path) -> None:
     """What `mmva embed` does."""
-    from mmva_platform.datasets.embedding import embed_dataset
+    from mmva_platform.datasets.embedding.run import embed_dataset
     from mmva_platform.settings import Settings
 
     del made
@@ -104,7 +104,7 @@ def _shard_by_hand(task: tuple[Path, Path, list[Any]]) -> str:
 
     import pyarrow as pa
 
-    from mmva_platform.datasets.inspection import check_decodes
+    from mmva_platform.datasets.importing.inspection import check_decodes
     from mmva_platform.datasets.schema import DATASET_SCHEMA, parquet_bytes
 
     folder, target, rows = task

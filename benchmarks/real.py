@@ -27,15 +27,15 @@ from numpy.typing import NDArray
 
 from mmva.affect import matching_score
 from mmva.backbones import load_encoder, preset
-from mmva.bootstrap import bootstrap, bootstrap_mean
+from mmva.data.splits import group_folds
+from mmva.evaluation.bootstrap import bootstrap, bootstrap_mean
+from mmva.evaluation.metrics import va_metrics
 from mmva.inference.config import default_preprocessing
 from mmva.inference.pipeline import Pipeline
 from mmva.inference.tables import matrix
-from mmva.metrics import va_metrics
 from mmva.modalities import AXES, Modality
-from mmva.splits import group_folds
-from mmva_platform.datasets.candidates import find_media
 from mmva_platform.datasets.features import Features, ModalityFeatures
+from mmva_platform.datasets.importing.candidates import find_media
 from mmva_platform.datasets.sources.config import load_source
 from mmva_platform.datasets.sources.reading import read_source
 from mmva_platform.settings import StorageSettings, load_config

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mmva.metrics import va_metrics
+from mmva.evaluation.metrics import va_metrics
 from mmva.modalities import AXES
 from mmva_platform.datasets.features import Features, ModalityFeatures, load_features
 from mmva_platform.settings import Settings, load_config
@@ -57,8 +57,8 @@ def ridge_r2(train_rows: ModalityFeatures, val: ModalityFeatures, test: Modality
 def prepare(arguments: argparse.Namespace, settings: Settings, preset: str) -> str:
     """Media, dataset and embeddings, each only if it is not there; returns the dataset's URI."""
     from mmva.imemnet.generator import generate
-    from mmva_platform.datasets.embedding import embed_dataset
-    from mmva_platform.datasets.importing import ImportConfig, import_dataset
+    from mmva_platform.datasets.embedding.run import embed_dataset
+    from mmva_platform.datasets.importing.run import ImportConfig, import_dataset
     from mmva_platform.datasets.sources.config import ImemnetSource
 
     media, dataset = arguments.workdir / "media", arguments.workdir / "dataset"

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from mmva.losses import LossConfig, mmva_loss
 from mmva.matching import STRATEGIES, EpochPlan, batches, epoch_plan, score_histogram
-from mmva.model import MMVA
+from mmva.models.model import MMVA
 
 IMAGES, CLIPS = 24_744, 25_944
 COMPACT_DIMS = {"image": 1280, "music": 753, "caption": 384}

@@ -111,7 +111,7 @@ def bare_application(settings: Any) -> Any:
             self._model = served._model  # noqa: SLF001
 
         def __call__(self, data: bytes) -> list[float]:
-            from mmva.media.images import SHORT_SIDE, decode_image
+            from mmva.media.images.decode import SHORT_SIDE, decode_image
 
             found: list[float] = self._model.predict("image", [decode_image(data, at_least=SHORT_SIDE)])[0].tolist()
             return found
@@ -209,7 +209,7 @@ def search_million(workdir: Path) -> tuple[float, float]:
     import pyarrow as pa
     from starlette.testclient import TestClient
 
-    from mmva_platform.annotation.plan import ModelInfo
+    from mmva_platform.annotation.plan.plan import ModelInfo
     from mmva_platform.monitoring.metrics import ApiMetrics
     from mmva_platform.search import AnnotationIndex
     from mmva_platform.serving.app import create_app

@@ -35,19 +35,19 @@ from mmva.affect import mood
 from mmva.inference.config import Preprocessing
 from mmva.inference.tables import table_of
 from mmva_platform.annotation import open_annotation, verify
-from mmva_platform.annotation.annotator import stamps
-from mmva_platform.annotation.catalog import Catalog
-from mmva_platform.annotation.commit import ShardResult, commit_shard
-from mmva_platform.annotation.plan import ItemReader, ModelInfo, Plan
-from mmva_platform.annotation.planning import write_plan
-from mmva_platform.annotation.publish import publish
+from mmva_platform.annotation.catalog.catalog import Catalog
+from mmva_platform.annotation.plan.plan import ItemReader, ModelInfo, Plan
+from mmva_platform.annotation.plan.planning import write_plan
+from mmva_platform.annotation.plan.spool import spooled
+from mmva_platform.annotation.run.annotator import stamps
 from mmva_platform.annotation.schema import (
     ANNOTATION_SCHEMA,
     CATALOG_SCHEMA,
     EMBEDDING_FILE_SCHEMA,
     QUARANTINE_SCHEMA,
 )
-from mmva_platform.annotation.spool import spooled
+from mmva_platform.annotation.table.commit import ShardResult, commit_shard
+from mmva_platform.annotation.table.publish import publish
 from mmva_platform.cluster import ray_session
 from mmva_platform.settings import Settings
 from mmva_platform.storage import open_storage

@@ -295,9 +295,9 @@ def measure_media(workdir: Path, rounds: int, items: int) -> dict[str, Any]:
     import torch
 
     from mmva.imemnet.generator import generate
-    from mmva_platform.datasets.embedding import embed_dataset
+    from mmva_platform.datasets.embedding.run import embed_dataset
     from mmva_platform.datasets.features import load_features
-    from mmva_platform.datasets.importing import ImportConfig, import_dataset
+    from mmva_platform.datasets.importing.run import ImportConfig, import_dataset
     from mmva_platform.datasets.sources.config import ImemnetSource
     from mmva_platform.training.data import triplets
     from mmva_platform.training.features import FeatureSource
@@ -412,8 +412,8 @@ def made_embedded_dataset(folder: Path, items: int, part_rows: int = 20_000) -> 
     """A dataset of labels and embeddings alone, as import and embed leave them; there are no media behind it."""
     import pyarrow as pa
 
-    from mmva_platform.datasets import embedding_set as sets
     from mmva_platform.datasets import schema
+    from mmva_platform.datasets.embedding import files as sets
     from mmva_platform.storage import open_storage
 
     storage = open_storage(folder)

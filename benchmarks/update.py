@@ -32,8 +32,8 @@ from made_media import make_pictures
 from report import Report
 
 from mmva.backbones import load_encoder, preset
-from mmva.bundle import save_bundle
-from mmva.model import MMVA
+from mmva.models.bundle import save_bundle
+from mmva.models.model import MMVA
 from mmva_platform.annotation import AnnotationSummary, annotate, update
 from mmva_platform.settings import Settings
 

@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from PIL import Image
 
-from mmva.bundle import load_bundle
 from mmva.inference.config import default_preprocessing
 from mmva.inference.heads import predict
 from mmva.inference.pipeline import Pipeline
+from mmva.models.bundle import load_bundle
 from mmva.starter import BUNDLE
 from mmva_platform.quickstart.demo_catalog import CAPTIONS, build_demo_catalog
 from mmva_platform.reporting.plane import SIDE, build_plane

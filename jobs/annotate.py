@@ -3,8 +3,8 @@
 import sys
 from typing import Any
 
-from mmva_platform.annotation.run import AnnotateOptions
-from mmva_platform.annotation.run import annotate as annotate_catalog
+from mmva_platform.annotation.run.runner import AnnotateOptions
+from mmva_platform.annotation.run.runner import annotate as annotate_catalog
 from mmva_platform.cli.job import run_job
 from mmva_platform.settings import Settings
 

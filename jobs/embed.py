@@ -3,8 +3,8 @@
 from pydantic import Field
 
 from mmva_platform.cli.job import run_job
-from mmva_platform.datasets.embedder import Engine
-from mmva_platform.datasets.embedding import embed_dataset
+from mmva_platform.datasets.embedding.run import embed_dataset
+from mmva_platform.datasets.embedding.worker import Engine
 from mmva_platform.settings import Config, Settings
 from mmva_platform.workflows import backbones_of
 

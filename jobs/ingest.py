@@ -3,7 +3,7 @@
 from typing import Any
 
 from mmva_platform.cli.job import run_job
-from mmva_platform.datasets.importing import ImportConfig, import_dataset
+from mmva_platform.datasets.importing.run import ImportConfig, import_dataset
 from mmva_platform.settings import Settings
 
 

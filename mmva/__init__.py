@@ -10,19 +10,19 @@ from mmva._torchaudio_compat import ensure_torchaudio_importable
 
 if TYPE_CHECKING:
     from mmva.affect import matching_score
-    from mmva.bundle import load_bundle, save_bundle
     from mmva.errors import CheckFailed, MediaError, UsageError
-    from mmva.model import MMVA
+    from mmva.models.bundle import load_bundle, save_bundle
+    from mmva.models.model import MMVA
 
 __all__ = ["MMVA", "CheckFailed", "MediaError", "UsageError", "load_bundle", "matching_score", "save_bundle"]
 _HOMES = {
-    "MMVA": "mmva.model",
+    "MMVA": "mmva.models.model",
     "CheckFailed": "mmva.errors",
     "MediaError": "mmva.errors",
     "UsageError": "mmva.errors",
-    "load_bundle": "mmva.bundle",
+    "load_bundle": "mmva.models.bundle",
     "matching_score": "mmva.affect",
-    "save_bundle": "mmva.bundle",
+    "save_bundle": "mmva.models.bundle",
 }
 
 ensure_torchaudio_importable()

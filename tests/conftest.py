@@ -199,8 +199,8 @@ def make_tiny_bundle() -> Callable[[Path, int], Path]:
         import torch
 
         from mmva.backbones import load_encoder, preset
-        from mmva.bundle import save_bundle
-        from mmva.model import MMVA
+        from mmva.models.bundle import save_bundle
+        from mmva.models.model import MMVA
 
         encoders = {modality: load_encoder(spec) for modality, spec in preset("tiny").specs.items()}
         with torch.random.fork_rng(devices=[]):

@@ -12,9 +12,9 @@ from typing import Final
 
 import pandas as pd
 
-from mmva.labels import Labels, Problem, clean_captions, with_labels, without_nameless, without_repeated_ids
+from mmva.data.labels import Labels, Problem, clean_captions, with_labels, without_nameless, without_repeated_ids
+from mmva.data.tables import read_strings
 from mmva.modalities import AXES, Modality
-from mmva.tables import read_strings
 
 _UNIT_SCALE: Final = dict.fromkeys(AXES, (0.0, 1.0))
 _IMAGE_SOURCES = (

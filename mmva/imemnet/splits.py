@@ -11,9 +11,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from mmva.data.splits import SPLITS
+from mmva.data.tables import read_strings
 from mmva.errors import UsageError
-from mmva.splits import SPLITS
-from mmva.tables import read_strings
 
 FRACTIONS: Final = (0.8, 0.05, 0.15)
 LEAKAGE_WARNING: Final = (

@@ -14,7 +14,7 @@ from mmva.inference.causes import NOT_AN_ITEM, as_media_error, described, is_dev
 from mmva.inference.decode import Unit
 from mmva.inference.fetching import Progress
 from mmva.inference.items import Item, Track
-from mmva.predictor import ItemEncoder
+from mmva.models.predictor import ItemEncoder
 
 BATCH_PIXELS: Final = 64_000_000  # decoded images that wait for a batch: at most some 200 MB
 _FAILING_ITEMS: Final = 4  # items in a row, with no success between them

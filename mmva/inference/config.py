@@ -7,7 +7,7 @@ from pydantic import Field
 
 from mmva.config import MethodConfig
 from mmva.errors import UsageError
-from mmva.media.images import SHORT_SIDE
+from mmva.media.images.decode import SHORT_SIDE
 from mmva.media.limits import DECODERS
 from mmva.media.windows import HOP_S, WINDOW_S
 

@@ -7,9 +7,9 @@ from PIL import Image
 
 from mmva.errors import MediaError, UsageError
 from mmva.inference.config import Preprocessing
-from mmva.media.audio import stream_audio
+from mmva.media.audio.decode import stream_audio
 from mmva.media.captions import clean_caption
-from mmva.media.images import decode_image
+from mmva.media.images.decode import decode_image
 from mmva.media.limits import Limits
 from mmva.media.video import probe_video, stream_frames, stream_sound
 from mmva.media.windows import stream_windows

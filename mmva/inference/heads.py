@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mmva.affect import mood
+from mmva.evaluation.intervals import interval_bounds
 from mmva.inference.tables import (
     EMBEDDING_SCHEMA,
     ERROR_SCHEMA,
@@ -28,12 +29,11 @@ from mmva.inference.tables import (
     offsets,
     table_of,
 )
-from mmva.intervals import interval_bounds
 from mmva.modalities import AXES
 
 if TYPE_CHECKING:
-    from mmva.model import MMVA
-    from mmva.predictor import Predictor
+    from mmva.models.model import MMVA
+    from mmva.models.predictor import Predictor
 
 _NON_FINITE: Final = {
     "stage": "infer", "error": "non-finite", "message": "the model gave NaN or infinite values"

@@ -27,7 +27,7 @@ from mmva.inference.items import Item, Media, embedding_table, error_table, item
 from mmva.inference.stages import decoded_items
 from mmva.inference.tables import Embedded
 from mmva.media.limits import Limits
-from mmva.predictor import ItemEncoder
+from mmva.models.predictor import ItemEncoder
 
 REMEMBERED_BYTES: Final = 32 * 2**20  # embeddings of earlier calls, kept for items of the same bytes
 

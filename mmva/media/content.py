@@ -6,8 +6,8 @@ decoder may see bytes from the network outside of the worker that may die.
 
 from typing import Final
 
+from mmva.media.boxes import boxes
 from mmva.media.formats import AUDIO_FORMATS, IMAGE_FORMATS, VIDEO_FORMATS, sniff, sound_start
-from mmva.media.heif_boxes import boxes
 from mmva.modalities import MediaKind
 
 # Matroska's elements (RFC 9559) on the way to a track's type, and that of moving pictures.

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mmva.errors import MediaError
-from mmva.media.audio import stream_audio
-from mmva.media.audio_sources import decoded_frames, opened
+from mmva.media.audio.decode import stream_audio
+from mmva.media.audio.sources import decoded_frames, opened
 from mmva.media.formats import VIDEO_FORMATS
 from mmva.media.guards import checked_format, refusals
 from mmva.media.limits import Limits

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mmva.errors import UsageError
-from mmva.media.audio_sources import open_audio
-from mmva.media.downmix import Block, Downmix
+from mmva.media.audio.downmix import Block, Downmix
+from mmva.media.audio.sources import open_audio
 from mmva.media.guards import refusals
 from mmva.media.limits import Limits
 from mmva.media.video import VideoInfo, pictures_at

@@ -23,8 +23,8 @@ from mmva.affect import mood
 from mmva.errors import UsageError
 
 if TYPE_CHECKING:
-    from mmva.model import MMVA
-    from mmva.predictor import Predictor
+    from mmva.models.model import MMVA
+    from mmva.models.predictor import Predictor
 
 _SLOWEST_BPM, _FASTEST_BPM, _BPM_STEP = 56, 176, 4
 _TEMPI: Final = ((72, "very slow"), (92, "slow"), (116, "mid-tempo"), (144, "fast"), (1000, "very fast"))

@@ -15,8 +15,8 @@ from mmva.inference.pipeline import Pipeline
 from mmva.modalities import MODALITIES
 
 if TYPE_CHECKING:
-    from mmva.model import MMVA
-    from mmva.predictor import Predictor
+    from mmva.models.model import MMVA
+    from mmva.models.predictor import Predictor
 
 
 def query_point(model: MMVA | Predictor, modality: str, data: bytes | str) -> NDArray[np.float64]:

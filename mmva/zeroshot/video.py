@@ -31,8 +31,8 @@ from mmva.zeroshot.clip import check_clip_name, write_clip
 from mmva.zeroshot.summary import SHORTEST_S, Segment, choose_segments, point_of
 
 if TYPE_CHECKING:
-    from mmva.model import MMVA
-    from mmva.predictor import Predictor
+    from mmva.models.model import MMVA
+    from mmva.models.predictor import Predictor
 
 # 4K pictures; one batch of them is held at a time.
 SUMMARY_LIMITS: Final = Limits(max_pixels=4096 * 2304)

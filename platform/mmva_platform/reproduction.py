@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from mmva_platform.datasets.importing import ImportConfig
+from mmva_platform.datasets.importing.run import ImportConfig
 from mmva_platform.settings import Config, Settings, load_config
 from mmva_platform.training.evaluation import Evaluation
 from mmva_platform.training.recipe import Recipe
@@ -35,8 +35,8 @@ def reproduce(job: Reproduction, settings: Settings) -> Evaluation:
 
     Returns the test split's figures, with those of the same recipe on a split by clip in `clip_split`.
     """
-    from mmva_platform.datasets.embedding import embed_dataset
-    from mmva_platform.datasets.importing import import_dataset
+    from mmva_platform.datasets.embedding.run import embed_dataset
+    from mmva_platform.datasets.importing.run import import_dataset
     from mmva_platform.datasets.schema import DATASET_FILE
     from mmva_platform.storage import open_storage
     from mmva_platform.workflows import evaluate_model, train_and_register

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from mmva.backbones import Preset
-    from mmva_platform.annotation.plan import ModelInfo
+    from mmva_platform.annotation.plan.plan import ModelInfo
     from mmva_platform.reporting.shadow import Shadow
     from mmva_platform.training.evaluation import Evaluation
     from mmva_platform.training.recipe import Recipe
@@ -161,7 +161,7 @@ def backbones_of(name: str, settings: Settings) -> Preset:
     Raises UsageError if there is neither; CheckFailed if the model's files are not the registered ones.
     """
     from mmva.backbones import BackboneSpec, Preset, preset
-    from mmva.bundle import read_bundle_info
+    from mmva.models.bundle import read_bundle_info
     from mmva_platform.tracking.resolve import resolve_model
 
     if ":" not in name and "/" not in name and not Path(name).is_dir():
@@ -200,7 +200,7 @@ def evaluate_model(
 
     With `folds` it is not the model but its recipe that is evaluated: trained again on each fold by group of all rows.
     """
-    from mmva.bundle import load_bundle
+    from mmva.models.bundle import load_bundle
     from mmva_platform.tracking.resolve import resolve_model
     from mmva_platform.training.evaluation import evaluate
     from mmva_platform.training.folds import folds_of
@@ -236,8 +236,8 @@ def report_annotation(
     person who may read the files anyway. `note` is a line of the page, for example that the media are generated. Raises
     UsageError if there is no such version, or the file is named .json, CheckFailed if a file of it is damaged.
     """
-    from mmva_platform.annotation.plan import read_plan
-    from mmva_platform.annotation.reader import open_annotation
+    from mmva_platform.annotation.plan.plan import read_plan
+    from mmva_platform.annotation.table.reader import open_annotation
     from mmva_platform.reporting.data import ReportData
     from mmva_platform.reporting.html import write_report
     from mmva_platform.reporting.runcard import run_facts
@@ -272,8 +272,8 @@ def _media_of(annotations: pa.Table, settings: Settings, roots: Sequence[str] | 
     """Reads an annotated item's media by URI; see report_annotation."""
     import pyarrow.compute as pc
 
+    from mmva_platform.annotation.catalog.roots import AllowedRoots
     from mmva_platform.annotation.media import MediaReader
-    from mmva_platform.annotation.roots import AllowedRoots
     from mmva_platform.storage import read_uri
 
     if roots is None:
@@ -295,7 +295,7 @@ def _captions(annotations: pa.Table) -> dict[str, str]:
 
 def _provenance_of(model: ModelInfo, settings: Settings) -> dict[str, Any] | None:
     """The origin of the model's bundle; None if the registry does not have exactly this bundle."""
-    from mmva.bundle import read_bundle_info
+    from mmva.models.bundle import read_bundle_info
     from mmva_platform.tracking.resolve import resolve_model
 
     if model.version is None:
@@ -341,10 +341,10 @@ def compare_on_catalog(
     The catalog's own place and settings.annotation.roots may be read from. Annotations of a sample stay under home and
     are not made twice. Raises UsageError if there is no such version, both are the same, or the catalog cannot be read.
     """
-    from mmva_platform.annotation.catalog import open_catalog
-    from mmva_platform.annotation.reader import open_annotation
-    from mmva_platform.annotation.roots import catalog_root
-    from mmva_platform.annotation.run import annotate
+    from mmva_platform.annotation.catalog.catalog import open_catalog
+    from mmva_platform.annotation.catalog.roots import catalog_root
+    from mmva_platform.annotation.run.runner import annotate
+    from mmva_platform.annotation.table.reader import open_annotation
     from mmva_platform.cluster import ray_session
     from mmva_platform.reporting.shadow import Shadow, compared, write_shadow_page
     from mmva_platform.storage import read_uri

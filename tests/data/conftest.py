@@ -14,7 +14,7 @@ import soundfile
 from inline_pass import InlineCluster, install
 from PIL import Image
 
-from mmva_platform.datasets.importing import ImportConfig
+from mmva_platform.datasets.importing.run import ImportConfig
 from mmva_platform.datasets.sources.config import ImemnetSource
 
 

@@ -13,8 +13,8 @@ import soundfile
 from PIL import Image
 
 from mmva_platform.datasets.dataset import Dataset
-from mmva_platform.datasets.importing import ImportConfig, import_dataset
-from mmva_platform.datasets.report import ImportReport
+from mmva_platform.datasets.importing.report import ImportReport
+from mmva_platform.datasets.importing.run import ImportConfig, import_dataset
 from mmva_platform.datasets.sources.config import LAYOUTS
 from mmva_platform.settings import validate
 

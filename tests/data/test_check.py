@@ -16,7 +16,7 @@ from mmva.files import sha256_hex
 from mmva_platform.datasets import checking
 from mmva_platform.datasets.checking import check_dataset
 from mmva_platform.datasets.dataset import Dataset
-from mmva_platform.datasets.importing import import_dataset
+from mmva_platform.datasets.importing.run import import_dataset
 from mmva_platform.datasets.schema import DATASET_SCHEMA, dataset_digest, parquet_bytes
 
 

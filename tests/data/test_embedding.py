@@ -19,21 +19,21 @@ from inline_pass import InlineCluster, install
 from safetensors.torch import save
 
 from mmva.backbones import load_encoder, preset
-from mmva.bundle import save_bundle
 from mmva.engines.cuda import CudaEncoder
 from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva.files import sha256_hex
-from mmva.media.audio import decode_audio
-from mmva.media.images import decode_image
+from mmva.media.audio.decode import decode_audio
+from mmva.media.images.decode import decode_image
 from mmva.media.windows import HOP_S, WINDOW_S
-from mmva.model import MMVA
-from mmva_platform.datasets import embedder
+from mmva.models.bundle import save_bundle
+from mmva.models.model import MMVA
 from mmva_platform.datasets.dataset import Dataset
-from mmva_platform.datasets.embedder import Part, embed_part
-from mmva_platform.datasets.embedding import embed_dataset
-from mmva_platform.datasets.embedding_set import part_key
+from mmva_platform.datasets.embedding import worker as embedder
+from mmva_platform.datasets.embedding.files import part_key
+from mmva_platform.datasets.embedding.run import embed_dataset
+from mmva_platform.datasets.embedding.worker import Part, embed_part
 from mmva_platform.datasets.features import load_features
-from mmva_platform.datasets.importing import import_dataset
+from mmva_platform.datasets.importing.run import import_dataset
 from mmva_platform.datasets.schema import ShardInfo
 from mmva_platform.settings import ClusterSettings, Settings
 from mmva_platform.training.evaluation import evaluate

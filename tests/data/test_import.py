@@ -12,11 +12,11 @@ import pytest
 
 from mmva.errors import UsageError
 from mmva.imemnet.splits import split_by_group
-from mmva_platform.datasets import importing
 from mmva_platform.datasets.checking import check_dataset
 from mmva_platform.datasets.dataset import Dataset
-from mmva_platform.datasets.importing import import_dataset
-from mmva_platform.datasets.report import ImportReport
+from mmva_platform.datasets.importing import run as importing
+from mmva_platform.datasets.importing.report import ImportReport
+from mmva_platform.datasets.importing.run import import_dataset
 from mmva_platform.datasets.schema import DATASET_SCHEMA
 from mmva_platform.storage import StorageUnavailable
 from mmva_platform.storage.local import LocalStorage

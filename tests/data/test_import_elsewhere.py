@@ -18,10 +18,10 @@ from poison_pictures import HANGS, KILLS, KILLS_ONCE, poison_path
 from mmva_platform.annotation import open_annotation, verify
 from mmva_platform.datasets.checking import check_dataset
 from mmva_platform.datasets.dataset import Dataset
-from mmva_platform.datasets.embedding import embed_dataset
-from mmva_platform.datasets.embedding_set import EmbeddingSet
+from mmva_platform.datasets.embedding.files import EmbeddingSet
+from mmva_platform.datasets.embedding.run import embed_dataset
 from mmva_platform.datasets.features import load_features
-from mmva_platform.datasets.importing import ImportConfig, import_dataset
+from mmva_platform.datasets.importing.run import ImportConfig, import_dataset
 from mmva_platform.datasets.sources.config import ImemnetSource
 from mmva_platform.settings import Settings, StorageSettings
 from mmva_platform.storage import open_storage
@@ -81,8 +81,8 @@ from concurrent.futures import ThreadPoolExecutor
 from mmva.errors import OperationFailed, UsageError
 from mmva_platform.annotation import annotate
 from mmva_platform.cluster import ray_session
-from mmva_platform.datasets.embedding import embed_dataset
-from mmva_platform.datasets.importing import ImportConfig, import_dataset
+from mmva_platform.datasets.embedding.run import embed_dataset
+from mmva_platform.datasets.importing.run import ImportConfig, import_dataset
 from mmva_platform.settings import Settings
 
 folder, settings, poison, clean, bundle = sys.argv[1:]

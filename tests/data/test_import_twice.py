@@ -11,10 +11,10 @@ import pytest
 from inline_pass import InlineCluster
 
 from mmva.errors import EnvironmentFault, UsageError
-from mmva_platform.datasets import importing
 from mmva_platform.datasets.checking import check_dataset
 from mmva_platform.datasets.dataset import Dataset
-from mmva_platform.datasets.importing import import_dataset
+from mmva_platform.datasets.importing import run as importing
+from mmva_platform.datasets.importing.run import import_dataset
 from mmva_platform.datasets.schema import DATASET_FILE
 from mmva_platform.storage.local import LocalStorage
 

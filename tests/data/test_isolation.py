@@ -17,9 +17,9 @@ from poison_pictures import HANGS, KILLS, poison_path
 from mmva.errors import EnvironmentFault, OperationFailed
 from mmva_platform import bulk
 from mmva_platform.datasets.checking import check_dataset
-from mmva_platform.datasets.embedding import embed_dataset
+from mmva_platform.datasets.embedding.run import embed_dataset
 from mmva_platform.datasets.features import load_features
-from mmva_platform.datasets.importing import import_dataset
+from mmva_platform.datasets.importing.run import import_dataset
 from mmva_platform.settings import AnnotationSettings, ClusterSettings, Settings
 from mmva_platform.storage import StorageNotFound
 from mmva_platform.storage.local import LocalStorage

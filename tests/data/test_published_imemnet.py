@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmva.data.labels import Labels
+from mmva.data.splits import leaking_groups
 from mmva.imemnet.published import read_image_labels, read_music_labels
 from mmva.imemnet.splits import read_split_file, split_by_file, split_by_group
-from mmva.labels import Labels
-from mmva.splits import leaking_groups
 
 
 @pytest.fixture(scope="module")

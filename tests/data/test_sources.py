@@ -13,16 +13,16 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from mmva.data.labels import PROBLEM_CODES
+from mmva.data.splits import leaking_groups
 from mmva.errors import UsageError
 from mmva.files import sha256_hex
-from mmva.labels import PROBLEM_CODES
-from mmva.media.audio import decode_audio
-from mmva.splits import leaking_groups
+from mmva.media.audio.decode import decode_audio
 from mmva_platform.datasets.checking import check_dataset
 from mmva_platform.datasets.dataset import Dataset
-from mmva_platform.datasets.embedding import embed_dataset
+from mmva_platform.datasets.embedding.run import embed_dataset
 from mmva_platform.datasets.features import load_features
-from mmva_platform.datasets.importing import import_dataset
+from mmva_platform.datasets.importing.run import import_dataset
 from mmva_platform.datasets.sources.reading import read_source
 from mmva_platform.settings import StorageSettings
 

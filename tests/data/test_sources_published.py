@@ -10,10 +10,10 @@ import pytest
 from inline_pass import InlineCluster
 
 from mmva.errors import UsageError
-from mmva.media.audio import decode_audio
+from mmva.media.audio.decode import decode_audio
 from mmva_platform import bulk
 from mmva_platform.datasets.dataset import Dataset
-from mmva_platform.datasets.importing import import_dataset
+from mmva_platform.datasets.importing.run import import_dataset
 
 from .source_world import config_of, imported, picture, sound, table
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmva.splits import SPLITS, leaking_groups, split_groups
-from mmva_platform.datasets.candidates import find_media
+from mmva.data.splits import SPLITS, leaking_groups, split_groups
+from mmva_platform.datasets.importing.candidates import find_media
 from mmva_platform.datasets.sources.config import load_source
 from mmva_platform.datasets.sources.reading import Collection, read_source
 from mmva_platform.settings import StorageSettings

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mmva.backbones import preset
 from mmva.files import sha256_hex
-from mmva_platform.datasets.embedder import EncoderLoader
+from mmva_platform.datasets.embedding.worker import EncoderLoader
 from mmva_platform.datasets.schema import ShardInfo, parquet_bytes
 from mmva_platform.settings import Settings, validate
 from mmva_platform.storage import open_storage
@@ -64,7 +64,7 @@ def plan_of(folder: Path, recipe: Recipe) -> MediaPlan:
 def _heads(recipe: Recipe, pairing: MediaPairing) -> Heads:
     import torch
 
-    from mmva.model import MMVA, ModelConfig
+    from mmva.models.model import MMVA, ModelConfig
 
     dims = dict.fromkeys(("image", "music", "caption"), 64)
     with torch.random.fork_rng():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmva.bundle import read_bundle_info
+from mmva.models.bundle import read_bundle_info
 from mmva_platform.serving.model import ServedModel
 from mmva_platform.serving.prepare import Preparing
 from mmva_platform.settings import Settings

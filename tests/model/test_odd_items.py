@@ -9,22 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmva.bundle import load_bundle, read_bundle_info
+from mmva.engines.choice import pack_bundle
 from mmva.errors import MediaError
 from mmva.inference.config import default_preprocessing
-from mmva.inference.engines import pack_bundle
+from mmva.models.bundle import load_bundle, read_bundle_info
 from mmva.zeroshot.query import query_point
-from mmva_platform.annotation.annotator import Annotator
-from mmva_platform.annotation.catalog import open_catalog
-from mmva_platform.annotation.plan import ItemReader, ModelInfo
-from mmva_platform.annotation.planning import write_plan
-from mmva_platform.annotation.spool import spooled
-from mmva_platform.datasets.inspection import check_decodes
+from mmva_platform.annotation.catalog.catalog import open_catalog
+from mmva_platform.annotation.plan.plan import ItemReader, ModelInfo
+from mmva_platform.annotation.plan.planning import write_plan
+from mmva_platform.annotation.plan.spool import spooled
+from mmva_platform.annotation.run.annotator import Annotator
+from mmva_platform.datasets.importing.inspection import check_decodes
 from mmva_platform.settings import ServingSettings, Settings
 from mmva_platform.storage import open_storage
 
-from ..unit.made_pictures import DISPLAY_P3, chunk, encoded, heic, png_with, profile_with, scene  # noqa: TID252
-from ..unit.made_sound import (  # noqa: TID252
+from ..unit.helpers.made_pictures import DISPLAY_P3, chunk, encoded, heic, png_with, profile_with, scene
+from ..unit.helpers.made_sound import (
     RATE,
     ape_tagged,
     flac_of_unknown_length,
@@ -33,7 +33,7 @@ from ..unit.made_sound import (  # noqa: TID252
     soundfile_bytes,
     tagged,
 )
-from ..unit.published import lively_bundle  # noqa: TID252
+from ..unit.helpers.published import lively_bundle
 from .served import served_rows
 
 pytestmark = pytest.mark.slow  # imports MLflow

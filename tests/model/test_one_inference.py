@@ -13,28 +13,28 @@ import soundfile
 from PIL import Image
 
 from mmva.backbones import BackboneSpec, load_encoder
-from mmva.bundle import load_bundle, read_bundle_info
+from mmva.engines.choice import load_predictor, pack_bundle, sample_rate_of
 from mmva.inference.config import default_preprocessing
-from mmva.inference.engines import load_predictor, pack_bundle, sample_rate_of
 from mmva.inference.heads import predict
 from mmva.inference.pipeline import Pipeline
 from mmva.inference.stages import DecodeStage
+from mmva.models.bundle import load_bundle, read_bundle_info
 from mmva.zeroshot.query import query_point
-from mmva_platform.annotation.annotator import Annotator
-from mmva_platform.annotation.catalog import open_catalog
+from mmva_platform.annotation.catalog.catalog import open_catalog
 from mmva_platform.annotation.media import Fetcher
-from mmva_platform.annotation.plan import ItemReader, ModelInfo
-from mmva_platform.annotation.planning import write_plan
-from mmva_platform.annotation.spool import spooled
-from mmva_platform.datasets.embedder import EncoderLoader, Part, embed_part
+from mmva_platform.annotation.plan.plan import ItemReader, ModelInfo
+from mmva_platform.annotation.plan.planning import write_plan
+from mmva_platform.annotation.plan.spool import spooled
+from mmva_platform.annotation.run.annotator import Annotator
+from mmva_platform.datasets.embedding.worker import EncoderLoader, Part, embed_part
 from mmva_platform.datasets.schema import ShardInfo
 from mmva_platform.settings import ServingSettings, Settings
 from mmva_platform.storage import open_storage
 from mmva_platform.tracking.model import save_model
 from mmva_platform.tracking.store import quiet
 
-from ..unit.made_video import write_video  # noqa: TID252 - helpers of the unit tests
-from ..unit.published import lively_bundle  # noqa: TID252
+from ..unit.helpers.made_video import write_video
+from ..unit.helpers.published import lively_bundle
 from .served import served_rows
 
 pytestmark = pytest.mark.slow  # imports MLflow

@@ -52,7 +52,7 @@ def test_noise_asks_for_more_penalty() -> None:
 
 
 def test_a_tower_starts_as_its_probe(synthetic: ModuleType) -> None:
-    from mmva.model import MMVA
+    from mmva.models.model import MMVA
     from mmva_platform.training.probe import start_from_probes
 
     train, val = synthetic.triplets_of(80, 80), synthetic.triplets_of(40, 40, seed=1)

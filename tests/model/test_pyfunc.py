@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 
 from mmva.backbones import load_encoder, preset
-from mmva.bundle import load_bundle, save_bundle
 from mmva.media.windows import HOP_S, WINDOW_S, windows
 from mmva.modalities import AXES, MODALITIES
-from mmva.model import MMVA
+from mmva.models.bundle import load_bundle, save_bundle
+from mmva.models.model import MMVA
 from mmva_platform.tracking.model import save_model
 from mmva_platform.tracking.store import quiet
 

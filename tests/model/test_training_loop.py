@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmva.errors import OperationFailed
-from mmva.metrics import va_metrics
+from mmva.evaluation.metrics import va_metrics
 from mmva_platform.training.loop import Batch, fit, plan_epoch
 from mmva_platform.training.state import TrainState, World, build_model, new_state
 

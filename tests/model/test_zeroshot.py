@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 from mmva.backbones import load_encoder, preset
+from mmva.evaluation.retrieval import retrieval_per_query
 from mmva.imemnet.generator.captions import write_caption
 from mmva.imemnet.generator.labels import Clip, draw_clips, draw_image_labels
 from mmva.imemnet.generator.music import render_clip, song_style
 from mmva.imemnet.generator.pictures import render_picture
-from mmva.media.resample import resample_blocks
-from mmva.model import MMVA
-from mmva.retrieval import retrieval_per_query
+from mmva.media.audio.resample import resample_blocks
+from mmva.models.model import MMVA
 from mmva.zeroshot.prompts import PromptBank
 from mmva.zeroshot.search import PlaneIndex
 from mmva.zeroshot.video import summarize

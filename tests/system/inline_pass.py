@@ -17,7 +17,9 @@ from ray import cloudpickle
 from mmva_platform import bulk
 from mmva_platform.bulk.failures import Failures
 from mmva_platform.cluster import ClusterInfo
-from mmva_platform.datasets import checking, embedding, importing
+from mmva_platform.datasets import checking
+from mmva_platform.datasets.embedding import run as embedding
+from mmva_platform.datasets.importing import run as importing
 from mmva_platform.settings import Settings
 
 _NODE = "this-process"
@@ -101,18 +103,18 @@ def install(patch: pytest.MonkeyPatch) -> InlineCluster:
 
 def install_annotation(patch: pytest.MonkeyPatch) -> InlineCluster:
     """Run annotate, update, retry, resume and verify of this process inline."""
-    from mmva.inference.engines import calibrate_bundle  # with torch
+    from mmva.engines.choice import calibrate_bundle  # with torch
 
     cluster = InlineCluster()
-    patch.setattr("mmva_platform.annotation.run.run_pass", cluster.run_pass)
+    patch.setattr("mmva_platform.annotation.run.runner.run_pass", cluster.run_pass)
     patch.setattr("mmva_platform.bulk.run_pass", cluster.run_pass)
     # `mmva_platform.annotation` also has a function `verify`, so the module is not found by a dotted name.
-    verifying = import_module("mmva_platform.annotation.verify")
+    verifying = import_module("mmva_platform.annotation.table.verify")
     patch.setattr(verifying, "ray_session", cluster.ray_session)
-    patch.setattr("mmva_platform.annotation.run.ray_session", cluster.ray_session)
-    patch.setattr("mmva_platform.annotation.prepare.ray_session", cluster.ray_session)
-    patch.setattr("mmva_platform.annotation.prepare.Workers.have_gpus", lambda _workers: False)
-    patch.setattr("mmva_platform.annotation.prepare.Workers.calibrate", staticmethod(calibrate_bundle))
+    patch.setattr("mmva_platform.annotation.run.runner.ray_session", cluster.ray_session)
+    patch.setattr("mmva_platform.annotation.run.prepare.ray_session", cluster.ray_session)
+    patch.setattr("mmva_platform.annotation.run.prepare.Workers.have_gpus", lambda _workers: False)
+    patch.setattr("mmva_platform.annotation.run.prepare.Workers.calibrate", staticmethod(calibrate_bundle))
     return cluster
 
 

@@ -13,10 +13,10 @@ import pytest
 import soundfile
 from PIL import Image
 
-from mmva.bundle import load_bundle
 from mmva.errors import CheckFailed, UsageError
-from mmva.media.images import decode_image
-from mmva.model import MMVA
+from mmva.media.images.decode import decode_image
+from mmva.models.bundle import load_bundle
+from mmva.models.model import MMVA
 from mmva_platform.annotation import ANNOTATION_SCHEMA, annotate, open_annotation, status, verify
 from mmva_platform.settings import Settings
 
@@ -116,7 +116,7 @@ def test_a_catalog_from_first_run_to_refusal(
     report = verify(str(out), settings)
     assert report.problems == ()
     # As for an annotation of many shards; the package has a function of the module's name.
-    monkeypatch.setattr(import_module("mmva_platform.annotation.verify"), "_CLUSTER_FROM", 1)
+    monkeypatch.setattr(import_module("mmva_platform.annotation.table.verify"), "_CLUSTER_FROM", 1)
     assert verify(str(out), settings) == report
     told = status(str(out), settings)
     assert (told.version, told.published, told.annotated, told.quarantined) == (0, True, 17, 2)

@@ -20,7 +20,7 @@ from mmva_platform.annotation import (
 )
 from mmva_platform.settings import Settings
 
-from ..unit.published import lively_bundle  # noqa: TID252 - helpers of the unit tests
+from ..unit.helpers.published import lively_bundle
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 RATE = 16_000

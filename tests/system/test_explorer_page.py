@@ -25,8 +25,8 @@ from starlette.types import ASGIApp
 from mmva_platform.annotation import open_annotation
 from mmva_platform.settings import Settings
 
-from ..unit.explored import HOSTILE, KEY, explorer_world  # noqa: TID252 - helpers of the unit tests
-from ..unit.published import lively_bundle, publish_media, publish_points  # noqa: TID252
+from ..unit.helpers.explored import HOSTILE, KEY, explorer_world
+from ..unit.helpers.published import lively_bundle, publish_media, publish_points
 
 pytestmark = [pytest.mark.slow, pytest.mark.system]
 FLAGS = [

@@ -24,7 +24,7 @@ from registry_cases import make_result
 from slow_pictures import SIZE, slow_path
 
 from mmva_platform.annotation import open_annotation
-from mmva_platform.annotation.table import latest_version
+from mmva_platform.annotation.table.delta import latest_version
 from mmva_platform.settings import Settings, StorageSettings, TrackingSettings
 from mmva_platform.storage import Storage, open_storage
 from mmva_platform.tracking.registry import register

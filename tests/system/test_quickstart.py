@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from inline_pass import install_annotation
 
-from mmva.bundle import read_bundle_info
 from mmva.errors import UsageError
+from mmva.models.bundle import read_bundle_info
 from mmva.starter import BUNDLE
 from mmva_platform.annotation import open_annotation
 from mmva_platform.quickstart import flow

@@ -15,14 +15,14 @@ import pytest
 from inline_pass import install, install_annotation
 from PIL import Image
 
-from mmva.bundle import read_bundle_info
 from mmva.imemnet.generator import generate
-from mmva_platform.annotation.reader import open_annotation
+from mmva.models.bundle import read_bundle_info
+from mmva_platform.annotation.table.reader import open_annotation
 from mmva_platform.cli.main import run
 from mmva_platform.datasets.dataset import Dataset
-from mmva_platform.datasets.embedding import embed_dataset
+from mmva_platform.datasets.embedding.run import embed_dataset
 from mmva_platform.datasets.features import load_features
-from mmva_platform.datasets.importing import ImportConfig, import_dataset
+from mmva_platform.datasets.importing.run import ImportConfig, import_dataset
 from mmva_platform.datasets.sources.config import ImemnetSource, load_source
 from mmva_platform.settings import Settings, load_config
 from mmva_platform.tracking.gate.evidence import Evidence, examine

@@ -15,8 +15,8 @@ import torch
 from registry_cases import make_result
 
 from mmva.backbones import load_encoder, preset
-from mmva.bundle import read_bundle_info, save_bundle
-from mmva.model import MMVA
+from mmva.models.bundle import read_bundle_info, save_bundle
+from mmva.models.model import MMVA
 from mmva_platform.annotation import verify
 from mmva_platform.tracking.registry import register
 from mmva_platform.tracking.runs import log_training_run

@@ -121,7 +121,7 @@ def test_only_tracking_knows_mlflow(repository: Path) -> None:
 def test_only_the_table_of_an_annotation_knows_deltalake(repository: Path) -> None:
     package = repository / "platform" / "mmva_platform"
     known = {path for path in _sources(package) if "deltalake" in {name.partition(".")[0] for name in _imports(path)}}
-    assert known == {package / "annotation" / "table.py"}
+    assert known == {package / "annotation" / "table" / "delta.py"}
 
 
 def test_rooms_import_in_one_direction(repository: Path) -> None:

@@ -7,15 +7,15 @@
 docs/annotation.md describes the files and columns of an annotation.
 """
 
-from mmva_platform.annotation.catalog import Catalog, open_catalog
-from mmva_platform.annotation.clean import clean
-from mmva_platform.annotation.export import export
-from mmva_platform.annotation.reader import Annotation, open_annotation
-from mmva_platform.annotation.run import AnnotationSummary, annotate, resume
+from mmva_platform.annotation.catalog.catalog import Catalog, open_catalog
+from mmva_platform.annotation.run.runner import AnnotationSummary, annotate, resume
+from mmva_platform.annotation.run.update import retry, update
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, QUARANTINE_SCHEMA, TABLE_SCHEMA
-from mmva_platform.annotation.status import History, RunStatus, history, status
-from mmva_platform.annotation.update import retry, update
-from mmva_platform.annotation.verify import VerifyReport, verify
+from mmva_platform.annotation.table.clean import clean
+from mmva_platform.annotation.table.export import export
+from mmva_platform.annotation.table.reader import Annotation, open_annotation
+from mmva_platform.annotation.table.status import History, RunStatus, history, status
+from mmva_platform.annotation.table.verify import VerifyReport, verify
 
 __all__ = [
     "ANNOTATION_SCHEMA", "QUARANTINE_SCHEMA", "TABLE_SCHEMA", "Annotation", "AnnotationSummary", "Catalog", "History",

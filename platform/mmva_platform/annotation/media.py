@@ -11,9 +11,9 @@ from mmva.errors import MediaError
 from mmva.files import sha256_hex
 from mmva.media.captions import clean_caption
 from mmva.media.formats import AUDIO_FORMATS, VIDEO_FORMATS, sniff
-from mmva.media.images import decode_image
+from mmva.media.images.decode import decode_image
 from mmva.media.limits import Limits
-from mmva_platform.annotation.roots import AllowedRoots
+from mmva_platform.annotation.catalog.roots import AllowedRoots
 from mmva_platform.settings import StorageSettings
 from mmva_platform.storage import (
     Storage,

@@ -80,12 +80,12 @@ def annotate(
         "command": ("mmva", *sys.argv[1:]),
     }
     if plan:
-        from mmva_platform.annotation.preview import preview_run
+        from mmva_platform.annotation.run.preview import preview_run
 
         found = preview_run(catalog, chosen, out, settings, **options)
         emit(found.to_text(), found.to_json(), as_json=as_json)
         return
-    from mmva_platform.annotation.run import annotate as annotate_catalog
+    from mmva_platform.annotation.run.runner import annotate as annotate_catalog
 
     summary = annotate_catalog(catalog, chosen, out, settings, **options)
     emit(summary.to_text(), summary.to_json(), as_json=as_json)
@@ -102,7 +102,7 @@ def resume(
     as_json: Json = False,
 ) -> None:
     """Finish a version that was interrupted. Needs only the output: the catalog is not read again."""
-    from mmva_platform.annotation.run import resume as resume_run
+    from mmva_platform.annotation.run.runner import resume as resume_run
 
     options = {"workers": workers, "batch_size": batch_size, "max_errors": max_errors}
     summary = resume_run(out, settings_of(context), **options)
@@ -130,7 +130,7 @@ def update(
     as_json: Json = False,
 ) -> None:
     """Add a version: new and changed items are annotated, removed ones disappear, all others are kept by reference."""
-    from mmva_platform.annotation.update import update as update_annotation
+    from mmva_platform.annotation.run.update import update as update_annotation
 
     options = {
         "catalog": catalog,
@@ -156,7 +156,7 @@ def retry(
     as_json: Json = False,
 ) -> None:
     """Add a version in which the quarantined items were tried again."""
-    from mmva_platform.annotation.update import retry as retry_annotation
+    from mmva_platform.annotation.run.update import retry as retry_annotation
 
     options = {"workers": workers, "command": ("mmva", *sys.argv[1:])}
     summary = retry_annotation(out, settings_of(context), **options)
@@ -166,7 +166,7 @@ def retry(
 @app.command("status")
 def status(context: typer.Context, out: Out, *, as_json: Json = False) -> None:
     """Show progress and quarantine of the unfinished version, or of the newest one. Needs only the output."""
-    from mmva_platform.annotation.status import status as status_of
+    from mmva_platform.annotation.table.status import status as status_of
 
     found = status_of(out, settings_of(context))
     emit(found.to_text(), found.to_json(), as_json=as_json)
@@ -175,7 +175,7 @@ def status(context: typer.Context, out: Out, *, as_json: Json = False) -> None:
 @app.command("history")
 def history(context: typer.Context, out: Out, *, as_json: Json = False) -> None:
     """Show what each version was made from, with which model, and what changed."""
-    from mmva_platform.annotation.status import history as history_of
+    from mmva_platform.annotation.table.status import history as history_of
 
     found = history_of(out, settings_of(context))
     emit(found.to_text(), found.to_json(), as_json=as_json)
@@ -185,7 +185,7 @@ def history(context: typer.Context, out: Out, *, as_json: Json = False) -> None:
 def verify(context: typer.Context, out: Out, *, version: Version = None, as_json: Json = False) -> None:
     """Compute every digest and count again. Exit code 3 if an item is missing, doubled or damaged."""
     from mmva.errors import CheckFailed
-    from mmva_platform.annotation.verify import verify as verify_run
+    from mmva_platform.annotation.table.verify import verify as verify_run
 
     found = verify_run(out, settings_of(context), version)
     emit(found.to_text(), found.to_json(), as_json=as_json)
@@ -222,7 +222,7 @@ def export(
     version: Version = None,
 ) -> None:
     """Write annotated items into one plain file."""
-    from mmva_platform.annotation.export import export as export_annotation
+    from mmva_platform.annotation.table.export import export as export_annotation
 
     names = None if columns is None else [name.strip() for name in columns.split(",")]
     settings = settings_of(context)
@@ -254,7 +254,7 @@ def clean(
     as_json: Json = False,
 ) -> None:
     """List the files that the newest versions do not need; delete them with --delete."""
-    from mmva_platform.annotation.clean import clean as clean_annotation
+    from mmva_platform.annotation.table.clean import clean as clean_annotation
 
     found = clean_annotation(out, settings_of(context), keep=keep, delete=delete)
     emit(found.to_text(), found.to_json(), as_json=as_json)
@@ -263,7 +263,7 @@ def clean(
 @app.command("convert")
 def convert(context: typer.Context, old: Old, out: Out, *, as_json: Json = False) -> None:
     """Make a table from an annotation of an earlier format. The old one is not changed."""
-    from mmva_platform.annotation.convert import convert as convert_annotation
+    from mmva_platform.annotation.run.convert import convert as convert_annotation
 
     summary = convert_annotation(old, out, settings_of(context))
     emit(summary.to_text(), summary.to_json(), as_json=as_json)

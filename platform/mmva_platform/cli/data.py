@@ -54,7 +54,7 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Validate labeled media, split them and write an immutable, sharded dataset."""
-    from mmva_platform.datasets.importing import ImportConfig, import_dataset
+    from mmva_platform.datasets.importing.run import ImportConfig, import_dataset
     from mmva_platform.datasets.sources.config import ImemnetSource, load_source
     from mmva_platform.settings import validate
 
@@ -105,7 +105,7 @@ def embed(
     as_json: Json = False,
 ) -> None:
     """Compute the embeddings of a dataset with each backbone. Existing ones are not computed again."""
-    from mmva_platform.datasets.embedding import embed_dataset
+    from mmva_platform.datasets.embedding.run import embed_dataset
     from mmva_platform.workflows import backbones_of
 
     settings = settings_of(context)

@@ -93,8 +93,8 @@ def explorer_settings(out: str, settings: Settings, *, port: int, model: str | N
 
     Raises UsageError if nothing is published there.
     """
-    from mmva_platform.annotation.plan import read_plan
-    from mmva_platform.annotation.reader import open_annotation
+    from mmva_platform.annotation.plan.plan import read_plan
+    from mmva_platform.annotation.table.reader import open_annotation
     from mmva_platform.search.models import uri_of
 
     annotation = open_annotation(out, settings.storage)

@@ -8,12 +8,12 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
+from mmva.data.labels import LABEL_TOLERANCE
+from mmva.data.splits import SPLITS, leaking_groups
 from mmva.errors import EnvironmentFault
 from mmva.files import sha256_hex
 from mmva.imemnet.splits import LEAKAGE_WARNING
-from mmva.labels import LABEL_TOLERANCE
 from mmva.modalities import AXES
-from mmva.splits import SPLITS, leaking_groups
 from mmva_platform import bulk
 from mmva_platform.cluster import ray_session
 from mmva_platform.datasets import schema

@@ -10,11 +10,11 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mmva.data.splits import fold_splits
 from mmva.errors import CheckFailed
 from mmva.modalities import AXES, Modality
-from mmva.splits import fold_splits
 from mmva_platform.datasets.dataset import Dataset
-from mmva_platform.datasets.embedding_set import EmbeddingSet, EmbeddingsInfo, open_sets
+from mmva_platform.datasets.embedding.files import EmbeddingSet, EmbeddingsInfo, open_sets
 from mmva_platform.settings import Settings
 
 

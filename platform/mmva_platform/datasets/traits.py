@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from mmva.affect import quadrant
 from mmva.errors import MediaError, OperationFailed
 from mmva.files import sha256_hex
-from mmva.media.audio import decode_audio
-from mmva.media.images import decode_image
+from mmva.media.audio.decode import decode_audio
+from mmva.media.images.decode import decode_image
 from mmva.modalities import Modality
 from mmva_platform.datasets.dataset import Dataset
 from mmva_platform.datasets.schema import parquet_bytes, read_parquet

@@ -14,7 +14,7 @@ from mmva_platform.settings import Settings
 from mmva_platform.tracking.resolve import STARTER
 
 if TYPE_CHECKING:
-    from mmva_platform.annotation.run import AnnotationSummary
+    from mmva_platform.annotation.run.runner import AnnotationSummary
     from mmva_platform.training.recipe import Recipe
     from mmva_platform.training.trainer import TrainResult
     from mmva_platform.workflows import TrainOutcome
@@ -105,7 +105,7 @@ def run_quickstart(options: QuickstartOptions, settings: Settings) -> Quickstart
     anything is written.
     """
     from mmva.backbones import preset
-    from mmva_platform.annotation.catalog import open_catalog
+    from mmva_platform.annotation.catalog.catalog import open_catalog
     from mmva_platform.cluster import ray_session
 
     preset(options.preset)
@@ -126,8 +126,8 @@ def run_quickstart(options: QuickstartOptions, settings: Settings) -> Quickstart
 
 
 def _make_dataset(options: QuickstartOptions, place: Workspace, settings: Settings, steps: _Steps) -> None:
-    from mmva_platform.datasets.embedding import embed_dataset
-    from mmva_platform.datasets.importing import ImportConfig, import_dataset
+    from mmva_platform.datasets.embedding.run import embed_dataset
+    from mmva_platform.datasets.importing.run import ImportConfig, import_dataset
     from mmva_platform.datasets.sources.config import ImemnetSource
     from mmva_platform.workflows import generate_lookalike
 
@@ -191,7 +191,7 @@ def _make_champion(result: TrainResult, settings: Settings, steps: _Steps) -> tu
 def _annotate(
     options: QuickstartOptions, place: Workspace, model: str, settings: Settings, steps: _Steps
 ) -> AnnotationSummary:
-    from mmva_platform.annotation.run import annotate
+    from mmva_platform.annotation.run.runner import annotate
     from mmva_platform.quickstart.demo_catalog import build_demo_catalog
 
     catalog = options.catalog

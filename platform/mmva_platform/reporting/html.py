@@ -14,7 +14,7 @@ from jinja2 import Environment
 from mmva.errors import UsageError
 from mmva.files import write_atomically
 from mmva.modalities import MEDIA_KINDS
-from mmva_platform.annotation.publish import HOW
+from mmva_platform.annotation.table.publish import HOW
 from mmva_platform.pages import page_environment
 from mmva_platform.reporting.charts import HEIGHT, WIDTH, training_charts
 from mmva_platform.reporting.data import ReportData

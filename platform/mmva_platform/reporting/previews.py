@@ -11,9 +11,9 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from mmva.media.audio import stream_audio
+from mmva.media.audio.decode import stream_audio
 from mmva.media.captions import clean_caption
-from mmva.media.images import decode_image
+from mmva.media.images.decode import decode_image
 
 logger = logging.getLogger(__name__)
 

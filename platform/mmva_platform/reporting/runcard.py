@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mmva.drift import drift_by_modality
 from mmva.errors import CheckFailed
+from mmva.evaluation.drift import drift_by_modality
 from mmva.modalities import AXES, MEDIA_KINDS
-from mmva_platform.annotation.plan import Plan
-from mmva_platform.annotation.publish import Totals, VersionRecord, changes_of
+from mmva_platform.annotation.plan.plan import Plan
+from mmva_platform.annotation.table.publish import Totals, VersionRecord, changes_of
 from mmva_platform.reporting.plane import va_of
 
 HISTOGRAM_BINS: Final = 20

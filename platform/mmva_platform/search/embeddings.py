@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mmva_platform.annotation.reader import Annotation
-from mmva_platform.annotation.table import TableFile
+from mmva_platform.annotation.table.delta import TableFile
+from mmva_platform.annotation.table.reader import Annotation
 
 _BLOCK: Final = 4096  # items whose embeddings are in memory as doubles
 

@@ -14,11 +14,11 @@ from numpy.typing import ArrayLike, NDArray
 from mmva.affect import mood
 from mmva.errors import MediaError, UsageError
 from mmva.media.limits import Limits
-from mmva.predictor import Predictor
+from mmva.models.predictor import Predictor
 from mmva.zeroshot.prompts import MusicPrompt, PromptBank, music_prompt
 from mmva.zeroshot.query import query_point
 from mmva.zeroshot.search import Region
-from mmva_platform.annotation.plan import ModelInfo
+from mmva_platform.annotation.plan.plan import ModelInfo
 from mmva_platform.search.index import AnnotationIndex, By, Hit
 from mmva_platform.search.models import check_same_model, load_predictor, open_query_model
 from mmva_platform.settings import Settings

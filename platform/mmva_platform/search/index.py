@@ -15,8 +15,8 @@ from mmva.errors import UsageError
 from mmva.modalities import AXES, MEDIA_KINDS
 from mmva.zeroshot.likeness import most_alike
 from mmva.zeroshot.search import PlaneIndex, Region
-from mmva_platform.annotation.plan import ModelInfo
-from mmva_platform.annotation.reader import Annotation, open_annotation
+from mmva_platform.annotation.plan.plan import ModelInfo
+from mmva_platform.annotation.table.reader import Annotation, open_annotation
 from mmva_platform.search.embeddings import embeddings
 from mmva_platform.search.vectors import DEEPEST, VectorIndex, open_vectors
 from mmva_platform.settings import Settings

@@ -1,11 +1,11 @@
 """The model that places a query: the annotation's own, by digest."""
 
 from mmva.backbones import BackboneSpec
-from mmva.bundle import read_bundle
 from mmva.errors import CheckFailed, UsageError
-from mmva.predictor import Predictor
-from mmva_platform.annotation.plan import ModelInfo
-from mmva_platform.datasets.embedder import EncoderLoader
+from mmva.models.bundle import read_bundle
+from mmva.models.predictor import Predictor
+from mmva_platform.annotation.plan.plan import ModelInfo
+from mmva_platform.datasets.embedding.worker import EncoderLoader
 from mmva_platform.search.index import AnnotationIndex
 from mmva_platform.settings import Settings
 from mmva_platform.tracking.resolve import STARTER, resolve_model

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from mmva.errors import UsageError
 from mmva.modalities import AXES, MEDIA_KINDS
 from mmva.zeroshot.search import Region
-from mmva_platform.annotation.plan import index_folder
-from mmva_platform.annotation.reader import Annotation, open_annotation
+from mmva_platform.annotation.plan.plan import index_folder
+from mmva_platform.annotation.table.reader import Annotation, open_annotation
 from mmva_platform.search.embeddings import matrix_of
 from mmva_platform.settings import Settings
 

@@ -10,7 +10,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mmva_platform.annotation.plan import ModelInfo
+from mmva_platform.annotation.plan.plan import ModelInfo
 from mmva_platform.serving.auth import Authentication, refuse_open_routes
 from mmva_platform.serving.context import Context
 from mmva_platform.serving.errors import HANDLERS

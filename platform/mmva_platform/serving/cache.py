@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Final
 
-from mmva_platform.annotation.table import latest_version
+from mmva_platform.annotation.table.delta import latest_version
 from mmva_platform.settings import Settings
 from mmva_platform.storage import open_storage
 

@@ -11,7 +11,7 @@ from ray.exceptions import RayActorError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
 from mmva.errors import CheckFailed, OperationFailed, UsageError
-from mmva_platform.annotation.plan import ModelInfo
+from mmva_platform.annotation.plan.plan import ModelInfo
 from mmva_platform.monitoring.metrics import ApiMetrics
 from mmva_platform.serving.context import Answers, ItemRequest
 from mmva_platform.serving.errors import ApiError, busy

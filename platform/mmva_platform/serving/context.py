@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 from fastapi import Depends, Request
 
 from mmva.modalities import MEDIA_KINDS
-from mmva_platform.annotation.plan import ModelInfo
-from mmva_platform.annotation.roots import AllowedRoots
+from mmva_platform.annotation.catalog.roots import AllowedRoots
+from mmva_platform.annotation.plan.plan import ModelInfo
 from mmva_platform.monitoring.metrics import ApiMetrics
 from mmva_platform.serving.limits import Admission, Threads
 

@@ -8,17 +8,17 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mmva.engines.calibration import made_up_items
+from mmva.engines.choice import choose_engines, load_predictor, pack_bundle, sample_rate_of, unpacked
 from mmva.errors import CheckFailed, MediaError, OperationFailed, UsageError
-from mmva.inference.calibration import made_up_items
 from mmva.inference.config import default_preprocessing
 from mmva.inference.decoders import DecodeSpec
-from mmva.inference.engines import choose_engines, load_predictor, pack_bundle, sample_rate_of, unpacked
 from mmva.inference.heads import predict
 from mmva.inference.items import Item
 from mmva.inference.pipeline import Pipeline
 from mmva.modalities import AXES
-from mmva_platform.annotation.plan import ModelInfo
-from mmva_platform.datasets.embedder import EncoderLoader
+from mmva_platform.annotation.plan.plan import ModelInfo
+from mmva_platform.datasets.embedding.worker import EncoderLoader
 from mmva_platform.serving.context import Row
 from mmva_platform.serving.prepare import Prepared
 from mmva_platform.settings import Settings, limits_of

@@ -10,7 +10,7 @@ from typing import Any, Final
 from ray import serve
 
 from mmva.errors import OperationFailed
-from mmva_platform.annotation.plan import ModelInfo
+from mmva_platform.annotation.plan.plan import ModelInfo
 from mmva_platform.serving.context import Answers, ItemRequest, Row
 from mmva_platform.serving.model import ModelHost, ServedModel
 from mmva_platform.serving.prepare import Prepared, Preparing

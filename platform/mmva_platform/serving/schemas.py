@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from mmva.modalities import MediaKind
-from mmva_platform.annotation.plan import ModelInfo
+from mmva_platform.annotation.plan.plan import ModelInfo
 from mmva_platform.search import Hit
 from mmva_platform.serving.jobs.queue import JobSpec, State
 

@@ -19,14 +19,14 @@ import mlflow
 import pandas as pd
 import pyarrow as pa
 
-from mmva.bundle import load_bundle
 from mmva.errors import MediaError
 from mmva.inference.config import default_preprocessing
 from mmva.inference.heads import predict
 from mmva.inference.pipeline import Pipeline
+from mmva.models.bundle import load_bundle
 
 if TYPE_CHECKING:
-    from mmva.model import MMVA
+    from mmva.models.model import MMVA
 
 VALUES = ("valence", "arousal", "valence_low", "valence_high", "arousal_low", "arousal_high")
 

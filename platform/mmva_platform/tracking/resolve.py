@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
-from mmva.bundle import read_bundle_info
 from mmva.errors import CheckFailed, UsageError
 from mmva.modalities import AXES, MODALITIES
+from mmva.models.bundle import read_bundle_info
 from mmva.starter import BUNDLE
 from mmva_platform.settings import Settings
 from mmva_platform.tracking.model import BUNDLE_PATH, logged_model

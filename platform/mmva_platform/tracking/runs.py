@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from numpy.typing import ArrayLike
 
-from mmva.bundle import load_bundle, read_bundle_info
 from mmva.errors import UsageError
+from mmva.models.bundle import load_bundle, read_bundle_info
 from mmva_platform.draining import Stopped, exit_on_sigterm
 from mmva_platform.settings import Settings
 from mmva_platform.tracking import plots

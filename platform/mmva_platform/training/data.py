@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from mmva.errors import UsageError
-from mmva.metrics import matching_mse, va_metrics
+from mmva.evaluation.metrics import matching_mse, va_metrics
 from mmva.modalities import MODALITIES
 
 if TYPE_CHECKING:

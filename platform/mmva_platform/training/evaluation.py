@@ -27,7 +27,7 @@ from mmva_platform.training.card import evaluation_markdown
 from mmva_platform.training.predictions import PredictedRows, predict_rows
 
 if TYPE_CHECKING:
-    from mmva.model import MMVA
+    from mmva.models.model import MMVA
     from mmva_platform.datasets.dataset import Dataset
     from mmva_platform.datasets.features import Features
 
@@ -93,7 +93,7 @@ def evaluate(
         UsageError: If the bundle, the dataset, the split or the embeddings of the bundle's backbones are not there.
         CheckFailed: If the bundle was altered.
     """
-    from mmva.bundle import load_bundle
+    from mmva.models.bundle import load_bundle
     from mmva_platform.datasets.dataset import Dataset
 
     model = load_bundle(bundle_dir, load_encoders=False)
@@ -169,7 +169,7 @@ def evaluate_rows(
 
 
 def _sample(rows: PredictedRows) -> PredictedRows:
-    from mmva.metrics import sample_rows
+    from mmva.evaluation.metrics import sample_rows
 
     drawn = sample_rows(len(rows.ids))
     return PredictedRows(rows.ids[drawn], rows.label_N2[drawn], rows.predicted_N2[drawn], rows.group_N[drawn])
@@ -205,17 +205,17 @@ def intervals_from(model: MMVA, features: Features, split: str = "val") -> dict[
 
 def intervals_of(rows: Mapping[Any, PredictedRows]) -> dict[str, dict[str, float]]:
     """The same from rows that are predicted already."""
-    from mmva.intervals import conformal_intervals
+    from mmva.evaluation.intervals import conformal_intervals
 
     return {m: conformal_intervals(of.predicted_N2, of.label_N2, groups=of.group_N) for m, of in rows.items()}
 
 
 def reference_of(model: MMVA, features: Features, split: str = "train") -> dict[str, Any]:
-    """Quantiles of the model's own points on a split, to measure a catalog's drift by: see mmva.drift.
+    """Quantiles of the model's own points on a split, to measure a catalog's drift by: see mmva.evaluation.drift.
 
     {modality: {axis: quantiles}, "items": {modality: N}}; a modality without rows is left out.
     """
-    from mmva.drift import reference_quantiles
+    from mmva.evaluation.drift import reference_quantiles
 
     rows = {m: f for m, f in features.split(split).items() if m in model.dims and len(f)}
     reference: dict[str, Any] = {"items": {m: len(f) for m, f in rows.items()}}
@@ -225,8 +225,8 @@ def reference_of(model: MMVA, features: Features, split: str = "train") -> dict[
 
 
 def _va_figures(rows: PredictedRows) -> dict[str, dict[str, Figure]]:
-    from mmva.bootstrap import bootstrap
-    from mmva.metrics import va_metrics
+    from mmva.evaluation.bootstrap import bootstrap
+    from mmva.evaluation.metrics import va_metrics
 
     values = va_metrics(rows.predicted_N2, rows.label_N2)
     intervals = bootstrap(rows.predicted_N2, rows.label_N2, rows.group_N, resamples=RESAMPLES)
@@ -234,8 +234,8 @@ def _va_figures(rows: PredictedRows) -> dict[str, dict[str, Figure]]:
 
 
 def _matching(rows: Mapping[Modality, PredictedRows], sigma: float) -> dict[str, Figure]:
-    from mmva.bootstrap import bootstrap_matching
-    from mmva.metrics import matching_mse
+    from mmva.evaluation.bootstrap import bootstrap_matching
+    from mmva.evaluation.metrics import matching_mse
 
     figures = {}
     for a, b in itertools.combinations([m for m in MODALITIES if m in rows], 2):
@@ -248,8 +248,8 @@ def _matching(rows: Mapping[Modality, PredictedRows], sigma: float) -> dict[str,
 
 
 def _retrieval(rows: Mapping[Modality, PredictedRows], sigma: float) -> dict[str, dict[str, Figure]]:
-    from mmva.bootstrap import bootstrap_means
-    from mmva.retrieval import retrieval_per_query
+    from mmva.evaluation.bootstrap import bootstrap_means
+    from mmva.evaluation.retrieval import retrieval_per_query
 
     figures = {}
     for a, b in itertools.permutations([m for m in MODALITIES if m in rows], 2):

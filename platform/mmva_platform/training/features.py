@@ -18,7 +18,7 @@ import torch
 
 from mmva.errors import UsageError
 from mmva.matching import EpochPlan
-from mmva.model import MMVA
+from mmva.models.model import MMVA
 from mmva_platform.settings import Settings
 from mmva_platform.training.data import Floats, Triplets, batch_labels, known_rows, triplets, validation_row
 from mmva_platform.training.loop import Batch

@@ -20,7 +20,7 @@ from mmva_platform.training.predictions import Points, PredictedRows
 from mmva_platform.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from mmva.model import MMVA
+    from mmva.models.model import MMVA
     from mmva_platform.datasets.features import Features
 
 log = logging.getLogger(__name__)

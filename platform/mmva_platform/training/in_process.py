@@ -21,7 +21,7 @@ from mmva_platform.training.recipe import Recipe
 from mmva_platform.training.state import Row, TrainState, build_model, new_state, state_around
 
 if TYPE_CHECKING:
-    from mmva.model import MMVA
+    from mmva.models.model import MMVA
     from mmva_platform.datasets.features import Features
 
 

@@ -19,7 +19,7 @@ from mmva_platform.training.in_process import train_here
 from mmva_platform.training.recipe import recipe_of
 
 if TYPE_CHECKING:
-    from mmva.model import MMVA
+    from mmva.models.model import MMVA
     from mmva_platform.datasets.features import Features
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from mmva.modalities import MODALITIES, Modality
 from mmva_platform.settings import Settings
 
 if TYPE_CHECKING:
-    from mmva.model import MMVA
+    from mmva.models.model import MMVA
     from mmva_platform.datasets.features import Features, FeatureSets, ModalityFeatures
 
 Points = NDArray[np.float64]

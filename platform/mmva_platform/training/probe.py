@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from mmva.errors import UsageError
-from mmva.model import MMVA
-from mmva.towers import Tower
+from mmva.models.model import MMVA
+from mmva.models.towers import Tower
 from mmva_platform.training.data import Triplets
 
 Floats = NDArray[np.float64]

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from mmva.errors import UsageError
 from mmva.losses import LossConfig
 from mmva.modalities import Modality
-from mmva.towers import TowerConfig
+from mmva.models.towers import TowerConfig
 from mmva_platform.settings import Config, validate
 
 Workers = Annotated[int, Field(ge=1)]

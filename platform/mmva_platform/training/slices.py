@@ -11,7 +11,7 @@ from mmva_platform.settings import Settings
 from mmva_platform.training.evaluation import RESAMPLES, Figure
 
 if TYPE_CHECKING:
-    from mmva.model import MMVA
+    from mmva.models.model import MMVA
     from mmva_platform.datasets.features import Features
 
 KINDS: Final = ("source", "quadrant", "loudness", "brightness")
@@ -33,7 +33,7 @@ def slice_figures(model: MMVA, features: Features, settings: Settings, split: st
 
     Raises CheckFailed if a shard of the dataset is not the published one, OperationFailed if media do not decode here.
     """
-    from mmva.bootstrap import bootstrap_mean
+    from mmva.evaluation.bootstrap import bootstrap_mean
     from mmva_platform.datasets.dataset import Dataset
     from mmva_platform.datasets.traits import TRAITS, measure, part_names, sources_of
 

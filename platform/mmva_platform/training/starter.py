@@ -17,7 +17,7 @@ from mmva.modalities import AXES
 from mmva_platform.settings import Config, Settings, load_config
 
 if TYPE_CHECKING:
-    from mmva.model import MMVA
+    from mmva.models.model import MMVA
     from mmva_platform.datasets.features import Features
     from mmva_platform.training.evaluation import Evaluation
     from mmva_platform.training.recipe import Recipe
@@ -39,10 +39,10 @@ class StarterJob(Config):
 def make_starter(job: StarterJob, settings: Settings) -> dict[str, Any]:
     """Import, embed, measure, train, write; the result is the bundle's digest and size."""
     from mmva_platform.datasets.dataset import Dataset
-    from mmva_platform.datasets.embedding import embed_dataset
+    from mmva_platform.datasets.embedding.run import embed_dataset
     from mmva_platform.datasets.features import load_features
     from mmva_platform.datasets.identity import training_record
-    from mmva_platform.datasets.importing import ImportConfig, import_dataset
+    from mmva_platform.datasets.importing.run import ImportConfig, import_dataset
     from mmva_platform.datasets.sources.config import load_source
     from mmva_platform.training.recipe import Recipe
 
@@ -62,7 +62,7 @@ def write_starter(
     features: Features, recipe: Recipe, record: Mapping[str, Any], job: StarterJob, settings: Settings
 ) -> dict[str, Any]:
     """From embedded rows to the bundle."""
-    from mmva.bundle import save_bundle
+    from mmva.models.bundle import save_bundle
     from mmva_platform.training.card import versions
     from mmva_platform.training.evaluation import intervals_of, reference_of
     from mmva_platform.training.folds import folds_of
@@ -92,7 +92,7 @@ def write_starter(
 
 def _attach(model: MMVA, features: Features, settings: Settings) -> None:
     from mmva.backbones import BackboneSpec
-    from mmva_platform.datasets.embedder import EncoderLoader
+    from mmva_platform.datasets.embedding.worker import EncoderLoader
 
     load = EncoderLoader.of(settings)
     for modality, spec in features.specs.items():

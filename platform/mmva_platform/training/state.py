@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from mmva.model import MMVA, ModelConfig
+from mmva.models.model import MMVA, ModelConfig
 from mmva_platform.training.data import Pairing, Triplets
 from mmva_platform.training.probe import start_from_probes
 from mmva_platform.training.recipe import OptimizerOptions, Recipe, ScheduleOptions

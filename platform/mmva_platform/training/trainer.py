@@ -28,7 +28,7 @@ from mmva_platform.training.rundir import (
 )
 
 if TYPE_CHECKING:
-    from mmva.model import MMVA
+    from mmva.models.model import MMVA
     from mmva_platform.datasets.features import Features
     from mmva_platform.training.evaluation import Evaluation
 
@@ -197,7 +197,7 @@ def finish(
     `features` are the dataset's through the towers' own backbones; `last` is the last checkpoint's content, which holds
     the whole history.
     """
-    from mmva.bundle import save_bundle
+    from mmva.models.bundle import save_bundle
     from mmva_platform.datasets.dataset import Dataset
     from mmva_platform.datasets.identity import training_record
     from mmva_platform.training.card import model_card, versions
@@ -243,7 +243,7 @@ def finished_run(name: str, settings: Settings, overrides: Callable[[dict[str, A
         UsageError: If there is no such run, or the recipe is not the run's.
         CheckFailed: If the model's files are not what its SHA256SUMS says.
     """
-    from mmva.bundle import read_bundle_info
+    from mmva.models.bundle import read_bundle_info
     from mmva_platform.training.evaluation import Evaluation
 
     run = find_run(settings, name)
@@ -260,7 +260,7 @@ def finished_run(name: str, settings: Settings, overrides: Callable[[dict[str, A
 def _attach_backbones(model: MMVA, features: Features, settings: Settings) -> None:
     """Record the backbones, after checking that they still are what computed the embeddings (CheckFailed if not)."""
     from mmva.backbones import BackboneSpec
-    from mmva_platform.datasets.embedder import EncoderLoader
+    from mmva_platform.datasets.embedding.worker import EncoderLoader
 
     load = EncoderLoader.of(settings)
     for modality, spec in features.specs.items():

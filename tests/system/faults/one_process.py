@@ -23,8 +23,8 @@ from seaweed import ACCESS, SECRET
 # mmva before transformers: it makes imports of a broken torchaudio harmless.
 _PRELOAD = [
     "one_process", "inline_pass", "torch", "scipy.special", "pyarrow.parquet", "deltalake", "boto3", "ray.cloudpickle",
-    "ray.util.metrics", "mmva.backbones", "mmva.bundle", "mmva.inference.engines", "mmva.inference.pipeline",
-    "mmva_platform.annotation", "mmva_platform.annotation.worker", "mmva_platform.tracking.resolve",
+    "ray.util.metrics", "mmva.backbones", "mmva.models.bundle", "mmva.engines.choice", "mmva.inference.pipeline",
+    "mmva_platform.annotation", "mmva_platform.annotation.run.worker", "mmva_platform.tracking.resolve",
     "mmva_platform.cluster", "mmva_platform.progress", "mmva_platform.monitoring", "mmva_platform.draining",
     "transformers.models.clip.modeling_clip", "transformers.models.roberta.modeling_roberta",
 ]  # fmt: skip
@@ -104,7 +104,7 @@ def _run(call: Call, settings: Any, said: str, log: str, end: tuple[int | None, 
 
     from mmva.errors import CheckFailed, OperationFailed, UsageError
     from mmva_platform import annotation
-    from mmva_platform.annotation import table
+    from mmva_platform.annotation.table import delta as table
     from mmva_platform.storage.local import LocalStorage
     from mmva_platform.storage.s3 import S3Storage
 

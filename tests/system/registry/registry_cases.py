@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from mmva.backbones import load_encoder, preset
-from mmva.bundle import load_bundle, save_bundle
 from mmva.modalities import AXES, MODALITIES
-from mmva.model import MMVA
+from mmva.models.bundle import load_bundle, save_bundle
+from mmva.models.model import MMVA
 from mmva_platform.datasets.identity import Seen
 from mmva_platform.settings import Settings
 from mmva_platform.tracking.audit import AuditLog

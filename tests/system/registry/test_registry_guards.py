@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from registry_cases import aliases, make_bundle, records
 
-from mmva.bundle import read_bundle_info
 from mmva.errors import CheckFailed, UsageError
+from mmva.models.bundle import read_bundle_info
 from mmva_platform.settings import Settings
 from mmva_platform.storage import open_storage
 from mmva_platform.tracking import promotion

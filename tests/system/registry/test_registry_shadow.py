@@ -58,7 +58,7 @@ def test_a_sample_of_a_catalog_is_annotated_with_both_and_compared(
 
     # The same sample again is not annotated again; another is drawn with another seed.
     with monkeypatch.context() as patch:
-        patch.setattr("mmva_platform.annotation.run.run_pass", None)
+        patch.setattr("mmva_platform.annotation.run.runner.run_pass", None)
         assert compare() == DONE
     assert "version 2 and version 1 on 14 of 14 items" in capfd.readouterr().out
     assert compare("--sample", "5", "--seed", "1", "--json") == DONE

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from registry_cases import COMMIT, make_bundle, make_result
 
-from mmva.bundle import load_bundle
 from mmva.errors import CheckFailed, UsageError
 from mmva.modalities import MODALITIES
+from mmva.models.bundle import load_bundle
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, open_storage
 from mmva_platform.tracking import runs

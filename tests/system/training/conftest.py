@@ -23,8 +23,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory, copy_schema: Callable[[Pa
 def dataset(settings: Settings, ray_cluster: None) -> str:
     """60 images and 60 clips."""
     from mmva.imemnet.generator import generate
-    from mmva_platform.datasets.embedding import embed_dataset
-    from mmva_platform.datasets.importing import ImportConfig, import_dataset
+    from mmva_platform.datasets.embedding.run import embed_dataset
+    from mmva_platform.datasets.importing.run import ImportConfig, import_dataset
     from mmva_platform.datasets.sources.config import ImemnetSource
 
     media, out = settings.home / "media", settings.home / "dataset"

@@ -89,8 +89,8 @@ def walk_through(store: str, tmp_path: Path) -> dict[str, int]:
     from inline_pass import install
 
     from mmva_platform.annotation import annotate, open_annotation
-    from mmva_platform.datasets.embedding import embed_dataset
-    from mmva_platform.datasets.importing import ImportConfig, import_dataset
+    from mmva_platform.datasets.embedding.run import embed_dataset
+    from mmva_platform.datasets.importing.run import ImportConfig, import_dataset
     from mmva_platform.datasets.sources.config import ImemnetSource
     from mmva_platform.training.recipe import Recipe
     from mmva_platform.training.trainer import train

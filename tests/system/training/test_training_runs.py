@@ -21,7 +21,7 @@ import pytest
 
 from mmva import load_bundle
 from mmva.errors import UsageError
-from mmva.model import MMVA
+from mmva.models.model import MMVA
 from mmva_platform.datasets.features import load_features
 from mmva_platform.draining import Stopped
 from mmva_platform.settings import Settings, load_config

@@ -10,10 +10,10 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
+from mmva.data.labels import number
+from mmva.data.tables import Cells, read_cells
 from mmva.errors import UsageError
-from mmva.labels import number
 from mmva.modalities import AXES
-from mmva.tables import Cells, read_cells
 from mmva_platform.storage import Entry, Storage
 
 CELLS: Final = (

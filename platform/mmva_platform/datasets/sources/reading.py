@@ -8,10 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mmva.affect import DEAM_RANGE
-from mmva.errors import UsageError
-from mmva.imemnet.published import read_image_labels, read_music_labels
-from mmva.imemnet.splits import read_split_file
-from mmva.labels import (
+from mmva.data.labels import (
     Labels,
     Problem,
     clean_captions,
@@ -21,9 +18,12 @@ from mmva.labels import (
     without_nameless,
     without_repeated_ids,
 )
+from mmva.data.splits import SPLITS
+from mmva.data.tables import read_cells
+from mmva.errors import UsageError
+from mmva.imemnet.published import read_image_labels, read_music_labels
+from mmva.imemnet.splits import read_split_file
 from mmva.modalities import AXES, Modality
-from mmva.splits import SPLITS
-from mmva.tables import read_cells
 from mmva_platform.datasets.sources import published
 from mmva_platform.datasets.sources.config import IMEMNET_NAME, DeamSource, ImemnetSource, Range, Source, TableSource
 from mmva_platform.settings import StorageSettings

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from mmva_platform.annotation.plan import plan_file, read_plan
+from mmva_platform.annotation.plan.plan import plan_file, read_plan
 from mmva_platform.cluster import NICE_VARIABLE
 from mmva_platform.serving.jobs.queue import Job, JobSpec
 from mmva_platform.settings import Settings

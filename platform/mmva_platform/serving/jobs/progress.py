@@ -11,8 +11,8 @@ from time import monotonic
 from typing import Any, Final
 
 from mmva.errors import UsageError
-from mmva_platform.annotation.commit import CommitRecord, committed_shards
-from mmva_platform.annotation.status import RunStatus, status
+from mmva_platform.annotation.table.commit import CommitRecord, committed_shards
+from mmva_platform.annotation.table.status import RunStatus, status
 from mmva_platform.serving.jobs.queue import Job, Start
 from mmva_platform.settings import Settings
 from mmva_platform.storage import open_storage

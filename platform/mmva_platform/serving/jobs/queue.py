@@ -20,8 +20,8 @@ from typing import Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mmva_platform.annotation.roots import normalised_root
-from mmva_platform.annotation.table import is_published
+from mmva_platform.annotation.catalog.roots import normalised_root
+from mmva_platform.annotation.table.delta import is_published
 from mmva_platform.serving.errors import ApiError
 from mmva_platform.settings import ServingSettings, StorageSettings
 from mmva_platform.storage import Storage, StorageNotFound, open_storage

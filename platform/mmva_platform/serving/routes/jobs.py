@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import HTMLResponse
 
-from mmva_platform.annotation.roots import AllowedRoots, normalised_root
+from mmva_platform.annotation.catalog.roots import AllowedRoots, normalised_root
 from mmva_platform.serving.auth import ANNOTATE, READ, Caller
 from mmva_platform.serving.context import Context, ContextDep
 from mmva_platform.serving.errors import ApiError

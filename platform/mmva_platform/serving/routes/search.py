@@ -10,7 +10,7 @@ from pydantic import Json
 
 from mmva.modalities import AXES
 from mmva.zeroshot.search import Region
-from mmva_platform.annotation.plan import ModelInfo
+from mmva_platform.annotation.plan.plan import ModelInfo
 from mmva_platform.search import AnnotationIndex, Hit
 from mmva_platform.serving.auth import READ, Caller
 from mmva_platform.serving.context import Context, ContextDep, ItemRequest, Row

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmva.bundle import load_bundle
 from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva.modalities import MODALITIES, Modality
+from mmva.models.bundle import load_bundle
 from mmva_platform.datasets.identity import Seen, seen_rows, shared_groups
 from mmva_platform.settings import Settings
 from mmva_platform.tracking.audit import AuditLog, Record

@@ -13,10 +13,10 @@ from typing import Final
 
 import numpy as np
 
-from mmva.bootstrap import PairedDifference, bootstrap_mean, bootstrap_paired_mse
-from mmva.metrics import sample_rows
+from mmva.evaluation.bootstrap import PairedDifference, bootstrap_mean, bootstrap_paired_mse
+from mmva.evaluation.metrics import sample_rows
+from mmva.evaluation.retrieval import retrieval_per_query
 from mmva.modalities import AXES, MODALITIES, Modality
-from mmva.retrieval import retrieval_per_query
 from mmva_platform.datasets.traits import part_names
 from mmva_platform.tracking.gate.evidence import Evidence, Examined, ExamRows
 from mmva_platform.tracking.gate.verdict import RECORDED, Finding

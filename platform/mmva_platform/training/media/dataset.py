@@ -60,8 +60,8 @@ class Decoder:
         return [encoder.raw(piece) for piece in pieces]
 
     def _pieces(self, modality: str, place: Place, encoder: Encoder, rng: np.random.Generator | None) -> list[Any]:
-        from mmva.media.audio import decode_audio
-        from mmva.media.images import decode_image
+        from mmva.media.audio.decode import decode_audio
+        from mmva.media.images.decode import decode_image
         from mmva.media.windows import HOP_S, WINDOW_S, windows
 
         if modality == "caption":

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmva.errors import UsageError
-from mmva.model import MMVA
+from mmva.models.model import MMVA
 from mmva_platform.training.data import triplets
 from mmva_platform.training.media.items import MediaPairing
 from mmva_platform.training.probe import start_from_probes

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from mmva.backbones import BackboneSpec, Preset, preset
 from mmva.files import sha256_hex
 from mmva.modalities import MODALITIES, Modality
-from mmva.model import MMVA
+from mmva.models.model import MMVA
 from mmva_platform.datasets.dataset import Dataset
-from mmva_platform.datasets.embedder import EncoderLoader
+from mmva_platform.datasets.embedding.worker import EncoderLoader
 from mmva_platform.settings import Settings
 from mmva_platform.training.media.cache import MediaCache
 from mmva_platform.training.media.dataset import Decoder, MediaDataset, MediaSource, default_loaders
@@ -89,7 +89,7 @@ class MediaMode:
 
     def trained(self, run: RunDirectory, recipe: Recipe, last: Mapping[str, Any]) -> tuple[MMVA, Features]:
         """Publish the tuned layers, embed the dataset through them, and give the towers that go with them."""
-        from mmva_platform.datasets.embedding import embed_dataset
+        from mmva_platform.datasets.embedding.run import embed_dataset
         from mmva_platform.datasets.features import load_features
 
         weights = last["best"]["weights"]

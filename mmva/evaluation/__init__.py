@@ -1,0 +1,1 @@
+"""Figures of a model: metrics, retrieval, bootstrap, intervals, drift."""

@@ -1,0 +1,1 @@
+"""Sound: bytes to mono samples."""

@@ -1,0 +1,1 @@
+"""Pictures: bytes to upright RGB."""

@@ -1,0 +1,1 @@
+"""The towers, the model, and the bundle that it is on disk."""

@@ -1,0 +1,1 @@
+"""The plan of a version: a catalog cut into shards."""

@@ -1,0 +1,1 @@
+"""Making a version: annotate, resume, update, retry."""

@@ -1,0 +1,1 @@
+"""The annotation as a table: commits, versions, reading, checking, exporting."""

@@ -1,0 +1,1 @@
+"""A dataset through frozen backbones, once."""
