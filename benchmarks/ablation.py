@@ -26,8 +26,8 @@ from scipy import stats
 from mmva.imemnet.splits import split_by_group
 from mmva_platform.datasets.features import Features, load_features
 from mmva_platform.settings import Settings, load_config
-from mmva_platform.training.card import table
-from mmva_platform.training.in_process import train_here
+from mmva_platform.training.evaluation.card import table
+from mmva_platform.training.loop.in_process import train_here
 from mmva_platform.training.recipe import Recipe
 from mmva_platform.training.trainer import git_commit
 

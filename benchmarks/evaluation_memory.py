@@ -15,8 +15,8 @@ import numpy as np
 
 from mmva.models.model import MMVA
 from mmva_platform.datasets.features import ModalityFeatures
-from mmva_platform.training.evaluation import evaluate_rows
-from mmva_platform.training.predictions import PredictedRows
+from mmva_platform.training.evaluation.evaluate import evaluate_rows
+from mmva_platform.training.evaluation.predictions import PredictedRows
 
 WIDTHS = {"music": 753, "caption": 384}
 

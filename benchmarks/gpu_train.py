@@ -32,9 +32,9 @@ def measure_train(
 
     from mmva.losses import loss_scales
     from mmva.matching import batches
-    from mmva_platform.training.loop import batch_counts, plan_epoch, train_step
+    from mmva_platform.training.loop.loop import batch_counts, plan_epoch, train_step
+    from mmva_platform.training.loop.state import WORLD_OF_ONE
     from mmva_platform.training.media.run import plan_media, prepare_media
-    from mmva_platform.training.state import WORLD_OF_ONE
 
     settings = Settings(home=workdir / "home", scratch=workdir / "scratch")
     recipe = recipe_of(make_dataset(workdir, backbones, items, settings), backbones, batch_size)

@@ -39,9 +39,9 @@ from mmva_platform.datasets.importing.candidates import find_media
 from mmva_platform.datasets.sources.config import load_source
 from mmva_platform.datasets.sources.reading import read_source
 from mmva_platform.settings import StorageSettings, load_config
-from mmva_platform.training.card import table
-from mmva_platform.training.folds import predict_folds
-from mmva_platform.training.in_process import train_here
+from mmva_platform.training.evaluation.card import table
+from mmva_platform.training.evaluation.folds import predict_folds
+from mmva_platform.training.loop.in_process import train_here
 from mmva_platform.training.recipe import Recipe
 from mmva_platform.training.trainer import git_commit
 

@@ -25,7 +25,7 @@ from mmva.evaluation.metrics import va_metrics
 from mmva.modalities import AXES
 from mmva_platform.datasets.features import Features, ModalityFeatures, load_features
 from mmva_platform.settings import Settings, load_config
-from mmva_platform.training.card import table
+from mmva_platform.training.evaluation.card import table
 from mmva_platform.training.recipe import Recipe
 from mmva_platform.training.trainer import TrainResult, git_commit, train
 

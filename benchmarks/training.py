@@ -48,7 +48,7 @@ def recipe_of(**changes: Any) -> Recipe:
 
 def made_triplets(images: int, clips: int, seed: int = 0) -> Any:
     """Random embeddings and labels."""
-    from mmva_platform.training.data import Triplets
+    from mmva_platform.training.loop.data import Triplets
 
     rng = np.random.default_rng(seed)
     sizes = {"image": images, "music": clips, "caption": clips}
@@ -64,9 +64,9 @@ class Loop:
         import torch
 
         from mmva.losses import loss_scales
-        from mmva_platform.training.features import FeatureSource
-        from mmva_platform.training.loop import batch_counts, plan_epoch
-        from mmva_platform.training.state import WORLD_OF_ONE, build_model, new_state
+        from mmva_platform.training.loop.features import FeatureSource
+        from mmva_platform.training.loop.loop import batch_counts, plan_epoch
+        from mmva_platform.training.loop.state import WORLD_OF_ONE, build_model, new_state
 
         torch.set_num_threads(1)
         self.recipe, self.world = recipe, world or WORLD_OF_ONE
@@ -79,7 +79,7 @@ class Loop:
     def steps(self, count: int, callback: Any = None) -> float:
         """Seconds of so many steps."""
         from mmva.matching import batches
-        from mmva_platform.training.loop import train_step
+        from mmva_platform.training.loop.loop import train_step
 
         shares = batches(self.plan, self.recipe.batch_size, self.world.rank, self.world.size)
         numbers = [number % len(shares) for number in range(count)]
@@ -100,7 +100,7 @@ class Plain:
         import torch
         from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-        from mmva_platform.training.state import build_model, build_optimizer, build_schedule, penalty_factors
+        from mmva_platform.training.loop.state import build_model, build_optimizer, build_schedule, penalty_factors
 
         torch.set_num_threads(1)
         self.recipe, self.size = recipe, recipe.batch_size // ranks
@@ -160,8 +160,8 @@ def ray_worker(config: dict[str, Any]) -> None:
     import ray.train
     from ray.train.torch import prepare_model
 
-    from mmva_platform.training.state import World
-    from mmva_platform.training.worker import Reporter
+    from mmva_platform.training.distributed.worker import Reporter
+    from mmva_platform.training.loop.state import World
 
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
@@ -299,11 +299,11 @@ def measure_media(workdir: Path, rounds: int, items: int) -> dict[str, Any]:
     from mmva_platform.datasets.features import load_features
     from mmva_platform.datasets.importing.run import ImportConfig, import_dataset
     from mmva_platform.datasets.sources.config import ImemnetSource
-    from mmva_platform.training.data import triplets
-    from mmva_platform.training.features import FeatureSource
-    from mmva_platform.training.loop import plan_epoch, train_epoch
+    from mmva_platform.training.loop.data import triplets
+    from mmva_platform.training.loop.features import FeatureSource
+    from mmva_platform.training.loop.loop import plan_epoch, train_epoch
+    from mmva_platform.training.loop.state import WORLD_OF_ONE, build_model, new_state
     from mmva_platform.training.media.run import plan_media, prepare_media
-    from mmva_platform.training.state import WORLD_OF_ONE, build_model, new_state
 
     torch.set_num_threads(1)
     settings = Settings(home=workdir / "home", scratch=workdir / "scratch")
@@ -382,7 +382,7 @@ class PlainMedia:
 def measure_memory(workdir: Path, items: int) -> dict[str, Any]:
     """Half of the items images, half clips without captions, through share_features; what that took."""
     from mmva_platform.cluster import ray_session
-    from mmva_platform.training.features import check_memory, share_features, shared_features
+    from mmva_platform.training.loop.features import check_memory, share_features, shared_features
 
     uri = made_embedded_dataset(workdir / f"dataset-{items}", items)
     need = 4 * (items // 2) * (WIDTHS["image"] + WIDTHS["music"])

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from mmva_platform.datasets.importing.run import ImportConfig
 from mmva_platform.settings import Config, Settings, load_config
-from mmva_platform.training.evaluation import Evaluation
+from mmva_platform.training.evaluation.evaluate import Evaluation
 from mmva_platform.training.recipe import Recipe
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mmva.backbones import Preset
     from mmva_platform.annotation.plan.plan import ModelInfo
     from mmva_platform.reporting.shadow import Shadow
-    from mmva_platform.training.evaluation import Evaluation
+    from mmva_platform.training.evaluation.evaluate import Evaluation
     from mmva_platform.training.recipe import Recipe
     from mmva_platform.training.sweep import SweepOptions, SweepResult
     from mmva_platform.training.trainer import TrainResult
@@ -202,10 +202,10 @@ def evaluate_model(
     """
     from mmva.models.bundle import load_bundle
     from mmva_platform.tracking.resolve import resolve_model
-    from mmva_platform.training.evaluation import evaluate
-    from mmva_platform.training.folds import folds_of
-    from mmva_platform.training.leakage import beside_clip_split
-    from mmva_platform.training.predictions import model_features
+    from mmva_platform.training.evaluation.evaluate import evaluate
+    from mmva_platform.training.evaluation.folds import folds_of
+    from mmva_platform.training.evaluation.leakage import beside_clip_split
+    from mmva_platform.training.evaluation.predictions import model_features
     from mmva_platform.training.recipe import recipe_of
 
     bundle = resolve_model(model, settings).bundle_dir

@@ -36,7 +36,7 @@ from mmva_platform.datasets.features import load_features
 from mmva_platform.datasets.importing.run import import_dataset
 from mmva_platform.datasets.schema import ShardInfo
 from mmva_platform.settings import ClusterSettings, Settings
-from mmva_platform.training.evaluation import evaluate
+from mmva_platform.training.evaluation.evaluate import evaluate
 from mmva_platform.workflows import backbones_of
 
 

@@ -17,7 +17,7 @@ from mmva_platform.datasets.embedding.worker import EncoderLoader
 from mmva_platform.datasets.schema import ShardInfo, parquet_bytes
 from mmva_platform.settings import Settings, validate
 from mmva_platform.storage import open_storage
-from mmva_platform.training.data import partners
+from mmva_platform.training.loop.data import partners
 from mmva_platform.training.media.cache import MediaCache
 from mmva_platform.training.media.items import MediaPairing, MediaRows
 from mmva_platform.training.media.model import Heads

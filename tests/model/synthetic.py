@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from mmva_platform.settings import validate
-from mmva_platform.training.data import Triplets
-from mmva_platform.training.features import FeatureSource
-from mmva_platform.training.loop import Callback, fit
+from mmva_platform.training.loop.data import Triplets
+from mmva_platform.training.loop.features import FeatureSource
+from mmva_platform.training.loop.loop import Callback, fit
+from mmva_platform.training.loop.state import TrainState, World, build_model, new_state
 from mmva_platform.training.recipe import Recipe
-from mmva_platform.training.state import TrainState, World, build_model, new_state
 
 DIMS = {"image": 7, "music": 6, "caption": 5}
 # Weights of embeddings are the same for every split, or a validation split would have nothing to do with training.

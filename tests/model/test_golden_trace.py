@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from mmva.losses import loss_scales
-from mmva_platform.training.loop import batch_counts, plan_epoch, train_step
+from mmva_platform.training.loop.loop import batch_counts, plan_epoch, train_step
+from mmva_platform.training.loop.state import build_model, new_state
 from mmva_platform.training.recipe import Recipe
-from mmva_platform.training.state import build_model, new_state
 
 GOLDEN = Path(__file__).with_name("golden_trace.json")
 STEPS = 10

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmva_platform.training.probe import PENALTIES, fit_probe
+from mmva_platform.training.loop.probe import PENALTIES, fit_probe
 
 
 def data(rows: int, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,7 +53,7 @@ def test_noise_asks_for_more_penalty() -> None:
 
 def test_a_tower_starts_as_its_probe(synthetic: ModuleType) -> None:
     from mmva.models.model import MMVA
-    from mmva_platform.training.probe import start_from_probes
+    from mmva_platform.training.loop.probe import start_from_probes
 
     train, val = synthetic.triplets_of(80, 80), synthetic.triplets_of(40, 40, seed=1)
     model = MMVA({m: emb.shape[1] for m, emb in train.emb.items()})

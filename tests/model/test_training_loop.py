@@ -11,8 +11,8 @@ import torch
 
 from mmva.errors import OperationFailed
 from mmva.evaluation.metrics import va_metrics
-from mmva_platform.training.loop import Batch, fit, plan_epoch
-from mmva_platform.training.state import TrainState, World, build_model, new_state
+from mmva_platform.training.loop.loop import Batch, fit, plan_epoch
+from mmva_platform.training.loop.state import TrainState, World, build_model, new_state
 
 DROPOUT = {"hidden": 16, "dropout": 0.3, "input_dropout": 0.2}
 

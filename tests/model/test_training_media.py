@@ -19,14 +19,14 @@ from mmva.errors import CheckFailed, UsageError
 from mmva.files import sha256_hex
 from mmva.losses import loss_scales
 from mmva.matching import batches
-from mmva_platform.training.loop import batch_counts, fit, plan_epoch, train_step
+from mmva_platform.training.loop.loop import batch_counts, fit, plan_epoch, train_step
+from mmva_platform.training.loop.state import World
 from mmva_platform.training.media.augment import augment_image, augment_music
 from mmva_platform.training.media.dataset import Decoder, default_loaders
 from mmva_platform.training.media.items import Place
 from mmva_platform.training.media.model import choose_layers
 from mmva_platform.training.media.run import prepare_media
 from mmva_platform.training.recipe import AugmentOptions
-from mmva_platform.training.state import World
 
 CPU = torch.device("cpu")
 

@@ -25,8 +25,8 @@ from mmva.models.model import MMVA
 from mmva.zeroshot.prompts import PromptBank
 from mmva.zeroshot.search import PlaneIndex
 from mmva.zeroshot.video import summarize
-from mmva_platform.training.data import Triplets
-from mmva_platform.training.probe import start_from_probes
+from mmva_platform.training.loop.data import Triplets
+from mmva_platform.training.loop.probe import start_from_probes
 
 pytestmark = pytest.mark.slow
 

@@ -28,7 +28,7 @@ from mmva_platform.settings import Settings, load_config
 from mmva_platform.tracking.gate.evidence import Evidence, examine
 from mmva_platform.tracking.gate.policy import Exam, GatePolicy
 from mmva_platform.tracking.gate.rules import judge
-from mmva_platform.training.in_process import train_here
+from mmva_platform.training.loop.in_process import train_here
 from mmva_platform.training.recipe import Recipe
 from mmva_platform.training.rundir import RunFacts, create_run
 from mmva_platform.training.trainer import finish

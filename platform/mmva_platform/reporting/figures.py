@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mmva.modalities import AXES, MODALITIES
-from mmva_platform.training.card import PUBLISHED_FLOORS
+from mmva_platform.training.evaluation.card import PUBLISHED_FLOORS
 
 SCALE: Final = 200.0
 _OTHERS: Final = ("mae", "r2", "pearson", "ccc")

@@ -36,7 +36,7 @@ from mmva_platform.tracking.store import (
     quiet,
     retry_while_busy,
 )
-from mmva_platform.training.predictions import predict_rows
+from mmva_platform.training.evaluation.predictions import predict_rows
 from mmva_platform.training.rundir import RunDirectory, RunFacts, flat, git_commit
 
 if TYPE_CHECKING:

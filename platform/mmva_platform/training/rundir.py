@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mmva.errors import UsageError
 from mmva_platform.settings import Config, Settings, validate
 from mmva_platform.storage import StorageNotFound, open_storage
-from mmva_platform.training.checkpoints import checkpoint_folders
+from mmva_platform.training.distributed.checkpoints import checkpoint_folders
 from mmva_platform.training.recipe import Recipe, fresh_name
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from mmva_platform.settings import Config, Settings, load_config
 if TYPE_CHECKING:
     from mmva.models.model import MMVA
     from mmva_platform.datasets.features import Features
-    from mmva_platform.training.evaluation import Evaluation
+    from mmva_platform.training.evaluation.evaluate import Evaluation
     from mmva_platform.training.recipe import Recipe
 
 SOURCES = ("oasis", "vgmidi", "emobank")
@@ -63,10 +63,10 @@ def write_starter(
 ) -> dict[str, Any]:
     """From embedded rows to the bundle."""
     from mmva.models.bundle import save_bundle
-    from mmva_platform.training.card import versions
-    from mmva_platform.training.evaluation import intervals_of, reference_of
-    from mmva_platform.training.folds import folds_of
-    from mmva_platform.training.in_process import train_here
+    from mmva_platform.training.evaluation.card import versions
+    from mmva_platform.training.evaluation.evaluate import intervals_of, reference_of
+    from mmva_platform.training.evaluation.folds import folds_of
+    from mmva_platform.training.loop.in_process import train_here
     from mmva_platform.training.rundir import git_commit
 
     evaluation, held_out = folds_of(recipe, features, job.folds, recipe.seed)
@@ -111,7 +111,7 @@ def starter_card(
     """The model card."""
     import yaml
 
-    from mmva_platform.training.card import table
+    from mmva_platform.training.evaluation.card import table
 
     figures = [
         [

@@ -106,7 +106,7 @@ def sweep(options: SweepOptions, settings: Settings, *, callbacks: Sequence[Call
         raise UsageError("sweep: checkpoint.metric cannot vary; it is what trials are compared by")
     metric = first.checkpoint.metric
     with ray_session(settings.cluster):
-        from mmva_platform.training.features import share_features
+        from mmva_platform.training.loop.features import share_features
 
         check_feasible(1, _CPUS)
         shared = share_features(first, settings)
@@ -163,9 +163,9 @@ def _trial(config: Point, shared: Mapping[str, Any], options: SweepOptions) -> N
     import torch
     from ray import tune
 
-    from mmva_platform.training.features import shared_features
-    from mmva_platform.training.in_process import train_here
-    from mmva_platform.training.state import Row, TrainState
+    from mmva_platform.training.loop.features import shared_features
+    from mmva_platform.training.loop.in_process import train_here
+    from mmva_platform.training.loop.state import Row, TrainState
 
     class Reporter:
         def on_step_end(self, state: TrainState, row: Row | None) -> bool:

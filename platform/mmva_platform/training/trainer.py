@@ -30,7 +30,7 @@ from mmva_platform.training.rundir import (
 if TYPE_CHECKING:
     from mmva.models.model import MMVA
     from mmva_platform.datasets.features import Features
-    from mmva_platform.training.evaluation import Evaluation
+    from mmva_platform.training.evaluation.evaluate import Evaluation
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -126,7 +126,7 @@ def train(
             from mmva_platform.cluster import check_feasible, most_gpus, quiet_ray_data, ray_session
 
             stack.enter_context(ray_session(settings.cluster))
-            from mmva_platform.training.launch import plan_workers, run_on_ray
+            from mmva_platform.training.distributed.launch import plan_workers, run_on_ray
         workers = plan_workers(recipe, most_gpus(settings.cluster))
         check_feasible(workers.fewest, recipe.cpus_per_worker)
         quiet_ray_data()
@@ -156,7 +156,7 @@ def train(
 
 def _fitted(run: RunDirectory, recipe: Recipe, fit: Callable[[], str]) -> dict[str, Any]:
     """The last epoch's checkpoint, after what is left to do; Stopped if it was cut off, or told to stop and saved."""
-    from mmva_platform.training.checkpoints import newest_checkpoint
+    from mmva_platform.training.distributed.checkpoints import newest_checkpoint
 
     def newest() -> tuple[dict[str, Any], int, str]:
         found = newest_checkpoint(*run.filesystem())
@@ -184,7 +184,7 @@ def _mode(recipe: Recipe, settings: Settings) -> Mode:
         from mmva_platform.training.media.run import MediaMode
 
         return MediaMode(recipe, settings)
-    from mmva_platform.training.features import FeaturesMode
+    from mmva_platform.training.loop.features import FeaturesMode
 
     return FeaturesMode(recipe, settings)
 
@@ -200,11 +200,11 @@ def finish(
     from mmva.models.bundle import save_bundle
     from mmva_platform.datasets.dataset import Dataset
     from mmva_platform.datasets.identity import training_record
-    from mmva_platform.training.card import model_card, versions
-    from mmva_platform.training.evaluation import evaluate_model, intervals_from, reference_of
-    from mmva_platform.training.folds import refit_intervals
-    from mmva_platform.training.in_process import refit
-    from mmva_platform.training.slices import slice_figures
+    from mmva_platform.training.evaluation.card import model_card, versions
+    from mmva_platform.training.evaluation.evaluate import evaluate_model, intervals_from, reference_of
+    from mmva_platform.training.evaluation.folds import refit_intervals
+    from mmva_platform.training.evaluation.slices import slice_figures
+    from mmva_platform.training.loop.in_process import refit
 
     if recipe.refit_folds:
         model = refit(recipe, features, last["best"]["epoch"])
@@ -244,7 +244,7 @@ def finished_run(name: str, settings: Settings, overrides: Callable[[dict[str, A
         CheckFailed: If the model's files are not what its SHA256SUMS says.
     """
     from mmva.models.bundle import read_bundle_info
-    from mmva_platform.training.evaluation import Evaluation
+    from mmva_platform.training.evaluation.evaluate import Evaluation
 
     run = find_run(settings, name)
     if not run.finished():

@@ -20,7 +20,7 @@ from mmva_platform.tracking.gate.evidence import Examined, ExamRows, ModelFacts
 from mmva_platform.tracking.gate.policy import Exam, GatePolicy
 from mmva_platform.tracking.registry import list_versions, register
 from mmva_platform.tracking.runs import log_training_run
-from mmva_platform.training.evaluation import Evaluation, Figure
+from mmva_platform.training.evaluation.evaluate import Evaluation, Figure
 from mmva_platform.training.recipe import Recipe
 from mmva_platform.training.trainer import TrainResult
 

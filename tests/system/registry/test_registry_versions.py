@@ -23,7 +23,7 @@ from mmva_platform.tracking.registry import list_versions, register, show_versio
 from mmva_platform.tracking.resolve import resolve_model
 from mmva_platform.tracking.runs import log_training_run
 from mmva_platform.tracking.store import open_client, quiet
-from mmva_platform.training.evaluation import Evaluation
+from mmva_platform.training.evaluation.evaluate import Evaluation
 from mmva_platform.training.recipe import Recipe
 from mmva_platform.training.rundir import RunDirectory
 from mmva_platform.workflows import resume_and_register

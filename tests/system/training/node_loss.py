@@ -26,8 +26,9 @@ from ray.cluster_utils import Cluster
 
 from mmva.errors import OperationFailed
 from mmva_platform.settings import ClusterSettings, Settings, load_config, validate
-from mmva_platform.training import launch, trainer
-from mmva_platform.training.checkpoints import checkpoint_folders
+from mmva_platform.training import trainer
+from mmva_platform.training.distributed import launch
+from mmva_platform.training.distributed.checkpoints import checkpoint_folders
 from mmva_platform.training.recipe import Recipe
 from mmva_platform.training.rundir import RunDirectory
 

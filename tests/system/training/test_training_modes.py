@@ -19,7 +19,7 @@ from mmva.imemnet.splits import LEAKAGE_WARNING
 from mmva_platform.datasets.dataset import Dataset
 from mmva_platform.reproduction import load_reproduction, reproduce
 from mmva_platform.settings import Settings, load_config, validate
-from mmva_platform.training.evaluation import evaluate
+from mmva_platform.training.evaluation.evaluate import evaluate
 from mmva_platform.training.recipe import Recipe
 from mmva_platform.training.trainer import train
 

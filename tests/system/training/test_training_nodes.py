@@ -18,7 +18,7 @@ from seaweed import ACCESS, SECRET, Seaweed
 from mmva import load_bundle
 from mmva_platform.datasets.features import load_features
 from mmva_platform.settings import Settings, validate
-from mmva_platform.training.in_process import train_here
+from mmva_platform.training.loop.in_process import train_here
 from mmva_platform.training.recipe import Recipe
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.whole]

@@ -26,9 +26,10 @@ from mmva_platform.datasets.features import load_features
 from mmva_platform.draining import Stopped
 from mmva_platform.settings import Settings, load_config
 from mmva_platform.tracking.store import open_client
-from mmva_platform.training import launch, trainer
-from mmva_platform.training.evaluation import evaluate
-from mmva_platform.training.in_process import train_here
+from mmva_platform.training import trainer
+from mmva_platform.training.distributed import launch
+from mmva_platform.training.evaluation.evaluate import evaluate
+from mmva_platform.training.loop.in_process import train_here
 from mmva_platform.training.recipe import Recipe
 from mmva_platform.training.trainer import TrainResult, train
 from mmva_platform.workflows import resume_and_register, train_and_register

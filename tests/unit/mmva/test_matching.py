@@ -12,7 +12,7 @@ from scipy import stats
 from mmva.affect import matching_score
 from mmva.errors import UsageError
 from mmva.matching import STRATEGIES, EpochPlan, batches, epoch_plan, score_histogram
-from mmva_platform.training.data import Pairing, partners
+from mmva_platform.training.loop.data import Pairing, partners
 
 sizes = st.integers(1, 300)
 

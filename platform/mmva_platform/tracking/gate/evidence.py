@@ -147,7 +147,7 @@ def examine(
     """
     from mmva_platform.datasets.dataset import Dataset
     from mmva_platform.datasets.traits import TRAITS, measure, sources_of
-    from mmva_platform.training.predictions import predict_rows
+    from mmva_platform.training.evaluation.predictions import predict_rows
 
     dataset = Dataset.open(exam.dataset, settings)
     models, predicted = {}, {}

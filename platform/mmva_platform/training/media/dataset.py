@@ -20,14 +20,14 @@ from torch.utils.data import DataLoader, Dataset
 from mmva.backbones.fronts import batches
 from mmva.errors import CheckFailed, MediaError, OperationFailed, UsageError
 from mmva.matching import EpochPlan
-from mmva_platform.training.data import batch_labels, validation_row
-from mmva_platform.training.loop import Batch, plan_epoch
+from mmva_platform.training.loop.data import batch_labels, validation_row
+from mmva_platform.training.loop.loop import Batch, plan_epoch
+from mmva_platform.training.loop.state import Row, World, on_tensors
 from mmva_platform.training.media.augment import augment_image, augment_music
 from mmva_platform.training.media.cache import MediaCache
 from mmva_platform.training.media.items import MediaPairing, Place
 from mmva_platform.training.media.model import Groups, TunedMMVA
 from mmva_platform.training.recipe import AugmentOptions, Recipe
-from mmva_platform.training.state import Row, World, on_tensors
 
 if TYPE_CHECKING:
     from mmva.backbones import Encoder

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mmva.errors import UsageError
 from mmva.modalities import AXES
 from mmva_platform.datasets.dataset import Dataset
-from mmva_platform.training.data import Pairing, partners
+from mmva_platform.training.loop.data import Pairing, partners
 
 
 class Place(NamedTuple):

@@ -18,11 +18,11 @@ from torch.utils.checkpoint import checkpoint
 
 from mmva.errors import UsageError
 from mmva.models.model import MMVA
-from mmva_platform.training.data import triplets
+from mmva_platform.training.loop.data import triplets
+from mmva_platform.training.loop.probe import start_from_probes
+from mmva_platform.training.loop.state import TrainState, World, build_model, make_state, model_config
 from mmva_platform.training.media.items import MediaPairing
-from mmva_platform.training.probe import start_from_probes
 from mmva_platform.training.recipe import Recipe
-from mmva_platform.training.state import TrainState, World, build_model, make_state, model_config
 
 if TYPE_CHECKING:
     from mmva.backbones import Encoder

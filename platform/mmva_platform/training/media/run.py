@@ -13,13 +13,13 @@ from mmva.models.model import MMVA
 from mmva_platform.datasets.dataset import Dataset
 from mmva_platform.datasets.embedding.worker import EncoderLoader
 from mmva_platform.settings import Settings
+from mmva_platform.training.loop.state import TrainState, World, model_config
 from mmva_platform.training.media.cache import MediaCache
 from mmva_platform.training.media.dataset import Decoder, MediaDataset, MediaSource, default_loaders
 from mmva_platform.training.media.items import MediaPairing, media_pairing
 from mmva_platform.training.media.model import Heads, media_state, start_heads, tuned_model
 from mmva_platform.training.recipe import Recipe
 from mmva_platform.training.rundir import RunDirectory, RunFacts
-from mmva_platform.training.state import TrainState, World, model_config
 
 if TYPE_CHECKING:
     import torch

@@ -27,7 +27,7 @@ from mmva_platform.tracking.gate.verdict import GateRefused
 from mmva_platform.tracking.promotion import promote
 from mmva_platform.tracking.registry import list_versions, register, show_version
 from mmva_platform.tracking.runs import log_training_run
-from mmva_platform.training.evaluation import evaluate
+from mmva_platform.training.evaluation.evaluate import evaluate
 from mmva_platform.training.recipe import Recipe
 from mmva_platform.training.trainer import TrainResult
 from mmva_platform.workflows import evaluate_model as evaluate_registered

@@ -13,11 +13,11 @@ from mmva.data.splits import split_groups
 from mmva.errors import UsageError
 from mmva_platform.datasets.features import Features, ModalityFeatures
 from mmva_platform.settings import load_config
-from mmva_platform.training import in_process
-from mmva_platform.training.evaluation import intervals_from
-from mmva_platform.training.features import FeaturesMode
-from mmva_platform.training.folds import refit_intervals
-from mmva_platform.training.in_process import refit, train_here
+from mmva_platform.training.evaluation.evaluate import intervals_from
+from mmva_platform.training.evaluation.folds import refit_intervals
+from mmva_platform.training.loop import in_process
+from mmva_platform.training.loop.features import FeaturesMode
+from mmva_platform.training.loop.in_process import refit, train_here
 from mmva_platform.training.recipe import Recipe
 
 GROUPS, EACH, DIM = 60, 4, 70
@@ -115,8 +115,8 @@ def test_intervals_of_a_refit_hold_for_new_groups() -> None:
 
 def test_too_few_groups_are_said_before_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
     features = made(0, groups=6)
-    monkeypatch.setattr("mmva_platform.training.features.share_features", lambda *_: {})
-    monkeypatch.setattr("mmva_platform.training.features.shared_features", lambda _: features)
+    monkeypatch.setattr("mmva_platform.training.loop.features.share_features", lambda *_: {})
+    monkeypatch.setattr("mmva_platform.training.loop.features.shared_features", lambda _: features)
     with pytest.raises(UsageError, match="groups are too few for 7 folds"):
         FeaturesMode(RECIPE.model_copy(update={"refit_folds": 7}), None)  # type: ignore[arg-type]
 

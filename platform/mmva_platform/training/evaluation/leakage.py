@@ -14,8 +14,8 @@ import numpy as np
 
 from mmva.errors import UsageError
 from mmva.imemnet.splits import LEAKAGE_WARNING
-from mmva_platform.training.evaluation import Evaluation, evaluate_model
-from mmva_platform.training.in_process import train_here
+from mmva_platform.training.evaluation.evaluate import Evaluation, evaluate_model
+from mmva_platform.training.loop.in_process import train_here
 from mmva_platform.training.recipe import recipe_of
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from mmva_platform.training import worker
+from mmva_platform.training.distributed import worker
+from mmva_platform.training.distributed.worker import Reporter
+from mmva_platform.training.loop.state import World
 from mmva_platform.training.recipe import Recipe
-from mmva_platform.training.state import World
-from mmva_platform.training.worker import Reporter
 
 
 class Ranks:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmva_platform.training.data import known_rows, triplets
-from mmva_platform.training.features import FeatureSource
-from mmva_platform.training.loop import Callback, fit
-from mmva_platform.training.probe import start_from_probes
+from mmva_platform.training.loop.data import known_rows, triplets
+from mmva_platform.training.loop.features import FeatureSource
+from mmva_platform.training.loop.loop import Callback, fit
+from mmva_platform.training.loop.probe import start_from_probes
+from mmva_platform.training.loop.state import Row, TrainState, build_model, new_state, state_around
 from mmva_platform.training.recipe import Recipe
-from mmva_platform.training.state import Row, TrainState, build_model, new_state, state_around
 
 if TYPE_CHECKING:
     from mmva.models.model import MMVA

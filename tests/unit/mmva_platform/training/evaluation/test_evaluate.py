@@ -23,9 +23,15 @@ from mmva_platform.datasets.dataset import Dataset
 from mmva_platform.datasets.features import Features, ModalityFeatures, load_features
 from mmva_platform.datasets.identity import training_record
 from mmva_platform.settings import Settings
-from mmva_platform.training.evaluation import Evaluation, evaluate, evaluate_model, intervals_from, reference_of
+from mmva_platform.training.evaluation.evaluate import (
+    Evaluation,
+    evaluate,
+    evaluate_model,
+    intervals_from,
+    reference_of,
+)
 
-from ...helpers.embedded_dataset import OURS, make_bundle, make_dataset
+from ....helpers.embedded_dataset import OURS, make_bundle, make_dataset
 
 DIMS = {"image": 4, "music": 3, "caption": 5}
 COUNTS = {"train": 42, "val": 48, "test": 30}

@@ -9,9 +9,9 @@ import pytest
 
 from mmva.imemnet.splits import LEAKAGE_WARNING
 from mmva_platform.datasets.features import Features, ModalityFeatures
-from mmva_platform.training.evaluation import Evaluation, evaluate_model
-from mmva_platform.training.in_process import train_here
-from mmva_platform.training.leakage import beside_clip_split, by_clip
+from mmva_platform.training.evaluation.evaluate import Evaluation, evaluate_model
+from mmva_platform.training.evaluation.leakage import beside_clip_split, by_clip
+from mmva_platform.training.loop.in_process import train_here
 from mmva_platform.training.recipe import Recipe
 
 SONGS, CLIPS = 40, 6

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmva.errors import UsageError
-from mmva_platform.training.features import check_memory, free_memory
+from mmva_platform.training.loop.features import check_memory, free_memory
 
 MIB = 2**20
 NEEDED = {"image": 400 * MIB, "music": 300 * MIB, "caption": 100 * MIB}

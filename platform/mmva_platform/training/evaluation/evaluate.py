@@ -23,8 +23,8 @@ from pydantic.dataclasses import dataclass
 from mmva.errors import UsageError
 from mmva.modalities import AXES, MODALITIES, Modality
 from mmva_platform.settings import Settings
-from mmva_platform.training.card import evaluation_markdown
-from mmva_platform.training.predictions import PredictedRows, predict_rows
+from mmva_platform.training.evaluation.card import evaluation_markdown
+from mmva_platform.training.evaluation.predictions import PredictedRows, predict_rows
 
 if TYPE_CHECKING:
     from mmva.models.model import MMVA

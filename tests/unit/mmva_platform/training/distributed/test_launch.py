@@ -12,8 +12,9 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from mmva.errors import OperationFailed, UsageError
 from mmva_platform.draining import Stopped
-from mmva_platform.training import checkpoints, launch, trainer
-from mmva_platform.training.launch import ReportCallback, Watch, Workers, plan_workers
+from mmva_platform.training import trainer
+from mmva_platform.training.distributed import checkpoints, launch
+from mmva_platform.training.distributed.launch import ReportCallback, Watch, Workers, plan_workers
 from mmva_platform.training.recipe import Recipe
 
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 
-from mmva_platform.training.checkpoints import agreed_checkpoint, checkpoint_name, write_checkpoint
-from mmva_platform.training.loop import Source, epoch_row, fit, plan_epoch
+from mmva_platform.training.distributed.checkpoints import agreed_checkpoint, checkpoint_name, write_checkpoint
+from mmva_platform.training.loop.loop import Source, epoch_row, fit, plan_epoch
+from mmva_platform.training.loop.state import Row, TrainState, World
 from mmva_platform.training.recipe import Recipe
-from mmva_platform.training.state import Row, TrainState, World
 
 if TYPE_CHECKING:
     from ray.util.queue import Queue
@@ -64,7 +64,7 @@ def prepare(
 
         processes = ray.train.get_context().get_local_world_size()
         return prepare_media(recipe, ray.get(data), last, world, device, processes=processes)
-    from mmva_platform.training.features import prepare_features
+    from mmva_platform.training.loop.features import prepare_features
 
     return prepare_features(recipe, data, last, world, device)
 

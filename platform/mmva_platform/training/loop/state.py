@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mmva.models.model import MMVA, ModelConfig
-from mmva_platform.training.data import Pairing, Triplets
-from mmva_platform.training.probe import start_from_probes
+from mmva_platform.training.loop.data import Pairing, Triplets
+from mmva_platform.training.loop.probe import start_from_probes
 from mmva_platform.training.recipe import OptimizerOptions, Recipe, ScheduleOptions
 
 Row = dict[str, Any]

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 from mmva.imemnet.splits import LEAKAGE_WARNING
 
 if TYPE_CHECKING:
-    from mmva_platform.training.evaluation import Evaluation
+    from mmva_platform.training.evaluation.evaluate import Evaluation
+    from mmva_platform.training.evaluation.slices import SliceFigure
     from mmva_platform.training.recipe import Recipe
-    from mmva_platform.training.slices import SliceFigure
 
 # MSE (valence, arousal) of the best constant prediction on IMEMNet-C's own labels, recomputed from its published files.
 PUBLISHED_FLOORS: Final = {"image": (0.0240, 0.0483), "music": (0.0272, 0.0283)}

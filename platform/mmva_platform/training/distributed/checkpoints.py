@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
     from ray.train import Checkpoint
 
-    from mmva_platform.training.state import World
+    from mmva_platform.training.loop.state import World
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"checkpoint_\d{6}-\d{9}-[0-9a-f]{6}")

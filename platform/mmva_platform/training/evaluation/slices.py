@@ -8,7 +8,7 @@ import numpy as np
 
 from mmva.modalities import Modality
 from mmva_platform.settings import Settings
-from mmva_platform.training.evaluation import RESAMPLES, Figure
+from mmva_platform.training.evaluation.evaluate import RESAMPLES, Figure
 
 if TYPE_CHECKING:
     from mmva.models.model import MMVA

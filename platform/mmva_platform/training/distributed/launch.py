@@ -27,9 +27,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva_platform.draining import drain_on_sigterm
 from mmva_platform.settings import Settings
+from mmva_platform.training.distributed.worker import train_worker
 from mmva_platform.training.recipe import Recipe
 from mmva_platform.training.rundir import RunDirectory
-from mmva_platform.training.worker import train_worker
 
 log = logging.getLogger(__name__)
 _MAX_FAILURES: Final = 3

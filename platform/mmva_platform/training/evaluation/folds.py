@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mmva.modalities import Modality
-from mmva_platform.training.data import known_rows
-from mmva_platform.training.evaluation import Evaluation, evaluate_rows, intervals_of
-from mmva_platform.training.in_process import train_here
-from mmva_platform.training.predictions import Points, PredictedRows
+from mmva_platform.training.evaluation.evaluate import Evaluation, evaluate_rows, intervals_of
+from mmva_platform.training.evaluation.predictions import Points, PredictedRows
+from mmva_platform.training.loop.data import known_rows
+from mmva_platform.training.loop.in_process import train_here
 from mmva_platform.training.recipe import Recipe
 
 if TYPE_CHECKING:

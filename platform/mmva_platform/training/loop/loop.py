@@ -22,9 +22,9 @@ from torch import Tensor
 from mmva.errors import OperationFailed
 from mmva.losses import Rows, loss_scales, loss_sums
 from mmva.matching import EpochPlan, batches, epoch_plan, score_histogram
-from mmva_platform.training.data import Pairing
+from mmva_platform.training.loop.data import Pairing
+from mmva_platform.training.loop.state import WORLD_OF_ONE, Row, TrainState, World
 from mmva_platform.training.recipe import Recipe
-from mmva_platform.training.state import WORLD_OF_ONE, Row, TrainState, World
 
 
 @dataclass(frozen=True)

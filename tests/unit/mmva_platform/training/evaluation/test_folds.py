@@ -13,12 +13,12 @@ import pytest
 from mmva.errors import UsageError
 from mmva_platform.cli.main import run
 from mmva_platform.datasets.features import Features, ModalityFeatures
-from mmva_platform.training.evaluation import Evaluation, evaluate_model
-from mmva_platform.training.folds import folds_of, predict_folds
-from mmva_platform.training.in_process import train_here
+from mmva_platform.training.evaluation.evaluate import Evaluation, evaluate_model
+from mmva_platform.training.evaluation.folds import folds_of, predict_folds
+from mmva_platform.training.loop.in_process import train_here
 from mmva_platform.training.recipe import Recipe, recipe_of
 
-from ...helpers.embedded_dataset import OURS, make_bundle, make_dataset
+from ....helpers.embedded_dataset import OURS, make_bundle, make_dataset
 
 GROUPS, EACH = 30, 4
 RECIPE = Recipe.model_validate(

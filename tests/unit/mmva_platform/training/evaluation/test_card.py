@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from mmva.modalities import AXES, MODALITIES
-from mmva_platform.training.card import model_card, versions
-from mmva_platform.training.evaluation import Evaluation, Figure
+from mmva_platform.training.evaluation.card import model_card, versions
+from mmva_platform.training.evaluation.evaluate import Evaluation, Figure
+from mmva_platform.training.evaluation.slices import SliceFigure
 from mmva_platform.training.recipe import Recipe
-from mmva_platform.training.slices import SliceFigure
 
 FIGURE = Figure(0.0123, 0.011, 0.0137)
 
@@ -89,9 +89,9 @@ def test_slices_of_a_trained_model_cover_every_row_once(tmp_path: Any) -> None:
     from mmva.models.model import MMVA
     from mmva_platform.datasets.features import load_features
     from mmva_platform.settings import Settings
-    from mmva_platform.training.slices import slice_figures
+    from mmva_platform.training.evaluation.slices import slice_figures
 
-    from ...helpers.embedded_dataset import DIM, OURS, make_dataset
+    from ....helpers.embedded_dataset import DIM, OURS, make_dataset
 
     data = make_dataset(tmp_path / "data", OURS)
     torch.manual_seed(0)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mmva.errors import UsageError
 from mmva.models.model import MMVA
 from mmva.models.towers import Tower
-from mmva_platform.training.data import Triplets
+from mmva_platform.training.loop.data import Triplets
 
 Floats = NDArray[np.float64]
 Pieces = Iterable[Floats]

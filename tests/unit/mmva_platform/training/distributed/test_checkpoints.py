@@ -11,7 +11,7 @@ from pyarrow.fs import LocalFileSystem
 from ray.train import Checkpoint
 
 from mmva.errors import CheckFailed
-from mmva_platform.training.checkpoints import (
+from mmva_platform.training.distributed.checkpoints import (
     checkpoint_folders,
     checkpoint_name,
     newest_checkpoint,

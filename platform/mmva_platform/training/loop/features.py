@@ -20,12 +20,12 @@ from mmva.errors import UsageError
 from mmva.matching import EpochPlan
 from mmva.models.model import MMVA
 from mmva_platform.settings import Settings
-from mmva_platform.training.data import Floats, Triplets, batch_labels, known_rows, triplets, validation_row
-from mmva_platform.training.loop import Batch
-from mmva_platform.training.probe import check_probes
+from mmva_platform.training.loop.data import Floats, Triplets, batch_labels, known_rows, triplets, validation_row
+from mmva_platform.training.loop.loop import Batch
+from mmva_platform.training.loop.probe import check_probes
+from mmva_platform.training.loop.state import Row, TrainState, World, build_model, new_state, state_around
 from mmva_platform.training.recipe import Recipe
 from mmva_platform.training.rundir import RunDirectory, RunFacts
-from mmva_platform.training.state import Row, TrainState, World, build_model, new_state, state_around
 
 if TYPE_CHECKING:
     from mmva_platform.datasets.features import Features

@@ -1,0 +1,1 @@
+"""The training loop: plain PyTorch, the same with and without Ray."""
