@@ -8,9 +8,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 DEPLOY, TESTS = ROOT / "deploy", ROOT / "tests"
-KUBERNETES, MONITORING, COMPOSE = (
-    f"unit/test_{name}.py" for name in ("deploy_kubernetes", "monitoring", "deploy_compose")
-)
+COMPOSE, KUBERNETES = "unit/deploy/test_compose.py", "unit/deploy/test_kubernetes.py"
+MONITORING = "unit/mmva_platform/monitoring/test_monitoring.py"
 SECURITY = "unit/test_security.py"
 # File -> the test that checks it; a folder's are listed one by one, so that a new one is looked at.
 CHECKED = {
