@@ -36,14 +36,14 @@ MARKS = {"music": "^", "caption": "s"}
 
 # Boxes: name -> (column, row, width in columns, kind, lines). Rows go down.
 BOXES: dict[str, tuple[float, float, float, str, tuple[str, ...]]] = {
-    "ratings": (0, 0, 1, "data", ("ratings and", "their media")),
+    "ratings": (0, 0, 1, "data", ("ratings", "and their media")),
     "dataset": (1.35, 0, 1, "data", ("dataset", "immutable shards")),
     "embeddings": (2.7, 0, 1, "data", ("embeddings", "one per backbone")),
     "model": (4.05, 0, 1, "data", ("model", "bundle, version")),
     "champion": (5.4, 0, 1, "data", ("champion", "passed the gate")),
     "catalog": (0, 1.35, 1, "data", ("catalog", "folder, S3, table")),
     "annotation": (2.7, 1.35, 1, "data", ("annotation", "table with versions")),
-    "use": (5.25, 1.35, 1.15, "data", ("page, report, CSV,", "search, HTTP API")),
+    "use": (5.25, 1.35, 1.15, "data", ("results", "page, report, CSV, API")),
     "ray": (0, 2.5, 3.7, "base", ("Ray: Ray Data passes over shards, Ray Train, Ray Serve",)),
     "mlflow": (4.05, 2.5, 2.35, "base", ("MLflow: runs, registry, audit log",)),
 }
