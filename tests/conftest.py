@@ -27,8 +27,8 @@ ENVIRONMENT = {
 }
 # Groups that take long, the longest first: they begin first, so that no process ends long after the other.
 LONG = (
-    "ray", "faults", "registry", "test_job_submission", "test_serving", "test_import_elsewhere", "test_readme",
-    "test_quickstart", "test_training_paper", "test_serving_docs", "test_bulk_nodes", "test_zeroshot", "test_isolation",
+    "ray", "faults", "test_start_pages", "test_job_submission", "test_serving", "test_import_elsewhere", "registry",
+    "test_quickstart", "test_serving_docs", "test_training_paper", "test_bulk_nodes", "test_zeroshot", "test_isolation",
 )  # fmt: skip
 os.environ.update(ENVIRONMENT)
 # How long an example takes says more of the machine than of the code.
@@ -50,7 +50,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     groups = [_group(item) for item in items]
     sizes = Counter(groups)
     first = {group: place for place, group in enumerate(LONG)}
-    items.sort(key=lambda item: (first.get(_group(item), len(LONG)), -sizes[_group(item)], _group(item)))
+    items.sort(
+        key=lambda item: (first.get(Path(_group(item)).stem, len(LONG)), -sizes[_group(item)], _group(item))
+    )  # fmt: skip
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
 

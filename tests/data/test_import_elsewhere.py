@@ -137,7 +137,7 @@ def run(make_published: Any, tiny_bundle: Path, tmp_path_factory: pytest.TempPat
         install(patch)  # the decoder of this process is not broken
         import_dataset(poison, str(folder / "embedded"))
     settings = Settings.model_validate(
-        {"home": folder / "home", "cluster": {"num_cpus": 2}, "annotation": {"item_timeout_s": 3.0}}
+        {"home": folder / "home", "cluster": {"num_cpus": 2, "max_attempts": 1}, "annotation": {"item_timeout_s": 3.0}}
     )
     environment = os.environ | {"PYTHONPATH": poison_path(folder / "broken")}
     arguments = [str(folder), *(config.model_dump_json() for config in (settings, poison, clean)), str(tiny_bundle)]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+
+import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ACTIVATE = "source .venv/bin/activate\n"
@@ -40,11 +43,16 @@ def run_page(
         session = session.replace(old, new)
     source = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "platform")])
     path = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    done = subprocess.run(
+    shell = subprocess.Popen(
         ["bash", "-euo", "pipefail", "-c", session],
-        cwd=folder,
-        env={"PYTHONPATH": source} | dict(environment) | {"PATH": path},
-        capture_output=True, text=True, check=False, timeout=timeout_s,
+        cwd=folder, env={"PYTHONPATH": source} | dict(environment) | {"PATH": path}, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert done.returncode == 0, f"{page}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    try:
+        said, errors = shell.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(shell.pid, signal.SIGTERM)  # servers that the page started, too
+        said, errors = shell.communicate(timeout=60)
+        pytest.fail(f"{page}: not done after {timeout_s:g} s\n{said}\n{errors}")
+    assert shell.returncode == 0, f"{page}\n{said}\n{errors}"
+    return said

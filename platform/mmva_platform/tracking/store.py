@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import random
+import sqlite3
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -47,6 +48,7 @@ _BUSY: Final = (
     "UNIQUE constraint failed", "duplicate key value violates unique constraint",
 )  # fmt: skip
 _TRIES, _FIRST_WAIT_S = 7, 0.1
+_LOCKED_S: Final = 10.0
 Result = TypeVar("Result")
 
 
@@ -62,7 +64,7 @@ def open_client(settings: Settings) -> MlflowClient:
     if settings.storage.s3_endpoint:
         _point_artifacts_at(settings.storage.s3_endpoint)
     if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        _check_file(Path(uri.removeprefix("sqlite:///").partition("?")[0]), uri)
     with quiet():
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
@@ -73,6 +75,18 @@ def open_client(settings: Settings) -> MlflowClient:
         except (MlflowException, SQLAlchemyError) as error:
             reason = without_password(str(error).splitlines()[0])
             raise UsageError(f"tracking.uri {without_password(uri)!r}: cannot be opened ({reason})") from None
+
+
+def _check_file(database: Path, uri: str) -> None:
+    """Read an SQLite file once: MLflow retries for minutes, with a warning each time, if it is locked or damaged."""
+    database.parent.mkdir(parents=True, exist_ok=True)
+    if not database.exists():
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(database, timeout=_LOCKED_S)) as connection:
+            connection.execute("SELECT name FROM sqlite_master LIMIT 1").fetchall()
+    except sqlite3.Error as error:
+        raise UsageError(f"tracking.uri {uri!r}: cannot be opened ({error})") from None
 
 
 def _point_artifacts_at(endpoint: str) -> None:

@@ -35,7 +35,7 @@ from mmva_platform.training.trainer import TrainResult, train
 from mmva_platform.workflows import resume_and_register, train_and_register
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
-EPOCHS = 60
+EPOCHS = 24
 # Dropout, because a resumed run needs every rank's random state back; many steps, to be caught in their midst.
 OPTIONS = [f"epochs={EPOCHS}", "batch_size=2", "model.dropout=0.3", "checkpoint.every_s=0"]
 

@@ -229,7 +229,8 @@ function shownQuery({ file, text }, modality) {
 
 function drawKinds() {
   const { by_modality: found } = state.summary;
-  byId("kinds").replaceChildren(...KINDS.filter((kind) => found[kind]).map((kind) => {
+  plane.kinds = KINDS.filter((kind) => found[kind]);
+  byId("kinds").replaceChildren(...plane.kinds.map((kind) => {
     const button = el("button", { type: "button", "aria-pressed": String(!plane.hidden.has(kind)), class: kind }, mark(kind), `${NAMES[kind]} `, el("b", { title: count(found[kind]) }, brief(found[kind])));
     button.addEventListener("click", () => {
       plane.toggle(kind);

@@ -20,6 +20,7 @@ export class Plane {
     this.box = byId("plane");
     this.context = this.box.querySelector("canvas").getContext("2d");
     this.overlay = new Overlay(this.box.querySelector("svg"));
+    this.kinds = []; // the modalities of the catalog
     this.hidden = new Set();
     this.filters = {}; // mood, width
     this.view = null; // the server's last answer
@@ -276,7 +277,7 @@ export class Plane {
     const { total, counts } = this.view;
     byId("veil").hidden = total > 0;
     byId("csv").disabled = total === 0; // no modality would mean all of them
-    byId("veil").textContent = this.hidden.size === KINDS.length ? "All modalities are hidden." : "Nothing here. Zoom out, or change the filters.";
+    byId("veil").textContent = this.hidden.size && this.kinds.every((kind) => this.hidden.has(kind)) ? "All modalities are hidden." : "Nothing here. Zoom out, or change the filters.";
     const words = [`${count(total)} ${total === 1 ? "item" : "items"} in and around this window`];
     if (counts) words.push("stronger is denser");
     if (counts && this.side >= NARROW && outlined(this.scales()[0])) words.push("a line runs around half of each modality");

@@ -101,11 +101,11 @@ def test_an_empty_registry_says_where_it_is(capsys: Capture, tmp_path: Path, mon
     assert one_line(capsys, code, 2).endswith(f"it has no versions at all in sqlite:///{home}/mlflow.db")
 
 
-@pytest.mark.slow  # imports MLflow
 def test_a_locked_database_names_the_home_and_the_remedy(
     capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("mmva_platform.tracking.store._LOCKED_S", 0.1)
     database = sqlite3.connect(tmp_path / "mlflow.db")
     database.execute("BEGIN EXCLUSIVE")
     code = run(["--home", str(tmp_path), "models", "list"])
