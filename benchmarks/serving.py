@@ -37,6 +37,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+from fastapi import FastAPI, UploadFile  # here, because FastAPI resolves annotations among a module's names
 from harness import make_bundle
 from made_media import make_pictures
 
@@ -87,8 +88,8 @@ def load_latency(files: list[Path], seconds: float) -> dict[str, Any]:
         data = files[number % len(files)].read_bytes()
         form = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n' + data + b"\r\n--x--\r\n"
         for path, spent in (("/bare/", bare_s), ("/v1/annotate/upload", http_s)):
-            status, spent_s, _ = client.post(path, form, "multipart/form-data; boundary=x")
-            assert status == 200
+            status, spent_s, answer = client.post(path, form, "multipart/form-data; boundary=x")
+            assert status == 200, answer
             spent.append(spent_s)
         number += 1
     return {"bare_s": bare_s[5:], "http_s": http_s[5:]}
@@ -96,7 +97,6 @@ def load_latency(files: list[Path], seconds: float) -> dict[str, Any]:
 
 def bare_application(settings: Any) -> Any:
     """What a Ray Serve user writes first: an ingress and the model."""
-    from fastapi import FastAPI, UploadFile
     from ray import serve
 
     app = FastAPI()
