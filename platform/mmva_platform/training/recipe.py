@@ -52,12 +52,8 @@ class OptimizerOptions(Config):
 class ScheduleOptions(Config):
     """The learning rate over the run. Not published."""
 
-    kind: Literal["cosine", "constant"] = Field(
-        "cosine", description="not published; cosine ends at 0"
-    )
-    warmup_fraction: float = Field(
-        0.05, ge=0, lt=1, description="share of all steps; the rate rises linearly from 0"
-    )
+    kind: Literal["cosine", "constant"] = Field("cosine", description="not published; cosine ends at 0")
+    warmup_fraction: float = Field(0.05, ge=0, lt=1, description="share of all steps; the rate rises linearly from 0")
 
 
 class AveragingOptions(Config):
@@ -72,9 +68,7 @@ class AugmentOptions(Config):
     crop: float = Field(0.85, gt=0, le=1, description="smallest share of an image's area in a random crop; 1: no crop")
     mirror: bool = Field(default=True, description="mirror every other image")
     polarity: bool = Field(default=True, description="invert the polarity of every other clip, which is inaudible")
-    brightness: float = Field(
-        0.0, ge=0, lt=1, description="off: brightness carries valence; its label would be wrong"
-    )
+    brightness: float = Field(0.0, ge=0, lt=1, description="off: brightness carries valence; its label would be wrong")
     saturation: float = Field(0.0, ge=0, lt=1, description="off: saturation carries arousal and valence")
     gain_db: float = Field(0.0, ge=0, le=40, description="off: loudness carries arousal")
 
@@ -93,18 +87,14 @@ class MediaOptions(Config):
     loaders: int | None = Field(
         None, ge=0, description="decoding processes of each worker; default: its CPUs minus one, at least 1"
     )
-    compile: bool = Field(
-        default=False, description="torch.compile of the backbones: faster after a slow first step"
-    )
+    compile: bool = Field(default=False, description="torch.compile of the backbones: faster after a slow first step")
     recompute: bool = Field(default=False, description="gradient checkpointing: less memory, a third more computing")
     bf16: bool = Field(default=True, description="bfloat16 autocast of backbones on GPUs; CPUs compute in float32")
     augment: AugmentOptions = AugmentOptions()
     out: str | None = Field(
         None, description="folder or URI for the tuned layers, to which bundles refer; default: in the run's directory"
     )
-    probe_items: int = Field(
-        20_000, ge=100, description="about how many stored embeddings the probes are fitted on"
-    )
+    probe_items: int = Field(20_000, ge=100, description="about how many stored embeddings the probes are fitted on")
 
 
 class CheckpointOptions(Config):
@@ -135,18 +125,14 @@ class Recipe(Config):
     preset: str = Field("compact", description="backbones: paper, compact or tiny")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of weights, dropout and the order of pairs")
     epochs: int = Field(40, ge=1, description="not published; an epoch pairs every item of the smaller side once")
-    batch_size: int = Field(
-        64, ge=1, description="pairs per step over all workers, whatever their number"
-    )
+    batch_size: int = Field(64, ge=1, description="pairs per step over all workers, whatever their number")
     workers: Workers | tuple[Workers, Workers] | Literal["auto"] = Field(
         "auto",
         description="Ray Train workers; the result is the same for any number, except for dropout's random draws. "
         "auto: one per GPU, or one without GPUs. [min, max]: as many as the cluster has room for, fewer after a node "
         "is lost, more after one is added",
     )
-    cpus_per_worker: float = Field(
-        0.5, gt=0, description="logical CPUs; below 1 leaves Ray room on a small machine"
-    )
+    cpus_per_worker: float = Field(0.5, gt=0, description="logical CPUs; below 1 leaves Ray room on a small machine")
     strategy: Literal["random", "matched"] = Field(
         "random",
         description="partner of an image: any clip (as published), or drawn for evenly spread target scores",

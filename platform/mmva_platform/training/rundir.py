@@ -114,7 +114,7 @@ def stored_recipe(run: RunDirectory) -> dict[str, Any]:
 
 
 def resume_run(settings: Settings, name: str, recipe: Recipe, facts: RunFacts) -> RunDirectory:
-    """The directory of a run to continue. Raises UsageError if it is missing, finished, or would compute other things."""
+    """The directory of a run to continue. Raises UsageError if it is missing or finished, or the recipe changed."""
     run = find_run(settings, name)
     if run.finished():
         raise UsageError(f"--resume {name}: this run is finished; its model is {run.bundle}")

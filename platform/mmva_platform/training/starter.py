@@ -98,7 +98,7 @@ def starter_card(
     """The model card."""
     import yaml
 
-    from mmva_platform.training.evaluation.card import table
+    from mmva_platform.training.evaluation.card import fill_card, table
 
     figures = [
         [
@@ -109,7 +109,8 @@ def starter_card(
         for axis, of in axes.items()
     ]  # fmt: skip
     widths = [[modality, *(f"± {own[axis]:.2f}" for axis in AXES)] for modality, own in intervals.items()]
-    return _CARD.format(
+    return fill_card(
+        "starter.md",
         terms=table(["source", "terms"], list(terms.items())),
         split=evaluation.split,
         figures=table(
@@ -121,49 +122,3 @@ def starter_card(
         ),
         commit=provenance["commit"] or "unknown",
     )
-
-
-_CARD = """\
-# The starter
-
-Points in the valence-arousal plane for photographs, music and English sentences: the model that this package uses
-until you promote one of your own. Its heads are linear, on frozen backbones that come as Python packages; they were
-trained on ratings by people.
-
-## Sources and terms
-
-{terms}
-
-The bundle holds weights, figures and digests; no picture, sound, text or label. It is for trying the platform and for
-research. Whether the terms of the sources bind a commercial use of weights is for you to judge.
-
-## How good it is
-
-By {split}: every row was predicted by a model that saw nothing of its group (theme, series, document). In brackets the
-95 % interval over groups.
-
-{figures}
-
-90 % intervals of a point, from the same held-out rows:
-
-{widths}
-
-## Limits
-
-- **Photographs**: of the kind of OASIS (people, animals, objects, scenes), rated on line by English-speaking adults.
-  No nudes were among them. Drawings, screenshots, text in pictures: unknown.
-- **Piano only**: the music was synthesised piano arrangements of game music, 200 pieces. Other instruments and voices,
-  recordings and noise: unknown. Lyrics are not understood.
-- **English sentences**, of news, fiction, letters, blogs and the like, rated for the reader's and the writer's
-  feeling. Other languages, and captions that describe music: unknown.
-- Half of what people agree on, or more, is missed: see r. Use it to order and to search, not to judge one item, and
-  never to judge a person.
-- The three sets were rated in different studies. Points of two modalities compare only as far as their scales do.
-
-## How it was made
-
-`python jobs/starter.py`, commit {commit}, with
-
-```yaml
-{recipe}```
-"""

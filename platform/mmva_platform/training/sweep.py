@@ -59,9 +59,7 @@ class SweepOptions(Config):
             set_dotted(values, key, value)
         recipe = validate(Recipe, values, "sweep")
         if recipe.mode != "features":
-            raise UsageError(
-                "sweep: trials train on embeddings; set mode: features, then train the best in media mode"
-            )
+            raise UsageError("sweep: trials train on embeddings; set mode: features, then train the best in media mode")
         return recipe
 
 

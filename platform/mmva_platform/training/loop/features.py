@@ -174,9 +174,7 @@ class FeaturesMode:
         if recipe.optimizer.ridge == "auto":
             check_probes(train, val)  # before workers start
         if recipe.refit_folds:
-            next(
-                known_rows(self._features).folds(recipe.refit_folds)
-            )  # raises if there are too few groups
+            next(known_rows(self._features).folds(recipe.refit_folds))  # raises if there are too few groups
         self.facts = RunFacts.of(self._features)
 
     def trained(self, run: RunDirectory, recipe: Recipe, last: Mapping[str, Any]) -> tuple[MMVA, Features]:

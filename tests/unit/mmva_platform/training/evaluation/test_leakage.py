@@ -82,7 +82,7 @@ def test_the_leaking_figures_stand_beside_the_honest_ones_and_flatter(features: 
 @pytest.mark.parametrize(
     ("provenance", "warnings", "reason"),
     [
-        ({}, (), "does not say by which recipe"),
+        ({}, (), "does not record its recipe"),
         ({"recipe": {"mode": "media"}}, (), "backbones were tuned"),
         ({"recipe": {"dataset": "data"}}, (LEAKAGE_WARNING,), "itself is split by clip"),
     ],
