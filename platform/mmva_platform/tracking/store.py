@@ -1,4 +1,4 @@
-"""The access to MLflow: one client for the settings, quiet, without telemetry and without global state."""
+"""Access to MLflow: a client for the settings, without log noise, telemetry and global state."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ TAG_MODEL_DIGEST: Final = "mmva.model_digest"
 TAG_DATASET_DIGEST: Final = "mmva.dataset_digest"
 TAG_DATASET_URI: Final = "mmva.dataset_uri"
 TAG_PRESET: Final = "mmva.preset"
-TAG_CAUSE: Final = "mmva.cause"  # why a run ended before its end
+TAG_CAUSE: Final = "mmva.cause"  # why a run did not finish
 
-# MLflow reads these when it is imported; a user's own values win.
+# MLflow reads these when it is imported; values of the user take precedence.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -39,9 +39,9 @@ _ENVIRONMENT = {
 }
 _ENDPOINT: Final = "MLFLOW_S3_ENDPOINT_URL"
 _pointed_at: set[str] = set()
-# MLflow's words for a wrong or missing password, a missing permission, or no answer: the user must act.
+# MLflow's texts for a wrong or missing password, a missing permission, or no answer: the user must act.
 _REFUSALS = ("error code 401", "error code 403", "Permission denied", "PERMISSION_DENIED", "Max retries exceeded")
-# The last two: MLflow checks for a tag and then inserts it; two processes that finish one record may collide.
+# The last two: MLflow checks for a tag and then inserts it, so two processes that apply one record may collide.
 _BUSY: Final = (
     "database is locked", "deadlock detected", "could not serialize access",
     "UNIQUE constraint failed", "duplicate key value violates unique constraint",
@@ -53,7 +53,7 @@ Result = TypeVar("Result")
 def open_client(settings: Settings) -> MlflowClient:
     """A client of the configured MLflow; the first call creates its SQLite file and schema (about 5 s).
 
-    Raises UsageError if the tracking URI is a file store, which MLflow 3 refuses, or cannot be opened.
+    Raises UsageError if the tracking URI is a file store, which MLflow 3 does not support, or cannot be opened.
     """
     uri = settings.tracking_uri
     if "://" not in uri or uri.startswith("file:"):
@@ -76,7 +76,7 @@ def open_client(settings: Settings) -> MlflowClient:
 
 
 def _point_artifacts_at(endpoint: str) -> None:
-    """Set the S3 endpoint of MLflow's artifacts. A user's value wins, but not one of an earlier call."""
+    """Set the S3 endpoint of MLflow's artifacts, unless the user has set one in the environment."""
     if os.environ.get(_ENDPOINT) in {None, *_pointed_at}:
         os.environ[_ENDPOINT] = endpoint
         _pointed_at.add(endpoint)
@@ -84,11 +84,11 @@ def _point_artifacts_at(endpoint: str) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Import and call MLflow without its telemetry, its informational log lines and three of its warnings."""
+    """Import and call MLflow without telemetry, informational log lines and three of its warnings."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with warnings.catch_warnings():
-        # MLflow 3.17 itself causes these: with SQLAlchemy 2.1, its own type hints (both at import), and with pandas 3.
+        # Caused by MLflow 3.17 itself: with SQLAlchemy 2.1 and its own type hints (both at import), and with pandas 3.
         warnings.filterwarnings("ignore", message=r"The ``noload`` loader strategy", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message=r".*Any type hint is inferred as AnyType", category=UserWarning)
         warnings.filterwarnings("ignore", message=r"Operation with range is deprecated")
@@ -108,7 +108,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def global_tracking_uri(uri: str) -> Iterator[None]:
-    """For the few MLflow calls that read the process-wide tracking URI instead of their client's."""
+    """Set the process-wide tracking URI, for the few MLflow calls that ignore their client's."""
     import mlflow
 
     before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
@@ -120,7 +120,7 @@ def global_tracking_uri(uri: str) -> Iterator[None]:
 
 
 def experiment_id(client: MlflowClient, settings: Settings) -> str:
-    """Id of the configured experiment, created if missing; a local store keeps its artifacts under home."""
+    """Id of the configured experiment, created if missing. Without a server, its artifacts are under home."""
     from mlflow.exceptions import MlflowException
 
     name = settings.tracking.experiment
@@ -141,7 +141,7 @@ def experiment_id(client: MlflowClient, settings: Settings) -> str:
 
 
 def retry_while_busy(call: Callable[[], Result]) -> Result:
-    """Call again while the database is locked by another process or transaction; for some 10 s."""
+    """Retry while the database is locked by another process or transaction, for about 10 s."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import OperationalError
 

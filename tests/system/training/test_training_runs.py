@@ -196,11 +196,11 @@ def test_sigterm_after_the_last_epoch_ends_the_mlflow_run_and_resume_only_finish
 
     monkeypatch.setattr(trainer, "finish", told)
     recipe = recipe_of(dataset, repository, "late", "workers=1", "epochs=2", "batch_size=16")
-    with pytest.raises(Stopped, match=r"^training late: told to stop; go on with --resume late$"):
+    with pytest.raises(Stopped, match=r"^training late: stopped; continue with --resume late$"):
         train_and_register(recipe, settings)
     (stopped,) = mlflow_runs(settings, "late")
     assert stopped.info.status == "KILLED"
-    assert "told to stop" in stopped.data.tags["mmva.cause"]
+    assert "training late: stopped" in stopped.data.tags["mmva.cause"]
 
     monkeypatch.undo()
     monkeypatch.setattr(launch, "run_on_ray", lambda *_, **__: pytest.fail("there is nothing left to train"))
