@@ -139,8 +139,8 @@ class Recipe(Config):
     )
     mode: Literal["features", "media"] = Field(
         "features",
-        description="the paper does not say which backbones MMVA tunes. features: none; an epoch takes seconds, as "
-        "embeddings are computed once. media: their last layers, from the media",
+        description="not published which backbones MMVA tunes. features: none; an epoch takes seconds, as embeddings "
+        "are computed once. media: their last layers, from the media",
     )
     refit_folds: int = Field(
         0,

@@ -178,7 +178,7 @@ def test_a_run_on_a_full_cluster_says_what_it_waits_for_and_sigterm_ends_it(
     waits = "waits for 1 worker (0.5 CPU); free in the cluster: 0 CPU"
     threading.Thread(target=preempt_after, args=(lambda: waits in caplog.text,)).start()
     try:
-        cause = "stopped while it waited for 1 worker (0.5 CPU), before its first checkpoint; continue with --resume full"
+        cause = "stopped while it waited for 1 worker (0.5 CPU), before its first checkpoint; continue with --resume"
         with pytest.raises(Stopped, match=re.escape(cause)):
             train_and_register(recipe_of(dataset, repository, "full", "workers=1"), settings)
     finally:
