@@ -154,7 +154,7 @@ def test_videos_with_and_without_sound_have_no_index_together(tmp_path: Path, mo
 def test_an_index_belongs_to_a_version_and_is_cleaned_with_it(few: Path) -> None:
     out = str(few)
     assert run(["annotations", "index", out]) == 0
-    assert build_vectors(out, Settings()) == ["image: has an index"]
+    assert build_vectors(out, Settings()) == ["image: has an index already"]
     update_points(few, [("i0003", "image", 0.5, 0.5), *ROWS[4:120]], shard_items=50, embeddings=VECTORS)
     old, new = (AnnotationIndex.open(out, Settings(), version=version) for version in (0, 1))
     assert old.vectors("image", 10) is not None
