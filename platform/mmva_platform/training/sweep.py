@@ -73,8 +73,7 @@ class SweepResult:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        keys = ("point", "value", "epochs", "ended_early", "error")
-        return {"metric": self.metric, "trials": [{key: trial[key] for key in keys} for trial in self.trials]}
+        return {"metric": self.metric, "trials": self.trials}
 
     def to_text(self) -> str:
         """One line per trial, best first, failed ones last."""
@@ -141,21 +140,19 @@ def _run(
         ),
         run_config=tune.RunConfig(name=fresh_name("sweep"), storage_path=place, verbose=0, callbacks=[*callbacks]),
     )
-    points, rows = options.points(), []
+    points, rows = options.points(), list[tuple[int, Trial]]()
     for result in tuner.fit():
         number = points.index(result.config)
         epochs_done = 0 if result.metrics_dataframe is None else len(result.metrics_dataframe)
-        rows.append(
-            {
-                "number": number,
-                "point": result.config,
-                "value": float(result.metrics_dataframe[metric].min()) if epochs_done else None,
-                "epochs": epochs_done,
-                "ended_early": result.error is None and epochs_done < recipes[number].epochs,
-                "error": None if result.error is None else str(result.error).strip().splitlines()[-1],
-            }
-        )
-    return sorted(rows, key=lambda row: row["number"])
+        trial = {
+            "point": result.config,
+            "value": float(result.metrics_dataframe[metric].min()) if epochs_done else None,
+            "epochs": epochs_done,
+            "ended_early": result.error is None and epochs_done < recipes[number].epochs,
+            "error": None if result.error is None else str(result.error).strip().splitlines()[-1],
+        }
+        rows.append((number, trial))
+    return [trial for _, trial in sorted(rows, key=lambda row: row[0])]
 
 
 def _trial(config: Point, shared: Mapping[str, Any], options: SweepOptions) -> None:

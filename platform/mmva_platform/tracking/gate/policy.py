@@ -48,7 +48,7 @@ class Slices(Config):
 
     apply: bool = Field(default=True, description="false: slices are neither computed nor required")
     by: tuple[Literal["source", "quadrant", "loudness", "brightness"], ...] = Field(
-        ("source", "quadrant", "loudness", "brightness"), description="what the rows are divided by"
+        ("source", "quadrant", "loudness", "brightness"), description="how the rows are divided"
     )
     margin: float = Field(0.15, ge=0, lt=1, description="as margins.default; wider, because a slice has fewer rows")
     smallest_groups: int = Field(20, ge=2, description="a slice with fewer songs or images is not judged")

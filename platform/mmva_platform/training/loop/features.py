@@ -102,14 +102,9 @@ class FeatureSource:
 
     def __init__(self, train: Triplets, val: Triplets, sigma: float, like: torch.Tensor | None = None) -> None:
         """Batches have the device and precision of `like`, a weight of the model."""
-        self._train, self._val, self._sigma = train, val, sigma
+        self.pairing, self._val, self._sigma = train, val, sigma
         self._like = torch.zeros(()) if like is None else like
         self._emb = {modality: _view(emb_KD) for modality, emb_KD in train.emb.items()}
-
-    @property
-    def pairing(self) -> Triplets:
-        """The training split."""
-        return self._train
 
     def batches(self, plan: EpochPlan, epoch: int, shares: Sequence[slice]) -> Iterator[list[Batch]]:
         """The shares' embeddings as tensors, one piece each; the next is gathered while the model computes."""
@@ -133,8 +128,8 @@ class FeatureSource:
     def _batch(self, plan: EpochPlan, share: slice) -> Batch:
         """The share's rows; a row without such an item has the last item's embedding, and is masked."""
         image_B, partner_B = plan.image_index_P[share], plan.music_index_P[share]
-        rows = {modality: self._train.rows(modality, image_B, partner_B) for modality in self._emb}
-        labels, present = batch_labels(self._train, rows, image_B, partner_B, self._like)
+        rows = {modality: self.pairing.rows(modality, image_B, partner_B) for modality in self._emb}
+        labels, present = batch_labels(self.pairing, rows, image_B, partner_B, self._like)
         inputs = {}
         for modality, emb_KD in self._emb.items():
             index_B = torch.from_numpy(rows[modality] % len(emb_KD))

@@ -143,7 +143,7 @@ class MediaSource:
     """Batches and validation of media mode."""
 
     def __init__(self, dataset: MediaDataset, model: TunedMMVA, *, loaders: int) -> None:
-        self.dataset, self._model = dataset, model
+        self.dataset, self.pairing, self._model = dataset, dataset.train, model
         self._keys: list[Key] = []  # the sampler; refilled for each pass, so that the loader's processes stay alive
         self._like = next(model.mmva.parameters())
         self._loader: DataLoader[Any] = DataLoader(
@@ -155,11 +155,6 @@ class MediaSource:
             pin_memory=self._like.is_cuda,
             persistent_workers=loaders > 0,
         )
-
-    @property
-    def pairing(self) -> MediaPairing:
-        """The training split."""
-        return self.dataset.train
 
     def batches(self, plan: EpochPlan, epoch: int, shares: Sequence[slice]) -> Iterator[list[Batch]]:
         """Each share in `media.pieces` pieces."""
