@@ -27,7 +27,7 @@ from mmva_platform.tracking.registry import (
     read_artifact,
     versions_of,
 )
-from mmva_platform.tracking.store import open_client, quiet
+from mmva_platform.tracking.store import connected
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -169,8 +169,7 @@ def audit(settings: Settings) -> AuditReport:
     """Replay the log; changes nothing, even after a crash. Raises CheckFailed if the log is damaged."""
     log, name = AuditLog.of(settings), settings.tracking.model_name
     records = log.read()
-    client = open_client(settings)
-    with quiet():
+    with connected(settings) as client:
         versions = {each.version: each for each in versions_of(client, name)}
         differences = [*_aliases(client, name, records), *_versions(client, versions, records)]
         differences += _artifacts(client, versions, records)

@@ -12,7 +12,6 @@ import logging
 import os
 import platform
 from datetime import UTC, datetime
-from functools import partial
 from typing import TYPE_CHECKING
 
 from mmva.errors import CheckFailed, UsageError
@@ -33,7 +32,7 @@ from mmva_platform.tracking.gate.policy import GatePolicy
 from mmva_platform.tracking.gate.rules import judge
 from mmva_platform.tracking.gate.verdict import Finding, GateRefused, Verdict
 from mmva_platform.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS, RegisteredVersion, aliases_of, find_version
-from mmva_platform.tracking.store import open_client, quiet, retry_while_busy
+from mmva_platform.tracking.store import connected, retry_while_busy
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -54,8 +53,7 @@ def promote(
     if force and not reason.strip():
         raise UsageError("--force ignores the gate and stays on record: say why with --reason TEXT")
     reconcile(settings)
-    client = open_client(settings)
-    with quiet():
+    with connected(settings) as client:
         name = settings.tracking.model_name
         candidate = find_version(client, name, version)
         if CHAMPION in candidate.aliases:
@@ -74,8 +72,7 @@ def compare(version: int | str, other: int | str, settings: Settings, policy: Ga
 
     Raises UsageError if there is no such version, or both are the same.
     """
-    client = open_client(settings)
-    with quiet():
+    with connected(settings) as client:
         candidate, champion = (find_version(client, settings.tracking.model_name, each) for each in (version, other))
         if candidate.version == champion.version:
             raise UsageError(f"compare: both are version {candidate.version}; name two versions")
@@ -89,8 +86,7 @@ def challenge(version: int | str, settings: Settings, reason: str = "") -> Verdi
     Raises UsageError if there is no such version or it is the champion, CheckFailed if the champion changed meanwhile.
     """
     reconcile(settings)
-    client = open_client(settings)
-    with quiet():
+    with connected(settings) as client:
         name = settings.tracking.model_name
         target = find_version(client, name, version)
         if CHAMPION in target.aliases or CHALLENGER in target.aliases:
@@ -105,8 +101,7 @@ def rollback(settings: Settings, reason: str = "") -> Verdict:
     Raises UsageError if there is no previous champion, and CheckFailed if the champion changed meanwhile.
     """
     reconcile(settings)
-    client = open_client(settings)
-    with quiet():
+    with connected(settings) as client:
         name = settings.tracking.model_name
         aliases = aliases_of(client, name)
         champion, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)
@@ -195,8 +190,7 @@ def reconcile(settings: Settings) -> None:
     """Apply the rest of the last record if its command died. Does not open MLflow if there are no records."""
     log = AuditLog.of(settings)
     if log.read():
-        client = open_client(settings)
-        with quiet():
+        with connected(settings) as client:
             _catch_up(client, log, settings.tracking.model_name)
 
 
@@ -228,16 +222,16 @@ def _apply(client: MlflowClient, record: Record) -> None:
     name, version = str(record["model"]), str(record["candidate"])
     file = artifact_of(record)
     run_id = find_version(client, name, int(version)).run_id
-    retry_while_busy(partial(client.log_text, run_id, to_bytes(record).decode(), file))
-    retry_while_busy(partial(client.log_text, run_id, verdict_page(record), file.replace(".json", ".html")))
+    retry_while_busy(client.log_text, run_id, to_bytes(record).decode(), file)
+    retry_while_busy(client.log_text, run_id, verdict_page(record), file.replace(".json", ".html"))
     for key, value in tags_of(record).items():
-        retry_while_busy(partial(client.set_model_version_tag, name, version, key, value))
+        retry_while_busy(client.set_model_version_tag, name, version, key, value)
     for alias in ALIASES:
         target = record["after"][alias]
         if target == record["before"][alias]:
             continue
         if target is not None:
-            retry_while_busy(partial(client.set_registered_model_alias, name, alias, str(target)))
+            retry_while_busy(client.set_registered_model_alias, name, alias, str(target))
         elif alias in aliases_of(client, name):
-            retry_while_busy(partial(client.delete_registered_model_alias, name, alias))
-    retry_while_busy(partial(client.set_model_version_tag, name, version, TAG_SETTLED, str(record["number"])))
+            retry_while_busy(client.delete_registered_model_alias, name, alias)
+    retry_while_busy(client.set_model_version_tag, name, version, TAG_SETTLED, str(record["number"]))

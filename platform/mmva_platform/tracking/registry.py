@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,9 +21,8 @@ from mmva_platform.tracking.store import (
     TAG_DATASET_DIGEST,
     TAG_MODEL_DIGEST,
     TAG_PRESET,
+    connected,
     global_tracking_uri,
-    open_client,
-    quiet,
     retry_while_busy,
 )
 
@@ -114,8 +112,7 @@ class VersionDetails:
 
 def register(run_id: str, settings: Settings) -> int:
     """Register a logged run's model as a new version without alias; returns its number. Raises as logged_model."""
-    client = open_client(settings)
-    with quiet():
+    with connected(settings) as client:
         from mlflow.exceptions import MlflowException
 
         model = logged_model(client, run_id, MODEL_NAME)
@@ -130,15 +127,14 @@ def register(run_id: str, settings: Settings) -> int:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         source, name = f"models:/{model.model_id}", settings.tracking.model_name
-        create = partial(client.create_model_version, name, source, run_id, version_tags, model_id=model.model_id)
         with global_tracking_uri(settings.tracking_uri):
-            return int(retry_while_busy(create).version)
+            create, model_id = client.create_model_version, str(model.model_id)
+            return int(retry_while_busy(create, name, source, run_id, version_tags, model_id=model_id).version)
 
 
 def training_history(version: int | str, settings: Settings) -> list[dict[str, Any]]:
     """The history of the run that made a version, one row per epoch; empty if not recorded. Raises as show_version."""
-    client = open_client(settings)
-    with quiet():
+    with connected(settings) as client:
         found = find_version(client, settings.tracking.model_name, version)
         data = read_artifact(client, found.run_id, HISTORY_FILE)
     return list(json.loads(data or b"[]"))
@@ -146,15 +142,13 @@ def training_history(version: int | str, settings: Settings) -> list[dict[str, A
 
 def list_versions(settings: Settings) -> list[RegisteredVersion]:
     """All versions of the registered model, oldest first."""
-    client = open_client(settings)
-    with quiet():
+    with connected(settings) as client:
         return versions_of(client, settings.tracking.model_name)
 
 
 def show_version(version: int | str, settings: Settings) -> VersionDetails:
     """A version with its evaluation. Raises UsageError if it is missing, CheckFailed if the evaluation was changed."""
-    client = open_client(settings)
-    with quiet():
+    with connected(settings) as client:
         found = find_version(client, settings.tracking.model_name, version)
         return VersionDetails(found, evaluation_of(client, found))
 

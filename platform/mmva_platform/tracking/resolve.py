@@ -17,7 +17,7 @@ from mmva.starter import BUNDLE
 from mmva_platform.settings import Settings
 from mmva_platform.tracking.model import BUNDLE_PATH, logged_model
 from mmva_platform.tracking.registry import CHAMPION, aliases_of, find_version, show_version
-from mmva_platform.tracking.store import TAG_MODEL_DIGEST, open_client, quiet
+from mmva_platform.tracking.store import TAG_MODEL_DIGEST, connected
 
 _RUNS = re.compile(r"^runs:/(?P<run>[A-Za-z0-9]+)/(?P<model>[A-Za-z0-9_.-]+)$")
 _MODELS = re.compile(r"^models:/(?P<name>[A-Za-z0-9_.-]+)[@/](?P<reference>[A-Za-z0-9_.-]+)$")
@@ -63,8 +63,8 @@ def default_model(settings: Settings) -> str:
     uri = settings.tracking_uri
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         return STARTER
-    client, name = open_client(settings), settings.tracking.model_name
-    with quiet():
+    name = settings.tracking.model_name
+    with connected(settings) as client:
         return f"models:/{name}@{CHAMPION}" if CHAMPION in aliases_of(client, name) else STARTER
 
 
@@ -84,8 +84,7 @@ def quality_of(model: ResolvedModel, settings: Settings) -> str:
 
 
 def _from_run(uri: str, run_id: str, name: str, settings: Settings) -> ResolvedModel:
-    client = open_client(settings)
-    with quiet():
+    with connected(settings) as client:
         model = logged_model(client, run_id, name)
         bundle_dir = _fetch(model.artifact_location, model.tags.get(TAG_MODEL_DIGEST, ""), settings, uri)
         run_name = str(client.get_run(run_id).info.run_name)
@@ -93,8 +92,7 @@ def _from_run(uri: str, run_id: str, name: str, settings: Settings) -> ResolvedM
 
 
 def _from_registry(uri: str, name: str, reference: str, settings: Settings) -> ResolvedModel:
-    client = open_client(settings)
-    with quiet():
+    with connected(settings) as client:
         version = find_version(client, name, reference)
         location = client.get_model_version_download_uri(name, str(version.version))
         bundle_dir = _fetch(location, version.model_digest, settings, uri)

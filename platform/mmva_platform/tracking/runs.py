@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,8 +30,8 @@ from mmva_platform.tracking.store import (
     TAG_DATASET_URI,
     TAG_MODEL_DIGEST,
     TAG_PRESET,
+    connected,
     experiment_id,
-    open_client,
     quiet,
     retry_while_busy,
 )
@@ -88,10 +87,8 @@ class RunLog:
     def started(self, run: RunDirectory, recipe: Recipe, facts: RunFacts) -> None:
         """Create the MLflow run with parameters and dataset, or continue it."""
         self._run = run
-        with _softly():
-            client = open_client(self._settings)
-            with quiet():
-                self._begin(client, run, recipe, facts.dataset_digest, note=True)
+        with _softly(), connected(self._settings) as client:
+            self._begin(client, run, recipe, facts.dataset_digest, note=True)
 
     def reported(self, ranks: list[dict[str, Any]]) -> None:
         """Log the workers' reports: rows of epochs as curves, and each worker's use of its machine."""
@@ -113,11 +110,11 @@ class RunLog:
             model = load_bundle(run.bundle_dir, load_encoders=False)
             rows = predict_rows(model, run.recipe.dataset, self._settings, run.evaluation.split)
             predictions = {m: (found.predicted_N2, found.label_N2) for m, found in rows.items()}
-        client, self._run = open_client(self._settings), RunDirectory(run.run_name, self._settings)
-        with quiet():
+        self._run = RunDirectory(run.run_name, self._settings)
+        with connected(self._settings) as client:
             run_id = self._begin(client, self._run, run.recipe, run.dataset_digest)
             for key, value in (_code_tags(info.provenance.get("commit")) | {TAG_MODEL_DIGEST: info.digest}).items():
-                retry_while_busy(partial(client.set_tag, run_id, key, value))
+                retry_while_busy(client.set_tag, run_id, key, value)
             logged = {metric.step for metric in client.get_metric_history(run_id, "train/loss")}
             metrics = [m for row in run.history if int(row["epoch"]) not in logged for m in _epoch_metrics(row)]
             self._log_metrics([*metrics, *(_metric(name, value, 0) for name, value in _evaluation_metrics(evaluation))])
@@ -129,7 +126,7 @@ class RunLog:
             for name, figure in plots.figures(run.history, predictions):
                 client.log_figure(run_id, figure, f"plots/{name}.png")
             log_model(client, run_id, run.bundle_dir, tags={TAG_MODEL_DIGEST: info.digest})
-            retry_while_busy(lambda: client.set_terminated(run_id, "FINISHED"))
+            retry_while_busy(client.set_terminated, run_id, "FINISHED")
         self._run_id = None
         return run_id
 
@@ -149,7 +146,7 @@ class RunLog:
             TAG_PRESET: recipe.preset,
         }
         experiment = experiment_id(client, self._settings)
-        created = retry_while_busy(lambda: client.create_run(experiment, run_name=recipe.name, tags=tags))
+        created = retry_while_busy(client.create_run, experiment, run_name=recipe.name, tags=tags)
         self._run_id = run_id = str(created.info.run_id)
         if note:  # first, so that --resume finds it whatever fails next
             run.write(_MLFLOW_FILE, {"run_id": run_id})
@@ -161,15 +158,15 @@ class RunLog:
         if self._client is not None and self._run_id is not None:
             cause = " ".join((str(error) or type(error).__name__).split())[:_CAUSE_LENGTH]
             with _softly():
-                retry_while_busy(partial(self._client.set_tag, self._run_id, TAG_CAUSE, cause))
-                retry_while_busy(partial(self._client.set_terminated, self._run_id, status))
+                retry_while_busy(self._client.set_tag, self._run_id, TAG_CAUSE, cause)
+                retry_while_busy(self._client.set_terminated, self._run_id, status)
 
     def _log_metrics(self, metrics: Sequence[Metric]) -> None:
         if self._client is not None and self._run_id is not None:
             with quiet():
                 for start in range(0, len(metrics), _BATCH):
                     batch = metrics[start : start + _BATCH]
-                    retry_while_busy(partial(self._client.log_batch, self._run_id, metrics=batch))
+                    retry_while_busy(self._client.log_batch, self._run_id, metrics=batch)
 
 
 @contextmanager
@@ -197,8 +194,7 @@ def log_training_run(run: TrainResult, settings: Settings, *, predictions: Predi
 
 def logged_run(run: TrainResult, settings: Settings) -> str | None:
     """MLflow's id of this run if it was completely logged before, else None."""
-    client = open_client(settings)
-    with quiet():
+    with connected(settings) as client:
         found = client.search_runs(
             [experiment_id(client, settings)],
             f"tags.`{TAG_MODEL_DIGEST}` = '{run.bundle_digest}' and attributes.run_name = '{run.run_name}' "
@@ -238,7 +234,7 @@ def _log_parameters(client: MlflowClient, run_id: str, recipe: Recipe) -> None:
     plain = flat(recipe.model_dump(mode="json"))
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in plain}
     params = [Param(name, text[:_PARAM_LENGTH]) for name, text in texts.items()]
-    retry_while_busy(lambda: client.log_batch(run_id, params=params))
+    retry_while_busy(client.log_batch, run_id, params=params)
 
 
 def _metric(name: str, value: float, step: int) -> Metric:

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from mmva.errors import OperationFailed, UsageError
 from mmva_platform.settings import without_password
@@ -48,6 +48,7 @@ _BUSY: Final = (
 )  # fmt: skip
 _TRIES, _FIRST_WAIT_S = 7, 0.1
 Result = TypeVar("Result")
+Parameters = ParamSpec("Parameters")
 
 
 def open_client(settings: Settings) -> MlflowClient:
@@ -107,6 +108,14 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def connected(settings: Settings) -> Iterator[MlflowClient]:
+    """A client for the block; see open_client and quiet."""
+    client = open_client(settings)
+    with quiet():
+        yield client
+
+
+@contextlib.contextmanager
 def global_tracking_uri(uri: str) -> Iterator[None]:
     """Set the process-wide tracking URI, for the few MLflow calls that ignore their client's."""
     import mlflow
@@ -140,14 +149,16 @@ def experiment_id(client: MlflowClient, settings: Settings) -> str:
     return str(found.experiment_id)
 
 
-def retry_while_busy(call: Callable[[], Result]) -> Result:
-    """Retry while the database is locked by another process or transaction, for about 10 s."""
+def retry_while_busy(
+    call: Callable[Parameters, Result], *arguments: Parameters.args, **options: Parameters.kwargs
+) -> Result:
+    """Call, and retry while the database is locked by another process or transaction, for about 10 s."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import OperationalError
 
     for tries in range(1, _TRIES + 1):
         try:
-            return call()
+            return call(*arguments, **options)
         except (MlflowException, OperationalError) as error:
             if not any(busy in str(error) for busy in _BUSY) or tries == _TRIES:
                 raise

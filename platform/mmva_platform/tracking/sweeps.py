@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mmva_platform.draining import Stopped, exit_on_sigterm
 from mmva_platform.settings import Settings
-from mmva_platform.tracking.store import TAG_CAUSE, experiment_id, global_tracking_uri, open_client, quiet
+from mmva_platform.tracking.store import TAG_CAUSE, connected, experiment_id, global_tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,8 +35,7 @@ class SweepLog:
         """
         from ray.air.integrations.mlflow import MLflowLoggerCallback
 
-        client = open_client(settings)
-        with quiet(), global_tracking_uri(settings.tracking_uri), exit_on_sigterm():
+        with connected(settings) as client, global_tracking_uri(settings.tracking_uri), exit_on_sigterm():
             experiment = experiment_id(client, settings)
             name = f"sweep-{options.name}" if options.name else "sweep"
             run_id = str(client.create_run(experiment, run_name=name, tags={"mmva.kind": "sweep"}).info.run_id)
