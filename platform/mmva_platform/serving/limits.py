@@ -107,7 +107,7 @@ class RequestLimits:
                 async with asyncio.timeout(self._settings.body_timeout_s):
                     message = await receive()
             except TimeoutError:
-                # A 413 does not close the connection: while the client still sends, the answer would be lost.
+                # A 413 keeps the connection open, because a client that still sends would lose the answer.
                 headers = {"Connection": "close"}
                 raise ApiError(408, "body-timeout", "the body did not arrive in time", headers=headers) from None
             if message["type"] == "http.disconnect":

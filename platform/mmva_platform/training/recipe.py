@@ -53,7 +53,7 @@ class ScheduleOptions(Config):
     """The learning rate over the run. Not published."""
 
     kind: Literal["cosine", "constant"] = Field("cosine", description="not published; cosine ends at 0")
-    warmup_fraction: float = Field(0.05, ge=0, lt=1, description="share of all steps; the rate rises linearly from 0")
+    warmup_fraction: float = Field(0.05, ge=0, lt=1, description="share of all steps in which lr rises from 0")
 
 
 class AveragingOptions(Config):

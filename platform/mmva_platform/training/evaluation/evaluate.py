@@ -228,8 +228,9 @@ def _matching(rows: Mapping[Modality, PredictedRows], sigma: float) -> dict[str,
     figures = {}
     for a, b in itertools.combinations([m for m in MODALITIES if m in rows], 2):
         points = (rows[a].predicted_N2, rows[b].predicted_N2, rows[a].label_N2, rows[b].label_N2)
-        groups = {"groups_a": rows[a].group_N, "groups_b": rows[b].group_N}
-        interval = bootstrap_matching(*points, **groups, sigma=sigma, resamples=RESAMPLES)
+        interval = bootstrap_matching(
+            *points, groups_a=rows[a].group_N, groups_b=rows[b].group_N, sigma=sigma, resamples=RESAMPLES
+        )
         figures[f"{a}-{b}"] = Figure(matching_mse(*points, sigma=sigma), *interval)
     return figures
 
