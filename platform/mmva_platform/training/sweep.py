@@ -144,7 +144,7 @@ def _run(
     for result in tuner.fit():
         number = points.index(result.config)
         epochs_done = 0 if result.metrics_dataframe is None else len(result.metrics_dataframe)
-        trial = {
+        trial: Trial = {
             "point": result.config,
             "value": float(result.metrics_dataframe[metric].min()) if epochs_done else None,
             "epochs": epochs_done,

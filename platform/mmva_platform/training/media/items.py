@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmva.errors import UsageError
-from mmva.modalities import AXES, MODALITIES
+from mmva.modalities import AXES
 from mmva_platform.datasets.dataset import Dataset
 from mmva_platform.training.loop.data import Pairing, partners
 
@@ -54,7 +54,7 @@ def media_pairing(dataset: Dataset, split: str) -> MediaPairing:
     labels["shard_row"] = np.concatenate([np.arange(count) for count in counts])
     labels = labels[labels["split"] == split]
     captioned = (labels["modality"] == "caption") | ((labels["modality"] == "music") & (labels["caption"] != ""))
-    rows = {m: labels[captioned if m == "caption" else labels["modality"] == m] for m in MODALITIES}
+    rows = {m: labels[captioned if m == "caption" else labels["modality"] == m] for m in ("image", "music", "caption")}
     rows = {modality: found for modality, found in rows.items() if len(found)}
     if "image" not in rows or len(rows) == 1:
         missing = "image" if "image" not in rows else "clip and no caption"
