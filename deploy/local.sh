@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# deploy/compose.yaml's parts as processes of this machine, on loopback: object storage (SeaweedFS), PostgreSQL, MLflow, a Ray
-# head, the API on it (Ray Serve), and Prometheus where it is installed.
+# The services of deploy/compose.yaml as processes of this machine, on loopback: object storage (SeaweedFS), PostgreSQL,
+# MLflow, a Ray head, the API on it (Ray Serve), and Prometheus if it is installed.
 #   deploy/local.sh start DIR    then: source DIR/env; mmva jobs submit annotate s3://media ... --out s3://work/out
 #   deploy/local.sh status DIR
-#   deploy/local.sh stop DIR     ends what was started for DIR, and nothing else; the data stays
-#   deploy/local.sh secrets deploy/secrets    only the files of secrets, as deploy/compose.yaml wants them
+#   deploy/local.sh stop DIR     ends only the processes started for DIR; the data stays
+#   deploy/local.sh secrets deploy/secrets    writes only the secrets, for deploy/compose.yaml
 # Ports: S3_PORT, POSTGRES_PORT, MLFLOW_PORT, RAY_PORT, DASHBOARD_PORT, METRICS_PORT, API_PORT, PROMETHEUS_PORT. CPUS for Ray.
 set -euo pipefail
 
@@ -18,7 +18,7 @@ bin="${MMVA_BIN:-$(dirname "$(command -v mmva || echo "$here/../.venv/bin/mmva")
 parts=(storage postgres mlflow ray api prometheus)
 
 say() { echo "local.sh: $*" >&2; }
-started_at() { awk '{print $22}' "/proc/$1/stat" 2>/dev/null || true; } # a pid alone may be somebody else's by now
+started_at() { awk '{print $22}' "/proc/$1/stat" 2>/dev/null || true; } # a pid alone may have been reused
 
 running() { # part
   local pid since
@@ -34,11 +34,11 @@ launch() { # part command...
   echo "$! $(started_at $!)" > "$dir/pids/$part"
 }
 
-await() { # part seconds command...: until the command succeeds
+await() { # part seconds command...: wait until the command succeeds
   local part="$1" left="$2"; shift 2
   until "$@" > /dev/null 2>&1; do
-    running "$part" || { say "$part ended: $(tail -n 3 "$dir/logs/$part.log")"; exit 1; }
-    [ "$left" -gt 0 ] || { say "$part does not answer: $dir/logs/$part.log"; exit 1; }
+    running "$part" || { say "$part has ended: $(tail -n 3 "$dir/logs/$part.log")"; exit 1; }
+    [ "$left" -gt 0 ] || { say "$part does not answer; see $dir/logs/$part.log"; exit 1; }
     left=$((left - 1)); sleep 1
   done
 }
@@ -57,7 +57,7 @@ write_secrets() { # folder
  "actions": ["Admin", "Read", "Write", "List", "Tagging"]}]}
 EOF
   )
-  # The API knows its keys by their digests alone; more of them are yours to add: mmva serve --new-key NAME --set keys_file=...
+  # The API stores only digests of its keys. To add more: mmva serve --new-key NAME --set keys_file=...
   [ -f "$1/keys.yaml" ] || (umask 077; cat > "$1/keys.yaml" <<EOF
 keys:
 - {name: local, scopes: [read, annotate], sha256: $(sha256sum < "$1/api" | cut -d ' ' -f 1)}
@@ -93,7 +93,7 @@ start_storage() {
   await storage 60 buckets
 }
 
-buckets() { # the two that everything here uses
+buckets() { # creates the two buckets that all parts use
   (. "$dir/env"; "$bin/python" - "http://127.0.0.1:$S3_PORT" <<'EOF'
 import sys, boto3
 from botocore.config import Config
@@ -139,7 +139,7 @@ start_mlflow() {
 }
 
 start_ray() {
-  # Agents' ports are Ray's to choose where another Ray has its defaults.
+  # Set RAY_CLIENT_PORT and RAY_AGENT_PORT if another Ray uses the default ports.
   (. "$dir/env"; unset RAY_API_SERVER_ADDRESS
    RAY_JOB_STOP_WAIT_TIME_S=900 launch ray "$bin/ray" start --head --block --disable-usage-stats --num-cpus="$CPUS" \
      --node-ip-address=127.0.0.1 --port="$RAY_PORT" --include-dashboard=true --dashboard-host=127.0.0.1 \
@@ -156,7 +156,7 @@ start_api() {
 }
 
 start_prometheus() {
-  command -v prometheus > /dev/null || { say "prometheus is not installed: no metrics are kept"; return; }
+  command -v prometheus > /dev/null || { say "prometheus is not installed: no metrics are stored"; return; }
   launch prometheus prometheus --config.file="$dir/prometheus/prometheus.yaml" --storage.tsdb.path="$dir/data/prometheus" \
     --web.listen-address="127.0.0.1:$PROMETHEUS_PORT" --log.level=warn
   await prometheus 30 answers "$PROMETHEUS_PORT"
@@ -167,7 +167,7 @@ start() {
   chmod 711 "$dir" "$dir/data"
   write_secrets "$dir/secrets"
   write_files
-  # What does not need each other starts at once.
+  # Independent parts start at the same time.
   local ray storage
   start_ray & ray=$!
   start_storage & storage=$!
@@ -175,11 +175,11 @@ start() {
   wait "$storage"; start_mlflow
   wait "$ray"; start_api
   start_prometheus
-  say "up; source $dir/env"
+  say "all parts run; source $dir/env"
 }
 
 stop() {
-  end_parts api # which asks Ray to end its processes, so before Ray
+  end_parts api # before Ray, which it asks to end its processes
   end_parts "${parts[@]}"
 }
 
@@ -210,8 +210,8 @@ status() {
 
 case "$1" in
   start) mkdir -p "$2"; dir="$(cd "$2" && pwd)"; start ;;
-  stop | status) [ -d "$2/pids" ] || { say "$2: nothing was started for it"; exit 2; }; dir="$(cd "$2" && pwd)"; "$1" ;;
-  # Compose's containers read them as users of their own; the folder keeps everybody else out.
+  stop | status) [ -d "$2/pids" ] || { say "$2: nothing was started for this folder"; exit 2; }; dir="$(cd "$2" && pwd)"; "$1" ;;
+  # Compose's containers read them as different users; the folder's mode keeps other users of the machine out.
   secrets) write_secrets "$2"; chmod 644 "$2"/* ;;
   *) usage ;;
 esac

@@ -145,7 +145,7 @@ def test_each_backbone_has_its_own_rate(start: Any) -> None:
 
 
 def test_more_blocks_than_there_are_is_a_mistake(start: Any) -> None:
-    with pytest.raises(UsageError, match=r"media\.layers: 9 of .* 2 blocks"):
+    with pytest.raises(UsageError, match=r"media\.layers: 9 is more than the 2 blocks"):
         start(media={"layers": {"image": 9, "music": 0, "caption": 0}})
 
 

@@ -199,7 +199,7 @@ def test_hostile_and_long_captions_stay_text_and_missing_media_say_so(page: Page
         assert box["height"] < 300
     assert panel.locator("script, blockquote *").count() == 0
     page.evaluate(show, "picture-11.png")
-    expect(panel.locator(".missing")).to_have_text("The file is not there any more.")
+    expect(panel.locator(".missing")).to_have_text("The file no longer exists.")
     page.get_by_role("button", name="Jobs", exact=True).click()
     expect(panel.locator(".jobs li")).to_have_count(2)
     expect(panel.locator(".jobs")).to_contain_text(HOSTILE)

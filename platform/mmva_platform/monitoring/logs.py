@@ -1,4 +1,4 @@
-"""One JSON object per line, with the current run, shard and attempt. On by `logs.format: json`."""
+"""Logs as one JSON object per line, with run, shard and attempt; enabled by `logs.format: json`."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ _CONTEXT: ContextVar[Mapping[str, str | int]] = ContextVar("mmva_log_context", d
 
 @contextmanager
 def bound(**values: str | int) -> Iterator[None]:
-    """Every record of this thread carries these values for the length of a block."""
+    """Add these values to every record of this thread during the block."""
     token = _CONTEXT.set({**_CONTEXT.get(), **values})
     try:
         yield
@@ -40,7 +40,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def write_json_logs() -> None:
-    """Our own records as JSON on standard error, of this process; in a worker, that is Ray's file of the worker."""
+    """Write this process's records as JSON to standard error; in a worker, Ray writes that to the worker's log file."""
     root = logging.getLogger()
     if not root.handlers:
         root.addHandler(logging.StreamHandler(sys.stderr))

@@ -1,8 +1,8 @@
-"""Numbers of annotation runs and of the API, through Ray's own exporter: on each node, `--metrics-export-port`.
+"""Metrics of annotation runs and of the API, exported by Ray on each node's `--metrics-export-port`.
 
-The driver counts a run, because every commit record passes through it and holds its worker's measurements: items,
-causes, seconds by stage. So only work that was lost with a worker is missing, and a run is one series per label, not
-one per worker. Ray puts `ray_` before each name.
+The driver counts for a run, because it sees every commit record, with the worker's items, causes and seconds by stage.
+So only work of lost workers is missing, and a run has one series per label, not one per worker. Ray adds the prefix
+`ray_` to each name.
 """
 
 import time
@@ -16,11 +16,11 @@ class RunMetrics:
     """Counters of one run; needs a Ray session."""
 
     def __init__(self, run_id: str, model: Mapping[str, str], shards: int, done: int) -> None:
-        """Show a run; `model` has name, version and digest, `done` of the planned shards were committed before."""
+        """Show a run; `model` has name, version and digest; `done` of the `shards` are already committed."""
         from ray.util.metrics import Counter, Gauge, Histogram
 
         prefix, run = "mmva_annotate", ("run_id",)
-        self._items = Counter(f"{prefix}_items", "items by what became of them", ("run_id", "modality", "result"))
+        self._items = Counter(f"{prefix}_items", "items by result", ("run_id", "modality", "result"))
         self._quarantined = Counter(f"{prefix}_quarantined", "quarantined items by cause", ("run_id", "cause"))
         self._seconds = Counter(f"{prefix}_stage_seconds", "worker seconds by stage", ("run_id", "stage"))
         self._commit = Histogram(f"{prefix}_commit_seconds", "write and commit of a shard", _COMMIT_S, run)
@@ -30,7 +30,7 @@ class RunMetrics:
         self._run = {"run_id": run_id}
         self._model_tags = {**self._run, **model}
         self._shards_left = shards - done
-        self._show()  # a run that never commits is as old as its start
+        self._show()  # so that a run without a commit ages from its start
 
     def committed(self, record: Any) -> None:
         """Count a shard by its commit record."""
@@ -48,14 +48,14 @@ class RunMetrics:
         self._show()
 
     def _show(self) -> None:
-        """Gauges again and again: what is set before Ray's exporter has been found is lost."""
+        """Set all gauges again each time, because Ray loses values set before its exporter runs."""
         self._left.set(self._shards_left, self._run)
         self._last.set(time.time(), self._run)
         self._model.set(1, self._model_tags)
 
 
 class ApiMetrics:
-    """Counters and gauges of one replica of the API, beside those that Serve has itself."""
+    """Counters and gauges of an API replica, in addition to Serve's own."""
 
     def __init__(self, kinds: Any = None) -> None:
         """Make the metrics; `kinds` has Counter and Gauge, by default ray.serve.metrics."""
@@ -64,19 +64,19 @@ class ApiMetrics:
 
             kinds = metrics
         self.items = kinds.Counter("mmva_items", "items by modality and error", ("modality", "error"))
-        self.shed = kinds.Counter("mmva_shed", "refused with 429 or 503 at once", ("what",))
+        self.shed = kinds.Counter("mmva_shed", "requests refused at once with 429 or 503", ("what",))
         self.in_flight = kinds.Gauge("mmva_items_in_flight", "items in flight", ())
         self._jobs = kinds.Gauge("mmva_jobs", "annotation jobs by state", ("state",))
-        self._model = kinds.Gauge("mmva_model_info", "1 for the model that answers", ("model", "version", "digest"))
+        self._model = kinds.Gauge("mmva_model_info", "1 for the current model", ("model", "version", "digest"))
         self._shown: dict[str, str] | None = None
 
     def jobs(self, states: Mapping[str, int]) -> None:
-        """Show how many jobs there are in each state."""
+        """Show the number of jobs in each state."""
         for state, count in states.items():
             self._jobs.set(count, {"state": state})
 
     def model(self, model: Mapping[str, str | None]) -> None:
-        """Show which model answers: its name, version and digest."""
+        """Show the current model's name, version and digest."""
         tags = {"model": model["name"] or "", "version": model["version"] or "", "digest": model["digest"] or ""}
         if self._shown is not None and self._shown != tags:
             self._model.set(0, self._shown)

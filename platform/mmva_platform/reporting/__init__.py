@@ -1,1 +1,1 @@
-"""Reports for people: one self-contained HTML file about an annotated catalog and its model."""
+"""Reports: one self-contained HTML file about an annotated catalog and its model."""

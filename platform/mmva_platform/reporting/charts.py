@@ -1,4 +1,4 @@
-"""Line charts as numbers for an SVG: scales, ticks and polylines. The template only writes them down."""
+"""Line charts as coordinates for an SVG: scales, ticks and polylines, which the template draws."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,12 @@ from mmva.modalities import MODALITIES
 
 WIDTH: Final = 320.0
 HEIGHT: Final = 180.0
-_R2_FLOOR: Final = -0.25  # the first epochs' R2 can be far below 0 and would flatten everything else
+_R2_FLOOR: Final = -0.25  # R2 of the first epochs can be far below 0 and would flatten the rest
 
 
 @dataclass(frozen=True)
 class Line:
-    """One series: `points` is an SVG polyline's attribute, `last` its last value."""
+    """One series; `points` is the attribute of an SVG polyline, `last` the last value."""
 
     name: str
     style: str
@@ -25,7 +25,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Tick:
-    """A grid line: its place and label."""
+    """Position and label of a grid line."""
 
     at: float
     label: str
@@ -96,7 +96,7 @@ def _line(name: str, style: str, values: list[float], place: Any) -> Line:
 
 
 def _nice_ticks(low: float, high: float) -> list[float]:
-    """Some four round numbers from at most `low` or 0 to at least `high`."""
+    """About four round numbers from at most `low` or 0 to at least `high`."""
     span = max(high - low, 1e-9)
     magnitude = 10 ** math.floor(math.log10(span / 3))
     step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if span / (factor * magnitude) <= 4.5)

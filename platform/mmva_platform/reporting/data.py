@@ -1,4 +1,4 @@
-"""The content of a report, as plain tables and values: reporting needs no storage, no registry and no training."""
+"""The content of a report as tables and values, so that reporting needs no storage, registry or training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ class ReportData:
     captions: Mapping[str, str] = field(default_factory=dict)  # text by id, for captions whose text is in the catalog
     evaluation: Mapping[str, Any] = field(default_factory=dict)  # the model's, in its JSON form
     history: Sequence[Mapping[str, Any]] = ()  # rows of the training run, one per epoch
-    # origin by label, in the order to show: model, digests, run, command
+    # origin by label, in display order: model, digests, run, command
     lineage: Mapping[str, str] = field(default_factory=dict)
     # see runcard.run_facts; also written next to the page as JSON
     facts: Mapping[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The items that show the corners of the plane."""
+"""Example items from the corners of the plane."""
 
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -17,7 +17,7 @@ from mmva_platform.reporting.previews import Preview, preview_if_readable
 _PER_MODALITY: Final = {"image": 2, "music": 1, "caption": 1, "video": 1}
 _COLUMNS: Final = ["id", "uri", "modality", "valence", "arousal", "mood", "duration_s"]
 _CENTRE: Final = "neutral"
-# Name -> (title, target point). The order is that of reading a page: the pleasant and active first, the centre last.
+# Name -> (title, target point), in the order of the page.
 _REGIONS: Final = {
     "excited": ("Excited: pleasant, active", (1.0, 1.0)),
     "tense": ("Tense: unpleasant, active", (0.0, 1.0)),
@@ -29,7 +29,7 @@ _REGIONS: Final = {
 
 @dataclass(frozen=True)
 class Example:
-    """One item with its preview; `preview` is None if the media cannot be read any more."""
+    """One item; `preview` is None if its media can no longer be read."""
 
     id: str
     name: str

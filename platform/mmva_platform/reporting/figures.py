@@ -1,4 +1,4 @@
-"""The evaluation as rows of a table: every error with its interval and the floor that it must be below."""
+"""The evaluation as table rows: every error with its interval, and the floor that it should be below."""
 
 import math
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ _OTHERS: Final = ("mae", "r2", "pearson", "ccc")
 
 @dataclass(frozen=True)
 class ErrorRow:
-    """A modality's axis on the test split; the `_x` are places on a scale of SCALE units."""
+    """A modality and axis on the test split; the `_x` are positions on a scale of SCALE units."""
 
     modality: str
     axis: str
     mse: tuple[float, float, float]  # value, low, high
     floor: float  # MSE of the best constant on the same rows
-    published_floor: str  # the best constant's on IMEMNet-C's own labels; "" if not published
+    published_floor: str  # the same on IMEMNet-C's own labels; "" if not published
     verdict: str  # "better", "unsure" (the interval reaches the floor) or "worse"
     comparison: str  # the verdict in words
     others: tuple[str, ...]  # MAE, R2, Pearson r and CCC, as text
@@ -40,7 +40,7 @@ class RetrievalRow:
 
 
 def error_rows(evaluation: Mapping[str, Any]) -> tuple[ErrorRow, ...]:
-    """One row per modality and axis that the evaluation has an MSE and a floor for."""
+    """One row per modality and axis with an MSE and a floor."""
     found = []
     for modality in MODALITIES:
         for axis in AXES:
@@ -66,7 +66,7 @@ def retrieval_rows(evaluation: Mapping[str, Any]) -> tuple[tuple[str, ...], tupl
 
 
 def text(value: float, digits: int = 4) -> str:
-    """A number for a table; "n/a" where it is not defined."""
+    """A number for a table; "n/a" if undefined."""
     return f"{value:.{digits}f}" if math.isfinite(value) else "n/a"
 
 

@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs no network, runs no script and escapes whatever a catalog holds."""
+"""The report: one HTML file without network and scripts, with all text of the catalog escaped."""
 
 import shlex
 from collections import Counter
@@ -31,7 +31,7 @@ _ONE: Final = {"image": "image", "music": "music track", "caption": "caption", "
 
 @dataclass(frozen=True)
 class Cause:
-    """Quarantined items of one cause, and a few of them."""
+    """The quarantined items of one cause, with a few examples."""
 
     error: str
     stage: str
@@ -40,10 +40,9 @@ class Cause:
 
 
 def write_report(path: Path | str, data: ReportData) -> Path:
-    """Write the HTML report, and its facts next to it as JSON under the same stem; each appears complete or not at all.
+    """Write the HTML report, and its facts as JSON next to it, with the suffix .json; each file is complete or missing.
 
-    Media are read for some twenty examples only. Raises UsageError if the path ends in .json (the facts are written
-    there) or is a folder.
+    Reads the media of some twenty examples only. Raises UsageError if the path ends in .json or is a folder.
     """
     path = Path(path)
     if path.suffix == ".json":

@@ -1,4 +1,4 @@
-"""The catalog in the valence-arousal plane: the points to draw, and how the items spread over it.
+"""The catalog in the valence-arousal plane: the points to draw, and the spread of the items.
 
 The drawing is a square of SIDE units; valence runs to the right and arousal up, both from 0 to 1.
 """
@@ -32,7 +32,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Word:
-    """A mood word at its place on the circle."""
+    """A mood word and its position on the circle."""
 
     text: str
     x: float
@@ -41,7 +41,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Spread:
-    """How one modality's items lie: mean and standard deviation per axis, mean half width of the intervals."""
+    """The spread of a modality: mean and standard deviation per axis, and mean half width of the intervals."""
 
     modality: str
     items: int
@@ -62,7 +62,7 @@ class Plane:
 
     @property
     def mark_size(self) -> float:
-        """Radius of a mark: smaller in a crowd."""
+        """Radius of a mark; smaller with many points."""
         return 4.8 if len(self.points) <= _CROWD else 3.2
 
     @property
@@ -71,11 +71,11 @@ class Plane:
         return len(self.points) < self.items
 
 
-def build_plane(annotations: pa.Table, seed: int = 0) -> Plane:
-    """Draw at most MAX_POINTS items, chosen at random (seeded) within each modality; the numbers are of all items."""
+def build_plane(annotations: pa.Table) -> Plane:
+    """Draw at most MAX_POINTS items, chosen at random within each modality; the numbers are of all items."""
     va_N2 = va_of(annotations)
     modality_N = np.asarray(annotations["modality"].to_pylist(), dtype=object)
-    rows = _drawn_rows(modality_N, seed)
+    rows = _drawn_rows(modality_N)
     drawn = annotations.select(["id", "modality", "mood"]).take(pa.array(rows)).to_pylist()
     points = tuple(_point(item, *va_N2[row]) for item, row in zip(drawn, rows, strict=True))
     spreads = tuple(
@@ -86,9 +86,9 @@ def build_plane(annotations: pa.Table, seed: int = 0) -> Plane:
     return Plane(points, _words(), spreads, len(va_N2))
 
 
-def _drawn_rows(modality_N: NDArray[np.object_], seed: int) -> NDArray[np.int64]:
-    """Rows to draw. Larger modalities get the unused share of a small one, and are drawn below it."""
-    generator = np.random.default_rng(seed)
+def _drawn_rows(modality_N: NDArray[np.object_]) -> NDArray[np.int64]:
+    """Rows to draw, the same each time. Larger modalities get the unused share of small ones, and lie below them."""
+    generator = np.random.default_rng(0)
     by_size = sorted((np.flatnonzero(modality_N == modality) for modality in MEDIA_KINDS), key=len)
     chosen, left = [], MAX_POINTS
     for position, rows in enumerate(by_size):
@@ -115,7 +115,7 @@ def _point(item: dict[str, str], valence: float, arousal: float) -> Point:
 
 
 def _words() -> tuple[Word, ...]:
-    """The mood words, counter-clockwise in equal steps from pleasure on the right; quadrants have their own names."""
+    """The mood words, counter-clockwise in equal steps from the right; those that name quadrants are left out."""
     words = []
     for index, text in enumerate(MOOD_WORDS):
         angle = 2 * math.pi * index / len(MOOD_WORDS)
@@ -140,7 +140,7 @@ def _spread(modality: str, annotations: pa.Table, va_N2: NDArray[np.float64], ma
 
 
 def _half_width(annotations: pa.Table) -> tuple[float, float] | None:
-    """Mean half width of the intervals per axis; None if the bundle has none."""
+    """Mean half width of the intervals per axis; None without intervals."""
     widths = []
     for axis in AXES:
         low, high = (annotations[f"{axis}_{side}"].to_numpy(zero_copy_only=False) for side in ("low", "high"))

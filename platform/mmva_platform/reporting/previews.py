@@ -1,4 +1,4 @@
-"""Small previews of items for a report: a thumbnail, a waveform with a few seconds of sound, or the text."""
+"""Previews of items for a report: a thumbnail, a waveform with a few seconds of sound, or the text."""
 
 import base64
 import io
@@ -35,7 +35,7 @@ class Preview:
     width: int = 0  # in pixels
     height: int = 0
     bars: tuple[float, ...] = ()  # loudness along the first HEARD_S seconds of a piece of music, 0 to 1
-    audio: str | None = None  # data URI of a few seconds as MP3, from the middle of these
+    audio: str | None = None  # data URI of an MP3 of a few seconds, from their middle
     text: str | None = None  # a caption, cut to CAPTION_CHARACTERS
 
 
@@ -51,7 +51,7 @@ def preview(modality: str, data: bytes | str) -> Preview:
 def preview_if_readable(
     modality: str, item_id: str, uri: str | None, read: Callable[[str], bytes], captions: Mapping[str, str]
 ) -> Preview | None:
-    """Preview of an item, read by its URI unless its text is in `captions`; None for a video or an unreadable file."""
+    """Preview of an item, whose bytes `read` fetches by URI unless its text is in `captions`; None if not possible."""
     try:
         text = captions.get(item_id) if modality == "caption" else None
         if modality == "video" or (text is None and uri is None):
@@ -78,7 +78,7 @@ def _excerpt(data: bytes) -> Preview:
 
 
 def _beginning(data: bytes) -> NDArray[np.float32]:
-    """Only HEARD_S seconds, so that a two-hour mix costs no more than a song."""
+    """The first HEARD_S seconds, so that a two-hour mix costs no more than a song."""
     wanted = int(HEARD_S * _SAMPLE_RATE)
     blocks, have = [], 0
     for block in stream_audio(data, _SAMPLE_RATE):

@@ -1,4 +1,4 @@
-"""The run card's facts: the page draws them, and they are written next to it as JSON."""
+"""The facts of a run, shown on the page and written next to it as JSON."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from mmva_platform.annotation.table.publish import Totals, VersionRecord, change
 from mmva_platform.reporting.plane import va_of
 
 HISTOGRAM_BINS: Final = 20
-NO_REFERENCE: Final = "this bundle carries no reference"
+NO_REFERENCE: Final = "this bundle has no reference"
 NO_BUNDLE: Final = "the model's bundle was not found, so there is no reference to compare with"
 
 
@@ -48,18 +48,18 @@ def run_facts(
 
 
 def to_json(facts: Mapping[str, Any]) -> str:
-    """Facts as text; NaN would be no JSON and is an error."""
+    """Facts as JSON text. Raises ValueError for NaN."""
     return json.dumps(facts, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def va_by_modality(annotations: pa.Table) -> dict[str, NDArray[np.float64]]:
-    """VA points [N, 2] of each modality there is, in the order of the page."""
+    """VA points [N, 2] of each modality in the table, in the order of the page."""
     va_N2, modality_N = va_of(annotations), np.asarray(annotations["modality"].to_pylist(), dtype=object)
     return {name: va_N2[modality_N == name] for name in MEDIA_KINDS if (modality_N == name).any()}
 
 
 def histograms(va_N2: NDArray[np.float64]) -> dict[str, dict[str, list[float] | list[int]]]:
-    """Counts in HISTOGRAM_BINS equal bins from 0 to 1 per axis, and the edges; values outside count at the ends."""
+    """Counts in HISTOGRAM_BINS equal bins from 0 to 1 per axis, and the edges; values outside are in the end bins."""
     found: dict[str, dict[str, list[float] | list[int]]] = {}
     for index, axis in enumerate(AXES):
         counts, edges = np.histogram(np.clip(va_N2[:, index], 0, 1), bins=HISTOGRAM_BINS, range=(0, 1))
@@ -82,7 +82,7 @@ def drift_facts(va: Mapping[str, NDArray[np.float64]], provenance: Mapping[str, 
 
 
 def throughput(totals: Totals) -> dict[str, Any]:
-    """Seconds of all workers together by stage, for the items of the version's own shards.
+    """Total worker seconds by stage, for the items of the version's own shards.
 
     Returns `stages`: {stage: {"seconds", "share" (of all stages, 0 to 1), "items_per_second" or None}},
     `worker_seconds`, `items`, and `items_per_worker_second` or None.

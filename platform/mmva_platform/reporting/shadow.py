@@ -1,6 +1,6 @@
 """Two versions of a model on the same unlabelled media: how far apart their points are.
 
-N items of a modality that both could annotate.
+Shapes: N items of a modality that both could annotate.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ BINS: Final = 20
 
 @dataclass(frozen=True)
 class AxisAgreement:
-    """Differences second - first on an axis: mean, quantiles of the absolute values, and the correlation."""
+    """Differences of the two versions on an axis, first - second: mean, quantiles of absolute values, correlation."""
 
     mean: float
     median: float
@@ -62,16 +62,16 @@ class Apart:
 
 @dataclass(frozen=True)
 class Shadow:
-    """Points that two versions give a sample of a catalog."""
+    """The points of two versions for a sample of a catalog."""
 
-    first: str  # name and number of the version that is examined
-    second: str  # the version it is compared with
+    first: str  # name and number of the examined version
+    second: str  # the version that it is compared with
     catalog: str
     catalog_items: int
     sample: int  # number of items drawn
     seed: int
     agreements: Mapping[str, Agreement]  # by modality
-    furthest: tuple[Apart, ...]  # the items that lie furthest apart, the furthest first
+    furthest: tuple[Apart, ...]  # the items whose points are furthest apart, the furthest first
     only_first: tuple[str, ...]  # ids that only the first version could annotate
     only_second: tuple[str, ...]
     neither: int  # number of items that neither could annotate
@@ -81,7 +81,7 @@ class Shadow:
         return asdict(self)
 
     def to_text(self) -> str:
-        """A line a modality and axis, then the items that differ most."""
+        """One line per modality and axis, then the items that differ most."""
         where = f"{self.sample} of {self.catalog_items} items of {self.catalog} (seed {self.seed})"
         lines = [f"{self.first} and {self.second} on {where}"]
         for modality, found in self.agreements.items():
@@ -116,8 +116,7 @@ def compared(
 ) -> tuple[dict[str, Agreement], tuple[Apart, ...], tuple[str, ...], tuple[str, ...]]:
     """Compare two annotations (id, uri, modality, valence, arousal, mood) of the same items.
 
-    Returns agreements by modality, the items furthest apart, and the ids that are only in the first and only in the
-    second.
+    Returns agreements by modality, the items furthest apart, and the ids that are only in the first or the second.
     """
     row_of = {item: row for row, item in enumerate(second["id"].to_pylist())}
     ids = first["id"].to_pylist()
@@ -185,11 +184,7 @@ def _furthest(
 
 
 def write_shadow_page(path: Path, shadow: Shadow, read: Callable[[str], bytes], captions: Mapping[str, str]) -> None:
-    """Write the page, complete or not at all.
-
-    `read` fetches the bytes of an item by its URI; if it raises, the item has no picture. `captions` are texts by id,
-    for captions whose text is in the catalog.
-    """
+    """Write the page in one step. `read` and `captions`: see ReportData."""
     items = [(item, preview_if_readable(item.modality, item.id, item.uri, read, captions)) for item in shadow.furthest]
     page = report_environment().get_template("shadow.html.j2").render(shadow=shadow, items=items, bins=BINS)
     write_atomically(path, page.encode())

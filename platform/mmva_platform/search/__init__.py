@@ -1,4 +1,4 @@
-"""A published annotation, searched: by an item of any modality, through its point in the plane.
+"""Search in a published annotation, by an item of any modality, through its point in the plane.
 
 from mmva_platform.search import AnnotationIndex, open_query_model, query_point
 index = AnnotationIndex.open("annotations/photos", Settings())

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mmva_platform.annotation.table.delta import TableFile
 from mmva_platform.annotation.table.reader import Annotation
 
-_BLOCK: Final = 4096  # items whose embeddings are in memory as doubles
+_BLOCK: Final = 4096  # items whose embeddings are in memory at once
 
 Block = tuple[NDArray[np.int64], NDArray[np.float32]]
 
@@ -18,10 +18,10 @@ Block = tuple[NDArray[np.int64], NDArray[np.float32]]
 def embeddings(
     annotation: Annotation, own: int, may_N: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float32], Iterator[Block]]:
-    """A row's embedding [D], and blocks of the rows to compare it with: rows [B] and embeddings [B, D].
+    """A row's embedding [D], and blocks of candidates: rows [B] and embeddings [B, D].
 
     Rows are numbered in the order of the annotation's files. `may_N` marks the candidates. Videos with other tracks
-    than the row's are left out, because their embeddings have other lengths. Raises CheckFailed if a file is damaged.
+    than the row's are left out, because their embeddings differ in length. Raises CheckFailed if a file is damaged.
     """
     (start, file), *_ = [(start, file) for start, file in _starts(annotation) if start <= own < start + file.rows]
     row = _read(annotation, file).slice(own - start, 1)
@@ -42,7 +42,7 @@ def _blocks(annotation: Annotation, may_N: NDArray[np.bool_], tracks: list[str] 
 
 
 def _starts(annotation: Annotation) -> Iterator[tuple[int, TableFile]]:
-    """Each data file of annotated items, with the number of its first row."""
+    """Each data file of annotated items, after the number of its first row."""
     start = 0
     for file in annotation.files():
         yield start, file
@@ -54,6 +54,6 @@ def _read(annotation: Annotation, file: TableFile) -> pa.Table:
 
 
 def matrix_of(table: pa.Table) -> Any:
-    """The column `embedding` as an array [B, D]; all of one length."""
+    """The column `embedding` as an array [B, D]; all must have one length."""
     column = table["embedding"].combine_chunks()
     return np.asarray(column.flatten()).reshape(len(column), -1)

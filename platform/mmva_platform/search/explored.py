@@ -1,4 +1,4 @@
-"""A published annotation as the page asks for it: windows onto the plane, an item in full, what lies near it."""
+"""A published annotation for the page: windows of the plane, the fields of an item, and its neighbours."""
 
 import math
 from bisect import bisect_right
@@ -20,18 +20,18 @@ from mmva_platform.search.view import CELLS, PlanePoints, View
 
 _BOUNDS: Final = tuple(f"{axis}_{side}" for axis in AXES for side in ("low", "high"))
 _DETAILS: Final = ("id", "uri", "modality", *AXES, *_BOUNDS, "mood", "duration_s", "windows", "sha256", "caption")
-_FILES_KEPT: Final = 64  # without embeddings, a file is some hundred bytes an item
-_DIGITS: Final = 6  # of coordinates that are only drawn: a pixel at the deepest zoom
+_FILES_KEPT: Final = 64  # without embeddings, some hundred bytes per item
+_DIGITS: Final = 6  # of coordinates to draw: a pixel at the deepest zoom
 _CURVE_POINTS: Final = 600
 NEIGHBOURS: Final = 4
 
 
 class ExploredCatalog(AnnotationIndex):
-    """An annotation's index, with what the page needs beside it. All of that is made when it is first asked for."""
+    """An annotation's index with the page's data, which is computed on first use."""
 
     @cached_property
     def by_modality(self) -> dict[str, int]:
-        """How many items of each modality there are."""
+        """Number of items by modality."""
         found = {each["values"]: each["counts"] for each in pc.value_counts(self.items["modality"]).to_pylist()}
         return {kind: found[kind] for kind in MEDIA_KINDS if kind in found}
 
@@ -44,19 +44,19 @@ class ExploredCatalog(AnnotationIndex):
 
     @cached_property
     def _ends(self) -> list[int]:
-        """First row after each file."""
+        """The first row after each file."""
         assert self.annotation is not None
         return list(accumulate(file.rows for file in self.annotation.files()))
 
     @cached_property
     def _rows_of_file(self) -> Callable[[int], pa.Table]:
-        # It must not hold `self`: a replaced index has to be freed at once, not by the garbage collector some day.
+        # Must not hold `self`, so that a replaced index is freed at once, without the garbage collector.
         annotation = self.annotation
         assert annotation is not None
         return lru_cache(_FILES_KEPT)(lambda number: annotation.read(annotation.files()[number], _DETAILS))
 
     def summary(self) -> dict[str, Any]:
-        """How many items of each modality, the moods that there are, and the run."""
+        """Number of items by modality, the moods, and the run."""
         moods = sorted(pc.unique(self.items["mood"]).to_pylist())
         return {"items": len(self), "by_modality": self.by_modality, "moods": moods, "run_id": self.run_id}
 
@@ -69,9 +69,9 @@ class ExploredCatalog(AnnotationIndex):
         mood: str | None = None,
         width: float | None = None,
     ) -> dict[str, Any]:
-        """Points, or counts of a grid's cells, in a window; see search.view.
+        """Points, or counts in the cells of a grid, in a window; see search.view.
 
-        `mood` and `width` filter items: by their mood word, and by the width of their 90 % interval in both axes.
+        `mood` filters items by their mood word, `width` by the width of their 90 % intervals in both axes.
         """
         found = self._found(region, modalities, mood, width, cells=cells)
         window = {"valence": region.valence, "arousal": region.arousal, "total": found.total}
@@ -106,7 +106,7 @@ class ExploredCatalog(AnnotationIndex):
 
     @cached_property
     def _widths(self) -> NDArray[np.float32]:
-        """The wider one of an item's two intervals; infinite without one. Read when it is first asked for."""
+        """Width of the wider of an item's two intervals; infinite without intervals."""
         assert self.annotation is not None
         bounds = self.annotation.table(_BOUNDS)
         low_high = {name: np.asarray(bounds[name].fill_null(np.nan), np.float32) for name in _BOUNDS}
@@ -114,7 +114,7 @@ class ExploredCatalog(AnnotationIndex):
         return np.nan_to_num(np.maximum(*widths), nan=np.inf)
 
     def details(self, id: str) -> dict[str, Any] | None:  # noqa: A002 - the column's name
-        """Everything the page shows of an item but its media; None if there is no such item.
+        """The fields of an item, without its media; None if there is no such item.
 
         Raises CheckFailed if its file is damaged.
         """
@@ -128,17 +128,17 @@ class ExploredCatalog(AnnotationIndex):
         details["windows"] = _thinned(details["windows"] or [])
         return details | {"text": details.pop("caption")}
 
-    def around(self, va_2: ArrayLike, *, without: str | None = None, top: int = NEIGHBOURS) -> dict[str, list[Hit]]:
-        """The nearest items of each modality but one; see AnnotationIndex.search."""
-        return {kind: self.search(va_2, top=top, modality=kind) for kind in self.by_modality if kind != without}
+    def around(self, va_2: ArrayLike, *, without: str | None = None) -> dict[str, list[Hit]]:
+        """The nearest items of each modality except `without`; see AnnotationIndex.search."""
+        return {kind: self.search(va_2, top=NEIGHBOURS, modality=kind) for kind in self.by_modality if kind != without}
 
 
 def mood_of(va_2: Sequence[float]) -> str:
-    """The word nearest to a point."""
+    """The mood word nearest to a point."""
     return str(mood(np.asarray(va_2)))
 
 
 def _thinned(windows: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Every n-th window of a long curve, more than a screen has pixels for."""
+    """Every n-th window of a curve with more points than a screen can show."""
     step = max(1, math.ceil(len(windows) / _CURVE_POINTS))
     return windows[::step]

@@ -1,4 +1,4 @@
-"""`mmva search`, `mmva music-prompt` and `mmva summarize`: from files and names to results to show."""
+"""`mmva search`, `mmva music-prompt` and `mmva summarize`: from files and names to printable results."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Found:
         }
 
     def to_text(self) -> str:
-        """One line of the query and one of each hit."""
+        """One line for the query and one for each hit."""
         word = str(mood(self.va))
         lines = [f"{self.modality} at valence {self.va[0]:.2f}, arousal {self.va[1]:.2f} ({word}); {self.items} items"]
         lines += [
@@ -57,7 +57,7 @@ class Found:
             f"{hit.uri or hit.id}"
             for number, hit in enumerate(self.hits, 1)
         ]
-        return "\n".join(lines if self.hits else [*lines, "nothing passes the filters"])
+        return "\n".join(lines if self.hits else [*lines, "no items pass the filters"])
 
 
 def search_by_item(
@@ -77,16 +77,15 @@ def search_by_item(
     """Search a published annotation by one item.
 
     `query` has one of "caption" (a text), "image", "music" (local files) and "like" (an annotated item's id). `model`
-    says where the annotation's model is (see open_query_model); a query by id needs none. `by`: see
-    AnnotationIndex.like; only an annotated item has an embedding. `valence`, `arousal` and `modality` filter what is
-    found.
+    is the place of the annotation's model (see open_query_model); a query by id needs none. `by`: see
+    AnnotationIndex.like. `valence`, `arousal` and `modality` filter the hits.
 
-    Raises UsageError for more or less than one query, an unusable one, or a wrong filter, CheckFailed if the model is
-    not the annotation's, or a file of either is not the published one.
+    Raises UsageError if there is not exactly one query, or it or a filter is not usable, CheckFailed if the model is
+    not the annotation's or a file was changed.
     """
     given = {kind: item for kind, item in query.items() if item is not None}
     if len(given) != 1:
-        raise UsageError(f"search by one of --text, --image, --music and --like; {len(given)} are given")
+        raise UsageError(f"search by exactly one of --text, --image, --music and --like; {len(given)} are given")
     ((kind, item),) = given.items()
     region = Region(valence, arousal)
     if kind == "like":
@@ -96,7 +95,7 @@ def search_by_item(
         assert own is not None
         return Found(own.modality, (own.valence, own.arousal), hits, len(index), index.model)
     if by != "va":
-        raise UsageError(f"--by {by}: only an annotated item, named with --like ID, is searched so")
+        raise UsageError(f"--by {by}: needs an annotated item, named with --like ID")
     data = read_item(item) if isinstance(item, Path) else item
     index = AnnotationIndex.open(annotations, settings, version)
     va_2 = usable_point(open_query_model(index, settings, model), kind, data, str(item))
@@ -113,15 +112,16 @@ def prompt_for_image(
     musicgen: str | None = None,
     seconds: float = 10.0,
 ) -> MusicPrompt:
-    """A musical prompt for a picture, and its sound if `generate` (a .wav file to write) and `musicgen` are given.
+    """A musical prompt for a picture; with `generate` (a .wav file to write) and `musicgen`, also its sound.
 
-    `model`: see load_predictor. `musicgen`: see MusicGenerator.load. Raises UsageError for an unusable picture, a
-    missing generator, or one of the two options alone, CheckFailed and OperationFailed as load_predictor.
+    `model`: see load_predictor. `musicgen`: see MusicGenerator.load. Raises UsageError if the picture is not usable,
+    the generator is missing, or only one of the two options is given, CheckFailed and OperationFailed as
+    load_predictor.
     """
     from mmva.zeroshot.generation import MusicGenerator, check_wav, write_wav
 
     if (generate is None) != (musicgen is None):
-        raise UsageError("--generate names the file and --musicgen the model that makes the sound: give both")
+        raise UsageError("--generate (the file) and --musicgen (the model): give both")
     generator = None
     if generate is not None and musicgen is not None:
         check_wav(generate)
@@ -147,17 +147,17 @@ def summarize_video(
 ) -> VideoSummary:
     """Summarise a local video; see mmva.zeroshot.video.summarize.
 
-    `seconds` is the budget of the summary, `out` the clip to write; a picture is written next to it. For each segment
-    `prompts` suggests a musical prompt, `music_from` (URI of an annotation made with this model) the nearest music.
+    `seconds` is the longest duration of the summary, `out` the clip to write, with a picture next to it. For each
+    segment, `prompts` suggests a musical prompt, `music_from` (an annotation made with this model) the nearest music.
 
-    Raises UsageError for an unusable video or a wrong option, CheckFailed if the annotation has another model.
+    Raises UsageError if the video or an option is not usable, CheckFailed if the annotation has another model.
     """
     from mmva.zeroshot.video import summarize
 
     if prompts and music_from is not None:
-        raise UsageError("suggest either prompts or music from an annotation, not both")
+        raise UsageError("give --prompts or --music-from, not both")
     if version is not None and music_from is None:
-        raise UsageError("--version is of the annotation that --music-from names: give both")
+        raise UsageError("--version needs --music-from: it is the version of that annotation")
     predictor = load_predictor(model, settings)
     suggest: Suggest | None = None
     if prompts:
@@ -185,15 +185,16 @@ def _nearest_music(index: AnnotationIndex, predictor: Predictor, model: str) -> 
 
 
 def usable_point(model: Predictor, kind: str, data: bytes | str, name: str) -> NDArray[np.float64]:
-    """query_point; an unusable item is a UsageError that names it."""
+    """As query_point, but raises UsageError, naming the item, if it is not usable."""
     try:
         return query_point(model, kind, data)
     except MediaError as error:
         raise UsageError(f"{name}: {error.code}: {error}") from None
 
 
-def read_item(path: Path, most: int = Limits().max_bytes) -> bytes:
-    """Bytes of a local file that a user names. Raises UsageError if it cannot be read or has more than `most` bytes."""
+def read_item(path: Path) -> bytes:
+    """Bytes of a user's local file. Raises UsageError if it cannot be read or is too large."""
+    most = Limits().max_bytes
     try:
         if path.is_file() and path.stat().st_size > most:
             raise UsageError(f"{path}: {path.stat().st_size:,} bytes, over the limit of {most:,}")

@@ -1,4 +1,4 @@
-"""The points of a published annotation in memory, with ids and URIs; embeddings are read when needed."""
+"""The points of a published annotation in memory, with ids and URIs; embeddings are read on demand."""
 
 import dataclasses
 import logging
@@ -30,7 +30,7 @@ _COLUMNS: Final = ("id", "uri", "modality", *AXES, "mood")
 
 @dataclass(frozen=True)
 class Hit:
-    """An annotated item as a search finds it."""
+    """An annotated item found by a search."""
 
     id: str
     uri: str  # "" for a caption whose text is in the catalog
@@ -39,7 +39,7 @@ class Hit:
     arousal: float  # in [0, 1]
     mood: str  # nearest mood word
     distance: float  # to the query, in the plane
-    score: float  # matching score S of that distance; in a search by embedding the cosine
+    score: float  # matching score S of that distance; in a search by embedding, the cosine
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -47,18 +47,18 @@ class Hit:
 
 
 class AnnotationIndex:
-    """A published annotation in memory: points, ids, URIs and moods, but no embeddings. Read-only, safe to share."""
+    """A published annotation in memory: points, ids, URIs and moods, without embeddings. Read-only; safe to share."""
 
     def __init__(
         self, uri: str, run_id: str, model: ModelInfo, items: pa.Table, annotation: Annotation | None = None
     ) -> None:
         """Index items: the columns id, uri, modality, valence, arousal and mood of ANNOTATION_SCHEMA.
 
-        They are the rows of `annotation`, in its order; without it there is no search by embedding.
+        They are the rows of `annotation`, in its order; without it, search by embedding is not possible.
         """
         self.uri, self.run_id, self.model, self.annotation = uri, run_id, model, annotation
         self._vectors: dict[str, VectorIndex] = {}  # by modality
-        # One piece a column, with offsets that ten million URIs do not overflow.
+        # One chunk per column, with offsets that ten million URIs do not overflow.
         large = pa.schema([(name, _large(items.schema.field(name).type)) for name in _COLUMNS])
         self._items = items.select(_COLUMNS).cast(large).combine_chunks()
         va_N2 = np.column_stack([np.asarray(items[axis], np.float32) for axis in AXES])
@@ -67,7 +67,7 @@ class AnnotationIndex:
 
     @classmethod
     def open(cls, uri: str, settings: Settings, version: int | None = None) -> Self:
-        """Read the points of a version, the newest by default; no embeddings.
+        """Read the points of a version, by default of the newest, without embeddings.
 
         Raises UsageError if there is no such version, CheckFailed if a file is damaged.
         """
@@ -76,7 +76,7 @@ class AnnotationIndex:
         return cls(annotation.uri, record.run_id, record.model, annotation.table(_COLUMNS), annotation)
 
     def __len__(self) -> int:
-        """How many items are annotated."""
+        """Number of annotated items."""
         return self._items.num_rows
 
     @property
@@ -95,12 +95,11 @@ class AnnotationIndex:
     ) -> list[Hit]:
         """The items nearest to a point of the plane, exactly; equal distances in the annotation's order.
 
-        Page p of 10 has offset 10 p. Raises UsageError for an unknown modality, a top below 1, an offset below 0, or a
-        query that is not a point.
+        Raises UsageError for an unknown modality, a top below 1, an offset below 0, or a query that is not a point.
         """
         query_2 = np.asarray(va_2, np.float64)
         if query_2.shape != (2,) or not np.isfinite(query_2).all():
-            raise UsageError(f"a query is a point (valence, arousal), got {va_2!r}")
+            raise UsageError(f"a query must be a point (valence, arousal), got {va_2!r}")
         _check_page(top, offset, modality)
         groups = None if modality is None else (MEDIA_KINDS.index(modality),)
         row_K, distance_K = self._plane.nearest(query_2, top, offset=offset, groups=groups, region=region)
@@ -116,12 +115,12 @@ class AnnotationIndex:
         modality: str | None = None,
         region: Region | None = None,
     ) -> list[Hit]:
-        """The items most similar to one of the annotation's own, which is left out. See `search` for the filters.
+        """The items most similar to an annotated one, which is left out. See `search` for the filters.
 
-        `by` is "va", the distance in the plane to items of any modality, exactly, or "embedding", the cosine with items
-        of its own modality: by the index of embeddings where there is one (see `vectors`), and then one may be missed,
-        or exactly, which reads every file with such an item, one at a time. Raises UsageError for an id that is not
-        annotated, for another modality by embedding, and as search, CheckFailed if a file is damaged.
+        `by` is "va", the exact distance in the plane to items of any modality, or "embedding", the cosine to items of
+        its own modality. The latter uses the index of embeddings if there is one (see `vectors`), which may miss items,
+        or else scans every file with such items. Raises UsageError for an unknown id, for another modality by
+        embedding, and as search, CheckFailed if a file is damaged.
         """
         _check_page(top, offset, modality)
         own = self.row(id)
@@ -132,8 +131,8 @@ class AnnotationIndex:
             kind = self._items["modality"][own].as_py()
             if modality not in {None, kind}:
                 raise UsageError(
-                    f"by embedding, items of modality {kind!r} are compared with their own kind only: {modality!r} has "
-                    "embeddings in a space of its own; search by the VA plane"
+                    f"by embedding, {kind!r} items can be compared only with their own kind, not with {modality!r}; "
+                    "search by the VA plane"
                 )
             row_K, cosine_K = self._most_alike(own, kind, offset + top, region or Region())
             row_K, cosine_K = row_K[offset:], cosine_K[offset:]
@@ -142,11 +141,11 @@ class AnnotationIndex:
             return self._hits(row_K, distance_K, cosine_K)
         groups = None if modality is None else (MEDIA_KINDS.index(modality),)
         row_K, distance_K = self._plane.nearest(va_2, offset + top + 1, groups=groups, region=region)
-        page_P = np.flatnonzero(row_K != own)[offset : offset + top]  # only these become Hits
+        page_P = np.flatnonzero(row_K != own)[offset : offset + top]  # Hits are made only of these
         return self._hits(row_K[page_P], distance_K[page_P])
 
     def vectors(self, modality: str, wanted: int) -> VectorIndex | None:
-        """The index by which `wanted` items are searched for by embedding; None if they are by an exact scan."""
+        """The index for a search of `wanted` items by embedding; None if an exact scan is needed."""
         assert self.annotation is not None
         if wanted > DEEPEST:
             return None
@@ -158,14 +157,14 @@ class AnnotationIndex:
     def _most_alike(
         self, own: int, kind: str, wanted: int, region: Region
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Rows and cosines of the items whose embeddings are most like that of a row."""
+        """Rows and cosines of the items whose embeddings are most similar to a row's."""
         assert self.annotation is not None
         vectors = self.vectors(kind, wanted)
         if vectors is not None:
             first: int = pc.index(self._items["modality"], pa.scalar(kind, pa.large_string())).as_py()
             try:
-                found = vectors.nearest(own - first, wanted, region)  # rows of a modality are in one piece
-            except Exception as error:  # noqa: BLE001 - as Lance raises them; credentials expire, `clean` deletes
+                found = vectors.nearest(own - first, wanted, region)  # rows of a modality are contiguous
+            except Exception as error:  # noqa: BLE001 - Lance raises anything: credentials expire, `clean` deletes files
                 logger.warning("%s: the index of embeddings: %s", self.uri, str(error).partition("\n")[0])
                 found = None
                 self._vectors.pop(kind, None)  # the next search opens it again
@@ -176,12 +175,12 @@ class AnnotationIndex:
         return most_alike(*embeddings(self.annotation, own, may_N), wanted)
 
     def item(self, id: str) -> Hit | None:  # noqa: A002 - the column's name
-        """The item of an id, as a search from its own point finds it; None if it was not annotated."""
+        """The item of an id, as found from its own point; None if it is not annotated."""
         row = self.row(id)
         return None if row is None else self._hits(np.array([row]), np.zeros(1))[0]
 
     def row(self, id: str) -> int | None:  # noqa: A002
-        """Which row of `items` has an id; None if none has."""
+        """The row of `items` with an id; None if there is none."""
         row: int = pc.index(self._items["id"], pa.scalar(id, pa.large_string())).as_py()
         return None if row < 0 else row
 

@@ -1,4 +1,4 @@
-"""The model that places a query: the annotation's own, by digest."""
+"""The model that places a query in the plane: the annotation's own, checked by digest."""
 
 from mmva.backbones import BackboneSpec
 from mmva.errors import CheckFailed, UsageError
@@ -12,10 +12,10 @@ from mmva_platform.tracking.resolve import STARTER, resolve_model
 
 
 def load_predictor(model: str, settings: Settings) -> Predictor:
-    """A model in fp32 torch, the reference; the encoder of a modality is loaded when it is first needed.
+    """A model in fp32 torch, the reference; the encoder of a modality is loaded on first use.
 
     `model` is a bundle's folder, runs:/RUN/model, models:/NAME@ALIAS or models:/NAME/VERSION. Raises UsageError if
-    there is no such model, CheckFailed if its files are not those that were logged or registered.
+    there is no such model, CheckFailed if its files are not the logged or registered ones.
     """
     info, files = read_bundle(resolve_model(model, settings).bundle_dir)
     load = EncoderLoader.of(settings)
@@ -24,11 +24,11 @@ def load_predictor(model: str, settings: Settings) -> Predictor:
 
 
 def open_query_model(index: AnnotationIndex, settings: Settings, model: str | None = None) -> Predictor:
-    """The model that an annotation was made with, to place queries among its items.
+    """The model of an annotation, to place queries among its items.
 
-    Two models put the same item at different points, so no other model can be used. `model` says where to find it;
-    default: the version that the annotation names. Raises UsageError if there is no such model, or none is given and
-    the annotation's was never registered, CheckFailed if it is another model than the annotation's.
+    No other model can be used, because two models put the same item at different points. `model` is its place; default:
+    the version that the annotation names. Raises UsageError if there is no such model, or none is given and the
+    annotation's was never registered, CheckFailed if it is not the annotation's model.
     """
     own = index.model
     uri = model or uri_of(own)
@@ -43,14 +43,14 @@ def open_query_model(index: AnnotationIndex, settings: Settings, model: str | No
 
 
 def uri_of(model: ModelInfo) -> str | None:
-    """What resolve_model takes for an annotation's model; None for a bundle that was never registered."""
+    """The URI of an annotation's model for resolve_model; None for a bundle that was never registered."""
     if model.version is None:
         return STARTER if model.name == STARTER else None
     return f"models:/{model.name}/{model.version}"
 
 
 def check_same_model(index: AnnotationIndex, predictor: Predictor, uri: str) -> None:
-    """CheckFailed unless the annotation was made with this model."""
+    """Raises CheckFailed unless the annotation was made with this model."""
     own = index.model
     if predictor.digest != own.digest:
         raise CheckFailed(

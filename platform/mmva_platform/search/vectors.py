@@ -1,7 +1,7 @@
-"""An optional index of an annotation's embeddings, by Lance: `mmva annotations index` builds it, searches then use it.
+"""An optional Lance index of an annotation's embeddings: `mmva annotations index` builds it, searches use it.
 
-`_mmva/<version>/index/<modality>/` holds a Lance dataset: rows of the annotation, points to filter by, embeddings, and
-their index. `<modality>.json` beside it is put last: without it there is no index.
+`_mmva/<version>/index/<modality>/` is a Lance dataset with rows of the annotation, points to filter by, embeddings, and
+their index. `<modality>.json` next to it is written last: without it, the index does not count.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ logger = logging.getLogger(__name__)
 
 Block = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]
 
-LEAST: Final = 10_000  # items; a scan of fewer is as quick
-DEEPEST: Final = 1000  # hits that are searched for by the index; later pages are scanned exactly
-_PROBES: Final = 32  # partitions that are searched; more if there are too few items in them
-_REFINE: Final = 10  # times as many candidates are compared exactly
-_STEP: Final = 100  # hits are searched for in such steps, so that a few pages come from one and the same search
-_MULTIPLE: Final = 8  # of the embedding's length, filled up with zeros; the quantizer needs it
+LEAST: Final = 10_000  # items; a scan of fewer is as fast
+DEEPEST: Final = 1000  # last hit that the index finds; later pages use an exact scan
+_PROBES: Final = 32  # partitions searched; more if they have too few items
+_REFINE: Final = 10  # candidates compared exactly per wanted hit
+_STEP: Final = 100  # the number of wanted hits is rounded up to it, so that several pages use the same search
+_MULTIPLE: Final = 8  # embeddings are padded with zeros to a multiple of it, as the quantizer requires
 _CACHE_BYTES: Final = 256 * 2**20
 
 
@@ -44,10 +44,9 @@ class VectorIndex:
         self._dataset = dataset
 
     def nearest(self, place: int, wanted: int, region: Region) -> tuple[NDArray[np.int64], NDArray[np.float64]] | None:
-        """Rows and cosines [K] of the items most like the one at a place among its modality's, which is left out.
+        """Rows and cosines [K] of the items most similar to the one at `place` in its modality, which is left out.
 
-        The cosines are exact; an item that belongs to the result may be missing from it. None if the embedding is
-        nothing but zeros, which have no direction.
+        The cosines are exact, but the result may miss items. None if the embedding is zero and has no direction.
         """
         own = self._dataset.take([place], columns=["row", "embedding"])
         row = own["row"][0].as_py()
@@ -66,7 +65,7 @@ class VectorIndex:
 
 
 def open_vectors(annotation: Annotation, modality: str) -> VectorIndex | None:
-    """The index of a modality; None if nobody built one for this version, or it cannot be opened here."""
+    """The index of a modality; None if this version has none, or it cannot be opened here."""
     storage, folder = annotation.storage, index_folder(annotation.version)
     if not storage.exists(f"{folder}/{modality}.json"):
         return None
@@ -78,16 +77,16 @@ def open_vectors(annotation: Annotation, modality: str) -> VectorIndex | None:
     place, options = storage.join(f"{folder}/{modality}"), storage.object_store_options()
     try:
         return VectorIndex(lance.dataset(place, storage_options=options, index_cache_size_bytes=_CACHE_BYTES))
-    except Exception as error:  # noqa: BLE001 - as Lance raises them; without an index everything is read
+    except Exception as error:  # noqa: BLE001 - Lance raises anything; a scan works without the index
         logger.warning("%s: the index of embeddings cannot be opened (%s)", place, str(error).partition("\n")[0])
         return None
 
 
 def build_vectors(out: str, settings: Settings, modality: str | None = None, version: int | None = None) -> list[str]:
-    """Build the indexes of a version, of one modality or of each that is large enough; one line for each.
+    """Build the indexes of a version, for one modality or each that is large enough; returns one line per modality.
 
-    Existing ones stay. `clean` deletes those of versions that it deletes. Raises UsageError if the package pylance is
-    missing, there is no such version, or the modality cannot have one, CheckFailed if a file is damaged.
+    Existing indexes stay. `clean` deletes them with their versions. Raises UsageError if the package pylance or the
+    version is missing, or the modality cannot have an index, CheckFailed if a file is damaged.
     """
     try:
         import lance  # noqa: F401
@@ -99,17 +98,17 @@ def build_vectors(out: str, settings: Settings, modality: str | None = None, ver
         count = annotation.count(modality=kind)
         if count < LEAST:
             if modality is not None:
-                raise UsageError(f"{annotation.uri}: {count} items of {kind}; an index is for {LEAST:,} or more")
+                raise UsageError(f"{annotation.uri}: {count} {kind} items; an index needs {LEAST:,}")
             continue
         dim = _dim(annotation, kind)
         if dim is None:
-            said.append(f"{kind}: no index: its embeddings differ in length (videos with and without sound)")
+            said.append(f"{kind}: no index, because embeddings differ in length (videos with and without sound)")
         elif annotation.storage.exists(_mark(annotation, kind)):
-            said.append(f"{kind}: has an index")
+            said.append(f"{kind}: has an index already")
         else:
             _build(annotation, kind, dim)
             said.append(f"{kind}: {count} embeddings indexed")
-    return said or [f"no modality has {LEAST:,} items; a scan is quick"]
+    return said or [f"no modality has {LEAST:,} items; no index is needed"]
 
 
 def _mark(annotation: Annotation, modality: str) -> str:
@@ -118,7 +117,7 @@ def _mark(annotation: Annotation, modality: str) -> str:
 
 def _build(annotation: Annotation, modality: str, dim: int) -> None:
     storage, folder = annotation.storage, f"{index_folder(annotation.version)}/{modality}"
-    for entry in storage.walk(f"{folder}/"):  # of a build that did not end
+    for entry in storage.walk(f"{folder}/"):  # of an unfinished build
         storage.delete(entry.path)
     blocks = _blocks(annotation, modality, dim)
     options = storage.object_store_options()
@@ -129,8 +128,8 @@ def _build(annotation: Annotation, modality: str, dim: int) -> None:
 def write_vectors(blocks: Iterable[Block], dim: int, count: int, place: str, options: dict[str, str]) -> Any:
     """Write a dataset and its index; returns the dataset.
 
-    `blocks` are row numbers [B], points [B, 2] and embeddings [B, `dim`] of all `count` items, `options` those of Lance
-    for the storage of `place`.
+    `blocks` are row numbers [B], points [B, 2] and embeddings [B, `dim`] of all `count` items, `options` Lance's for
+    the storage of `place`.
     """
     import lance
 
@@ -144,14 +143,14 @@ def write_vectors(blocks: Iterable[Block], dim: int, count: int, place: str, opt
 
     reader = pa.RecordBatchReader.from_batches(schema, batches())
     dataset = lance.write_dataset(reader, place, storage_options=options)
-    # One bit a number finds candidates; their stored embeddings decide.
+    # One bit per number finds candidates; their full embeddings rank them.
     return dataset.create_index(
         "embedding", "IVF_RQ", metric="cosine", num_partitions=math.isqrt(count), storage_options=options
     )
 
 
 def _blocks(annotation: Annotation, modality: str, dim: int) -> Iterator[Block]:
-    """All items of a modality, numbered in the order of the annotation's files, their embeddings filled up to `dim`."""
+    """All items of a modality, numbered in the order of the annotation's files; embeddings are padded to `dim`."""
     files = annotation.files()
     row = sum(file.rows for file in files[: [file.modality for file in files].index(modality)])
     for table in annotation.tables([*AXES, "embedding"], modality=modality):
@@ -162,7 +161,7 @@ def _blocks(annotation: Annotation, modality: str, dim: int) -> Iterator[Block]:
 
 
 def _dim(annotation: Annotation, modality: str) -> int | None:
-    """Numbers of an embedding, filled up; None if embeddings of the modality differ in length."""
+    """Padded length of an embedding; None if embeddings of the modality differ in length."""
     if modality == "video":
         tables = annotation.tables(["tracks"], modality=modality)
         tracks = {one for table in tables for one in pc.unique(pc.binary_join(table["tracks"], "+")).to_pylist()}
@@ -173,7 +172,7 @@ def _dim(annotation: Annotation, modality: str) -> int | None:
 
 
 def _filter(region: Region) -> str | None:
-    """The region in SQL; its bounds are rounded as the stored points are."""
+    """The region as SQL, with bounds rounded like the stored points."""
     if region == Region():
         return None
     bounds = [(axis, *(float(np.float32(bound)) for bound in getattr(region, axis))) for axis in AXES]

@@ -1,8 +1,8 @@
-"""What a window onto the plane shows: every point when they are few, else how many lie in each cell of a grid.
+"""The content of a window of the plane: every point if they are few, else counts in the cells of a grid.
 
-So a million points cost the browser no more than some thousands, and none is left out: closer by, counts become points.
+So a million points cost the browser no more than some thousands. None is left out: zooming in turns counts into points.
 
-Shapes: N points, K of them shown, M kinds, C cells a side; va_N2 holds (valence, arousal) per row.
+Shapes: N points, K of them shown, M kinds, C cells per side; va_N2 holds (valence, arousal) per row.
 """
 
 from collections.abc import Collection
@@ -20,9 +20,9 @@ CELLS: Final = 96
 
 @dataclass(frozen=True)
 class View:
-    """What lies in a window."""
+    """The content of a window."""
 
-    total: int  # points of the wanted kinds in it
+    total: int  # points of the wanted kinds in the window
     row_K: NDArray[np.int64] | None  # their rows, if they are at most MAX_POINTS
     # kind -> points in each cell [C, C], the first row at the lowest arousal; empty if row_K is given
     counts: dict[int, NDArray[np.int64]]
@@ -47,9 +47,9 @@ class PlanePoints:
         most: int = MAX_POINTS,
         keep_N: NDArray[np.bool_] | None = None,
     ) -> View:
-        """What a window (bounds included) shows of some kinds; `keep_N` marks rows that pass the filters, None all.
+        """The view of a window (bounds included) for some kinds; `keep_N` marks rows that pass the filters.
 
-        With more than `most` points, the cells of a grid of `cells` x `cells` are counted.
+        More than `most` points are counted in a grid of `cells` x `cells` cells.
         """
         low, high = (np.float32(bound) for bound in region.valence)
         strip = slice(np.searchsorted(self._valence_N, low, "left"), np.searchsorted(self._valence_N, high, "right"))

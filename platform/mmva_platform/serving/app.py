@@ -1,4 +1,4 @@
-"""The application, without Ray: routes and errors, behind limits and authentication."""
+"""The application without Ray: routes and errors, behind authentication and limits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BASE_HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Cache-Control": "n
 _ERRORS: Final = {
     400: "the request is malformed",
     401: "no valid key",
-    403: "the key lacks the scope, or the place is outside the roots",
+    403: "the key lacks the scope, or the place is outside the allowed roots",
     404: "not found",
     408: "the body did not arrive in time",
     409: "conflicts with the state of a job or an annotation",
@@ -34,12 +34,12 @@ _ERRORS: Final = {
     415: "this route does not accept the Content-Type",
     422: "a body or parameter is not valid",
     429: "too many items or jobs of this key; see Retry-After",
-    503: "busy, or no model answers now; see Retry-After",
+    503: "busy, or no model is available; see Retry-After",
 }
 
 
 def create_app(context: Context) -> ASGIApp:
-    """The application behind its middlewares."""
+    """The application with its middlewares."""
     errors: dict[int | str, dict[str, Any]] = {
         status: {"description": text, "model": ErrorOut} for status, text in _ERRORS.items()
     }
@@ -50,13 +50,13 @@ def create_app(context: Context) -> ASGIApp:
     for router in ROUTERS:
         app.include_router(router)
     app.mount("/static", PAGE)
-    app.mount("/docs", StaticFiles(packages=[("fastapi_offline", "static")]))  # Swagger UI; any key will do
+    app.mount("/docs", StaticFiles(packages=[("fastapi_offline", "static")]))  # Swagger UI; needs a key of any scope
     limited = RequestLimits(GZipMiddleware(app, 1024, 4), context.settings.serving, context.metrics)
     return Answering(Authentication(limited, context.keyring), context.models)
 
 
 class Answering:
-    """Middleware: HEAD for every GET, and headers. Only an authorised answer names the model."""
+    """Middleware: answers HEAD like GET, and adds headers. Only an authorised answer names the model."""
 
     def __init__(self, app: ASGIApp, models: ModelClient) -> None:
         self._app, self._models = app, models
@@ -64,7 +64,7 @@ class Answering:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)  # lifespan; there are no websocket routes
+            await self._app(scope, receive, send)  # lifespan; there are no WebSocket routes
             return
         head = scope["method"] == "HEAD"
         scope = {**scope, "method": "GET"} if head else scope
@@ -88,6 +88,6 @@ class Answering:
 
 
 def _version_of(model: ModelInfo) -> str:
-    """A model for a header: name/version, or its name alone if it is not registered."""
+    """A model as a header's value: name/version, or only the name if it is not registered."""
     name = f"{model.name}/{model.version}" if model.version else model.name
     return name.encode("ascii", "replace").decode()

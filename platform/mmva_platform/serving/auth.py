@@ -1,7 +1,7 @@
-"""Who may call a route: API keys with scopes, known by their SHA-256 alone and compared in constant time.
+"""API keys with scopes. Only their SHA-256 is stored, and they are compared in constant time.
 
-The middleware finds the caller before anything of a body is read; each route names its scope with `Needs`, and one that
-does not stops the start of the application.
+The middleware finds the caller before the body is read. Each route names its scope with `Needs`; the application does
+not start if one does not.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 _LOOK_AGAIN_S: Final = 2.0
 _BASIC_METHODS: Final = frozenset({"GET", "HEAD"})
-# What answers without a key: health, and the page, which is an empty shell that asks for one.
+# Answered without a key: health, and the page, which holds no data and asks for a key.
 PUBLIC: Final = frozenset({"/healthz", "/readyz", "/"})
 _PUBLIC_FILES: Final = "/static/"
 _FOR_BROWSERS: Final = ("/docs", "/openapi.json")
@@ -41,7 +41,7 @@ _FOR_BROWSERS: Final = ("/docs", "/openapi.json")
 
 @dataclass(frozen=True)
 class Caller:
-    """Who sent a request."""
+    """The sender of a request."""
 
     name: str
     scopes: frozenset[Scope]
@@ -62,17 +62,17 @@ class Keyring:
         self._lock = threading.Lock()
 
     def find(self, authorization: str, method: str) -> Caller | None:
-        """Whose key an Authorization header holds; None if it is nobody's.
+        """The owner of the key in an Authorization header; None if it is not valid.
 
-        Bearer for programs. Basic, with the key as password, lets a browser open GET pages; nothing that changes
-        something accepts it, because browsers send it along with other sites' requests.
+        Programs use Bearer. Basic, with the key as password, lets a browser open pages; only GET and HEAD accept it,
+        because browsers also send it with requests from other sites.
         """
         secret = _secret(authorization, method)
         if secret is None:
             return None
         presented = hashlib.sha256(secret.encode()).hexdigest()
         found = None
-        for key in self._current():  # all of them, so that time does not tell which one matched
+        for key in self._current():  # compare all, so that the time does not reveal which one matched
             if hmac.compare_digest(presented, key.sha256):
                 found = Caller(key.name, frozenset(key.scopes))
         return found
@@ -94,24 +94,24 @@ class Keyring:
         except FileNotFoundError:
             self._keys, self._stamp = self._fixed, (0, 0)
         except (OSError, UsageError) as error:
-            logger.warning("keys stay as they were: %s", error)
+            logger.warning("API keys: using the previous ones: %s", error)
 
 
 def keys_file(settings: Settings) -> Path:
-    """Where keys stand besides the settings."""
+    """The file of keys."""
     return settings.serving.keys_file or settings.home.resolve() / "serving" / "keys.yaml"
 
 
 class Needs(HTTPBearer):
-    """A dependency: the caller's key has a scope; `admin` has all of them. In OpenAPI it is a bearer token."""
+    """A dependency: requires a scope of the caller's key; `admin` includes all. In OpenAPI it is a bearer token."""
 
     def __init__(self, scope: Scope) -> None:
         super().__init__(scheme_name="key")
         self.scope: Final = scope
 
     async def __call__(self, request: Request) -> Caller:  # type: ignore[override] # the caller, not the header
-        """The caller. ApiError 403 if the key may not."""
-        caller: Caller = request.state.caller  # set by the middleware, without which no request comes this far
+        """The caller. Raises ApiError 403 if the key lacks the scope."""
+        caller: Caller = request.state.caller  # set by the middleware, which every request has passed
         if not caller.scopes & {self.scope, "admin"}:
             raise ApiError(403, "forbidden", f"this key does not have the scope {self.scope!r}")
         return caller
@@ -122,13 +122,13 @@ ANNOTATE: Final = Needs("annotate")
 
 
 class Authentication:
-    """Middleware: 401 for every path but the public ones, unless the request has a key."""
+    """Middleware: answers 401 unless the path is public or the request has a valid key."""
 
     def __init__(self, app: ASGIApp, keyring: Keyring) -> None:
         self._app, self._keyring = app, keyring
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
-        """Find the caller, or refuse; nothing of the body is read here."""
+        """Find the caller, or refuse, without reading the body."""
         path = route_path(scope)
         if scope["type"] == "http" and not _is_public(path):
             caller = self._keyring.find(Headers(scope=scope).get("authorization", ""), scope["method"])
@@ -147,7 +147,7 @@ def route_path(scope: ASGIScope) -> str:
 
 
 def refuse_open_routes(routers: Iterable[APIRouter]) -> None:
-    """AssertionError if a route neither names a scope nor is public by name: that would be our mistake."""
+    """Raises AssertionError if a route neither names a scope nor is public, which would be our mistake."""
     for route in (route for router in routers for route in router.routes):
         assert isinstance(route, APIRoute), f"{route} is not a route that could name a scope"
         scoped = any(isinstance(dependency.call, Needs) for dependency in route.dependant.dependencies)
@@ -159,7 +159,7 @@ def _is_public(path: str) -> bool:
 
 
 def _unauthorized(path: str) -> ApiError:
-    browser = path.startswith(_FOR_BROWSERS)  # elsewhere a browser's own dialog would cover the page's
+    browser = path.startswith(_FOR_BROWSERS)  # on other paths the browser's own dialog would cover the page's
     headers = {"WWW-Authenticate": 'Basic realm="mmva"' if browser else "Bearer"}
     return ApiError(401, "unauthorized", "send a valid key as 'Authorization: Bearer KEY'", headers=headers)
 

@@ -1,4 +1,4 @@
-"""What is costly to make of a published annotation (its index, its report), kept until another version is published."""
+"""A cache for objects made from published annotations (index, report), until another version is published."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _KEPT: Final = 4
 
 
 class AnnotationCache:
-    """Remembers what was made of the last few annotations. Making one never delays what another one needs."""
+    """Keeps the objects of the last few annotations. Making one does not delay requests for others."""
 
     def __init__(self, make: Callable[[str], Any], settings: Settings) -> None:
         self._make, self._settings = make, settings
         self._kept: OrderedDict[tuple[str, int | None], Future[Any]] = OrderedDict()
-        self._lock = threading.Lock()  # of the dictionary alone
+        self._lock = threading.Lock()  # guards only the dictionary
 
     def __call__(self, uri: str) -> Any:
-        """What is made of a published annotation; callers of the same one share the work. UsageError if there is none.
+        """The object of a published annotation; concurrent callers share the work and wait for it.
 
-        Blocks while it is made.
+        Raises UsageError if there is no such annotation.
         """
         storage = open_storage(uri, self._settings.storage)
         key = (storage.uri, latest_version(storage))
@@ -43,7 +43,7 @@ class AnnotationCache:
         if is_new:
             try:
                 future.set_result(self._make(uri))
-            except BaseException as error:  # noqa: BLE001 - all that wait for it get it
+            except BaseException as error:  # noqa: BLE001 - raised in every waiting call
                 with self._lock:
                     self._kept.pop(key, None)
                 future.set_exception(error)

@@ -1,4 +1,4 @@
-"""The API's side of the model replicas: what Serve says of full or missing ones, as answers."""
+"""The API's handle on the model replicas; turns Serve's errors into HTTP errors."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ class ModelClient:
 
     @property
     def known(self) -> ModelInfo | None:
-        """The model that answered last; None while none does. Asks nobody."""
+        """The model that answered last; None if none answers. Calls no replica."""
         return self._known
 
     async def refresh(self) -> None:
-        """Ask a replica which model answers; called every few seconds, never by a request."""
+        """Ask a replica for its model; called every few seconds, never by a request."""
         try:
             self._learn(await asyncio.wait_for(self._model.current.remote(), _ASK_S))
         except (TimeoutError, BackPressureError):
-            pass  # busy, which is not the same as missing
+            pass  # busy, but not missing
         except _LOST:
             self._known = None
 
     async def versions(self) -> list[dict[str, Any]]:
-        """What is registered. ApiError 503 when no replica can say."""
+        """The registered versions. Raises ApiError 503 if no replica answers."""
         return list(await self._call(self._model.versions))
 
     async def annotate(self, items: Sequence[ItemRequest]) -> Answers:
-        """A row for every item, in order, by one replica. ApiError 503 when none answers."""
+        """A row for every item, in order, by one replica. Raises ApiError 503 if none answers."""
         answers: Answers = await self._call(self._model.annotate, list(items))
         self._learn(answers.model)
         return answers
@@ -64,10 +64,10 @@ class ModelClient:
             raise busy("all model replicas are busy") from None
         except _LOST as error:
             logger.warning("model replica: %s", type(error).__name__)
-            raise busy("a model replica ended; it is started again", _RESTART_S) from None
+            raise busy("a model replica died and is being restarted", _RESTART_S) from None
         except _EXPECTED as error:
             logger.error("the model cannot answer: %s", error)  # noqa: TRY400 - one line, an expected failure
-            raise ApiError(503, "model-unavailable", "the model cannot answer now", 30.0) from None
+            raise ApiError(503, "model-unavailable", "the model is not available", 30.0) from None
 
     def _learn(self, model: ModelInfo | None) -> None:
         self._known = model

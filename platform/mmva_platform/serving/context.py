@@ -1,4 +1,4 @@
-"""What the routes need of the world, in one typed object. Ray stays behind `ModelClient`."""
+"""Everything that routes use, in one typed object. Only `ModelClient` uses Ray."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class ItemRequest(TypedDict):
-    """An item on its way to a model; `data` are an upload's bytes, and then `uri` is None."""
+    """An item to annotate; `data` are the bytes of an upload, and then `uri` is None."""
 
     id: str
     uri: str | None
@@ -40,7 +40,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Answers:
-    """Rows of some items, in their order, all by one model."""
+    """Rows of items, in order, all by one model."""
 
     model: ModelInfo
     rows: list[Row]
@@ -48,17 +48,17 @@ class Answers:
 
 @dataclass
 class Context:
-    """Everything that routes call."""
+    """The objects that routes use."""
 
     settings: Settings
     keyring: Keyring
     models: ModelClient
     jobs: JobQueue
     progress: ProgressReader
-    report: Callable[[str], str]  # URI of a published annotation -> its report as HTML; blocking
-    open_index: Callable[[str], ExploredCatalog]  # URI -> its index, opened once a version; blocking
+    report: Callable[[str], str]  # URI of a published annotation -> its report as HTML; blocks
+    open_index: Callable[[str], ExploredCatalog]  # URI -> its index, opened once per version; blocks
     metrics: ApiMetrics
-    # One kind of storage access each: slow media never delay a job's state, nor a report a search.
+    # Each is for one kind of storage access, so that slow media never delay a job's state, nor a report a search.
     index_threads: Threads = field(default_factory=lambda: Threads("search", 4))
     media_threads: Threads = field(default_factory=lambda: Threads("media", 4))
     job_threads: Threads = field(default_factory=lambda: Threads("jobs", 4))
@@ -72,7 +72,7 @@ class Context:
         self.out_roots = AllowedRoots(self.settings.serving.out_roots)
 
     async def annotated(self, caller: str, items: list[ItemRequest]) -> Answers:
-        """Items through the model, admitted and counted."""
+        """Annotate items, within the limits, and count them."""
         with self.admission.enter(caller, len(items)):
             answers = await self.models.annotate(items)
         for row in answers.rows:
@@ -82,7 +82,7 @@ class Context:
 
 
 def context_of(request: Request) -> Context:
-    """What the application was built with."""
+    """The context of the application."""
     context: Context = request.app.state.context
     return context
 

@@ -1,4 +1,4 @@
-"""The Ray Serve application: API, model, runner of jobs. `mmva serve`, `serve deploy` and RayService all run it."""
+"""The Ray Serve application: API, model, job runner. `mmva serve`, `serve deploy` and RayService all run it."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ logger = logging.getLogger(__name__)
 Report = Callable[..., None]  # as workflows.report_annotation
 
 APP: Final = "mmva"
-_MODEL_S: Final = 2.0  # how often the API asks which model answers
+_MODEL_S: Final = 2.0  # how often the API asks for the model
 _JOBS_S: Final = 15.0  # how often it counts the jobs
 _PORT_S: Final = 20.0
 
 
 class ApiReplica:
-    """Speaks HTTP: the application, with handles to the others."""
+    """The HTTP application, with handles to the other deployments."""
 
-    async def __init__(self, model: Any, settings: Settings, report: Report, _jobs: Any) -> None:  # type: ignore[misc] # Serve awaits it, on the loop that the routes run on
+    async def __init__(self, model: Any, settings: Settings, report: Report, _jobs: Any) -> None:  # type: ignore[misc] # Serve awaits it in the event loop of the routes
         self._settings, self._report = settings, report
         self._metrics = ApiMetrics()
         self._models = ModelClient(model, self._metrics)
@@ -73,11 +73,11 @@ class ApiReplica:
         return create_app(context)
 
     async def _look(self, every_s: float, what: str, look: Callable[[], Awaitable[object]]) -> None:
-        """Learn of a new model, and of jobs, also when nobody asks."""
+        """Poll for a new model or for jobs, also without requests."""
         while True:
             try:
                 await look()
-            except Exception as error:  # noqa: BLE001 - registry or storage may be away: what is known stays
+            except Exception as error:  # noqa: BLE001 - registry or storage may be unavailable; keep the last values
                 logger.warning("%s: %s", what, error)
             await asyncio.sleep(every_s)
 
@@ -90,7 +90,7 @@ class ApiReplica:
         return ExploredCatalog.open(uri, self._settings)
 
     def _make_report(self, uri: str) -> str:
-        """In a process of its own: drawing would hold this one's interpreter for seconds."""
+        """Make the report in another process, because drawing would block this one for seconds."""
         task = ray.remote(num_cpus=0, max_retries=0)(_report)
         try:
             page: str = ray.get(task.remote(self._report, uri, self._settings))
@@ -100,7 +100,7 @@ class ApiReplica:
 
 
 class JobRunnerReplica:
-    """The runner of the queue's jobs."""
+    """Runs the jobs of the queue."""
 
     def __init__(self, settings: Settings) -> None:
         uri = queue_uri(settings)
@@ -114,7 +114,7 @@ class JobRunnerReplica:
         self._runner.start()
 
     def check_health(self) -> None:
-        """Asked by Serve."""
+        """Serve's health check."""
         self._runner.check()
 
     def __del__(self) -> None:
@@ -122,17 +122,17 @@ class JobRunnerReplica:
 
 
 def queue_uri(settings: Settings) -> str:
-    """Where the queue of these settings is."""
+    """The place of the job queue."""
     return settings.serving.jobs or str(settings.home.resolve() / "serving" / "jobs")
 
 
 def build(settings: Settings, report: Report) -> serve.Application:
     """The application for serve.run and `serve deploy`; `report` writes a published annotation's report to a file."""
     serving = settings.serving
-    # Home may be relative; the replicas' working directories are their own.
+    # Home may be relative, and replicas have other working directories.
     settings = settings.model_copy(update={"home": settings.home.resolve()})
     runner = serve.deployment(JobRunnerReplica).options(name="jobs", num_replicas=1, ray_actor_options={"num_cpus": 0})
-    # What is refused for being too much is refused by the API, at once and with a reason; Serve's limits are wider.
+    # The API refuses excess requests at once and with a reason; Serve's own limits are wider.
     api = serve.deployment(serve.ingress()(ApiReplica)).options(
         name="api",
         max_ongoing_requests=4 * serving.max_in_flight,
@@ -160,7 +160,7 @@ def _scaling(least: int, most: int | None, target: float) -> dict[str, Any]:
 
 @contextmanager
 def running(settings: Settings, report: Report) -> Iterator[str]:
-    """The API for the length of a block; gives its address. OperationFailed if it does not start."""
+    """Run the API during the block; yields its address. Raises OperationFailed if it does not start."""
     from ray.serve.config import HTTPOptions
     from ray.serve.schema import LoggingConfig
 
@@ -171,35 +171,33 @@ def running(settings: Settings, report: Report) -> Iterator[str]:
         serve.start(http_options=HTTPOptions(host=serving.host, port=serving.port), logging_config=quiet)
         try:
             serve.run(build(settings, report), name=APP, route_prefix=serving.route_prefix, logging_config=quiet)
-        except RuntimeError as error:  # all that Serve says is which deployment it was; its log says why
+        except RuntimeError as error:  # Serve names only the deployment; its log has the cause
             first = str(error).partition("\n")[0]
             raise OperationFailed(f"serve: {first}; see Ray's logs in logs/serve") from error
         try:
             yield f"http://{serving.host}:{serving.port}{serving.route_prefix.rstrip('/')}"
         finally:
-            # Not serve.shutdown(): of a cluster that is not ours it would end everybody's applications.
+            # Not serve.shutdown(), which would end other applications on a shared cluster.
             serve.delete(APP)
 
 
 def serve_until_stopped(
     settings: Settings, report: Report, on_ready: Callable[[str], object] = lambda _address: None
 ) -> None:
-    """Serve until SIGINT or SIGTERM; jobs that run then go on at the next start. `on_ready` gets the address.
+    """Serve until SIGINT or SIGTERM; running jobs continue at the next start. `on_ready` gets the address.
 
-    Raises UsageError if the port is taken, or there is no such model.
+    Raises UsageError if the port is in use, or there is no such model.
     """
     from mmva_platform.tracking.resolve import resolve_model
 
     await_port(settings.serving.host, settings.serving.port)
     if not settings.serving.wait_for_model:
-        resolve_model(settings.serving.model, settings)  # one line here instead of a replica's traceback
+        resolve_model(settings.serving.model, settings)  # an error of one line instead of a replica's traceback
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with running(settings, report) as address:
-        logger.info(
-            "serving %s at %s (documentation at %s/docs); Ctrl-C ends it", settings.serving.model, address, address
-        )
+        logger.info("serving %s at %s (documentation: /docs); Ctrl-C ends it", settings.serving.model, address)
         on_ready(address)
         while not stop.wait(1.0):
             pass
@@ -207,7 +205,7 @@ def serve_until_stopped(
 
 
 def await_port(host: str, port: int, patience_s: float = _PORT_S) -> None:
-    """Wait until a port is free: proxies of a server that was killed end seconds after it. Raises UsageError."""
+    """Wait until a port is free, because proxies of a killed server end seconds later. Raises UsageError if not."""
     deadline, family = monotonic() + patience_s, socket.AF_INET6 if ":" in host else socket.AF_INET
     while True:
         try:

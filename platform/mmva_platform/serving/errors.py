@@ -1,4 +1,4 @@
-"""Errors of the API: a stable code to program against, and one line for a person."""
+"""Errors of the API: a stable code for programs, and a line for people."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mmva.errors import CheckFailed, MediaError, OperationFailed, UsageError
 
 logger = logging.getLogger(__name__)
 
-CLIENT_CLOSED: Final = 499  # nginx's code, and Serve's: the client went away; nobody reads the answer
+CLIENT_CLOSED: Final = 499  # as in nginx and Serve: the client closed the connection, nobody reads the answer
 _CODES: Final = {400: "bad-request", 404: "not-found", 405: "method-not-allowed", 413: "body-too-large"}
 
 
 class ApiError(HTTPException):
-    """An answer that is an error."""
+    """An HTTP error with a code."""
 
     def __init__(self, status: int, code: str, message: str, retry_after_s: float | None = None,
                  headers: Mapping[str, str] | None = None) -> None:  # fmt: skip
@@ -30,12 +30,12 @@ class ApiError(HTTPException):
 
 
 def busy(message: str, retry_after_s: float = 1.0) -> ApiError:
-    """503: the server has too much to do; try again."""
+    """A 503: the server is busy; the client should retry."""
     return ApiError(503, "busy", message, retry_after_s)
 
 
 def answer_of(error: Exception) -> JSONResponse:
-    """Any exception as an answer; what nobody expects is logged with its traceback, and says nothing."""
+    """The answer to an exception; an unexpected one is logged with its traceback, and the answer has no details."""
     headers: Mapping[str, str] | None = None
     match error:
         case StarletteHTTPException():
@@ -45,16 +45,16 @@ def answer_of(error: Exception) -> JSONResponse:
             status, code, text = 422, "invalid", explained(error.errors())
         case MediaError():
             status, code, text = 422, error.code, str(error)
-        case UsageError():  # before OperationFailed: path errors of storage are both, and then the caller is wrong
+        case UsageError():  # before OperationFailed: path errors of storage are both, and are the caller's mistake
             status, code, text = 400, "wrong-usage", str(error)
-        case CheckFailed():  # a file here is not what was published: the operator has to know
+        case CheckFailed():  # a published file was changed: the operator must know
             logger.error("%s", error)
             status, code, text = 500, "damaged", str(error)
         case OperationFailed():
             status, code, text, headers = 503, "unavailable", str(error), {"Retry-After": "10"}
         case _:
             logger.error("internal error", exc_info=error)
-            status, code, text = 500, "internal", "an internal error; the server's log has the details"
+            status, code, text = 500, "internal", "internal error; the server's log has the details"
     body = {"error": {"code": code, "message": text.encode(errors="replace").decode()}}
     return JSONResponse(body, status, headers)
 
@@ -63,7 +63,7 @@ async def _handle(_request: Request, error: Exception) -> JSONResponse:
     return answer_of(error)
 
 
-# FastAPI handles the first two itself unless told otherwise; the others by their nearest class here.
+# Without these, FastAPI handles the first two itself; the others match by their nearest class.
 HANDLERS: Final[dict[int | type[Exception], Any]] = dict.fromkeys(
     (StarletteHTTPException, RequestValidationError, MediaError, UsageError, CheckFailed, OperationFailed, Exception),
     _handle,
@@ -71,7 +71,7 @@ HANDLERS: Final[dict[int | type[Exception], Any]] = dict.fromkeys(
 
 
 def explained(problems: Sequence[Any]) -> str:
-    """The first problem of a validation in one line; what was sent is not repeated."""
+    """The first problem of a validation in one line, without the values sent."""
     first = problems[0]
     parts = [str(part) for part in first["loc"]]
     place = ".".join(parts[1:] if len(parts) > 1 and parts[0] in {"body", "query", "path"} else parts) or "body"

@@ -1,4 +1,4 @@
-"""What is too much is refused at once, never queued without a bound: bytes, requests, items, threads, time."""
+"""Limits of bytes, requests, items, threads and time. Excess work is refused at once, never queued without a bound."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from mmva_platform.settings import ServingSettings
 Result = TypeVar("Result")
 
 HEALTH: Final = frozenset({"/healthz", "/readyz"})
-UPLOAD: Final = "/upload"  # how the path of a route that takes a form ends
+UPLOAD: Final = "/upload"  # the end of the path of a route that takes a form
 
 
 class RequestLimits:
-    """Middleware: type and size of a body, bytes and requests in flight, time to the answer."""
+    """Middleware: limits type and size of a body, bytes and requests in flight, and time to the answer."""
 
     def __init__(self, app: ASGIApp, settings: ServingSettings, metrics: ApiMetrics) -> None:
         self._app, self._settings, self._metrics = app, settings, metrics
@@ -35,7 +35,7 @@ class RequestLimits:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request within the limits, or refuse it."""
-        if scope["type"] != "http" or route_path(scope) in HEALTH:  # a probe is answered however busy the server is
+        if scope["type"] != "http" or route_path(scope) in HEALTH:  # probes are answered even if the server is busy
             await self._app(scope, receive, send)
             return
         started = False
@@ -47,7 +47,7 @@ class RequestLimits:
 
         limit_s = self._settings.request_timeout_s
         try:
-            # Not wait_for: before Python 3.12 it may lose its cancellation, and with it this limit.
+            # Not wait_for, which before Python 3.12 may lose a cancellation, and with it this limit.
             with self._counted(scope) as size:
                 async with asyncio.timeout(limit_s):
                     await self._app(scope, self._bounded(receive, size), watched)
@@ -62,7 +62,7 @@ class RequestLimits:
 
     @contextmanager
     def _counted(self, scope: Scope) -> Iterator[int]:
-        """Admit a request by its head; gives the bytes that are reserved for its body."""
+        """Admit a request by its headers; yields the bytes that are reserved for its body."""
         size = self._declared(scope)
         if self._requests >= self._settings.max_in_flight:
             self._metrics.shed.inc(1, {"what": "requests"})
@@ -77,7 +77,7 @@ class RequestLimits:
             self._requests, self._bytes = self._requests - 1, self._bytes - size
 
     def _declared(self, scope: Scope) -> int:
-        """Bytes of the body by its head; the most there may be if it does not say."""
+        """Size of the body by the headers; the maximum if they do not say."""
         headers = Headers(scope=scope)
         if scope["method"] == "POST":
             kind = headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -94,20 +94,20 @@ class RequestLimits:
         return int(length)
 
     def _bounded(self, receive: Receive, size: int) -> Receive:
-        """`receive` that counts bytes, and does not wait forever for the next piece."""
+        """`receive` with a limit of bytes, and of time for each piece."""
         received = 0
         ended = False
         most = size or self._most
 
         async def bounded() -> Message:
             nonlocal received, ended
-            if ended:  # all that can still come is that the client goes away
+            if ended:  # only a disconnect can follow
                 return await receive()
             try:
                 async with asyncio.timeout(self._settings.body_timeout_s):
                     message = await receive()
             except TimeoutError:
-                # Not with 413: closed while the client still sends, its answer would be lost.
+                # A 413 keeps the connection open, because a client that still sends would lose the answer.
                 headers = {"Connection": "close"}
                 raise ApiError(408, "body-timeout", "the body did not arrive in time", headers=headers) from None
             if message["type"] == "http.disconnect":
@@ -125,7 +125,7 @@ class RequestLimits:
 
 
 class Admission:
-    """How many items are in flight, in total and of each key."""
+    """Limits the items in flight, in total and per key."""
 
     def __init__(self, settings: ServingSettings, metrics: ApiMetrics) -> None:
         self._settings, self._metrics = settings, metrics
@@ -134,7 +134,7 @@ class Admission:
 
     @contextmanager
     def enter(self, caller: str, items: int) -> Iterator[None]:
-        """Count items for the length of a block. ApiError 429 or 503 if they are too many."""
+        """Count items during the block. Raises ApiError 429 or 503 if there are too many."""
         if self._own[caller] and self._own[caller] + items > self._settings.max_in_flight_per_key:
             self._metrics.shed.inc(1, {"what": "key"})
             raise ApiError(429, "too-many-items", "this key has too many items in flight", 1.0)
@@ -156,20 +156,20 @@ class Admission:
 
 
 class Threads:
-    """Threads for one kind of blocking work, so that slow storage there never delays another kind.
+    """Threads for one kind of blocking work, so that slow storage never delays another kind.
 
-    A call that is given up goes on in its thread, and counts until it ends.
+    An abandoned call continues in its thread, and counts until it ends.
     """
 
     def __init__(self, name: str, threads: int, waiting: int = 32) -> None:
-        """Bound the work: calls that run at once, and calls that may wait for a thread; one more is refused."""
+        """Limit the calls that run at once, and those that wait for a thread; more are refused."""
         self._name, self._most = name, threads + waiting
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"mmva-{name}")
         self._pending = 0
         self._lock = threading.Lock()
 
     async def __call__(self, function: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
-        """Call a function in a thread. ApiError 503 if too many calls of this kind wait."""
+        """Call a function in a thread. Raises ApiError 503 if too many calls wait."""
         with self._lock:
             if self._pending >= self._most:
                 raise busy(f"too many requests wait for {self._name}")

@@ -1,4 +1,4 @@
-"""A loaded model: decoded items to rows; and the model that an alias means, as it changes."""
+"""A loaded model, and the host that follows the registry."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ logger = logging.getLogger(__name__)
 
 
 class ServedModel:
-    """Towers and encoders, loaded at once, so that no request waits for them; `spec` says how items are decoded."""
+    """Towers and encoders, loaded at the start so that no request waits for them; `spec` says how items are decoded."""
 
     def __init__(self, resolved: ResolvedModel, settings: Settings) -> None:
-        """Load it. UsageError, CheckFailed or OperationFailed if it does not load, or is not what was registered."""
+        """Load it. Raises UsageError, CheckFailed or OperationFailed if it cannot be loaded or was changed."""
         self.info = ModelInfo(name=resolved.name, version=resolved.version, digest=resolved.digest)
         bundle = pack_bundle(resolved.bundle_dir)
         home = settings.home.resolve()
@@ -57,11 +57,11 @@ class ServedModel:
             sys.modules["torch"].set_num_threads(1)
 
     def rows(self, items: Sequence[Prepared]) -> list[Row]:
-        """A row for every item, in order; one thread at a time."""
+        """A row for every item, in order; call it from one thread at a time."""
         return self._rows(self._short, items)
 
     def row_of_long(self, item: Prepared) -> Row:
-        """The row of an item that is decoded while it is embedded; one thread at a time, beside that of `rows`."""
+        """The row of an item that is decoded while it is embedded; one thread at a time, also beside `rows`."""
         return self._rows(self._long, [item])[0]
 
     def _rows(self, pipeline: Pipeline, prepared: Sequence[Prepared]) -> list[Row]:
@@ -93,9 +93,9 @@ def _problem(row: Mapping[str, Any]) -> Row:
 
 
 class ModelHost:
-    """Follows the registry: the version that serving.model means is loaded beside the other one, and then replaces it.
+    """Follows the registry: loads a new version of serving.model beside the current one, then replaces it.
 
-    A batch begins and ends with one model, so a switch loses no request; a model that cannot be loaded changes nothing.
+    A batch uses one model throughout, so a switch loses no request; if loading fails, the current model stays.
     """
 
     def __init__(
@@ -105,9 +105,9 @@ class ModelHost:
         resolve: Callable[[str, Settings], ResolvedModel] = resolve_model,
         load: Callable[[ResolvedModel, Settings], ServedModel] = ServedModel,
     ) -> None:
-        """Load the model. Raises as ServedModel, but waits for a later one where serving.wait_for_model is true."""
+        """Load the model. Raises as ServedModel, unless serving.wait_for_model is true."""
         self._settings, self._resolve, self._load = settings, resolve, load
-        self.model: ServedModel | None = None  # None only until the first one has come
+        self.model: ServedModel | None = None  # None until the first one is loaded
         self._stop = threading.Event()
         try:
             self.look()
@@ -117,27 +117,27 @@ class ModelHost:
             logger.warning("%s: waiting for it (%s)", settings.serving.model, error)
 
     def look(self) -> bool:
-        """Ask the registry once, and switch if it names another model or version; whether it did."""
+        """Ask the registry, and switch if it names another model or version; returns whether it did."""
         uri = self._settings.serving.model
         resolved = self._resolve(uri, self._settings)
         now = self.model.info if self.model else None
         if now is not None and (now.digest, now.version) == (resolved.digest, resolved.version):
             return False
         self.model = self._load(resolved, self._settings)
-        logger.info("%s: version %s (%s) answers now", uri, resolved.version, resolved.digest[:12])
+        logger.info("%s: now serving version %s (%s)", uri, resolved.version, resolved.digest[:12])
         return True
 
     def follow(self) -> None:
-        """Keep looking, in a thread of its own, until `stop`."""
+        """Follow the registry in a thread, until `stop`."""
         threading.Thread(target=self._follow, name="mmva-follow", daemon=True).start()
 
     def stop(self) -> None:
-        """End the following."""
+        """Stop following."""
         self._stop.set()
 
     def _follow(self) -> None:
         while not self._stop.wait(self._settings.serving.follow_s):
             try:
                 self.look()
-            except Exception as error:  # noqa: BLE001 - a registry that is away raises anything; the model stays
-                logger.warning("%s: the model stays as it is (%s)", self._settings.serving.model, error)
+            except Exception as error:  # noqa: BLE001 - an unavailable registry raises anything; the model stays
+                logger.warning("%s: the model does not change (%s)", self._settings.serving.model, error)

@@ -1,4 +1,4 @@
-"""From an item to its decoded units: fetched in threads, decoded in child processes that may die of it."""
+"""Fetches items in threads and decodes them in child processes, which may crash without harm."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from mmva_platform.storage import StorageUnavailable
 
 Result = TypeVar("Result")
 
-_SHORT_BYTES: Final = 16 * 2**20  # decoded bytes up to which an item is decoded before it is embedded
-_FETCHES: Final = 8  # items by URI that are fetched at once
-_HELD_BYTES: Final = 512 * 2**20  # of all items of a replica, from the end of their fetch to their row
-_LEAST_BYTES: Final = 4 * 2**20  # an item counts as so many at least: what it decodes to
+_SHORT_BYTES: Final = 16 * 2**20  # items of at most so many decoded bytes are decoded before they are embedded
+_FETCHES: Final = 8  # concurrent fetches
+_HELD_BYTES: Final = 512 * 2**20  # of all items of a replica between fetch and row
+_LEAST_BYTES: Final = 4 * 2**20  # an item counts at least so many, because it decodes to more than its file
 
 
 @dataclass
 class Prepared:
-    """An item, decoded or with its error."""
+    """A decoded item, or one with an error."""
 
     request: ItemRequest
     sha256: str | None = None  # of its bytes
     error: MediaError | None = None
-    units: Iterator[Unit] = field(default_factory=lambda: iter(()))  # what is embedded
-    long: bool = False  # the units are decoded while they are read, at the pace of the decoder
+    units: Iterator[Unit] = field(default_factory=lambda: iter(()))  # to embed
+    long: bool = False  # its units are decoded while they are read
 
 
 class Preparing:
-    """Fetches and decodes items for a replica. Nothing is remembered of an item after its answer."""
+    """Fetches and decodes items for a replica. Keeps nothing of an item after its answer."""
 
     def __init__(self, settings: Settings) -> None:
         """Start the decoders."""
         serving = settings.serving
-        storage = settings.storage.model_copy(update={"max_attempts": 2, "patience_s": 0.0})  # somebody waits
+        storage = settings.storage.model_copy(update={"max_attempts": 2, "patience_s": 0.0})  # a client waits
         self._fetch = Fetcher(storage, serving.roots)
         self._decoders = DecoderPool(serving.decoders, serving.item_timeout_s)
         self._long_decoder = DecoderPool(1, serving.item_timeout_s)
@@ -53,7 +53,7 @@ class Preparing:
         self._room = ByteBudget(_HELD_BYTES)
 
     def close(self) -> None:
-        """End the decoders and threads; no item may be under way."""
+        """End decoders and threads; no item may be in preparation."""
         self._decoders.close()
         self._long_decoder.close()
         self._fetch_threads.shutdown()
@@ -61,7 +61,7 @@ class Preparing:
 
     @asynccontextmanager
     async def __call__(self, spec: DecodeSpec, request: ItemRequest) -> AsyncIterator[Prepared]:
-        """Prepare an item for the length of a block; what is wrong with it is in the result.
+        """Prepare an item during the block; its errors are in the result.
 
         Raises OperationFailed if no decoder starts.
         """
@@ -85,7 +85,7 @@ class Preparing:
             raise MediaError("no-media", "the item has neither a uri, a caption nor a file", stage="catalog")
         try:
             return await _in(self._fetch_threads, self._fetch, request["uri"], None, spec.limits.max_bytes)
-        except StorageUnavailable as away:  # a bulk run waits; here it is the error of one item
+        except StorageUnavailable as away:  # a bulk run would wait; here it is the item's error
             raise MediaError("storage-unavailable", str(away), stage="fetch") from None
         except Exception as problem:  # noqa: BLE001 - an odd URI may raise anything
             raise fetch_error(problem) from None
@@ -94,7 +94,7 @@ class Preparing:
         prepared, modality = Prepared(request, hashlib.sha256(data).hexdigest()), str(request["modality"])
         prepared.long = modality == "video"
         try:
-            if modality == "caption":  # plain text, which nothing can die of
+            if modality == "caption":  # plain text cannot crash a decoder
                 prepared.units = iter(list(spec.decoder().units(modality, data)))
             elif not prepared.long:
                 job = DecodeJob(spec, modality, data, _SHORT_BYTES)
@@ -103,7 +103,7 @@ class Preparing:
             prepared.long = True
         except NOT_AN_ITEM:
             raise
-        except Exception as error:  # noqa: BLE001 - hostile bytes raise anything
+        except Exception as error:  # noqa: BLE001 - hostile bytes may raise anything
             prepared.error = as_media_error(error, "decode")
         if prepared.long:
             prepared.units = self._long_decoder.stream(DecodeJob(spec, modality, data))
@@ -111,7 +111,7 @@ class Preparing:
 
 
 class ByteBudget:
-    """How many bytes may be held at once; who wants more waits."""
+    """Limits the bytes held at once; further callers wait."""
 
     def __init__(self, most: int) -> None:
         self._most, self._used = most, 0
@@ -119,7 +119,7 @@ class ByteBudget:
 
     @asynccontextmanager
     async def hold(self, size: int) -> AsyncIterator[None]:
-        """Hold bytes for the length of a block. More than the whole budget are held alone."""
+        """Hold bytes during the block. An item larger than the budget is held alone."""
         async with self._changed:
             await self._changed.wait_for(lambda: not self._used or self._used + size <= self._most)
             self._used += size

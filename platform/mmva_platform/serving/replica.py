@@ -1,4 +1,4 @@
-"""A replica that holds the model: items are prepared side by side, embedded in batches that requests share."""
+"""A replica with the model: prepares items in parallel, and embeds them in batches across requests."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mmva_platform.serving.model import ModelHost, ServedModel
 from mmva_platform.serving.prepare import Prepared, Preparing
 from mmva_platform.settings import Settings
 
-_NICE: Final = 5  # the API answers first, also on a machine whose every core is inferring
+_NICE: Final = 5  # the API takes precedence when inference uses all cores
 
 
 class ModelReplica:
-    """One thread embeds batches of short items, another one long items; decoding is in child processes."""
+    """One thread embeds batches of short items, another one long items; child processes decode."""
 
     def __init__(self, settings: Settings) -> None:
         os.nice(_NICE)
@@ -33,11 +33,11 @@ class ModelReplica:
         self._batched.set_max_batch_size(settings.serving.batch_size)
 
     async def current(self) -> ModelInfo | None:
-        """The model that answers."""
+        """The current model."""
         return self._host.model.info if self._host.model else None
 
     async def versions(self) -> list[dict[str, Any]]:
-        """What is registered; nothing where the model is not from the registry."""
+        """The registered versions; none if the model is not from the registry."""
         from mmva_platform.tracking.registry import list_versions
 
         if not self._settings.serving.model.startswith("models:"):
@@ -46,7 +46,7 @@ class ModelReplica:
         return [version.to_json() for version in found]
 
     async def annotate(self, items: list[ItemRequest]) -> Answers:
-        """Rows of some items, all by the model that answered when they came."""
+        """Rows of items, all by the model that is current when the call starts."""
         model = self._host.model
         if model is None:
             raise OperationFailed("there is no model yet")
@@ -58,11 +58,11 @@ class ModelReplica:
                 return await asyncio.get_running_loop().run_in_executor(self._long, model.row_of_long, prepared)
             return await self._batched((model, prepared))
 
-    # Without waiting for more: what arrives during a batch is the next one.
+    # Does not wait for a full batch: items that arrive during a batch form the next one.
     @serve.batch(max_batch_size=16, batch_wait_timeout_s=0)
     async def _batched(self, items: list[tuple[ServedModel, Prepared]]) -> list[Row]:
         rows: list[Row | None] = [None] * len(items)
-        for model in {id(model): model for model, _ in items}.values():  # two while the champion changes
+        for model in {id(model): model for model, _ in items}.values():  # two during a switch
             own = [number for number, (its, _) in enumerate(items) if its is model]
             found = await asyncio.get_running_loop().run_in_executor(
                 self._short, model.rows, [items[number][1] for number in own]

@@ -1,4 +1,4 @@
-"""Bodies of requests and answers; OpenAPI is made from them."""
+"""Bodies of requests and answers; OpenAPI is generated from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmva_platform.serving.jobs.queue import JobSpec, State
 
 
 def _unicode(text: str) -> str:
-    """JSON can hold halves of surrogate pairs, which no answer could repeat."""
+    """JSON can hold lone surrogates, which an answer cannot repeat."""
     if not text.isascii() and text.encode(errors="replace").decode() != text:
         raise ValueError("not valid Unicode")
     return text
@@ -29,15 +29,15 @@ Range = tuple[Unit, Unit]
 
 
 class Body(BaseModel):
-    """Base of what clients send: unknown keys are errors."""
+    """Base of requests: unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Problem(BaseModel):
-    """What is wrong."""
+    """An error."""
 
-    code: str = Field(description="stable, to program against")
+    code: str = Field(description="stable, for programs")
     message: str
 
 
@@ -50,17 +50,17 @@ class ErrorOut(BaseModel):
 class ItemIn(Body):
     """An item by URI or as caption text."""
 
-    id: Name | None = Field(None, description="comes back in the answer; the item's number by default")
+    id: Name | None = Field(None, description="repeated in the answer; default: the item's number")
     uri: Uri | None = Field(None, description="below a root that the server allows")
-    caption: Unicode | None = Field(None, description="the text itself")
-    modality: MediaKind | None = Field(None, description="by the URI's extension if it is missing")
+    caption: Unicode | None = Field(None, description="the text")
+    modality: MediaKind | None = Field(None, description="default: by the URI's extension")
 
 
 class AnnotateIn(Body):
     """Items to annotate."""
 
     items: list[ItemIn] = Field(min_length=1)
-    embeddings: bool = Field(default=False, description="with each item's embedding")
+    embeddings: bool = Field(default=False, description="return each item's embedding")
 
 
 class ItemProblem(Problem):
@@ -85,10 +85,10 @@ class ItemOut(BaseModel):
     modality: str | None = None
     valence: float | None = None
     arousal: float | None = None
-    interval: dict[str, tuple[float, float]] | None = Field(None, description="90 %, where the model has them")
+    interval: dict[str, tuple[float, float]] | None = Field(None, description="90 %, if the model has intervals")
     mood: str | None = None
     duration_s: float | None = None
-    windows: list[Window] | None = Field(None, description="of music and video of more than one window")
+    windows: list[Window] | None = Field(None, description="of music and video with more than one window")
     sha256: str | None = None
     embedding: list[float] | None = None
     error: ItemProblem | None = None
@@ -111,13 +111,13 @@ class JobIn(Body):
     model: str | None = Field(
         None,
         pattern=r"^models:/[A-Za-z0-9_.-]{1,100}[@/][A-Za-z0-9_.-]{1,100}$",
-        description="models:/NAME@ALIAS or models:/NAME/VERSION; what the server itself answers with by default",
+        description="models:/NAME@ALIAS or models:/NAME/VERSION; default: the server's model",
     )
-    max_errors: str | None = Field(None, pattern=r"^\d{1,12}%?$", description="give up above: 100, or 5%")
+    max_errors: str | None = Field(None, pattern=r"^\d{1,12}%?$", description="most quarantined items: 100, or 5%")
 
 
 class JobProgress(BaseModel):
-    """How far the run directory is."""
+    """Progress of a run directory."""
 
     shards: int
     shards_done: int
@@ -127,7 +127,7 @@ class JobProgress(BaseModel):
     quarantined: int
     causes: dict[str, int]
     published: bool
-    eta_s: float | None = Field(description="seconds left at the pace so far; null before the first shard")
+    eta_s: float | None = Field(description="seconds left at the current pace; null before the first shard")
     model_version: str | None
     model_digest: str
 
@@ -137,22 +137,22 @@ class JobOut(JobSpec):
 
     id: str
     state: State
-    owner: str = Field(description="name of the key that asked for it")
+    owner: str = Field(description="name of the key that submitted it")
     submitted_at: datetime
     changed_at: datetime
     message: str | None = Field(description="why it failed")
-    progress: JobProgress | None = Field(None, description="null before there is a plan, and in lists")
+    progress: JobProgress | None = Field(None, description="null before there is a plan, and in lists by default")
 
 
 class JobsOut(BaseModel):
-    """A page of jobs, the last submitted first."""
+    """A page of jobs, the newest first."""
 
     jobs: list[JobOut]
     total: int
 
 
 class ModelsOut(BaseModel):
-    """What answers, and what is registered."""
+    """The current model, and the registered versions."""
 
     serving: ModelInfo | None
     following: str
@@ -160,15 +160,15 @@ class ModelsOut(BaseModel):
 
 
 class QueryIn(Body):
-    """A point of the plane: one of text, URI and the point itself."""
+    """A query: one of text, URI and point of the plane."""
 
     text: Text | None = None
     uri: Uri | None = None
-    modality: MediaKind | None = Field(None, description="of the URI, if its extension does not say it")
+    modality: MediaKind | None = Field(None, description="of the URI; default: by its extension")
     point: Range | None = Field(None, description="valence and arousal")
 
     def given(self) -> int:
-        """How many of them there are."""
+        """How many of text, URI, point and `like` are given."""
         return sum(getattr(self, name, None) is not None for name in ("text", "uri", "point", "like"))
 
 
@@ -182,7 +182,7 @@ class RegionIn(Body):
     def _ordered(self) -> RegionIn:
         for axis in (self.valence, self.arousal):
             if axis[0] > axis[1]:
-                raise ValueError("the lower bound comes first")
+                raise ValueError("the lower bound must come first")
         return self
 
 
@@ -192,7 +192,7 @@ class SearchIn(QueryIn):
     annotation: Uri = Field(description="a name that the server knows, or a URI below its roots")
     top: int = Field(10, ge=1, le=1000)
     offset: int = Field(0, ge=0, le=1_000_000)
-    only: MediaKind | None = Field(None, description="items of this modality only")
+    only: MediaKind | None = Field(None, description="only items of this modality")
     region: RegionIn | None = None
     like: Name | None = Field(None, description="id of an annotated item, instead of a text, URI or point")
     by: Literal["va", "embedding"] = Field("va", description="with `like`: the plane, or cosine within its modality")
@@ -200,7 +200,7 @@ class SearchIn(QueryIn):
     @model_validator(mode="after")
     def _embedding_of_an_item(self) -> SearchIn:
         if self.by == "embedding" and self.like is None:
-            raise ValueError("by embedding, only an annotated item can be searched for: give `like`, its id")
+            raise ValueError("search by embedding needs `like`, the id of an annotated item")
         return self
 
 
@@ -210,11 +210,11 @@ class SearchOut(BaseModel):
     model: ModelInfo
     annotation: str
     query: dict[str, float]
-    hits: list[Hit] = Field(description="by embedding the most alike first")
+    hits: list[Hit] = Field(description="by embedding: the most similar first")
 
 
 class PromptOut(BaseModel):
-    """A prompt for a text-to-music generator, and what it was made of."""
+    """A prompt for a text-to-music generator, and its parts."""
 
     model: ModelInfo
     query: dict[str, float]
@@ -223,19 +223,19 @@ class PromptOut(BaseModel):
 
 
 class SummaryIn(Body):
-    """A video to summarise; `uri` is left out beside an upload."""
+    """A video to summarise; leave out `uri` with an upload."""
 
     uri: Uri | None = None
-    seconds: float = Field(15.0, gt=0, le=3600, description="how long the summary may be")
+    seconds: float = Field(15.0, gt=0, le=3600, description="longest duration of the summary")
     annotation: Uri | None = Field(None, description="suggest the nearest music of this annotation for each segment")
 
 
 class SegmentOut(BaseModel):
-    """A stretch of the video in which its mood changes."""
+    """A segment of the video in which its mood changes."""
 
     start_s: float
     end_s: float
-    change: float = Field(description="its share of all the change there is")
+    change: float = Field(description="its share of the whole video's change")
     valence: float
     arousal: float
     mood: str
@@ -243,7 +243,7 @@ class SegmentOut(BaseModel):
 
 
 class SummaryOut(BaseModel):
-    """The chosen segments in order, and the curve they were chosen by."""
+    """The chosen segments in order, and the curve from which they were chosen."""
 
     model: ModelInfo
     duration_s: float

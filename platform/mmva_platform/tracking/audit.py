@@ -1,8 +1,8 @@
-"""The audit log: who moved which alias, when and why, one numbered JSON object per record; and its replay.
+"""The audit log (who moved which alias, when and why, in one numbered JSON object per record) and its replay.
 
-Each record is put if absent. If two writers want the same number, one wins, so the log needs no lock. Each record holds
-the SHA-256 of the one before, so a record that was changed, removed or inserted later is noticed. Tags and artifacts of
-a version are functions of its records, so a replay can compare them with the registry.
+A record is written only if its number is free: of two writers one wins, so the log needs no lock. Each record holds the
+SHA-256 of the one before, so a record that was changed, removed or inserted later is noticed. Tags and artifacts of a
+version are functions of its records, so a replay can compare them with the registry.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mmva_platform.tracking.registry import (
     read_artifact,
     versions_of,
 )
-from mmva_platform.tracking.store import open_client, quiet
+from mmva_platform.tracking.store import connected
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,14 +40,14 @@ _NO_RECORD: Final = "0" * 64
 
 
 class AuditLog:
-    """The records of one registered model, <model>/00000001.json and so on in a folder or an S3 prefix."""
+    """The records of one registered model: <model>/00000001.json and so on, in a folder or an S3 prefix."""
 
     def __init__(self, storage: Storage, model: str) -> None:
         self._storage, self._model = storage, model
 
     @classmethod
     def of(cls, settings: Settings) -> AuditLog:
-        """The settings' log of the settings' model."""
+        """The log of the settings' model."""
         place = settings.tracking.audit or str(settings.home.resolve() / FOLDER)
         return cls(open_storage(place, settings.storage), settings.tracking.model_name)
 
@@ -57,7 +57,7 @@ class AuditLog:
         return self._storage.join(self._model)
 
     def read(self) -> list[Record]:
-        """All records, oldest first; CheckFailed with the name of one that is missing, not JSON, or was changed."""
+        """All records, oldest first. Raises CheckFailed, naming it, if one is missing, not JSON, or was changed."""
         records: list[Record] = []
         prior = _NO_RECORD
         for number, entry in enumerate(self._storage.list(f"{self._model}/"), start=1):
@@ -69,16 +69,16 @@ class AuditLog:
             except (ValueError, TypeError):
                 raise CheckFailed(f"{place}: is not a JSON object; the log was damaged") from None
             if (record.get("number"), record.get("prior")) != (number, prior):
-                raise CheckFailed(f"{place}: does not continue the record before; one of them was changed")
+                raise CheckFailed(f"{place}: does not match the record before it; one of them was changed")
             records.append(record)
             prior = hashlib.sha256(data).hexdigest()
         return records
 
     def append(self, record: Mapping[str, Any], after: list[Record]) -> Record | None:
-        """Append a record after those that were read; it is on disk, or in the store, when this returns.
+        """Append a record durably after those that were read.
 
-        Returns the record with its number and the digest of the one before; None if another writer was first: read
-        again.
+        Returns the record with its number and the digest of the one before, or None if another writer was first: then
+        read again.
         """
         prior = digest(after[-1]) if after else _NO_RECORD
         whole = {**record, "number": len(after) + 1, "prior": prior}
@@ -89,7 +89,7 @@ class AuditLog:
 
 
 def to_bytes(record: Mapping[str, Any]) -> bytes:
-    """A record as it is stored, in the log and among the artifacts of the version's run."""
+    """A record as stored, in the log and among the artifacts of the version's run."""
     return (json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
@@ -104,7 +104,7 @@ def artifact_of(record: Mapping[str, Any]) -> str:
 
 
 def tags_of(record: Record) -> dict[str, str]:
-    """Tags of the version that a record is about; only the gate's own tag shows that it passed."""
+    """Tags of a record's version. Only a promotion sets the tag of the gate's verdict."""
     prefix = TAG_VERDICT if record["action"] == "promote" else f"mmva.{record['action']}"
     tags = {
         prefix: str(record["outcome"]),
@@ -120,7 +120,7 @@ def tags_of(record: Record) -> dict[str, str]:
 
 
 def is_settled(client: MlflowClient, record: Mapping[str, Any]) -> bool:
-    """Whether a record was completely applied: the last step marks its version."""
+    """Whether a record was completely applied; the last step tags its version."""
     tags = client.get_model_version(str(record["model"]), str(record["candidate"])).tags
     return str(tags.get(TAG_SETTLED)) == str(record["number"])
 
@@ -139,7 +139,7 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class AuditReport:
-    """The result of a replay."""
+    """The result of replaying the log."""
 
     uri: str  # of the log
     model: str  # the registered model
@@ -148,7 +148,7 @@ class AuditReport:
 
     @property
     def agrees(self) -> bool:
-        """Whether there is no difference."""
+        """Whether log and registry agree."""
         return not self.differences
 
     def to_json(self) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class AuditReport:
         return plain | {"agrees": self.agrees}
 
     def to_text(self) -> str:
-        """A line for each record, then the differences."""
+        """One line per record, then the differences."""
         lines = [f"audit log of {self.model!r} in {self.uri}: {len(self.records)} records"]
         line = "  {number}  {when}  {who}  {action} version {candidate}: {outcome}  ({why})"
         lines += [line.format_map(record) for record in self.records]
@@ -166,11 +166,10 @@ class AuditReport:
 
 
 def audit(settings: Settings) -> AuditReport:
-    """Replay the log; changes nothing, not even what a crash left unfinished. CheckFailed if the log was damaged."""
+    """Replay the log; changes nothing, even after a crash. Raises CheckFailed if the log is damaged."""
     log, name = AuditLog.of(settings), settings.tracking.model_name
     records = log.read()
-    client = open_client(settings)
-    with quiet():
+    with connected(settings) as client:
         versions = {each.version: each for each in versions_of(client, name)}
         differences = [*_aliases(client, name, records), *_versions(client, versions, records)]
         differences += _artifacts(client, versions, records)
@@ -178,7 +177,7 @@ def audit(settings: Settings) -> AuditReport:
 
 
 def _aliases(client: MlflowClient, name: str, records: list[Record]) -> Iterator[Difference]:
-    """Differences of aliases between two records, and now."""
+    """Differences of aliases between two records, and between the last record and the registry."""
     now = aliases_of(client, name)
     recorded = dict.fromkeys(ALIASES)
     for record in records:
@@ -195,7 +194,7 @@ def _aliases(client: MlflowClient, name: str, records: list[Record]) -> Iterator
 def _versions(
     client: MlflowClient, versions: Mapping[int, RegisteredVersion], records: list[Record]
 ) -> Iterator[Difference]:
-    """Differences of every version's tags and digest, and whether the last record was completely applied."""
+    """Differences of every version's tags and digest, and an incomplete last record."""
     wanted: dict[int, dict[str, str]] = {version: {} for version in versions}
     for record in records:
         version = int(record["candidate"])
@@ -208,7 +207,7 @@ def _versions(
         if record["candidate_digest"] != registered:
             yield Difference(f"version {version}'s digest in {where}", record["candidate_digest"][:16], registered[:16])
         if record is records[-1] and not is_settled(client, record):
-            yield Difference(where, "it was applied", "not all of it; the next command finishes it")
+            yield Difference(where, "it was applied", "only a part of it; the next command applies the rest")
     for version, tags in wanted.items():
         found = client.get_model_version(versions[version].name, str(version)).tags
         for key in sorted({*tags, *(key for key in (TAG_VERDICT, TAG_FORCED) if key in found)}):
@@ -220,7 +219,7 @@ def _versions(
 def _artifacts(
     client: MlflowClient, versions: Mapping[int, RegisteredVersion], records: list[Record]
 ) -> Iterator[Difference]:
-    """Differences of verdicts among the artifacts, byte by byte."""
+    """Artifacts that differ from their record in any byte."""
     from mlflow.exceptions import MlflowException
 
     for record in records:
@@ -228,7 +227,7 @@ def _artifacts(
             file, run_id = artifact_of(record), versions[record["candidate"]].run_id
             try:
                 data = read_artifact(client, run_id, file)
-            except MlflowException:  # the run is gone
+            except MlflowException:  # the run was deleted
                 data = b""
             found = hashlib.sha256(data).hexdigest() if data else "nothing"
             if found != digest(record):

@@ -1,4 +1,4 @@
-"""A bundle as an MLflow model: pyfunc from code, with a signature; only our own file can run."""
+"""A bundle as an MLflow model: a pyfunc from our own code file, with a signature."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 MODEL_NAME: Final = "model"
 BUNDLE_PATH: Final = "artifacts/bundle"
-# A loader may override these: mlflow.pyfunc.load_model(uri, model_config={"mirror": ...}). No repository's code is
-# trusted by default, even if it was trusted in training.
+# Can be overridden on loading: mlflow.pyfunc.load_model(uri, model_config={"mirror": ...}). No repository's code is
+# trusted by default, even if training trusted it.
 MODEL_CONFIG: Final[dict[str, Any]] = {"window_s": WINDOW_S, "hop_s": HOP_S, "mirror": None, "trusted_repos": []}
 
 
 def log_model(client: MlflowClient, run_id: str, bundle_dir: Path, tags: Mapping[str, str]) -> str:
-    """Log a bundle as the run's model, and return MLflow's id of it.
+    """Log a bundle as the run's model and return its MLflow id.
 
     MLflow's own log_model needs the process-wide tracking URI and active run; the client's calls need neither.
     """
@@ -48,7 +48,7 @@ def log_model(client: MlflowClient, run_id: str, bundle_dir: Path, tags: Mapping
 
 
 def save_model(folder: Path, bundle_dir: Path, description: Any = None) -> None:
-    """Write the MLflow model's folder: MLmodel, our code file, requirements and the bundle."""
+    """Write the folder of the MLflow model: MLmodel, our code file, requirements and the bundle."""
     import mlflow
     import pandas as pd
 
@@ -68,7 +68,7 @@ def save_model(folder: Path, bundle_dir: Path, description: Any = None) -> None:
 
 
 def signature() -> ModelSignature:
-    """Columns in and out; see pyfunc.py for their meaning."""
+    """Input and output columns; pyfunc.py explains them."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
 
@@ -79,7 +79,7 @@ def signature() -> ModelSignature:
 
 
 def logged_model(client: MlflowClient, run_id: str, name: str) -> Any:
-    """The model of that name that a run logged; UsageError if there is no such run or model."""
+    """The model of that name that a run logged. Raises UsageError if there is no such run or model."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -91,5 +91,5 @@ def logged_model(client: MlflowClient, run_id: str, name: str) -> Any:
         if model.name == name and str(model.status) == "READY":
             return model
     raise UsageError(
-        f"run {run_id} ({run.info.status.lower()}) has no complete model {name!r}; train again, or resume it"
+        f"run {run_id} ({run.info.status.lower()}) has no complete model {name!r}; train again, or resume the run"
     )

@@ -24,7 +24,7 @@ _SPAN = (-0.02, 1.02)
 def figures(
     history: Sequence[Mapping[str, Any]], predictions: Mapping[str, tuple[ArrayLike, ArrayLike]]
 ) -> Iterator[tuple[str, Figure]]:
-    """Every plot with its name: predictions by modality, and target scores. Curves are MLflow's own."""
+    """Every plot with its name: predictions by modality, and target scores. MLflow itself draws curves of metrics."""
     for modality, (pred_N2, label_N2) in predictions.items():
         yield f"predicted_{modality}", _predicted_against_labelled(modality, pred_N2, label_N2)
     if counts := [row["target_histogram"] for row in history if "target_histogram" in row]:
@@ -32,7 +32,7 @@ def figures(
 
 
 def _predicted_against_labelled(modality: str, pred_N2: ArrayLike, label_N2: ArrayLike) -> Figure:
-    """Scatter per axis of predictions over labels, both in [0, 1], with the diagonal of a perfect model."""
+    """Scatter plots of predictions over labels, both in [0, 1], with the diagonal of a perfect model."""
     pred, label = np.asarray(pred_N2, float), np.asarray(label_N2, float)
     step = max(1, -(-len(pred) // _MAX_POINTS))
     figure, axes = _figure(1, 2, width=9.0, height=4.4)
@@ -47,7 +47,7 @@ def _predicted_against_labelled(modality: str, pred_N2: ArrayLike, label_N2: Arr
 
 
 def _score_histogram(counts: Sequence[float]) -> Figure:
-    """Bars of how often each range of the target score (equal parts of [0, 1]) was drawn."""
+    """Histogram of the target scores drawn, in equal bins of [0, 1]."""
     figure, (panel,) = _figure(1, 1, width=6.0, height=3.8)
     edges = np.linspace(0, 1, len(counts) + 1)
     panel.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color="#0072b2", edgecolor="white")

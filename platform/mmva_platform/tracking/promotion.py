@@ -1,7 +1,7 @@
-"""Moving aliases: first judged, then recorded, then done. A rollback needs no gate, but is recorded the same way.
+"""Moving aliases: judge, record, apply. A rollback needs no gate, but is recorded the same way.
 
 Everything after the audit log (artifacts, tags, aliases) is a function of the record, so that the next command can
-finish after a crash. A record is appended only after the last one was applied, and each number exists once.
+apply the rest after a crash. A record is appended only after the last one was applied, and each number exists once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import logging
 import os
 import platform
 from datetime import UTC, datetime
-from functools import partial
 from typing import TYPE_CHECKING
 
 from mmva.errors import CheckFailed, UsageError
@@ -33,7 +32,7 @@ from mmva_platform.tracking.gate.policy import GatePolicy
 from mmva_platform.tracking.gate.rules import judge
 from mmva_platform.tracking.gate.verdict import Finding, GateRefused, Verdict
 from mmva_platform.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS, RegisteredVersion, aliases_of, find_version
-from mmva_platform.tracking.store import open_client, quiet, retry_while_busy
+from mmva_platform.tracking.store import connected, retry_while_busy
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,17 +44,16 @@ Aliases = dict[str, int | None]
 def promote(
     version: int | str, settings: Settings, reason: str = "", policy: GatePolicy | None = None, *, force: bool = False
 ) -> Verdict:
-    """Make a version (number or alias) the champion, if the gate passes it: the old champion becomes `previous`.
+    """Make a version (number or alias) the champion if it passes the gate; the old champion becomes `previous`.
 
-    The verdict, passed or not, is in the audit log before any alias moves. `force` ignores the gate; it needs a reason,
-    and stays in the version's tags. Raises UsageError if there is no such version or it is the champion already, and
-    GateRefused, one line with the failed rules, if the gate refuses or another promotion came first.
+    The verdict, passed or not, is in the audit log before any alias moves. `force` ignores the gate, needs a reason and
+    stays in the version's tags. Raises UsageError if there is no such version or it is the champion already,
+    GateRefused with the failed rules if the gate refuses or another promotion came first.
     """
     if force and not reason.strip():
         raise UsageError("--force ignores the gate and stays on record: say why with --reason TEXT")
     reconcile(settings)
-    client = open_client(settings)
-    with quiet():
+    with connected(settings) as client:
         name = settings.tracking.model_name
         candidate = find_version(client, name, version)
         if CHAMPION in candidate.aliases:
@@ -70,12 +68,11 @@ def promote(
 
 
 def compare(version: int | str, other: int | str, settings: Settings, policy: GatePolicy | None = None) -> Verdict:
-    """The gate's verdict on a version if another were the champion; nothing is recorded, nothing moves.
+    """The gate's verdict on a version as if the other were the champion; records and changes nothing.
 
     Raises UsageError if there is no such version, or both are the same.
     """
-    client = open_client(settings)
-    with quiet():
+    with connected(settings) as client:
         candidate, champion = (find_version(client, settings.tracking.model_name, each) for each in (version, other))
         if candidate.version == champion.version:
             raise UsageError(f"compare: both are version {candidate.version}; name two versions")
@@ -84,13 +81,12 @@ def compare(version: int | str, other: int | str, settings: Settings, policy: Ga
 
 
 def challenge(version: int | str, settings: Settings, reason: str = "") -> Verdict:
-    """Name a version `challenger`, the next to compare with the champion; needs no gate, is recorded.
+    """Set the alias `challenger`, the version to compare with the champion; recorded, without a gate.
 
     Raises UsageError if there is no such version or it is the champion, CheckFailed if the champion changed meanwhile.
     """
     reconcile(settings)
-    client = open_client(settings)
-    with quiet():
+    with connected(settings) as client:
         name = settings.tracking.model_name
         target = find_version(client, name, version)
         if CHAMPION in target.aliases or CHALLENGER in target.aliases:
@@ -100,13 +96,12 @@ def challenge(version: int | str, settings: Settings, reason: str = "") -> Verdi
 
 
 def rollback(settings: Settings, reason: str = "") -> Verdict:
-    """Swap `champion` and `previous`, at once and without a gate: the previous champion was judged when it became one.
+    """Swap `champion` and `previous` without a gate: the previous champion was judged when it was promoted.
 
     Raises UsageError if there is no previous champion, and CheckFailed if the champion changed meanwhile.
     """
     reconcile(settings)
-    client = open_client(settings)
-    with quiet():
+    with connected(settings) as client:
         name = settings.tracking.model_name
         aliases = aliases_of(client, name)
         champion, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)
@@ -126,7 +121,7 @@ def _move(client: MlflowClient, settings: Settings, verdict: Verdict) -> Verdict
 def _judged(
     action: str, candidate: RegisteredVersion, evidence: Evidence, reason: str, *, force: bool = False
 ) -> Verdict:
-    """The verdict on evidence: passed if there are findings and all of them passed."""
+    """The verdict on the evidence: passed if there are findings and all passed."""
     findings = tuple(judge(evidence))
     passed = bool(findings) and all(finding.passed for finding in findings)
     return dataclasses.replace(
@@ -141,7 +136,7 @@ def _judged(
 
 
 def _verdict(action: str, candidate: RegisteredVersion, champion: int | None, reason: str) -> Verdict:
-    """A passed verdict without a gate, by the user's name at the tracking server if set, else on this machine."""
+    """A passed verdict without a gate, by the user of the tracking server if set, else of this machine."""
     user = os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
     return Verdict(
         action=action,
@@ -158,7 +153,7 @@ def _verdict(action: str, candidate: RegisteredVersion, champion: int | None, re
 
 
 def settle(client: MlflowClient, settings: Settings, verdict: Verdict) -> Verdict:
-    """Record a verdict and apply it, unless the champion is no longer the one it was judged against.
+    """Record a verdict and apply it, unless the champion has changed since it was judged.
 
     Returns the verdict as recorded: refused, with a finding, if another promotion came first.
     """
@@ -180,7 +175,7 @@ def settle(client: MlflowClient, settings: Settings, verdict: Verdict) -> Verdic
 
 
 def moved(verdict: Verdict, before: Aliases) -> Aliases:
-    """Aliases after a verdict: previous <- champion <- challenger, or as its action says."""
+    """Aliases after a verdict: previous <- champion <- candidate, or only the challenger."""
     if verdict.action == "challenge":
         return before | {CHALLENGER: verdict.candidate}
     after = before | {CHAMPION: verdict.candidate}
@@ -192,19 +187,18 @@ def moved(verdict: Verdict, before: Aliases) -> Aliases:
 
 
 def reconcile(settings: Settings) -> None:
-    """Finish the last recorded command if it died; without records, MLflow is not opened."""
+    """Apply the rest of the last record if its command died. Does not open MLflow if there are no records."""
     log = AuditLog.of(settings)
     if log.read():
-        client = open_client(settings)
-        with quiet():
+        with connected(settings) as client:
             _catch_up(client, log, settings.tracking.model_name)
 
 
 def _catch_up(client: MlflowClient, log: AuditLog, name: str) -> list[Record]:
-    """Apply the last record if necessary, until no other came after it; returns the records.
+    """Apply the last record if necessary, and again while newer ones appear; returns the records.
 
-    Only the last one can be unfinished, because every command begins here. A slow writer that applied an older record
-    and overwrote a newer one's aliases finds the newer one here, and applies it again.
+    Only the last record can be incomplete, because every command starts with this. A slow writer that applied an older
+    record over a newer one finds the newer one here and applies it again.
     """
     applied = 0
     while True:
@@ -215,7 +209,7 @@ def _catch_up(client: MlflowClient, log: AuditLog, name: str) -> list[Record]:
         try:
             find_version(client, name, int(last["candidate"]))
         except UsageError:
-            logger.warning("the audit log's last record is about version %s, which is gone", last["candidate"])
+            logger.warning("the audit log's last record is about version %s, which was deleted", last["candidate"])
             return records
         if not applied and is_settled(client, last):
             return records
@@ -224,20 +218,20 @@ def _catch_up(client: MlflowClient, log: AuditLog, name: str) -> list[Record]:
 
 
 def _apply(client: MlflowClient, record: Record) -> None:
-    """Artifacts, tags, aliases, and finally the mark that all of it is done. Doing it again changes nothing."""
+    """Write artifacts, tags, aliases, and last the tag that all is applied. Repeating it changes nothing."""
     name, version = str(record["model"]), str(record["candidate"])
     file = artifact_of(record)
     run_id = find_version(client, name, int(version)).run_id
-    retry_while_busy(partial(client.log_text, run_id, to_bytes(record).decode(), file))
-    retry_while_busy(partial(client.log_text, run_id, verdict_page(record), file.replace(".json", ".html")))
+    retry_while_busy(client.log_text, run_id, to_bytes(record).decode(), file)
+    retry_while_busy(client.log_text, run_id, verdict_page(record), file.replace(".json", ".html"))
     for key, value in tags_of(record).items():
-        retry_while_busy(partial(client.set_model_version_tag, name, version, key, value))
+        retry_while_busy(client.set_model_version_tag, name, version, key, value)
     for alias in ALIASES:
         target = record["after"][alias]
         if target == record["before"][alias]:
             continue
         if target is not None:
-            retry_while_busy(partial(client.set_registered_model_alias, name, alias, str(target)))
+            retry_while_busy(client.set_registered_model_alias, name, alias, str(target))
         elif alias in aliases_of(client, name):
-            retry_while_busy(partial(client.delete_registered_model_alias, name, alias))
-    retry_while_busy(partial(client.set_model_version_tag, name, version, TAG_SETTLED, str(record["number"])))
+            retry_while_busy(client.delete_registered_model_alias, name, alias)
+    retry_while_busy(client.set_model_version_tag, name, version, TAG_SETTLED, str(record["number"]))

@@ -1,11 +1,11 @@
-"""The registered model as MLflow runs it: this file is copied next to the bundle and imports mmva, never the platform.
+"""The registered model as MLflow runs it: this file is copied next to the bundle; it imports mmva, never the platform.
 
     model = mlflow.pyfunc.load_model("models:/mmva@champion")
     model.predict(pandas.DataFrame({"modality": ["caption"], "caption": ["calm piano"]}))
 
-Columns in: modality; `uri`, a local file, for images, music, videos and .txt captions; or `caption`, the text itself.
-Columns out: valence and arousal in [0, 1], the bounds of their 90 % conformal intervals, and `error`. A row that cannot
-be used has NaN and the reason in `error`; other rows are not affected. Rows are processed like an annotation's items.
+Input columns: modality; `uri`, a local file (image, music, video or .txt caption); or `caption`, the text itself.
+Output columns: valence and arousal in [0, 1], the bounds of their 90 % conformal intervals, and `error`. An unusable
+row has NaN and the reason in `error`; other rows are not affected. Rows are processed like an annotation's items.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class MmvaPyfunc(mlflow.pyfunc.PythonModel):
         self._pipeline = Pipeline(self._model.dims, self._model.encoder, preprocessing, _read)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:  # noqa: ARG002
-        """VA points of the rows, in their order; see the module's docstring for the columns."""
+        """VA points in the order of the rows; see the module's docstring for the columns."""
         rows = [_item(number, row) for number, row in enumerate(model_input.to_dict("records"))]
         items = pa.Table.from_pylist(rows, _ITEM_SCHEMA)
         predicted = predict(self._model, self._pipeline.embed(items, items_at_fault=True))
@@ -70,13 +70,13 @@ def _item(number: int, row: Mapping[Hashable, Any]) -> dict[str, str | None]:
 
 
 def _text(cell: object) -> str | None:
-    """A cell as text; None where it is missing (pandas has four spellings of that)."""
+    """A cell as text; None if it is missing (None, NA or NaN)."""
     missing = cell is None or cell is pd.NA or (isinstance(cell, float) and math.isnan(cell))
     return None if missing else str(cell)
 
 
 def _read(uri: str, _size: int | None, most: int) -> bytes:
-    """Bytes of a local file. Only local: a model with unknown users must not fetch for them."""
+    """Bytes of a local file. Only local, because a served model must not fetch URLs for unknown users."""
     if "://" in uri:
         raise MediaError("not-local", "only local files are read; `mmva annotate` reads object storage", stage="fetch")
     path = Path(uri)

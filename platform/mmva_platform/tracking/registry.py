@@ -1,4 +1,4 @@
-"""Registered versions of the model, each bound by digests to its bundle, its dataset and its evaluation."""
+"""Registered versions of the model, each tied to its bundle, dataset and evaluation by digests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,9 +21,8 @@ from mmva_platform.tracking.store import (
     TAG_DATASET_DIGEST,
     TAG_MODEL_DIGEST,
     TAG_PRESET,
+    connected,
     global_tracking_uri,
-    open_client,
-    quiet,
     retry_while_busy,
 )
 
@@ -47,24 +45,24 @@ _FIGURES: Final = ("mse", "mae", "r2", "pearson", "ccc")
 
 @dataclass(frozen=True)
 class RegisteredVersion:
-    """One version as the registry knows it."""
+    """One version in the registry."""
 
     name: str  # the registered model's
     version: int  # from 1
     aliases: tuple[str, ...]
     run_id: str  # MLflow's id of the run that made it
-    model_digest: str  # the bundle's when it was registered, as all digests here
-    dataset_digest: str  # of the dataset it was trained and evaluated on
+    model_digest: str  # of the bundle, as registered, like all digests here
+    dataset_digest: str  # of the dataset of training and evaluation
     preset: str  # its backbones
-    mse: Mapping[str, float]  # mean test MSE over the axes by modality
+    mse: Mapping[str, float]  # test MSE, mean of the axes, by modality
     verdict: str  # "passed", "refused", "forced", or "" if the gate never judged it
     created_at: datetime
     evaluation_sha256: str  # of the evaluation's file
-    forced: str = ""  # who made it champion against the gate, when and why; never removed
+    forced: str = ""  # who promoted it against the gate, when and why; never removed
 
     @property
     def gate(self) -> str:
-        """The gate's last verdict, for a person, and whether it was ever overruled."""
+        """The gate's last verdict in words, and whether it was ever overruled."""
         said = f"gate {self.verdict}" if self.verdict else "never judged"
         return f"{said}; FORCED by {self.forced}" if self.forced else said
 
@@ -84,7 +82,7 @@ class RegisteredVersion:
 
 @dataclass(frozen=True)
 class VersionDetails:
-    """A version with its evaluation: what `mmva models show` prints."""
+    """A version with its evaluation, as `mmva models show` prints it."""
 
     version: RegisteredVersion
     evaluation: dict[str, Any]
@@ -94,7 +92,7 @@ class VersionDetails:
         return self.version.to_json() | {"evaluation": self.evaluation}
 
     def to_text(self) -> str:
-        """Lineage, then a line per modality and axis."""
+        """Lineage, then one line per modality and axis."""
         known = self.version
         lines = [
             f"{known.name} version {known.version}" + (f", {', '.join(known.aliases)}" if known.aliases else ""),
@@ -113,9 +111,8 @@ class VersionDetails:
 
 
 def register(run_id: str, settings: Settings) -> int:
-    """Register a logged run's model as a new version, without alias, and return its number; errors of logged_model."""
-    client = open_client(settings)
-    with quiet():
+    """Register a logged run's model as a new version without alias; returns its number. Raises as logged_model."""
+    with connected(settings) as client:
         from mlflow.exceptions import MlflowException
 
         model = logged_model(client, run_id, MODEL_NAME)
@@ -130,15 +127,14 @@ def register(run_id: str, settings: Settings) -> int:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         source, name = f"models:/{model.model_id}", settings.tracking.model_name
-        create = partial(client.create_model_version, name, source, run_id, version_tags, model_id=model.model_id)
         with global_tracking_uri(settings.tracking_uri):
-            return int(retry_while_busy(create).version)
+            create, model_id = client.create_model_version, str(model.model_id)
+            return int(retry_while_busy(create, name, source, run_id, version_tags, model_id=model_id).version)
 
 
 def training_history(version: int | str, settings: Settings) -> list[dict[str, Any]]:
-    """The rows, one per epoch, of the run that made a version; empty if it recorded none. Raises as show_version."""
-    client = open_client(settings)
-    with quiet():
+    """The history of the run that made a version, one row per epoch; empty if not recorded. Raises as show_version."""
+    with connected(settings) as client:
         found = find_version(client, settings.tracking.model_name, version)
         data = read_artifact(client, found.run_id, HISTORY_FILE)
     return list(json.loads(data or b"[]"))
@@ -146,15 +142,13 @@ def training_history(version: int | str, settings: Settings) -> list[dict[str, A
 
 def list_versions(settings: Settings) -> list[RegisteredVersion]:
     """All versions of the registered model, oldest first."""
-    client = open_client(settings)
-    with quiet():
+    with connected(settings) as client:
         return versions_of(client, settings.tracking.model_name)
 
 
 def show_version(version: int | str, settings: Settings) -> VersionDetails:
-    """One version with its evaluation; UsageError if it is not there, CheckFailed if its evaluation was changed."""
-    client = open_client(settings)
-    with quiet():
+    """A version with its evaluation. Raises UsageError if it is missing, CheckFailed if the evaluation was changed."""
+    with connected(settings) as client:
         found = find_version(client, settings.tracking.model_name, version)
         return VersionDetails(found, evaluation_of(client, found))
 
@@ -184,27 +178,26 @@ def aliases_of(client: MlflowClient, name: str) -> dict[str, int]:
 
 
 def find_version(client: MlflowClient, name: str, reference: str | int) -> RegisteredVersion:
-    """A version by number or alias; UsageError with the existing ones if there is no such version."""
+    """A version by number or alias. Raises UsageError, naming the existing ones, if there is no such version."""
     known = versions_of(client, name)
     for each in known:
         if str(each.version) == str(reference) or reference in each.aliases:
             return each
     have = ", ".join(str(each.version) + "".join(f" ({alias})" for alias in each.aliases) for each in known)
-    have = have or f"no versions at all in {without_password(client.tracking_uri)}"  # perhaps of a wrong --home
+    have = have or f"no versions at all in {without_password(client.tracking_uri)}"  # perhaps --home is wrong
     raise UsageError(f"model {name!r} has no version or alias {str(reference)!r}; it has {have}")
 
 
 def evaluation_of(client: MlflowClient, version: RegisteredVersion) -> dict[str, Any]:
-    """A version's evaluation, empty if its run has none; CheckFailed if the file is not the registered one."""
+    """A version's evaluation, empty if its run has none. Raises CheckFailed if the file was changed."""
     data = read_artifact(client, version.run_id, EVALUATION_FILE)
     if version.evaluation_sha256 and hashlib.sha256(data).hexdigest() != version.evaluation_sha256:
-        where = f"version {version.version}: {EVALUATION_FILE} of its run"
-        raise CheckFailed(f"{where} was changed after it was registered")
+        raise CheckFailed(f"version {version.version}: {EVALUATION_FILE} of its run was changed after registration")
     return dict(json.loads(data or b"{}"))
 
 
 def read_artifact(client: MlflowClient, run_id: str, name: str) -> bytes:
-    """The bytes of a run's artifact, empty if it does not exist."""
+    """The bytes of a run's artifact; empty if it does not exist."""
     if not any(entry.path == name for entry in client.list_artifacts(run_id, name.rpartition("/")[0] or None)):
         return b""
     with tempfile.TemporaryDirectory() as temporary:
@@ -212,7 +205,7 @@ def read_artifact(client: MlflowClient, run_id: str, name: str) -> bytes:
 
 
 def _mean_mse(evaluation: Mapping[str, Any]) -> dict[str, float]:
-    """Mean of the axes' test MSE, by evaluated modality."""
+    """Test MSE, mean of the axes, by modality."""
     metrics = evaluation.get("metrics", {})
     return {m: sum(float(axes[axis]["mse"]["value"]) for axis in AXES) / len(AXES) for m, axes in metrics.items()}
 

@@ -1,4 +1,4 @@
-"""From what a user writes (a folder, a run's model, a registered version) to a verified bundle on this machine."""
+"""Finds and verifies the bundle of a model that a user names: a folder, a run's model or a registered version."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mmva.starter import BUNDLE
 from mmva_platform.settings import Settings
 from mmva_platform.tracking.model import BUNDLE_PATH, logged_model
 from mmva_platform.tracking.registry import CHAMPION, aliases_of, find_version, show_version
-from mmva_platform.tracking.store import TAG_MODEL_DIGEST, open_client, quiet
+from mmva_platform.tracking.store import TAG_MODEL_DIGEST, connected
 
 _RUNS = re.compile(r"^runs:/(?P<run>[A-Za-z0-9]+)/(?P<model>[A-Za-z0-9_.-]+)$")
 _MODELS = re.compile(r"^models:/(?P<name>[A-Za-z0-9_.-]+)[@/](?P<reference>[A-Za-z0-9_.-]+)$")
-STARTER: Final = "starter"  # instead of a URI: the model that ships with the package
+STARTER: Final = "starter"  # the name of the model that ships with the package
 _FORMS: Final = "a bundle's folder, runs:/RUN/model, models:/NAME@ALIAS, models:/NAME/VERSION or starter"
 
 
@@ -30,16 +30,16 @@ class ResolvedModel:
     """A verified bundle and where it came from."""
 
     bundle_dir: Path  # on this machine
-    name: str  # the registered name; the folder's or run's otherwise
-    version: str | None  # the registered version, None for a bundle that is not registered
-    digest: str  # the bundle's, checked against the registry's where there is one
+    name: str  # the registered name, else that of the folder or run
+    version: str | None  # the registered version; None if not registered
+    digest: str  # of the bundle, checked against the registry if registered
     uri: str  # as the user wrote it
 
 
 def resolve_model(uri: str, settings: Settings) -> ResolvedModel:
-    """Find a model by URI (see _FORMS), fetch it if it is not here, and verify it.
+    """Find a model by URI (see _FORMS), fetch it if necessary, and verify it.
 
-    Raises UsageError if there is no such model, and CheckFailed if the files are not those that were registered.
+    Raises UsageError if there is no such model, CheckFailed if its files are not the registered ones.
     """
     if (run := _RUNS.match(uri)) is not None:
         return _from_run(uri, run["run"], run["model"], settings)
@@ -56,20 +56,20 @@ def resolve_model(uri: str, settings: Settings) -> ResolvedModel:
 
 
 def default_model(settings: Settings) -> str:
-    """What a verb uses that is given no model: the registry's champion; the starter if there is none.
+    """The model of verbs without --model: the registry's champion, or the starter if there is none.
 
-    Where MLflow's SQLite file does not exist yet, it is not made to ask it.
+    Does not create MLflow's SQLite file if it does not exist yet.
     """
     uri = settings.tracking_uri
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         return STARTER
-    client, name = open_client(settings), settings.tracking.model_name
-    with quiet():
+    name = settings.tracking.model_name
+    with connected(settings) as client:
         return f"models:/{name}@{CHAMPION}" if CHAMPION in aliases_of(client, name) else STARTER
 
 
 def quality_of(model: ResolvedModel, settings: Settings) -> str:
-    """How well a model's points agree with its own evaluation's labels, in one line; empty if nobody measured it."""
+    """A model's correlation with labels, from its own evaluation, in one line; empty if not measured."""
     if model.version is not None:
         evaluation = show_version(model.version, settings).evaluation
     else:
@@ -84,8 +84,7 @@ def quality_of(model: ResolvedModel, settings: Settings) -> str:
 
 
 def _from_run(uri: str, run_id: str, name: str, settings: Settings) -> ResolvedModel:
-    client = open_client(settings)
-    with quiet():
+    with connected(settings) as client:
         model = logged_model(client, run_id, name)
         bundle_dir = _fetch(model.artifact_location, model.tags.get(TAG_MODEL_DIGEST, ""), settings, uri)
         run_name = str(client.get_run(run_id).info.run_name)
@@ -93,8 +92,7 @@ def _from_run(uri: str, run_id: str, name: str, settings: Settings) -> ResolvedM
 
 
 def _from_registry(uri: str, name: str, reference: str, settings: Settings) -> ResolvedModel:
-    client = open_client(settings)
-    with quiet():
+    with connected(settings) as client:
         version = find_version(client, name, reference)
         location = client.get_model_version_download_uri(name, str(version.version))
         bundle_dir = _fetch(location, version.model_digest, settings, uri)
@@ -102,9 +100,9 @@ def _from_registry(uri: str, name: str, reference: str, settings: Settings) -> R
 
 
 def _fetch(location: str, digest: str, settings: Settings, uri: str) -> Path:
-    """The bundle of an MLflow model, from the cache or brought there; its digest is checked either way."""
+    """The bundle of an MLflow model, fetched into the cache if necessary; its digest is always checked."""
     if re.fullmatch(r"[0-9a-f]{64}", digest) is None:
-        raise CheckFailed(f"model {uri!r}: the registry holds no digest of its bundle, so it cannot be verified")
+        raise CheckFailed(f"model {uri!r}: the registry has no digest of its bundle, so it cannot be verified")
     cache = settings.home.resolve() / "cache" / "models"
     target = cache / digest
     if not target.is_dir():
@@ -113,17 +111,17 @@ def _fetch(location: str, digest: str, settings: Settings, uri: str) -> Path:
         with tempfile.TemporaryDirectory(dir=cache) as temporary:
             fetched = _download(f"{location}/{BUNDLE_PATH}", temporary, settings, uri)
             _verify(fetched, digest, uri)
-            with suppress(OSError):  # another process brought the same digest meanwhile
+            with suppress(OSError):  # another process has just fetched the same bundle
                 fetched.rename(target)
     _verify(target, digest, uri)
     return target
 
 
 def _check_place(location: str, settings: Settings, uri: str) -> None:
-    """Models come from under home, from where the settings allow it, or from the tracking server itself.
+    """Allow models below home, below the settings' roots, and on the tracking server; raise CheckFailed otherwise.
 
-    A person who may write to the registry can name any folder as a version's source, and the user's credentials would
-    fetch it: so MLflow's answer does not decide what is allowed.
+    Whoever can write to the registry can name any folder as a version's source, and the user's credentials would fetch
+    it. So MLflow's answer does not decide what is allowed.
     """
     if location.startswith("mlflow-artifacts:"):
         return
@@ -136,7 +134,7 @@ def _check_place(location: str, settings: Settings, uri: str) -> None:
 
 
 def _inside(location: str, root: str) -> bool:
-    """Whether a place is below a root; links are followed, a way up by ".." or "%2e" is none."""
+    """Whether a place is below a root; follows links and refuses ".." and "%2e"."""
     place, base = (unquote(each.removeprefix("file://")).rstrip("/") for each in (location, root))
     if ".." in unquote(place).split("/") or "\0" in place or "#" in location or "?" in location:
         return False

@@ -1,6 +1,6 @@
-"""A training run in MLflow: parameters, live curves, how it ended, and the model as a pyfunc from code.
+"""A training run in MLflow: parameters, live curves, its end, and the model as a pyfunc from code.
 
-Registry and gate read digests and the evaluation back from here, so a run is finished only after all has arrived.
+Registry and gate read digests and the evaluation from here, so a run is marked finished only after all is logged.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,8 +30,8 @@ from mmva_platform.tracking.store import (
     TAG_DATASET_URI,
     TAG_MODEL_DIGEST,
     TAG_PRESET,
+    connected,
     experiment_id,
-    open_client,
     quiet,
     retry_while_busy,
 )
@@ -55,10 +54,10 @@ _DATASET_DIGEST_LENGTH = 36  # MLflow's column; the tag holds all of it
 
 
 class RunLog:
-    """A training run in MLflow from its start on.
+    """A training run in MLflow from its start.
 
-    Training does not depend on it: where MLflow is away, a warning says so, and the run is logged at its end or by
-    --resume. A resumed run goes on in the MLflow run that it began in.
+    Training does not depend on it: if MLflow does not answer, a warning is logged, and the run is written at its end or
+    by --resume. A resumed run continues its MLflow run.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -70,18 +69,14 @@ class RunLog:
     @classmethod
     @contextmanager
     def open(cls, settings: Settings) -> Iterator[RunLog]:
-        """For the length of a training: whatever ends it early ends its MLflow run, with the cause.
-
-        Raises:
-            Stopped: For SIGTERM, wherever it comes.
-        """
+        """Track a training during the block: an error ends its MLflow run, with the cause. SIGTERM raises Stopped."""
         tracker = cls(settings)
         with exit_on_sigterm():
             try:
                 yield tracker
             except SystemExit as error:
                 name = tracker._run.name if tracker._run else None
-                how = f" {name}: told to stop; go on with --resume {name}" if name else ": told to stop before it began"
+                how = f" {name}: stopped; continue with --resume {name}" if name else ": stopped before it began"
                 stopped = Stopped(f"training{how}")
                 tracker._ended(stopped, "KILLED")
                 raise stopped from error
@@ -90,18 +85,13 @@ class RunLog:
                 raise
 
     def started(self, run: RunDirectory, recipe: Recipe, facts: RunFacts) -> None:
-        """Create the run with its parameters and its dataset, or continue it."""
+        """Create the MLflow run with parameters and dataset, or continue it."""
         self._run = run
-
-        def start() -> None:
-            client = open_client(self._settings)
-            with quiet():
-                self._begin(client, run, recipe, facts.dataset_digest, note=True)
-
-        self._softly(start)
+        with _softly(), connected(self._settings) as client:
+            self._begin(client, run, recipe, facts.dataset_digest, note=True)
 
     def reported(self, ranks: list[dict[str, Any]]) -> None:
-        """The workers' reports: epochs' rows as curves, and each worker's use of its machine."""
+        """Log the workers' reports: rows of epochs as curves, and each worker's use of its machine."""
         report = ranks[0]
         step = int(report["step"])
         metrics = [metric for row in report["rows"] for metric in _epoch_metrics(row)]
@@ -109,21 +99,22 @@ class RunLog:
             metrics.append(_metric("train/loss_so_far", report["loss"], step))
         for rank, each in enumerate(ranks):
             metrics += [_metric(f"system/rank_{rank}/{name}", value, step) for name, value in each["system"].items()]
-        self._softly(lambda: self._log_metrics(metrics))
+        with _softly():
+            self._log_metrics(metrics)
 
     def finish(self, run: TrainResult, predictions: Predictions | None = None) -> str:
-        """Write everything of a finished run, and mark it finished; see log_training_run."""
+        """Write everything of a finished run and mark it finished; see log_training_run."""
         info = read_bundle_info(run.bundle_dir)
         evaluation = run.evaluation.to_json()
         if predictions is None:
             model = load_bundle(run.bundle_dir, load_encoders=False)
             rows = predict_rows(model, run.recipe.dataset, self._settings, run.evaluation.split)
             predictions = {m: (found.predicted_N2, found.label_N2) for m, found in rows.items()}
-        client, self._run = open_client(self._settings), RunDirectory(run.run_name, self._settings)
-        with quiet():
+        self._run = RunDirectory(run.run_name, self._settings)
+        with connected(self._settings) as client:
             run_id = self._begin(client, self._run, run.recipe, run.dataset_digest)
             for key, value in (_code_tags(info.provenance.get("commit")) | {TAG_MODEL_DIGEST: info.digest}).items():
-                retry_while_busy(partial(client.set_tag, run_id, key, value))
+                retry_while_busy(client.set_tag, run_id, key, value)
             logged = {metric.step for metric in client.get_metric_history(run_id, "train/loss")}
             metrics = [m for row in run.history if int(row["epoch"]) not in logged for m in _epoch_metrics(row)]
             self._log_metrics([*metrics, *(_metric(name, value, 0) for name, value in _evaluation_metrics(evaluation))])
@@ -135,14 +126,14 @@ class RunLog:
             for name, figure in plots.figures(run.history, predictions):
                 client.log_figure(run_id, figure, f"plots/{name}.png")
             log_model(client, run_id, run.bundle_dir, tags={TAG_MODEL_DIGEST: info.digest})
-            retry_while_busy(lambda: client.set_terminated(run_id, "FINISHED"))
+            retry_while_busy(client.set_terminated, run_id, "FINISHED")
         self._run_id = None
         return run_id
 
     def _begin(
         self, client: MlflowClient, run: RunDirectory, recipe: Recipe, dataset_digest: str, *, note: bool = False
     ) -> str:
-        """The MLflow run that a training run began in, running again; else a new one, noted in the run's directory."""
+        """Continue the MLflow run of a training run, or create one; `note` writes its id into the run's directory."""
         self._client = client
         self._run_id = _continued(client, run)
         if self._run_id is not None:
@@ -155,65 +146,55 @@ class RunLog:
             TAG_PRESET: recipe.preset,
         }
         experiment = experiment_id(client, self._settings)
-        created = retry_while_busy(lambda: client.create_run(experiment, run_name=recipe.name, tags=tags))
+        created = retry_while_busy(client.create_run, experiment, run_name=recipe.name, tags=tags)
         self._run_id = run_id = str(created.info.run_id)
-        if note:  # first of all: whatever fails now, --resume finds it
+        if note:  # first, so that --resume finds it whatever fails next
             run.write(_MLFLOW_FILE, {"run_id": run_id})
         _log_parameters(client, run_id, recipe)
         _log_dataset(client, run_id, recipe.dataset, dataset_digest)
         return run_id
 
     def _ended(self, error: BaseException, status: str) -> None:
-        def end() -> None:
-            if self._client is not None and self._run_id is not None:
-                cause = " ".join((str(error) or type(error).__name__).split())[:_CAUSE_LENGTH]
-                retry_while_busy(partial(self._client.set_tag, self._run_id, TAG_CAUSE, cause))
-                retry_while_busy(partial(self._client.set_terminated, self._run_id, status))
-
-        self._softly(end)
+        if self._client is not None and self._run_id is not None:
+            cause = " ".join((str(error) or type(error).__name__).split())[:_CAUSE_LENGTH]
+            with _softly():
+                retry_while_busy(self._client.set_tag, self._run_id, TAG_CAUSE, cause)
+                retry_while_busy(self._client.set_terminated, self._run_id, status)
 
     def _log_metrics(self, metrics: Sequence[Metric]) -> None:
         if self._client is not None and self._run_id is not None:
             with quiet():
                 for start in range(0, len(metrics), _BATCH):
                     batch = metrics[start : start + _BATCH]
-                    retry_while_busy(partial(self._client.log_batch, self._run_id, metrics=batch))
+                    retry_while_busy(self._client.log_batch, self._run_id, metrics=batch)
 
-    def _softly(self, call: Callable[[], None]) -> None:
-        """Training goes on without MLflow; what is wrong with the settings is still an error."""
-        try:
-            call()
-        except UsageError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever a tracking server answers
-            reason = " ".join(str(error).split())[:200]
-            log.warning("MLflow: %s; the run goes on, and is logged when it has ended", reason)
+
+@contextmanager
+def _softly() -> Iterator[None]:
+    """Log errors of MLflow, so that training continues without it; raise errors of the settings."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a tracking server may answer anything
+        reason = " ".join(str(error).split())[:200]
+        log.warning("MLflow: %s; training continues, and is logged at its end", reason)
 
 
 def log_training_run(run: TrainResult, settings: Settings, *, predictions: Predictions | None = None) -> str:
-    """Write a finished training run to MLflow, into the run that it was tracked in if there is one.
+    """Write a finished training run to MLflow, into its tracked run if there is one; returns MLflow's id of the run.
 
-    Args:
-        run: The run.
-        settings: Where MLflow is.
-        predictions: Per modality, predicted and labelled VA points [N, 2] for the plots; those of the evaluated split
-            if None.
-
-    Returns:
-        MLflow's id of the run; its model is `runs:/<id>/model`.
-
-    Raises:
-        UsageError: If MLflow cannot be opened or the bundle is none.
-        CheckFailed: If the bundle's files are not what its SHA256SUMS says.
+    Its model is `runs:/<id>/model`. `predictions` are predicted and labelled VA points [N, 2] by modality, for plots;
+    default: those of the evaluated split. Raises UsageError if MLflow cannot be opened or there is no bundle,
+    CheckFailed if the bundle's files differ from its SHA256SUMS.
     """
     with RunLog.open(settings) as tracker:
         return tracker.finish(run, predictions)
 
 
 def logged_run(run: TrainResult, settings: Settings) -> str | None:
-    """MLflow's id of this very run if it was logged to its end before."""
-    client = open_client(settings)
-    with quiet():
+    """MLflow's id of this run if it was completely logged before, else None."""
+    with connected(settings) as client:
         found = client.search_runs(
             [experiment_id(client, settings)],
             f"tags.`{TAG_MODEL_DIGEST}` = '{run.bundle_digest}' and attributes.run_name = '{run.run_name}' "
@@ -236,7 +217,7 @@ def _continued(client: MlflowClient, run: RunDirectory) -> str | None:
     if found.info.lifecycle_stage != "active":
         return None
     client.update_run(run_id, status="RUNNING")
-    if TAG_CAUSE in found.data.tags:  # of an end that was not the last
+    if TAG_CAUSE in found.data.tags:  # of an earlier end
         client.delete_tag(run_id, TAG_CAUSE)
     return run_id
 
@@ -247,19 +228,19 @@ def _code_tags(commit: str | None) -> dict[str, str]:
 
 
 def _log_parameters(client: MlflowClient, run_id: str, recipe: Recipe) -> None:
-    """The recipe with dotted keys, lists as JSON, cut to what MLflow stores."""
+    """Log the recipe with dotted keys and lists as JSON, cut to the length that MLflow stores."""
     from mlflow.entities import Param
 
     plain = flat(recipe.model_dump(mode="json"))
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in plain}
     params = [Param(name, text[:_PARAM_LENGTH]) for name, text in texts.items()]
-    retry_while_busy(lambda: client.log_batch(run_id, params=params))
+    retry_while_busy(client.log_batch, run_id, params=params)
 
 
 def _metric(name: str, value: float, step: int) -> Metric:
     from mlflow.entities import Metric
 
-    # MLflow's alphabet has no "@" and no ">".
+    # MLflow does not allow "@" and ">" in names.
     return Metric(name.replace("->", "_to_").replace("@", "_at_"), float(value), int(time.time() * 1000), step)
 
 
@@ -285,10 +266,7 @@ def _log_dataset(client: MlflowClient, run_id: str, uri: str, digest: str) -> No
 
 
 def _evaluation_metrics(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Every number of an evaluation under its split: `test/image/valence/mse`, with `..._low` and `..._high` beside it.
-
-    A leaf {"value", "low", "high"} is one metric with its bounds; matching, retrieval, floors, counts go likewise.
-    """
+    """Every number of an evaluation, under its split, such as `test/image/valence/mse` (and `..._low`, `..._high`)."""
     split = evaluation["split"]
     for part in ("metrics", "matching", "retrieval", "floors", "rows", "groups"):
         for key, value in flat(evaluation[part], f"{split}/" if part == "metrics" else f"{split}/{part}/", "/"):

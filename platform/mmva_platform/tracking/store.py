@@ -1,4 +1,4 @@
-"""The access to MLflow: one client for the settings, quiet, without telemetry and without global state."""
+"""Access to MLflow: a client for the settings, without log noise, telemetry and global state."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from mmva.errors import OperationFailed, UsageError
 from mmva_platform.settings import without_password
@@ -28,9 +28,9 @@ TAG_MODEL_DIGEST: Final = "mmva.model_digest"
 TAG_DATASET_DIGEST: Final = "mmva.dataset_digest"
 TAG_DATASET_URI: Final = "mmva.dataset_uri"
 TAG_PRESET: Final = "mmva.preset"
-TAG_CAUSE: Final = "mmva.cause"  # why a run ended before its end
+TAG_CAUSE: Final = "mmva.cause"  # why a run did not finish
 
-# MLflow reads these when it is imported; a user's own values win.
+# MLflow reads these when it is imported; values of the user take precedence.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -40,9 +40,9 @@ _ENVIRONMENT = {
 }
 _ENDPOINT: Final = "MLFLOW_S3_ENDPOINT_URL"
 _pointed_at: set[str] = set()
-# MLflow's words for a wrong or missing password, a missing permission, or no answer: the user must act.
+# MLflow's texts for a wrong or missing password, a missing permission, or no answer: the user must act.
 _REFUSALS = ("error code 401", "error code 403", "Permission denied", "PERMISSION_DENIED", "Max retries exceeded")
-# The last two: MLflow checks for a tag and then inserts it; two processes that finish one record may collide.
+# The last two: MLflow checks for a tag and then inserts it, so two processes that apply one record may collide.
 _BUSY: Final = (
     "database is locked", "deadlock detected", "could not serialize access",
     "UNIQUE constraint failed", "duplicate key value violates unique constraint",
@@ -50,12 +50,13 @@ _BUSY: Final = (
 _TRIES, _FIRST_WAIT_S = 7, 0.1
 _LOCKED_S: Final = 10.0
 Result = TypeVar("Result")
+Parameters = ParamSpec("Parameters")
 
 
 def open_client(settings: Settings) -> MlflowClient:
     """A client of the configured MLflow; the first call creates its SQLite file and schema (about 5 s).
 
-    Raises UsageError if the tracking URI is a file store, which MLflow 3 refuses, or cannot be opened.
+    Raises UsageError if the tracking URI is a file store, which MLflow 3 does not support, or cannot be opened.
     """
     uri = settings.tracking_uri
     if "://" not in uri or uri.startswith("file:"):
@@ -90,7 +91,7 @@ def _check_file(database: Path, uri: str) -> None:
 
 
 def _point_artifacts_at(endpoint: str) -> None:
-    """Set the S3 endpoint of MLflow's artifacts. A user's value wins, but not one of an earlier call."""
+    """Set the S3 endpoint of MLflow's artifacts, unless the user has set one in the environment."""
     if os.environ.get(_ENDPOINT) in {None, *_pointed_at}:
         os.environ[_ENDPOINT] = endpoint
         _pointed_at.add(endpoint)
@@ -98,11 +99,11 @@ def _point_artifacts_at(endpoint: str) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Import and call MLflow without its telemetry, its informational log lines and three of its warnings."""
+    """Import and call MLflow without telemetry, informational log lines and three of its warnings."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with warnings.catch_warnings():
-        # MLflow 3.17 itself causes these: with SQLAlchemy 2.1, its own type hints (both at import), and with pandas 3.
+        # Caused by MLflow 3.17 itself: with SQLAlchemy 2.1 and its own type hints (both at import), and with pandas 3.
         warnings.filterwarnings("ignore", message=r"The ``noload`` loader strategy", category=DeprecationWarning)
         warnings.filterwarnings("ignore", message=r".*Any type hint is inferred as AnyType", category=UserWarning)
         warnings.filterwarnings("ignore", message=r"Operation with range is deprecated")
@@ -121,8 +122,16 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def connected(settings: Settings) -> Iterator[MlflowClient]:
+    """A client for the block; see open_client and quiet."""
+    client = open_client(settings)
+    with quiet():
+        yield client
+
+
+@contextlib.contextmanager
 def global_tracking_uri(uri: str) -> Iterator[None]:
-    """For the few MLflow calls that read the process-wide tracking URI instead of their client's."""
+    """Set the process-wide tracking URI, for the few MLflow calls that ignore their client's."""
     import mlflow
 
     before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
@@ -134,7 +143,7 @@ def global_tracking_uri(uri: str) -> Iterator[None]:
 
 
 def experiment_id(client: MlflowClient, settings: Settings) -> str:
-    """Id of the configured experiment, created if missing; a local store keeps its artifacts under home."""
+    """Id of the configured experiment, created if missing. Without a server, its artifacts are under home."""
     from mlflow.exceptions import MlflowException
 
     name = settings.tracking.experiment
@@ -154,14 +163,16 @@ def experiment_id(client: MlflowClient, settings: Settings) -> str:
     return str(found.experiment_id)
 
 
-def retry_while_busy(call: Callable[[], Result]) -> Result:
-    """Call again while the database is locked by another process or transaction; for some 10 s."""
+def retry_while_busy(
+    call: Callable[Parameters, Result], *arguments: Parameters.args, **options: Parameters.kwargs
+) -> Result:
+    """Call, and retry while the database is locked by another process or transaction, for about 10 s."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import OperationalError
 
     for tries in range(1, _TRIES + 1):
         try:
-            return call()
+            return call(*arguments, **options)
         except (MlflowException, OperationalError) as error:
             if not any(busy in str(error) for busy in _BUSY) or tries == _TRIES:
                 raise

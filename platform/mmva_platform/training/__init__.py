@@ -1,1 +1,1 @@
-"""Training and evaluation: the recipe, the loop, Ray Train around it, and what a trained model is measured by."""
+"""Training and evaluation: the recipe, the loop, Ray Train around it, and the evaluation of trained models."""

@@ -1,7 +1,7 @@
-"""The run directory: the only truth about a training run. Created once, never reused silently, on any storage.
+"""The run directory: the only record of a training run, on any storage. It is created once and never reused silently.
 
 `<runs>/<name>/`: recipe.json and run.json (written first), checkpoint_*/ (Ray Train's), history.json, evaluation.json,
-bundle/ (written last; with it the run is finished). A bundle is made on this machine, then copied to the storage.
+bundle/ (written last: then the run is finished). The bundle is made on this machine, then copied to the storage.
 """
 
 from __future__ import annotations
@@ -19,11 +19,9 @@ from mmva_platform.training.distributed.checkpoints import checkpoint_folders
 from mmva_platform.training.recipe import Recipe, fresh_name
 
 if TYPE_CHECKING:
-    from pyarrow.fs import FileSystem
-
     from mmva_platform.datasets.features import Features
 
-# What may change when a run continues: where it is computed and how much memory that takes, not what is computed.
+# Options that may change on resume: where it computes and with how much memory, but not what.
 _MAY_CHANGE: Final = (
     "name", "workers", "cpus_per_worker", "checkpoint.every_s", "checkpoint.keep", "media.pieces", "media.recompute",
     "media.loaders", "media.compile",
@@ -32,19 +30,19 @@ _RAY_SNAPSHOT: Final = "checkpoint_manager_snapshot.json"
 
 
 class RunFacts(Config):
-    """What a run was started on; a resumed run must find the same."""
+    """The data of a run; a resumed run must find the same."""
 
     dataset_digest: str
     fingerprints: dict[str, str]
 
     @classmethod
     def of(cls, features: Features) -> RunFacts:
-        """Facts of a run on these features."""
+        """From the features that a run trains on."""
         return cls(dataset_digest=features.digest, fingerprints={str(m): f for m, f in features.fingerprints.items()})
 
 
 class RunDirectory:
-    """One run: `storage` has its files, `path` is its folder on this machine, which holds the bundle at least."""
+    """One run: `storage` has its files; `path` is its folder on this machine, with at least the bundle."""
 
     def __init__(self, name: str, settings: Settings) -> None:
         self.name = name
@@ -58,24 +56,19 @@ class RunDirectory:
         """Where the finished model is on this machine."""
         return self.path / "bundle"
 
-    def filesystem(self) -> tuple[FileSystem, str]:
-        """For pyarrow and Ray: the file system and this directory's path in it."""
-        files, path = self.storage.filesystem()
-        return files, str(path)
-
     def write(self, name: str, content: Any) -> None:
         """Write a JSON file of the run, replacing it in one step."""
         self.storage.write(name, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
 
     def read(self, name: str) -> Any:
-        """Read a JSON file of the run; UsageError if it is not there or not JSON: this is no run directory."""
+        """Read a JSON file of the run. Raises UsageError if it is missing or not JSON (not a run directory)."""
         try:
             return json.loads(self.storage.read(name))
         except (StorageNotFound, ValueError) as error:
             raise UsageError(f"{self.storage.uri}: not a training run ({name}: {error})") from None
 
     def finished(self) -> bool:
-        """Whether the run has its bundle, which is fetched here if it is elsewhere."""
+        """Whether the run has its bundle; a bundle in remote storage is fetched."""
         if not self.storage.exists("bundle/SHA256SUMS"):
             return False
         if not self._local:
@@ -94,7 +87,7 @@ class RunDirectory:
 
 
 def create_run(settings: Settings, recipe: Recipe, facts: RunFacts) -> RunDirectory:
-    """A new run directory with its recipe; UsageError if a run of this name exists."""
+    """Create a run directory with its recipe. Raises UsageError if a run of this name exists."""
     run = RunDirectory(recipe.name or fresh_name(recipe.preset), settings)
     if not run.storage.put_if_absent("run.json", (json.dumps(facts.model_dump(mode="json")) + "\n").encode()):
         raise UsageError(f"run {run.name!r} exists already; continue it with --resume {run.name}, or use another name")
@@ -103,7 +96,7 @@ def create_run(settings: Settings, recipe: Recipe, facts: RunFacts) -> RunDirect
 
 
 def find_run(settings: Settings, name: str) -> RunDirectory:
-    """The directory of a run to continue; UsageError if there is no such run."""
+    """The directory of a run. Raises UsageError if there is no such run."""
     try:
         Recipe(name=name, dataset="any")
         run = RunDirectory(name, settings)
@@ -116,36 +109,36 @@ def find_run(settings: Settings, name: str) -> RunDirectory:
 
 
 def stored_recipe(run: RunDirectory) -> dict[str, Any]:
-    """The run's own recipe, on which a resumed run's changes are applied."""
+    """The run's own recipe, to which a resumed run's changes are applied."""
     return {**run.read("recipe.json"), "name": run.name}
 
 
 def resume_run(settings: Settings, name: str, recipe: Recipe, facts: RunFacts) -> RunDirectory:
-    """The directory of a run to continue; UsageError if it is not there, finished, or would compute other things."""
+    """The directory of a run to continue. Raises UsageError if it is missing or finished, or the recipe changed."""
     run = find_run(settings, name)
     if run.finished():
         raise UsageError(f"--resume {name}: this run is finished; its model is {run.bundle}")
     same_recipe(run, recipe)
     _same(name, "the data", run_facts(run), facts)
-    files, path = run.filesystem()
+    files, path = run.storage.filesystem()
     if next(iter(run.storage.list("checkpoints/")), None) is not None:
         raise UsageError(
-            f"--resume {name}: its checkpoints are of an earlier version, which this one cannot continue; start a new "
-            "run with its recipe.json"
+            f"--resume {name}: its checkpoints were written by an earlier version of mmva; start a new run with its "
+            "recipe.json"
         )
     for folder in checkpoint_folders(files, path)[: -recipe.checkpoint.keep]:
         files.delete_dir(folder)
-    run.storage.delete(_RAY_SNAPSHOT)  # a driver that was killed may have cut it; what is whole shows when it is read
+    run.storage.delete(_RAY_SNAPSHOT)  # a killed driver may have truncated it; checkpoints are checked when read
     return run
 
 
 def run_facts(run: RunDirectory) -> RunFacts:
-    """What the run was started on."""
+    """The data that the run was started on."""
     return validate(RunFacts, run.read("run.json"), f"{run.storage.uri}/run.json")
 
 
 def same_recipe(run: RunDirectory, recipe: Recipe) -> None:
-    """UsageError if the recipe would compute something else than the run's own."""
+    """Raises UsageError if the recipe would compute something else than the run's own."""
     own = validate(Recipe, stored_recipe(run), f"{run.storage.uri}/recipe.json")
     _same(run.name, "the recipe", own, recipe)
 
@@ -161,7 +154,7 @@ def _same(name: str, what: str, before: Config, now: Config) -> None:
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "", separator: str = ".") -> Iterator[tuple[str, Any]]:
-    """A nested mapping's leaves, their keys joined."""
+    """The leaves of a nested mapping, with joined keys."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}{separator}", separator)
@@ -170,17 +163,14 @@ def flat(tree: Mapping[str, Any], prefix: str = "", separator: str = ".") -> Ite
 
 
 def git_commit() -> str | None:
-    """Commit of the code that runs, if it runs from a checkout; "-dirty" where tracked files were changed."""
+    """Commit of the running code, None outside a checkout; ends in "-dirty" if tracked files were changed."""
     head = _git("rev-parse", "HEAD")
-    if head is None:
-        return None
-    return head + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    return head and head + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
 
 
 def _git(*arguments: str) -> str | None:
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603 - fixed words
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603 - fixed words
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()

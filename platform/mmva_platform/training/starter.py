@@ -1,8 +1,8 @@
-"""How the model that ships with the package is made; `python jobs/starter.py` runs it.
+"""Makes the model that ships with the package: `python jobs/starter.py`.
 
 Imports the three collections of jobs/recipes/sources, embeds them, measures jobs/recipes/ratings.yaml on five folds by
-group, trains it once more on all folds, and writes the bundle to mmva/starter/bundle, which must not exist. Import and
-embedding run on Ray, the rest in this process. What the work folder holds is used again.
+group, trains once more on all rows, and writes the bundle to mmva/starter/bundle, which must not exist. Import and
+embedding run on Ray, the rest in this process. Files already in the work folder are reused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from mmva.modalities import AXES
 from mmva_platform.settings import Config, Settings, load_config
 
 if TYPE_CHECKING:
-    from mmva.models.model import MMVA
     from mmva_platform.datasets.features import Features
     from mmva_platform.training.evaluation.evaluate import Evaluation
     from mmva_platform.training.recipe import Recipe
@@ -31,13 +30,11 @@ class StarterJob(Config):
     workdir: Path
     recipes: Path = Path("jobs/recipes")
     out: Path = Path("mmva/starter/bundle")
-    folds: int = Field(
-        5, ge=2, description="groups are held out in so many folds, for the card's figures and intervals"
-    )
+    folds: int = Field(5, ge=2, description="number of folds by group, for the card's figures and intervals")
 
 
 def make_starter(job: StarterJob, settings: Settings) -> dict[str, Any]:
-    """Import, embed, measure, train, write; the result is the bundle's digest and size."""
+    """Import, embed, measure, train and write; returns the bundle's path, digest and size."""
     from mmva_platform.datasets.dataset import Dataset
     from mmva_platform.datasets.embedding.run import embed_dataset
     from mmva_platform.datasets.features import load_features
@@ -50,7 +47,7 @@ def make_starter(job: StarterJob, settings: Settings) -> dict[str, Any]:
     recipe = load_config(Recipe, job.recipes / "ratings.yaml", ["dataset=starter"])
     if not (job.workdir / "dataset" / "dataset.json").exists():
         sources = [load_source(job.recipes / "sources" / f"{name}.yaml") for name in SOURCES]
-        # Nothing for test: the folds measure, and every row helps.
+        # No test split: the folds measure, and every row helps training.
         import_dataset(ImportConfig(sources=tuple(sources), fractions=(0.85, 0.15, 0.0)), dataset, settings)
     embed_dataset(dataset, recipe.preset, None, settings)
     features = load_features(dataset, recipe.preset, settings)
@@ -61,17 +58,18 @@ def make_starter(job: StarterJob, settings: Settings) -> dict[str, Any]:
 def write_starter(
     features: Features, recipe: Recipe, record: Mapping[str, Any], job: StarterJob, settings: Settings
 ) -> dict[str, Any]:
-    """From embedded rows to the bundle."""
+    """Make the bundle from embedded rows."""
     from mmva.models.bundle import save_bundle
     from mmva_platform.training.evaluation.card import versions
     from mmva_platform.training.evaluation.evaluate import intervals_of, reference_of
     from mmva_platform.training.evaluation.folds import folds_of
     from mmva_platform.training.loop.in_process import train_here
     from mmva_platform.training.rundir import git_commit
+    from mmva_platform.training.trainer import attach_backbones
 
     evaluation, held_out = folds_of(recipe, features, job.folds, recipe.seed)
     model, _ = train_here(recipe, features)
-    _attach(model, features, settings)
+    attach_backbones(model, features, settings)
     intervals = intervals_of(held_out)
     provenance = {
         "run_name": "starter",
@@ -90,17 +88,6 @@ def write_starter(
     return {"bundle": str(job.out), "digest": digest, "bytes": sum(f.stat().st_size for f in job.out.iterdir())}
 
 
-def _attach(model: MMVA, features: Features, settings: Settings) -> None:
-    from mmva.backbones import BackboneSpec
-    from mmva_platform.datasets.embedding.worker import EncoderLoader
-
-    load = EncoderLoader.of(settings)
-    for modality, spec in features.specs.items():
-        encoder = load(BackboneSpec.from_json(spec))
-        assert encoder.fingerprint == features.fingerprints[modality], "the embeddings are another encoder's"
-        model.attach_encoders({modality: encoder})
-
-
 def starter_card(
     evaluation: Evaluation,
     terms: Mapping[str, str],
@@ -111,7 +98,7 @@ def starter_card(
     """The model card."""
     import yaml
 
-    from mmva_platform.training.evaluation.card import table
+    from mmva_platform.training.evaluation.card import fill_card, table
 
     figures = [
         [
@@ -122,7 +109,8 @@ def starter_card(
         for axis, of in axes.items()
     ]  # fmt: skip
     widths = [[modality, *(f"± {own[axis]:.2f}" for axis in AXES)] for modality, own in intervals.items()]
-    return _CARD.format(
+    return fill_card(
+        "starter.md",
         terms=table(["source", "terms"], list(terms.items())),
         split=evaluation.split,
         figures=table(
@@ -134,49 +122,3 @@ def starter_card(
         ),
         commit=provenance["commit"] or "unknown",
     )
-
-
-_CARD = """\
-# The starter
-
-Points in the valence-arousal plane for photographs, music and English sentences: the model that this package uses
-until you promote one of your own. Its heads are linear, on frozen backbones that come as Python packages; they were
-trained on ratings by people.
-
-## Sources and terms
-
-{terms}
-
-The bundle holds weights, figures and digests; no picture, sound, text or label. It is for trying the platform and for
-research. Whether the terms of the sources bind a commercial use of weights is for you to judge.
-
-## How good it is
-
-By {split}: every row was predicted by a model that saw nothing of its group (theme, series, document). In brackets the
-95 % interval over groups.
-
-{figures}
-
-90 % intervals of a point, from the same held-out rows:
-
-{widths}
-
-## Limits
-
-- **Photographs**: of the kind of OASIS (people, animals, objects, scenes), rated on line by English-speaking adults.
-  No nudes were among them. Drawings, screenshots, text in pictures: unknown.
-- **Piano only**: the music was synthesised piano arrangements of game music, 200 pieces. Other instruments and voices,
-  recordings and noise: unknown. Lyrics are not understood.
-- **English sentences**, of news, fiction, letters, blogs and the like, rated for the reader's and the writer's
-  feeling. Other languages, and captions that describe music: unknown.
-- Half of what people agree on, or more, is missed: see r. Use it to order and to search, not to judge one item, and
-  never to judge a person.
-- The three sets were rated in different studies. Points of two modalities compare only as far as their scales do.
-
-## How it was made
-
-`python jobs/starter.py`, commit {commit}, with
-
-```yaml
-{recipe}```
-"""

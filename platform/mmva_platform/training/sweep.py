@@ -1,7 +1,7 @@
-"""A grid of recipes, searched with Ray Tune: trials that fall behind end early (ASHA), the best is then a normal run.
+"""A grid of recipes, searched with Ray Tune. Trials that fall behind end early (ASHA); the best recipe then gets a run.
 
-A trial is the training loop itself, in one process over the embeddings in shared memory: it computes what a run of the
-same recipe computes on any number of workers. It leaves no checkpoint and no bundle; the winner's run does.
+A trial is the training loop in one process, on embeddings in shared memory. It computes the same as a run of its recipe
+on any number of workers, but writes no checkpoint and no bundle.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _MOST: Final = 1000
 
 
 class SweepOptions(Config):
-    """A sweep: a recipe and what to vary in it."""
+    """A sweep: a recipe, and the values to try."""
 
     recipe: dict[str, Any] = Field(description="the recipe that all trials share; features mode")
     grid: dict[str, list[Any]] = Field(
         min_length=1, description="dotted keys of the recipe and the values to try, such as optimizer.lr: [1e-4, 3e-4]"
     )
-    name: str | None = Field(None, description="of the best trial's run; fresh by default")
-    at_once: int | None = Field(None, ge=1, description="trials at a time; default: as many as CPUs allow")
-    grace_epochs: int = Field(3, ge=1, description="epochs that every trial gets before it can be ended")
-    reduction: int = Field(3, ge=2, description="of each rung's trials one in so many goes on")
+    name: str | None = Field(None, description="name of the best trial's run; default: a new one")
+    at_once: int | None = Field(None, ge=1, description="trials at the same time; default: as many as CPUs allow")
+    grace_epochs: int = Field(3, ge=1, description="epochs before a trial can be ended")
+    reduction: int = Field(3, ge=2, description="at each rung of ASHA, one in so many trials continues")
 
     @model_validator(mode="after")
     def _has_points(self) -> SweepOptions:
@@ -53,31 +53,30 @@ class SweepOptions(Config):
         return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
 
     def recipe_at(self, point: Mapping[str, Any]) -> Recipe:
-        """The trial's recipe; UsageError if a key or value is no recipe's, or it is not features mode."""
+        """The trial's recipe. Raises UsageError if a key or value is not valid, or the mode is not features."""
         values: dict[str, Any] = {**self.recipe, "name": self.name}
         for key, value in point.items():
             set_dotted(values, key, value)
         recipe = validate(Recipe, values, "sweep")
         if recipe.mode != "features":
-            raise UsageError("sweep: trials train on embeddings; set mode: features, and tune media by the best")
+            raise UsageError("sweep: trials train on embeddings; set mode: features, then train the best in media mode")
         return recipe
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep found."""
+    """The result of a sweep."""
 
-    best: Recipe  # the best trial's
+    best: Recipe
     trials: list[Trial]  # a row each: point, the metric's best value, epochs done, whether it was ended early, error
-    metric: str  # what was compared; the smallest is best
+    metric: str  # the smallest value is best
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        keys = ("point", "value", "epochs", "ended_early", "error")
-        return {"metric": self.metric, "trials": [{key: trial[key] for key in keys} for trial in self.trials]}
+        return {"metric": self.metric, "trials": self.trials}
 
     def to_text(self) -> str:
-        """A line a trial, best first, failed ones last."""
+        """One line per trial, best first, failed ones last."""
         ordered = sorted(self.trials, key=lambda trial: math.inf if trial["value"] is None else trial["value"])
         lines = [f"{self.metric} of {len(self.trials)} trials"]
         for trial in ordered:
@@ -88,12 +87,12 @@ class SweepResult:
 
 
 def sweep(options: SweepOptions, settings: Settings, *, callbacks: Sequence[Callback] = ()) -> SweepResult:
-    """Train every point of the grid, ending those early that fall behind; Ray Tune's callbacks are told of the trials.
+    """Train every point of the grid. `callbacks` are Ray Tune's.
 
     Raises:
         UsageError: For a wrong key or value, trials on different embeddings, or embeddings that are missing or do not
             fit into memory.
-        OperationFailed: If no trial came to an end.
+        OperationFailed: If every trial failed.
     """
     from mmva_platform.cluster import check_feasible, ray_session
 
@@ -103,7 +102,7 @@ def sweep(options: SweepOptions, settings: Settings, *, callbacks: Sequence[Call
         if len({getattr(recipe, key) for recipe in recipes}) > 1 or key in options.grid:
             raise UsageError(f"sweep: {key} cannot vary within one sweep; its trials share one set of embeddings")
     if len({recipe.checkpoint.metric for recipe in recipes}) > 1:
-        raise UsageError("sweep: checkpoint.metric cannot vary; it is what trials are compared by")
+        raise UsageError("sweep: checkpoint.metric cannot vary; trials are compared by it")
     metric = first.checkpoint.metric
     with ray_session(settings.cluster):
         from mmva_platform.training.loop.features import share_features
@@ -113,7 +112,7 @@ def sweep(options: SweepOptions, settings: Settings, *, callbacks: Sequence[Call
         trials = _run(options, recipes, shared, settings, callbacks)
     finished = [trial for trial in trials if trial["value"] is not None and math.isfinite(trial["value"])]
     if not finished:
-        raise OperationFailed(f"sweep: none of {len(trials)} trials came to an end; train one of them to see why")
+        raise OperationFailed(f"sweep: all {len(trials)} trials failed; train one of them to see why")
     best = min(finished, key=lambda trial: trial["value"])
     log.info("sweep: best of %d trials is %s (%s %.5f)", len(trials), best["point"], metric, best["value"])
     return SweepResult(options.recipe_at(best["point"]), trials, metric)
@@ -141,25 +140,23 @@ def _run(
         ),
         run_config=tune.RunConfig(name=fresh_name("sweep"), storage_path=place, verbose=0, callbacks=[*callbacks]),
     )
-    points, rows = options.points(), []
+    points, rows = options.points(), list[tuple[int, Trial]]()
     for result in tuner.fit():
         number = points.index(result.config)
         epochs_done = 0 if result.metrics_dataframe is None else len(result.metrics_dataframe)
-        rows.append(
-            {
-                "number": number,
-                "point": result.config,
-                "value": float(result.metrics_dataframe[metric].min()) if epochs_done else None,
-                "epochs": epochs_done,
-                "ended_early": result.error is None and epochs_done < recipes[number].epochs,
-                "error": None if result.error is None else str(result.error).strip().splitlines()[-1],
-            }
-        )
-    return sorted(rows, key=lambda row: row["number"])
+        trial: Trial = {
+            "point": result.config,
+            "value": float(result.metrics_dataframe[metric].min()) if epochs_done else None,
+            "epochs": epochs_done,
+            "ended_early": result.error is None and epochs_done < recipes[number].epochs,
+            "error": None if result.error is None else str(result.error).strip().splitlines()[-1],
+        }
+        rows.append((number, trial))
+    return [trial for _, trial in sorted(rows, key=lambda row: row[0])]
 
 
 def _trial(config: Point, shared: Mapping[str, Any], options: SweepOptions) -> None:
-    """One trial, in Tune's process: the loop, reporting each epoch."""
+    """One trial, in Tune's process; reports each epoch."""
     import torch
     from ray import tune
 
@@ -176,5 +173,5 @@ def _trial(config: Point, shared: Mapping[str, Any], options: SweepOptions) -> N
             return False
 
     torch.set_num_threads(1)
-    recipe = options.recipe_at(config).model_copy(update={"refit_folds": 0})  # only the winner's run does it
+    recipe = options.recipe_at(config).model_copy(update={"refit_folds": 0})  # only the best trial's run refits
     train_here(recipe, shared_features(shared), Reporter())

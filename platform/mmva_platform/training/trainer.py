@@ -1,4 +1,4 @@
-"""A training run from recipe to bundle: data in, Ray Train around the loop, evaluation, model card, bundle out."""
+"""A training run from recipe to bundle: read the data, train with Ray Train, evaluate, write the bundle."""
 
 from __future__ import annotations
 
@@ -45,50 +45,50 @@ class TrainResult:
 
     run_name: str
     run_dir: Path  # on this machine
-    bundle_dir: Path  # in it: the model, from the best epoch
+    bundle_dir: Path  # in run_dir: the model of the best epoch
     bundle_digest: str
-    history: list[Row]  # by epoch: loss and its terms, learning rate, target scores, validation metrics, seconds
+    history: list[Row]  # one per epoch: loss and its terms, learning rate, target scores, validation metrics, seconds
     evaluation: Evaluation  # on the test split
-    recipe: Recipe  # its name filled in
+    recipe: Recipe  # with the run's name
     dataset_digest: str
 
 
 class Tracker(Protocol):
-    """Who writes a run down while it runs, such as tracking.runs.RunLog."""
+    """Records a run while it runs, such as tracking.runs.RunLog."""
 
     def started(self, run: RunDirectory, recipe: Recipe, facts: RunFacts) -> None:
-        """The run has its directory, new or resumed."""
+        """Called when the run has its directory, new or resumed."""
 
     def reported(self, ranks: list[Row]) -> None:
-        """The workers' reports of a moment, one for each rank; see worker.Reporter."""
+        """Called with reports that the workers made together, one per rank; see worker.Reporter."""
 
 
 class Mode(Protocol):
-    """What the driver does in a mode of training."""
+    """The driver's part of a training mode."""
 
     facts: RunFacts
     data: Any  # for the workers
 
     def trained(self, run: RunDirectory, recipe: Recipe, last: Mapping[str, Any]) -> tuple[MMVA, Features]:
-        """The best epoch's towers of a checkpoint's content, and features of the backbones they belong to."""
+        """The best epoch's towers from a checkpoint's content, and the features of their backbones."""
 
 
 def log_epoch(row: Row) -> None:
-    """The default progress: one line an epoch."""
+    """Log one line per epoch; the default `progress`."""
     text = "epoch %d: loss %.4f, validation %.4f (VA MSE %.4f, matching MSE %.4f)"
     log.info(text, row["epoch"] + 1, *(row[key] for key in ("loss", "val_total", "val_va_mse", "val_matching_mse")))
 
 
 @contextmanager
 def stage(text: str) -> Iterator[None]:
-    """Say what is done now, and again every few seconds until it is."""
+    """Log what is being done, and again every few seconds until the block ends."""
     done = Event()
 
     def repeat() -> None:
         seconds = 0.0
         while not done.wait(_QUIET_S):
             seconds += _QUIET_S
-            log.info("training: still at it after %.0f s: %s", seconds, text)
+            log.info("training: %s (%.0f s so far)", text, seconds)
 
     log.info("training: %s", text)
     thread = Thread(target=repeat, name="training-stage", daemon=True)
@@ -111,12 +111,12 @@ def train(
     """Train MMVA's towers on frozen embeddings, or backbones and towers on media.
 
     `resume` names an unfinished run to continue from its last checkpoint; the recipe must be its own. `progress` is
-    called with each epoch's row as soon as it is known, `tracker` is told of the run from its start on.
+    called with each epoch's row, `tracker` with the run's start and each report.
 
     Raises:
         UsageError: If the dataset, its embeddings or a split is missing, the embeddings do not fit into memory, the
             run's name is taken, or a resumed run would not compute the same.
-        Stopped: If the run was told to stop.
+        Stopped: If a stop was requested.
         OperationFailed: If it diverged, or its workers failed too often.
     """
     if resume is not None and find_run(settings, resume).finished():
@@ -155,18 +155,18 @@ def train(
 
 
 def _fitted(run: RunDirectory, recipe: Recipe, fit: Callable[[], str]) -> dict[str, Any]:
-    """The last epoch's checkpoint, after what is left to do; Stopped if it was cut off, or told to stop and saved."""
+    """Train what is left; returns the last epoch's checkpoint. Raises Stopped if the run was stopped, saved or not."""
     from mmva_platform.training.distributed.checkpoints import newest_checkpoint
 
     def newest() -> tuple[dict[str, Any], int, str]:
-        found = newest_checkpoint(*run.filesystem())
+        found = newest_checkpoint(*run.storage.filesystem())
         content = {} if found is None else found[1]
         at = content.get("position", {"epoch": 0, "done": 0})
         return content, at["epoch"], f"in epoch {at['epoch'] + 1} after {at['done']} steps"
 
     content, epochs, where = newest()
-    if content:  # said here, where somebody reads it, what the workers go on from
-        log.info("training %s: going on %s", run.name, where)
+    if content:  # logged by the driver, because nobody reads the workers' logs
+        log.info("training %s: continues %s", run.name, where)
     if epochs >= recipe.epochs:
         return content
     cut_off = fit()
@@ -176,7 +176,7 @@ def _fitted(run: RunDirectory, recipe: Recipe, fit: Callable[[], str]) -> dict[s
     how = f"{cut_off or 'stopped'}, before its first checkpoint"
     if content:
         how = f"{cut_off}; its last checkpoint is {where}" if cut_off else f"stopped and saved {where}"
-    raise Stopped(f"training {run.name}: {how}; go on with --resume {run.name}")
+    raise Stopped(f"training {run.name}: {how}; continue with --resume {run.name}")
 
 
 def _mode(recipe: Recipe, settings: Settings) -> Mode:
@@ -192,10 +192,9 @@ def _mode(recipe: Recipe, settings: Settings) -> Mode:
 def finish(
     run: RunDirectory, recipe: Recipe, model: MMVA, features: Features, settings: Settings, *, last: Mapping[str, Any]
 ) -> TrainResult:
-    """From the best epoch's towers, or their refit, to a bundle: evaluated on test, intervals from val.
+    """Evaluate the best epoch's towers, or their refit, on test, calibrate intervals on val, and write the bundle.
 
-    `features` are the dataset's through the towers' own backbones; `last` is the last checkpoint's content, which holds
-    the whole history.
+    `features` are the dataset's, through the towers' own backbones; `last` is the content of the last checkpoint.
     """
     from mmva.models.bundle import save_bundle
     from mmva_platform.datasets.dataset import Dataset
@@ -209,7 +208,7 @@ def finish(
     if recipe.refit_folds:
         model = refit(recipe, features, last["best"]["epoch"])
     model.eval()
-    _attach_backbones(model, features, settings)
+    attach_backbones(model, features, settings)
     evaluation = evaluate_model(model, features, "test")
     run.write("history.json", last["history"])
     run.write("evaluation.json", evaluation.to_json())
@@ -237,11 +236,11 @@ def finish(
 
 
 def finished_run(name: str, settings: Settings, overrides: Callable[[dict[str, Any]], Recipe]) -> TrainResult | None:
-    """A finished run, None if it has no model yet; `overrides` makes the recipe that was asked for from the run's own.
+    """A finished run, or None if it has no model yet. `overrides` makes the requested recipe from the run's own.
 
     Raises:
         UsageError: If there is no such run, or the recipe is not the run's.
-        CheckFailed: If the model's files are not what its SHA256SUMS says.
+        CheckFailed: If the model's files differ from its SHA256SUMS.
     """
     from mmva.models.bundle import read_bundle_info
     from mmva_platform.training.evaluation.evaluate import Evaluation
@@ -257,8 +256,8 @@ def finished_run(name: str, settings: Settings, overrides: Callable[[dict[str, A
     return TrainResult(name, run.path, run.bundle, digest, history, evaluation, recipe, run_facts(run).dataset_digest)
 
 
-def _attach_backbones(model: MMVA, features: Features, settings: Settings) -> None:
-    """Record the backbones, after checking that they still are what computed the embeddings (CheckFailed if not)."""
+def attach_backbones(model: MMVA, features: Features, settings: Settings) -> None:
+    """Load and record the model's backbones. Raises CheckFailed if they are not those that computed the embeddings."""
     from mmva.backbones import BackboneSpec
     from mmva_platform.datasets.embedding.worker import EncoderLoader
 

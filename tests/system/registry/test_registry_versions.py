@@ -244,5 +244,5 @@ def test_an_evaluation_changed_after_registration_is_noticed(
     client = open_client(settings)
     with quiet():
         client.log_text(list_versions(settings)[0].run_id, json.dumps({"metrics": {}}), "evaluation.json")
-    with pytest.raises(CheckFailed, match="changed after it was registered"):
+    with pytest.raises(CheckFailed, match="changed after registration"):
         promote(version, settings)

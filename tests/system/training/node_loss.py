@@ -120,7 +120,7 @@ def main(settings: Settings, dataset: str, name: str, workers: Any, stop: bool) 
     failures: list[str] = []
 
     def newest() -> str:
-        return max((Path(path).name for path in checkpoint_folders(*run.filesystem())), default="")
+        return max((Path(path).name for path in checkpoint_folders(*run.storage.filesystem())), default="")
 
     def fate() -> None:
         try:

@@ -54,7 +54,7 @@ def test_a_mistake_that_a_worker_finds_ends_the_run_at_once_with_its_one_line(
     changes = [f"dataset={dataset}", "name=mistaken", "mode=media", "media.layers={image: 9, music: 0, caption: 0}"]
     with pytest.raises(UsageError, match=r"^media\.layers: 9 of .* 2 blocks$"):
         train(load_config(Recipe, repository / "jobs" / "recipes" / "tiny.yaml", changes), settings)
-    assert "goes on from its last checkpoint" not in caplog.text
+    assert "continues from its last checkpoint" not in caplog.text
 
 
 def test_a_sweep_ends_trials_early_and_its_best_trial_is_a_normal_run(settings: Settings, dataset: str) -> None:

@@ -132,10 +132,10 @@ def test_a_run_that_everything_happens_to_equals_a_loop_that_nothing_happens_to(
 
     threading.Thread(target=preempt_after, args=(lambda: checkpoints(settings, name)[-1].name > last.name,)).start()
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped, match=r"stopped and saved in epoch .*; go on with --resume unlucky"):
+    with pytest.raises(Stopped, match=r"stopped and saved in epoch .*; continue with --resume unlucky"):
         resume_and_register(name, settings, own)
     assert signal.getsignal(signal.SIGTERM) is before
-    assert "going back to the one before it" in caplog.text
+    assert "using the one before it" in caplog.text
     (run_stopped,) = mlflow_runs(settings, name)
     assert run_stopped.info.run_id == run_before.info.run_id
     assert run_stopped.info.status == "KILLED"
@@ -147,7 +147,7 @@ def test_a_run_that_everything_happens_to_equals_a_loop_that_nothing_happens_to(
     outcome = resume_and_register(name, settings, own)
     killed.join(1.0)
     assert not killed.is_alive()
-    assert "goes on from its last checkpoint" in caplog.text
+    assert "continues from its last checkpoint" in caplog.text
 
     recipe = recipe_of(dataset, repository, name, "workers=1")
     model, history = train_here(recipe, load_features(dataset, "tiny", settings))
@@ -178,7 +178,7 @@ def test_a_run_on_a_full_cluster_says_what_it_waits_for_and_sigterm_ends_it(
     waits = "waits for 1 worker (0.5 CPU); free in the cluster: 0 CPU"
     threading.Thread(target=preempt_after, args=(lambda: waits in caplog.text,)).start()
     try:
-        cause = "stopped while it waited for 1 worker (0.5 CPU), before its first checkpoint; go on with --resume full"
+        cause = "stopped while it waited for 1 worker (0.5 CPU), before its first checkpoint; continue with --resume"
         with pytest.raises(Stopped, match=re.escape(cause)):
             train_and_register(recipe_of(dataset, repository, "full", "workers=1"), settings)
     finally:
@@ -196,11 +196,11 @@ def test_sigterm_after_the_last_epoch_ends_the_mlflow_run_and_resume_only_finish
 
     monkeypatch.setattr(trainer, "finish", told)
     recipe = recipe_of(dataset, repository, "late", "workers=1", "epochs=2", "batch_size=16")
-    with pytest.raises(Stopped, match=r"^training late: told to stop; go on with --resume late$"):
+    with pytest.raises(Stopped, match=r"^training late: stopped; continue with --resume late$"):
         train_and_register(recipe, settings)
     (stopped,) = mlflow_runs(settings, "late")
     assert stopped.info.status == "KILLED"
-    assert "told to stop" in stopped.data.tags["mmva.cause"]
+    assert "training late: stopped" in stopped.data.tags["mmva.cause"]
 
     monkeypatch.undo()
     monkeypatch.setattr(launch, "run_on_ray", lambda *_, **__: pytest.fail("there is nothing left to train"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import logging
@@ -79,7 +80,7 @@ def test_without_a_registry_it_is_the_default_and_no_registry_is_made(
 def test_a_champion_comes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aliases: dict[str, int], expected: str
 ) -> None:
-    monkeypatch.setattr(resolve, "open_client", lambda _settings: None)
+    monkeypatch.setattr(resolve, "connected", lambda _settings: contextlib.nullcontext())
     monkeypatch.setattr(resolve, "aliases_of", lambda _client, name: aliases if name == "mmva" else {})
     (tmp_path / "mlflow.db").touch()
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -1,1 +1,1 @@
-"""Annotation jobs of the API: a queue in storage, a runner that submits them to the bulk cluster, their progress."""
+"""Annotation jobs of the API: the queue in storage, the runner that submits to the bulk cluster, the progress."""

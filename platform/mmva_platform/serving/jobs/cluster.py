@@ -1,4 +1,4 @@
-"""The bulk cluster: each job is a Ray job there, as `mmva jobs submit annotate` submits it, with a lower priority."""
+"""The bulk cluster: each job is a Ray job there, like one of `mmva jobs submit annotate`, with a lower priority."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from mmva_platform.storage import open_storage
 from mmva_platform.submission.client import Jobs, JobState
 from mmva_platform.submission.request import JobRequest, Submission, make_submission
 
-_SAID_WHY = {1, 2, 3}  # exit codes of mmva; any other is a driver that was killed
+_EXPLAINED = {1, 2, 3}  # exit codes of mmva's own errors; any other means that the driver was killed
 
 
 class Submitted(NamedTuple):
-    """What became of a submission: "lost" if the cluster does not know it, or it ended without saying why."""
+    """The state of a submission: "lost" if the cluster does not know it, or it ended without an error message."""
 
     state: Literal["running", "succeeded", "failed", "lost"]
     message: str = ""
 
 
 class BulkCluster:
-    """Where jobs run. Connects when it is first asked, and again after an error: another head may have taken over."""
+    """The cluster on which jobs run. Connects on first use, and again after an error, because the head may be new."""
 
     def __init__(self, settings: Settings, own_address: str) -> None:
-        """Bind to the cluster of `serving.bulk`, or to the one that serves (`own_address`) if that names none."""
+        """Bind to the cluster of `serving.bulk`, or to the serving one (`own_address`) if that has no address."""
         self._settings, self._address = settings, settings.serving.bulk.address or own_address
         self._connected: Jobs | None = None
 
     def submit(self, job: Job, submission_id: str) -> None:
-        """Start a job; the same id again changes nothing."""
+        """Start a job; repeating it with the same id changes nothing."""
         if self.state(submission_id).state == "lost":
             with tempfile.TemporaryDirectory(prefix="mmva-job-") as folder:
                 self._jobs().submit(submission_of(job, submission_id, self._settings, Path(folder)))
 
     def state(self, submission_id: str) -> Submitted:
-        """What became of a submission."""
+        """The state of a submission."""
         try:
             found = {state.id: state for state in self._jobs().list()}.get(submission_id)
             return Submitted("lost") if found is None else self._outcome(found)
@@ -50,7 +50,7 @@ class BulkCluster:
             raise
 
     def stop(self, submission_id: str) -> None:
-        """End it; nothing happens if it has ended."""
+        """Stop a submission, unless it has ended."""
         if self.state(submission_id).state == "running":
             self._jobs().stop(submission_id)
 
@@ -61,7 +61,7 @@ class BulkCluster:
             return Submitted("succeeded")
         if state.status == "STOPPED":
             return Submitted("failed", "stopped on the cluster")
-        if state.exit_code not in _SAID_WHY:  # killed, or its node is gone
+        if state.exit_code not in _EXPLAINED:  # killed, or its node was lost
             return Submitted("lost")
         lines = [line for line in self._jobs().logs(state.id).splitlines() if line.strip()]
         return Submitted("failed", lines[-1].strip().removeprefix("mmva: ")[:2000] if lines else state.message)
@@ -74,7 +74,7 @@ class BulkCluster:
 
 
 def submission_of(job: Job, submission_id: str, settings: Settings, folder: Path) -> Submission:
-    """The Ray job of an annotation job; its settings are written into an empty folder, which is sent."""
+    """The Ray job of an annotation job. Writes its settings into `folder`, an empty folder, which is sent."""
     bulk, spec = settings.serving.bulk, job.spec
     file = folder / "settings.yaml"
     file.write_text(bulk_settings(settings).model_dump_json(), encoding="utf-8")  # JSON is YAML
@@ -88,7 +88,7 @@ def submission_of(job: Job, submission_id: str, settings: Settings, folder: Path
     )  # fmt: skip
     made = make_submission(request)
     entrypoint, runtime_env = made.entrypoint, dict(made.runtime_env)
-    if bulk.address is None:  # where `python` may be another one
+    if bulk.address is None:  # where `python` may be a different one
         entrypoint = sys.executable + entrypoint.removeprefix("python")
     if bulk.nice:
         entrypoint = f"nice -n {bulk.nice} {entrypoint}"
@@ -98,7 +98,7 @@ def submission_of(job: Job, submission_id: str, settings: Settings, folder: Path
 
 
 def settled_model(spec: JobSpec, settings: Settings) -> str:
-    """The model to go on with: that of the run directory, if it has begun, whatever its alias means by now."""
+    """The model of a job: that of its run directory if it has started, even if the alias has moved since."""
     storage = open_storage(spec.out, settings.storage)
     if "@" in spec.model and storage.exists(plan_file(0)):
         begun = read_plan(storage).model
@@ -107,7 +107,7 @@ def settled_model(spec: JobSpec, settings: Settings) -> str:
 
 
 def bulk_settings(settings: Settings) -> Settings:
-    """The settings of a job: no keys and limits of the API, and the cluster that it is submitted to."""
+    """The settings of a job: without keys and limits of the API, and for the cluster to which it is submitted."""
     serving, bulk = settings.serving, settings.serving.bulk
     cluster = settings.cluster.model_copy(
         update={"address": None, "max_cpus": bulk.max_cpus, "max_gpus": bulk.max_gpus}

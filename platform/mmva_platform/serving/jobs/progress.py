@@ -1,4 +1,4 @@
-"""How far a job is and when it will be done, from its run directory."""
+"""Progress and estimated end of a job, from its run directory."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from mmva_platform.settings import Settings
 from mmva_platform.storage import open_storage
 
 _REMEMBERED: Final = 64
-_FRESH_S: Final = 2.0  # however many pages look at a job, its run directory is listed so often
+_FRESH_S: Final = 2.0  # how often a run directory is listed, for any number of clients
 
 
 @dataclass
 class _Run:
-    """What is known of a run directory."""
+    """The last state of a run directory."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     commits: dict[str, CommitRecord] = field(default_factory=dict)
     status: RunStatus | None = None
     looked: float | None = None
-    job: Job | None = None  # when it was looked at
+    job: Job | None = None  # at that time
 
 
 class ProgressReader:
-    """Reads run directories. A job never waits for another one; callers of the same job share its requests."""
+    """Reads run directories. A job never waits for another one; callers of the same job share requests."""
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = monotonic) -> None:
         self._settings, self._clock = settings, clock
         self._runs: OrderedDict[str, _Run] = OrderedDict()
-        self._lock = threading.Lock()  # of the dictionary alone
+        self._lock = threading.Lock()  # guards only the dictionary
 
     def __call__(self, job: Job) -> dict[str, Any] | None:
-        """Counts, and seconds left for a job that runs; None before there is a plan. Blocking."""
+        """Counts, and seconds left for a running job; None before there is a plan. Blocks."""
         with self._lock:
             run = self._runs.setdefault(job.spec.out, _Run())
             self._runs.move_to_end(job.spec.out)
@@ -49,7 +49,7 @@ class ProgressReader:
                 self._runs.popitem(last=False)
         with run.lock:
             published = run.status is not None and run.status.published
-            # A job that has ended since must not seem unfinished.
+            # Read again if the job has changed, so that an ended job is not shown as unfinished.
             if not published and (run.looked is None or run.job != job or self._clock() - run.looked > _FRESH_S):
                 try:
                     run.status = status(job.spec.out, self._settings, 0, run.commits)
@@ -82,7 +82,7 @@ def shards_done(job: Job, settings: Settings) -> int:
 
 
 def eta_s(start: Start, done: int, left: int, now: datetime) -> float | None:
-    """Seconds until the last shard at the pace since the start; None before the first one. Shards are cut by work."""
+    """Seconds left at the pace since the start, None before the first shard; all shards take about the same time."""
     since_start = done - start.shards_done
     if since_start <= 0:
         return None

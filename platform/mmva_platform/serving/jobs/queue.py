@@ -1,9 +1,9 @@
 """The queue of annotation jobs, in storage; any number of processes may use it at once.
 
-`<jobs>/<id>/0001.json`, 0002.json and so on, each put once and never changed: the highest is the job as it is now.
-The process that puts the next number decides what happens next. The id is that of the output, so there is one job a run
-directory. Progress is in that directory alone; a queue that is lost loses the order of waiting jobs, never work. Files
-that are not of this form, or that this version cannot read, are left alone.
+`<jobs>/<id>/0001.json`, 0002.json and so on are each written once and never changed; the highest is the current state
+of the job. The process that writes the next number decides the next state. The id comes from the output, so a run
+directory has one job. Progress is only in that directory: losing the queue loses the order of waiting jobs, never work.
+Files of another form, or that this version cannot read, are ignored.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _REMEMBERED: Final = 10_000
 
 
 class _Stored(BaseModel):
-    """Read back tolerantly: another version of the software may have added fields."""
+    """Reading ignores unknown fields, which another version of the software may have added."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class JobSpec(_Stored):
-    """What is to be annotated, with what, and where to."""
+    """A catalog, its output and its model."""
 
     catalog: str
     out: str
@@ -56,16 +56,16 @@ class Start(_Stored):
     at: datetime
     submission_id: str
     shards_done: int = Field(description="committed before it")
-    fruitless: int = Field(0, description="starts before it at the same number of committed shards")
+    fruitless: int = Field(0, description="earlier starts in a row without a new committed shard")
 
 
 class Job(_Stored):
-    """A job as it is now."""
+    """The current state of a job."""
 
     id: str
     number: int = Field(description="of its file")
     spec: JobSpec
-    owner: str = Field(description="name of the key that asked for it last")
+    owner: str = Field(description="name of the key that last submitted it")
     submitted_at: datetime
     changed_at: datetime
     state: State = "queued"
@@ -73,31 +73,31 @@ class Job(_Stored):
     start: Start | None = Field(None, description="the last one")
 
     def changed(self, state: State, **values: Any) -> Job:
-        """What the job becomes; not stored yet."""
+        """The job's next state; `put` stores it."""
         more = {"number": self.number + 1, "state": state, "changed_at": _now(), **values}
         return self.model_copy(update=more)
 
     @property
     def active(self) -> bool:
-        """Whether it waits or runs."""
+        """Whether it is waiting or running."""
         return self.state in {"queued", "running"}
 
 
 class JobQueue:
-    """Jobs of one place. Blocking calls, safe from any thread."""
+    """The jobs in one place. Calls block and are safe from any thread."""
 
     def __init__(self, uri: str, serving: ServingSettings, settings: StorageSettings) -> None:
         self._storage: Storage = open_storage(uri, settings)
         self._serving, self._settings = serving, settings
         self._read: dict[str, Job | None] = {}  # by path; files never change
-        self._lock = threading.Lock()  # of the dictionary alone, never held over a request
+        self._lock = threading.Lock()  # guards only the dictionary, and is never held during a request
 
     def submit(self, spec: JobSpec, by: str) -> tuple[Job, bool]:
-        """Put a job into the queue; the job, and whether it is new there.
+        """Put a job into the queue; returns the job, and whether it was queued now.
 
-        The same job again is the same job: what waits, runs or is done is left alone, what was cancelled or failed
-        goes on from its run directory. ApiError 409 if the output belongs to another job, or lies in or around that of
-        another one; 429 if too many jobs wait.
+        Submitting a job again does nothing while it waits or runs or if it is done; a cancelled or failed job continues
+        from its run directory. Raises ApiError 409 if the output belongs to another job, or is inside or around
+        another's; 429 if too many jobs wait.
         """
         spec = spec.model_copy(update={"out": normalised_root(spec.out)})
         jobs = self.jobs()
@@ -110,7 +110,7 @@ class JobQueue:
             if known.state in {"queued", "running", "done"}:
                 return known, False
         elif (other := nested(spec.out, jobs, self._serving.annotations.values())) is not None:
-            raise ApiError(409, "output-taken", f"{spec.out}: lies in or around {other}, which belongs to another job")
+            raise ApiError(409, "output-taken", f"{spec.out}: inside or around {other}, which belongs to another job")
         self._check_room(jobs, by)
         now, number = _now(), known.number + 1 if known else 1
         job = Job(id=name, number=number, spec=spec, owner=by, submitted_at=now, changed_at=now)
@@ -119,7 +119,7 @@ class JobQueue:
         return job, True
 
     def cancel(self, name: str) -> Job:
-        """Cancel a job that waits or runs; what is committed stays. Others are left as they are."""
+        """Cancel a job that waits or runs; committed shards stay. Ended jobs do not change."""
         while (job := self.get(name)).active:
             cancelled = job.changed("cancelled")
             if self.put(cancelled):
@@ -127,7 +127,7 @@ class JobQueue:
         return job
 
     def put(self, job: Job) -> bool:
-        """Store what a job became; False if something else happened to it first."""
+        """Store a job's next state; False if another process stored one first."""
         path = f"{job.id}/{job.number:04d}.json"
         if not self._storage.put_if_absent(path, job.model_dump_json(indent=1).encode()):
             return False
@@ -135,14 +135,14 @@ class JobQueue:
         return True
 
     def get(self, name: str) -> Job:
-        """A job: one request, and another one if it has changed since. Raises ApiError 404."""
+        """A job; one request, and another one if it has changed. Raises ApiError 404."""
         found = self._newest(f"{name}/")
         if name not in found:
             raise ApiError(404, "no-such-job", f"there is no job {name!r}")
         return found[name]
 
     def jobs(self) -> list[Job]:
-        """All jobs, the first submitted first."""
+        """All jobs, oldest first."""
         return sorted(self._newest("").values(), key=lambda job: (job.submitted_at, job.id))
 
     def is_published(self, job: Job) -> bool:
@@ -150,13 +150,13 @@ class JobQueue:
         return is_published(open_storage(job.spec.out, self._settings), 0)
 
     def _newest(self, prefix: str) -> dict[str, Job]:
-        """Jobs below a prefix by id, as the highest file that can be read tells them."""
+        """Jobs below a prefix by id, each from its highest readable file."""
         numbers: dict[str, list[int]] = {}
         for entry in self._storage.list(prefix):
             match = _FILE.fullmatch(entry.path)
             if match:
                 numbers.setdefault(match[1], []).append(int(match[2]))
-        with ThreadPoolExecutor(_THREADS) as pool:  # starts a thread only for a job that it is given
+        with ThreadPoolExecutor(_THREADS) as pool:  # starts threads only as needed
             jobs = pool.map(self._newest_of, numbers, numbers.values())
             return {job.id: job for job in jobs if job is not None}
 
@@ -164,7 +164,7 @@ class JobQueue:
         for number in sorted(numbers, reverse=True):
             job = self._parsed(name, number)
             if job is not None:
-                return job.model_copy(update={"number": max(numbers)})  # the next number, whatever the last file holds
+                return job.model_copy(update={"number": max(numbers)})  # so that the next number is free
         return None
 
     def _parsed(self, name: str, number: int) -> Job | None:
@@ -177,10 +177,10 @@ class JobQueue:
         except StorageNotFound:
             return None
         except ValidationError as error:
-            logger.warning("jobs: %s is not a job that this version can read (%s)", path, error.errors()[0]["msg"])
+            logger.warning("jobs: %s cannot be read by this version (%s)", path, error.errors()[0]["msg"])
             job = None
         if job is not None and (job.id, job.number) != (name, number):
-            logger.warning("jobs: %s is not what its name says", path)
+            logger.warning("jobs: %s holds another job than its name says", path)
             job = None
         self._remember(path, job)
         return job
@@ -201,7 +201,7 @@ class JobQueue:
 
 
 def next_job(jobs: Sequence[Job]) -> Job | None:
-    """The job to start next: the oldest of the key with the fewest running jobs, then of the one served longest ago."""
+    """The job to start next: the oldest of the key with the fewest running jobs, then of the key served longest ago."""
     waiting = [job for job in jobs if job.state == "queued"]
     running = Counter(job.owner for job in jobs if job.state == "running")
     served: dict[str, datetime] = {}
@@ -217,13 +217,13 @@ def next_job(jobs: Sequence[Job]) -> Job | None:
 
 
 def nested(out: str, jobs: Iterable[Job], annotations: Iterable[str] = ()) -> str | None:
-    """A known output that lies in `out`, or that `out` lies in; None if there is none."""
+    """A known output that is inside or around `out`; None if there is none."""
     known = [job.spec.out for job in jobs] + [normalised_root(uri) for uri in annotations]
     return next((one for one in known if f"{one}/".startswith(f"{out}/") != f"{out}/".startswith(f"{one}/")), None)
 
 
 def count_states(jobs: Iterable[Job]) -> dict[str, int]:
-    """How many jobs there are in each state."""
+    """Number of jobs in each state."""
     counts = Counter(job.state for job in jobs)
     return {state: counts[state] for state in STATES}
 

@@ -1,7 +1,7 @@
 """Runs the queue's jobs on the bulk cluster, a few at a time, as Ray jobs that outlive this process.
 
-There is no state here to lose: the queue says which submission a running job has, the cluster says what became of it,
-and the run directory says where to go on. Only the holder of the lease runs anything.
+This process holds no state: the queue has a running job's submission, the cluster has the submission's state, and the
+run directory has the progress. Only the holder of the lease acts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MOST_FRUITLESS: Final = 5
 
 
 class JobRunner:
-    """Starts, watches and cancels; `step` is one look at the queue."""
+    """Starts, watches and cancels jobs; `step` handles the queue once."""
 
     def __init__(
         self, queue: JobQueue, lease: Lease, cluster: BulkCluster, shards_done: Callable[[Job], int], most: int
@@ -35,24 +35,24 @@ class JobRunner:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Run in a thread of its own."""
+        """Run in a thread."""
         self._thread = threading.Thread(target=self._run, name="mmva-jobs", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """RuntimeError if the thread is gone."""
+        """Raises RuntimeError if the thread has ended."""
         if self._thread is None or not self._thread.is_alive():
             raise RuntimeError("the runner of jobs has stopped")
 
     def stop(self) -> None:
-        """End the runner, not the jobs: the next runner finds them running."""
+        """End the runner but not the jobs, which the next runner takes over."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=10)
         self._lease.release()
 
     def step(self) -> None:
-        """End what ended or was cancelled, start again what was lost, then start what there is room for."""
+        """Record ended jobs, stop cancelled ones, restart lost ones, then start as many waiting ones as fit."""
         if not self._lease.held():
             return
         jobs = self._queue.jobs()
@@ -69,8 +69,8 @@ class JobRunner:
             if waiting is None or sum(job.state == "running" for job in jobs) >= self._most:
                 return
             other = nested(waiting.spec.out, [job for job in jobs if job.submitted_at < waiting.submitted_at])
-            if other is not None:  # two submissions at the same moment
-                self._queue.put(waiting.changed("failed", message=f"the output lies in or around {other}"))
+            if other is not None:  # both were submitted at the same time
+                self._queue.put(waiting.changed("failed", message=f"the output is inside or around {other}"))
             else:
                 self._begin(waiting)
 
@@ -88,7 +88,7 @@ class JobRunner:
             self._queue.put(job.changed("failed", message=found.message))
 
     def _begin(self, job: Job) -> None:
-        """Start a job for the first time, or again; a job that gets nowhere is given up."""
+        """Start or restart a job; fail a job that makes no progress."""
         done, last = self._shards_done(job), job.start if job.state == "running" else None
         fruitless = last.fruitless + 1 if last is not None and last.shards_done >= done else 0
         if fruitless >= _MOST_FRUITLESS:
@@ -99,7 +99,7 @@ class JobRunner:
         changed = job.changed("running", message="")
         start = Start(at=changed.changed_at, submission_id=name, shards_done=done, fruitless=fruitless)
         changed = changed.model_copy(update={"start": start})
-        # Submitting takes seconds. A runner that has the lease by now finds the job lost, and starts it.
+        # Submitting takes seconds. If another runner gets the lease meanwhile, it finds the job lost and starts it.
         if self._queue.put(changed) and self._lease.held():
             self._cluster.submit(changed, name)
 
@@ -107,5 +107,5 @@ class JobRunner:
         while not self._stop.wait(_POLL_S):
             try:
                 self.step()
-            except Exception as error:  # noqa: BLE001 - storage that is away; the queue is there when it is back
+            except Exception as error:  # noqa: BLE001 - storage may be unavailable; try again
                 logger.warning("jobs: %s", error)

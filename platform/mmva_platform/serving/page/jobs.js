@@ -46,7 +46,7 @@ export class Jobs {
     const close = el("button", { type: "button", class: "close", "aria-label": "Close the jobs", click: this.close }, "×");
     show(
       el("div", { class: "head" }, el("div", {}, el("h2", { tabindex: "-1" }, "Annotation jobs")), close),
-      jobs.length ? el("ul", { class: "jobs" }, jobs.map(row)) : el("p", { class: "soft" }, "None yet. A job is begun with POST /v1/annotation-jobs."),
+      jobs.length ? el("ul", { class: "jobs" }, jobs.map(row)) : el("p", { class: "soft" }, "None yet. Start one with POST /v1/annotation-jobs."),
     );
   }
 }

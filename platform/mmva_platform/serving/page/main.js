@@ -45,7 +45,7 @@ byId("key-form").addEventListener("submit", (event) => {
 });
 byId("key-cancel").addEventListener("click", () => byId("key-dialog").close());
 byId("change-key").addEventListener("click", async () => {
-  const why = hasKey() ? "Another key takes the place of the one of this tab." : undefined;
+  const why = hasKey() ? "Another key replaces the one of this tab." : undefined;
   if (await askForKey(why)) start();
 });
 

@@ -129,7 +129,7 @@ export class Media {
       frame.replaceChildren(await make());
     } catch (error) {
       if (error.name === "AbortError") return;
-      const known = { 404: "The file is not there any more.", 409: "The file has changed since it was annotated.", 403: "The file lies outside the folders that this server may show." };
+      const known = { 404: "The file no longer exists.", 409: "The file has changed since it was annotated.", 403: "The file is outside the folders that this server may show." };
       frame.replaceChildren(el("p", { class: "missing" }, known[error.status] ?? (error.status === undefined ? "This file cannot be shown." : error.message)));
     }
   }

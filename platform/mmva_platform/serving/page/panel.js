@@ -10,11 +10,11 @@ export function show(...children) {
 
 export function empty(summary) {
   if (!summary.items) {
-    return show(el("h2", {}, "An empty catalog"), el("p", { class: "soft" }, "None of its items could be annotated. The quarantine says why: mmva annotations status."));
+    return show(el("h2", {}, "An empty catalog"), el("p", { class: "soft" }, "None of its items could be annotated. To see the causes: mmva annotations status."));
   }
   show(
     el("h2", {}, "Look around"),
-    el("p", {}, "Every item lies where it feels: to the right what is pleasant, at the top what is active. What lies close together matches, whether it is a picture, a piece of music or a sentence."),
+    el("p", {}, "The plane shows how items feel: pleasant ones are on the right, active ones at the top. Items close together match, whether pictures, music or sentences."),
     el("p", { class: "soft" }, "Click a point, or focus the plane and use the arrow keys and Enter."),
   );
 }
@@ -68,7 +68,7 @@ export function query(placed, shown, media, actions) {
     head("query", title, placed.mood, actions.close),
     shown,
     figures(placed, "query"),
-    placed.same_model ? null : el("p", { class: "note" }, "Another model than this catalog's placed it, so distances are only rough."),
+    placed.same_model ? null : el("p", { class: "note" }, "It was placed by another model than the catalog's, so distances are only rough."),
   );
   neighbours(placed.near, media, actions, "Matching", ["music", "image", "caption", "video"]);
 }

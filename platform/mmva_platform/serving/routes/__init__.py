@@ -1,4 +1,4 @@
-"""The API's routes by subject; each names the scope that its callers need."""
+"""The API's routes by subject; each names the scope that it requires."""
 
 from mmva_platform.serving.routes import annotate, explore, jobs, operations, search, zeroshot
 

@@ -1,4 +1,4 @@
-"""POST /v1/annotate: a few items, answered at once; and from what a client sends to items."""
+"""POST /v1/annotate: annotates a few items at once; and the conversion of requests to items."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _KINDS = {"image": "image", "audio": "music", "video": "video", "text": "caption
 
 @router.post("/v1/annotate", response_model=AnnotateOut, response_model_exclude_unset=True)
 async def annotate(body: AnnotateIn, context: ContextDep, caller: CallerDep) -> dict[str, Any]:
-    """Points of items by URI or caption. An item's error is its own."""
+    """Annotate items given by URI or caption. An error of one item does not affect the others."""
     items = [item_of(item, str(number)) for number, item in enumerate(body.items)]
     return await _answered(context, caller, items, embeddings=body.embeddings)
 
@@ -33,9 +33,9 @@ async def annotate_uploads(
     caller: CallerDep,
     file: Annotated[list[UploadFile] | None, File(description="items; their file names are the ids")] = None,
     caption: Annotated[list[str] | None, Form(description="texts")] = None,
-    embeddings: Annotated[bool, Form(description="with each item's embedding")] = False,  # noqa: FBT002 - a form field
+    embeddings: Annotated[bool, Form(description="return each item's embedding")] = False,  # noqa: FBT002 - a form field
 ) -> dict[str, Any]:
-    """The same of uploads and texts, as a form."""
+    """The same for uploads and texts, as a form."""
     files, captions = file or [], caption or []
     if not files and not captions:
         raise ApiError(422, "invalid", "the form has neither a file nor a caption")
@@ -47,7 +47,7 @@ async def annotate_uploads(
 async def _answered(context: Context, caller: Caller, items: list[ItemRequest], *, embeddings: bool) -> dict[str, Any]:
     most = context.settings.serving.max_items
     if len(items) > most:
-        raise ApiError(413, "too-many-items", f"{len(items)} items, the limit of a request is {most}")
+        raise ApiError(413, "too-many-items", f"{len(items)} items; a request may have {most}")
     answers = await context.annotated(caller.name, items)
     rows = answers.rows
     if not embeddings:
@@ -56,7 +56,7 @@ async def _answered(context: Context, caller: Caller, items: list[ItemRequest], 
 
 
 def item_of(item: ItemIn, number: str) -> ItemRequest:
-    """An item by URI or caption."""
+    """The item of a URI or caption."""
     modality: str | None = item.modality
     if modality is None:
         modality = "caption" if item.caption is not None else modality_of(item.uri or "")
@@ -65,7 +65,7 @@ def item_of(item: ItemIn, number: str) -> ItemRequest:
 
 
 async def item_of_upload(file: UploadFile, number: str, modality: str | None = None) -> ItemRequest:
-    """An upload: what its bytes are, whatever its name says; a text, and what nobody knows, by name or content type."""
+    """The item of an upload. Its modality is that of its bytes; of texts and unknown bytes, by name or content type."""
     data, name = await file.read(), file.filename or number
     named = modality_of(name) or _KINDS.get((file.content_type or "").partition("/")[0].lower())
     kind = modality or modality_of_content(data) or named
@@ -73,7 +73,7 @@ async def item_of_upload(file: UploadFile, number: str, modality: str | None = N
 
 
 def item_of_query(body: QueryIn) -> ItemRequest | None:
-    """The item of a query; None for a point. ApiError 422 unless there is exactly one of them."""
+    """The item of a query; None for a point. Raises ApiError 422 unless exactly one is given."""
     if body.given() != 1:
         raise ApiError(422, "invalid", "send exactly one of text, uri and point")
     if body.text is None and body.uri is None:
@@ -82,6 +82,6 @@ def item_of_query(body: QueryIn) -> ItemRequest | None:
 
 
 def refuse_item(body: BaseModel) -> None:
-    """ApiError 422 if a query beside an upload names an item of its own."""
+    """Raises ApiError 422 if a query with an upload names another item."""
     if any(getattr(body, name, None) is not None for name in ("text", "uri", "point", "like")):
-        raise ApiError(422, "invalid", "query: the file is what to search by; leave out text, uri, point and like")
+        raise ApiError(422, "invalid", "query: leave out text, uri, point and like if you upload a file")

@@ -1,4 +1,4 @@
-"""/v1/explore: what the page shows of published annotations: the plane, items and their media, and what is near."""
+"""/v1/explore: the page's views of published annotations: the plane, items with media, and neighbours."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ Result = TypeVar("Result")
 _JOBS_SHOWN: Final = 50
 _CSV_ROWS: Final = 1_000_000
 _PRIVATE: Final = {"Cache-Control": "private, no-cache"}
-# What the media errors are over HTTP; every other is a file that cannot be shown (415).
+# HTTP status by code of a media error; 415 for others: the file cannot be shown.
 _STATUS: Final = {"not-found": 404, "outside-roots": 403, "changed": 409, "too-many-bytes": 413}
 
 router = APIRouter(prefix="/v1/explore", dependencies=[Depends(READ)])
 
 
 class Window(Config):
-    """The part of the plane that the page shows, and of which modalities."""
+    """The part of the plane to show, and filters."""
 
     v0: float = Field(0, ge=0, le=1, description="valence from")
     v1: float = Field(1, ge=0, le=1, description="valence to")
@@ -43,29 +43,29 @@ class Window(Config):
     a1: float = Field(1, ge=0, le=1, description="arousal to")
     modality: tuple[MediaKind, ...] = MEDIA_KINDS
     mood: str | None = Field(None, max_length=40, description="only items of this mood")
-    width: float | None = Field(None, ge=0, le=1, description="only items whose 90 % interval is at most so wide")
+    width: float | None = Field(None, ge=0, le=1, description="only items whose 90 % intervals are at most so wide")
     cells: int = Field(CELLS, ge=8, le=256, description="a side of the grid")
 
     @property
     def selection(self) -> dict[str, Any]:
-        """Its rectangle, whichever corner comes first, and the filters, as ExploredCatalog takes them."""
+        """The rectangle, with corners in any order, and the filters, as arguments for ExploredCatalog."""
         (v0, v1), (a0, a1) = sorted((self.v0, self.v1)), sorted((self.a0, self.a1))
         region = Region((v0, v1), (a0, a1))
         return {"region": region, "modalities": self.modality, "mood": self.mood, "width": self.width}
 
 
 def catalog_uri(context: Context, name: str) -> str:
-    """A name of serving.annotations, or the id of a finished job. ApiError 404. Blocking."""
+    """The URI of a name in serving.annotations, or of a job's id. Raises ApiError 404. Blocks."""
     known = context.settings.serving.annotations
     if name in known:
         return known[name]
     if len(name) == 16 and set(name) <= set("0123456789abcdef"):
         return context.jobs.get(name).spec.out
-    raise ApiError(404, "not-found", f"no annotation {name!r}; there are: {', '.join(known) or 'none'}")
+    raise ApiError(404, "not-found", f"no annotation {name!r}; known: {', '.join(known) or 'none'}")
 
 
 def open_catalog(context: Context, name: str) -> ExploredCatalog:
-    """An annotation as the page sees it. ApiError 404 if it is not published. Blocking."""
+    """An annotation for the page. Raises ApiError 404 if it is not published. Blocks."""
     try:
         return context.open_index(catalog_uri(context, name))
     except UsageError as error:
@@ -74,7 +74,7 @@ def open_catalog(context: Context, name: str) -> ExploredCatalog:
 
 @router.get("")
 async def overview(context: ContextDep) -> JSONResponse:
-    """What there is to explore: the annotations of the settings, then finished jobs, the newest first."""
+    """The annotations of the settings, then finished jobs, the newest first."""
     jobs = await context.job_threads(context.jobs.jobs)
     named = context.settings.serving.annotations
     done = [job for job in reversed(jobs) if job.state == "done" and job.spec.out not in named.values()][:_JOBS_SHOWN]
@@ -85,26 +85,26 @@ async def overview(context: ContextDep) -> JSONResponse:
 
 @router.get("/catalogs/{name}")
 async def summary(name: str, context: ContextDep) -> JSONResponse:
-    """How many items of each modality a catalog holds."""
+    """Number of items by modality, and moods."""
     return await _shown(context, name, ExploredCatalog.summary)
 
 
 @router.get("/catalogs/{name}/view")
 async def view(name: str, window: Annotated[Window, Query()], context: ContextDep) -> JSONResponse:
-    """A window of the plane: its points when they are few, counts of a grid's cells otherwise."""
+    """A window of the plane: its points if they are few, else counts in the cells of a grid."""
     return await _shown(context, name, lambda catalog: catalog.view(**window.selection, cells=window.cells))
 
 
 @router.get("/catalogs/{name}/view.csv", response_class=Response)
 async def view_as_csv(name: str, window: Annotated[Window, Query()], context: ContextDep) -> Response:
-    """All items of a window, as a table for a spreadsheet."""
+    """All items of a window, as CSV."""
 
     def made() -> bytes:
         found = open_catalog(context, name).table(**window.selection, most=_CSV_ROWS)
         if found is None:
             text = f"more than {_CSV_ROWS:,} items; zoom in, or use `mmva annotations export --to csv`"
             raise ApiError(413, "too-many-items", text)
-        for column in ("id", "uri"):  # a spreadsheet would take such a text for a formula
+        for column in ("id", "uri"):  # a spreadsheet would execute such texts as formulas
             escaped = pc.replace_substring_regex(found[column], r"^([=+\-@\t\r])", r"'\1")
             found = found.set_column(found.column_names.index(column), column, escaped)
         buffer = io.BytesIO()
@@ -117,7 +117,7 @@ async def view_as_csv(name: str, window: Annotated[Window, Query()], context: Co
 
 @router.get("/catalogs/{name}/item")
 async def item(name: str, id: str, context: ContextDep) -> Response:  # noqa: A002
-    """An item in full, and its nearest neighbours in each other modality."""
+    """All fields of an item, and its nearest neighbours in each other modality."""
 
     def made(catalog: ExploredCatalog) -> dict[str, Any]:
         found = _details(catalog, id)
@@ -147,7 +147,7 @@ async def thumbnail(
     context: ContextDep,
     side: int = THUMBNAIL_SIDES[0],
 ) -> Response:
-    """A picture as JPEG, made from the annotated file."""
+    """A thumbnail of an image, as JPEG."""
     if side not in THUMBNAIL_SIDES:
         raise ApiError(422, "invalid", f"side: one of {THUMBNAIL_SIDES}")
     found = await _item(context, name, id, "image")
@@ -160,7 +160,7 @@ async def thumbnail(
 
 @router.get("/catalogs/{name}/media")
 async def sound(request: Request, name: str, id: str, context: ContextDep) -> Response:  # noqa: A002
-    """The annotated music or video itself; takes Range."""
+    """The annotated music or video; supports Range."""
     found = await _item(context, name, id, "music", "video")
     content_type, data = await _read(context, _reader(context).sound, found)
     headers = _PRIVATE | {"Accept-Ranges": "bytes", "ETag": f'"{found["sha256"][:32]}"'}
@@ -181,7 +181,7 @@ async def text(name: str, id: str, context: ContextDep) -> dict[str, str]:  # no
 
 
 async def _shown(context: Context, name: str, make: Callable[[ExploredCatalog], dict[str, Any]]) -> JSONResponse:
-    """What is made of a catalog, and its model."""
+    """What `make` returns for a catalog, and the catalog's model."""
 
     def made() -> dict[str, Any]:
         catalog = open_catalog(context, name)
@@ -213,7 +213,7 @@ async def _item(context: Context, name: str, id: str, *kinds: str) -> dict[str, 
 
 
 async def _read(context: Context, read: Callable[..., Result], *arguments: Any) -> Result:
-    """Call a reader in a thread; what keeps an item from being shown becomes an answer without its URI."""
+    """Call a reader in a thread; its errors become HTTP errors that do not reveal the URI."""
     try:
         return await context.media_threads(read, *arguments)
     except MediaError as error:

@@ -1,4 +1,4 @@
-"""/v1/annotation-jobs: catalogs, annotated by the bulk engine on its cluster."""
+"""/v1/annotation-jobs: annotates catalogs on the bulk cluster."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CallerDep = Annotated[Caller, Depends(ANNOTATE)]
 async def submit(
     body: JobIn, request: Request, response: Response, context: ContextDep, caller: CallerDep
 ) -> dict[str, Any]:
-    """Put a catalog into the queue. The same again is the same job; a cancelled or failed one goes on where it was."""
+    """Queue a catalog. Submitting it again returns the same job; a cancelled or failed job continues where it was."""
     settings = context.settings.serving
     catalog = _below(body.catalog, settings.roots, "catalog", "serving.roots")
     out = _below(body.out, settings.out_roots, "out", "serving.out_roots")
@@ -42,9 +42,9 @@ async def jobs(
     context: ContextDep,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
-    progress: Annotated[bool, Query(description="with each job's progress")] = False,  # noqa: FBT002 - a query parameter
+    progress: Annotated[bool, Query(description="return each job's progress")] = False,  # noqa: FBT002 - a query parameter
 ) -> dict[str, Any]:
-    """Jobs, the last submitted first, a page at a time."""
+    """A page of jobs, the newest first."""
     known = await context.job_threads(context.jobs.jobs)
     page = known[::-1][offset : offset + limit]
     rows = await asyncio.gather(*(_with_progress(context, job) for job in page)) if progress else map(_json, page)
@@ -53,23 +53,23 @@ async def jobs(
 
 @router.get("/{job_id}", response_model=JobOut, dependencies=[Depends(READ)])
 async def status(job_id: JobId, context: ContextDep) -> dict[str, Any]:
-    """A job's state, progress and estimated time, as its run directory tells them."""
+    """A job's state, progress and estimated time."""
     return await _with_progress(context, await context.job_threads(context.jobs.get, job_id))
 
 
 @router.get("/{job_id}/report", response_class=HTMLResponse, dependencies=[Depends(READ)])
 async def report(job_id: JobId, context: ContextDep) -> HTMLResponse:
-    """The report of a published annotation, one page without scripts."""
+    """The report of a published annotation, as one HTML page without scripts."""
     job = await context.job_threads(context.jobs.get, job_id)
     if not await context.job_threads(context.jobs.is_published, job):
-        text = f"job {job_id} is {job.state}: there is a report once all is published"
+        text = f"job {job_id} is {job.state}; its report is available after publication"
         raise ApiError(409, "not-published", text, 5.0)
     return HTMLResponse(await context.report_threads(context.report, job.spec.out))
 
 
 @router.delete("/{job_id}", response_model=JobOut)
 async def cancel(job_id: JobId, context: ContextDep, caller: CallerDep) -> dict[str, Any]:
-    """Cancel a job: committed shards stay, those that are running are given up. By its owner, or an admin."""
+    """Cancel a job; committed shards stay, running ones are abandoned. Only for its owner and admins."""
     job = await context.job_threads(context.jobs.get, job_id)
     if job.owner != caller.name and "admin" not in caller.scopes:
         raise ApiError(403, "forbidden", f"job {job_id} belongs to another key; an admin may cancel it")
@@ -86,7 +86,7 @@ def _json(job: Job) -> dict[str, Any]:
 
 
 def _below(uri: str, roots: tuple[str, ...], field: str, setting: str) -> str:
-    """The place itself if it is a root or below one. ApiError 403 otherwise."""
+    """The normalised place if it is a root or below one. Raises ApiError 403 otherwise."""
     if "://" not in uri and not uri.startswith("/"):
         raise ApiError(422, "invalid", f"{field}: must be an absolute path, file:// or s3://bucket/prefix")
     place = normalised_root(uri)

@@ -1,4 +1,4 @@
-"""Health, models, the API's own documentation, and the page: files without data, which need no key."""
+"""Health, models, API documentation, and the page, whose files hold no data and need no key."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmva_platform.serving.errors import ApiError
 from mmva_platform.serving.schemas import ModelsOut
 
 STATIC: Final = Path(__file__).parents[1] / "page"
-# d3 places SVG through attributes and CSSOM, which a policy without 'unsafe-inline' allows.
+# d3 styles SVG through attributes and CSSOM, which a policy without 'unsafe-inline' allows.
 PAGE_HEADERS: Final = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; media-src blob:; "
@@ -35,13 +35,13 @@ router = APIRouter()
 
 @router.get("/healthz")
 async def healthz() -> dict[str, str]:
-    """Whether this process answers; public."""
+    """Whether this process is alive; public."""
     return {"status": "ok"}
 
 
 @router.get("/readyz")
 async def readyz(context: ContextDep) -> dict[str, str]:
-    """Whether a model answers, as far as is known here: it asks no replica. Public, and says nothing else."""
+    """Whether a model is available, as of the last poll; public."""
     if context.models.known is None:
         raise ApiError(503, "loading", "no model answers yet", 5.0)
     return {"status": "ok"}
@@ -49,7 +49,7 @@ async def readyz(context: ContextDep) -> dict[str, str]:
 
 @router.get("/v1/models", response_model=ModelsOut, dependencies=[Depends(READ)])
 async def models(context: ContextDep) -> dict[str, Any]:
-    """Which model answers, and what is registered."""
+    """The current model, and the registered versions."""
     serving, settings = context.models.known, context.settings.serving
     return {
         "serving": serving.model_dump() if serving else None,
@@ -60,13 +60,13 @@ async def models(context: ContextDep) -> dict[str, Any]:
 
 @router.get("/openapi.json", dependencies=[Depends(READ)], include_in_schema=False)
 async def openapi(request: Request) -> dict[str, Any]:
-    """The API's description."""
+    """The OpenAPI description."""
     return request.app.openapi() | {"servers": [{"url": request.scope.get("root_path") or "/"}]}
 
 
 @router.get("/docs", dependencies=[Depends(READ)], include_in_schema=False)
 async def docs() -> HTMLResponse:
-    """Swagger UI, from the wheel: a browser without a network shows it. Links are relative: any prefix will do."""
+    """Swagger UI from the wheel, so that it works offline. Links are relative, so that any prefix works."""
     return get_swagger_ui_html(
         openapi_url="openapi.json",
         title="mmva",
@@ -78,7 +78,7 @@ async def docs() -> HTMLResponse:
 
 @router.get("/", include_in_schema=False)
 async def page() -> Response:
-    """The page; from memory, because load balancers ask for it, too."""
+    """The page, from memory, because load balancers request it, too."""
     return HTMLResponse(_html(), headers=PAGE_HEADERS)
 
 

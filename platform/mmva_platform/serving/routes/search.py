@@ -1,4 +1,4 @@
-"""POST /v1/search: published annotations, by text, picture, music, a point of the plane, or an item of their own."""
+"""POST /v1/search: searches published annotations by text, picture, music, point, or annotated item."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def search(body: SearchIn, context: ContextDep, caller: CallerDep) -> dict
 
 @router.post("/v1/search/upload", response_model=SearchOut)
 async def search_by_upload(file: UploadFile, context: ContextDep, caller: CallerDep, query: QueryDep) -> dict[str, Any]:
-    """The same by an upload, as a form."""
+    """The same for an upload, as a form."""
     refuse_item(query)
     return await _found(context, caller, query, await item_of_upload(file, "query"))
 
@@ -58,7 +58,7 @@ async def _found(context: Context, caller: Caller, body: SearchIn, item: ItemReq
 async def _like(
     context: Context, index: AnnotationIndex, body: SearchIn, page: dict[str, Any]
 ) -> tuple[tuple[float, float], list[Hit]]:
-    """An annotated item's point and what is like it. By embedding without an index, one search at a time."""
+    """An annotated item's point and the most similar items. Only one scan of embeddings runs at a time."""
     assert body.like is not None
     own = await context.index_threads(index.item, body.like)
     if own is None:
@@ -67,24 +67,24 @@ async def _like(
         index.vectors, own.modality, body.offset + body.top
     )
     if scans and context.scanning.locked():
-        raise busy("another search by embedding is running, without an index")
+        raise busy("another search by embedding without an index is running")
     async with context.scanning if scans else nullcontext():
         hits = await context.index_threads(index.like, own.id, by=body.by, **page)
     return (own.valence, own.arousal), hits
 
 
 def annotation_uri(context: Context, name: str) -> str:
-    """The URI of an annotation that may be searched: by the settings' name for it, or below a root."""
+    """The URI of an annotation, given by a name in the settings or by a URI below a root."""
     settings = context.settings.serving
     if name in settings.annotations:
         return settings.annotations[name]
     if not context.roots.allow(name) and not context.out_roots.allow(name):
-        raise ApiError(403, "outside-roots", "annotation: neither a name of serving.annotations nor below a root")
+        raise ApiError(403, "outside-roots", "annotation: neither a name in serving.annotations nor below a root")
     return name
 
 
 async def _point_of(context: Context, caller: Caller, item: ItemRequest, model: ModelInfo) -> tuple[float, float]:
-    """A query's point, by the annotation's own model: points of two models cannot be compared."""
+    """A query's point, by the annotation's own model, because points of two models cannot be compared."""
     if context.models.known is not None:
         refuse_other_model(model, context.models.known.digest)
     answers = await context.annotated(caller.name, [item])
@@ -94,14 +94,14 @@ async def _point_of(context: Context, caller: Caller, item: ItemRequest, model: 
 
 
 def refuse_other_model(model: ModelInfo, digest: str) -> None:
-    """ApiError 409 if an annotation's model is not the one that answers."""
+    """Raises ApiError 409 if an annotation's model is not the current one."""
     if digest != model.digest:
         text = f"the annotation was made with {model.name} {model.version or ''} ({model.digest[:12]}), this server "
-        raise ApiError(409, "another-model", text + f"answers with {digest[:12]}; search by point, or annotate again")
+        raise ApiError(409, "another-model", text + f"uses {digest[:12]}; search by point, or annotate again")
 
 
 def checked_row(row: Row) -> Row:
-    """The row. ApiError 422 for an item that has no point."""
+    """The row. Raises ApiError 422 if the item has no point."""
     if row["status"] == "error":
         raise ApiError(422, row["error"]["code"], row["error"]["message"])
     return row

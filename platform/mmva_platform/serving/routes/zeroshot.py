@@ -1,4 +1,4 @@
-"""POST /v1/music-prompt and /v1/summarize: points and curves by the replicas, the rest from mmva.zeroshot."""
+"""POST /v1/music-prompt and /v1/summarize: replicas compute points and curves, mmva.zeroshot does the rest."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ QueryDep = Annotated[Json[SummaryIn] | None, Form(description="the body as JSON"
 
 @router.post("/v1/music-prompt", response_model=PromptOut)
 async def music_prompt(body: QueryIn, context: ContextDep, caller: CallerDep) -> dict[str, Any]:
-    """What music fits, in the words that a text-to-music generator takes."""
+    """A prompt for a text-to-music generator that fits a text, picture, music or point."""
     return await _prompt(context, caller, body.point, item_of_query(body))
 
 
@@ -41,7 +41,7 @@ async def music_prompt_of_upload(file: UploadFile, context: ContextDep, caller: 
 
 @router.post("/v1/summarize", response_model=SummaryOut)
 async def summarize(body: SummaryIn, context: ContextDep, caller: CallerDep) -> dict[str, Any]:
-    """The moments of a video in which its mood changes; `mmva summarize` also cuts them into a clip."""
+    """The segments of a video in which its mood changes; `mmva summarize` also cuts them into a clip."""
     if body.uri is None:
         raise ApiError(422, "invalid", "uri: missing")
     item = ItemRequest(id="video", uri=body.uri, modality="video", caption=None, data=None)
@@ -52,7 +52,7 @@ async def summarize(body: SummaryIn, context: ContextDep, caller: CallerDep) -> 
 async def summarize_upload(
     file: UploadFile, context: ContextDep, caller: CallerDep, query: QueryDep = None
 ) -> dict[str, Any]:
-    """The same of an upload, as a form."""
+    """The same for an upload, as a form."""
     body = query or SummaryIn()
     refuse_item(body)
     return await _summary(context, caller, body, await item_of_upload(file, "video", "video"))
@@ -73,7 +73,7 @@ async def _prompt(
 
 
 async def _bank(context: Context, caller: str) -> tuple[PromptBank, dict[str, Any]]:
-    """The templates where the model that answers now places them; asked once for each model."""
+    """The templates with their points by the current model, computed once per model."""
     now, known = context.models.known, context.banks
     if now is None or now.digest not in known:
         texts = [fill(template, template.home)["text"] for template in TEMPLATES]

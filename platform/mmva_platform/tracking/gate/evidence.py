@@ -1,4 +1,4 @@
-"""The evidence of the gate: the candidate, the champion and the best champions so far, on the rows of one exam (N)."""
+"""The evidence of the gate: candidate, champion and the best champions so far, on the N rows of one exam."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Points = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the gate reads from a version's bundle."""
+    """The gate's facts from a version's bundle."""
 
     modalities: tuple[Modality, ...]  # its towers
     intervals: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # half widths by modality and axis
     shared_groups: int | None = None  # groups in more than one split of its training data; None if unknown
-    seen: Mapping[Modality, Seen] | None = None  # rows of the exam that it was trained on; None if unknown
+    seen: Mapping[Modality, Seen] | None = None  # exam rows that it was trained on; None if unknown
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class ExamRows:
     """One modality's rows of the exam."""
 
     label_N2: Points
-    points: Mapping[int, Points]  # predicted points [N, 2] by version, of the versions that have the tower
+    points: Mapping[int, Points]  # predicted points [N, 2] by version, for versions with this tower
     group_N: NDArray[np.str_]  # song, image or another group
-    source_N: NDArray[np.str_]  # collection of the row
+    source_N: NDArray[np.str_]  # collection
     trait_N: NDArray[np.float64] | None = None  # loudness of music in dBFS, brightness of images in [0, 1], if measured
 
     def known(self, *versions: int) -> bool:
-        """Whether each of these versions gave a finite point for every row, and there are rows."""
+        """Whether there are rows and each of these versions has a finite point for all of them."""
         points = [self.label_N2, *(self.points.get(version) for version in versions)]
         return len(self.label_N2) > 0 and all(
             each is not None and each.shape == self.label_N2.shape and bool(np.isfinite(each).all()) for each in points
@@ -61,9 +61,9 @@ class ExamRows:
 
 @dataclass(frozen=True)
 class Examined:
-    """Versions on the exam."""
+    """The versions' results on the exam."""
 
-    digest: str  # of the dataset that was found
+    digest: str  # of the dataset at the exam's URI
     shared_groups: int  # groups in more than one of its splits
     expected: Mapping[str, int]  # rows of the split by modality, as dataset.json counts them
     rows: Mapping[Modality, ExamRows]  # by modality of the candidate
@@ -78,12 +78,12 @@ class Evidence:
     champion: int | None
     policy: GatePolicy
     exam: Exam | None = None  # None if it could not be determined
-    examined: Examined | None = None  # the versions on the exam, None if that was not possible
-    best: Mapping[Modality, int] = field(default_factory=dict)  # of the champions that the gate passed on this exam
-    trouble: str = ""  # why there is no comparison, in one line
+    examined: Examined | None = None  # None if the exam was not possible
+    best: Mapping[Modality, int] = field(default_factory=dict)  # best champion that passed the gate on this exam
+    trouble: str = ""  # why the exam was not possible, in one line
 
     def figures(self) -> dict[str, dict[str, float]]:
-        """Mean MSE of both axes by version and modality; recorded, to find the best champion later."""
+        """Mean MSE of both axes by version and modality; recorded, so that best champions can be found later."""
         found: dict[str, dict[str, float]] = {}
         for modality, rows in self.examined.rows.items() if self.examined else ():
             for version in rows.points:
@@ -100,9 +100,9 @@ def gather(
     champion: RegisteredVersion | None,
     policy: GatePolicy,
 ) -> Evidence:
-    """All inputs of the rules; a reason that prevents a comparison becomes the evidence's trouble.
+    """The rules' input. If the exam is not possible, the evidence says why.
 
-    Raises UsageError if the candidate's bundle is not there, and CheckFailed if its bundle or evaluation was changed.
+    Raises UsageError if the candidate's bundle does not exist, CheckFailed if its bundle or evaluation was changed.
     """
     records = AuditLog.of(settings).read()
     holder = None if champion is None else champion.version
@@ -123,7 +123,7 @@ def gather(
 
 
 def best_champions(records: Iterable[Record], exam: Exam, known: set[int]) -> dict[Modality, int]:
-    """By modality, the known version with the lowest recorded MSE on the exam, of all that passed the gate."""
+    """By modality, the version with the lowest recorded MSE on the exam of the known ones that passed the gate."""
     found: dict[Modality, dict[int, float]] = {}
     passed = known & {r["candidate"] for r in records if r["action"] == "promote" and r["outcome"] == "passed"}
     for record in records:
@@ -139,11 +139,11 @@ def best_champions(records: Iterable[Record], exam: Exam, known: set[int]) -> di
 def examine(
     exam: Exam, bundles: Mapping[int, Path], settings: Settings, policy: GatePolicy, candidate: int
 ) -> Examined:
-    """Predict bundles (by version) on the exam; their backbones may differ, but all embeddings must be there.
+    """Predict the exam with each bundle, by version; their backbones may differ, but all embeddings must exist.
 
-    The candidate's towers are judged. Loudness and brightness are measured only if the policy's slices need them.
-    Raises UsageError if the dataset or embeddings of a bundle's backbones are not there, CheckFailed if files are not
-    the published ones, OperationFailed if media of the dataset cannot be decoded here.
+    Measures loudness and brightness only if the policy's slices need them. Raises UsageError if the dataset or
+    embeddings of a bundle's backbones do not exist, CheckFailed if files are not the published ones, OperationFailed if
+    media of the dataset cannot be decoded here.
     """
     from mmva_platform.datasets.dataset import Dataset
     from mmva_platform.datasets.traits import TRAITS, measure, sources_of
@@ -178,7 +178,7 @@ def _bundle(name: str, version: int, settings: Settings) -> Path:
 
 
 def _judged_on(client: MlflowClient, champion: RegisteredVersion, records: Sequence[Record]) -> Mapping[str, Any]:
-    """The exam that made a version champion; without a record, its evaluation's dataset."""
+    """The exam of a version's promotion; without a record, the dataset of its evaluation."""
     for record in reversed(records):
         if record["action"] == "promote" and record["candidate"] == champion.version and record.get("exam"):
             return dict(record["exam"])
@@ -186,7 +186,7 @@ def _judged_on(client: MlflowClient, champion: RegisteredVersion, records: Seque
 
 
 def _exam_of(facts: Mapping[str, Any]) -> Exam:
-    """From a record's exam or from an evaluation."""
+    """The exam in a record's or an evaluation's fields."""
     try:
         digest, embeddings = facts.get("digest") or facts["dataset_digest"], facts.get("embeddings")
         return Exam(dataset=facts["dataset"], digest=digest, split=facts["split"], embeddings=embeddings)

@@ -1,6 +1,6 @@
-"""A recorded verdict as one HTML file: no network, no script, all text is escaped.
+"""A recorded verdict as one HTML file, without network and scripts; all text is escaped.
 
-A pure function of the record, so that the process that finishes an interrupted record writes the same bytes.
+A pure function of the record, so that a process that applies an interrupted record writes the same bytes.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from mmva_platform.tracking.gate.verdict import Finding
 WIDTH: Final = 420.0
 _TITLES: Final = {
     "non-inferior": (
-        "Is it at most a margin worse than the champion?",
-        """Change of the mean squared error against the champion's on the same rows, in per cent of the champion's: the
-        dot, with its 90 % interval from a paired bootstrap by song or image. The right end is the one-sided 95 % bound
-        and has to stay left of the dashed line, the margin. Left of zero the candidate is better.""",
+        "Is it worse than the champion by no more than the margin?",
+        """The dot is the change of the mean squared error against the champion's on the same rows, in per cent of the
+        champion's, with its 90 % interval from a paired bootstrap by song or image. The right end is the one-sided 95 %
+        bound and must be left of the dashed line, the margin. Left of zero the candidate is better.""",
     ),
     "best-so-far": (
         "And than the best champion so far?",
-        "The same against the best champion that the gate passed on this exam, where that is another version.",
+        "The same against the best champion that passed the gate on this exam, if that is another version.",
     ),
     "slice": (
         "And on each part of the rows?",
@@ -34,7 +34,7 @@ _TITLES: Final = {
 
 
 def verdict_page(record: Mapping[str, Any]) -> str:
-    """The page of a verdict's JSON, with or without the fields that the audit log adds."""
+    """The page of a verdict, given as JSON, with or without the fields that the audit log adds."""
     findings = [Finding(**finding) for finding in record["findings"]]
     template = page_environment("mmva_platform.tracking").get_template("verdict.html.j2")
     return template.render(
@@ -50,7 +50,7 @@ def verdict_page(record: Mapping[str, Any]) -> str:
 
 
 def _plot(rule: str, findings: Sequence[Finding]) -> dict[str, Any] | None:
-    """The rule's findings as whiskers over one scale, in units of WIDTH; None if it has no findings."""
+    """The rule's findings as intervals on one scale of WIDTH units; None if it has no findings."""
     mine = [finding for finding in findings if finding.rule == rule]
     drawn = [(each, shares) for each in mine if (shares := _shares(each)) is not None]
     if not mine:
@@ -79,7 +79,7 @@ def _plot(rule: str, findings: Sequence[Finding]) -> dict[str, Any] | None:
 
 
 def _shares(finding: Finding) -> dict[str, float] | None:
-    """The difference with its interval, and its limit, as shares of the champion's MSE; None without an interval."""
+    """The difference, its interval and its limit, as shares of the champion's MSE; None without an interval."""
     detail, limit = finding.detail, finding.limit
     if not detail or not isinstance(limit, float | int) or detail["second"] <= 0:
         return None

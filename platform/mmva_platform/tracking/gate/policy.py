@@ -1,4 +1,4 @@
-"""The gate's policy, a file of numbers with defaults: what it judges on and what it tolerates."""
+"""The gate's policy: the exam and the limits, each with a default."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmva_platform.settings import Config
 
 
 class PerAxis(Config):
-    """A number for each axis; null means the default."""
+    """A number per axis; null means the default."""
 
     valence: float | None = Field(None, ge=0, le=1, description="of this modality and axis; null: the default")
     arousal: float | None = Field(None, ge=0, le=1, description="of this modality and axis; null: the default")
@@ -25,13 +25,13 @@ class PerModality(Config):
     caption: PerAxis = PerAxis()
 
     def of(self, modality: Modality, axis: str) -> float | None:
-        """The number for a modality's axis, None if there is none."""
+        """The number for a modality's axis, or None."""
         value: float | None = getattr(getattr(self, modality), axis)
         return value
 
 
 class Margins(PerModality):
-    """By which share of the champion's MSE a candidate's may be larger, at the upper 95 % bound of the difference."""
+    """How much larger than the champion's MSE a candidate's may be, at the upper 95 % bound of the difference."""
 
     default: float = Field(
         0.05, ge=0, lt=1, description="how much larger a candidate's MSE may be, as a share of the champion's"
@@ -48,9 +48,9 @@ class Slices(Config):
 
     apply: bool = Field(default=True, description="false: slices are neither computed nor required")
     by: tuple[Literal["source", "quadrant", "loudness", "brightness"], ...] = Field(
-        ("source", "quadrant", "loudness", "brightness"), description="what the rows are divided by"
+        ("source", "quadrant", "loudness", "brightness"), description="how the rows are divided"
     )
-    margin: float = Field(0.15, ge=0, lt=1, description="as margins; wider, because a slice has fewer rows")
+    margin: float = Field(0.15, ge=0, lt=1, description="as margins.default; wider, because a slice has fewer rows")
     smallest_groups: int = Field(20, ge=2, description="a slice with fewer songs or images is not judged")
     too_few_fails: bool = Field(default=False, description="whether a slice with too few groups refuses the candidate")
 
@@ -60,12 +60,12 @@ class Exam(Config):
 
     dataset: str = Field(description="URI of the dataset")
     digest: str = Field(pattern="^[0-9a-f]{64}$", description="its digest; other data at the URI are refused")
-    split: str = Field("test", description="the rows that count")
+    split: str = Field("test", description="split of the dataset that is used")
     embeddings: str | None = Field(None, description="where its embeddings are, if not inside the dataset")
 
 
 class GatePolicy(Config):
-    """What the gate judges on and what it tolerates."""
+    """The gate's exam and limits."""
 
     exam: Exam | None = Field(
         None, description="null: the champion's exam; for a first champion, the split it was evaluated on"
@@ -77,9 +77,9 @@ class GatePolicy(Config):
     resamples: int = Field(1000, ge=100, le=100_000, description="resamples of the paired bootstrap")
     smallest_groups: int = Field(30, ge=2, description="fewest songs or images for a modality's comparison")
     constant_share: float = Field(1.0, gt=0, le=1, description="MSE must be below this share of the best constant's")
-    ceilings: PerModality = Field(PerModality(), description="absolute MSE that must not be exceeded, if given")
+    ceilings: PerModality = Field(PerModality(), description="largest allowed MSE, if given")
     slices: Slices = Slices()
     largest_shortfall: float = Field(
         0.05, ge=0, lt=1, description="by how much fewer than 90 % of the labels may lie inside the 90 % intervals"
     )
-    retrieval_margin: float = Field(0.02, ge=0, lt=1, description="mean nDCG@10 may be so much below the champion's")
+    retrieval_margin: float = Field(0.02, ge=0, lt=1, description="how far mean nDCG@10 may be below the champion's")

@@ -1,7 +1,7 @@
-"""The gate's rules: each a pure function of the evidence that yields findings.
+"""The gate's rules: each is a pure function of the evidence that yields findings.
 
-A value that is missing, not finite or from too small a sample fails. Rules apply to the candidate's towers; a
-comparison applies if both versions have the tower. Without an examination there is only the finding "exam-taken".
+A value that is missing, not finite or from too small a sample fails. Rules apply to the candidate's towers, comparisons
+to towers that both versions have. If the exam was not possible, the only finding is "exam-taken".
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CONFIDENCE: Final = 0.9  # two-sided, so that either end is a one-sided 95 % bo
 
 
 def judge(evidence: Evidence) -> list[Finding]:
-    """All findings of the rules that apply, in order; a version passes if there are findings and all of them passed."""
+    """All findings of the rules that apply, in order; a version passes if there are findings and all passed."""
     if evidence.examined is None:
         return [Finding("exam-taken", "all versions", None, RECORDED, passed=False, note=evidence.trouble)]
     rules = ABSOLUTE if evidence.champion is None else (*ABSOLUTE, *COMPARING)
@@ -35,23 +35,23 @@ def judge(evidence: Evidence) -> list[Finding]:
 
 
 def exam_digest(evidence: Evidence, examined: Examined) -> Iterator[Finding]:
-    """The dataset at the exam's URI is the one that the policy, or the champion's verdict, names."""
+    """The dataset at the exam's URI has the digest that the policy, or the champion's verdict, names."""
     if evidence.exam is not None:
         here, named = examined.digest, evidence.exam.digest
         yield Finding("exam-digest", "dataset", here[:16], named[:16], here == named)
 
 
 def split_disjoint(evidence: Evidence, examined: Examined) -> Iterator[Finding]:
-    """No group has rows in two splits, neither of the exam's dataset nor of the candidate's training data."""
+    """No group has rows in two splits, in the exam's dataset and in the candidate's training data."""
     own = examined.models[evidence.candidate].shared_groups
     for subject, shared in (("exam", examined.shared_groups), ("candidate", own)):
         if shared is not None:
-            note = f"{shared} groups are in more than one split: such figures leak" if shared else ""
+            note = f"{shared} groups are in more than one split: the figures leak" if shared else ""
             yield Finding("split-disjoint", subject, shared, 0, shared == 0, note)
 
 
 def exam_unseen(evidence: Evidence, examined: Examined) -> Iterator[Finding]:
-    """Neither version was trained on rows or groups of the exam; a few sentences may be the same by chance."""
+    """Neither version was trained on rows or groups of the exam; a few equal sentences are allowed."""
     for subject, version in (("candidate", evidence.candidate), ("champion", evidence.champion)):
         if version is None:
             continue
@@ -63,12 +63,12 @@ def exam_unseen(evidence: Evidence, examined: Examined) -> Iterator[Finding]:
         for modality, each in seen.items():
             likely = each.by_text > evidence.policy.text_overlap * each.rows
             rows = each.certain + (each.by_text if likely else 0)
-            note = f"of {each.rows} rows, {each.by_text} more by their words alone" if each.by_text else ""
+            note = f"of {each.rows} rows; {each.by_text} more have the same text only" if each.by_text else ""
             yield Finding("exam-unseen", f"{subject}/{modality}", rows, 0, rows == 0, note)
 
 
 def rows_counted(evidence: Evidence, examined: Examined) -> Iterator[Finding]:
-    """The exam has rows for each of the candidate's towers, and all that dataset.json counts were predicted."""
+    """The exam has rows for each of the candidate's towers, and all rows that dataset.json counts were predicted."""
     for modality in examined.models[evidence.candidate].modalities:
         expected, rows = examined.expected.get(modality, 0), examined.rows.get(modality)
         found = 0 if rows is None else len(rows.label_N2)
@@ -76,7 +76,7 @@ def rows_counted(evidence: Evidence, examined: Examined) -> Iterator[Finding]:
 
 
 def below_constant(evidence: Evidence, examined: Examined) -> Iterator[Finding]:
-    """On each axis the MSE is below the policy's share of the best constant prediction's on the same rows."""
+    """On each axis the MSE is below the policy's share of the best constant's MSE on the same rows."""
     for modality, rows in _rows(examined):
         for axis, mse, variance in zip(AXES, _mse(rows, evidence.candidate), rows.label_N2.var(axis=0), strict=True):
             limit = float(variance) * evidence.policy.constant_share
@@ -85,7 +85,7 @@ def below_constant(evidence: Evidence, examined: Examined) -> Iterator[Finding]:
 
 
 def below_ceiling(evidence: Evidence, examined: Examined) -> Iterator[Finding]:
-    """The MSE is at most the policy's absolute ceiling, if it has one."""
+    """The MSE is at most the policy's ceiling, if there is one."""
     for modality, rows in _rows(examined):
         for axis, mse in zip(AXES, _mse(rows, evidence.candidate), strict=True):
             if (limit := evidence.policy.ceilings.of(modality, axis)) is not None:
@@ -102,7 +102,7 @@ def covers_champion(evidence: Evidence, examined: Examined) -> Iterator[Finding]
 
 
 def enough_groups(evidence: Evidence, examined: Examined) -> Iterator[Finding]:
-    """A modality's rows are of enough songs, images or other groups."""
+    """Each modality has enough songs, images or other groups."""
     for modality, rows in _rows(examined):
         groups, least = len(np.unique(rows.group_N)), evidence.policy.smallest_groups
         yield Finding("enough-groups", modality, groups, least, groups >= least, needs=">=")
@@ -116,7 +116,7 @@ def non_inferior(evidence: Evidence, examined: Examined) -> Iterator[Finding]:
 
 
 def best_so_far(evidence: Evidence, examined: Examined) -> Iterator[Finding]:
-    """The same against the best champion that the gate passed on this exam: small losses must not add up."""
+    """The same against the best champion that passed the gate on this exam, so that small losses do not add up."""
     for modality, rows in _rows(examined):
         best = evidence.best.get(modality)
         if best not in (None, evidence.champion):
@@ -124,7 +124,7 @@ def best_so_far(evidence: Evidence, examined: Examined) -> Iterator[Finding]:
 
 
 def slices(evidence: Evidence, examined: Examined) -> Iterator[Finding]:
-    """Non-inferiority on each part of the rows by the policy's criteria, on the mean of both axes."""
+    """Non-inferiority on each slice of the rows, on the mean of both axes."""
     for modality, rows in _rows(examined):
         if not (evidence.policy.slices.apply and _has(examined, evidence.champion, modality)):
             continue
@@ -139,9 +139,9 @@ def slices(evidence: Evidence, examined: Examined) -> Iterator[Finding]:
 
 
 def intervals_cover(evidence: Evidence, examined: Examined) -> Iterator[Finding]:
-    """The share of labels inside the candidate's 90 % intervals is not surely below 90 % less the shortfall.
+    """The share of labels inside the candidate's 90 % intervals is at least 90 % less the shortfall.
 
-    Clips of a song have similar errors, so a good model's share varies: the upper 95 % bound over groups counts.
+    Clips of a song have similar errors, so a good model's share varies: the upper 95 % bound over groups is compared.
     """
     limit = COVERAGE - evidence.policy.largest_shortfall
     for modality, rows in _rows(examined):
@@ -158,7 +158,7 @@ def intervals_cover(evidence: Evidence, examined: Examined) -> Iterator[Finding]
 
 
 def retrieves_as_well(evidence: Evidence, examined: Examined) -> Iterator[Finding]:
-    """Mean nDCG@10 between any two modalities is at most the margin below the champion's; large exams by a sample."""
+    """Mean nDCG@10 between any two modalities is at most the margin below the champion's; large exams are sampled."""
     versions = [version for version in (evidence.candidate, evidence.champion) if version is not None]
     rows = {m: _sampled(each) for m, each in _rows(examined) if _has(examined, evidence.champion, m)}
     for query, gallery in itertools.permutations(rows, 2):
@@ -187,7 +187,7 @@ def _has(examined: Examined, version: int | None, modality: Modality) -> bool:
 
 
 def _mse(rows: ExamRows, version: int) -> tuple[float | None, float | None]:
-    """By axis; None if a point is missing or not finite."""
+    """MSE by axis; None if a point is missing or not finite."""
     if not rows.known(version):
         return None, None
     valence, arousal = np.square(rows.points[version] - rows.label_N2).mean(axis=0)
@@ -214,7 +214,7 @@ def _slice(evidence: Evidence, subject: str, part: ExamRows) -> Finding:
 
 
 def _difference(rows: ExamRows, evidence: Evidence, other: int | None) -> dict[str, PairedDifference]:
-    """By axis and "mean"; empty if any point cannot be compared."""
+    """Differences by axis and "mean"; empty if any point is missing or not finite."""
     if other is None or not rows.known(evidence.candidate, other):
         return {}
     points = rows.points[evidence.candidate], rows.points[other], rows.label_N2

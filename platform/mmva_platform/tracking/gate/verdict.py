@@ -1,4 +1,4 @@
-"""Findings of rules, and the verdict on them: plain values that are recorded and shown."""
+"""Findings of rules and the verdict on them, as plain values to record and show."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any, Literal
 from mmva.errors import CheckFailed
 
 _NAMED = 3  # findings in a refusal's one line
-RECORDED = "-"  # the limit of a value that is recorded and compared with nothing
+RECORDED = "-"  # the limit of a value that is only recorded
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One rule applied to one thing."""
+    """The result of one rule for one subject."""
 
     rule: str
-    subject: str  # what it was applied to
+    subject: str  # such as image/valence
     value: float | str | None  # None if it is missing
-    limit: float | str | None  # what the value is compared with, or RECORDED
+    limit: float | str | None  # the value is compared with it; or RECORDED
     passed: bool
     note: str = ""
-    needs: Literal["<", "<=", ">=", "="] = "="  # the comparison of value and limit
+    needs: Literal["<", "<=", ">=", "="] = "="  # how value and limit must compare
     detail: Mapping[str, float] | None = None  # for a page: first, second, low, high, groups of a paired difference
 
     def __str__(self) -> str:
@@ -37,42 +37,42 @@ class Finding:
 
     @property
     def needed(self) -> str:
-        """For example "< 0.0240"; "-" if nothing is needed."""
+        """For example "< 0.0240"; "-" if there is no limit."""
         return RECORDED if self.limit == RECORDED else f"{self.needs} {_as_text(self.limit)}"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A decision: by which findings, about which versions, by whom, when and why."""
+    """A decision about versions, with its findings, author, time and reason."""
 
     action: str  # "promote", "rollback", "challenge" or, never recorded, "compare"
-    candidate: int  # the version that is to be champion
-    champion: int | None  # the champion it was judged against
+    candidate: int  # the version that is judged
+    champion: int | None  # the version that it is compared with
     candidate_digest: str  # of its bundle
-    dataset_digest: str  # of the dataset that the candidate was registered with
+    dataset_digest: str  # registered with the candidate
     findings: tuple[Finding, ...]  # of every rule that applied
     passed: bool
     who: str
     when: str  # UTC, ISO 8601
     why: str
-    forced: bool = False  # done although the gate refused it
-    policy: Mapping[str, Any] | None = None  # plain values, as the rest
+    forced: bool = False  # carried out although the gate refused it
+    policy: Mapping[str, Any] | None = None  # plain values
     exam: Mapping[str, Any] | None = None  # dataset, digest, split, embeddings
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # mean MSE by version and modality
 
     @property
     def carried_out(self) -> bool:
-        """Whether the aliases were to move."""
+        """Whether the aliases may move."""
         return self.passed or self.forced
 
     @property
     def outcome(self) -> str:
-        """In one word: passed, forced or refused."""
+        """One word: passed, forced or refused."""
         return "passed" if self.passed else "forced" if self.forced else "refused"
 
     @property
     def failures(self) -> list[Finding]:
-        """The findings that refuse."""
+        """The findings that did not pass."""
         return [finding for finding in self.findings if not finding.passed]
 
     def to_json(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class Verdict:
         return asdict(self) | {"outcome": self.outcome}
 
     def to_text(self) -> str:
-        """The decision and its numbers: a table for a person."""
+        """The decision, and its findings as a table."""
         against = "no champion yet" if self.champion is None else f"champion was version {self.champion}"
         said = {"passed": "done", "forced": "FORCED against the gate", "refused": "refused"}[self.outcome]
         if self.action == "compare":
@@ -95,7 +95,7 @@ class Verdict:
 
 
 class GateRefused(CheckFailed):
-    """The gate refused a version; the message is one line, `verdict` is all of it, as recorded."""
+    """The gate refused a version. The message is one line; `verdict` is the recorded verdict."""
 
     def __init__(self, name: str, verdict: Verdict) -> None:
         failures = verdict.failures
@@ -106,7 +106,7 @@ class GateRefused(CheckFailed):
 
 
 def _table(findings: Sequence[Finding]) -> list[str]:
-    """Lines of columns: whether it passed, rule, subject, value, limit, note."""
+    """Lines of a table: whether it passed, rule, subject, value, limit, note."""
     cells = [("NO" if not f.passed else "ok", f.rule, f.subject, f.shown, f.needed, f.note) for f in findings]
     header = ("", "rule", "subject", "found", "needed", "")
     widths = [max((len(row[i]) for row in (header, *cells)), default=0) for i in range(5)]
@@ -117,7 +117,7 @@ def _table(findings: Sequence[Finding]) -> list[str]:
 
 
 def _as_text(value: float | str | None) -> str:
-    """A value for a table: whole numbers as such, "missing" for None."""
+    """A value for a table; "missing" for None."""
     if value is None:
         return "missing"
     if isinstance(value, str):

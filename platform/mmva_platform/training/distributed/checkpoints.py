@@ -1,7 +1,7 @@
 """Checkpoints on any storage: named by position, written with a digest, checked when read.
 
-Ray Train decides which stay. A folder is whole once its SHA256SUMS is there and agrees; a damaged one is skipped with a
-warning for the one before it. They are read with torch's safe loader: nothing in them can run.
+Ray Train deletes old ones. A checkpoint is complete once its SHA256SUMS exists and agrees. A damaged one is skipped
+with a warning, and the one before it is used. torch's safe loader reads them: no code in them can run.
 """
 
 from __future__ import annotations
@@ -32,39 +32,38 @@ _SUMS: Final = "SHA256SUMS"
 
 
 def checkpoint_name(position: Mapping[str, int]) -> str:
-    """Folder of a new checkpoint: epochs done, steps done of the next, and a token, for none is written twice."""
+    """Folder of a new checkpoint: epochs done, steps done of the next, and a token that makes it unique."""
     return f"checkpoint_{position['epoch']:06d}-{position['done']:09d}-{secrets.token_hex(3)}"
 
 
 def write_checkpoint(checkpoint: Checkpoint, content: Mapping[str, Any]) -> Checkpoint:
-    """Write a state (see TrainState.state_dict) where the checkpoint says; its digest goes last."""
+    """Write a state (see TrainState.state_dict) to the checkpoint's folder, its digest last."""
     buffer = io.BytesIO()
     torch.save(dict(content), buffer)
     data = buffer.getvalue()
-    files, folder = checkpoint.filesystem, checkpoint.path
-    files.create_dir(folder, recursive=True)
+    checkpoint.filesystem.create_dir(checkpoint.path, recursive=True)
     sums = f"{hashlib.sha256(data).hexdigest()}  {_STATE}\n".encode()
     for name, each in ((_STATE, data), (_SUMS, sums)):
-        with files.open_output_stream(f"{folder}/{name}") as file:
+        with checkpoint.filesystem.open_output_stream(f"{checkpoint.path}/{name}") as file:
             file.write(each)
     return checkpoint
 
 
 def read_checkpoint(files: FileSystem, folder: str) -> dict[str, Any]:
-    """A checkpoint's content, on the CPU; CheckFailed if it is not there, or not what was written."""
+    """A checkpoint's content, on the CPU. Raises CheckFailed if it is missing or damaged."""
     try:
         sums, data = (_read(files, f"{folder}/{name}") for name in (_SUMS, _STATE))
-        whole = sums.decode().split()[:1] == [hashlib.sha256(data).hexdigest()]
-        content: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True) if whole else {}
+        intact = sums.decode().split()[:1] == [hashlib.sha256(data).hexdigest()]
+        content: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True) if intact else {}
     except (OSError, UnicodeDecodeError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise CheckFailed(f"{folder}: does not load ({type(error).__name__})") from error
-    if not whole:
-        raise CheckFailed(f"{folder}: is damaged, its bytes are not those that were written")
+        raise CheckFailed(f"{folder}: cannot be loaded ({type(error).__name__})") from error
+    if not intact:
+        raise CheckFailed(f"{folder}: is damaged: its digest differs from {_SUMS}")
     return content
 
 
 def checkpoint_folders(files: FileSystem, run: str) -> list[str]:
-    """A run's checkpoints, oldest first, whole or not."""
+    """A run's checkpoints, oldest first, damaged ones included."""
     from pyarrow.fs import FileSelector
 
     found = files.get_file_info(FileSelector(run, allow_not_found=True))
@@ -72,20 +71,20 @@ def checkpoint_folders(files: FileSystem, run: str) -> list[str]:
 
 
 def newest_checkpoint(files: FileSystem, run: str) -> tuple[str, dict[str, Any]] | None:
-    """Folder and content of a run's newest whole checkpoint; None if there is none."""
+    """Folder and content of a run's newest intact checkpoint; None if there is none."""
     folders = checkpoint_folders(files, run)
     for folder in reversed(folders):
         try:
             return folder, read_checkpoint(files, folder)
         except CheckFailed as error:
-            log.warning("checkpoint: %s; going back to the one before it", error)
+            log.warning("checkpoint: %s; using the one before it", error)
     if folders:
-        log.warning("checkpoint: none of the %d is whole; the run begins anew", len(folders))
+        log.warning("checkpoint: all %d are damaged; the run starts from the beginning", len(folders))
     return None
 
 
 def agreed_checkpoint(files: FileSystem, run: str, world: World) -> dict[str, Any] | None:
-    """The newest whole checkpoint's content: rank 0 says which one that is, so that all go on from the same."""
+    """The content of the newest intact checkpoint, which rank 0 chooses, so that all ranks load the same one."""
     found = newest_checkpoint(files, run) if world.rank == 0 else None
     folder = world.first(None if found is None else found[0])
     if folder is None:

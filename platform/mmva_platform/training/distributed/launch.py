@@ -1,8 +1,8 @@
-"""A run on the cluster: Ray Train in a thread of its own, while the driver logs what happens and handles signals.
+"""A run on the cluster: Ray Train runs in its own thread, while the driver logs progress and handles signals.
 
-Ray Train's controller calls the callbacks in its own process; a queue brings what they are told to the driver. The main
-thread stays free: Ctrl-C ends a run at once, and SIGTERM, by which schedulers announce that a machine is taken away,
-lets the workers save first. A run whose workers wait for resources has nothing to save and ends at once.
+Ray Train's controller calls the callbacks in its own process; a queue carries their events to the driver. The main
+thread stays free: Ctrl-C ends a run at once; SIGTERM, with which schedulers take a machine away, lets the workers save
+first. A run whose workers wait for resources has nothing to save and ends at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import RayError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.execution.callback import ControllerCallback  # DeveloperAPI, of which there is no other
+from ray.train.v2._internal.execution.callback import ControllerCallback  # a DeveloperAPI without a public counterpart
 from ray.train.v2.api.config import LoggingConfig
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -33,24 +33,24 @@ from mmva_platform.training.rundir import RunDirectory
 
 log = logging.getLogger(__name__)
 _MAX_FAILURES: Final = 3
-_RESIZE_S: Final = 30.0  # how often an elastic run looks whether there is room for more workers
+_RESIZE_S: Final = 30.0  # how often an elastic run checks for room for more workers
 _POLL_S: Final = 0.5
-_QUIET_S: Final = 8.0  # a run says something at least that often
-_GRACE_S: Final = 20.0  # to save after SIGTERM; Kubernetes kills after 30
+_QUIET_S: Final = 8.0  # a run logs a line at least this often
+_GRACE_S: Final = 20.0  # time to save after SIGTERM; Kubernetes kills after 30 s
 _ABORT_S: Final = 5.0
-_START_S: Final = 30.0  # that workers may take to start where their resources are free
+_START_S: Final = 30.0  # time for workers to start when their resources are free
 _WORKERLESS: Final = {"InitializingState", "SchedulingState", "ReschedulingState", "RestartingState", "ResizingState"}
 Reports = Callable[[list[dict[str, Any]]], None]
 
 
 class ReportCallback(UserCallback):
-    """Runs in the controller: hands reports and failures on; ends the run for an error that would come again."""
+    """Runs in the controller: forwards reports and failures; ends the run after an error that a retry would repeat."""
 
     def __init__(self, events: Queue) -> None:
         self._events = events
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:  # noqa: ARG002
-        """All workers have reported; a checkpoint is in storage by now."""
+        """All workers have reported; the checkpoint, if any, is in storage."""
         self._events.put(("report", metrics))
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:  # noqa: ARG002
@@ -63,15 +63,15 @@ class ReportCallback(UserCallback):
 
 
 class StateCallback(ControllerCallback):
-    """Runs in the controller: hands on its state, and once the controller itself, by which a run can be aborted."""
+    """Runs in the controller: forwards its state, and once the controller's handle, with which a run can be aborted."""
 
     def __init__(self, events: Queue) -> None:
-        self._events, self._introduced = events, False
+        self._events, self._handle_sent = events, False
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        """Such as SchedulingState while workers wait for resources."""
-        if not self._introduced:
-            self._introduced = True
+        """The state is, for example, SchedulingState while workers wait for resources."""
+        if not self._handle_sent:
+            self._handle_sent = True
             self._events.put(("controller", ray.get_runtime_context().current_actor))
         if type(previous_state) is not type(current_state):
             decision = getattr(current_state, "scaling_decision", None)
@@ -80,7 +80,7 @@ class StateCallback(ControllerCallback):
 
 @dataclass(frozen=True)
 class Workers:
-    """How many workers a run takes, and the resources of one by Ray's names."""
+    """Number of workers of a run, and the resources of each by Ray's names."""
 
     fewest: int
     most: int
@@ -88,12 +88,12 @@ class Workers:
 
     def __str__(self) -> str:
         count = f"{self.most}" if self.fewest == self.most else f"{self.fewest} to {self.most}"
-        takes = ", ".join(f"{amount:g} {name}" for name, amount in self.each.items())
-        return f"{count} worker{'s' * (self.most > 1)} ({takes}{' each' * (self.most > 1)})"
+        needs = ", ".join(f"{amount:g} {name}" for name, amount in self.each.items())
+        return f"{count} worker{'s' * (self.most > 1)} ({needs}{' each' * (self.most > 1)})"
 
 
 def plan_workers(recipe: Recipe, gpus: float) -> Workers:
-    """The recipe's workers on a cluster that has, or may grow to, so many GPUs; UsageError if pairs are fewer."""
+    """The recipe's workers on a cluster of so many GPUs at most. Raises UsageError if a step has fewer pairs."""
     fewest, most = (max(1, int(gpus)),) * 2 if recipe.workers == "auto" else recipe.worker_range
     if recipe.batch_size < most:
         raise UsageError(f"batch_size {recipe.batch_size} leaves some of the {most} workers without a pair")
@@ -104,7 +104,7 @@ def plan_workers(recipe: Recipe, gpus: float) -> Workers:
 
 
 class Watch:
-    """What a run is doing, in one line at least every _QUIET_S."""
+    """Logs what a run is doing, one line at least every _QUIET_S."""
 
     def __init__(self, run: str, workers: Workers) -> None:
         self._run, self._workers = run, workers
@@ -115,70 +115,70 @@ class Watch:
 
     @property
     def workerless(self) -> bool:
-        """Whether there is no worker now that could save."""
+        """Whether no worker runs that could save."""
         return self._state in _WORKERLESS
 
     def say(self, text: str, level: int = logging.INFO) -> None:
-        """A line."""
+        """Log a line."""
         self._said = time.monotonic()
         log.log(level, "training %s: %s", self._run, text)
 
-    def told(self, kind: str, content: Any) -> None:
-        """One of the callbacks' events."""
+    def on_event(self, kind: str, content: Any) -> None:
+        """Handle an event of the callbacks."""
         if kind == "controller":
             self.controller = content
         elif kind == "state":
-            self.entered(*content)
+            self.on_state(*content)
         elif kind == "failure":
             self.say(content, logging.WARNING)
         else:
             self._last = f"epoch {content[0]['epoch'] + 1}, {content[0]['done']} steps done"
             if content[0]["rows"]:
-                self._said = time.monotonic()  # an epoch has its own line
+                self._said = time.monotonic()  # the epoch's own line is logged elsewhere
 
-    def entered(self, state: str, workers: int) -> None:
-        """The controller changed its state."""
+    def on_state(self, state: str, workers: int) -> None:
+        """Handle a new state of the controller."""
         if self.workerless != (state in _WORKERLESS):
             self._since = time.monotonic()
         self._state, self._last = state, ""
         if state == "RestartingState":
-            self.say("goes on from its last checkpoint", logging.WARNING)
+            self.say("continues from its last checkpoint", logging.WARNING)
         elif state == "ResizingState":
-            self.say(f"goes on from its last checkpoint with {workers} workers")
+            self.say(f"continues from its last checkpoint with {workers} workers")
         elif state == "RunningState" and self.waiting:
             self.waiting = False
             self.say("its workers have their resources")
 
     def tick(self, free: Callable[[], Mapping[str, float]] = ray.available_resources) -> None:
-        """Say something if it was quiet for long."""
+        """Log a line if there was none for _QUIET_S."""
         now = time.monotonic()
         if now - self._said < _QUIET_S:
             return
         here = {name: free().get(name, 0.0) for name in self._workers.each}
         short = any(here[name] < self._workers.fewest * each for name, each in self._workers.each.items())
-        # What is free may lie on several nodes, none of which has room for a worker.
+        # The free resources may be on several nodes, each too small for a worker.
         if self.workerless and (short or now - self._since > _START_S):
             self.waiting = True
             text = ", ".join(f"{amount:g} {name}" for name, amount in here.items())
             self.say(f"waits for {self._workers}; free in the cluster: {text}", logging.WARNING)
         else:
-            self.say(self._last or f"workers start or read data for {now - self._since:.0f} s")
+            self.say(self._last or f"workers are starting or reading data ({now - self._since:.0f} s so far)")
 
 
 def run_on_ray(
     run: RunDirectory, recipe: Recipe, data: Any, workers: Workers, *, settings: Settings, on_report: Reports
 ) -> str:
-    """Train on the cluster; `on_report` is called here with each of the workers' reports, a row for each rank.
+    """Train on the cluster; `on_report` is called in this thread with each report of the workers, one row per rank.
 
     Returns:
-        How it was cut off, when it was told to stop and could not save; empty if it saved, or came to its end.
+        How the run was stopped, if it could not save; empty if it saved or finished.
 
     Raises:
         KeyboardInterrupt, SystemExit: On Ctrl-C or a second SIGTERM, after the workers have ended.
-        UsageError, CheckFailed, OperationFailed: What a worker said, or that workers failed too often.
+        UsageError, CheckFailed, OperationFailed: If a worker raised it, or workers failed too often.
     """
     watch, fit = Watch(run.name, workers), _Fit(run, recipe, data, workers, settings.cluster.stall_timeout_s)
-    with drain_on_sigterm(f"training {run.name}: told to stop; a second SIGTERM ends at once") as stopping:
+    with drain_on_sigterm(f"training {run.name}: asked to stop; a second SIGTERM ends at once") as stopping:
         fit.start()
         try:
             cut_off = _follow(watch, fit, on_report, stopping)
@@ -195,30 +195,30 @@ def run_on_ray(
 
 
 def _follow(watch: Watch, fit: _Fit, on_report: Reports, stopping: Callable[[], bool]) -> bool:
-    """Until the run ends; whether it has to be cut off, because it was told to stop and cannot save."""
-    told_at: float | None = None
+    """Wait for the end of the run; returns whether it must be aborted, because it was asked to stop and cannot save."""
+    asked_at: float | None = None
     while True:
-        alive = fit.is_alive()  # asked first: what it reported before its end is in the queue
+        alive = fit.is_alive()  # first, so that the queue has all reports if it has ended
         for kind, content in fit.taken():
-            watch.told(kind, content)
+            watch.on_event(kind, content)
             if kind == "report":
                 on_report(content)
         if not alive:
             return False
         watch.tick()
-        if stopping() and told_at is None:
-            told_at = time.monotonic()
-            fit.stop.actor.put.remote("stop")  # without waiting: on a full cluster its process may not be there
-        if told_at is not None and (watch.workerless or time.monotonic() - told_at > _GRACE_S):
+        if stopping() and asked_at is None:
+            asked_at = time.monotonic()
+            fit.stop.actor.put.remote("stop")  # without waiting: on a full cluster its process may not have started
+        if asked_at is not None and (watch.workerless or time.monotonic() - asked_at > _GRACE_S):
             return True
 
 
 class _Fit(threading.Thread):
-    """Ray Train's fit in a thread, in which it leaves signals alone; `stop` tells the workers to save and end."""
+    """Ray Train's fit in a thread, where it handles no signals. An item in `stop` asks the workers to save and end."""
 
     def __init__(self, run: RunDirectory, recipe: Recipe, data: Any, workers: Workers, stall_s: float) -> None:
         super().__init__(name="ray-train", daemon=True)
-        # On the driver's node: another may be lost while the run goes on.
+        # The queues are on the driver's node, because the run survives the loss of any other.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {"num_cpus": 0, "scheduling_strategy": here}
         self._events, self.stop = Queue(actor_options=options), Queue(actor_options=options)
@@ -229,7 +229,7 @@ class _Fit(threading.Thread):
             train_worker,
             train_loop_config={"recipe": recipe.model_dump(mode="json"), "data": data, "stop": self.stop},
             torch_config=TorchConfig(
-                # On GPUs, random states and flags still travel between CPUs.
+                # Also with GPUs, ranks exchange random states and flags on the CPU.
                 backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo",
                 timeout_s=int(stall_s),
             ),
@@ -251,25 +251,25 @@ class _Fit(threading.Thread):
         )
 
     def run(self) -> None:
-        """Fit."""
+        """Run in the thread."""
         try:
             self._trainer.fit()
         except BaseException as error:  # noqa: BLE001 - raised again by the main thread
             self.error = error
 
     def taken(self) -> Iterator[tuple[str, Any]]:
-        """The callbacks' events so far, after a moment's wait if there is none."""
+        """The callbacks' events so far; waits a moment for the first one."""
         with suppress(Empty):
             yield self._events.get(timeout=_POLL_S)
             for _ in range(self._events.qsize()):
                 yield self._events.get()
 
     def end(self, watch: Watch) -> None:
-        """Abort the controller and with it its workers, if it runs; it does not answer while it waits for resources."""
+        """Abort the controller, and kill it, because it does not answer while it waits for resources."""
         until = time.monotonic() + _ABORT_S
         while self.is_alive() and watch.controller is None and time.monotonic() < until:
             for kind, content in self.taken():
-                watch.told(kind, content)
+                watch.on_event(kind, content)
         if self.is_alive() and watch.controller is not None:
             with suppress(RayError):
                 ray.get(watch.controller.abort.remote(), timeout=_ABORT_S)
@@ -287,14 +287,16 @@ def _explained(run: str, error: BaseException) -> BaseException:
         failures = list(getattr(error, "worker_failures", {}).values())
         reason = one_line(getattr(failures[0], "_base_exc", failures[0]) if failures else cause or error)
         return OperationFailed(
-            f"training {run}: workers failed more than {_MAX_FAILURES} times ({reason}); when the cause is gone, "
-            f"go on with --resume {run}"
+            f"training {run}: workers failed more than {_MAX_FAILURES} times ({reason}); fix the cause, then continue "
+            f"with --resume {run}"
         )
     if isinstance(error, RayError):
-        return OperationFailed(f"training {run}: the cluster went away ({one_line(error)}); go on with --resume {run}")
+        return OperationFailed(
+            f"training {run}: the cluster was lost ({one_line(error)}); continue with --resume {run}"
+        )
     return error
 
 
 def one_line(error: BaseException) -> str:
-    """An error's kind and text on one line."""
+    """An error's type and text on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

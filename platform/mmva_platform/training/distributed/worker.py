@@ -1,4 +1,4 @@
-"""What each Ray Train worker runs: load the newest checkpoint, fit, report progress and checkpoints."""
+"""The function of a Ray Train worker: load the newest checkpoint, fit, report progress and checkpoints."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from ray.util.queue import Queue
 
 _PROGRESS_S: Final = 5.0
-_EPOCHS_S: Final = 0.5  # Ray Train takes one report each time it polls, and an epoch from embeddings may take less
-_DRAIN_S: Final = 1.0  # how often to ask Ray whether a node is drained; Ray itself looks every 5 s
+_EPOCHS_S: Final = 0.5  # Ray Train reads one report per poll, and an epoch on embeddings may be shorter than that
+_DRAIN_S: Final = 1.0  # how often to ask Ray whether a node is drained; Ray itself checks every 5 s
 _STOP_S: Final = 0.5
 
 
 def train_worker(config: dict[str, Any]) -> None:
     """Ray Train's per-worker function.
 
-    `config` has `recipe` (plain values), `data` (what the mode's driver side prepared) and `stop` (a queue that is not
-    empty once the run is to save and end).
+    `config` has `recipe` (plain values), `data` (of the driver's Mode) and `stop` (a queue; an item in it asks the run
+    to save and end).
     """
     import ray.train
     from ray.train.torch import get_device, prepare_model
@@ -42,8 +42,8 @@ def train_worker(config: dict[str, Any]) -> None:
     storage = context.get_storage()
     last = agreed_checkpoint(storage.storage_filesystem, storage.experiment_fs_path, world)
     state, source = prepare(recipe, config["data"], last, world, device)
-    # DDP orders its buckets anew after the first step unless it looks for unused weights. Sums of three and more ranks
-    # round by that order, and a resumed run on CPUs promises the same bits. "all" lets weights train that nothing uses.
+    # DDP reorders its buckets after the first step unless it searches for unused ones. The order changes the rounding
+    # of sums over three or more ranks, and a resumed run on CPUs promises the same bits. "all" includes unused weights.
     unused = device.type == "cpu" or "all" in recipe.media.layers.values()
     options = {"broadcast_buffers": False, "find_unused_parameters": unused}
     state.parallel = prepare_model(state.model, move_to_device=device, parallel_strategy_kwargs=options)
@@ -55,7 +55,7 @@ def train_worker(config: dict[str, Any]) -> None:
 def prepare(
     recipe: Recipe, data: Any, last: dict[str, Any] | None, world: World, device: torch.device
 ) -> tuple[TrainState, Source]:
-    """State and source of this rank, from the content of the last checkpoint if there is one."""
+    """State and source of this rank; `last` is the checkpoint's content to continue from, if any."""
     if recipe.mode == "media":
         import ray
         import ray.train
@@ -70,19 +70,19 @@ def prepare(
 
 
 class Wanted(NamedTuple):
-    """What all ranks do after a step."""
+    """What all ranks do after the next step."""
 
     stop: bool = False
     save: bool = False
     report: bool = False
-    look: bool = False  # ask Ray whether a node is drained
+    look: bool = False  # ask Ray whether a node is being drained
 
 
 class Reporter:
-    """Reports to Ray Train, and saves: by the clock, at the end, and before the run stops or loses a node.
+    """Reports to Ray Train and saves: by the clock, at the end, and before the run stops or loses a node.
 
-    Rank 0's clock counts, from `saved_at` on. It tells the others one step ahead, while the step computes, so nobody
-    waits for it.
+    Rank 0 decides, by its clock. It sends its decision to the other ranks one step ahead, while the step computes, so
+    that no rank waits for it.
     """
 
     def __init__(self, recipe: Recipe, source: Source, world: World, stop: Queue) -> None:
@@ -97,13 +97,13 @@ class Reporter:
         self._ask()
 
     def close(self) -> None:
-        """Stop listening; the last broadcast has to end before the process group does."""
+        """Stop listening; the last broadcast must end before the process group does."""
         self._closed.set()
         if self._pending is not None:
             self._agreed()
 
     def on_step_end(self, state: TrainState, row: Row | None) -> bool:
-        """Save or report if it is time; whether to stop."""
+        """Save or report if it is time; returns whether to stop."""
         self._rows += [] if row is None else [row]
         wanted = self._agreed()
         drained = wanted.look and self._node_is_drained()
@@ -115,7 +115,7 @@ class Reporter:
         return wanted.stop
 
     def _report(self, state: TrainState, *, save: bool) -> None:
-        """Position, the rows of epochs that ended since the last report, and with a checkpoint the loss so far."""
+        """Report position, rows of new epochs and, with a checkpoint, the loss so far."""
         import ray.train
         from ray.train import Checkpoint, CheckpointUploadMode
 
@@ -128,7 +128,7 @@ class Reporter:
                 metrics["loss"] = epoch_row(state, self._source.pairing, self._recipe, plan, self._world)["loss"]
             content = state.state_dict(self._world)
             if self._world.rank == 0:
-                self._written.wait()  # one at a time: a slow storage must not pile up states in memory
+                self._written.wait()  # one at a time, so that slow storage does not pile up states in memory
                 self._written.clear()
                 storage, name = ray.train.get_context().get_storage(), checkpoint_name(content["position"])
                 path = storage.build_checkpoint_path_from_name(name)
@@ -145,7 +145,7 @@ class Reporter:
         )
 
     def _write(self, content: dict[str, Any], checkpoint: Any, _name: str) -> Any:
-        """In Ray Train's upload thread, while training goes on."""
+        """Runs in Ray Train's upload thread, while training continues."""
         try:
             return write_checkpoint(checkpoint, content)
         finally:
@@ -160,7 +160,7 @@ class Reporter:
         return Wanted(*(bool(flag) for flag in flags.tolist()))
 
     def _ask(self) -> None:
-        """Begin to tell all ranks what rank 0 wants after the next step."""
+        """Start the broadcast of what rank 0 wants after the next step."""
         now = time.monotonic()
         wanted = Wanted(
             stop=self._stop.is_set(),
@@ -173,7 +173,7 @@ class Reporter:
         self._pending = flags, work
 
     def _node_is_drained(self) -> bool:
-        """Whether Ray has just learned that a node of this run is to go; the same on every rank, a collective call."""
+        """Whether a node of this run is being drained; a collective call with the same result on every rank."""
         import ray.train
 
         self._looked = time.monotonic()
@@ -183,7 +183,7 @@ class Reporter:
     def _listen(self) -> None:
         from ray.exceptions import RayError
 
-        with contextlib.suppress(RayError):  # the driver is gone, and this worker soon too
+        with contextlib.suppress(RayError):  # the driver has ended, and this worker will soon
             while not self._closed.wait(_STOP_S):
                 if not self._stop_queue.empty():
                     self._stop.set()
@@ -191,7 +191,7 @@ class Reporter:
 
 
 def system_metrics() -> dict[str, float]:
-    """This worker's processor and memory use, and its GPU's; MLflow shows them as system metrics."""
+    """CPU, memory and GPU use of this worker, for MLflow's system metrics."""
     import resource
 
     usage = resource.getrusage(resource.RUSAGE_SELF)

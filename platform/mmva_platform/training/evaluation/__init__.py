@@ -1,1 +1,1 @@
-"""What a model is measured by, and the model card."""
+"""Evaluation of models, and the model card."""

@@ -1,13 +1,15 @@
-"""Markdown for people: the tables of an evaluation, and the model card that travels inside the bundle."""
+"""The tables of an evaluation, and the model card inside a bundle, in Markdown."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mmva.imemnet.splits import LEAKAGE_WARNING
+from mmva.modalities import MODALITIES
 
 if TYPE_CHECKING:
     from mmva_platform.training.evaluation.evaluate import Evaluation
@@ -26,7 +28,7 @@ RELATED: Final = (
     ("Emo-CLIM (2024)", "image to music", "P@1 .688, P@5 .682, MRR .767"),
     ("ResNet-50", "IAPS", "VA MSE .0174 on [0, 1]"),
 )
-# Licences of the weights, by source; what is not listed is the user's own to know.
+# Licences of the weights by source or family; users must know those of other sources.
 LICENCES: Mapping[str, str] = {
     "hf:openai/clip-vit-base-patch32": "MIT (code); weights for research, see their model card",
     "hf:m-a-p/MERT-v1-95M": "CC-BY-NC-4.0: no commercial use",
@@ -36,6 +38,16 @@ LICENCES: Mapping[str, str] = {
     "minilm": "Apache-2.0",
 }
 PACKAGES = ("mmva-platform", "torch", "transformers", "numpy", "ray", "pyarrow")
+_INTERVALS = """\
+Half widths from the validation split, for media like its own. They are calibrated by song and by image (hierarchical
+conformal prediction): they hold about nine in ten of a new song's clips, somewhat fewer if validation has few songs,
+because it also chose the penalties and the epoch. ± 1.000 means that validation has fewer than nine songs: nothing is
+promised."""
+_INTERVALS_OF_FOLDS = """\
+Half widths from training and validation rows, each predicted by a model of the same recipe that saw nothing of its
+group and was trained on two thirds of the rows. They are calibrated by group (hierarchical conformal prediction): they
+hold nine in ten items of a new group, or more. ± 1.000 means that there are fewer than nine groups: nothing is
+promised."""
 _SHOWN = ("mse", "mae", "r2", "pearson", "ccc")
 
 
@@ -46,7 +58,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def evaluation_markdown(evaluation: Evaluation, by_clip: Evaluation | None = None) -> str:
-    """An evaluation's tables, warnings first; last, beside its figures, those of the same recipe on a split by clip."""
+    """An evaluation's tables, warnings first; at the end, its figures beside those of `by_clip`, if given."""
     counted = ", ".join(f"{n} {m} ({evaluation.groups[m]} groups)" for m, n in evaluation.rows.items())
     sampled = ", ".join(f"{rows} {modality} rows" for modality, rows in evaluation.sampled.items())
     sampled = f" of a random sample ({sampled}; retrieval likewise)" if sampled else ""
@@ -54,18 +66,18 @@ def evaluation_markdown(evaluation: Evaluation, by_clip: Evaluation | None = Non
     parts = [
         *(f"> **Warning.** {warning}" for warning in evaluation.warnings),
         f"Split `{evaluation.split}` of `{evaluation.dataset}` (digest `{evaluation.dataset_digest[:16]}`): {counted}.",
-        "Intervals are 95 %, bootstrap by song or image. The floor is the training split's mean on the same rows.",
+        "Intervals are 95 %, bootstrap by song or image. The floor is the MSE of the training mean on the same rows.",
         _va_table(evaluation),
-        f"On IMEMNet-C's own labels the best constants have an MSE of: {floors}.",
+        f"MSE of the best constants on IMEMNet-C's own labels: {floors}.",
         f"Matching score (sigma {evaluation.sigma:g}), MSE over all pairs{sampled}:",
         table(["pair", "MSE"], [[pair, figure] for pair, figure in evaluation.matching.items()]),
-        "Retrieval by distance of predicted points, judged by labels' scores (P, MRR: quadrants); in brackets, chance:",
+        "Retrieval by distance of predicted points, judged by labels (P, MRR: by quadrants); in brackets, chance:",
         _retrieval_table(evaluation),
         "Related systems, by their own papers on their own data:",
         table(["system", "data", "figure"], RELATED),
     ]
     if by_clip is not None:
-        title = "## Beside it: the same recipe on a split by clip"
+        title = "## For comparison: the same recipe on a split by clip"
         parts += [title, f"> **Warning.** {LEAKAGE_WARNING}", _both_splits(evaluation, by_clip)]
     return "\n\n".join(parts) + "\n"
 
@@ -102,7 +114,7 @@ def _retrieval_table(evaluation: Evaluation) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a model's numbers."""
+    """Versions of Python and of the packages that affect a model's numbers."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -122,37 +134,37 @@ def model_card(
     slices: Sequence[SliceFigure],
     terms: Mapping[str, str],
 ) -> str:
-    """The model's card: what it is, what it was trained and measured on, where it fails, what may be done with it.
+    """The model card: use, data, figures, limits, licences.
 
-    `evaluation` is on the test split, `intervals` are half widths by modality and axis, `terms` the licence or terms by
-    source of the dataset; the rest is as in the bundle.
+    `evaluation` is on the test split, `intervals` are half widths by modality and axis, `terms` are licences by source
+    of the dataset; the rest is as in the bundle.
     """
     import yaml
 
-    modalities = ("image", "music", "caption")
-    split_rows = [[name, *(counts.get(m, 0) for m in modalities)] for name, counts in provenance["rows"].items()]
+    split_rows = [[name, *(counts.get(m, 0) for m in MODALITIES)] for name, counts in provenance["rows"].items()]
     half_widths = [[modality, *(f"± {width:.3f}" for width in axes.values())] for modality, axes in intervals.items()]
     parts = [[each.modality, each.kind, each.name, each.rows, each.groups, each.mse] for each in slices]
     # Sources of the dataset, whether or not they have test rows.
     sources = dict.fromkeys([*terms, *(each.name for each in slices if each.kind == "source")])
     environment = [*provenance["versions"].items(), ["commit", provenance["commit"] or "unknown"]]
-    sections = {
-        "Intended use": _USE,
-        "Backbones": _backbone_table(backbones),
-        "Data": f"Dataset `{provenance['dataset']}`, digest `{provenance['dataset_digest']}`. Rows by split:\n\n"
-        + table(["split", "images", "clips", "captions"], split_rows),
-        "Figures": evaluation_markdown(evaluation).rstrip(),
-        "Slices": _SLICES + table(["modality", "by", "part", "rows", "songs or images", "MSE"], parts),
-        "90 % intervals": (_INTERVALS_OF_FOLDS if recipe.refit_folds else _INTERVALS)
-        + table(["modality", "valence", "arousal"], half_widths),
-        "Limits": _LIMITS,
-        "Licences": _LICENCES
-        + table(["source", "licence"], [[each, terms.get(each, "not stated")] for each in sources]),
-        "Recipe": f"```yaml\n{yaml.safe_dump(recipe.model_dump(mode='json'), sort_keys=False)}```",
-        "Environment": table(["what", "version"], environment),
-    }
-    title = [f"# MMVA model `{provenance['run_name']}`", _WHAT]
-    return "\n\n".join([*title, *(f"## {name}\n\n{text}" for name, text in sections.items())]) + "\n"
+    return fill_card(
+        "model.md",
+        **{name: str(provenance[name]) for name in ("run_name", "dataset", "dataset_digest")},
+        backbones=_backbone_table(backbones),
+        rows=table(["split", "images", "clips", "captions"], split_rows),
+        figures=evaluation_markdown(evaluation).rstrip(),
+        slices=table(["modality", "by", "part", "rows", "songs or images", "MSE"], parts),
+        intervals_note=_INTERVALS_OF_FOLDS if recipe.refit_folds else _INTERVALS,
+        intervals=table(["modality", "valence", "arousal"], half_widths),
+        licences=table(["source", "licence"], [[each, terms.get(each, "not stated")] for each in sources]),
+        recipe=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
+        environment=table(["what", "version"], environment),
+    )
+
+
+def fill_card(name: str, **parts: str) -> str:
+    """A card of the folder `cards` with its {parts} filled in."""
+    return (Path(__file__).parent / "cards" / name).read_text(encoding="utf-8").format(**parts)
 
 
 def _backbone_table(backbones: Mapping[str, Mapping[str, Any]]) -> str:
@@ -164,39 +176,3 @@ def _backbone_table(backbones: Mapping[str, Mapping[str, Any]]) -> str:
             [modality, spec["family"], f"`{spec['source']}`", record["dim"], f"`{record['fingerprint'][:16]}`", licence]
         )
     return table(["modality", "family", "source", "width", "fingerprint", "licence of the weights"], rows)
-
-
-_WHAT = """\
-Images, music and musical captions as points in the valence-arousal plane, [0, 1] on both axes with .5 as neutral; two
-items match as exp(-distance / sigma). The method is MMVA's (Choi, Kim, Kang, arXiv 2501.01094); what the paper does not
-publish is our choice, and stands in the recipe below."""
-_USE = """\
-Ordering, searching and matching catalogs of media by the mood that most people would name. Not for judging how a
-particular person feels, nor for decisions about people."""
-_INTERVALS = """\
-Half widths from the validation split, for media like its own. They are calibrated by song and by image (hierarchical
-conformal prediction): about nine in ten of a new song's clips, somewhat fewer where validation has few songs, because
-it also chose the penalties and the epoch. ± 1.000 says that validation has fewer than nine songs: nothing is promised.
-
-"""
-_INTERVALS_OF_FOLDS = """\
-Half widths from training and validation rows, each predicted by a model of the same recipe that saw nothing of its
-group and was trained on two thirds of the rows. They are calibrated by group (hierarchical conformal prediction): nine
-in ten items of a new group, or more. ± 1.000 says that there are fewer than nine groups: nothing is promised.
-
-"""
-_SLICES = """\
-Mean MSE of both axes on parts of the test split, with its 95 % interval; music by thirds of loudness, images of
-brightness.
-
-"""
-_LICENCES = """\
-A model may be bound by the licences of what it was trained on and with. Of the backbones' weights: see Backbones. Of
-the data, by the source of its rows:
-
-"""
-_LIMITS = """\
-A VA point is an average over raters, who were few and of few cultures; single listeners and viewers differ by more
-than the model's error. Media unlike the training data (see Data) get points all the same, with intervals that do not
-know it. Lyrics, titles and context are not heard. Long audio is judged in windows. A model trained on generated data
-has learned the generator's rules, not people: it shows that the machinery works, and nothing more."""

@@ -1,8 +1,8 @@
-"""A model's errors on a dataset's split: every row counted, every figure with its interval and its floor.
+"""A model's errors on a split of a dataset: over all rows, with intervals and floors.
 
-Figures of points are over all rows. Figures of pairs (matching, retrieval) cost the product of two modalities' rows:
-with more than metrics.PAIRED_ROWS of a modality they are over a random sample of that many, and the report says so.
-Intervals are 95 % percentile bootstrap by group: a song's clips are not independent. N rows of a modality.
+Figures of points use all rows. The cost of figures of pairs (matching, retrieval) is the product of two modalities'
+rows: above metrics.PAIRED_ROWS of a modality they use a random sample of that size, and the report says so. Intervals
+are 95 % percentile bootstrap by group, because a song's clips are not independent. Shapes: N rows of a modality.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ from pydantic import BeforeValidator, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from mmva.errors import UsageError
+from mmva.evaluation.bootstrap import bootstrap, bootstrap_matching, bootstrap_means
+from mmva.evaluation.drift import reference_quantiles
+from mmva.evaluation.intervals import conformal_intervals
+from mmva.evaluation.metrics import matching_mse, sample_rows, va_metrics
+from mmva.evaluation.retrieval import retrieval_per_query
 from mmva.modalities import AXES, MODALITIES, Modality
 from mmva_platform.settings import Settings
 from mmva_platform.training.evaluation.card import evaluation_markdown
@@ -37,40 +42,39 @@ Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is Non
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured value with its 95 % interval; NaN where it is not defined."""
+    """A measured value with its 95 % interval; NaN if undefined."""
 
     value: Number
     low: Number
     high: Number
 
     def __str__(self) -> str:
-        """For people: value [low, high]."""
+        """For example "0.0123 [0.0110, 0.0137]"."""
         return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's figures on one split of one dataset; JSON-able."""
+    """A model's figures on one split of one dataset."""
 
     dataset: str  # URI
-    dataset_digest: str  # figures compare only within one digest and split
+    dataset_digest: str  # figures are comparable only within one digest and split
     split: str
     model_digest: str | None  # the bundle's; None for a model that is not yet in a bundle
-    rows: dict[str, int]  # evaluated, by modality: all there are
+    rows: dict[str, int]  # all of the split, by modality
     groups: dict[str, int]  # songs or images among them
     metrics: dict[str, dict[str, dict[str, Figure]]]  # [modality][axis]["mse" | "mae" | "r2" | "pearson" | "ccc"]
     matching: dict[str, Figure]  # ["image-music" | ...]: MSE of the matching score over all pairs of the two
     retrieval: dict[str, dict[str, Figure]]  # ["image->music" | ...]["ndcg@10" | ... | "random_ndcg@10" | ...]
-    # [modality][axis]: MSE on these rows of the training split's mean, the best constant one could know; of the rows'
-    # own mean where a dataset has no training split.
+    # [modality][axis]: MSE of the training split's mean on these rows; of the rows' own mean without a training split.
     floors: dict[str, dict[str, float]]
     sigma: float  # scale of the matching scores
-    warnings: tuple[str, ...] = ()  # what a reader has to know first, such as leakage
-    clip_split: dict[str, Any] | None = None  # plain values of the recipe's evaluation on a split by clip; see leakage
-    sampled: dict[str, int] = field(default_factory=dict)  # rows that pairs were measured on, where that is not all
+    warnings: tuple[str, ...] = ()  # shown first, such as leakage
+    clip_split: dict[str, Any] | None = None  # to_json() of the recipe on a split by clip; see leakage
+    sampled: dict[str, int] = field(default_factory=dict)  # rows used for pairs by modality, if not all
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; what is not defined is null."""
+        """Plain values; undefined ones are null."""
         plain: dict[str, Any] = json.loads(TypeAdapter(Evaluation).dump_json(self))
         return plain
 
@@ -80,7 +84,7 @@ class Evaluation:
         return TypeAdapter(cls).validate_python(plain)
 
     def to_markdown(self) -> str:
-        """Tables for a person: VA metrics beside their floors, matching, retrieval, related systems."""
+        """Tables of VA metrics with floors, matching, retrieval and related systems."""
         return evaluation_markdown(self, None if self.clip_split is None else Evaluation.from_json(self.clip_split))
 
 
@@ -89,9 +93,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a bundle on a split of a dataset, from embeddings stored inside the dataset or in `embeddings`.
 
-    Raises:
-        UsageError: If the bundle, the dataset, the split or the embeddings of the bundle's backbones are not there.
-        CheckFailed: If the bundle was altered.
+    Raises UsageError if the bundle, the dataset, the split or the embeddings of the bundle's backbones do not exist,
+    CheckFailed if the bundle was changed.
     """
     from mmva.models.bundle import load_bundle
     from mmva_platform.datasets.dataset import Dataset
@@ -105,10 +108,10 @@ def evaluate(
 
 
 def evaluate_model(model: MMVA, features: Features, split: str = "test") -> Evaluation:
-    """Evaluate a model in memory on a split; see evaluate. A modality without rows is named in the warnings."""
+    """Evaluate a model in memory on a split; see evaluate. Modalities without rows are named in the warnings."""
     found = {m: f for m, f in features.split(split).items() if m in model.dims and len(f)}
     rows = {m: PredictedRows.of(model, m, f) for m, f in found.items()}
-    assert all(len(rows[m].ids) == int((features[m].split == split).sum()) for m in rows), "every row counts"
+    assert all(len(rows[m].ids) == int((features[m].split == split).sum()) for m in rows), "every row is evaluated"
     means = {m: f.va_N2.mean(axis=0) for m, f in features.split("train").items() if len(f)}
     where = (features.uri, features.digest, split)
     return _of_model(model, rows, where, means=means, warnings=features.warnings)
@@ -122,12 +125,12 @@ def _of_model(
     means: Mapping[Modality, NDArray[np.float64]],
     warnings: tuple[str, ...],
 ) -> Evaluation:
-    """Figures of a model's rows; `means` are the training split's mean labels [2], the rows' own where it has none."""
+    """Figures of a model's rows; `means` are mean labels [2] of the training split, by default of the rows."""
     uri, _, split = where
     if not rows:
-        raise UsageError(f"dataset {uri}: split {split!r} has nothing to evaluate on; splits: train, val, test")
+        raise UsageError(f"dataset {uri}: split {split!r} has no rows to evaluate; splits: train, val, test")
     constants = {m: means.get(m, each.label_N2.mean(axis=0)) for m, each in rows.items()}
-    absent = tuple(f"split {split!r} has no {m}: not evaluated" for m in model.dims if m not in rows)
+    absent = tuple(f"split {split!r} has no {m} rows: not evaluated" for m in model.dims if m not in rows)
     found = evaluate_rows(rows, where, constants, model.config.sigma, (*warnings, *absent))
     return replace(found, model_digest=model.digest)
 
@@ -139,14 +142,10 @@ def evaluate_rows(
     sigma: float,
     warnings: tuple[str, ...] = (),
 ) -> Evaluation:
-    """Figures of predicted points, such as those of several models on their own folds.
+    """Figures of predicted points, also of several models on their own folds.
 
-    Args:
-        rows: By modality.
-        where: The dataset's URI and digest, and the split.
-        constants: The best constant that one could know, [2] or one for each row, [N, 2]; its MSE is the floor.
-        sigma: Of the matching score.
-        warnings: Said above the figures.
+    `where` is the dataset's URI, its digest and the split. `constants` are the constant predictions by modality, [2] or
+    one per row [N, 2], whose MSE is the floor. `warnings` are shown above the figures.
     """
     pairs = {modality: _sample(each) for modality, each in rows.items()}
     uri, digest, split = where
@@ -169,8 +168,6 @@ def evaluate_rows(
 
 
 def _sample(rows: PredictedRows) -> PredictedRows:
-    from mmva.evaluation.metrics import sample_rows
-
     drawn = sample_rows(len(rows.ids))
     return PredictedRows(rows.ids[drawn], rows.label_N2[drawn], rows.predicted_N2[drawn], rows.group_N[drawn])
 
@@ -185,7 +182,7 @@ def _label_means(dataset: Dataset) -> dict[Modality, NDArray[np.float64]]:
 
 
 def _seen(model: MMVA, dataset: Dataset, split: str) -> list[str]:
-    """A warning for each modality whose rows the model knows from its training."""
+    """A warning for each modality of which the model was trained on rows."""
     from mmva_platform.datasets.identity import seen_rows
 
     record = model.provenance.get("training_data") or {}
@@ -195,29 +192,26 @@ def _seen(model: MMVA, dataset: Dataset, split: str) -> list[str]:
 
 
 def intervals_from(model: MMVA, features: Features, split: str = "val") -> dict[str, dict[str, float]]:
-    """Half widths of the 90 % intervals per modality and axis, by song or image, from validation.
+    """Half widths of the 90 % intervals per modality and axis, calibrated by group on validation.
 
-    Validation chose penalties and the best epoch, so with few groups they hold a little less often (docs/method.md).
+    Validation also chose penalties and the best epoch, so with few groups they hold slightly fewer than 90 %
+    (docs/method.md).
     """
     rows = features.split(split)
     return intervals_of({m: PredictedRows.of(model, m, rows[m]) for m in model.dims})
 
 
 def intervals_of(rows: Mapping[Any, PredictedRows]) -> dict[str, dict[str, float]]:
-    """The same from rows that are predicted already."""
-    from mmva.evaluation.intervals import conformal_intervals
-
+    """Half widths of the 90 % intervals per modality and axis, from predicted rows."""
     return {m: conformal_intervals(of.predicted_N2, of.label_N2, groups=of.group_N) for m, of in rows.items()}
 
 
-def reference_of(model: MMVA, features: Features, split: str = "train") -> dict[str, Any]:
-    """Quantiles of the model's own points on a split, to measure a catalog's drift by: see mmva.evaluation.drift.
+def reference_of(model: MMVA, features: Features) -> dict[str, Any]:
+    """Quantiles of the model's points on the training split, the reference for a catalog's drift (evaluation.drift).
 
-    {modality: {axis: quantiles}, "items": {modality: N}}; a modality without rows is left out.
+    {modality: {axis: quantiles}, "items": {modality: N}}; modalities without rows are left out.
     """
-    from mmva.evaluation.drift import reference_quantiles
-
-    rows = {m: f for m, f in features.split(split).items() if m in model.dims and len(f)}
+    rows = {m: f for m, f in features.split("train").items() if m in model.dims and len(f)}
     reference: dict[str, Any] = {"items": {m: len(f) for m, f in rows.items()}}
     for modality, found in rows.items():
         reference[modality] = reference_quantiles(model.predict_embeddings(modality, found.emb_ND))
@@ -225,18 +219,12 @@ def reference_of(model: MMVA, features: Features, split: str = "train") -> dict[
 
 
 def _va_figures(rows: PredictedRows) -> dict[str, dict[str, Figure]]:
-    from mmva.evaluation.bootstrap import bootstrap
-    from mmva.evaluation.metrics import va_metrics
-
     values = va_metrics(rows.predicted_N2, rows.label_N2)
     intervals = bootstrap(rows.predicted_N2, rows.label_N2, rows.group_N, resamples=RESAMPLES)
     return {axis: {name: Figure(of, *intervals[axis][name]) for name, of in values[axis].items()} for axis in AXES}
 
 
 def _matching(rows: Mapping[Modality, PredictedRows], sigma: float) -> dict[str, Figure]:
-    from mmva.evaluation.bootstrap import bootstrap_matching
-    from mmva.evaluation.metrics import matching_mse
-
     figures = {}
     for a, b in itertools.combinations([m for m in MODALITIES if m in rows], 2):
         points = (rows[a].predicted_N2, rows[b].predicted_N2, rows[a].label_N2, rows[b].label_N2)
@@ -248,9 +236,6 @@ def _matching(rows: Mapping[Modality, PredictedRows], sigma: float) -> dict[str,
 
 
 def _retrieval(rows: Mapping[Modality, PredictedRows], sigma: float) -> dict[str, dict[str, Figure]]:
-    from mmva.evaluation.bootstrap import bootstrap_means
-    from mmva.evaluation.retrieval import retrieval_per_query
-
     figures = {}
     for a, b in itertools.permutations([m for m in MODALITIES if m in rows], 2):
         points = (rows[a].predicted_N2, rows[b].predicted_N2, rows[a].label_N2, rows[b].label_N2)

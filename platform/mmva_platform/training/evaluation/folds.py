@@ -1,7 +1,7 @@
-"""A recipe on folds by group: for collections that are too small for one test split to say much.
+"""A recipe on folds by group, for collections that are too small for a test split.
 
-Every row is predicted once, by the model of the fold in which its group is held out. So the figures are of the recipe,
-not of one model, and their intervals are over all groups.
+Every row is predicted once, by the model of the fold in which its group is held out. So the figures describe the
+recipe, not one model, and their intervals are over all groups.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ Fit = Callable[["Features"], "MMVA"]
 def folds_of(
     recipe: Recipe, features: Features, k: int, seed: int = 0
 ) -> tuple[Evaluation, dict[Modality, PredictedRows]]:
-    """Train the recipe on each of k folds by group, in this process; figures of all held-out rows, and their points.
+    """Train the recipe on each of k folds by group, in this process; returns figures and points of all held-out rows.
 
-    UsageError if there are too few groups, or a fold has nothing to train or validate with.
+    Raises UsageError if there are too few groups, or a fold has no rows for training or validation.
     """
     rows, constants = predict_folds(lambda fold: train_here(recipe, fold)[0], features, k, seed)
     where = (features.uri, features.digest, f"{k} folds by group")
@@ -40,11 +40,11 @@ def folds_of(
 
 
 def refit_intervals(recipe: Recipe, features: Features) -> dict[str, dict[str, float]]:
-    """Half widths of the 90 % intervals of a model that was refitted, which leaves no row to calibrate on.
+    """Half widths of the 90 % intervals of a refitted model, for which no row is left to calibrate on.
 
     Each training and validation row is predicted by a model of the recipe without the refit, which saw nothing of the
-    row's group, neither for its weights nor for its penalty and epoch. These models have two thirds of the rows that
-    the refitted one has, so its intervals are rather too wide than too narrow.
+    row's group, neither for its weights nor for its penalty and epoch. These models are trained on two thirds of the
+    refitted model's rows, so the intervals are more likely too wide than too narrow.
     """
     plain = recipe.model_copy(update={"refit_folds": 0})
     known = known_rows(features)
@@ -55,9 +55,9 @@ def refit_intervals(recipe: Recipe, features: Features) -> dict[str, dict[str, f
 def predict_folds(
     fit: Fit, features: Features, k: int, seed: int = 0
 ) -> tuple[dict[Modality, PredictedRows], dict[Modality, Points]]:
-    """Held-out points of every row, and the mean label [N, 2] of what its fold's model was trained on.
+    """Held-out points of every row, and the mean label of its fold's training rows, [N, 2] each.
 
-    `fit` makes a model from features with splits, and must not look at "test". The features' own splits are not used.
+    `fit` makes a model from features with splits and must not read "test". The features' own splits are not used.
     """
     found: dict[Modality, Points] = {}
     constants: dict[Modality, Points] = {}

@@ -1,7 +1,7 @@
-"""What a split by clip would have shown: the same recipe on the same embeddings, clips of one song on both sides.
+"""The same recipe and embeddings on a split by clip, where clips of one song are in training and in test.
 
-Figures of a split by clip are published for this task and look far better; nobody can judge them without the honest
-ones beside them. So the song-disjoint evaluation stays what it is, and the leaking one is added to it, named as such.
+Published figures of this task use such splits and look far better. To judge them one needs both, so the figures of a
+split by clip are added to the song-disjoint evaluation, with a warning.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ log = logging.getLogger(__name__)
 
 
 def beside_clip_split(evaluation: Evaluation, model: MMVA, features: Features) -> Evaluation:
-    """The evaluation with the split by clip beside it; where the recipe cannot be trained again, a warning says why."""
+    """The evaluation with figures of a split by clip, or with a warning that says why there are none."""
     reason = "the dataset itself is split by clip" if LEAKAGE_WARNING in features.warnings else ""
     try:
         recipe = recipe_of(model.provenance)
     except UsageError as error:
         reason = str(error)
     if reason:
-        return replace(evaluation, warnings=(*evaluation.warnings, f"No split by clip stands beside this: {reason}."))
-    log.info("evaluate: training the recipe once more on a split by clip, to show what that leaks")
+        return replace(evaluation, warnings=(*evaluation.warnings, f"No figures of a split by clip: {reason}."))
+    log.info("evaluate: training the recipe again on a split by clip, for comparison")
     dealt = by_clip(features, recipe.seed)
     leaking = evaluate_model(train_here(recipe, dealt)[0], dealt, evaluation.split)
     return replace(evaluation, clip_split=leaking.to_json())
 
 
 def by_clip(features: Features, seed: int) -> Features:
-    """The features with clips dealt to the splits one by one, as many to each as before; captions follow them."""
+    """The features with clips dealt to the splits one by one, in the same numbers; captions follow their clips."""
     music = features.modalities.get("music")
     if music is None:
         return features

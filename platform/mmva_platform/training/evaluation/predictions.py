@@ -38,10 +38,10 @@ class PredictedRows:
 def open_model_sets(
     model: MMVA, dataset_uri: str, settings: Settings, modalities: Iterable[str], embeddings: str | None = None
 ) -> FeatureSets:
-    """A dataset's stored embeddings through a model's backbones.
+    """A dataset's stored embeddings, by a model's backbones.
 
-    Looked for where the caller says (`embeddings`), inside the dataset, and where the model's training read them;
-    UsageError if the dataset, or such embeddings, are not there.
+    Searched in `embeddings`, in the dataset, and where the model's training read them. Raises UsageError if the dataset
+    or such embeddings do not exist.
     """
     from mmva_platform.datasets.features import FeatureSets
 
@@ -54,7 +54,7 @@ def open_model_sets(
 def model_features(
     model: MMVA, dataset_uri: str, settings: Settings, modalities: Iterable[str], embeddings: str | None = None
 ) -> Features:
-    """All rows of open_model_sets in memory; CheckFailed if files are not the published ones."""
+    """All rows of open_model_sets in memory. Raises CheckFailed if files are not the published ones."""
     sets = open_model_sets(model, dataset_uri, settings, modalities, embeddings)
     return sets.describe({modality: sets.load(modality) for modality in sets.infos})
 
@@ -62,9 +62,9 @@ def model_features(
 def predict_rows(
     model: MMVA, dataset_uri: str, settings: Settings, split: str = "test", *, embeddings: str | None = None
 ) -> dict[Modality, PredictedRows]:
-    """Predict a split; modalities that the split has no rows of are left out. Raises as open_model_sets.
+    """Predict a split; modalities without rows are left out. Raises as open_model_sets.
 
-    Only one modality's rows of the split are in memory at a time, whatever the size of the dataset.
+    Only one modality's rows of the split are in memory at a time.
     """
     from mmva_platform.datasets.dataset import Dataset
 

@@ -1,4 +1,4 @@
-"""A model's error on the parts of a split: by source, mood quadrant, loudness and brightness; see datasets.traits."""
+"""A model's error on parts of a split: by source, mood quadrant, loudness and brightness; see datasets.traits."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
+from mmva.evaluation.bootstrap import bootstrap_mean
 from mmva.modalities import Modality
 from mmva_platform.settings import Settings
 from mmva_platform.training.evaluation.evaluate import RESAMPLES, Figure
@@ -18,7 +19,7 @@ KINDS: Final = ("source", "quadrant", "loudness", "brightness")
 
 
 class SliceFigure(NamedTuple):
-    """One part of a modality's rows: how many rows and songs or images, and the mean MSE of both axes."""
+    """One part of a modality's rows: its numbers of rows and of groups, and the mean MSE of both axes."""
 
     modality: Modality
     kind: str
@@ -28,18 +29,17 @@ class SliceFigure(NamedTuple):
     mse: Figure
 
 
-def slice_figures(model: MMVA, features: Features, settings: Settings, split: str = "test") -> list[SliceFigure]:
-    """Figures of every part; media of the split are read once for loudness and brightness.
+def slice_figures(model: MMVA, features: Features, settings: Settings) -> list[SliceFigure]:
+    """Figures of every part of the test split; reads its media once, for loudness and brightness.
 
-    Raises CheckFailed if a shard of the dataset is not the published one, OperationFailed if media do not decode here.
+    Raises CheckFailed if a shard of the dataset is not the published one, OperationFailed if media cannot be decoded.
     """
-    from mmva.evaluation.bootstrap import bootstrap_mean
     from mmva_platform.datasets.dataset import Dataset
     from mmva_platform.datasets.traits import TRAITS, measure, part_names, sources_of
 
     dataset = Dataset.open(features.uri, settings)
     found = []
-    for modality, rows in features.split(split).items():
+    for modality, rows in features.split("test").items():
         if modality not in model.dims or not len(rows):
             continue
         points_N2 = model.predict_embeddings(modality, rows.emb_ND).astype(np.float64)

@@ -1,8 +1,8 @@
-"""What a training loop reads: the features of one split, and which items stand together.
+"""The input of the training loop: the features of one split, and which items can be paired.
 
-Shapes: N images, M partners, K rows of any modality; D differs by modality. A partner of images is a clip with its
-caption, a clip that has none, or a caption without a clip: nothing here assumes a complete triple. Without images,
-clips take their place and captions are the partners; a modality that is alone is its own partner.
+Shapes: N images, M partners, K rows of any modality; D differs by modality. The partner of an image is a clip with its
+caption, a clip without a caption, or a caption without a clip: nothing here assumes a complete triple. Without images,
+clips take their place and captions are the partners; a single modality is its own partner.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ Floats = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Pairing:
-    """Which rows can meet, by labels alone: what an epoch's plan is drawn from."""
+    """The labels of rows that can be paired; an epoch's plan is drawn from them."""
 
-    image_va_N2: Floats  # labels of the images, about [0, 1]; without images, of what takes their place
-    partner_va_M2: Floats  # labels of their partners; a clip and its caption share one
-    # Row of each partner in its modality's rows, int64 [M], -1 where it has no such item; modalities that there are.
+    image_va_N2: Floats  # labels of the images, about [0, 1]; without images, of the lead modality
+    partner_va_M2: Floats  # labels of their partners; a clip and its caption share one label
+    # By modality of the partners: the row of each partner, int64 [M], or -1 if it has no such item.
     partner_rows: Mapping[str, NDArray[np.int64]]
-    lead: str = field(default="image", kw_only=True)  # or the modality that takes the images' place
+    lead: str = field(default="image", kw_only=True)  # without images, the modality in their place
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Images and what their partners have."""
+        """The lead modality and those of the partners."""
         return (self.lead, *self.partner_rows)
 
     def labels(self) -> dict[str, Floats]:
-        """Labels [K, 2] of every modality's rows."""
+        """Labels [K, 2] by modality."""
         labels = {self.lead: self.image_va_N2}
         for modality, row_M in self.partner_rows.items():
             has_M = row_M >= 0
@@ -50,23 +50,23 @@ class Pairing:
         return labels
 
     def rows(self, modality: str, image_B: NDArray[np.int64], partner_B: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rows [B] of a modality for pairs; -1 where a partner has no such item."""
+        """Rows [B] of a modality for pairs; -1 if a partner has no such item."""
         return image_B if modality == self.lead else self.partner_rows[modality][partner_B]
 
 
 @dataclass(frozen=True)
 class Triplets(Pairing):
-    """A pairing with the rows' embeddings [K, D] by modality."""
+    """A pairing with embeddings [K, D] by modality."""
 
     emb: Mapping[str, Floats]
 
 
 def triplets(features: Features, split: str) -> Triplets:
-    """One split's rows; embeddings are views of the features'. UsageError if the split has no rows."""
+    """One split's rows; embeddings are views. Raises UsageError if the split has no rows."""
     rows = features.split(split)
     found = {str(modality): rows[modality] for modality in MODALITIES if modality in rows and len(rows[modality])}
     if not found:
-        raise UsageError(f"dataset: split {split!r} has nothing to train with; import more data or other splits")
+        raise UsageError(f"dataset: split {split!r} has no rows; import more data or other splits")
     emb = {modality: of.emb_ND for modality, of in found.items()}
     lead, *others = found
     if not others:
@@ -77,7 +77,7 @@ def triplets(features: Features, split: str) -> Triplets:
 
 
 def known_rows(features: Features) -> Features:
-    """Training and validation rows only, all as "train"."""
+    """Training and validation rows, all as "train", without the test rows."""
     known = {modality: rows.where(rows.split != "test") for modality, rows in features.items()}
     return replace(
         features,
@@ -88,10 +88,10 @@ def known_rows(features: Features) -> Features:
 def partners(
     ids: Mapping[str, NDArray[np.str_]],
 ) -> tuple[dict[str, NDArray[np.int64]], dict[str, NDArray[np.int64]]]:
-    """Clips first, each with the caption of its id, then the captions that have no clip.
+    """The partners: clips, each with the caption of its id, then captions without a clip.
 
-    From ids by modality ("music" and "caption" or one of them; unique within each): rows of the partners [M] by
-    modality (-1 for none), and by modality the rows that bring the partners' labels.
+    `ids` are unique within a modality and are of "music", "caption" or both. Returns the partners' rows [M] by modality
+    (-1 if missing), and by modality the rows whose labels are the partners' labels.
     """
     if len(ids) == 1:
         ((modality, own),) = ids.items()
@@ -129,10 +129,10 @@ def batch_labels(
 def validation_row(
     points: Mapping[str, NDArray[np.floating]], labels: Mapping[str, NDArray[np.floating]], sigma: float
 ) -> dict[str, Any]:
-    """The validation metrics that choose the best checkpoint, from predicted points and labels [K, 2] by modality.
+    """Validation metrics of predicted points and labels [K, 2] by modality; one of them chooses the best epoch.
 
-    val_va_mse (mean over modalities and axes), val_matching_mse (mean over image-music and image-caption, every pair; 0
-    where there are none), val_total (their sum), and the R2 of each modality and axis for the curves.
+    val_va_mse (mean over modalities and axes), val_matching_mse (mean over all pairs of image-music and image-caption;
+    0 without pairs), val_total (their sum), and R2 by modality and axis for the curves.
     """
     row: dict[str, Any] = {}
     errors = []

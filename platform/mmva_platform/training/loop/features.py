@@ -1,8 +1,8 @@
-"""Features mode: stored embeddings in Ray's object store, one copy a node, and batches from them.
+"""Features mode: stored embeddings in Ray's object store, one copy per node, and batches from them.
 
-All workers of a node and the driver read the same memory without copying. The node's object store must hold every
-embedding of the dataset, and the driver besides, while it loads, those of the largest modality. What does not fit is
-refused before anything is read. Shapes: B pairs of a share, K rows of a modality; D differs by modality.
+All workers of a node and the driver read the same memory without copying. A node's object store must hold all
+embeddings of the dataset; while loading, the driver also needs memory for those of the largest modality. Datasets that
+do not fit are refused before they are read. Shapes: B pairs of a share, K rows of a modality; D differs by modality.
 """
 
 from __future__ import annotations
@@ -36,30 +36,31 @@ _WAY_OUT: Final = "or train with mode=media, which reads media batch by batch"
 
 
 def check_memory(needed: Mapping[str, int], store_bytes: float, free_bytes: float | None) -> None:
-    """UsageError, naming the setting that would make room and media mode, if the bytes by modality do not fit.
+    """Raises UsageError if the bytes by modality do not fit; the message names the setting to change.
 
-    `store_bytes` is the size of the smallest node's object store, `free_bytes` what the driver's machine can still
-    give, None where that is not known.
+    `store_bytes` is the size of the smallest node's object store, `free_bytes` the free memory of the driver's machine,
+    None if unknown.
     """
     total = round(sum(needed.values()) * _SPARE)
     what = f"features mode keeps {total / _MIB:,.0f} MiB of embeddings in shared memory"
     if total > store_bytes:
         raise UsageError(
-            f"{what}, the smallest node's object store has {store_bytes / _MIB:,.0f} MiB: set cluster.object_store_mb "
-            f"to at least {-(-total // _MIB)} (on a cluster: the nodes' object-store-memory), {_WAY_OUT}"
+            f"{what}, but the smallest node's object store has {store_bytes / _MIB:,.0f} MiB: set "
+            f"cluster.object_store_mb to at least {-(-total // _MIB)} (on a cluster: the nodes' object-store-memory), "
+            f"{_WAY_OUT}"
         )
     loading = total + max(needed.values())
     if free_bytes is not None and loading > free_bytes:
         raise UsageError(
-            f"{what} and needs {loading / _MIB:,.0f} MiB while it loads, this machine has {free_bytes / _MIB:,.0f} MiB "
-            f"free: use one with more memory, {_WAY_OUT}"
+            f"{what} and needs {loading / _MIB:,.0f} MiB to load them, but this machine has {free_bytes / _MIB:,.0f} "
+            f"MiB free: use one with more memory, {_WAY_OUT}"
         )
 
 
 def share_features(recipe: Recipe, settings: Settings) -> dict[str, Any]:
-    """Load a dataset's embeddings into shared memory, one modality after another; see shared_features. Needs Ray.
+    """Load a dataset's embeddings into Ray's shared memory, one modality after another; see shared_features.
 
-    Raises UsageError if there are no such embeddings, or they do not fit, CheckFailed if a part was changed.
+    Raises UsageError if there are no such embeddings or they do not fit, CheckFailed if a part was changed.
     """
     import ray
 
@@ -74,7 +75,7 @@ def share_features(recipe: Recipe, settings: Settings) -> dict[str, Any]:
 
 
 def shared_features(shared: Mapping[str, Any]) -> Features:
-    """The features behind share_features, as read-only views of the node's shared memory."""
+    """The features that share_features loaded, as read-only views of the node's shared memory."""
     import ray
 
     modalities = dict(zip(shared["rows"], ray.get(list(shared["rows"].values())), strict=True))
@@ -82,39 +83,31 @@ def shared_features(shared: Mapping[str, Any]) -> Features:
 
 
 def free_memory(root: Path = Path("/")) -> float | None:
-    """Bytes that this machine, or the control group this process is in, can still give; None if it does not say."""
-    limits = []
+    """Free bytes of this machine, or of this process's control group if that has less; None if unknown."""
     try:
         lines = (root / "proc/meminfo").read_text(encoding="utf-8").splitlines()
-        fields = dict(line.split(":", 1) for line in lines)
-        limits.append(1024.0 * float(fields["MemAvailable"].split()[0]))
+        free = 1024.0 * float(dict(line.split(":", 1) for line in lines)["MemAvailable"].split()[0])
     except (OSError, KeyError, ValueError):
         return None
     group = root / "sys/fs/cgroup"
     try:
         most, used = (float((group / name).read_text(encoding="utf-8")) for name in ("memory.max", "memory.current"))
-        limits.append(most - used)
-    except (OSError, ValueError):  # no limit reads "max"
-        pass
-    return min(limits)
+        return min(free, most - used)
+    except (OSError, ValueError):  # the file says "max" if there is no limit
+        return free
 
 
 class FeatureSource:
-    """Both splits' embeddings; gathers a batch's rows and nothing else, so that shared memory stays shared."""
+    """Batches from both splits' embeddings. Copies only a batch's rows, so that shared memory stays shared."""
 
     def __init__(self, train: Triplets, val: Triplets, sigma: float, like: torch.Tensor | None = None) -> None:
-        """Batches of the device and precision of `like`, a weight of the model."""
-        self._train, self._val, self._sigma = train, val, sigma
+        """Batches have the device and precision of `like`, a weight of the model."""
+        self.pairing, self._val, self._sigma = train, val, sigma
         self._like = torch.zeros(()) if like is None else like
         self._emb = {modality: _view(emb_KD) for modality, emb_KD in train.emb.items()}
 
-    @property
-    def pairing(self) -> Triplets:
-        """The training split."""
-        return self._train
-
     def batches(self, plan: EpochPlan, epoch: int, shares: Sequence[slice]) -> Iterator[list[Batch]]:
-        """The shares' embeddings as tensors, one piece each; the next is gathered while the model is at one."""
+        """The shares' embeddings as tensors, one piece each; the next is gathered while the model computes."""
         del epoch
         coming = (self._batch(plan, share) for share in shares)
         with ThreadPoolExecutor(1, thread_name_prefix="training-batches") as pool:
@@ -124,7 +117,7 @@ class FeatureSource:
                 yield [batch]
 
     def validate(self, model: torch.nn.Module, world: World) -> Row:
-        """On rank 0; the others have nothing to add."""
+        """Validation metrics on rank 0, nothing on other ranks."""
         assert isinstance(model, MMVA)
         if world.rank > 0:
             return {}
@@ -133,19 +126,19 @@ class FeatureSource:
         return validation_row(points, self._val.labels(), self._sigma)
 
     def _batch(self, plan: EpochPlan, share: slice) -> Batch:
-        """The share's rows; a row without such an item holds the last item's embedding, under a mask."""
+        """The share's rows; a row without such an item has the last item's embedding, and is masked."""
         image_B, partner_B = plan.image_index_P[share], plan.music_index_P[share]
-        rows = {modality: self._train.rows(modality, image_B, partner_B) for modality in self._emb}
-        labels, present = batch_labels(self._train, rows, image_B, partner_B, self._like)
+        rows = {modality: self.pairing.rows(modality, image_B, partner_B) for modality in self._emb}
+        labels, present = batch_labels(self.pairing, rows, image_B, partner_B, self._like)
         inputs = {}
         for modality, emb_KD in self._emb.items():
             index_B = torch.from_numpy(rows[modality] % len(emb_KD))
-            inputs[modality] = emb_KD.index_select(0, index_B).to(self._like)  # a third quicker than numpy's gather
+            inputs[modality] = emb_KD.index_select(0, index_B).to(self._like)  # a third faster than numpy's take
         return Batch(inputs, labels, present)
 
 
 def _view(array: Floats) -> torch.Tensor:
-    """An array's memory as a read-only tensor."""
+    """A tensor that shares an array's memory, which must not be written."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
         return torch.from_numpy(array)
@@ -154,7 +147,7 @@ def _view(array: Floats) -> torch.Tensor:
 def prepare_features(
     recipe: Recipe, shared: Mapping[str, Any], last: Mapping[str, Any] | None, world: World, device: torch.device
 ) -> tuple[TrainState, FeatureSource]:
-    """State and source of one rank, from the content of a checkpoint if there is one."""
+    """State and source of one rank; `last` is the content of the checkpoint to continue from, if any."""
     features = shared_features(shared)
     train, val = triplets(features, "train"), triplets(features, "val")
     model = build_model(recipe, train).to(device)
@@ -167,7 +160,7 @@ def prepare_features(
 
 
 class FeaturesMode:
-    """What the driver does in features mode."""
+    """The driver's part of features mode."""
 
     def __init__(self, recipe: Recipe, settings: Settings) -> None:
         self.data = share_features(recipe, settings)
@@ -176,7 +169,7 @@ class FeaturesMode:
         if recipe.optimizer.ridge == "auto":
             check_probes(train, val)  # before workers start
         if recipe.refit_folds:
-            next(known_rows(self._features).folds(recipe.refit_folds))  # too few groups are said before the training
+            next(known_rows(self._features).folds(recipe.refit_folds))  # raises if there are too few groups
         self.facts = RunFacts.of(self._features)
 
     def trained(self, run: RunDirectory, recipe: Recipe, last: Mapping[str, Any]) -> tuple[MMVA, Features]:

@@ -1,8 +1,8 @@
-"""A features-mode run in this process, without Ray; and training anew on training and validation rows together.
+"""A features-mode run in this process, without Ray, and the refit on training and validation rows together.
 
-With some hundred rows those of validation are worth more as training rows: on 836 photographs they add .02 to r. So
-`refit_folds: K` has an ordinary run find the number of epochs, and then trains new towers on all rows but test. No row
-is left to choose the ridge penalty by: it is the geometric mean of what K folds by group of these rows find best.
+In a dataset of some hundred rows, validation rows help more as training rows: on 836 photographs they add .02 to r. So
+with `refit_folds: K` an ordinary run finds the number of epochs, then new towers are trained on all rows but test. No
+row is left to choose the ridge penalty: it is the geometric mean of the best ones of K folds by group of these rows.
 """
 
 from __future__ import annotations
@@ -41,10 +41,9 @@ def train_here(
 
 
 def refit(recipe: Recipe, features: Features, epochs: int) -> MMVA:
-    """Towers trained anew for so many epochs on training and validation rows; test rows are not looked at.
+    """New towers, trained for so many epochs on training and validation rows; test rows are not read.
 
-    Raises:
-        UsageError: If there are fewer groups than folds.
+    Raises UsageError if there are fewer groups than folds.
     """
     rows = known_rows(features)
     train = triplets(rows, "train")
@@ -72,7 +71,7 @@ def _penalties(recipe: Recipe, rows: Features) -> dict[str, list[float]]:
 
 @dataclass(frozen=True)
 class _Until:
-    """Ends a run after an epoch."""
+    """Ends a run after so many epochs."""
 
     epochs: int
 

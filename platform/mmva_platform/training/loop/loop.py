@@ -1,8 +1,8 @@
-"""The training loop: plain PyTorch, the same with and without Ray, the same for any number of ranks.
+"""The training loop: plain PyTorch, with or without Ray, and with the same result for any number of ranks.
 
 A step is defined by its *global* batch, which every rank knows from the epoch's plan. Each rank computes its share of
-every mean (its sum of errors / the global count), so the tail batch, a share without captions and even an empty share
-give exactly what one rank gives. Shapes: B pairs of the share, T loss terms, S steps of an epoch.
+every mean (its sum of errors / the global count), so the last batch, a share without captions and even an empty share
+give exactly the result of one rank. Shapes: B pairs of the share, T loss terms, S steps of an epoch.
 """
 
 from __future__ import annotations
@@ -29,42 +29,42 @@ from mmva_platform.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class Batch:
-    """A rank's share of a global batch, or one piece of it under gradient accumulation; B may be 0."""
+    """A rank's share of a global batch, or a piece of it with gradient accumulation; B may be 0."""
 
-    inputs: Any  # what the model takes
+    inputs: Any  # the argument of the model
     labels: Mapping[str, Tensor]  # [B, 2] by modality
     present: Mapping[str, Tensor]  # masks [B] by modality: which rows have such an item
 
 
 class Source(Protocol):
-    """Where batches come from, and what validation measures on."""
+    """Training batches and validation."""
 
     @property
     def pairing(self) -> Pairing:
-        """What an epoch's plan is drawn from."""
+        """The training rows, from which each epoch's plan is drawn."""
 
     def batches(self, plan: EpochPlan, epoch: int, shares: Sequence[slice]) -> Iterator[list[Batch]]:
         """Each share's pieces in order, on the model's device."""
 
     def validate(self, model: torch.nn.Module, world: World) -> Row:
-        """Metrics on the validation split, at least on rank 0; called on every rank."""
+        """Metrics of the validation split, at least on rank 0; called on every rank."""
 
 
 class Callback(Protocol):
-    """Told of a run's progress, on every rank."""
+    """Called on every rank as a run progresses."""
 
     def on_step_end(self, state: TrainState, row: Row | None) -> bool:
-        """Called after each step; after an epoch's last one with its row of the history, the epoch being done.
+        """Called after each step, after an epoch's last step with the epoch's row of the history.
 
-        True stops the run, on all ranks after the same step.
+        Returns whether to stop; all ranks must stop after the same step.
         """
 
 
 def train_step(state: TrainState, pieces: Sequence[Batch], scale_T: Tensor, recipe: Recipe) -> Tensor:
-    """One optimizer step on the global batch of which `pieces` are this rank's share; their gradients add up.
+    """One optimizer step on the global batch of which `pieces` are this rank's share; their gradients are added.
 
-    `scale_T` are the factors by which the loss terms' sums add up to the loss; see loss_scales. Returns each term's sum
-    of squared errors over the share, [T] on the model's device: nothing waits for it.
+    `scale_T` are the weights of the loss terms' sums in the loss; see loss_scales. Returns each term's sum of squared
+    errors over the share, [T] on the model's device, without waiting for the device.
     """
     state.optimizer.zero_grad()
     sums_T = torch.zeros_like(state.sums_T)
@@ -88,10 +88,10 @@ def train_step(state: TrainState, pieces: Sequence[Batch], scale_T: Tensor, reci
 
 
 def gathered(va: Mapping[str, Tensor], share: Batch, recipe: Recipe) -> Rows | None:
-    """What towers gave, labels and masks of the global batch, without gradients; None on a single process."""
+    """Outputs of the towers, labels and masks of the global batch, without gradients; None with a single process."""
     if not torch.distributed.is_initialized() or (size := torch.distributed.get_world_size()) == 1:
         return None
-    # Shares differ by one row at most in length, so each is filled up with a row that is masked.
+    # The lengths of shares differ by one row at most, so a shorter one is padded with a masked row.
     columns = [column for m in va for column in (va[m].detach(), share.labels[m], share.present[m][:, None])]
     own_BC = torch.cat([column.to(columns[0].dtype) for column in columns], dim=1)
     padded_BC = own_BC.new_zeros(math.ceil(recipe.batch_size / size), own_BC.shape[1])
@@ -107,14 +107,9 @@ def gathered(va: Mapping[str, Tensor], share: Batch, recipe: Recipe) -> Rows | N
 
 
 def fit(
-    state: TrainState,
-    source: Source,
-    recipe: Recipe,
-    *,
-    world: World = WORLD_OF_ONE,
-    callback: Callback | None = None,
+    state: TrainState, source: Source, recipe: Recipe, *, world: World = WORLD_OF_ONE, callback: Callback | None = None
 ) -> TrainState:
-    """Train from where the state is to the recipe's last epoch, or until the callback stops it; see epoch_row."""
+    """Train from the state's position to the recipe's last epoch, or until the callback stops the run."""
     while state.epoch < recipe.epochs:
         began = time.monotonic()
         plan = plan_epoch(source.pairing, recipe, state.epoch)
@@ -137,7 +132,7 @@ def fit(
 def train_epoch(
     state: TrainState, source: Source, recipe: Recipe, plan: EpochPlan, *, world: World, callback: Callback | None
 ) -> bool:
-    """The rest of an epoch's plan; whether it came to its end."""
+    """Train the rest of an epoch's plan; returns whether the epoch is complete."""
     shares = batches(plan, recipe.batch_size, rank=world.rank, world_size=world.size)
     like = next(parameter for parameter in state.model.parameters() if parameter.requires_grad)
     counts_ST = torch.from_numpy(batch_counts(source.pairing, plan, recipe))
@@ -148,12 +143,12 @@ def train_epoch(
         state.done += 1
         if state.done < len(shares) and callback is not None and callback.on_step_end(state, None):
             return False
-    assert state.done == len(shares), "a source gives one batch a share"
+    assert state.done == len(shares), "a source gives one batch per share"
     return True
 
 
 def batch_counts(pairing: Pairing, plan: EpochPlan, recipe: Recipe) -> NDArray[np.float64]:
-    """Squared errors in each loss term of each global batch, [S, T]: a function of the plan alone."""
+    """Number of squared errors in each loss term of each global batch, [S, T]; depends on the plan alone."""
     present = {m: pairing.rows(m, plan.image_index_P, plan.music_index_P) >= 0 for m in pairing.modalities}
     starts = [rows.start for rows in batches(plan, recipe.batch_size)]
     counts_ST = np.zeros((len(starts), len(recipe.loss.terms())))
@@ -168,9 +163,9 @@ def batch_counts(pairing: Pairing, plan: EpochPlan, recipe: Recipe) -> NDArray[n
 
 
 def epoch_row(state: TrainState, pairing: Pairing, recipe: Recipe, plan: EpochPlan, world: World) -> Row:
-    """The epoch's mean loss terms so far, their weighted sum as "loss", and the plan's target scores; collective.
+    """The epoch's mean loss terms so far, their weighted sum as "loss", and the plan's target scores.
 
-    OperationFailed if the loss is not finite: the run has diverged, on every rank.
+    A collective call. Raises OperationFailed on every rank if the loss is not finite: the run has diverged.
     """
     sums_T = torch.stack(world.all(state.sums_T.cpu())).sum(dim=0)
     counts_T = batch_counts(pairing, plan, recipe)[: state.done].sum(axis=0)
@@ -199,14 +194,8 @@ def epoch_row(state: TrainState, pairing: Pairing, recipe: Recipe, plan: EpochPl
 
 def plan_epoch(pairing: Pairing, recipe: Recipe, epoch: int) -> EpochPlan:
     """The epoch's pairs: a pure function of labels, seed, epoch and strategy."""
-    return epoch_plan(
-        pairing.image_va_N2,
-        pairing.partner_va_M2,
-        seed=recipe.seed,
-        epoch=epoch,
-        strategy=recipe.strategy,
-        sigma=recipe.loss.sigma,
-    )
+    options: dict[str, Any] = {"seed": recipe.seed, "strategy": recipe.strategy, "sigma": recipe.loss.sigma}
+    return epoch_plan(pairing.image_va_N2, pairing.partner_va_M2, epoch=epoch, **options)
 
 
 def _gradients_synced(parallel: torch.nn.Module, *, last: bool) -> contextlib.AbstractContextManager[None]:

@@ -1,8 +1,8 @@
-"""Where towers start and how hard they are held: ridge regression in closed form, its penalty chosen on validation.
+"""Start and L2 penalty of the towers: ridge regression in closed form, with its penalty chosen on validation.
 
 Probe first, then train (Kumar et al., ICLR 2022): a tower's linear path starts as the ridge regression on its frozen
-features, so that training only adds to it, and its L2 penalty stays the one that this regression needed. How much that
-is differs tenfold between backbones, so no single number serves all three.
+features, so that training only adds to it, and keeps the penalty of this regression. The best penalties of two
+backbones differ tenfold, so no single number fits all three.
 
 Shapes: N rows, D embedding width, A penalties tried; a last axis of 2 is (valence, arousal).
 """
@@ -31,11 +31,11 @@ PENALTIES: Final = np.logspace(-2.5, 2.0, 28)  # alpha per input dimension
 def fit_probe(
     z: Pieces, va_N2: Floats, z_val: Pieces, va_val_M2: Floats, penalty_2: Floats | None = None
 ) -> tuple[Floats, Floats]:
-    """Ridge regression on standardised embeddings; each axis has the penalty of PENALTIES that is best on validation.
+    """Ridge regression on standardised embeddings; each axis gets the penalty of PENALTIES that is best on validation.
 
-    From the Gram matrix, piece by piece: memory does not grow with the number of rows. With fewer rows than dimensions
-    the rows themselves are decomposed, which is quicker. `z` are the training split's rows [N, D] in pieces, `z_val`
-    the validation split's, which are not read if penalties [2] are given. Returns weights [D, 2] of
+    Uses the Gram matrix, piece by piece, so memory does not grow with the number of rows. With fewer rows than
+    dimensions it decomposes the rows themselves, which is faster. `z` are the training rows [N, D] in pieces, `z_val`
+    the validation rows, which are not read if penalties [2] are given. Returns weights [D, 2] of
     va - va_N2.mean(axis=0), and the penalties [2].
     """
     mean_2 = va_N2.mean(axis=0)
@@ -73,10 +73,10 @@ def _decomposed(z: Pieces, va_N2: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def check_probes(train: Triplets, val: Triplets) -> None:
-    """UsageError if validation lacks a modality that training has: no penalty could be chosen for its tower."""
+    """Raises UsageError if validation lacks a modality of training: its tower's penalty could not be chosen."""
     if missing := [modality for modality in train.emb if modality not in val.emb]:
         raise UsageError(
-            f"dataset: split 'val' has no {missing[0]} to choose a penalty by; set optimizer.ridge to a number"
+            f"dataset: split 'val' has no {missing[0]} to choose a penalty; set optimizer.ridge to a number"
         )
 
 
@@ -85,8 +85,8 @@ def start_from_probes(
 ) -> dict[str, list[float]]:
     """Set every tower's linear path to its probe; returns the penalties [2] by modality, per input dimension.
 
-    The probe predicts labels and the path logits: at the mean label both have the same value and the same slope.
-    Penalties that are given are taken, and validation is not read. UsageError as check_probes.
+    The probe predicts labels, the path logits: at the mean label both have the same value and slope. With `penalties`,
+    validation is not read. Raises UsageError as check_probes.
     """
     check_probes(train, val)
     found = {}

@@ -1,6 +1,6 @@
-"""What a run carries from step to step: model, moving average, optimizer, schedule, position, history.
+"""The state of a run between steps: model, moving average, optimizer, schedule, position, history.
 
-One place makes it from a recipe, saves it and loads it, so that a resumed run and another worker get the same.
+Made from a recipe, saved and loaded here only, so that a resumed run and every worker get the same state.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from mmva_platform.training.loop.probe import start_from_probes
 from mmva_platform.training.recipe import OptimizerOptions, Recipe, ScheduleOptions
 
 Row = dict[str, Any]
-# Weights [2, *] that have an L2 penalty, and the factors [2, 1] by which they enter their own gradient.
+# Weights [2, *] with an L2 penalty, and the factors [2, 1] by which they are added to their gradient.
 Penalties = list[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's rank among `size` processes, and what they tell each other besides gradients."""
+    """This process's rank among `size` processes, and their communication besides gradients."""
 
     rank: int = 0
     size: int = 1
@@ -63,7 +63,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the weights in; the first call copies them."""
+        """Add the current weights; the first call copies them."""
         if self.updates == 0:
             torch._foreach_copy_(self.values, self._parameters)
         else:
@@ -72,7 +72,7 @@ class WeightAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model has the averaged weights for the length of the block."""
+        """The model has the averaged weights during the block."""
         own = [parameter.detach().clone() for parameter in self._parameters]
         with torch.no_grad():
             torch._foreach_copy_(self._parameters, self.values)
@@ -83,11 +83,11 @@ class WeightAverage:
                 torch._foreach_copy_(self._parameters, own)
 
     def state_dict(self) -> dict[str, Any]:
-        """By the model's own names."""
+        """Values by the names of the model's parameters."""
         return {"updates": self.updates, "values": dict(zip(self._moving, self.values, strict=True))}
 
     def load_state_dict(self, content: Mapping[str, Any]) -> None:
-        """What state_dict gave."""
+        """Inverse of state_dict."""
         self.updates = content["updates"]
         for name, value in zip(self._moving, self.values, strict=True):
             value.copy_(content["values"][name])
@@ -95,20 +95,20 @@ class WeightAverage:
 
 @dataclass
 class TrainState:
-    """Everything a run carries from step to step."""
+    """Everything that a run keeps between steps."""
 
     model: nn.Module  # the towers, or backbones and towers
-    parallel: nn.Module  # what a step calls: the model itself, or DDP around it
+    parallel: nn.Module  # the model itself, or DDP around it; called in each step
     average: WeightAverage
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LambdaLR
     penalised: Penalties
     penalties: dict[str, list[float]]  # ridge penalties [2] by modality, from which `penalised` is made
-    sums_T: Tensor  # sums of each loss term over the `done` steps, this rank's, float64
+    sums_T: Tensor  # this rank's sums of each loss term over the `done` steps, float64
     epoch: int = 0  # epochs done
-    done: int = 0  # steps done of the next
-    step: int = 0  # steps done in all
-    history: list[Row] = field(default_factory=list)  # one row an epoch
+    done: int = 0  # steps done of the next epoch
+    step: int = 0  # steps done in total
+    history: list[Row] = field(default_factory=list)  # one row per epoch
     best: dict[str, Any] | None = None  # on rank 0: epoch, value, and averaged weights of the best epoch so far
 
     @property
@@ -117,13 +117,13 @@ class TrainState:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def keep_if_best(self, epoch: int, value: float) -> None:
-        """Remember the model's weights if no epoch had a smaller value; call it with the average applied."""
+        """Keep the model's weights if no earlier epoch had a smaller value; call it with the average applied."""
         if self.best is None or value < self.best["value"]:
             weights = {name: tensor.detach().cpu().clone() for name, tensor in kept(self.model).items()}
             self.best = {"epoch": epoch, "value": value, "weights": weights}
 
     def state_dict(self, world: World = WORLD_OF_ONE) -> dict[str, Any]:
-        """Tensors and plain values, copied to the CPU, so that training can go on; a collective call."""
+        """The state as tensors and plain values, copied to the CPU; a collective call."""
         own = {"sums": self.sums_T, "cpu": torch.get_rng_state()}
         if self.sums_T.is_cuda:
             own["cuda"] = torch.cuda.get_rng_state(self.sums_T.device)
@@ -140,9 +140,9 @@ class TrainState:
         return {**on_cpu(content), "best": self.best}
 
     def load_state_dict(self, content: Mapping[str, Any], world: World = WORLD_OF_ONE) -> None:
-        """What state_dict gave, in place. With another number of ranks only dropout's draws differ."""
+        """Inverse of state_dict, in place. With another number of ranks, only dropout's draws differ."""
         missing = set(self.model.load_state_dict(content["model"], strict=False).missing_keys)
-        assert missing <= _frozen(self.model), "a checkpoint holds all that training moves"
+        assert missing <= _frozen(self.model), "a checkpoint holds all weights that train"
         self.average.load_state_dict(content["average"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.schedule.load_state_dict(content["schedule"])
@@ -160,7 +160,7 @@ class TrainState:
 
 
 def kept(module: nn.Module) -> dict[str, Tensor]:
-    """A module's state without the weights that stay as they were loaded."""
+    """A module's state without its frozen weights."""
     frozen = _frozen(module)
     return {name: value for name, value in module.state_dict().items() if name not in frozen}
 
@@ -170,7 +170,7 @@ def _frozen(module: nn.Module) -> set[str]:
 
 
 def on_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Nested dicts, lists and tuples with the function's results in place of their tensors."""
+    """Nested dicts, lists and tuples in which each tensor is replaced by the function's result."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, dict):
@@ -198,9 +198,9 @@ def build_model(recipe: Recipe, train: Triplets) -> MMVA:
 
 
 def new_state(model: MMVA, recipe: Recipe, train: Triplets, val: Triplets, world: World = WORLD_OF_ONE) -> TrainState:
-    """A run's beginning: towers that start as ridge probes, unless the recipe has a penalty of its own.
+    """The state at the start of a run: towers start as ridge probes, unless the recipe sets a penalty.
 
-    Rank 0 computes the probes for all: two machines' linear algebra may differ in the last bits.
+    Rank 0 computes the probes for all, because the linear algebra of two machines may differ in the last bits.
     """
     if recipe.optimizer.ridge == "auto":
         found = start_from_probes(model, train, val) if world.rank == 0 else None
@@ -214,7 +214,7 @@ def new_state(model: MMVA, recipe: Recipe, train: Triplets, val: Triplets, world
 def state_around(
     model: MMVA, recipe: Recipe, train: Triplets, penalties: dict[str, list[float]], world: World = WORLD_OF_ONE
 ) -> TrainState:
-    """A state at the run's beginning around towers and their known penalties: what a checkpoint is loaded into."""
+    """The state at the start of a run for towers with known penalties; a checkpoint is loaded into it."""
     rows = {modality: len(emb_ND) for modality, emb_ND in train.emb.items()}
     return make_state(model, model, recipe, train, penalties, rows=rows, world=world)
 
@@ -223,9 +223,9 @@ def make_state(
     model: nn.Module, towers: MMVA, recipe: Recipe, pairing: Pairing, penalties: dict[str, list[float]], *,
     rows: Mapping[str, int], world: World, more: Sequence[dict[str, Any]] = (),
 ) -> TrainState:  # fmt: skip
-    """Optimizer, schedule and average around a model; starts this rank's random stream.
+    """Make optimizer, schedule and average of a model, and seed this rank's random stream.
 
-    `rows` are the training rows by modality, `more` the optimizer's groups besides the towers.
+    `rows` are numbers of training rows by modality, `more` the optimizer's groups besides the towers.
     """
     optimizer = build_optimizer([{"params": list(towers.parameters())}, *more], recipe.optimizer)
     schedule = build_schedule(optimizer, recipe.schedule, total_steps=recipe.epochs * steps_per_epoch(pairing, recipe))
@@ -237,27 +237,27 @@ def make_state(
 
 
 def steps_per_epoch(pairing: Pairing, recipe: Recipe) -> int:
-    """Optimizer steps an epoch takes: the smaller side's pairs in global batches, the tail included."""
+    """Optimizer steps per epoch: the smaller side's pairs in global batches, including the incomplete last one."""
     return math.ceil(min(len(pairing.image_va_N2), len(pairing.partner_va_M2)) / recipe.batch_size)
 
 
 def build_optimizer(groups: list[dict[str, Any]], options: OptimizerOptions) -> torch.optim.Optimizer:
-    """The optimizer; the ridge penalty is not its weight decay, see penalty_factors."""
+    """The optimizer. The ridge penalty is not its weight decay; see penalty_factors."""
     if options.name == "sgd":
         return torch.optim.SGD(groups, lr=options.lr, momentum=options.betas[0], weight_decay=options.weight_decay)
     return torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay, fused=True)
 
 
 def penalty_factors(model: MMVA, rows: Mapping[str, int], penalties: Mapping[str, Sequence[float]]) -> Penalties:
-    """The towers' weights that have an L2 penalty, from training rows and ridge penalties [2] by modality.
+    """The towers' weights with an L2 penalty, from numbers of training rows and ridge penalties [2] by modality.
 
-    A penalty is per input dimension. The loss is a mean over rows and both axes, and a sigmoid's slope at its middle is
-    1/4: an L2 coefficient of alpha / (16 rows) then weighs like alpha in a ridge regression on the labels themselves.
+    A penalty is per input dimension. The loss is a mean over rows and both axes, and a sigmoid's slope at 0 is 1/4: so
+    an L2 coefficient of alpha / (16 rows) has the effect of alpha in a ridge regression on the labels.
     """
     factors: Penalties = []
     for modality in model.dims:
         tower = model.tower(modality)
-        if tower.config.head == "mlp":  # such a recipe has no ridge penalty
+        if tower.config.head == "mlp":  # has no ridge penalty
             continue
         factor_2 = torch.tensor([penalty / (16 * rows[modality]) for penalty in penalties[modality]])
         factor_21 = factor_2.to(tower.linear.weight)[:, None]
@@ -270,7 +270,7 @@ def penalty_factors(model: MMVA, rows: Mapping[str, int], penalties: Mapping[str
 def build_schedule(
     optimizer: torch.optim.Optimizer, options: ScheduleOptions, total_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up, then cosine to 0 or constant; one tick a step."""
+    """Linear warm-up, then cosine to 0 or constant; stepped once per optimizer step."""
     warmup = round(options.warmup_fraction * total_steps)
 
     def factor(step: int) -> float:

@@ -1,1 +1,1 @@
-"""Media mode: backbones are tuned on the media themselves, decoded anew each epoch by stages of Ray Data."""
+"""Media mode: tunes backbones on media, which a DataLoader's processes decode."""

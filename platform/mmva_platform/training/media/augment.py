@@ -1,9 +1,9 @@
-"""Changes of a training item that leave its affect alone, and the few that would not, off by default.
+"""Augmentations that do not change the affect of a training item, and a few that do, which are off by default.
 
-Brightness and saturation carry valence and arousal (Valdez and Mehrabian, "Effects of color on emotions", 1994), and
+Brightness and saturation carry valence and arousal (Valdez and Mehrabian, "Effects of color on emotions", 1994);
 loudness, tempo and pitch carry arousal (Juslin and Laukka, "Communication of emotions in vocal expression and music
-performance", 2003): an augmentation that jitters them under an unchanged label teaches the model to ignore what it has
-to hear and see. Mirrors, moderate crops, windows and inverted polarity change none of them.
+performance", 2003). Changing them under the same label teaches the model to ignore them. Mirrors, moderate crops,
+windows and inverted polarity change none of them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mmva_platform.training.recipe import AugmentOptions
 
 
 def augment_image(image: Image.Image, options: AugmentOptions, rng: np.random.Generator) -> Image.Image:
-    """An RGB image, perhaps mirrored, and a random crop of at least `crop` of its area in its own proportions."""
+    """A random crop of an RGB image, of at least `crop` of its area and in its proportions, perhaps mirrored."""
     side = np.sqrt(rng.uniform(options.crop, 1.0))
     width, height = max(1, round(image.width * side)), max(1, round(image.height * side))
     left, top = rng.integers(0, image.width - width + 1), rng.integers(0, image.height - height + 1)

@@ -1,7 +1,7 @@
-"""Media of a dataset on a node's disk: a shard is fetched once a node, however many epochs and workers want its items.
+"""Media of a dataset on a node's disk: a node fetches a shard once for all epochs and workers.
 
-Plans mix all shards, so without this every step would fetch most of the dataset. The disk must hold the media that
-training and validation read.
+An epoch's plan mixes all shards, so without the cache every step would fetch most of the dataset. The disk must have
+room for all media of training and validation.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ class MediaCache:
 
     @property
     def folder(self) -> Path:
-        """Where this node has its media."""
+        """The folder of this node's media."""
         return (self.scratch or Path(tempfile.gettempdir())) / "mmva-media"
 
     def read(self, shard: int, row: int) -> bytes:
-        """An item's file; CheckFailed if the shard is not the published one, StorageError if it cannot be read."""
+        """An item's bytes. Raises CheckFailed if the shard was changed, StorageError if it cannot be read."""
         unpacked = self.folder / self.shards[shard].sha256[:32]
         if not unpacked.is_dir():
             self._unpack(self.shards[shard], unpacked)
         return (unpacked / str(row)).read_bytes()
 
     def _unpack(self, shard: ShardInfo, target: Path) -> None:
-        """One process of a node at a time; the others wait and find it done. A folder appears whole or not at all."""
+        """Only one process of a node unpacks a shard; the others wait. The folder appears complete or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with target.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

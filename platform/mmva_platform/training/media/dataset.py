@@ -1,8 +1,8 @@
-"""Media as a torch dataset: a share of a step, or a piece of validation, is decoded, augmented and collated at once.
+"""Media as a torch dataset: decodes, augments and collates a share of a step, or a piece of validation.
 
-A DataLoader's processes do it ahead of the training thread, which only moves tensors to the device. An item's random
-draws depend on seed, epoch and its place in the epoch alone, not on who decodes it. Shapes: B pairs of a piece, K rows
-of a modality, G rows that the network takes at once.
+A DataLoader's processes do this ahead of the training thread, which only moves tensors to the device. An item's random
+draws depend only on seed, epoch and its position in the epoch, not on the process that decodes it. Shapes: B pairs of a
+piece, K rows of a modality, G rows of one batch of the network.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ Key = tuple[str, Any, int, int]
 
 @dataclass
 class Decoder:
-    """An item's bytes to the raw inputs of its network (Encoder.raw); one item may be several windows."""
+    """Decodes an item to the raw inputs of its network (Encoder.raw), one per window."""
 
     cache: MediaCache
     encoders: dict[str, Encoder]  # by modality; their networks are not used
-    augment: AugmentOptions  # what training items go through
+    augment: AugmentOptions  # of training items
 
     def __call__(self, modality: str, place: Place, seed: Sequence[int] | None) -> list[dict[str, Tensor]]:
-        """Decode an item; with a seed it is augmented, and a long clip gives one window."""
+        """Decode an item; with a seed it is augmented, and a long clip gives only one window."""
         encoder = self.encoders[modality]
         try:
             pieces = self._pieces(modality, place, encoder, None if seed is None else np.random.default_rng(seed))
         except MediaError as error:
             shard = self.cache.shards[place.shard].name
             raise OperationFailed(
-                f"training: {modality} in row {place.row} of {shard} does not decode here "
-                f"though the import checked it ({error.code}: {error}); are the decoders of this worker the same?"
+                f"training: {modality} in row {place.row} of {shard} cannot be decoded on this worker, although the "
+                f"import decoded it ({error.code}: {error}); install the same decoders on all machines"
             ) from error
         return [encoder.raw(piece) for piece in pieces]
 
@@ -78,7 +78,7 @@ class Decoder:
 
 
 class MediaDataset(Dataset[Any]):
-    """Indexed by keys; gives what goes through the model, or an error to raise where it can be read."""
+    """Indexed by keys; returns inputs of the model, or an error for the training process to raise."""
 
     def __init__(
         self, train: MediaPairing, val: MediaPairing, recipe: Recipe, decoder: Decoder, *, on_gpu: bool = False
@@ -88,7 +88,7 @@ class MediaDataset(Dataset[Any]):
         self._drawn: tuple[int, EpochPlan] | None = None  # each process draws an epoch's plan once
 
     def __getitem__(self, key: Key) -> Any:
-        """Pieces of a share as [(inputs, labels, present)], or validation rows as (windows of each, inputs)."""
+        """Pieces of a share as [(inputs, labels, present)], or validation rows as (windows per row, inputs)."""
         torch.set_num_threads(1)
         kind, of, start, stop = key
         try:
@@ -126,13 +126,13 @@ class MediaDataset(Dataset[Any]):
         return [len(item) for item in decoded], (len(flat), self._groups(modality, flat))
 
     def _groups(self, modality: str, items: Sequence[dict[str, Tensor] | None]) -> Groups:
-        """Rows that may share a batch, collated, as the encoder's own `encode` would."""
+        """Collated batches of rows, grouped as in the encoder's `encode`."""
         encoder = self.decoder.encoders[modality]
         rows = [row for row, item in enumerate(items) if item is not None]
         there = [item for item in items if item is not None]
         keys = [encoder.batch_key(item) for item in there]
         sizes = [sum(tensor.numel() for tensor in item.values()) for item in there]
-        most = None if self._on_gpu else encoder.max_batch_elements  # a limit for the memory of a CPU
+        most = None if self._on_gpu else encoder.max_batch_elements  # limits memory on CPUs
         return [
             (torch.tensor([rows[i] for i in chosen]), encoder.collate([there[i] for i in chosen]))
             for chosen in batches(keys, sizes, most)
@@ -143,8 +143,8 @@ class MediaSource:
     """Batches and validation of media mode."""
 
     def __init__(self, dataset: MediaDataset, model: TunedMMVA, *, loaders: int) -> None:
-        self.dataset, self._model = dataset, model
-        self._keys: list[Key] = []  # the sampler; filled for each pass, so that the loader's processes live on
+        self.dataset, self.pairing, self._model = dataset, dataset.train, model
+        self._keys: list[Key] = []  # the sampler; refilled for each pass, so that the loader's processes stay alive
         self._like = next(model.mmva.parameters())
         self._loader: DataLoader[Any] = DataLoader(
             dataset,
@@ -156,19 +156,14 @@ class MediaSource:
             persistent_workers=loaders > 0,
         )
 
-    @property
-    def pairing(self) -> MediaPairing:
-        """The training split."""
-        return self.dataset.train
-
     def batches(self, plan: EpochPlan, epoch: int, shares: Sequence[slice]) -> Iterator[list[Batch]]:
-        """Every row of the shares once, in `media.pieces` pieces."""
-        del plan  # each of the loader's processes draws it
+        """Each share in `media.pieces` pieces."""
+        del plan  # each of the loader's processes draws it itself
         for pieces in self._loaded([("train", epoch, share.start, share.stop) for share in shares]):
             yield [Batch(*piece) for piece in pieces]
 
     def validate(self, model: torch.nn.Module, world: World) -> Row:
-        """Every rank measures its part of the rows; all get the same figures."""
+        """Every rank predicts its part of the rows; all ranks get the same metrics."""
         assert model is self._model
         val = self.dataset.val
         found: dict[str, NDArray[np.floating]] = {
@@ -178,7 +173,7 @@ class MediaSource:
 
     @torch.inference_mode()
     def measured(self, modality: str, world: World) -> NDArray[np.float32]:
-        """Points [K of this rank, 2] of a contiguous part of the validation rows; a long clip is its windows' mean."""
+        """Points [K, 2] of this rank's part of the validation rows, from the mean embedding of an item's windows."""
         rows = len(self.dataset.val.items[modality])
         first, last = (rows * rank // world.size for rank in (world.rank, world.rank + 1))
         starts = range(first, last, _MEASURED_AT_ONCE)
@@ -192,18 +187,17 @@ class MediaSource:
         return np.concatenate(points)
 
     def _loaded(self, keys: list[Key]) -> Iterator[Any]:
-        """What the dataset gives for the keys, in order, on the model's device."""
+        """The dataset's values for the keys, in order, on the model's device."""
         if keys:
             self._keys[:] = keys
             for found in self._loader:
                 if isinstance(found, Exception):
                     raise found
-                # Copies from pinned memory do not wait.
                 yield on_tensors(lambda tensor: tensor.to(self._like.device, non_blocking=True), found)
 
 
 def default_loaders(processes: int) -> int:
-    """Decoding processes of one worker, of so many on this machine."""
+    """Number of decoding processes of a worker, if so many workers are on this machine."""
     from mmva_platform.cluster import own_cpus
 
     return min(_MOST_LOADERS, max(1, own_cpus() // processes - 1))

@@ -1,4 +1,4 @@
-"""Where a split's media are, and which can meet: what an epoch's plan is drawn from when there are no embeddings."""
+"""The media of a split, and which items can be paired, without embeddings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmva_platform.training.loop.data import Pairing, partners
 
 
 class Place(NamedTuple):
-    """An item's shard and its row in it; a caption has its text instead."""
+    """An item's shard and row; for a caption, its text."""
 
     shard: int
     row: int
@@ -25,7 +25,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class MediaRows:
-    """K rows of one modality: number of the shard and row in it, [K] each; texts of captions."""
+    """K rows of one modality: numbers of shard and row, [K] each; texts of captions."""
 
     shard_K: NDArray[np.int64]
     row_K: NDArray[np.int64]
@@ -35,19 +35,19 @@ class MediaRows:
         return len(self.shard_K)
 
     def place(self, row: int) -> Place:
-        """Where one row's item is."""
+        """The place of one row's item."""
         return Place(int(self.shard_K[row]), int(self.row_K[row]), self.texts[row] if self.texts else "")
 
 
 @dataclass(frozen=True)
 class MediaPairing(Pairing):
-    """A pairing with the places of its rows' items, by modality."""
+    """A pairing with the places of its items by modality."""
 
     items: Mapping[str, MediaRows]
 
 
 def media_pairing(dataset: Dataset, split: str) -> MediaPairing:
-    """One split, row for row the pairing of its features; UsageError without images, or without any partners."""
+    """The pairing of one split, in the row order of its features. Raises UsageError without images or partners."""
     labels = dataset.labels().to_pandas()
     counts = [shard.rows for shard in dataset.shards]
     labels["shard_number"] = np.repeat(np.arange(len(counts)), counts)

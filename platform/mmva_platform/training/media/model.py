@@ -1,8 +1,8 @@
-"""Backbones and towers as one module that trains: which layers move, what is recomputed, in which precision.
+"""Backbones and towers as one trainable module: which layers train, what is recomputed, in which precision.
 
-Towers start as probes on stored embeddings, backbones as they were loaded. Backbones stay in evaluation mode: no
-dropout, and BatchNorm keeps its statistics. So the same step comes out for any number of workers and pieces, and what
-was trained is what is served. Shapes: B rows, D a backbone's width.
+Towers start as probes on stored embeddings, backbones as loaded. Backbones stay in evaluation mode: no dropout, and
+BatchNorm keeps its statistics. So a step has the same result for any number of workers and pieces, and serving computes
+what was trained. Shapes: B rows, D a backbone's width.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Groups = list[tuple[Tensor, dict[str, Tensor]]]
 
 
 class TunedMMVA(nn.Module):
-    """Encoders before MMVA's towers."""
+    """Encoders followed by MMVA's towers."""
 
     def __init__(self, mmva: MMVA, encoders: Mapping[str, Encoder], *, bf16: bool) -> None:
         super().__init__()
@@ -48,13 +48,13 @@ class TunedMMVA(nn.Module):
         return self
 
     def forward(self, inputs: Mapping[str, tuple[int, Groups]], *, hidden: bool = False) -> dict[str, Tensor]:
-        """As MMVA.forward, of collated groups of rows; rows without an item get some point or other."""
+        """As MMVA.forward, for collated groups of rows; rows without an item get an arbitrary point."""
         emb = {modality: self.embed(modality, rows, groups) for modality, (rows, groups) in inputs.items()}
         points: dict[str, Tensor] = self.mmva(emb, hidden=hidden)
         return points
 
     def embed(self, modality: str, rows: int, groups: Groups) -> Tensor:
-        """Embeddings [B, D] of grouped inputs, in the towers' precision; zero where a row has none."""
+        """Embeddings [B, D] of grouped inputs, in the towers' precision; zero for rows without an item."""
         encoder = self.encoders[modality]
         like = next(self.mmva.parameters())
         emb_BD = torch.zeros(rows, self.mmva.tower(modality).dim, device=like.device)
@@ -70,7 +70,7 @@ class TunedMMVA(nn.Module):
 
 @dataclass(frozen=True)
 class Heads:
-    """Where the towers start."""
+    """The start of the towers."""
 
     dims: dict[str, int]  # width by modality
     weights: dict[str, Tensor]  # the towers' state
@@ -78,10 +78,10 @@ class Heads:
 
 
 def start_heads(features: Features, recipe: Recipe) -> Heads:
-    """Statistics and probes from stored embeddings of the untuned backbones, or of a sample of them.
+    """Statistics and probes from stored embeddings of the untuned backbones, or a sample of them.
 
-    Starting the backbones under random heads would first destroy what they know (Kumar et al., ICLR 2022).
-    UsageError if a modality has no entry in media.layers or media.lr, or validation lacks one.
+    Tuning backbones under random heads would first distort their features (Kumar et al., ICLR 2022). Raises UsageError
+    if a modality has no entry in media.layers or media.lr, or no validation rows.
     """
     options = recipe.media
     if missing := [m for m in features.modalities if m not in options.layers or m not in options.lr]:
@@ -95,7 +95,7 @@ def start_heads(features: Features, recipe: Recipe) -> Heads:
 
 
 def tuned_model(heads: Heads, recipe: Recipe, encoders: Mapping[str, Encoder], device: torch.device) -> TunedMMVA:
-    """Loaded backbones, the chosen layers free to move, under the towers; UsageError as choose_layers."""
+    """Loaded backbones, of which the chosen layers train, and towers. Raises as choose_layers."""
     options = recipe.media
     mmva = MMVA(heads.dims, model_config(recipe))
     mmva.load_state_dict(heads.weights)
@@ -112,7 +112,7 @@ def tuned_model(heads: Heads, recipe: Recipe, encoders: Mapping[str, Encoder], d
 def media_state(
     model: TunedMMVA, recipe: Recipe, train: MediaPairing, penalties: dict[str, list[float]], world: World
 ) -> TrainState:
-    """The state to start with or load a checkpoint into; each backbone moves at its own rate."""
+    """The state at the start of a run; each backbone has its own learning rate."""
     groups: list[dict[str, Any]] = []
     for modality, encoder in model.encoders.items():
         moving = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
@@ -123,21 +123,23 @@ def media_state(
 
 
 def choose_layers(encoder: Encoder, layers: int | Literal["all"]) -> None:
-    """Let the last blocks train and what comes after them; 0 is nothing. UsageError if there are fewer blocks."""
+    """Unfreeze the last blocks and the layers after them; 0: nothing. Raises UsageError if there are fewer blocks."""
     encoder.network.requires_grad_(requires_grad=layers == "all")
     if layers in {0, "all"}:
         return
     assert isinstance(layers, int)
     blocks, after = encoder.blocks()
     if layers > len(blocks):
-        raise UsageError(f"media.layers: {layers} of {type(encoder.network).__name__}'s {len(blocks)} blocks")
+        raise UsageError(
+            f"media.layers: {layers} is more than the {len(blocks)} blocks of {type(encoder.network).__name__}"
+        )
     for module in [*blocks[-layers:], *after]:
         module.requires_grad_(requires_grad=True)
 
 
 def recompute_blocks(encoder: Encoder) -> None:
-    """Gradient checkpointing: keep no activations inside blocks that train, compute them again in the backward pass."""
+    """Gradient checkpointing: blocks that train keep no activations and recompute them in the backward pass."""
     for block in encoder.blocks()[0]:
         moves = any(parameter.requires_grad for parameter in block.parameters())
-        if moves and type(block).forward is not nn.Module.forward:  # a list of modules has none to wrap
+        if moves and type(block).forward is not nn.Module.forward:  # a list of modules has no forward
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)

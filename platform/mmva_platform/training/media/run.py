@@ -1,4 +1,4 @@
-"""Media mode around the loop: what the driver hands to the workers, and the tuned layers that are left at the end."""
+"""Media mode around the loop: the driver's plan for the workers, and the tuned layers at the end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MediaPlan:
-    """What every worker needs to know; no media and no backbones are in it."""
+    """The input of every worker, without media and backbones."""
 
     train: MediaPairing
     val: MediaPairing
@@ -40,9 +40,9 @@ class MediaPlan:
 
 
 def plan_media(recipe: Recipe, settings: Settings) -> tuple[MediaPlan, RunFacts]:
-    """The splits' places, the towers' start, and what the run is started on.
+    """The workers' plan, and the data that the run is started on.
 
-    Raises UsageError if a split has nothing to train with, or the dataset is not embedded with the preset.
+    Raises UsageError if a split lacks images or partners, or the dataset is not embedded with the preset.
     """
     from mmva_platform.datasets.features import FeatureSets
 
@@ -57,15 +57,10 @@ def plan_media(recipe: Recipe, settings: Settings) -> tuple[MediaPlan, RunFacts]
 
 
 def prepare_media(
-    recipe: Recipe,
-    plan: MediaPlan,
-    last: Mapping[str, Any] | None,
-    world: World,
-    device: torch.device,
-    *,
+    recipe: Recipe, plan: MediaPlan, last: Mapping[str, Any] | None, world: World, device: torch.device, *,
     processes: int = 1,
-) -> tuple[TrainState, MediaSource]:
-    """State and source of one rank, of `processes` on its machine, from the content of a checkpoint if there is one."""
+) -> tuple[TrainState, MediaSource]:  # fmt: skip
+    """State and source of one rank; see prepare_features. `processes` is the number of workers on its machine."""
     encoders = {m: plan.load(BackboneSpec.from_json(dict(plan.specs[m]))) for m in plan.heads.dims}
     decoder = Decoder(plan.cache, encoders, recipe.media.augment)
     model = tuned_model(plan.heads, recipe, encoders, device)
@@ -78,7 +73,7 @@ def prepare_media(
 
 
 class MediaMode:
-    """What the driver does in media mode."""
+    """The driver's part of media mode."""
 
     def __init__(self, recipe: Recipe, settings: Settings) -> None:
         import ray
@@ -88,12 +83,12 @@ class MediaMode:
         self.data = ray.put(self._plan)
 
     def trained(self, run: RunDirectory, recipe: Recipe, last: Mapping[str, Any]) -> tuple[MMVA, Features]:
-        """Publish the tuned layers, embed the dataset through them, and give the towers that go with them."""
+        """Publish the tuned layers and embed the dataset with them; see Mode."""
         from mmva_platform.datasets.embedding.run import embed_dataset
         from mmva_platform.datasets.features import load_features
 
         weights = last["best"]["weights"]
-        # Buffers, such as a norm's statistics, stay as they were loaded.
+        # Without buffers, such as BatchNorm's statistics, which do not change.
         tuned = self._publish(run, recipe, {name: weights[name] for name in last["average"]["values"]})
         embed_dataset(recipe.dataset, tuned, recipe.embeddings, self._settings)
         features = load_features(recipe.dataset, tuned.name, self._settings, embeddings=recipe.embeddings)
@@ -102,14 +97,14 @@ class MediaMode:
         return model, features
 
     def _publish(self, run: RunDirectory, recipe: Recipe, weights: Mapping[str, Any]) -> Preset:
-        """Write each backbone's tuned layers; the preset that has them."""
+        """Write each backbone's tuned layers; returns the preset with them."""
         from safetensors.torch import save
 
         from mmva.backbones.sources import TUNED_FILE
         from mmva_platform.storage import open_storage
 
         place = open_storage(recipe.media.out or f"{run.storage.uri}/backbones", self._settings.storage)
-        specs: dict[Modality, BackboneSpec] = preset("tiny").specs  # of a modality that the dataset does not have
+        specs: dict[Modality, BackboneSpec] = preset("tiny").specs  # placeholders for modalities that are missing
         for modality in MODALITIES:
             if modality not in self._plan.specs:
                 continue

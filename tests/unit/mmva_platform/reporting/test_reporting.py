@@ -171,7 +171,7 @@ def test_the_report_shows_all_of_its_parts(full: ReportData, tmp_path: Path) -> 
         "broken stream",
         "a sentence of the catalog",
         "a quiet evening",
-        "cannot be shown any more",
+        "can no longer be shown",
         "split by clip",
         "33% below",
         "0.0240",

@@ -97,7 +97,7 @@ def test_the_page_shows_the_items_and_survives_missing_files(tmp_path: Path) -> 
     write_shadow_page(tmp_path / "new" / "shadow.html", found, read, {})
     page = (tmp_path / "new" / "shadow.html").read_text()
     assert page.count("data:image/jpeg") == 1
-    assert page.count("cannot be shown any more") == FURTHEST - 1
+    assert page.count("can no longer be shown") == FURTHEST - 1
     assert "&lt;b&gt;item" in page
     assert "<b>item" not in page
     assert "2 that neither could" in page

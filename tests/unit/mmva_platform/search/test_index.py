@@ -202,7 +202,7 @@ def test_embeddings_of_other_spaces_ids_of_nobody_and_changed_files_are_refused(
     embedded: Path, settings: Settings, tmp_path: Path
 ) -> None:
     index = AnnotationIndex.open(str(embedded), settings)
-    with pytest.raises(UsageError, match="compared with their own kind only: 'music'"):
+    with pytest.raises(UsageError, match="compared only with their own kind, not with 'music'"):
         index.like("item-030", by="embedding", modality="music")
     with pytest.raises(UsageError, match="no annotated item has the id 'nobody'"):
         index.like("nobody", by="embedding")
@@ -220,8 +220,8 @@ def test_embeddings_of_other_spaces_ids_of_nobody_and_changed_files_are_refused(
         ({"top": 0}, "top 0"),
         ({"offset": -1}, "offset -1"),
         ({"modality": "smell"}, "'smell'"),
-        ({"va_2": (0.1, float("nan"))}, "a query is a point"),
-        ({"va_2": 0.5}, "a query is a point"),
+        ({"va_2": (0.1, float("nan"))}, "a query must be a point"),
+        ({"va_2": 0.5}, "a query must be a point"),
     ],
 )
 def test_wrong_questions_are_named(made_up: Path, settings: Settings, options, named) -> None:
@@ -315,7 +315,7 @@ def test_command_line(
     assert run(["search", str(annotations), "--image", str(media / "2.png"), "--top", "3", *model]) == 0
     assert capsys.readouterr().out.splitlines()[1].endswith(str(media / "2.png"))
     assert run(["search", str(annotations), "--music", str(media / "4.wav"), "--valence", "0", "0", *model]) == 0
-    assert "nothing passes the filters" in capsys.readouterr().out
+    assert "no items pass the filters" in capsys.readouterr().out
     assert run(["search", str(annotations), "--like", "2.png", "--by", "embedding", "--json"]) == 0  # without a model
     found = json.loads(capsys.readouterr().out)
     assert {hit["modality"] for hit in found["hits"]} == {"image"}
@@ -346,14 +346,14 @@ def test_command_line_mistakes_are_one_line(
     Image.new("RGB", (8, 8)).save(buffer, "PNG")
     (tmp_path / "small.png").write_bytes(buffer.getvalue())
     cases = [
-        ([], "search by one of --text, --image, --music and --like; 0 are given"),
+        ([], "search by exactly one of --text, --image, --music and --like; 0 are given"),
         (["--text", "a", "--image", "b.png"], "2 are given"),
         (["--image", str(tmp_path / "none.png")], "cannot be read"),
         (["--image", str(tmp_path / "broken.png")], "broken.png: "),
         (["--text", "  "], "empty-caption"),
         (["--text", "a", "--valence", ".9", ".1"], "valence 0.9 to 0.1"),
         (["--text", "a", "--modality", "smell"], "'smell'"),
-        (["--text", "a", "--by", "embedding"], "only an annotated item, named with --like ID"),
+        (["--text", "a", "--by", "embedding"], "needs an annotated item, named with --like ID"),
         (["--like", "2.png", "--by", "embedding", "--modality", "caption"], "their own kind only"),
     ]
     for options, named in cases:

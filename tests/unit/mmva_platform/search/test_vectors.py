@@ -136,7 +136,7 @@ def test_what_the_index_cannot_find_is_scanned(indexed: Path, plain: Path) -> No
 
 def test_small_modalities_are_scanned(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["annotations", "index", str(plain), "--modality", "caption"]) == 2
-    assert "9 items of caption; an index is for 50 or more" in capsys.readouterr().err
+    assert "9 caption items; an index needs 50" in capsys.readouterr().err
     captions = publish_points(tmp_path / "va", ROWS[-9:])
     assert run(["annotations", "index", str(captions)]) == 0
     assert "no modality has 50 items" in capsys.readouterr().out
@@ -148,13 +148,13 @@ def test_videos_with_and_without_sound_have_no_index_together(tmp_path: Path, mo
     both = {f"v{n}": {"embedding": [1.0] * (2 + n), "tracks": ["image", "music"][: 1 + n]} for n in range(2)}
     out = publish_points(tmp_path / "va", [(name, "video", 0.5, 0.5) for name in both], embeddings=both)
     [said] = build_vectors(str(out), Settings())
-    assert said.startswith("video: no index: its embeddings differ in length")
+    assert said.startswith("video: no index, because embeddings differ in length")
 
 
 def test_an_index_belongs_to_a_version_and_is_cleaned_with_it(few: Path) -> None:
     out = str(few)
     assert run(["annotations", "index", out]) == 0
-    assert build_vectors(out, Settings()) == ["image: has an index"]
+    assert build_vectors(out, Settings()) == ["image: has an index already"]
     update_points(few, [("i0003", "image", 0.5, 0.5), *ROWS[4:120]], shard_items=50, embeddings=VECTORS)
     old, new = (AnnotationIndex.open(out, Settings(), version=version) for version in (0, 1))
     assert old.vectors("image", 10) is not None

@@ -320,7 +320,7 @@ def test_nested_outputs_submitted_at_the_same_moment_do_not_both_run(tmp_path: P
     assert bench.queue.put(inner)
     bench.step()
     assert bench.cluster.outs == ["a"]
-    assert bench.queue.get(inner.id).message == "the output lies in or around /outs/a"
+    assert bench.queue.get(inner.id).message == "the output is inside or around /outs/a"
 
 
 def test_a_state_is_one_request_and_a_list_does_not_read_files_again(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_what_is_like_an_item(tmp_path: Path) -> None:
     answer = post(world, "/v1/search", like | {"by": "embedding"}).json()
     assert [(hit["id"], round(hit["score"], 2)) for hit in answer["hits"]] == [("b", 1.0), ("c", -1.0)]
     for more, status, named in (
-        ({"by": "embedding", "only": "music"}, 400, "their own kind only"),
+        ({"by": "embedding", "only": "music"}, 400, "only with their own kind"),
         ({"like": "nobody"}, 404, "no item of this id"),
         ({"text": "calm"}, 422, "send exactly one of"),
         ({"like": None, "text": "calm", "by": "embedding"}, 422, "give `like`"),

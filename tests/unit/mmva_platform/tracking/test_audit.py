@@ -55,11 +55,11 @@ def change(path: Path) -> None:
     [
         (lambda folder: (folder / "00000002.json").unlink(), "record 2 is missing"),
         (lambda folder: (folder / "00000002.json").write_text("not json"), r"00000002\.json: is not a JSON object"),
-        (lambda folder: change(folder / "00000002.json"), r"00000003\.json: does not continue"),
+        (lambda folder: change(folder / "00000002.json"), r"00000003\.json: does not match the record before it"),
         (lambda folder: (folder / "00000003.json").rename(folder / "00000004.json"), "record 3 is missing"),
         (
             lambda folder: (folder / "00000003.json").write_text(json.dumps({"number": 3, "prior": "0" * 64})),
-            r"00000003\.json: does not continue",
+            r"00000003\.json: does not match the record before it",
         ),
     ],
 )

@@ -125,7 +125,7 @@ def test_promote_with_a_policy_file_force_and_list(
     assert "would be refused" in page.read_text()
     code, said = mmva("promote", "3", *options, "--report", str(page))
     assert (code, bool(re.search("NO +non-inferior +music/valence", said))) == (SAID_NO, True)
-    assert "What refused it" in page.read_text()
+    assert "Rules that failed" in page.read_text()
     assert mmva("audit")[0] == DONE
     assert mmva("promote", "3", "--force")[0] == WRONG_USAGE
     assert mmva("promote", "3", "--force", "--reason", "a drill")[0] == DONE

@@ -47,7 +47,7 @@ def told_to_stop() -> None:
         (raises(OperationFailed("diverged:\nloss")), (OperationFailed, "FAILED", "diverged: loss")),
         (raises(Stopped("waited for 2 workers")), (Stopped, "KILLED", "waited for 2 workers")),
         (raises(KeyboardInterrupt()), (KeyboardInterrupt, "KILLED", "KeyboardInterrupt")),
-        (told_to_stop, (Stopped, "KILLED", "training sigterm: told to stop; go on with --resume sigterm")),
+        (told_to_stop, (Stopped, "KILLED", "training sigterm: stopped; continue with --resume sigterm")),
     ],
     ids=["user error", "divergence", "full cluster", "ctrl-c", "sigterm"],
 )
@@ -79,6 +79,6 @@ def test_a_run_that_ends_early_is_ended_with_its_cause(
 
 def test_a_run_that_has_not_begun_needs_no_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "train", lambda *_, **__: told_to_stop())
-    with pytest.raises(Stopped, match=r"^training: told to stop before it began$"):
+    with pytest.raises(Stopped, match=r"^training: stopped before it began$"):
         train_and_register(Recipe(dataset="d"), Settings(home=tmp_path))
     assert not list(tmp_path.iterdir())

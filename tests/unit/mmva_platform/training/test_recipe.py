@@ -49,13 +49,13 @@ def test_recipes_that_reproduce_the_paper_find_their_sources_in_one_folder(repos
         ("optimizer.lr=-1", "optimizer.lr"),
         ("strategy=best", "strategy"),
         ("name=../elsewhere", "name"),
-        ("workers=[3, 2]", "workers [3, 2]: the first must be the smaller one"),
+        ("workers=[3, 2]", "workers [3, 2]: the first number must not be larger than the second"),
         ("workers=0", "workers"),
         ("workers=1000", "batch_size 64 leaves some of the 1000 workers without a pair"),
         ("media.layers={image: -1}", "media.layers"),
         ("model.head=mlp", "set optimizer.ridge=0"),
         ("loss.similarity_over=all", "media.pieces"),
-        ("refit_folds=1", "refit_folds: 1 is too few"),
+        ("refit_folds=1", "refit_folds: must be 0 or at least 2"),
         ("mode=medium", "mode"),
     ],
 )
@@ -67,7 +67,7 @@ def test_a_mistake_is_one_line_with_the_field(override: str, message: str) -> No
 
 
 def test_projections_need_a_hidden_layer() -> None:
-    with pytest.raises(UsageError, match=r"model\.hidden=0 leaves no projections"):
+    with pytest.raises(UsageError, match=r"projections need model\.hidden > 0"):
         load_config(Recipe, None, ["dataset=d", "loss.similarity_by=projections", "model.hidden=0"])
 
 

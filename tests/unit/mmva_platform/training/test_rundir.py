@@ -93,7 +93,7 @@ def test_resume_forgets_rays_list_and_all_but_the_newest_checkpoints(settings: S
 def test_resume_refuses_checkpoints_of_an_earlier_version(settings: Settings) -> None:
     run = create_run(settings, recipe_of(), FACTS)
     run.storage.write("checkpoints/000001-000000000-0123456789abcdef.pt", b"state")
-    with pytest.raises(UsageError, match="its checkpoints are of an earlier version"):
+    with pytest.raises(UsageError, match="its checkpoints were written by an earlier version"):
         resume_run(settings, "first", recipe_of(), FACTS)
 
 

@@ -61,14 +61,14 @@ def test_a_damaged_one_falls_back_to_the_one_before_and_says_so(
     with caplog.at_level(logging.WARNING):
         assert newest(run)[1] == [2, 0]
     assert folder.name in caplog.text
-    assert "going back to the one before it" in caplog.text
+    assert "using the one before it" in caplog.text
 
 
 def test_without_a_whole_one_the_run_begins_anew(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     for folder in checkpoint_folders(FILES, str(run)):
         (Path(folder) / "state.pt").write_bytes(b"PK\x03\x04 half a file")
     assert newest_checkpoint(FILES, str(run)) is None
-    assert "none of the 3 is whole" in caplog.text
+    assert "all 3 are damaged" in caplog.text
 
 
 def test_nothing_in_a_checkpoint_runs(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_nothing_in_a_checkpoint_runs(tmp_path: Path) -> None:
 
     folder = str(tmp_path / checkpoint_name({"epoch": 0, "done": 1}))
     write_checkpoint(Checkpoint(folder, FILES), {"model": Harmful()})
-    with pytest.raises(CheckFailed, match="does not load"):
+    with pytest.raises(CheckFailed, match="cannot be loaded"):
         read_checkpoint(FILES, folder)
     assert not (tmp_path / "touched").exists()
 

@@ -59,20 +59,20 @@ def test_a_full_cluster_is_named_and_nothing_is_silent_for_long(
             watch.tick(lambda: {"CPU": free})
         return [record.message for record in caplog.records]
 
-    watch.entered("SchedulingState", 2)
+    watch.on_state("SchedulingState", 2)
     assert watch.workerless
-    assert run_for(9, free=3.0) == ["training one: workers start or read data for 8 s"]
+    assert run_for(9, free=3.0) == ["training one: workers are starting or reading data (8 s so far)"]
     assert run_for(20) == ["training one: waits for 2 workers (1.5 CPU each); free in the cluster: 1 CPU"] * 2
     caplog.clear()
-    watch.entered("RunningState", 0)
+    watch.on_state("RunningState", 0)
     assert caplog.messages == ["training one: its workers have their resources"]
     assert not watch.workerless
-    assert run_for(9) == ["training one: workers start or read data for 8 s"]
-    watch.told("report", [{"epoch": 2, "done": 7, "rows": []}])
+    assert run_for(9) == ["training one: workers are starting or reading data (8 s so far)"]
+    watch.on_event("report", [{"epoch": 2, "done": 7, "rows": []}])
     assert run_for(9) == ["training one: epoch 3, 7 steps done"]
     caplog.clear()
-    watch.entered("RestartingState", 0)
-    assert caplog.messages == ["training one: goes on from its last checkpoint"]
+    watch.on_state("RestartingState", 0)
+    assert caplog.messages == ["training one: continues from its last checkpoint"]
     assert watch.workerless
     assert "waits for 2 workers" in run_for(40, free=3.0)[-1], "3 CPUs on nodes of 1"
 
@@ -95,14 +95,14 @@ def test_a_users_mistake_in_a_worker_ends_the_run_and_a_crash_does_not() -> None
         (
             RayError("its head\nis gone"),
             OperationFailed,
-            "training one: the cluster went away (RayError: its head is gone); go on with --resume one",
+            "training one: the cluster was lost (RayError: its head is gone); continue with --resume one",
         ),
         (
             WorkerGroupError("long\ntext", {0: RuntimeError("boom")}),
             OperationFailed,
             (
-                "training one: workers failed more than 3 times (RuntimeError: boom); when the cause is gone, "
-                "go on with --resume one"
+                "training one: workers failed more than 3 times (RuntimeError: boom); fix the cause, then "
+                "continue with --resume one"
             ),
         ),
     ],
@@ -130,15 +130,15 @@ def at(epoch: int, done: int) -> tuple[str, dict[str, Any]]:
 def test_a_run_that_did_not_come_to_its_end_says_where_it_is(
     monkeypatch: pytest.MonkeyPatch, found: list[Any], cut_off: str, how: str
 ) -> None:
-    run = SimpleNamespace(name="one", filesystem=lambda: (None, ""))
+    run = SimpleNamespace(name="one", storage=SimpleNamespace(filesystem=lambda: (None, "")))
     monkeypatch.setattr(checkpoints, "newest_checkpoint", lambda *_: found.pop(0))
     with pytest.raises(Stopped) as error:
         trainer._fitted(run, Recipe(dataset="d", epochs=3), lambda: cut_off)  # type: ignore[arg-type]
-    assert str(error.value) == f"training one: {how.format(cut_off=cut_off)}; go on with --resume one"
+    assert str(error.value) == f"training one: {how.format(cut_off=cut_off)}; continue with --resume one"
 
 
 def test_a_run_whose_epochs_are_done_starts_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = SimpleNamespace(name="one", filesystem=lambda: (None, ""))
+    run = SimpleNamespace(name="one", storage=SimpleNamespace(filesystem=lambda: (None, "")))
     monkeypatch.setattr(checkpoints, "newest_checkpoint", lambda *_: at(3, 0))
     content = trainer._fitted(run, Recipe(dataset="d", epochs=3), lambda: pytest.fail("there is nothing to do"))  # type: ignore[arg-type]
     assert content == at(3, 0)[1]

@@ -190,7 +190,7 @@ def test_a_split_read_on_its_own_gives_the_figures_of_the_whole_dataset(tmp_path
 
 
 def test_an_unknown_split_is_a_usage_error(model: MMVA) -> None:
-    with pytest.raises(UsageError, match="split 'tset' has nothing to evaluate on"):
+    with pytest.raises(UsageError, match="split 'tset' has no rows to evaluate"):
         evaluate_model(model, features_of(), "tset")
 
 

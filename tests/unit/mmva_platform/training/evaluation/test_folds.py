@@ -86,7 +86,7 @@ def test_a_recipe_on_folds_learns_what_holds_for_new_groups_and_nothing_of_the_r
 def test_too_few_groups_and_models_without_a_recipe_are_refused(features: Features) -> None:
     with pytest.raises(UsageError, match="30 groups are too few for 31 folds"):
         folds_of(RECIPE, features, 31)
-    with pytest.raises(UsageError, match="does not say by which recipe"):
+    with pytest.raises(UsageError, match="does not record its recipe"):
         recipe_of({})
     with pytest.raises(UsageError, match="backbones were tuned"):
         recipe_of({"recipe": {"mode": "media"}})

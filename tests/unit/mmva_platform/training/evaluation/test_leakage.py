@@ -74,15 +74,15 @@ def test_the_leaking_figures_stand_beside_the_honest_ones_and_flatter(features: 
     text = both.to_markdown()
     assert text.index("Related systems") < text.index("MSE, by clip")
     assert text.count("MSE, song-disjoint") == 1
-    assert LEAKAGE_WARNING in text[text.index("Beside it") :]
-    assert LEAKAGE_WARNING not in text[: text.index("Beside it")]
+    assert LEAKAGE_WARNING in text[text.index("For comparison") :]
+    assert LEAKAGE_WARNING not in text[: text.index("For comparison")]
     assert Evaluation.from_json(both.to_json()) == both
 
 
 @pytest.mark.parametrize(
     ("provenance", "warnings", "reason"),
     [
-        ({}, (), "does not say by which recipe"),
+        ({}, (), "does not record its recipe"),
         ({"recipe": {"mode": "media"}}, (), "backbones were tuned"),
         ({"recipe": {"dataset": "data"}}, (LEAKAGE_WARNING,), "itself is split by clip"),
     ],

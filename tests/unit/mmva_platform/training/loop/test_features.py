@@ -30,7 +30,7 @@ def test_too_small_a_store_names_the_setting_and_media_mode() -> None:
 def test_too_little_memory_says_how_much() -> None:
     with pytest.raises(UsageError) as error:
         check_memory(NEEDED, store_bytes=2000 * MIB, free_bytes=1300 * MIB)
-    assert "1,320 MiB while it loads, this machine has 1,300 MiB free" in str(error.value)
+    assert "1,320 MiB to load them, but this machine has 1,300 MiB free" in str(error.value)
     assert "mode=media" in str(error.value)
 
 
