@@ -7,11 +7,6 @@ import typer
 from mmva_platform.cli.context import Json, emit, settings_of
 
 
-def add_verbs(root: typer.Typer) -> None:
-    """Put the verbs without a noun on the root command."""
-    root.command("doctor")(doctor)
-
-
 def doctor(
     context: typer.Context,
     *,
@@ -24,7 +19,7 @@ def doctor(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check this machine and its services, and say what to change; exit code 3 if a check fails."""
+    """Check this machine and its services, and print what to change; exit code 3 if a check fails."""
     from mmva.errors import CheckFailed
     from mmva_platform.doctor import examine
 

@@ -1,4 +1,4 @@
-"""The `mmva` command: assembles the verbs, turns the three kinds of failure into one line and an exit code."""
+"""The `mmva` command: assembles the verbs, and turns the three kinds of failure into one line and an exit code."""
 
 import sys
 from collections.abc import Sequence
@@ -28,11 +28,14 @@ _GROUPS = {
 }
 for name, group in _GROUPS.items():
     app.add_typer(group, name=name)
-for module in (quickstart, data, training, annotation, zeroshot, serving, doctor):
-    module.add_verbs(app)
+for verb in (
+    quickstart.quickstart, data.embed, training.train, training.evaluate, training.reproduce, annotation.annotate,
+    zeroshot.search, zeroshot.music_prompt, zeroshot.summarize, serving.serve, serving.explore, doctor.doctor,
+):  # fmt: skip
+    app.command()(verb)
 
 _SAME = "the same command resumes"
-# How to resume what Ctrl-C stopped. The other verbs have nothing to resume.
+# How to resume after Ctrl-C. The other verbs have nothing to resume.
 _AGAIN = {
     "annotate": _SAME,
     **{f"annotations {verb}": _SAME for verb in ("resume", "update", "retry", "convert")},
@@ -60,15 +63,15 @@ def options(
     context: typer.Context,
     home: Annotated[
         Path | None,
-        typer.Option(envvar="MMVA_HOME", help="where runs, the registry and caches live; default: ./mmva-home"),
+        typer.Option(envvar="MMVA_HOME", help="folder of runs, the registry and caches; default: ./mmva-home"),
     ] = None,
     settings: Annotated[
         Path | None, typer.Option(envvar="MMVA_SETTINGS", help="YAML file of storage, cluster and tracking settings")
     ] = None,
     *,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="log what the libraries say, too")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="also log messages of the libraries")] = False,
     show_version: Annotated[
-        bool, typer.Option("--version", help="print the version and end", is_eager=True, callback=_show_version)
+        bool, typer.Option("--version", help="print the version and exit", is_eager=True, callback=_show_version)
     ] = False,
 ) -> None:
     """Options that come before the verb."""
@@ -80,7 +83,7 @@ def options(
 def main() -> NoReturn:
     """Entry point of the console script.
 
-    Exit code 0 done, 1 failed, 2 wrong usage, 3 a gate or check said no, 130 stopped by Ctrl-C.
+    Exit code 0: done, 1: failed, 2: wrong usage, 3: refused by a gate or a check, 130: stopped by Ctrl-C.
     """
     turn_telemetry_off()
     verb = verb_of(sys.argv[1:])
@@ -91,7 +94,7 @@ def main() -> NoReturn:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line and return its exit code; expected failures are one line on stderr."""
+    """Run one command line and return its exit code; an expected failure is one line on stderr."""
 
     def command() -> None:
         check_arguments(arguments)

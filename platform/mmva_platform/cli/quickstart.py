@@ -9,11 +9,6 @@ from mmva.errors import CheckFailed
 from mmva_platform.cli.context import emit, settings_of
 
 
-def add_verbs(root: typer.Typer) -> None:
-    """Put the verb on the root command."""
-    root.command("quickstart")(quickstart)
-
-
 def quickstart(
     context: typer.Context,
     *,

@@ -8,13 +8,6 @@ import typer
 from mmva_platform.cli.context import Json, emit, settings_of
 
 
-def add_verbs(root: typer.Typer) -> None:
-    """Put the verbs on the root command."""
-    root.command("train")(train)
-    root.command("evaluate")(evaluate)
-    root.command("reproduce")(reproduce)
-
-
 def train(
     context: typer.Context,
     *,

@@ -1,4 +1,4 @@
-"""`mmva search`, `mmva music-prompt` and `mmva summarize`: what an annotation and a model are good for."""
+"""`mmva search`, `mmva music-prompt` and `mmva summarize`: uses of an annotation and a model."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,13 +11,6 @@ Model = Annotated[
     str | None,
     typer.Option(help="a bundle's folder, runs:/..., models:/... or starter; default: the champion, else starter"),
 ]
-
-
-def add_verbs(root: typer.Typer) -> None:
-    """Put the verbs on the root command."""
-    root.command("search")(search)
-    root.command("music-prompt")(music_prompt)
-    root.command("summarize")(summarize)
 
 
 def search(
@@ -36,7 +29,7 @@ def search(
         str | None, typer.Option(help="only items of this modality: image, music, caption or video")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="how many to find")] = 10,
-    offset: Annotated[int, typer.Option(min=0, help="leave out this many of the nearest")] = 0,
+    offset: Annotated[int, typer.Option(min=0, help="skip this many of the nearest items")] = 0,
     valence: Annotated[tuple[float, float], typer.Option(help="only items between these two values")] = (0.0, 1.0),
     arousal: Annotated[tuple[float, float], typer.Option(help="only items between these two values")] = (0.0, 1.0),
     version: Annotated[int | None, typer.Option(min=0, help="version of the annotation; default: the newest")] = None,
