@@ -232,7 +232,7 @@ class S3Storage(base.Storage):
         return cast("dict[str, Any]", self._tried(place, operation))
 
     def filesystem(self) -> tuple[FileSystem, str]:
-        """pyarrow's S3 file system with the same endpoint, region and credentials, and bucket/prefix."""
+        """The S3 file system of pyarrow with the same endpoint, region and credentials, and bucket/prefix."""
         return self._tried("", self._arrow_filesystem), f"{self.bucket}/{self.prefix}".rstrip("/")
 
     def object_store_options(self) -> dict[str, str]:
