@@ -33,7 +33,7 @@ class StorageSettings(Config):
     max_attempts: int = Field(6, ge=1, le=20, description="attempts of a request that fails with transient errors")
     connect_timeout_s: float = Field(5.0, gt=0, description="longest wait for a connection")
     read_timeout_s: float = Field(
-        20.0, gt=0, description="longest wait for an answer; six attempts then take about two minutes"
+        20.0, gt=0, description="longest wait for an answer; six attempts take about 2 minutes"
     )
     patience_s: float = Field(120.0, ge=0, description="how long a run waits while storage is unavailable")
 
@@ -47,13 +47,10 @@ class ClusterSettings(Config):
     max_gpus: int | None = Field(None, ge=1, description="GPUs that an autoscaling cluster may grow to, also from zero")
     object_store_mb: int = Field(1024, ge=80, description="MiB of a local Ray's object store")
     stall_timeout_s: float = Field(
-        300.0,
-        gt=0,
-        description="a worker without a heartbeat for this long is replaced; a pass without any worker for this long "
-        "ends",
+        300.0, gt=0, description="a worker without a heartbeat for this long is replaced; a pass without workers ends"
     )
     start_timeout_s: float = Field(
-        1800.0, gt=0, description="how long a pass waits for nodes that an autoscaling cluster starts"
+        1800.0, gt=0, description="how long a pass waits for nodes of an autoscaling cluster"
     )
     max_attempts: int = Field(3, ge=1, le=20, description="attempts of a shard, on different nodes, before it fails")
 
@@ -61,24 +58,18 @@ class ClusterSettings(Config):
 class TrackingSettings(Config):
     """MLflow: runs and the registry."""
 
-    uri: str | None = Field(
-        None, description="MLflow server or sqlite:/// URI; default: MLFLOW_TRACKING_URI, else sqlite under home"
-    )
+    uri: str | None = Field(None, description="URI of MLflow; default: MLFLOW_TRACKING_URI, else sqlite:/// under home")
     experiment: str = Field("mmva", description="MLflow experiment of the runs")
     model_name: str = Field("mmva", pattern=r"^[A-Za-z0-9_.-]+$", description="name in the registry")
     audit: str | None = Field(None, description="URI of the registry's audit log; default: under home")
-    artifact_roots: tuple[str, ...] = Field(
-        (), description="folders and prefixes that models may be fetched from, such as s3://bucket/mlflow"
-    )
+    artifact_roots: tuple[str, ...] = Field((), description="folders and prefixes that models may be fetched from")
 
 
 class LimitSettings(Config):
     """The largest items that are decoded; larger ones are quarantined. A file is held in memory while it is decoded."""
 
     max_mb: int = Field(256, ge=1, description="MiB of an encoded file; a feature film needs about 8000")
-    max_pixels: int = Field(
-        120_000_000, ge=1, le=178_956_970, description="width x height of a picture; Pillow reads no larger ones"
-    )
+    max_pixels: int = Field(120_000_000, ge=1, le=178_956_970, description="of a picture; Pillow reads no larger ones")
     max_duration_s: float = Field(7200.0, gt=0, description="seconds of audio or video; a feature film needs 14400")
     max_caption_characters: int = Field(20_000, ge=1, description="characters of a caption")
 
@@ -86,14 +77,10 @@ class LimitSettings(Config):
 class AnnotationSettings(Config):
     """Bulk annotation."""
 
-    roots: tuple[str, ...] = Field(
-        (), description="folders and s3://bucket/prefix that media may be read from, besides the catalog's own place"
-    )
+    roots: tuple[str, ...] = Field((), description="folders and prefixes of media, besides the catalog's own")
     item_timeout_s: float = Field(120.0, gt=0, description="an item that takes longer is quarantined")
     limits: LimitSettings = LimitSettings()
-    workers_per_gpu: int = Field(
-        4, ge=1, description="with engine cuda: actors that share a GPU, each decoding on a CPU of its own"
-    )
+    workers_per_gpu: int = Field(4, ge=1, description="with engine cuda: actors that share a GPU; each has a CPU")
 
 
 Scope = Literal["read", "annotate", "admin"]
@@ -112,12 +99,8 @@ class KeySettings(Config):
 class BulkSettings(Config):
     """The cluster that annotation jobs of the API are submitted to, and a job's resources there."""
 
-    address: str | None = Field(
-        None, description="address of its dashboard, http://host:8265; default: the serving cluster"
-    )
-    token_file: Path | None = Field(
-        None, description="file with its token, if it differs from that of the serving cluster"
-    )
+    address: str | None = Field(None, description="its dashboard, http://host:8265; default: the serving cluster")
+    token_file: Path | None = Field(None, description="file with its token, if not that of the serving cluster")
     home: Path | None = Field(None, description="home of the jobs, if they run on another cluster")
     workers: int | None = Field(None, ge=1, description="worker processes of a job; default: one for each CPU")
     max_cpus: int | None = Field(None, ge=1, description="CPUs that the cluster may grow to")
@@ -133,22 +116,16 @@ class ServingSettings(Config):
     host: str = Field("127.0.0.1", description="address to listen on; keep loopback unless a proxy terminates TLS")
     port: int = Field(8000, ge=1, le=65535, description="port of the API and the page")
     keys: tuple[KeySettings, ...] = Field((), description="API keys")
-    keys_file: Path | None = Field(
-        None, description="file of more keys, read again when it changes; default: home/serving/keys.yaml"
-    )
+    keys_file: Path | None = Field(None, description="more keys, read on every change; default: home/serving/keys.yaml")
     model: str = Field("models:/mmva@champion", description="the model that answers; an alias is followed")
-    wait_for_model: bool = Field(
-        default=False, description="start without a model, and answer 503 until there is one, such as a first champion"
-    )
+    wait_for_model: bool = Field(default=False, description="start without a model, and answer 503 until there is one")
     follow_s: float = Field(15.0, gt=0, le=30, description="seconds between two look-ups of the model's alias")
     engine: str = Field("auto", description="auto, torch, torch-bf16, onnx, cuda or cuda-bf16")
     route_prefix: str = Field(
         "/", pattern=r"^/([A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*)?$", description="prefix of all paths"
     )
     replicas: int = Field(1, ge=1, description="smallest number of processes that hold the model")
-    max_replicas: int | None = Field(
-        None, ge=1, description="largest number of them, under load; default: the smallest number"
-    )
+    max_replicas: int | None = Field(None, ge=1, description="largest number of them, under load; default: `replicas`")
     target_ongoing_requests: float = Field(8.0, gt=0, description="requests per replica above which more are started")
     max_queued_requests: int = Field(64, ge=1, description="requests that may wait for a replica; more get 503")
     replica_cpus: float = Field(0.5, ge=0, description="logical CPUs that each replica reserves")
@@ -179,9 +156,7 @@ class ServingSettings(Config):
 class LogSettings(Config):
     """Logs of commands, jobs and their workers."""
 
-    format: Literal["text", "json"] = Field(
-        "text", description="json: one object per line, with run, shard and attempt"
-    )
+    format: Literal["text", "json"] = Field("text", description="json: an object per line, with run, shard, attempt")
 
 
 class Settings(Config):
@@ -189,13 +164,10 @@ class Settings(Config):
 
     home: Path = Field(Path("mmva-home"), description="folder of runs, the registry and caches by default")
     runs: str | None = Field(
-        None,
-        description="URI where training runs keep checkpoints and bundles, such as s3://bucket/runs; default: "
-        "home/runs; with several nodes, all of them must reach it",
+        None, description="URI of training runs' checkpoints and bundles; every node must reach it; default: home/runs"
     )
     scratch: Path | None = Field(
-        None,
-        description="folder on each node's own disk for media that training unpacks; default: Ray's session folder",
+        None, description="folder on each node's own disk for unpacked training media; default: Ray's session folder"
     )
     storage: StorageSettings = StorageSettings()
     cluster: ClusterSettings = ClusterSettings()

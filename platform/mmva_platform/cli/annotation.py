@@ -11,7 +11,7 @@ from mmva_platform.cli.context import Json, emit, settings_of
 MaxErrors = Annotated[
     str | None,
     typer.Option(
-        help="stop if more items are quarantined: a number or a share such as 5%; default: 20%, for 100 items or more"
+        help="stop if more items are quarantined: a number, or a share such as 5%; default: 20% of 100 items or more"
     ),
 ]
 Lenient = Annotated[
@@ -22,9 +22,7 @@ Delimiter = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="worker processes; default: one for each CPU")]
 BatchSize = Annotated[int, typer.Option(min=1, help="images, windows or captions embedded at once")]
-Root = Annotated[
-    list[str] | None, typer.Option(help="another folder or prefix that media may be read from; repeatable")
-]
+Root = Annotated[list[str] | None, typer.Option(help="another folder or prefix to read media from; repeatable")]
 Version = Annotated[int | None, typer.Option(min=0, help="version of the annotation; default: the newest")]
 Out = Annotated[str, typer.Argument(help="the annotation: a folder or s3://bucket/prefix")]
 Old = Annotated[str, typer.Argument(help="the annotation to convert, with a MANIFEST.json; it is not changed")]
@@ -52,11 +50,11 @@ def annotate(
     max_errors: MaxErrors = None,
     root: Root = None,
     windows: Annotated[
-        bool, typer.Option(help="keep the embeddings of windows: later models then need no media for curves")
+        bool, typer.Option(help="keep window embeddings, so that later models need no media for curves")
     ] = True,
     workers: Workers = None,
     shard_items: Annotated[
-        int | None, typer.Option(min=1, help="largest number of items in a shard; default: a minute of work")
+        int | None, typer.Option(min=1, help="most items in a shard; default: a minute of work")
     ] = None,
     batch_size: BatchSize = 16,
     as_json: Json = False,
@@ -213,9 +211,7 @@ def export(
     *,
     to: Annotated[str, typer.Option(help="csv, parquet or lance")],
     file: Annotated[Path, typer.Option(help="file to write; for lance a folder")],
-    columns: Annotated[
-        str | None, typer.Option(help="names, separated by commas; default: all that the format can hold")
-    ] = None,
+    columns: Annotated[str | None, typer.Option(help="names, separated by commas; default: all possible")] = None,
     modality: Annotated[str | None, typer.Option(help="only items of this modality; required for lance")] = None,
     version: Version = None,
 ) -> None:
@@ -233,9 +229,7 @@ def index(
     context: typer.Context,
     out: Out,
     *,
-    modality: Annotated[
-        str | None, typer.Option(help="only this modality; default: each with 10,000 items or more")
-    ] = None,
+    modality: Annotated[str | None, typer.Option(help="only this one; default: all with 10,000 items or more")] = None,
     version: Version = None,
 ) -> None:
     """Build an index of embeddings, for searches by embedding among millions of items; needs the extra `lance`."""

@@ -10,9 +10,7 @@ from mmva_platform.cli.context import Json, emit, settings_of
 def doctor(
     context: typer.Context,
     *,
-    storage: Annotated[
-        str | None, typer.Option(help="also try a place for outputs: a folder or s3://bucket/prefix")
-    ] = None,
+    storage: Annotated[str | None, typer.Option(help="also check an output folder or s3://bucket/prefix")] = None,
     address: Annotated[
         str | None,
         typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="also check the cluster with this dashboard address"),

@@ -29,9 +29,7 @@ def submit(
     *,
     address: Address = _HERE,
     working_dir: Annotated[Path, typer.Option(help="folder to send")] = Path(),
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="files not to send: a .gitignore pattern; repeatable")
-    ] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="files not to send: .gitignore pattern; repeatable")] = None,
     max_mb: Annotated[float, typer.Option(help="largest folder to send, in MB")] = 100.0,
     lock: Annotated[
         Path | None, typer.Option(help="install the versions of this file for the job, such as constraints.txt")

@@ -79,9 +79,7 @@ def compare(
     version: Version,
     other: Version,
     *,
-    on: Annotated[
-        str | None, typer.Option(help="catalog of unlabelled media: annotate a sample of it with both versions")
-    ] = None,
+    on: Annotated[str | None, typer.Option(help="a catalog: annotate a sample of it with both versions")] = None,
     sample: Annotated[int, typer.Option(min=2, help="how many items of the catalog to draw")] = 200,
     seed: Annotated[int, typer.Option(help="another number draws other items")] = 0,
     policy: Policy = None,

@@ -29,9 +29,7 @@ def serve(
         typer.Option("--set", metavar="KEY=VALUE", help="override a key of the serving settings; repeatable"),
     ] = None,
     new_key: Annotated[str | None, typer.Option(help="make an API key of this name, print it, and exit")] = None,
-    scope: Annotated[
-        list[str] | None, typer.Option(help="what the new key may do: read, annotate, admin; repeatable")
-    ] = None,
+    scope: Annotated[list[str] | None, typer.Option(help="of the new key: read, annotate or admin; repeatable")] = None,
 ) -> None:
     """Serve annotation, jobs and search over HTTP; Ctrl-C ends it."""
     from mmva_platform.serving.auth import keys_file
@@ -60,9 +58,7 @@ def explore(
     out: Annotated[str, typer.Argument(help="a published annotation: a folder or s3://bucket/prefix")],
     *,
     port: Annotated[int, typer.Option(help="port of this machine")] = 8000,
-    model: Annotated[
-        str | None, typer.Option(help="model that places new items; default: the annotation's own")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="model for new items; default: the annotation's own")] = None,
     browser: Annotated[bool, typer.Option(help="open the page; otherwise only print its address")] = True,
 ) -> None:
     """Serve the page of one annotation and open it in a browser; Ctrl-C ends it."""

@@ -36,11 +36,6 @@ class TableFile(NamedTuple):
     status: str  # "ok" or "quarantined"
     modality: str | None  # of all its items; None if unknown, in quarantine only
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of its bytes, with which its name ends."""
-        return digest_in(self.path)
-
 
 def digest_in(path: str) -> str:
     """The digest in the name of a file such as "a/000000-000012-<digest>.parquet"."""
