@@ -32,9 +32,7 @@ class StorageSettings(Config):
     s3_region: str | None = Field(None, description="region of the buckets; default: boto3's")
     max_attempts: int = Field(6, ge=1, le=20, description="attempts of a request that fails with transient errors")
     connect_timeout_s: float = Field(5.0, gt=0, description="longest wait for a connection")
-    read_timeout_s: float = Field(
-        20.0, gt=0, description="longest wait for an answer; six attempts take about 2 minutes"
-    )
+    read_timeout_s: float = Field(20.0, gt=0, description="longest wait for an answer; six attempts take 2 minutes")
     patience_s: float = Field(120.0, ge=0, description="how long a run waits while storage is unavailable")
 
 
@@ -49,9 +47,7 @@ class ClusterSettings(Config):
     stall_timeout_s: float = Field(
         300.0, gt=0, description="a worker without a heartbeat for this long is replaced; a pass without workers ends"
     )
-    start_timeout_s: float = Field(
-        1800.0, gt=0, description="how long a pass waits for nodes of an autoscaling cluster"
-    )
+    start_timeout_s: float = Field(1800.0, gt=0, description="how long a pass waits for autoscaling to start nodes")
     max_attempts: int = Field(3, ge=1, le=20, description="attempts of a shard, on different nodes, before it fails")
 
 
@@ -90,9 +86,7 @@ class KeySettings(Config):
     """An API key; only its digest is stored."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="the key's owner, as shown in logs and jobs")
-    sha256: str = Field(
-        pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the key; mmva serve --new-key NAME creates both"
-    )
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the key; mmva serve --new-key NAME makes both")
     scopes: tuple[Scope, ...] = Field(("read",), min_length=1, description="what the key may do")
 
 
@@ -121,9 +115,7 @@ class ServingSettings(Config):
     wait_for_model: bool = Field(default=False, description="start without a model, and answer 503 until there is one")
     follow_s: float = Field(15.0, gt=0, le=30, description="seconds between two look-ups of the model's alias")
     engine: str = Field("auto", description="auto, torch, torch-bf16, onnx, cuda or cuda-bf16")
-    route_prefix: str = Field(
-        "/", pattern=r"^/([A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*)?$", description="prefix of all paths"
-    )
+    route_prefix: str = Field("/", pattern=r"^/([A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*)?$", description="of all paths")
     replicas: int = Field(1, ge=1, description="smallest number of processes that hold the model")
     max_replicas: int | None = Field(None, ge=1, description="largest number of them, under load; default: `replicas`")
     target_ongoing_requests: float = Field(8.0, gt=0, description="requests per replica above which more are started")

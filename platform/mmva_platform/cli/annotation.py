@@ -35,7 +35,7 @@ app = typer.Typer(
 def annotate(
     context: typer.Context,
     catalog: Annotated[
-        str, typer.Argument(help="a folder, an S3 prefix, a Parquet, CSV or JSONL table, or a folder of them")
+        str, typer.Argument(help="a folder, an S3 prefix, a Parquet, CSV or JSONL table or a folder of these")
     ],
     *,
     out: Annotated[str, typer.Option(help="folder or URI of the annotation; the same command again resumes")],
@@ -50,12 +50,10 @@ def annotate(
     max_errors: MaxErrors = None,
     root: Root = None,
     windows: Annotated[
-        bool, typer.Option(help="keep window embeddings, so that later models need no media for curves")
+        bool, typer.Option(help="keep window embeddings: new models then need no media for curves")
     ] = True,
     workers: Workers = None,
-    shard_items: Annotated[
-        int | None, typer.Option(min=1, help="most items in a shard; default: a minute of work")
-    ] = None,
+    shard_items: Annotated[int | None, typer.Option(min=1, help="items per shard; default: a minute of work")] = None,
     batch_size: BatchSize = 16,
     as_json: Json = False,
 ) -> None:

@@ -39,9 +39,7 @@ def import_(
     ] = None,
     images_csv: Annotated[str | None, typer.Option(help="IMEMNet-C without a source file: image_va.csv")] = None,
     music_csv: Annotated[str | None, typer.Option(help="IMEMNet-C without a source file: music_va.csv")] = None,
-    media: Annotated[
-        str | None, typer.Option(help="IMEMNet-C without a source file: folder or URI of the media files")
-    ] = None,
+    media: Annotated[str | None, typer.Option(help="IMEMNet-C without a source file: URI of the media files")] = None,
     split: Annotated[
         str,
         typer.Option(help="IMEMNet-C without a source file: song, clip (which leaks), or a CSV file of song_id,split"),
@@ -93,9 +91,7 @@ def embed(
         str, typer.Option(help="compact, compact-layers, paper or tiny; or a model with these backbones: models:/...")
     ] = "compact",
     out: Annotated[str | None, typer.Option(help="where to write the embeddings; default: inside the dataset")] = None,
-    engine: Annotated[
-        _Engine, typer.Option(help="torch (CPUs), cuda (GPUs), or auto: cuda if the cluster has GPUs")
-    ] = "auto",
+    engine: Annotated[_Engine, typer.Option(help="torch, cuda, or auto: cuda if the cluster has GPUs")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="images, windows or captions embedded together")] = 16,
     as_json: Json = False,
 ) -> None:

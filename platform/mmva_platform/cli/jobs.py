@@ -31,9 +31,7 @@ def submit(
     working_dir: Annotated[Path, typer.Option(help="folder to send")] = Path(),
     exclude: Annotated[list[str] | None, typer.Option(help="files not to send: .gitignore pattern; repeatable")] = None,
     max_mb: Annotated[float, typer.Option(help="largest folder to send, in MB")] = 100.0,
-    lock: Annotated[
-        Path | None, typer.Option(help="install the versions of this file for the job, such as constraints.txt")
-    ] = None,
+    lock: Annotated[Path | None, typer.Option(help="install this file's versions for the job: constraints.txt")] = None,
     image: Annotated[str | None, typer.Option(help="container image to run in")] = None,
     cpus: Annotated[float | None, typer.Option(help="CPUs of the driver; default: it runs on the head")] = None,
     gpus: Annotated[float | None, typer.Option(help="GPUs of the driver")] = None,

@@ -12,9 +12,7 @@ def train(
     context: typer.Context,
     *,
     config: Annotated[Path | None, typer.Option(help="the recipe: a YAML file")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE for a key of the recipe; repeatable")
-    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe; repeatable")] = None,
     resume: Annotated[str | None, typer.Option(help="name of the run to resume; no other option is needed")] = None,
     sweep: Annotated[Path | None, typer.Option(help="search a grid (YAML file), then train the best recipe")] = None,
     as_json: Json = False,
@@ -74,7 +72,7 @@ def reproduce(
     folder: Annotated[str, typer.Argument(help="folder or URI of the files")],
     *,
     config: Annotated[Path, typer.Option(help="a file of jobs/recipes/reproduce")],
-    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE for a key of the file; repeatable")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the file; repeatable")] = None,
     as_json: Json = False,
 ) -> None:
     """Import, embed and train as the paper does; print the test figures of both splits next to the published ones."""

@@ -48,9 +48,7 @@ class Scale(Config):
 class Columns(Config):
     """The table's column for each value; other columns are not read."""
 
-    id: str | None = Field(
-        None, description="default: the file without its extension (and @start_s), or the number of the row"
-    )
+    id: str | None = Field(None, description="default: the file without extension (and @start_s), or the row's number")
     file: str | None = Field(None, description="path below `media`, or the file's name without folder and extension")
     text: str | None = Field(None, description="the sentence; with a music file, the clip's caption")
     valence: str = "valence"
