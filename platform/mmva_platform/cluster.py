@@ -191,19 +191,24 @@ def temporary_fault() -> tuple[str, str] | None:
     socket_path = f"{folder}/ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
     if (too_many := len(os.fsencode(socket_path)) - _LONGEST_SOCKET) > 0:
         return f"{name} {folder}: its path is {too_many} bytes too long for sockets", f"set {name} to a shorter path"
-    place = Path(folder).absolute()
-    while not place.exists():
-        place = place.parent
     try:
-        with tempfile.TemporaryFile(dir=place) as file:
-            file.write(bytes(2**20))
-        free_mb = shutil.disk_usage(place).free / 1e6
+        free_mb = writable_bytes(Path(folder)) / 1e6
     except OSError as error:
         todo = f"set {name} to a writable folder with free space"
         return f"{name} {folder}: cannot be written ({error.strerror})", todo
     if free_mb < _TEMPORARY_MB:
         return f"{name} {folder}: {free_mb:.0f} MB free", f"set {name} to a folder with {_TEMPORARY_MB} MB or more"
     return None
+
+
+def writable_bytes(folder: Path) -> int:
+    """Free bytes of a folder's disk, whether or not the folder exists yet. Raises OSError if it cannot be written."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    with tempfile.TemporaryFile(dir=place) as file:
+        file.write(bytes(2**20))
+    return shutil.disk_usage(place).free
 
 
 def _check_temporary_folder() -> None:

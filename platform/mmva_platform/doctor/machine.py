@@ -3,10 +3,8 @@
 import os
 import re
 import resource
-import shutil
 import subprocess
 import sys
-import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -14,7 +12,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from packaging.requirements import Requirement
 
-from mmva_platform.cluster import temporary_fault, temporary_folder, worker_python_path
+from mmva_platform.cluster import temporary_fault, temporary_folder, worker_python_path, writable_bytes
 from mmva_platform.doctor.findings import Finding, broken, ok, warning
 
 _OPEN_FILES: Final = 4096
@@ -86,16 +84,11 @@ def open_files() -> Finding:
 
 def home(folder: Path) -> Finding:
     """The folder of runs and caches: writable, on a disk with free space."""
-    place = folder.resolve()
-    while not place.exists():
-        place = place.parent
     try:
-        with tempfile.TemporaryFile(dir=place) as file:
-            file.write(bytes(2**20))
+        free_gb = writable_bytes(folder.resolve()) / 1e9
     except OSError as error:
         todo = "choose another --home, or change the permissions and free space there"
         return broken("home", f"{folder}: cannot be written ({error.strerror})", todo)
-    free_gb = shutil.disk_usage(place).free / 1e9
     if free_gb < _FREE_GB:
         todo = f"free {_FREE_GB:g} GB or more, or choose another --home"
         return warning("home", f"{folder}: {free_gb:.1f} GB free", todo)
