@@ -34,7 +34,7 @@ class _Cancel(logging.Handler):
         super().__init__(logging.INFO)
         self._timer = timer
 
-    def emit(self, _record: logging.LogRecord) -> None:
+    def emit(self, record: logging.LogRecord) -> None:  # noqa: ARG002 - every record cancels it
         self._timer.cancel()
 
 

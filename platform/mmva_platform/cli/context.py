@@ -62,10 +62,10 @@ def exit_code_of(command: Callable[[], object], again: str | None = "the same co
     except KeyboardInterrupt:
         return _interrupted(again)
     except Exception as error:
-        said, code = _explained(error)
-        if said is None:
+        message, code = _explained(error)
+        if message is None:
             raise
-        return _complain(said, code)
+        return _complain(message, code)
     return DONE
 
 

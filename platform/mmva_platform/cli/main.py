@@ -1,7 +1,7 @@
 """The `mmva` command: assembles the verbs, and turns the three kinds of failure into one line and an exit code."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -28,10 +28,11 @@ _GROUPS = {
 }
 for name, group in _GROUPS.items():
     app.add_typer(group, name=name)
-for verb in (
+_VERBS: tuple[Callable[..., None], ...] = (
     quickstart.quickstart, data.embed, training.train, training.evaluate, training.reproduce, annotation.annotate,
     zeroshot.search, zeroshot.music_prompt, zeroshot.summarize, serving.serve, serving.explore, doctor.doctor,
-):  # fmt: skip
+)  # fmt: skip
+for verb in _VERBS:
     app.command()(verb)
 
 _SAME = "the same command resumes"
@@ -47,8 +48,8 @@ _AGAIN = {
 }
 
 
-def _show_version(asked: bool) -> None:  # noqa: FBT001 - Typer calls it
-    if not asked:
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - Typer calls it
+    if not wanted:
         return
     try:
         found = version("mmva-platform")

@@ -51,7 +51,7 @@ def clock(endpoint: str) -> Finding:
     except OSError as error:
         return broken("clock", f"{endpoint} does not answer ({error})", _CHECK_ENDPOINT)
     if not date:
-        return ok("clock", f"{endpoint} does not say the time")
+        return ok("clock", f"{endpoint} answers without a date")
     skew_s = time.time() - parsedate_to_datetime(date).timestamp()
     if abs(skew_s) > _MOST_SKEW_S:
         todo = "synchronize the clock: signatures will be refused"

@@ -25,8 +25,8 @@ ResultT = TypeVar("ResultT")
 class StorageError(OSError, OperationFailed):
     """A storage operation failed; the message names the URI.
 
-    `environment` is True if credentials, bucket, key service or endpoint are at fault, so that every other object fails
-    in the same way.
+    `environment` is True if the cause is the credentials, the bucket, the key service or the endpoint, so that every
+    other object fails in the same way.
     """
 
     environment: bool = False

@@ -72,7 +72,7 @@ def _typed_answer(place: str, error: boto.ClientError) -> base.StorageError:
     if status == 501 or code == "NotImplemented":
         return base.StorageUnsupported(f"{place}: this store does not support that ({message or code or status})")
     if status >= 500 or status in {409, 429} or code in _BUSY:
-        return base.StorageUnavailable(f"{place}: storage does not answer properly ({code or status})")
+        return base.StorageUnavailable(f"{place}: storage is unavailable ({code or status})")
     return base.StorageError(f"{place}: {code or status} {message}".rstrip())
 
 

@@ -74,8 +74,8 @@ def inventory_rows(columns: Mapping[str, pa.Array], skipped: Counter[str]) -> pa
     current = pa.array(np.ones(count, dtype=bool))
     for name, current_value in (("islatest", "true"), ("isdeletemarker", "false")):
         if name in columns:
-            said = pc.fill_null(pc.utf8_lower(_text(columns[name])), current_value)
-            current = pc.and_(current, pc.equal(said, current_value))
+            values = pc.fill_null(pc.utf8_lower(_text(columns[name])), current_value)
+            current = pc.and_(current, pc.equal(values, current_value))
     keys = _text(columns["key"])
     current = pc.and_(current, pc.and_(pc.is_valid(keys), pc.invert(pc.fill_null(pc.ends_with(keys, "/"), True))))  # noqa: FBT003
     skipped["not a current object"] += count - (pc.sum(current).as_py() or 0)

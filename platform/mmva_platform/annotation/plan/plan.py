@@ -55,10 +55,10 @@ class ModelInfo(Config):
 
 
 class Base(Config):
-    """What a version takes from the one before it."""
+    """What a version takes from the version before."""
 
     replaced: tuple[str, ...] = Field(description="data files of the version before that this one does not have")
-    same_model: bool = Field(description="stored rows are copied as they are; otherwise heads run over embeddings")
+    same_model: bool = Field(description="stored rows are copied unchanged; otherwise heads run over embeddings")
     kept: int = Field(ge=0, description="items in the files that both versions have")
     unchanged: int = Field(ge=0, description="items with the same row of the catalog, those of `kept` among them")
     new: int = Field(ge=0, description="items that the version before does not have")

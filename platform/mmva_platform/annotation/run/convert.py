@@ -42,7 +42,7 @@ class _OldShard:
 def convert(old: str, out: str, settings: Settings) -> AnnotationSummary:
     """Write an annotation of schema 2, with its retries, as a table; the same call again resumes.
 
-    The old format holds no model, so `retry` needs a version that `update --model` made. Raises UsageError if `old` is
+    The old format has no model, so `retry` needs a version that `update --model` made. Raises UsageError if `old` is
     not published or not of schema 2, or `out` holds something else, CheckFailed if a file of `old` is damaged.
     """
     begun = time.monotonic()

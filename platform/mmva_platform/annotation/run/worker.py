@@ -81,7 +81,7 @@ class ShardWorker:
             if self._run.is_committed(name):
                 return self._run.waiting(lambda: read_commit(self._run.storage, self._run.plan.version, name), name)
             result = self._annotated(name, shard.get("before"), attempt)
-            attempt.step("fetch")  # storage has limits of its own
+            attempt.step("fetch")  # storage has its own time limits
             number = attempt.number + attempt.deaths
             record = self._run.waiting(
                 lambda: commit_shard(self._run.storage, self._run.plan, name, result, attempt=number), name

@@ -126,7 +126,7 @@ class Embedder:
         emb_ND = self._embed(part, attempt)
         if not np.isfinite(emb_ND).all():
             raise OperationFailed(f"embed: {part.spec.source} gives infinite or NaN embeddings for {part.shard.name}")
-        attempt.step("fetch", len(part.ids))  # storage has limits of its own
+        attempt.step("fetch", len(part.ids))  # storage has its own time limits
         data = part_bytes(part.ids, emb_ND, part.key)
         path, sha256 = self._waiting(lambda: write_by_digest(self._out, part.stem, ".parquet", data))
         return part.stem, PartInfo(name=path.rpartition("/")[2], rows=len(part.ids), sha256=sha256)

@@ -132,7 +132,7 @@ class ShardWriter:
                 f"{self._media[planned.collection].uri} on this worker, such as {inspected[0].candidate.path}; every "
                 "node must see the media"
             )
-        attempt.step("fetch", len(inspected))  # storage has limits of its own
+        attempt.step("fetch", len(inspected))  # storage has its own time limits
         info = None
         if rows:
             table = pa.Table.from_pylist(rows, schema=DATASET_SCHEMA)

@@ -240,7 +240,7 @@ def _read_splits(uri: str, settings: StorageSettings) -> dict[str, str]:
 
 
 def _inside(root: str, path: str) -> str:
-    """A path below a root; URIs and absolute paths stay as they are."""
+    """A path below a root; URIs and absolute paths are unchanged."""
     if "://" in path or path.startswith(("/", "~")) or root == ".":
         return path
     return root if path == "." else f"{root.rstrip('/')}/{path}"
