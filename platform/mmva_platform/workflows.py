@@ -228,7 +228,7 @@ def report_annotation(
     roots: Sequence[str] | None = None,
     note: str | None = None,
 ) -> None:
-    """Write a version's report as HTML, and as JSON next to it, with the registry's facts about its model.
+    """Write a version's report, HTML and beside it JSON, with what the registry knows of its model, and a note on it.
 
     Media are shown only from below `roots`, and only if their bytes are those that were annotated. If `roots` is None,
     any annotated URI is read: use this for a person who may read the files anyway. `note` becomes a line of the page.
@@ -293,7 +293,7 @@ def _captions(annotations: pa.Table) -> dict[str, str]:
 
 
 def _provenance_of(model: ModelInfo, settings: Settings) -> dict[str, Any] | None:
-    """The provenance in the model's bundle; None if the registry does not have exactly this bundle."""
+    """The origin of the model's bundle; None if the registry does not have exactly this bundle."""
     from mmva.models.bundle import read_bundle_info
     from mmva_platform.tracking.resolve import resolve_model
 

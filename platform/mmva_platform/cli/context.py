@@ -58,14 +58,14 @@ def exit_code_of(command: Callable[[], object], again: str | None = "the same co
         if isinstance(finished.code, str):  # Python's own meaning: a message, and a failure
             return _complain(finished.code, FAILED)
         code = DONE if finished.code is None else finished.code
-        return _interrupted(again) if code == INTERRUPTED else code  # Typer's exit code for Ctrl-C
+        return _interrupted(again) if code == INTERRUPTED else code  # so Typer answers Ctrl-C
     except KeyboardInterrupt:
         return _interrupted(again)
     except Exception as error:
-        message, code = _explained(error)
-        if message is None:
+        said, code = _explained(error)
+        if said is None:
             raise
-        return _complain(message, code)
+        return _complain(said, code)
     return DONE
 
 

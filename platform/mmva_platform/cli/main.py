@@ -36,7 +36,7 @@ for verb in _VERBS:
     app.command()(verb)
 
 _SAME = "the same command resumes"
-# How to resume after Ctrl-C. The other verbs have nothing to resume.
+# How to resume what Ctrl-C stopped. The other verbs have nothing to resume.
 _AGAIN = {
     "annotate": _SAME,
     **{f"annotations {verb}": _SAME for verb in ("resume", "update", "retry", "convert")},
@@ -84,7 +84,7 @@ def options(
 def main() -> NoReturn:
     """Entry point of the console script.
 
-    Exit code 0: done, 1: failed, 2: wrong usage, 3: refused by a gate or a check, 130: stopped by Ctrl-C.
+    Exit code 0 done, 1 failed, 2 wrong usage, 3 a gate or check said no, 130 stopped by Ctrl-C.
     """
     turn_telemetry_off()
     verb = verb_of(sys.argv[1:])

@@ -146,7 +146,7 @@ def make_plan(request: Request, settings: Settings, workers: Workers | None = No
     request.catalog.check()
     probe_put_if_absent(storage)
     with spooled(request.catalog, request.roots) as spool:
-        log_left_out(spool.catalog)
+        tell(spool.catalog)
         needed = towers_needed(spool.catalog.by_modality, request.preprocessing)
         bundle_dir = request.resolved.bundle_dir
         engines = choose_towers(bundle_dir, needed, storage, settings, wanted=options.engine, workers=workers)
@@ -181,7 +181,7 @@ def towers_needed(modalities: Iterable[str], preprocessing: Preprocessing) -> li
     return [tower for tower in towers if tower in preprocessing.fingerprints]
 
 
-def log_left_out(catalog: CatalogInfo) -> None:
+def tell(catalog: CatalogInfo) -> None:
     """Log the files and rows of a catalog that are left out."""
     if catalog.skipped:
         kinds = ", ".join(f"{count} {kind}" for kind, count in catalog.skipped.items())

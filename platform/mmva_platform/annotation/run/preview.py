@@ -15,7 +15,7 @@ from mmva.inference.config import EngineInfo
 from mmva.models.bundle import read_bundle_info
 from mmva_platform.annotation.catalog.roots import AllowedRoots
 from mmva_platform.annotation.options import AnnotateOptions
-from mmva_platform.annotation.plan.plan import CatalogInfo, Plan
+from mmva_platform.annotation.plan.plan import Plan
 from mmva_platform.annotation.plan.planning import shards_of
 from mmva_platform.annotation.plan.shards import as_duration, seconds_per_unit
 from mmva_platform.annotation.plan.spool import Spool, spooled
@@ -106,10 +106,13 @@ def _of_new(request: Request, settings: Settings) -> PlanPreview:
         shards = sum(1 for _ in shards_of(spool, engines, cut.hop_s, options.shard_items))
         workers, problem = _workers(options, settings, shards)
         return PlanPreview(
-            **_facts(request, spool.catalog),
+            **_names(request),
             state="new",
             refused=(),
+            items=spool.catalog.by_modality,
             items_left=spool.catalog.items,
+            skipped=spool.catalog.skipped,
+            duplicates=spool.catalog.duplicates,
             roots=request.roots,
             shards=shards,
             shards_left=shards,
@@ -132,10 +135,13 @@ def _of_settled(request: Request, plan: Plan, settings: Settings) -> PlanPreview
     workers, problem = _workers(request.options, settings, shards_left)
     rate = run.items_per_worker_s
     return PlanPreview(
-        **_facts(request, plan.catalog),
+        **_names(request),
         state="published" if published else "resume",
         refused=tuple(request.differences()),
+        items=plan.catalog.by_modality,
         items_left=left,
+        skipped=plan.catalog.skipped,
+        duplicates=plan.catalog.duplicates,
         roots=plan.roots,
         shards=len(plan.shards),
         shards_left=shards_left,
@@ -146,10 +152,9 @@ def _of_settled(request: Request, plan: Plan, settings: Settings) -> PlanPreview
     )
 
 
-def _facts(request: Request, catalog: CatalogInfo) -> dict[str, Any]:
+def _names(request: Request) -> dict[str, Any]:
     model, uris = request.model, {"out": request.storage.uri, "catalog": request.catalog.uri}
-    counts = {"items": catalog.by_modality, "skipped": catalog.skipped, "duplicates": catalog.duplicates}
-    return uris | counts | {"model": f"{model.name} {model.version or ''} ({model.digest[:12]})".replace("  ", " ")}
+    return uris | {"model": f"{model.name} {model.version or ''} ({model.digest[:12]})".replace("  ", " ")}
 
 
 def _known_engines(request: Request, modalities: Iterable[str], settings: Settings) -> dict[str, EngineInfo]:

@@ -76,11 +76,11 @@ def resume(out: str, settings: Settings, **options: Any) -> AnnotationSummary:
 def finished(
     storage: Storage, plan: Plan, bundle_dir: Path, settings: Settings, *, options: RetryOptions, begun: float
 ) -> AnnotationSummary:
-    """Carry out a plan and return the summary."""
+    """Carry out a plan; returns the summary."""
     if plan.preprocessing.decoders != DECODERS and plan.kind != "retry":
         raise CheckFailed(
             f"{storage.uri}: version {plan.version} was begun by a release that decodes media differently (decoders "
-            f"{plan.preprocessing.decoders}, now {DECODERS}); finish it with that release, or choose another output"
+            f"{plan.preprocessing.decoders}, here {DECODERS}); finish it with that release, or choose another output"
         )
     record, resumed = carry_out(
         storage,

@@ -33,11 +33,11 @@ from mmva_platform.annotation.run.lookup import CHANGED, Lookup, QuarantineLooku
 from mmva_platform.annotation.run.prepare import (
     Workers,
     choose_towers,
-    log_left_out,
     model_info,
     roots_for,
     store_bundle,
     stored_bundle,
+    tell,
     towers_needed,
 )
 from mmva_platform.annotation.run.runner import finished
@@ -68,7 +68,7 @@ class _Update:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """That of the version before, with the model's backbones and this release's decoders."""
+        """Media are cut as before, for the model's backbones, and decoded as this release does."""
         before = self.plan_before.preprocessing
         now = default_preprocessing(read_bundle_info(self.bundle_dir).backbones, before.window_s, before.hop_s)
         return now.model_copy(update={"short_side": before.short_side})
@@ -166,10 +166,10 @@ def _plan_update(request: _Update, settings: Settings, workers: Workers) -> Plan
     roots = roots_for(places, settings, options.roots)
     preprocessing = request.preprocessing
     with spooled(request.catalog, roots, Lookup(before)) as spool:
-        log_left_out(spool.catalog)
+        tell(spool.catalog)
         places_before = _places(spool)
         known = sum(places_before.values())
-        # base_row is CHANGED for items that the version before has with another digest
+        # base_row is CHANGED for items that the version before holds with another digest
         changed = sum(
             pc.sum(pc.equal(chunk["base_row"], CHANGED)).as_py() or 0
             for group in spool.groups
