@@ -1,4 +1,4 @@
-"""SIGTERM as a request: finish the running work, start nothing more; or close what is open and end."""
+"""Handlers of SIGTERM: finish the running work and stop, or clean up and exit."""
 
 import logging
 import signal
@@ -15,7 +15,7 @@ _SHARDS: Final = "asked to stop: finishing the running shards; a second SIGTERM 
 
 
 class Stopped(OperationFailed):
-    """A person or a scheduler told the work to stop; the message says how to go on."""
+    """The work was stopped on request; the message says how to continue."""
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def drain_on_sigterm(answer: str = _SHARDS) -> Iterator[Callable[[], bool]]:
     """Treat SIGTERM as a request to stop during a block, and log the answer; a second one raises SystemExit.
 
     Enter it after Ray's session, because Ray sets its own handler when it starts. Outside the main thread, where Python
-    delivers no signals, nothing changes. Yields stopping(): whether the request has come.
+    delivers no signals, nothing changes. Yields stopping(), which is True after the first SIGTERM.
     """
     asked = threading.Event()
 
@@ -39,7 +39,7 @@ def drain_on_sigterm(answer: str = _SHARDS) -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def exit_on_sigterm() -> Iterator[None]:
-    """SIGTERM raises SystemExit during a block, as Ray's own handler does; Python's default cleans nothing up."""
+    """Let SIGTERM raise SystemExit during a block, as Ray's own handler does; Python's default skips all cleanup."""
     with _handled_by(_exit):
         yield
 

@@ -1,4 +1,4 @@
-"""The Jinja environment of every page of the platform."""
+"""The Jinja environment of all HTML pages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def page_environment(package: str) -> Environment:
-    """A package's templates: all text from catalogs and people is escaped, an unknown name is an error."""
+    """Return the environment of a package's templates: escapes all text, and an unknown name is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(

@@ -1,4 +1,4 @@
-"""Progress of long work: a first line soon, then a bar on a terminal or a log line every few seconds."""
+"""Progress of long work: an early first line, then a bar on a terminal or a log line every few seconds."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOG_EVERY_S: Final = 5.0
-FIRST_LINE_S: Final = 3.0  # with the start of Python, a command then says something within five seconds
+FIRST_LINE_S: Final = 3.0  # with the start of Python, a command then prints a line within five seconds
 _waiting: ContextVar[threading.Timer | None] = ContextVar("mmva_first_line", default=None)
 
 
 class Advance(Protocol):
-    """Report n more as done; from the thread that opened the progress."""
+    """Counts items as done; to be called from the thread that opened the progress."""
 
     def __call__(self, n: int = 1, /) -> None:
         """Count n more."""
@@ -34,9 +34,7 @@ class _Cancel(logging.Handler):
         super().__init__(logging.INFO)
         self._timer = timer
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Cancel; what the record says does not matter."""
-        del record
+    def emit(self, record: logging.LogRecord) -> None:  # noqa: ARG002 - every record cancels it
         self._timer.cancel()
 
 
@@ -62,7 +60,7 @@ def first_line(text: str, after_s: float) -> Iterator[None]:
 
 @contextmanager
 def progress(label: str, total: int, console: Console | None = None) -> Iterator[Advance]:
-    """Show progress on standard error (or `console`) during a block; yields advance(n), which counts n more as done."""
+    """Show progress on standard error (or `console`) during a block; yields advance(n), which counts n more items."""
     from rich.console import Console
 
     console = console or Console(stderr=True)
@@ -91,15 +89,15 @@ def _bar(label: str, total: int, console: Console) -> Iterator[Advance]:
 
 @contextmanager
 def _lines(label: str, total: int) -> Iterator[Advance]:
-    started = told = time.monotonic()
+    started = logged = time.monotonic()
     done = 0
 
     def advance(n: int = 1) -> None:
-        nonlocal done, told
+        nonlocal done, logged
         done += n
         now = time.monotonic()
-        if now - told >= LOG_EVERY_S:
-            told = now
+        if now - logged >= LOG_EVERY_S:
+            logged = now
             logger.info("%s: %d of %d, %.1f/s", label, done, total, done / (now - started))
 
     yield advance

@@ -1,4 +1,4 @@
-"""MMVA's experiment in one command: import, embed, train, and both splits beside the published figures."""
+"""MMVA's experiment in one command: import, embed, train, and compare both splits with the published figures."""
 
 from pathlib import Path
 
@@ -11,17 +11,14 @@ from mmva_platform.training.recipe import Recipe
 
 
 class Reproduction(Config):
-    """What is trained on what."""
+    """Content of a file of jobs/recipes/reproduce."""
 
-    data: ImportConfig = Field(description="the sources; their roots are relative to the folder that is given")
-    recipe: Recipe = Field(description="its dataset is made, unless it is there already")
+    data: ImportConfig = Field(description="the sources; their roots are relative to the given folder")
+    recipe: Recipe = Field(description="its dataset is imported if it does not exist yet")
 
 
 def load_reproduction(path: Path, folder: str, overrides: list[str]) -> Reproduction:
-    """Read a recipe of jobs/recipes/reproduce for the files in a folder or under a URI.
-
-    Raises UsageError as load_config.
-    """
+    """Read a file of jobs/recipes/reproduce for the media in a folder or under a URI. Raises as load_config."""
     job = load_config(Reproduction, path, overrides)
     below = [folder if source.root == "." else f"{folder.rstrip('/')}/{source.root}" for source in job.data.sources]
     sources = tuple(
@@ -31,9 +28,9 @@ def load_reproduction(path: Path, folder: str, overrides: list[str]) -> Reproduc
 
 
 def reproduce(job: Reproduction, settings: Settings) -> Evaluation:
-    """Run what is not there yet; the trained model is registered as any other.
+    """Import and embed if the results do not exist yet, then train and register the model.
 
-    Returns the test split's figures, with those of the same recipe on a split by clip in `clip_split`.
+    Returns the figures of the test split; `clip_split` has those of the same recipe on a split by clip.
     """
     from mmva_platform.datasets.embedding.run import embed_dataset
     from mmva_platform.datasets.importing.run import import_dataset

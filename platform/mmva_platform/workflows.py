@@ -1,6 +1,6 @@
 """Verbs that use several packages: train + track + register, evaluate a registered model, report on an annotation.
 
-The command line, the job scripts and the quickstart call these, so that all three do the same.
+The command line, the job scripts and the quickstart call these functions, so that all three do the same.
 """
 
 from __future__ import annotations
@@ -71,16 +71,16 @@ def generate_lookalike(directory: Path, *, images: int, clips: int, seed: int) -
     with progress("generate", images + clips) as advance:
         done = 0
 
-        def tell(so_far: int, _total: int, _what: str) -> None:
+        def on_progress(so_far: int, _total: int, _what: str) -> None:
             nonlocal done
             advance(so_far - done)
             done = so_far
 
-        generate(directory, images=images, clips=clips, seed=seed, progress=tell)
+        generate(directory, images=images, clips=clips, seed=seed, progress=on_progress)
 
 
 def sweep_and_register(sweep: SweepOptions, settings: Settings) -> tuple[SweepResult, TrainOutcome]:
-    """Search the sweep's grid, each trial a child run in MLflow, then train and register the best as a normal run."""
+    """Search the sweep's grid (each trial is a child run in MLflow), then train and register the best recipe."""
     from mmva_platform.tracking.sweeps import SweepLog
     from mmva_platform.training.sweep import sweep as search
 
@@ -91,18 +91,15 @@ def sweep_and_register(sweep: SweepOptions, settings: Settings) -> tuple[SweepRe
 
 
 def train_and_register(recipe: Recipe, settings: Settings) -> TrainOutcome:
-    """Train the recipe, in MLflow from its first step on, and register its bundle as a new version.
-
-    Raises UsageError as train does.
-    """
+    """Train the recipe, in MLflow from its first step on, and register its bundle as a new version. Raises as train."""
     return _track(recipe, settings, None)
 
 
 def resume_and_register(name: str, settings: Settings, overrides: Overrides) -> TrainOutcome:
-    """Resume a run that ended early; one that is finished is only logged and registered.
+    """Resume a run that ended early; a finished run is only logged and registered.
 
-    `overrides` makes the recipe that is asked for from the run's own, as plain values. Raises UsageError as train does,
-    and if the run is registered already.
+    `overrides` makes the wanted recipe from the plain values of the run's own. Raises as train, and UsageError if the
+    run is already registered.
     """
     from mmva_platform.training.rundir import find_run, stored_recipe
     from mmva_platform.training.trainer import finished_run
@@ -130,12 +127,13 @@ def _check_unregistered(result: TrainResult, settings: Settings) -> None:
     for version in list_versions(settings):
         if version.model_digest == result.bundle_digest:
             raise UsageError(
-                f"--resume {result.run_name}: this run is finished, and version {version.version} of {version.name}"
+                f"--resume {result.run_name}: this run is finished and registered as version {version.version} of "
+                f"{version.name}"
             )
 
 
 def track_and_register(result: TrainResult, settings: Settings) -> TrainOutcome:
-    """Log a finished run, unless it is logged already, and register its bundle."""
+    """Log a finished run, unless it is already logged, and register its bundle."""
     from mmva_platform.tracking.runs import log_training_run, logged_run
 
     return _registered(result, logged_run(result, settings) or log_training_run(result, settings), settings)
@@ -158,7 +156,7 @@ def _registered(result: TrainResult, run_id: str, settings: Settings) -> TrainOu
 def backbones_of(name: str, settings: Settings) -> Preset:
     """A preset by name, or the backbones of a model (a bundle's folder, runs:/... or models:/...), tuned ones included.
 
-    Raises UsageError if there is neither; CheckFailed if the model's files are not the registered ones.
+    Raises UsageError if there is no such preset or model; CheckFailed if the model's files are not the registered ones.
     """
     from mmva.backbones import BackboneSpec, Preset, preset
     from mmva.models.bundle import read_bundle_info
@@ -172,7 +170,7 @@ def backbones_of(name: str, settings: Settings) -> Preset:
 
 
 def choose_model(model: str | None, settings: Settings) -> str:
-    """The URI of the model that a verb was given; else of the champion or the starter, and logs which and how good."""
+    """Return the given model's URI, or else that of the champion or the starter, and log which one and its quality."""
     from mmva_platform.tracking.resolve import STARTER, default_model, quality_of, resolve_model
 
     if model is not None:
@@ -196,9 +194,9 @@ def evaluate_model(
     embeddings: str | None = None,
     folds: int | None = None,
 ) -> Evaluation:
-    """Evaluate a bundle or a registered model on a dataset's split, with what a split by clip would show beside it.
+    """Evaluate a bundle or a registered model on a dataset's split, next to the figures of a split by clip.
 
-    With `folds` it is not the model but its recipe that is evaluated: trained again on each fold by group of all rows.
+    With `folds`, train the model's recipe again on that many folds by group instead, and measure all rows.
     """
     from mmva.models.bundle import load_bundle
     from mmva_platform.tracking.resolve import resolve_model
@@ -232,9 +230,10 @@ def report_annotation(
 ) -> None:
     """Write a version's report, HTML and beside it JSON, with what the registry knows of its model, and a note on it.
 
-    Media are shown only from below `roots`, and only the bytes that were annotated. None trusts the annotation: for a
-    person who may read the files anyway. `note` is a line of the page, for example that the media are generated. Raises
-    UsageError if there is no such version, or the file is named .json, CheckFailed if a file of it is damaged.
+    Media are shown only from below `roots`, and only if their bytes are those that were annotated. If `roots` is None,
+    any annotated URI is read: use this for a person who may read the files anyway. `note` becomes a line of the page.
+    Raises UsageError if there is no such version, or the file is named .json; CheckFailed if one of its files is
+    damaged.
     """
     from mmva_platform.annotation.plan.plan import read_plan
     from mmva_platform.annotation.table.reader import open_annotation
@@ -269,7 +268,7 @@ def report_annotation(
 
 
 def _media_of(annotations: pa.Table, settings: Settings, roots: Sequence[str] | None) -> Callable[[str], bytes]:
-    """Reads an annotated item's media by URI; see report_annotation."""
+    """Return a function that reads an annotated item's media by URI; see report_annotation."""
     import pyarrow.compute as pc
 
     from mmva_platform.annotation.catalog.roots import AllowedRoots
@@ -288,7 +287,7 @@ def _media_of(annotations: pa.Table, settings: Settings, roots: Sequence[str] | 
 
 
 def _captions(annotations: pa.Table) -> dict[str, str]:
-    """Texts of captions in the catalog, by id."""
+    """Texts of captions by id, if they are in the catalog itself."""
     texts = annotations.filter(annotations["caption"].is_valid())
     return dict(zip(texts["id"].to_pylist(), texts["caption"].to_pylist(), strict=True))
 
@@ -336,10 +335,10 @@ def compare_on_catalog(
     seed: int = 0,
     report: Path | None = None,
 ) -> Shadow:
-    """Annotate a sample of unlabelled media with two registered versions (number or alias) and see where they differ.
+    """Annotate a sample of unlabelled media with two registered versions (number or alias) and compare the results.
 
-    The catalog's own place and settings.annotation.roots may be read from. Annotations of a sample stay under home and
-    are not made twice. Raises UsageError if there is no such version, both are the same, or the catalog cannot be read.
+    Media are read from the catalog's own place and settings.annotation.roots. The annotations stay under home and are
+    reused. Raises UsageError if there is no such version, both are the same, or the catalog cannot be read.
     """
     from mmva_platform.annotation.catalog.catalog import open_catalog
     from mmva_platform.annotation.catalog.roots import catalog_root
@@ -377,9 +376,7 @@ def compare_on_catalog(
         neither=drawn.num_rows - tables[0].num_rows - len(only_second),
     )
     if report is not None:
-        texts = dict(zip(drawn["id"].to_pylist(), drawn["caption"].to_pylist(), strict=True))
-        captions = {item: text for item, text in texts.items() if text is not None}
-        write_shadow_page(report, shadow, lambda uri: read_uri(uri, settings.storage), captions)
+        write_shadow_page(report, shadow, lambda uri: read_uri(uri, settings.storage), _captions(drawn))
     return shadow
 
 

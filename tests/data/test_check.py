@@ -67,7 +67,7 @@ def test_a_rewritten_description_does_not_hide_wrong_rows(out: Path) -> None:
     problems = "\n".join(check_dataset(str(out)).problems)
     assert "1 ids occur twice" in problems
     assert "1 labels are not in [0, 1]" in problems
-    assert "are not those of its sha256" in problems
+    assert "do not have its sha256" in problems
     assert f"{info['labels_file']}: its rows are not those of the shards" in problems
 
 
@@ -91,5 +91,5 @@ def test_a_worker_that_does_not_see_the_dataset_says_so(
     """Not that all shards are missing: the dataset may be on a disk of the driver's node only."""
     monkeypatch.setattr(checking, "CLUSTER_FROM", 1)
     inline_cluster.before_shard = lambda _name: shutil.rmtree(out, ignore_errors=True)
-    with pytest.raises(EnvironmentFault, match="is not there on this worker; every node must see it"):
+    with pytest.raises(EnvironmentFault, match="is missing on this worker; every node must see it"):
         check_dataset(str(out))

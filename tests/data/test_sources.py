@@ -269,7 +269,7 @@ class TestSentences:
         data = parquet_bytes(dataset.read_shard(shard.name).from_pylist(rows, schema=DATASET_SCHEMA))
         (tmp_path / "out" / shard.name).write_bytes(data)
         found = check_shard(dataset.storage, shard.model_copy(update={"sha256": sha256_hex(data)}))
-        assert "the text of 'Words/000001' are not those of its sha256" in found.problems[0]
+        assert "the text of 'Words/000001' do not have its sha256" in found.problems[0]
 
     def test_a_dataset_of_sentences_alone_is_embedded(self, words: dict[str, Any], tmp_path: Path) -> None:
         imported(tmp_path / "out", words)

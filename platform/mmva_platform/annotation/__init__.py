@@ -1,4 +1,4 @@
-"""Catalog -> plan -> execute -> commit -> publish a version; update, retry, read, verify, export, clean.
+"""Annotates catalogs: plan, execute, commit and publish a version; update, retry, read, verify, export, clean.
 
     from mmva_platform.annotation import annotate, open_annotation
     annotate("photos/", "models:/mmva@champion", "va/photos", Settings())

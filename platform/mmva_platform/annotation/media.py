@@ -1,4 +1,4 @@
-"""Reading media below the allowed roots, and of an annotated item only the very bytes that were annotated."""
+"""Reads media below the allowed roots; of an annotated item, only if its bytes have not changed since."""
 
 import io
 import re
@@ -49,14 +49,14 @@ class Fetcher:
     """Reads media by URI."""
 
     def __init__(self, settings: StorageSettings, roots: AllowedRoots | Iterable[str] | None = None) -> None:
-        """Connect to nothing yet. A URI below none of `roots` is not opened; None allows every URI."""
+        """A URI outside the `roots` is not opened; None allows every URI."""
         self._roots = roots if roots is None or isinstance(roots, AllowedRoots) else AllowedRoots(roots)
         self._open = lru_cache(maxsize=64)(lambda root: open_storage(root, settings))
 
     def __call__(self, uri: str, size: int | None, most: int) -> bytes:
         """Bytes of a file; `size` is its size if it is known, `most` the largest size to read.
 
-        Raises MediaError "outside-roots" or, by the known size, "too-many-bytes" before the file is opened, and
+        Raises MediaError "outside-roots", or "too-many-bytes" by the known size, before the file is opened, and
         "too-many-bytes" by its real size; UsageError or StorageError if it cannot be read.
         """
         if self._roots is not None:
@@ -72,12 +72,12 @@ class Fetcher:
 
 
 def is_outage(error: Exception) -> bool:
-    """Whether a fetch failed because storage gives no answer."""
+    """Whether a fetch failed because storage is unavailable."""
     return isinstance(error, StorageUnavailable)
 
 
 class MediaReader:
-    """Reads what an annotation names, if it stands under a root and has not changed since."""
+    """Reads media of annotated items that are below a root and have not changed since."""
 
     def __init__(
         self, roots: AllowedRoots, settings: StorageSettings | None = None, limits: Limits | None = None
@@ -87,15 +87,15 @@ class MediaReader:
     def read(self, item: Mapping[str, Any]) -> bytes:
         """Bytes of an item (the columns uri and sha256 of ANNOTATION_SCHEMA).
 
-        Raises MediaError "outside-roots", "not-found", "too-many-bytes", or "changed" if they are not what was
-        annotated; StorageError if storage does not answer. So do the methods below.
+        Raises MediaError "outside-roots", "not-found", "too-many-bytes", or "changed" if these are not the annotated
+        bytes; StorageError if storage does not answer. The methods below raise the same errors.
         """
         if item["uri"] is None:
             raise MediaError("not-found", "this item has no file", stage="fetch")
         try:
             data = self._fetch(item["uri"], None, self._limits.max_bytes)
         except StorageNotFound:
-            raise MediaError("not-found", "the file is not there any more", stage="fetch") from None
+            raise MediaError("not-found", "the file no longer exists", stage="fetch") from None
         if sha256_hex(data) != item["sha256"]:
             raise MediaError("changed", "the file has changed since it was annotated", stage="fetch")
         return data
@@ -109,7 +109,7 @@ class MediaReader:
         return buffer.getvalue()
 
     def sound(self, item: Mapping[str, Any]) -> tuple[str, bytes]:
-        """Content type, by the bytes and never by the name, and bytes of a piece of music or a video.
+        """Content type and bytes of a piece of music or a video; the type follows from the bytes, not from the name.
 
         Raises MediaError "not-audio" or "not-video" for bytes of another kind.
         """
@@ -127,9 +127,9 @@ class MediaReader:
 
 
 def piece_of(data: bytes, asked: str | None) -> Piece | None:
-    """What a Range header asks for (RFC 9110, one range); all of it for none or one that is not understood.
+    """The piece of a file that a Range header asks for (RFC 9110, one range); the whole file for no or another header.
 
-    None if it begins behind the end (416).
+    None if the range begins after the file's end (416).
     """
     size = len(data)
     match = _RANGE.fullmatch(asked.strip()) if asked else None
@@ -138,7 +138,7 @@ def piece_of(data: bytes, asked: str | None) -> Piece | None:
     first, last = match.groups()
     if first:
         start, stop = int(first), min(int(last) + 1, size) if last else size
-        if last and int(last) < int(first):  # not a range: to be ignored
+        if last and int(last) < int(first):  # not a valid range, so it is ignored
             return Piece(data, 0, size)
     else:
         start, stop = max(0, size - int(last)), size

@@ -30,7 +30,7 @@ class TableOptions(Config):
 
     lenient: bool = Field(default=False, description="count malformed rows and leave them out, instead of failing")
     delimiter: Annotated[str, AfterValidator(_one_delimiter)] | None = Field(
-        None, description=r"of CSV files, one character or \t; by default a tab in .tsv and a comma in .csv"
+        None, description=r"separator of CSV files, one character or \t; by default a tab in .tsv and a comma in .csv"
     )
 
 
@@ -42,7 +42,7 @@ class RetryOptions(Config):
 
     workers: int | None = Field(None, ge=1, description="actors; by default one per CPU")
     max_errors: Annotated[str, AfterValidator(_error_limit)] | None = Field(
-        None, description="stop above so many quarantined items: 100, or 5%; default 20% of 100 items or more"
+        None, description="stop if more items are quarantined: 100, or 5%; default 20%, for 100 items or more"
     )
     shard_items: int | None = Field(None, ge=1, description="most items of a shard; by default a minute of work")
     batch_size: int = Field(16, ge=1, description="images, windows or captions embedded at once")
@@ -61,12 +61,12 @@ class UpdateOptions(RetryOptions):
 
 
 class AnnotateOptions(RetryOptions):
-    """Options of a run. Those that decide the output are in its plan, and the same call again must agree with them."""
+    """Options of a run. Those that decide the output are in its plan; a later call must have the same ones."""
 
     tables: TableOptions = PLAIN_TABLES
 
     engine: Annotated[str, AfterValidator(check_engine_name)] = Field(
-        "auto", description="auto, torch, torch-bf16, onnx, cuda or cuda-bf16; auto on a resume adopts the plan's"
+        "auto", description="auto, torch, torch-bf16, onnx, cuda or cuda-bf16; on a resume, auto is the plan's engine"
     )
     roots: tuple[str, ...] = Field((), description="media may be read from here, besides the catalog's own place")
     keep_windows: bool = Field(default=True, description="keep windows' embeddings, for curves without media later")
@@ -81,18 +81,18 @@ class AnnotateOptions(RetryOptions):
 
 
 class ErrorLimit:
-    """Whether a run has quarantined more than its limit `text`, "100" or "5%"; a share counts from 100 items on."""
+    """The limit of quarantined items of a run, "100" or "5%"; a share is checked from 100 items on."""
 
     _SMALLEST_SAMPLE = 100
     _DEFAULT = "20%"
 
     def __init__(self, text: str | None, items: int) -> None:
-        """Bind to a catalog of so many items. Without a text a small catalog has no limit, others have the default."""
+        """The limit for a catalog of so many items. By default a small catalog has none, and others have 20%."""
         unlimited = text is None and items < self._SMALLEST_SAMPLE
         self.text, self._items = ("100%" if unlimited else text or self._DEFAULT), items
 
     def exceeded(self, done: int, quarantined: int) -> bool:
-        """With so many items done, so many of them quarantined."""
+        """Whether this number of quarantined items among those done is over the limit."""
         if not self.text.endswith("%"):
             return quarantined > int(self.text)
         enough = done >= min(self._SMALLEST_SAMPLE, self._items)

@@ -1,6 +1,6 @@
-"""The Arrow schemas of an annotation, with a version, and the bytes they are stored as.
+"""The Arrow schemas of an annotation, their version, and how tables are stored.
 
-Bump ANNOTATION_VERSION with any change of a column: a run of another version is never resumed or mixed.
+Increase ANNOTATION_VERSION with any change of a column: runs of different versions are never resumed or mixed.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ CATALOG_SCHEMA: Final = pa.schema(
         pa.field("uri", pa.large_string()),  # null for a caption whose text is in the catalog
         pa.field("modality", pa.large_string()),  # null if neither the row nor the extension gives it
         pa.field("caption", pa.large_string()),  # null for a caption that is a .txt file
-        pa.field("bytes", pa.int64()),  # null if only a request for each item would give it
-        # Changes when the content does (S3's ETag, a local file's modification time); null where it is not known.
+        pa.field("bytes", pa.int64()),  # null if it would take a request for each item to know it
+        # Changes when the content does (S3's ETag, a local file's modification time); null if it is not known.
         pa.field("etag", pa.large_string()),
     ]
 )
@@ -34,15 +34,15 @@ ITEM_SCHEMA: Final = pa.schema(
     [
         *CATALOG_SCHEMA,
         pa.field("item_digest", pa.int64(), nullable=False),  # see item_digests
-        pa.field("attempts", pa.int32(), nullable=False),  # with this one: 1, and one more for each retry
-        # Where the version that is updated holds this item unchanged: a file of the table and a row in it. Null for an
-        # item that is annotated from its media; the row is -1 if that version holds it with another digest.
+        pa.field("attempts", pa.int32(), nullable=False),  # 1, and 1 more for each retry
+        # The place of this item in the version before, if it is unchanged: a file of the table and a row in it. Null
+        # for an item that is annotated from its media; the row is -1 if that version has it with another digest.
         pa.field("base_file", pa.large_string()),
         pa.field("base_row", pa.int64()),
     ]
 )
 
-# What a run adds to the rows of inference.
+# Columns that a run adds to the rows of inference.
 STAMP_SCHEMA: Final = pa.schema(
     [
         pa.field("model_name", pa.string(), nullable=False),
@@ -75,7 +75,7 @@ QUARANTINE_SCHEMA: Final = pa.schema(
     ]
 )
 
-# Of items of more than one window: their curves are computed from this when only the heads have changed.
+# Windows of items that have more than one: new heads compute their curves from these.
 _WINDOW: Final = pa.struct([("track", pa.string()), ("start_s", pa.float64()), ("embedding", pa.list_(pa.float16()))])
 # A file of embeddings: a row for each annotated item of a shard and modality, in the order of their data file.
 EMBEDDING_FILE_SCHEMA: Final = pa.schema(
@@ -92,7 +92,7 @@ STATUSES: Final = tuple(SCHEMAS)
 
 
 def _table_schema() -> pa.Schema:
-    """Columns of the Delta table: both kinds of rows. A column that a row's kind lacks is null."""
+    """Columns of the Delta table, for both kinds of rows. Columns that a kind of row lacks are null in it."""
     fields = {"id": pa.field("id", pa.string()), "status": pa.field("status", pa.string())}
     for column in [*ANNOTATION_SCHEMA, *QUARANTINE_SCHEMA]:
         fields.setdefault(column.name, column.with_nullable(True))  # noqa: FBT003 - Arrow's own signature
@@ -101,7 +101,7 @@ def _table_schema() -> pa.Schema:
 
 TABLE_SCHEMA: Final = _table_schema()
 
-# Columns of few different values; a dictionary of the others would be built and then discarded.
+# Columns of few different values; dictionaries of the others would be built and then discarded.
 _REPEATED: Final = frozenset({
     "modality", "mood", "tracks", "track", "model_name", "model_version", "model_digest", "run_id", "shard",
     "annotated_at", "stage", "error", "attempts", "embedding_file",
@@ -109,10 +109,10 @@ _REPEATED: Final = frozenset({
 
 
 def table_to_parquet(table: pa.Table) -> bytes:
-    """A table as the bytes of one Parquet file; equal tables give equal bytes.
+    """The Parquet file of a table, with page checksums; equal tables give equal bytes.
 
-    Embeddings do not compress, so they are stored plain: reading and writing them is most of what a run over stored
-    embeddings does. The rest is zstd. Pages have checksums.
+    Embeddings do not compress, so they are stored plain: a run over stored embeddings mostly reads and writes them.
+    Other columns are compressed (zstd).
     """
     leaves = [path for field in table.schema for path in _leaves(field)]
     plain = {path for path in leaves if "embedding" in path.split(".")}
@@ -141,11 +141,11 @@ def _leaves(field: pa.Field, prefix: str = "", name: str | None = None) -> list[
 def item_digests(items: pa.Table) -> NDArray[np.int64]:
     """64-bit digests of catalog rows (CATALOG_SCHEMA), shape [N]; an item with the same digest has not changed.
 
-    A table without sizes and etags does not show that a file was replaced under the same URI.
+    Without sizes and etags in the table, a file that was replaced under the same URI is not noticed.
     """
     text = pa.large_string()
     columns = [items[name].cast(text) for name in CATALOG_SCHEMA.names]
-    # With its length in front, a value cannot run into the next one; null is "-".
+    # The length before each value keeps it apart from the next one; null is "-".
     lengths = [pc.binary_length(column).cast(text) for column in columns]
     colon, nothing = pa.scalar(":", text), pa.scalar("-", text)
     pairs = zip(lengths, columns, strict=True)

@@ -1,4 +1,4 @@
-"""The one way to run a pass over shards: a Ray Data pipeline in which each row is a shard.
+"""Run a pass over shards: a Ray Data pipeline in which each row is a shard.
 
     class Worker:                                   # constructed once in each actor
         def __init__(self, out: Storage) -> None: ...
@@ -7,7 +7,7 @@
     run_pass(shards, Worker, kwargs={"out": out}, stage="embed", settings=settings, on_result=collect)
 
 A worker commits its own output, idempotently, because a shard may run more than once: its actor may die, its node may
-be lost, and a shard that fails is tried again on other nodes. Results are small; the driver never sees the data.
+be lost, and a failed shard is tried again on other nodes. Results are small; the driver never sees the data.
 """
 
 from mmva_platform.bulk.attempt import ISOLATE_AFTER, Attempt, ShardWorker

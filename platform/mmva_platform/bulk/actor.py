@@ -1,4 +1,4 @@
-"""The actors of Ray Data: the input is a row that names a shard, the output a row with its result or error."""
+"""The actors of Ray Data: their input is a row that names a shard, their output a row with its result or error."""
 
 import contextlib
 import os
@@ -18,15 +18,15 @@ from mmva_platform.bulk.monitor import HEARTBEAT_S
 _EXPECTED: Final = (UsageError, CheckFailed, OperationFailed, MediaError)
 _LONGEST_PAUSE_S: Final = 30.0
 
-# A row of the pipeline. `value` is a shard's arguments, then what the stage before gave, then the result; `error` is
-# the exception of a failed attempt. Both are pickled, and never leave the cluster.
+# A row of the pipeline. `value` is first the shard's arguments, then the result of each stage; `error` is the exception
+# of a failed attempt. Both are pickled, and never leave the cluster.
 ROW: Final = pa.schema(
     [
         pa.field("shard", pa.string(), nullable=False),
         pa.field("attempt", pa.int32(), nullable=False),
         pa.field("items_at_fault", pa.bool_(), nullable=False),
         pa.field("node", pa.string()),  # where the last stage ran
-        pa.field("skipped", pa.bool_(), nullable=False),  # a stop came first
+        pa.field("skipped", pa.bool_(), nullable=False),  # the pass was stopped before the shard began
         pa.field("value", pa.large_binary()),
         pa.field("error", pa.large_binary()),
     ]
@@ -45,7 +45,7 @@ class ShardActor:
         monitor: Any,
         step_limit_s: float,
     ) -> None:
-        """Construct nothing yet: errors of the worker's constructor must become rows, too."""
+        """Do not construct the worker yet: errors of its constructor must become rows, too."""
         import ray
 
         self._worker_class, self._kwargs = worker, kwargs
@@ -84,7 +84,7 @@ class ShardActor:
                 value = self._run(ray.cloudpickle.loads(row["value"]), attempt)
             self._failures = 0
             return {"value": ray.cloudpickle.dumps(value)}
-        except Exception as error:  # noqa: BLE001 - one shard's error is not the pipeline's
+        except Exception as error:  # noqa: BLE001 - one shard's error must not end the pipeline
             self._failures += 1
             self._gpu_lost = self._has_gpu and isinstance(error, EnvironmentFault)
             # A node that fails at once would otherwise take all shards before a good one has finished its first.
@@ -122,6 +122,6 @@ def _pickled(error: Exception) -> bytes:
     try:
         data: bytes = cloudpickle.dumps(error.with_traceback(None))
         cloudpickle.loads(data)
-    except Exception:  # noqa: BLE001 - an exception that cannot travel is told in words
+    except Exception:  # noqa: BLE001 - of an exception that cannot be pickled, only the text is passed on
         data = cloudpickle.dumps(OperationFailed(f"{type(error).__name__}: {error}"))
     return data

@@ -1,4 +1,4 @@
-"""One try at one shard, from the worker's side."""
+"""One attempt at a shard, as its worker sees it."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import Any, Final, Protocol, Self
 from mmva.errors import OperationFailed
 from mmva.inference.isolation import TimeLimit
 
-ISOLATE_AFTER: Final = 2  # worker deaths: one may be bad luck, two are likely an item's doing
+ISOLATE_AFTER: Final = 2  # worker deaths: one may be chance, two are probably caused by an item
 GIVE_UP_AFTER: Final = 4
 
 
 class ShardWorker(Protocol):
-    """What an actor of a pass runs."""
+    """The interface of what an actor of a pass runs."""
 
     def __call__(self, shard: dict[str, Any], attempt: Attempt) -> Any:
-        """Run one shard and return its (small, picklable) result. Raise to have it tried again elsewhere."""
+        """Run one shard and return its (small, picklable) result. After an exception the shard is tried again."""
 
 
 class Attempt:
-    """One try at one shard; a context manager for the duration of the work.
+    """One attempt at a shard; a context manager for the duration of the work.
 
-    `number` is 1 for the first try; a try counts if it ended in an error, not if its node was lost. `deaths` counts
-    worker processes that died or were killed for hanging while they had this shard, on nodes that are still alive. From
-    ISOLATE_AFTER deaths on, a worker must run the shard's items in a child process. `items_at_fault` is True if this
-    shard failed before and others succeeded: a fault that all its items share is then the items' own. `stage` is the
-    last reported step, `done` the number of finished items.
+    `number` is 1 for the first attempt; only attempts that end in an error count, not those of lost nodes. `deaths`
+    counts worker processes that died or were killed for hanging while they ran this shard, on nodes that are still
+    alive. From ISOLATE_AFTER deaths on, a worker must run the shard's items in a child process. `items_at_fault` is
+    True if this shard failed before and others succeeded: an error of all its items is then caused by the items.
+    `stage` is the last reported step, `done` the number of finished items.
     """
 
     def __init__(

@@ -1,13 +1,12 @@
-"""Which failed shards are tried again, and when a pass gives up."""
+"""Decides which failed shards are tried again, and when a pass gives up."""
 
 from collections.abc import Mapping
 from typing import Any, Final
 
 from mmva.errors import CheckFailed, OperationFailed, UsageError
 
-# A pass stops early once this share of its attempts has failed, but not before so many have.
-_MOST_FAILED: Final = 0.2
-_SMALLEST_SAMPLE: Final = 10
+_MOST_FAILED: Final = 0.2  # a pass stops early if a larger share of its attempts fails ...
+_SMALLEST_SAMPLE: Final = 10  # ... and at least this many have failed
 _FEW: Final = 3
 
 
@@ -24,10 +23,9 @@ class StoppedError(OperationFailed):
 
 
 class Failures:
-    """The failed attempts of a pass."""
+    """The failed attempts of a pass; a shard has failed after `max_attempts` of them."""
 
     def __init__(self, stage: str, shards: int, max_attempts: int) -> None:
-        """`max_attempts` are the tries of a shard before it has failed."""
         self._stage, self._shards, self._max_attempts = stage, shards, max_attempts
         self._errors: dict[str, BaseException] = {}
         self._attempts: dict[str, int] = {}
@@ -45,10 +43,10 @@ class Failures:
         self._errors.pop(shard, None)
 
     def failed(self, shard: str, node: str, error: BaseException, nodes: int) -> None:
-        """Note that a shard's attempt on a node failed; `nodes` is the number of nodes that the pass can use now.
+        """Record a failed attempt of a shard on a node; `nodes` is the number of nodes that the pass can use now.
 
-        Raises the worker's error if nothing has succeeded and more than one node is affected, ShardsFailedError if too
-        large a share of the attempts fails, and not on one node alone.
+        Unless all failures are on one of several nodes, raises the worker's error if nothing has succeeded yet,
+        ShardsFailedError if too large a share of the attempts has failed.
         """
         self._errors[shard] = error
         self._attempts[shard] = self._attempts.get(shard, 0) + 1
@@ -64,9 +62,9 @@ class Failures:
             raise self._summary(f"{self._failed} of {done} attempts failed")
 
     def to_retry(self, nodes: set[str]) -> dict[str, int]:
-        """Failed shards that deserve another try, with the number of that try. `nodes` are the ids of usable nodes.
+        """Failed shards to try again, with the number of the next attempt. `nodes` are the ids of usable nodes.
 
-        A user's mistake is the same on every try, unless the node makes the difference.
+        A user's mistake gives the same error again, so it is only tried on nodes that the shard has not failed on.
         """
         return {
             shard: self._attempts[shard] + 1
@@ -76,12 +74,12 @@ class Failures:
         }
 
     def bad_nodes(self, nodes: set[str]) -> set[str]:
-        """Nodes to keep the retries away from: those where they failed, if others are left."""
+        """Nodes that retries must avoid: those where the shards failed, if other nodes are left."""
         bad = set().union(*(self._nodes[shard] for shard in self._errors)) if self._errors else set()
         return bad if nodes - bad else set()
 
     def raise_if_any(self) -> None:
-        """Raise if shards are left that failed: the worker's own error if nothing succeeded, else ShardsFailedError."""
+        """Raise if failed shards are left: the worker's own error if nothing succeeded, else ShardsFailedError."""
         if not self._errors:
             return
         if not self._succeeded:

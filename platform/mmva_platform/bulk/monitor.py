@@ -1,7 +1,7 @@
-"""Which worker has which shard, and whether it is alive: one Ray actor of a pass, on the driver's node.
+"""Tracks which worker runs which shard, and whether it is alive: one Ray actor for each pass, on the driver's node.
 
-A worker that dies leaves no message. The monitor knows that it had the shard and tells the next worker of that shard.
-The monitor ends with the driver: a killed driver or a lost node never counts against a shard.
+A worker that dies leaves no message. The monitor knows its shard and informs the shard's next worker. It ends with the
+driver: a killed driver or a lost node never counts against a shard.
 """
 
 import time
@@ -14,7 +14,7 @@ HEARTBEAT_S: Final = 5.0
 
 @dataclass(frozen=True)
 class InFlight:
-    """A shard that a worker has now."""
+    """A shard that a worker runs now."""
 
     shard: str
     node: str
@@ -44,11 +44,10 @@ class Monitor:
         self._stopping = False
 
     def begin(self, key: tuple[str, str], node: str, pid: int, actor: Any) -> tuple[int, bool]:
-        """A worker takes a shard of a stage; returns earlier workers' deaths at it and whether to leave it because of a
-        stop.
+        """Note that a worker begins a shard of a stage. Returns how many workers died at it, and whether to skip it.
 
-        An earlier process died if it never returned its shard and its node is alive: another process has the shard now,
-        or Ray has restarted the actor and it has another shard first.
+        An earlier process died if it never ended its shard although its node is alive, and another process now begins
+        the same shard, or the restarted actor begins another one. A shard is skipped once the pass is being stopped.
         """
         dead = {
             other: holder
@@ -64,13 +63,13 @@ class Monitor:
         return self._deaths.get(key, 0), self._stopping
 
     def beat(self, key: tuple[str, str], pid: int, step: str, done: int) -> None:
-        """A worker is alive, at this step of its shard, with so many items done."""
+        """Note that a worker is alive, at this step of its shard, with so many items done."""
         holder = self._holders.get(key)
         if holder is not None and holder.pid == pid:
             holder.beat_at, holder.step, holder.done = self._clock(), step, done
 
     def end(self, key: tuple[str, str]) -> None:
-        """A worker gives a shard back, done or failed."""
+        """Note that a worker has ended its shard, done or failed."""
         self._holders.pop(key, None)
 
     def stop(self) -> None:
@@ -78,7 +77,7 @@ class Monitor:
         self._stopping = True
 
     def check(self) -> list[InFlight]:
-        """Shards under way; a worker without a heartbeat for too long is killed, and its shard runs again."""
+        """Return the shards in flight; kill workers without a heartbeat for too long: their shards run again."""
         now = self._clock()
         for holder in self._holders.values():
             if now - holder.beat_at > self._timeout_s:

@@ -19,7 +19,7 @@ from mmva_platform.settings import ClusterSettings, Settings
 logger = logging.getLogger(__name__)
 
 _TICK_S: Final = 1.0
-_IN_FLIGHT: Final = 2  # shards an actor holds: the one it runs, and the next, so that it never waits for the driver
+_IN_FLIGHT: Final = 2  # shards of an actor: the one that it runs and the next, so that it never waits for the driver
 _END: Final = object()
 _END_LIMIT_S: Final = 30.0
 _BUILDING = threading.Lock()
@@ -42,11 +42,12 @@ def run_pass(
     """Run every shard; results arrive one by one in this thread, in no order. Needs a Ray session.
 
     Each shard is a picklable mapping with a unique name under "shard". `worker` is an importable class; each actor
-    constructs it once, with `kwargs`. `stage` is the name in errors and logs. What `on_result` raises ends the pass.
-    `resources` are those of an actor, one CPU by default. `before` is an earlier stage with its own actors; `worker`
-    gets its result, a mapping, instead of the shard: CPUs decode what GPUs infer. `step_limit_s` is the longest step of
-    a worker (see Attempt.step), by default settings.cluster.stall_timeout_s. `stopping` is asked every second; once it
-    is True, shards in flight finish and no other begins. `on_heartbeat` gets the shards in flight every few seconds.
+    constructs it once, with `kwargs`. `stage` is the name in errors and logs. An exception of `on_result` ends the
+    pass. `resources` are those of an actor, one CPU by default. `before` is an earlier stage with its own actors;
+    `worker` gets its result, a mapping, instead of the shard: CPUs decode for GPUs. `step_limit_s` is the longest step
+    of a worker (see Attempt.step), by default settings.cluster.stall_timeout_s. `stopping` is called every second; once
+    it returns True, shards in flight finish and no other begins. `on_heartbeat` gets the shards in flight every few
+    seconds.
 
     Raises UsageError if not even one actor fits the cluster, the worker's own error if every shard failed,
     ShardsFailedError if shards failed on every attempt (the others are done), StoppedError after `stopping` if shards
@@ -87,7 +88,7 @@ class _Pass:
     def run(
         self, shards: Mapping[str, dict[str, Any]], on_result: Callable[[Any], None], stopping: Callable[[], bool]
     ) -> None:
-        """Rounds until no failed shard deserves another try."""
+        """Repeat rounds until no failed shard is to be tried again."""
         import ray
 
         todo = dict.fromkeys(shards, 1)
@@ -97,7 +98,7 @@ class _Pass:
                 todo = self._failures.to_retry(self._usable_nodes())
         finally:
             self._executors.shut_down()  # nothing else ends a pipeline that waits for actors
-            ray.kill(self._monitor)  # without it an actor begins no other shard
+            ray.kill(self._monitor)  # without the monitor, no actor begins another shard
             if self._reader is not None:
                 self._reader.join(_END_LIMIT_S)
         self._failures.raise_if_any()
@@ -239,7 +240,7 @@ class _Pass:
 
 
 def _pipeline(rows: list[dict[str, Any]], operators: Sequence[dict[str, Any]], executors: _Executors) -> Any:
-    """One row = one block = one shard, through one actor pool a stage."""
+    """One row = one block = one shard; one actor pool for each stage."""
     import ray.data
 
     from mmva_platform.cluster import quiet_ray_data
@@ -249,7 +250,7 @@ def _pipeline(rows: list[dict[str, Any]], operators: Sequence[dict[str, Any]], e
     context.target_max_block_size = None  # a row is never split
     context.enable_progress_bars = False
     context.custom_execution_callback_classes = [executors.callback()]
-    # The current context is the process's, and another thread may begin a pass, too.
+    # The current context belongs to the process, and another thread may begin a pass at the same time.
     with _BUILDING, ray.data.DataContext.current(context):
         tables = [ROW.empty_table().from_pylist([row], schema=ROW) for row in rows]
         dataset = ray.data.from_arrow(tables)
@@ -259,9 +260,7 @@ def _pipeline(rows: list[dict[str, Any]], operators: Sequence[dict[str, Any]], e
 
 
 class _Executors:
-    """Executors of a pass's pipelines. Ray pickles the context that refers to them for its workers, so they pickle
-    empty.
-    """
+    """Executors of a pass's pipelines. They pickle empty, because Ray sends the context with them to its workers."""
 
     def __init__(self) -> None:
         self._running: list[Any] = []
@@ -270,7 +269,7 @@ class _Executors:
         return _Executors, ()
 
     def callback(self) -> Any:
-        """A callback class of Ray Data that notes the executor of a pipeline when it starts."""
+        """Return a callback class of Ray Data that notes the executor of a pipeline when it starts."""
         from ray.data._internal.execution.execution_callback import ExecutionCallback
 
         running = self
@@ -282,13 +281,13 @@ class _Executors:
         return Noted
 
     def shut_down(self) -> None:
-        """End the pipelines that still run; those that have ended are left alone."""
+        """End the pipelines that still run."""
         for executor in self._running:
             executor.shutdown(force=False)
 
 
 def _read(dataset: Any, arrived: queue.Queue[Any]) -> None:
-    """Put the pipeline's rows into a queue, then _END; an error of Ray's own in their place."""
+    """Put the pipeline's rows into a queue, then _END, or else the error that Ray raised."""
     import ray
 
     try:
@@ -302,7 +301,7 @@ def _read(dataset: Any, arrived: queue.Queue[Any]) -> None:
 
 
 def _start_monitor(heartbeat_timeout_s: float) -> Any:
-    """The monitor, on this process's node if possible; if its node is lost, it starts elsewhere and knows nothing."""
+    """Start the monitor, on this process's node if possible. If its node is lost, it restarts elsewhere, empty."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

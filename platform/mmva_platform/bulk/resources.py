@@ -1,4 +1,4 @@
-"""Resources and number of a pass's actors, and whether at least one fits the cluster."""
+"""The resources and the number of a pass's actors, and a check that at least one fits the cluster."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,12 +8,12 @@ from mmva.errors import UsageError
 from mmva_platform.bulk.attempt import ShardWorker
 from mmva_platform.settings import ClusterSettings
 
-_ROUNDING: Final = 1e-6  # of three workers at a third of a GPU
+_ROUNDING: Final = 1e-6  # three workers at a third of a GPU must fit one GPU
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one actor reserves, and how many actors there may be. Without a maximum the pool follows the cluster."""
+    """Resources of one actor, and the largest number of actors; None follows the size of the cluster."""
 
     cpus: float = 1.0
     gpus: float = 0.0
@@ -22,7 +22,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Stage:
-    """A step of the pipeline: a worker's class, what it is constructed with, and what its actors reserve."""
+    """A step of the pipeline: a worker's class, its constructor's arguments, and the resources of its actors."""
 
     worker: Callable[..., ShardWorker]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -35,7 +35,7 @@ def actors_that_fit(resources: Resources, nodes: list[Mapping[str, float]]) -> i
 
 
 def most_actors(resources: Resources, settings: ClusterSettings) -> int | None:
-    """How many actors a cluster may grow to by the settings; None without a limit there."""
+    """The largest number of actors that the settings allow; None if they set no limit."""
     limits = [resources.max_workers]
     if settings.max_cpus is not None and resources.cpus:
         limits.append(int(settings.max_cpus / resources.cpus + _ROUNDING))
@@ -45,7 +45,7 @@ def most_actors(resources: Resources, settings: ClusterSettings) -> int | None:
 
 
 def check_feasible(resources: Resources, settings: ClusterSettings, nodes: list[Mapping[str, float]]) -> None:
-    """UsageError if not even one actor fits and the cluster is not said to grow: the pass would wait for nothing."""
+    """Raise UsageError if no actor fits and no setting lets the cluster grow: the pass would wait forever."""
     if actors_that_fit(resources, nodes):
         return
     if resources.gpus and not settings.max_gpus:

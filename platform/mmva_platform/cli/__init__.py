@@ -3,7 +3,7 @@
 import platform
 import sys
 
-if not hasattr(platform, "system"):  # nothing would import from here on, least of all the doctor
+if not hasattr(platform, "system"):  # then no further import works, not even that of the doctor
     sys.stderr.write(
         f"mmva: `import platform` finds {platform.__file__} instead of Python's own module: remove that file, or the "
         "folder above it from PYTHONPATH\n"

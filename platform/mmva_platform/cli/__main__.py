@@ -1,4 +1,4 @@
-"""`python -m mmva_platform.cli VERB ...`: what a submitted job runs; without its secrets it does not begin."""
+"""`python -m mmva_platform.cli VERB ...`: the command of a submitted job; it ends at once if a secret is missing."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from mmva_platform.submission.request import SECRETS_VARIABLE
 
 
 def missing_secrets() -> list[str]:
-    """Names that the submission asked for and this node's environment has no value for."""
+    """Names of the submission's secrets that have no value in this node's environment."""
     names = filter(None, os.environ.get(SECRETS_VARIABLE, "").split(","))
     return [name for name in names if not os.environ.get(name)]
 

@@ -11,7 +11,7 @@ from mmva_platform.cli.context import Json, emit, settings_of
 MaxErrors = Annotated[
     str | None,
     typer.Option(
-        help="stop if more items are quarantined: a number or a share such as 5%; default: 20%, for 100 items or more"
+        help="stop if more items are quarantined: a number, or a share such as 5%; default: 20% of 100 items or more"
     ),
 ]
 Lenient = Annotated[
@@ -20,24 +20,22 @@ Lenient = Annotated[
 Delimiter = Annotated[
     str | None, typer.Option(help=r"separator of CSV files, such as ; or \t; default: a tab in .tsv, else a comma")
 ]
+Workers = Annotated[int | None, typer.Option(min=1, help="worker processes; default: one for each CPU")]
+BatchSize = Annotated[int, typer.Option(min=1, help="images, windows or captions embedded at once")]
+Root = Annotated[list[str] | None, typer.Option(help="another folder or prefix to read media from; repeatable")]
 Version = Annotated[int | None, typer.Option(min=0, help="version of the annotation; default: the newest")]
 Out = Annotated[str, typer.Argument(help="the annotation: a folder or s3://bucket/prefix")]
-Old = Annotated[str, typer.Argument(help="the annotation to convert, with a MANIFEST.json; it stays as it is")]
+Old = Annotated[str, typer.Argument(help="the annotation to convert, with a MANIFEST.json; it is not changed")]
 
 app = typer.Typer(
     help="Annotations: resume, update, retry, status, history, verify, report, export, clean.", no_args_is_help=True
 )
 
 
-def add_verbs(root: typer.Typer) -> None:
-    """Put the verbs without a noun on the root command."""
-    root.command("annotate")(annotate)
-
-
 def annotate(
     context: typer.Context,
     catalog: Annotated[
-        str, typer.Argument(help="a folder, an S3 prefix, a Parquet, CSV or JSONL table, or a folder of them")
+        str, typer.Argument(help="a folder, an S3 prefix, a Parquet, CSV or JSONL table or a folder of these")
     ],
     *,
     out: Annotated[str, typer.Option(help="folder or URI of the annotation; the same command again resumes")],
@@ -50,17 +48,13 @@ def annotate(
     delimiter: Delimiter = None,
     engine: Annotated[str, typer.Option(help="auto, torch, torch-bf16, onnx, cuda or cuda-bf16")] = "auto",
     max_errors: MaxErrors = None,
-    root: Annotated[
-        list[str] | None, typer.Option(help="another folder or prefix that media may be read from; repeatable")
-    ] = None,
+    root: Root = None,
     windows: Annotated[
-        bool, typer.Option(help="keep the embeddings of windows: later models then need no media for curves")
+        bool, typer.Option(help="keep window embeddings: new models then need no media for curves")
     ] = True,
-    workers: Annotated[int | None, typer.Option(min=1, help="worker processes; default: one for each CPU")] = None,
-    shard_items: Annotated[
-        int | None, typer.Option(min=1, help="largest number of items in a shard; default: a minute of work")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="images, windows or captions embedded at once")] = 16,
+    workers: Workers = None,
+    shard_items: Annotated[int | None, typer.Option(min=1, help="items per shard; default: a minute of work")] = None,
+    batch_size: BatchSize = 16,
     as_json: Json = False,
 ) -> None:
     """Give every item of a catalog a VA point and an embedding, or a quarantine row with the reason."""
@@ -96,8 +90,8 @@ def resume(
     context: typer.Context,
     out: Out,
     *,
-    workers: Annotated[int | None, typer.Option(min=1, help="worker processes; default: one for each CPU")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="images, windows or captions embedded at once")] = 16,
+    workers: Workers = None,
+    batch_size: BatchSize = 16,
     max_errors: MaxErrors = None,
     as_json: Json = False,
 ) -> None:
@@ -124,8 +118,8 @@ def update(
     root: Annotated[
         list[str] | None, typer.Option(help="another folder or prefix that media may be read from; repeatable")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="worker processes; default: one for each CPU")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="images, windows or captions embedded at once")] = 16,
+    workers: Workers = None,
+    batch_size: BatchSize = 16,
     max_errors: MaxErrors = None,
     as_json: Json = False,
 ) -> None:
@@ -152,10 +146,10 @@ def retry(
     context: typer.Context,
     out: Out,
     *,
-    workers: Annotated[int | None, typer.Option(min=1, help="worker processes; default: one for each CPU")] = None,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Add a version in which the quarantined items were tried again."""
+    """Add a version in which the quarantined items are tried again."""
     from mmva_platform.annotation.run.update import retry as retry_annotation
 
     options = {"workers": workers, "command": ("mmva", *sys.argv[1:])}
@@ -183,7 +177,7 @@ def history(context: typer.Context, out: Out, *, as_json: Json = False) -> None:
 
 @app.command("verify")
 def verify(context: typer.Context, out: Out, *, version: Version = None, as_json: Json = False) -> None:
-    """Compute every digest and count again. Exit code 3 if an item is missing, doubled or damaged."""
+    """Compute every digest and count again. Exit code 3 if an item is missing, repeated or damaged."""
     from mmva.errors import CheckFailed
     from mmva_platform.annotation.table.verify import verify as verify_run
 
@@ -205,7 +199,7 @@ def report(
     from mmva_platform.workflows import report_annotation
 
     report_annotation(out, file, settings_of(context), version)
-    emit(f"{file.resolve()}", None, as_json=False)
+    emit(str(file.resolve()), None, as_json=False)
 
 
 @app.command("export")
@@ -215,9 +209,7 @@ def export(
     *,
     to: Annotated[str, typer.Option(help="csv, parquet or lance")],
     file: Annotated[Path, typer.Option(help="file to write; for lance a folder")],
-    columns: Annotated[
-        str | None, typer.Option(help="names, separated by commas; default: all that the format can hold")
-    ] = None,
+    columns: Annotated[str | None, typer.Option(help="names, separated by commas; default: all possible")] = None,
     modality: Annotated[str | None, typer.Option(help="only items of this modality; required for lance")] = None,
     version: Version = None,
 ) -> None:
@@ -235,7 +227,7 @@ def index(
     context: typer.Context,
     out: Out,
     *,
-    modality: Annotated[str | None, typer.Option(help="only this one; default: each with 10,000 items or more")] = None,
+    modality: Annotated[str | None, typer.Option(help="only this one; default: all with 10,000 items or more")] = None,
     version: Version = None,
 ) -> None:
     """Build an index of embeddings, for searches by embedding among millions of items; needs the extra `lance`."""

@@ -30,16 +30,13 @@ def show(context: typer.Context, *, as_json: Json = False) -> None:
 
 
 def effective(settings: Settings, file: Path | None, home: str | None) -> list[tuple[str, Any, str]]:
-    """Every setting as (dotted key, plain value, source), in the order of their definition.
+    """Every setting as (dotted key, plain value, source), in the order of definition.
 
-    Args:
-        settings: What the verbs use.
-        file: The settings file, if there is one.
-        home: The option or variable that sets the home, if one does.
+    `file` is the settings file, `home` the option or variable that sets the home, if there is one.
     """
     values = {key: (value, str(file) if given else "default") for key, value, given in _leaves(settings)}
     values["home"] = (str(settings.home.resolve()), home or values["home"][1])
-    # Defaults that depend on the environment or on the home, as the verbs work them out.
+    # Defaults that depend on the environment or on the home.
     for key, variable, value in (
         ("runs", None, settings.runs_uri),
         ("tracking.uri", "MLFLOW_TRACKING_URI", settings.tracking_uri),

@@ -1,4 +1,4 @@
-"""What the verbs and the job scripts share: settings, logging, exit codes, and the two ways to print a result."""
+"""Shared by the verbs and the job scripts: settings, logging, exit codes, and printing a result as text or JSON."""
 
 import contextlib
 import io
@@ -28,13 +28,13 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON object instea
 
 
 def turn_telemetry_off() -> None:
-    """Turn usage statistics of the libraries off, unless the environment turns them on."""
+    """Turn off usage statistics of the libraries, unless the environment turns them on."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
 
 
 def set_up_logging(*, verbose: bool) -> None:
-    """Our own messages on stderr; the libraries' only on request. What a terminal cannot show is escaped."""
+    """Log our own messages to stderr, and the libraries' on request. Escape characters that a terminal cannot show."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -77,10 +77,10 @@ def _explained(error: Exception) -> tuple[str | None, int]:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process with this exit code, everything flushed, without tearing the interpreter down.
+    """Flush the output and end the process with this exit code, without the interpreter's own shutdown.
 
-    Native threads of the numeric libraries race their own destructors there: one in four finished `mmva annotate` calls
-    aborted with 134 instead of 0. Sessions and files are closed by whoever opened them, so nothing is lost here.
+    In that shutdown, native threads of the numeric libraries race their destructors: one in four finished
+    `mmva annotate` calls aborted with 134 instead of 0. All sessions and files are already closed at this point.
     """
     logging.shutdown()
     with contextlib.suppress(BrokenPipeError):
@@ -90,7 +90,7 @@ def leave(code: int) -> NoReturn:
 
 
 def make_settings(path: Path | None, home: Path | None) -> Settings:
-    """Settings of this call: the file's values, with --home on top. Logs follow them from here on."""
+    """Load the settings of this call (--home overrides the file) and apply those of the logs."""
     settings = load_config(Settings, path, [] if home is None else [f"home={json.dumps(str(home))}"])
     if settings.logs.format == "json":
         write_json_logs()
@@ -106,7 +106,7 @@ def settings_of(context: typer.Context) -> Settings:
 
 
 def emit(text: str, value: Any, *, as_json: bool) -> None:
-    """Print the text for a person or the value for a machine, on standard output."""
+    """Print the text, or the value as JSON, on standard output."""
     sys.stdout.write((json.dumps(value, indent=2, default=str) if as_json else text.rstrip("\n")) + "\n")
 
 

@@ -14,11 +14,6 @@ _Engine = Literal["auto", "torch", "cuda"]  # embedder.Engine; importing that mo
 app = typer.Typer(help="Generate, import and check labeled media.", no_args_is_help=True)
 
 
-def add_verbs(root: typer.Typer) -> None:
-    """Put the verbs without a noun on the root command."""
-    root.command("embed")(embed)
-
-
 @app.command("generate")
 def generate(
     directory: Annotated[Path, typer.Argument(help="new folder for the files and CSVs")],
@@ -43,10 +38,11 @@ def import_(
         list[str] | None, typer.Option(help="where the files are, instead of the source file's root; once per --source")
     ] = None,
     images_csv: Annotated[str | None, typer.Option(help="IMEMNet-C without a source file: image_va.csv")] = None,
-    music_csv: Annotated[str | None, typer.Option(help="likewise: music_va.csv")] = None,
-    media: Annotated[str | None, typer.Option(help="likewise: folder or URI that holds the files")] = None,
+    music_csv: Annotated[str | None, typer.Option(help="IMEMNet-C without a source file: music_va.csv")] = None,
+    media: Annotated[str | None, typer.Option(help="IMEMNet-C without a source file: URI of the media files")] = None,
     split: Annotated[
-        str, typer.Option(help="likewise: song, clip (which leaks), or a CSV file of song_id,split")
+        str,
+        typer.Option(help="IMEMNet-C without a source file: song, clip (which leaks), or a CSV file of song_id,split"),
     ] = "song",
     out: Annotated[str, typer.Option(help="URI of the new dataset")],
     sizes: Annotated[str | None, typer.Option(help="shares of train, val and test, such as 0.7,0.15,0.15")] = None,
@@ -92,15 +88,10 @@ def embed(
     dataset: Annotated[str, typer.Argument(help="the dataset: a folder or URI")],
     *,
     backbones: Annotated[
-        str,
-        typer.Option(
-            help="compact, compact-layers, paper or tiny; or a model, to use its backbones: models:/mmva@champion"
-        ),
+        str, typer.Option(help="compact, compact-layers, paper or tiny; or a model with these backbones: models:/...")
     ] = "compact",
     out: Annotated[str | None, typer.Option(help="where to write the embeddings; default: inside the dataset")] = None,
-    engine: Annotated[
-        _Engine, typer.Option(help="torch (CPUs), cuda (GPUs), or auto: cuda if the cluster has GPUs")
-    ] = "auto",
+    engine: Annotated[_Engine, typer.Option(help="torch, cuda, or auto: cuda if the cluster has GPUs")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="images, windows or captions embedded together")] = 16,
     as_json: Json = False,
 ) -> None:

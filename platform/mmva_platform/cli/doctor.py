@@ -7,24 +7,17 @@ import typer
 from mmva_platform.cli.context import Json, emit, settings_of
 
 
-def add_verbs(root: typer.Typer) -> None:
-    """Put the verbs without a noun on the root command."""
-    root.command("doctor")(doctor)
-
-
 def doctor(
     context: typer.Context,
     *,
-    storage: Annotated[
-        str | None, typer.Option(help="also try a place for outputs: a folder or s3://bucket/prefix")
-    ] = None,
+    storage: Annotated[str | None, typer.Option(help="also check an output folder or s3://bucket/prefix")] = None,
     address: Annotated[
         str | None,
         typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="also check the cluster with this dashboard address"),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check this machine and its services, and say what to change; exit code 3 if a check fails."""
+    """Check this machine and its services, and print what to change; exit code 3 if a check fails."""
     from mmva.errors import CheckFailed
     from mmva_platform.doctor import examine
 

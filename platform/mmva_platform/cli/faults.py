@@ -1,4 +1,4 @@
-"""Faults of the user's machine as one line that names the place and the remedy, instead of a traceback."""
+"""Describes faults of the user's machine in one line with the place and the remedy, instead of a traceback."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 _ROOM: Final = "free space there, or choose another place (--home, --out, TMPDIR)"
 _REMEDIES: Final = {
     **dict.fromkeys(_FULL, _ROOM),
-    errno.EROFS: "choose another place, or mount it for writing",
+    errno.EROFS: "choose another place, or mount that one for writing",
     errno.EACCES: "change the permissions of that file or folder, or choose another place",
     errno.EPERM: "change the permissions of that file or folder, or choose another place",
     errno.EISDIR: "give the name of a file",
@@ -38,11 +38,11 @@ _DATABASE: Final = {
     "malformed": "restore it from a backup, or choose another --home",
     "disk I/O error": "free space there, and check that disk",
 }
-_NEARLY_NOTHING: Final = 2**20  # bytes
+_NEARLY_FULL: Final = 2**20  # bytes
 
 
 def explain(error: BaseException, settings: Settings | None) -> str | None:
-    """One line for an error that the machine has caused; None for all others, which are bugs."""
+    """One line for an error that the machine has caused; None for any other error, which is a bug."""
     database = next((cause for cause in _causes(error) if isinstance(cause, sqlite3.Error)), None)
     if database is not None:
         place = f" {without_password(settings.tracking_uri)}" if settings else ""
@@ -50,13 +50,13 @@ def explain(error: BaseException, settings: Settings | None) -> str | None:
     todo = _REMEDIES.get(error.errno or 0) if isinstance(error, OSError) else None
     if not isinstance(error, OSError) or todo is None or not (error.filename or error.errno in _FULL):
         return None
-    named = error.filename2 or error.filename  # of a renaming, the second is the one that the user chose
+    named = error.filename2 or error.filename  # the user chose the second name of a renaming
     place = os.fsdecode(named) if isinstance(named, str | bytes | os.PathLike) else _full_places(settings)
     return f"{place}: {(error.strerror or str(error)).lower()}; {todo}"
 
 
 def remedy(error: BaseException) -> str:
-    """What to do about a full disk or a database that caused a failure, to be added to its message; else empty."""
+    """What to add to the message of a failure that a full disk or a database has caused: the remedy; else ""."""
     for cause in _causes(error):
         if isinstance(cause, sqlite3.Error):
             return f"; {_of_database(cause)}"
@@ -66,7 +66,7 @@ def remedy(error: BaseException) -> str:
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
-    """Raise UsageError for an argument that is not UTF-8: a name that no table, catalog or message can hold."""
+    """Raise UsageError for an argument that is not UTF-8: no table, catalog or message can hold it."""
     for argument in arguments:
         try:
             argument.encode()
@@ -88,11 +88,11 @@ def check_home(home: Path) -> None:
 
 
 def locale_fault() -> str | None:
-    """What is wrong with the locale, and the remedy; None if names of files are UTF-8."""
+    """What is wrong with the locale, and the remedy; None if file names are read as UTF-8."""
     found = sys.getfilesystemencoding()
     if found.lower() == "utf-8":
         return None
-    return f"the locale's encoding is {found}, and names of files would be read wrongly; set PYTHONUTF8=1"
+    return f"the locale's encoding is {found}, so file names would be read wrongly; set PYTHONUTF8=1"
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -111,7 +111,7 @@ def _of_database(error: sqlite3.Error) -> str:
 
 
 def _full_places(settings: Settings | None) -> str:
-    """The places of this process that have no room: a failed write does not say where it was."""
+    """This process's places without free space; the error of a failed write does not name one."""
     home = [settings.home.resolve()] if settings else []
     try:
         temporary = [Path(os.environ.get("TMPDIR") or tempfile.gettempdir())]
@@ -124,4 +124,4 @@ def _full_places(settings: Settings | None) -> str:
 def _is_full(place: Path) -> bool:
     while not place.exists():
         place = place.parent
-    return shutil.disk_usage(place).free < _NEARLY_NOTHING
+    return shutil.disk_usage(place).free < _NEARLY_FULL

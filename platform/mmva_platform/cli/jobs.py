@@ -29,13 +29,9 @@ def submit(
     *,
     address: Address = _HERE,
     working_dir: Annotated[Path, typer.Option(help="folder to send")] = Path(),
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="files not to send: a .gitignore pattern; repeatable")
-    ] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="files not to send: .gitignore pattern; repeatable")] = None,
     max_mb: Annotated[float, typer.Option(help="largest folder to send, in MB")] = 100.0,
-    lock: Annotated[
-        Path | None, typer.Option(help="install the versions of this file for the job, such as constraints.txt")
-    ] = None,
+    lock: Annotated[Path | None, typer.Option(help="install this file's versions for the job: constraints.txt")] = None,
     image: Annotated[str | None, typer.Option(help="container image to run in")] = None,
     cpus: Annotated[float | None, typer.Option(help="CPUs of the driver; default: it runs on the head")] = None,
     gpus: Annotated[float | None, typer.Option(help="GPUs of the driver")] = None,
@@ -96,7 +92,7 @@ def logs(
     job: Job,
     *,
     address: Address = _HERE,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on until the job ends")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="stream the output until the job ends")] = False,
 ) -> None:
     """Print the output of a job."""
     from mmva_platform.submission import Jobs
@@ -126,7 +122,7 @@ def stop(
 
 
 def _check_verb(context: typer.Context, arguments: list[str]) -> None:
-    """Refuse here what the verb would refuse there, minutes later."""
+    """Report a wrong verb or option now; on the cluster it would take minutes."""
     if arguments[0] not in VERBS:
         raise UsageError(
             f"jobs submit: {arguments[0]!r} is not a verb that runs on a cluster; choose one of {', '.join(VERBS)}"
@@ -136,7 +132,7 @@ def _check_verb(context: typer.Context, arguments: list[str]) -> None:
 
 
 def _parse(command: Any, parent: Any, arguments: list[str]) -> None:
-    """Parse as click would, without calling anything; its own errors name the option."""
+    """Parse as click would, without calling anything; click's errors name the option."""
     name, child, rest = command.resolve_command(parent, list(arguments))
     parsed = child.make_context(name, rest, parent=parent)
     if hasattr(child, "resolve_command"):
@@ -144,14 +140,14 @@ def _parse(command: Any, parent: Any, arguments: list[str]) -> None:
 
 
 def _follow(jobs: Any, job: str, out: TextIO) -> None:
-    """Stream; then fail as the job failed."""
+    """Stream the job's output; raise the error of its exit code if it failed."""
 
-    def tell(text: str) -> None:
+    def write(text: str) -> None:
         out.write(text)
         out.flush()
 
     try:
-        state = jobs.follow(job, tell)
+        state = jobs.follow(job, write)
     except KeyboardInterrupt:
         raise OperationFailed(
             f"the job {job} continues. `mmva jobs logs {job} --follow` shows its output again, `mmva jobs "

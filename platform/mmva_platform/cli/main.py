@@ -1,7 +1,7 @@
-"""The `mmva` command: assembles the verbs, turns the three kinds of failure into one line and an exit code."""
+"""The `mmva` command: assembles the verbs, and turns the three kinds of failure into one line and an exit code."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -28,8 +28,12 @@ _GROUPS = {
 }
 for name, group in _GROUPS.items():
     app.add_typer(group, name=name)
-for module in (quickstart, data, training, annotation, zeroshot, serving, doctor):
-    module.add_verbs(app)
+_VERBS: tuple[Callable[..., None], ...] = (
+    quickstart.quickstart, data.embed, training.train, training.evaluate, training.reproduce, annotation.annotate,
+    zeroshot.search, zeroshot.music_prompt, zeroshot.summarize, serving.serve, serving.explore, doctor.doctor,
+)  # fmt: skip
+for verb in _VERBS:
+    app.command()(verb)
 
 _SAME = "the same command resumes"
 # How to resume what Ctrl-C stopped. The other verbs have nothing to resume.
@@ -44,8 +48,8 @@ _AGAIN = {
 }
 
 
-def _show_version(asked: bool) -> None:  # noqa: FBT001 - Typer calls it
-    if not asked:
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - Typer calls it
+    if not wanted:
         return
     try:
         found = version("mmva-platform")
@@ -60,15 +64,15 @@ def options(
     context: typer.Context,
     home: Annotated[
         Path | None,
-        typer.Option(envvar="MMVA_HOME", help="where runs, the registry and caches live; default: ./mmva-home"),
+        typer.Option(envvar="MMVA_HOME", help="folder of runs, the registry and caches; default: ./mmva-home"),
     ] = None,
     settings: Annotated[
         Path | None, typer.Option(envvar="MMVA_SETTINGS", help="YAML file of storage, cluster and tracking settings")
     ] = None,
     *,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="log what the libraries say, too")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="also log messages of the libraries")] = False,
     show_version: Annotated[
-        bool, typer.Option("--version", help="print the version and end", is_eager=True, callback=_show_version)
+        bool, typer.Option("--version", help="print the version and exit", is_eager=True, callback=_show_version)
     ] = False,
 ) -> None:
     """Options that come before the verb."""
@@ -91,7 +95,7 @@ def main() -> NoReturn:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line and return its exit code; expected failures are one line on stderr."""
+    """Run one command line and return its exit code; an expected failure is one line on stderr."""
 
     def command() -> None:
         check_arguments(arguments)

@@ -1,4 +1,4 @@
-"""`mmva models ...`: what is registered, which version is champion, and who made it so."""
+"""`mmva models ...`: the registered versions, the champion, and the log of its promotions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def list_(context: typer.Context, *, as_json: Json = False) -> None:
     settings = settings_of(context)
     reconcile(settings)
     versions = list_versions(settings)
-    # A wrong --home has a registry of its own, an empty one.
+    # The message names the registry, because a wrong --home has an empty one of its own.
     none = f"no versions yet in {without_password(settings.tracking_uri)}; mmva train registers one"
     text = "\n".join(version.to_text() for version in versions) or none
     emit(text, [version.to_json() for version in versions], as_json=as_json)
@@ -79,9 +79,7 @@ def compare(
     version: Version,
     other: Version,
     *,
-    on: Annotated[
-        str | None, typer.Option(help="catalog of unlabelled media: annotate a sample of it with both versions")
-    ] = None,
+    on: Annotated[str | None, typer.Option(help="a catalog: annotate a sample of it with both versions")] = None,
     sample: Annotated[int, typer.Option(min=2, help="how many items of the catalog to draw")] = 200,
     seed: Annotated[int, typer.Option(help="another number draws other items")] = 0,
     policy: Policy = None,

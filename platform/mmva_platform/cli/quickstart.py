@@ -9,18 +9,11 @@ from mmva.errors import CheckFailed
 from mmva_platform.cli.context import emit, settings_of
 
 
-def add_verbs(root: typer.Typer) -> None:
-    """Put the verb on the root command."""
-    root.command("quickstart")(quickstart)
-
-
 def quickstart(
     context: typer.Context,
     *,
     workdir: Annotated[Path | None, typer.Option(help="new folder; default: mmva-quickstart, -2, -3, ...")] = None,
-    catalog: Annotated[
-        str | None, typer.Option(help="annotate this folder of pictures, music and captions, with the starter")
-    ] = None,
+    catalog: Annotated[str | None, typer.Option(help="instead annotate this folder, with the starter")] = None,
     preset: Annotated[str, typer.Option(help="backbones: compact, or tiny for a dry run")] = "compact",
     images: Annotated[int, typer.Option(min=60, help="how many pictures to generate")] = 700,
     clips: Annotated[int, typer.Option(min=60, help="how many clips of music to generate")] = 700,

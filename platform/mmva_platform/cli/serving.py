@@ -1,4 +1,4 @@
-"""`mmva serve`: the HTTP API; and what `serve deploy deploy/serve.yaml` imports."""
+"""`mmva serve` and `mmva explore`: the HTTP API; and the application that `serve deploy deploy/serve.yaml` imports."""
 
 from __future__ import annotations
 
@@ -20,12 +20,6 @@ if TYPE_CHECKING:
     from ray import serve as ray_serve
 
 
-def add_verbs(root: typer.Typer) -> None:
-    """Put the verbs without a noun on the root command."""
-    root.command("serve")(serve)
-    root.command("explore")(explore)
-
-
 def serve(
     context: typer.Context,
     *,
@@ -34,10 +28,8 @@ def serve(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="override a key of the serving settings; repeatable"),
     ] = None,
-    new_key: Annotated[str | None, typer.Option(help="make an API key of this name, print it, and end")] = None,
-    scope: Annotated[
-        list[str] | None, typer.Option(help="what the new key may do: read, annotate, admin; repeatable")
-    ] = None,
+    new_key: Annotated[str | None, typer.Option(help="make an API key of this name, print it, and exit")] = None,
+    scope: Annotated[list[str] | None, typer.Option(help="of the new key: read, annotate or admin; repeatable")] = None,
 ) -> None:
     """Serve annotation, jobs and search over HTTP; Ctrl-C ends it."""
     from mmva_platform.serving.auth import keys_file
@@ -66,9 +58,7 @@ def explore(
     out: Annotated[str, typer.Argument(help="a published annotation: a folder or s3://bucket/prefix")],
     *,
     port: Annotated[int, typer.Option(help="port of this machine")] = 8000,
-    model: Annotated[
-        str | None, typer.Option(help="model that places new items; default: the annotation's own")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="model for new items; default: the annotation's own")] = None,
     browser: Annotated[bool, typer.Option(help="open the page; otherwise only print its address")] = True,
 ) -> None:
     """Serve the page of one annotation and open it in a browser; Ctrl-C ends it."""
@@ -80,7 +70,7 @@ def explore(
     settings, key = explorer_settings(out, settings_of(context), port=port, model=model)
 
     def show(address: str) -> None:
-        page = f"{address}/#key={key}"  # after the #: the browser keeps it to itself, and the page removes it
+        page = f"{address}/#key={key}"  # a browser does not send what follows the #, and the page removes it
         emit(page, None, as_json=False)
         if browser:
             webbrowser.open(page)
@@ -89,7 +79,7 @@ def explore(
 
 
 def explorer_settings(out: str, settings: Settings, *, port: int, model: str | None) -> tuple[Settings, str]:
-    """Settings of a server for one annotation and its media, and a key that reads and places, while it runs.
+    """Settings of a server for one annotation and its media, and a key for it that may read and annotate.
 
     Raises UsageError if nothing is published there.
     """
@@ -105,16 +95,16 @@ def explorer_settings(out: str, settings: Settings, *, port: int, model: str | N
         port=port,
         keys=(KeySettings(name="explore", sha256=digest, scopes=("read", "annotate")),),
         model=model or uri_of(own) or f"models:/{own.name}@champion",
-        wait_for_model=model is None,  # the page works without one; placing something does not
+        wait_for_model=model is None,  # the page works without a model; only placing new items needs one
         roots=read_plan(annotation.storage, annotation.version).roots,
         annotations={annotation.uri.rpartition("/")[2]: annotation.uri},
-        jobs=str(settings.home.resolve() / "serving" / "explore"),  # empty: jobs of `mmva serve` are not started here
+        jobs=str(settings.home.resolve() / "serving" / "explore"),  # its own queue: must not start `mmva serve`'s jobs
     )
     return settings.model_copy(update={"serving": serving}), key
 
 
 def application(arguments: dict[str, Any]) -> ray_serve.Application:
-    """The application for `serve deploy` and KubeRay; `args` of the YAML are the platform's settings."""
+    """Build the application for `serve deploy` and KubeRay; `args` of the YAML file are the platform's settings."""
     from mmva_platform.serving.deploy import build
     from mmva_platform.workflows import report_annotation
 
@@ -122,9 +112,9 @@ def application(arguments: dict[str, Any]) -> ray_serve.Application:
 
 
 def add_key(file: Path, name: str, scopes: Sequence[str]) -> str:
-    """Make a key, keep its digest in the file (readable by its owner alone) and return the key: it is nowhere else.
+    """Make a key, add its digest to the file (readable only by its owner) and return the key, which is stored nowhere.
 
-    Raises UsageError if the name is taken or no name, or the file is not one of keys.
+    Raises UsageError if the name is invalid or taken, or the file is not a file of keys.
     """
     from mmva_platform.serving.auth import KeysFile
 
@@ -144,7 +134,7 @@ def add_key(file: Path, name: str, scopes: Sequence[str]) -> str:
 
 
 def first_key(settings: Settings) -> str | None:
-    """Where there is no key at all, make one that may do everything. It is returned once and stored nowhere."""
+    """If there is no key at all, make one with every scope and return it; see add_key."""
     from mmva_platform.serving.auth import keys_file
 
     file = keys_file(settings)

@@ -8,20 +8,11 @@ import typer
 from mmva_platform.cli.context import Json, emit, settings_of
 
 
-def add_verbs(root: typer.Typer) -> None:
-    """Put the verbs on the root command."""
-    root.command("train")(train)
-    root.command("evaluate")(evaluate)
-    root.command("reproduce")(reproduce)
-
-
 def train(
     context: typer.Context,
     *,
     config: Annotated[Path | None, typer.Option(help="the recipe: a YAML file")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE, overrides a key of the recipe; repeatable")
-    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the recipe; repeatable")] = None,
     resume: Annotated[str | None, typer.Option(help="name of the run to resume; no other option is needed")] = None,
     sweep: Annotated[Path | None, typer.Option(help="search a grid (YAML file), then train the best recipe")] = None,
     as_json: Json = False,
@@ -60,12 +51,10 @@ def evaluate(
         typer.Option(min=2, help="train the model's recipe again on this many folds by group, and measure all rows"),
     ] = None,
     clip_split: Annotated[
-        bool,
-        typer.Option(help="also train the recipe on a split by clip, which leaks, and show its figures for comparison"),
+        bool, typer.Option(help="also show figures of the recipe on a split by clip, which leaks, for comparison")
     ] = True,
     embeddings: Annotated[
-        str | None,
-        typer.Option(help="where the embeddings are; default: inside the dataset, or where the training read them"),
+        str | None, typer.Option(help="URI of the embeddings; default: inside the dataset, or as in the training")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -83,9 +72,7 @@ def reproduce(
     folder: Annotated[str, typer.Argument(help="folder or URI of the files")],
     *,
     config: Annotated[Path, typer.Option(help="a file of jobs/recipes/reproduce")],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE, overrides a key of the file; repeatable")
-    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the file; repeatable")] = None,
     as_json: Json = False,
 ) -> None:
     """Import, embed and train as the paper does; print the test figures of both splits next to the published ones."""

@@ -1,4 +1,4 @@
-"""`mmva search`, `mmva music-prompt` and `mmva summarize`: what an annotation and a model are good for."""
+"""`mmva search`, `mmva music-prompt` and `mmva summarize`: uses of an annotation and a model."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,13 +13,6 @@ Model = Annotated[
 ]
 
 
-def add_verbs(root: typer.Typer) -> None:
-    """Put the verbs on the root command."""
-    root.command("search")(search)
-    root.command("music-prompt")(music_prompt)
-    root.command("summarize")(summarize)
-
-
 def search(
     context: typer.Context,
     annotations: Annotated[str, typer.Argument(help="URI of a published annotation")],
@@ -32,11 +25,9 @@ def search(
         Literal["va", "embedding"],
         typer.Option(help="with --like: va (distance in the plane) or embedding (cosine within a modality)"),
     ] = "va",
-    modality: Annotated[
-        str | None, typer.Option(help="only items of this modality: image, music, caption or video")
-    ] = None,
+    modality: Annotated[str | None, typer.Option(help="only image, music, caption or video items")] = None,
     top: Annotated[int, typer.Option(min=1, help="how many to find")] = 10,
-    offset: Annotated[int, typer.Option(min=0, help="leave out this many of the nearest")] = 0,
+    offset: Annotated[int, typer.Option(min=0, help="skip this many of the nearest items")] = 0,
     valence: Annotated[tuple[float, float], typer.Option(help="only items between these two values")] = (0.0, 1.0),
     arousal: Annotated[tuple[float, float], typer.Option(help="only items between these two values")] = (0.0, 1.0),
     version: Annotated[int | None, typer.Option(min=0, help="version of the annotation; default: the newest")] = None,
@@ -68,9 +59,7 @@ def music_prompt(
     *,
     model: Model = None,
     generate: Annotated[Path | None, typer.Option(help="write the music itself to this .wav, by --musicgen")] = None,
-    musicgen: Annotated[
-        str | None, typer.Option(help="a MusicGen model: a folder, or a hub's NAME or NAME@REVISION")
-    ] = None,
+    musicgen: Annotated[str | None, typer.Option(help="MusicGen: a folder, or a hub's NAME or NAME@REVISION")] = None,
     seconds: Annotated[float, typer.Option(help="length of the music, at most 30")] = 10.0,
     as_json: Json = False,
 ) -> None:
@@ -90,13 +79,9 @@ def summarize(
     *,
     seconds: Annotated[float, typer.Option(help="how long the summary may be")] = 15.0,
     model: Model = None,
-    out: Annotated[
-        Path | None, typer.Option(help="clip to write, .webm or .mp4; the curve is drawn beside it as .png")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help=".webm or .mp4 to write, and the curve as .png")] = None,
     prompts: Annotated[bool, typer.Option("--prompts", help="suggest a musical prompt for each segment")] = False,
-    music_from: Annotated[
-        str | None, typer.Option(help="suggest the nearest music of this annotation for each segment")
-    ] = None,
+    music_from: Annotated[str | None, typer.Option(help="suggest music of this annotation for each segment")] = None,
     version: Annotated[int | None, typer.Option(min=0, help="version of that annotation; default: the newest")] = None,
     as_json: Json = False,
 ) -> None:

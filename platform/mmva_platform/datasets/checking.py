@@ -1,4 +1,4 @@
-"""Check a dataset: compute everything that dataset.json says again from the bytes."""
+"""Checks a dataset: computes all values of dataset.json again from the bytes."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -23,12 +23,12 @@ from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, StorageNotFound
 from mmva_platform.storage.base import retry_while_unavailable
 
-CLUSTER_FROM: Final = 64  # shards; a smaller dataset is checked in this process, faster than a cluster starts
+CLUSTER_FROM: Final = 64  # shards; checking fewer in this process takes less time than starting a cluster
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check found; `rows` are those of the shards that could be read."""
+    """The result of a check; `rows` counts those of readable shards."""
 
     uri: str
     digest: str
@@ -56,7 +56,7 @@ class CheckReport:
 
 @dataclass(frozen=True)
 class CheckedShard:
-    """What a worker says of a shard: digest of its bytes, its rows without media if they can be read, and problems."""
+    """Result for a shard: digest of its bytes, its rows without media if they can be read, and problems."""
 
     digest: str
     rows: pa.Table | None
@@ -109,15 +109,13 @@ class ShardChecker:
         self._dataset, self._patience_s = dataset, settings.storage.patience_s
 
     def __call__(self, shard: dict[str, Any], attempt: bulk.Attempt) -> tuple[schema.ShardInfo, CheckedShard]:
-        """Check the shard whose ShardInfo is under "info". Raises EnvironmentFault if this worker does not see the
-        dataset.
-        """
+        """Check the shard of the ShardInfo under "info". Raises EnvironmentFault if the dataset is not visible here."""
         attempt.step("fetch")
         return shard["info"], retry_while_unavailable(lambda: self._checked(shard["info"]), self._patience_s, "check")
 
     def _checked(self, shard: schema.ShardInfo) -> CheckedShard:
         if not self._dataset.exists(schema.DATASET_FILE):
-            raise EnvironmentFault(f"check: {self._dataset.uri} is not there on this worker; every node must see it")
+            raise EnvironmentFault(f"check: {self._dataset.uri} is missing on this worker; every node must see it")
         return check_shard(self._dataset, shard)
 
 
@@ -141,7 +139,7 @@ def check_shard(dataset: Storage, shard: schema.ShardInfo) -> CheckedShard:
     for item_id, media, text, expected in zip(*columns, strict=True):
         content = media.as_buffer() if media.is_valid else text.as_py().encode()
         if sha256_hex(content) != expected.as_py():
-            problems.append(f"{shard.name}: the media or the text of {item_id.as_py()!r} are not those of its sha256")
+            problems.append(f"{shard.name}: the media or the text of {item_id.as_py()!r} do not have its sha256")
     return CheckedShard(digest, table.drop_columns(["media"]), tuple(problems))
 
 
@@ -187,7 +185,7 @@ def _check_counts(dataset: Dataset, rows: pa.Table) -> Iterator[str]:
 
 
 def _unnamed_files(dataset: Dataset) -> Iterator[str]:
-    """A warning about shards of an import that did not finish: readers of the whole folder would see their rows."""
+    """Yield a warning about shards of an unfinished import: readers of the whole folder would see their rows."""
     unnamed = [e.path for e in dataset.storage.list(f"{schema.SHARDS_FOLDER}/") if e.path not in dataset.info.files]
     if unnamed:
         yield f"{len(unnamed)} files such as {unnamed[0]} are not part of the dataset; they may be deleted"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ShardItems(NamedTuple):
-    """Items of one modality in one shard, in its order; `texts` holds the captions, and is empty for media."""
+    """Items of one modality in one shard, in its order; `texts` holds captions and is empty for media."""
 
     shard: ShardInfo
     ids: tuple[str, ...]
@@ -36,17 +36,16 @@ class _Versioned(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labeled media that `mmva data import` published; `info` is the content of dataset.json."""
+    """A dataset that `mmva data import` has published; `info` is the content of dataset.json."""
 
     storage: Storage
     info: DatasetInfo
 
     @classmethod
     def open(cls, uri: str, settings: Settings | None = None) -> Dataset:
-        """Open the dataset at the URI of a folder.
+        """Open the dataset in a folder.
 
-        Raises UsageError if there is no dataset, or one of another schema version, StorageError if the place cannot be
-        read.
+        Raises UsageError if there is no dataset or it has another schema version, StorageError if it cannot be read.
         """
         storage = open_storage(uri, (settings or Settings()).storage)
         try:
@@ -60,7 +59,7 @@ class Dataset:
             if version != SCHEMA_VERSION:
                 raise UsageError(
                     f"{uri}: a dataset of schema version {version}, this mmva reads version {SCHEMA_VERSION}; import "
-                    "its sources again, with another --out"
+                    "its sources again with another --out"
                 )
             info = DatasetInfo.model_validate_json(data)
         except ValidationError as error:
@@ -81,7 +80,7 @@ class Dataset:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What every report about this dataset must repeat, such as the leakage of a split by clip."""
+        """Warnings that every report about this dataset must repeat, such as the leakage of a split by clip."""
         return self.info.warnings
 
     @property
@@ -97,10 +96,10 @@ class Dataset:
         return self._labels
 
     def items(self, modality: Modality) -> list[ShardItems]:
-        """Shards that hold items of a modality, with those items.
+        """Shards with items of a modality, and these items.
 
-        The captions in a shard of clips are those of its clips that have one; such a caption has the id of its clip.
-        Sentences that belong to no clip have shards of their own.
+        A shard of clips also has their captions; such a caption has the id of its clip. Sentences that belong to no
+        clip have shards of their own.
         """
         found, start = [], 0
         for shard in self.shards:
@@ -125,7 +124,7 @@ class Dataset:
         return read_parquet(self._verified(name, digests[name]))
 
     def to_ray(self) -> ray.data.Dataset:
-        """All rows with their media (DATASET_SCHEMA) as a lazy Ray dataset, in no order; connects to Ray."""
+        """All rows with their media (DATASET_SCHEMA) as a lazy Ray dataset, unordered; connects to Ray."""
         return read_as_ray(self.storage, (shard.name for shard in self.shards))
 
     @cached_property
@@ -135,15 +134,14 @@ class Dataset:
     def _verified(self, name: str, sha256: str) -> bytes:
         data = self.storage.read(name)
         if sha256_hex(data) != sha256:
-            raise CheckFailed(f"{self.storage.join(name)}: its bytes are not those of {DATASET_FILE}; import anew")
+            raise CheckFailed(f"{self.storage.join(name)}: its bytes are not those of {DATASET_FILE}; import again")
         return data
 
 
-def read_as_ray(storage: Storage, names: Iterable[str], columns: Sequence[str] | None = None) -> ray.data.Dataset:
-    """Exactly these Parquet files of a storage, or some of their columns, as a lazy Ray dataset."""
+def read_as_ray(storage: Storage, names: Iterable[str]) -> ray.data.Dataset:
+    """Exactly these Parquet files of a storage as a lazy Ray dataset."""
     import ray.data
 
     quiet_ray_data()
     filesystem, root = storage.filesystem()
-    dataset = ray.data.read_parquet([f"{root}/{name}" for name in names], filesystem=filesystem)
-    return dataset if columns is None else dataset.select_columns(list(columns))
+    return ray.data.read_parquet([f"{root}/{name}" for name in names], filesystem=filesystem)

@@ -20,13 +20,13 @@ from mmva_platform.settings import Settings
 
 @dataclass(frozen=True)
 class ModalityFeatures:
-    """N items of one modality; the encoder's dimension is D."""
+    """N items of one modality."""
 
     ids: NDArray[np.str_]  # [N]; a caption that belongs to a clip has the id of the clip
     emb_ND: NDArray[np.float32]
     va_N2: NDArray[np.float64]  # labels, about [0, 1]
     split: NDArray[np.str_]  # "train", "val" or "test"
-    group: NDArray[np.str_]  # a split keeps it together: the song, the theme
+    group: NDArray[np.str_]  # such as the song or the theme; a split keeps a group together
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -61,9 +61,9 @@ class Features(Mapping[Modality, ModalityFeatures]):
         return len(self.modalities)
 
     def folds(self, k: int, seed: int = 0) -> Iterator[Self]:
-        """These features with other splits: once for each of k folds by group, in which the fold is "test".
+        """Yield these features once for each of k folds by group, with the fold as the split "test".
 
-        Every row is in "test" once. A caption follows its clip; images, clips and other captions are divided
+        Every row is in "test" once. A caption is in the fold of its clip; images, clips and other captions are divided
         separately, so that the folds of each have the same size. Raises UsageError if there are too few groups.
         """
         music = self.modalities.get("music")
@@ -77,7 +77,7 @@ class Features(Mapping[Modality, ModalityFeatures]):
             yield replace(self, modalities=chosen)
 
     def split(self, name: str) -> dict[Modality, ModalityFeatures]:
-        """Rows of one split, by modality; a modality without rows there has features of length 0."""
+        """Rows of one split, by modality; a modality without such rows has features of length 0."""
         return {modality: rows.where(rows.split == name) for modality, rows in self.modalities.items()}
 
 
@@ -90,7 +90,7 @@ def load_features(
 ) -> Features:
     """Load embeddings with their labels.
 
-    `backbones` is a preset's name, or the encoders' fingerprints by modality. `embeddings` is a URI, if they are not
+    `backbones` is a preset's name, or the encoders' fingerprints by modality. `embeddings` is their URI if they are not
     inside the dataset; see open_sets for several. Raises UsageError, with the command that makes them, if the dataset
     has no such embeddings, CheckFailed if a part is not the published one.
     """
@@ -100,7 +100,7 @@ def load_features(
 
 @dataclass(frozen=True)
 class FeatureSets:
-    """The embedding sets of load_features, to load one modality at a time."""
+    """The embedding sets of load_features, for loading one modality at a time."""
 
     dataset: Dataset
     sets: dict[Modality, EmbeddingSet]
@@ -114,7 +114,7 @@ class FeatureSets:
         *,
         embeddings: str | Sequence[str] | None = None,
     ) -> Self:
-        """Find the sets and read no rows; arguments and errors are those of load_features."""
+        """Find the sets without reading rows; arguments and errors are those of load_features."""
         dataset = Dataset.open(dataset_uri, settings)
         return cls(dataset, open_sets(dataset, backbones, settings, embeddings=embeddings))
 
@@ -126,9 +126,9 @@ class FeatureSets:
     def load(self, modality: Modality, most: int | None = None, split: str | None = None) -> ModalityFeatures:
         """One modality's rows, sorted by split, within a split in the order of the dataset.
 
-        `most` reads only evenly spaced parts, with about this number of rows together. `split` keeps only this split's
-        rows; memory then holds these rows and one part. Raises CheckFailed if a part is not the published one, or the
-        set has other items than the dataset.
+        With `most`, reads only evenly spaced parts that have about that many rows. With `split`, keeps only that
+        split's rows; memory then holds these rows and one part. Raises CheckFailed if a part is not the published one,
+        or the set has other items than the dataset.
         """
         info = self.sets[modality].info
         step = 1 if most is None else max(1, round(info.rows / most))
@@ -154,7 +154,7 @@ def _load(
     labels = dataset.labels().to_pandas()
     captioned = (labels["modality"] == "caption") | ((labels["modality"] == "music") & (labels["caption"] != ""))
     rows = labels[captioned if info.modality == "caption" else labels["modality"] == info.modality]
-    other_items = f"{embeddings.storage.uri}: {info.modality} embeddings have other items than the dataset; embed anew"
+    other_items = f"{embeddings.storage.uri}: {info.modality} embeddings have other items than the dataset; embed again"
     is_chosen = np.repeat(np.isin(np.arange(len(info.parts)), chosen), [part.rows for part in info.parts])
     if len(is_chosen) != len(rows):
         raise CheckFailed(other_items)
@@ -162,10 +162,10 @@ def _load(
     split = rows["split"].to_numpy(dtype=np.str_)
     kept = np.arange(len(split)) if only is None else np.flatnonzero(split == only)
     order = kept[np.argsort(split[kept], kind="stable")]
-    place = np.full(len(split), -1, np.int64)  # of each row of the dataset among the sorted rows; -1 for none
+    place = np.full(len(split), -1, np.int64)  # position of each row among the sorted rows; -1 if it is left out
     place[order] = np.arange(len(order))
     ids: list[str] = []
-    emb_ND = np.empty((len(order), info.dim), np.float32)  # filled part by part: never twice in memory
+    emb_ND = np.empty((len(order), info.dim), np.float32)  # filled part by part, to need the memory only once
     for number in chosen:
         part_ids, part_emb_BD = embeddings.read(number)
         place_B = place[len(ids) : len(ids) + len(part_ids)]
@@ -183,7 +183,7 @@ def _load(
 
 
 def _splits_of(rows: ModalityFeatures, k: int, seed: int, music: ModalityFeatures | None) -> list[NDArray[np.str_]]:
-    """Names [N] for each fold; rows with the group of a clip follow that clip."""
+    """Names of splits [N] for each fold; a row with the group of a clip gets the clip's split."""
     by_clip_N = np.zeros(len(rows), np.bool_) if music is None else np.isin(rows.group, music.group)
     found = [np.empty(len(rows), "<U5") for _ in range(k)]
     alone = fold_splits(rows.group[~by_clip_N].tolist(), rows.va_N2[~by_clip_N], k, seed)

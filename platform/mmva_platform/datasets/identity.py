@@ -1,8 +1,8 @@
-"""Which media, texts and groups a model was trained on, so that it is never judged on them under another name.
+"""Records which media, texts and groups a model was trained on, to recognize them in an exam under another name.
 
-A media file is known by the digest of its bytes, a caption of a clip by that of its clip, and a sentence on its own by
-its words without case and spacing. A group is known by its source and its name. Each becomes 8 bytes of a SHA-256: for
-a million training rows and an exam of a hundred thousand, a false match has a chance of 1 in 10^8.
+A media file is identified by the digest of its bytes, a caption of a clip by that of its clip, another sentence by its
+words without case and spacing, and a group by its source and name. Each becomes 8 bytes of a SHA-256: for a million
+training rows and an exam of a hundred thousand, a false match has a chance of 1 in 10^8.
 """
 
 import base64
@@ -23,15 +23,15 @@ _KINDS: Final = ("media", "texts", "groups")
 
 @dataclass(frozen=True)
 class Seen:
-    """Rows of a split that a model was trained on."""
+    """Numbers of a split's rows that a model was trained on."""
 
     rows: int  # all rows of the modality in the split
     certain: int  # rows whose media or group it was trained on
-    by_text: int  # further rows whose words it was trained on; a phrase may be in two letters by chance
+    by_text: int  # other rows whose words it was trained on; two documents may have the same phrase by chance
 
 
 def training_record(dataset: Dataset, modalities: Collection[str]) -> dict[str, Any]:
-    """The rows that a model is trained and chosen on, for its provenance; plain values.
+    """Identities of the rows that a model is trained and chosen on, as plain values for its provenance.
 
     Returns {"dataset": digest, "shared_groups": groups in more than one split, modality: {"media", "texts", "groups"}},
     the digests sorted and in base64.
@@ -46,7 +46,7 @@ def training_record(dataset: Dataset, modalities: Collection[str]) -> dict[str, 
 
 
 def seen_rows(record: Mapping[str, Any], dataset: Dataset, modality: Modality, split: str) -> Seen:
-    """How many of a split's rows a model with this training record knows; of a modality it does not know, none."""
+    """How many of a split's rows a model with this training record was trained on; none of an unrecorded modality."""
     rows = _identities(dataset, modality, (split,))
     digests = {kind: base64.b64decode(record.get(modality, {}).get(kind, "")) for kind in _KINDS}
     known = {kind: np.isin(rows[kind], np.frombuffer(digests[kind], np.dtype("<u8"))) for kind in _KINDS}
@@ -56,14 +56,14 @@ def seen_rows(record: Mapping[str, Any], dataset: Dataset, modality: Modality, s
 
 
 def shared_groups(dataset: Dataset) -> int:
-    """Groups with rows in more than one split; a split that has any leaks."""
+    """Number of groups with rows in more than one split; above 0, the split leaks."""
     labels = dataset.labels().select(["source", "modality", "group", "split"]).to_pandas()
     splits = labels.groupby(["source", "modality", "group"], observed=True)["split"].nunique()
     return int((splits > 1).sum())
 
 
 def _identities(dataset: Dataset, modality: Modality, splits: Collection[str]) -> dict[str, NDArray[np.uint64]]:
-    """Digest of each row's media, text and group, uint64 [N] each; 0 where a row has no such thing."""
+    """Digests of the rows' media, texts and groups, uint64 [N] each; 0 where a row has none."""
     labels = dataset.labels().to_pandas()
     of_clip = (labels["modality"] == "music") & (labels["caption"] != "")
     chosen = (labels["modality"] == modality) | (of_clip if modality == "caption" else False)

@@ -26,8 +26,6 @@ from mmva_platform.storage import Storage
 SCHEMA_VERSION: Final = 2  # 1 had no standard deviations, and no terms
 DATASET_FILE: Final = "dataset.json"
 SHARDS_FOLDER: Final = "shards"
-_LABELS, _REPORT = "labels", "import_report"
-
 DATASET_SCHEMA: Final = pa.schema(
     [
         ("id", pa.string()),
@@ -62,8 +60,8 @@ class ShardInfo(Config):
 class SplitInfo(Config):
     """How the rows were split, and the seed.
 
-    The policy is "group" (sizes in rows) or "given"; of IMEMNet-C "song", "clip" or the name of a file. Several sources
-    may have several, with a comma between them.
+    The policy is "group" (sizes in rows) or "given"; for IMEMNet-C "song", "clip" or the name of a file. Those of
+    several sources are separated by commas.
     """
 
     policy: str
@@ -100,7 +98,7 @@ class Named(NamedTuple):
 
 
 def write_by_digest(storage: Storage, stem: str, suffix: str, data: bytes) -> Named:
-    """Write a file as <stem>-<first 16 digits of its SHA-256><suffix>: a name that only these bytes can have."""
+    """Write a file as <stem>-<first 16 digits of its SHA-256><suffix>, so that no other bytes can have its name."""
     sha256 = sha256_hex(data)
     name = f"{stem}-{sha256[:16]}{suffix}"
     storage.write(name, data)
@@ -112,7 +110,7 @@ def require_files(storage: Storage, folder: str, names: Iterable[str]) -> None:
     missing = set(names) - {entry.path for entry in storage.list(f"{folder}/")}
     if missing:
         raise EnvironmentFault(
-            f"{storage.uri}: {len(missing)} files that workers wrote are not there, such as {min(missing)}; every node "
+            f"{storage.uri}: {len(missing)} files that workers wrote are missing, such as {min(missing)}; every node "
             "must see the same folder"
         )
 
@@ -125,16 +123,6 @@ def write_shard(storage: Storage, stem: str, table: pa.Table) -> ShardInfo:
     return ShardInfo(name=name, modality=modality, rows=len(table), bytes=len(data), sha256=sha256)
 
 
-def write_labels(storage: Storage, labels: pa.Table) -> Named:
-    """Write the rows without their media (LABELS_SCHEMA)."""
-    return write_by_digest(storage, _LABELS, ".parquet", parquet_bytes(labels))
-
-
-def write_report(storage: Storage, report: Mapping[str, Any]) -> Named:
-    """Write the import's report."""
-    return write_by_digest(storage, _REPORT, ".json", json_bytes(report))
-
-
 def describe(
     rows: pa.Table,
     shards: Sequence[ShardInfo],
@@ -144,7 +132,7 @@ def describe(
     terms: Mapping[str, str] | None = None,
     warnings: tuple[str, ...] = (),
 ) -> DatasetInfo:
-    """Content of dataset.json for these rows (LABELS_SCHEMA) and files, without the name of a report."""
+    """Content of dataset.json for these rows (LABELS_SCHEMA) and files, with the default name of the report."""
     frame = rows.to_pandas()
     by_modality = {str(modality): own for modality, own in frame.groupby("modality")}
     counts = {modality: _counts(own["split"]) for modality, own in by_modality.items()}
@@ -177,14 +165,13 @@ def _moments(values_N: NDArray[np.float64]) -> dict[str, float]:
     return {name: float(getattr(values_N, name)()) for name in ("mean", "std", "min", "max")}
 
 
-def dataset_digest(shard_digests: Iterable[str], schema_version: int = SCHEMA_VERSION) -> str:
+def dataset_digest(shard_digests: Iterable[str]) -> str:
     """SHA-256 over the schema version and the shards' digests, in order."""
-    lines = [f"mmva-dataset {schema_version}", *shard_digests]
-    return sha256_hex("\n".join(lines).encode())
+    return sha256_hex("\n".join([f"mmva-dataset {SCHEMA_VERSION}", *shard_digests]).encode())
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """Parquet file of a table: equal tables give equal bytes. Media stay as they are, the rest is zstd."""
+    """Parquet file of a table: equal tables give equal bytes. All but media and embeddings is compressed (zstd)."""
     columns = table.schema.names
     sink = pa.BufferOutputStream()
     pq.write_table(
@@ -204,5 +191,5 @@ def read_parquet(data: bytes, columns: list[str] | None = None) -> pa.Table:
 
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:
-    """JSON for people and digests: sorted keys, indented, one newline at the end."""
+    """Readable JSON; equal values give equal bytes."""
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()

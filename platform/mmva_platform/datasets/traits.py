@@ -1,6 +1,6 @@
 """Brightness of images and loudness of clips, measured from a dataset's own media, to divide rows into slices.
 
-N rows of a modality. The media are read once for a set of rows; the numbers are then cached under settings.home.
+The media of a set of N rows are read once; the numbers are then cached under settings.home.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ LEVELS: Final = {"brightness": ("dark", "medium", "bright"), "loudness": ("quiet
 SILENCE_DBFS: Final = -100.0
 _SAMPLE_RATE: Final = 16_000
 _CACHE: Final = "cache/traits"
-_VERSION: Final = 1  # of the measures; part of a cached file's name
+_VERSION: Final = 1  # of the formulas; part of a cached file's name
 
 
 def brightness(data: bytes) -> float:
@@ -37,13 +37,13 @@ def brightness(data: bytes) -> float:
 
 
 def loudness(data: bytes) -> float:
-    """Root mean square of a piece of music, mono, in dB of full scale; at least SILENCE_DBFS."""
+    """Root mean square of a piece of music as mono, in dB of full scale; at least SILENCE_DBFS."""
     rms = float(np.sqrt(np.mean(np.square(decode_audio(data, _SAMPLE_RATE), dtype=np.float64))))
     return max(SILENCE_DBFS, 20 * float(np.log10(rms))) if rms > 0 else SILENCE_DBFS
 
 
 def measure(dataset: Dataset, modality: Modality, ids: Sequence[str], settings: Settings) -> NDArray[np.float64]:
-    """The trait of some of a modality's rows [N], in the order of the ids; NaN for an id without media.
+    """Brightness or loudness of rows of a modality, float64 [N], in the order of the ids; NaN for an id without media.
 
     Raises CheckFailed if a shard is not the published one, OperationFailed if media do not decode although the import
     checked them.
@@ -78,7 +78,7 @@ def _value(modality: Modality, shard: str, data: bytes) -> float:
     try:
         return brightness(data) if modality == "image" else loudness(data)
     except MediaError as error:
-        raise OperationFailed(f"{shard}: {modality} does not decode, but did in the import ({error})") from None
+        raise OperationFailed(f"{shard}: {modality} does not decode now, but did in the import ({error})") from None
 
 
 def sources_of(dataset: Dataset, modality: Modality, ids: NDArray[np.str_]) -> NDArray[np.str_]:
@@ -94,7 +94,7 @@ def sources_of(dataset: Dataset, modality: Modality, ids: NDArray[np.str_]) -> N
 
 
 def thirds(values_N: NDArray[np.float64], names: tuple[str, str, str]) -> NDArray[np.str_]:
-    """One of three names for each row, by the third of these rows its value is in; equal values have the same name."""
+    """One of three names for each row, by the third of the rows that its value is in; equal values get equal names."""
     return np.asarray(names)[np.searchsorted(np.quantile(values_N, (1 / 3, 2 / 3)), values_N)]
 
 
@@ -107,8 +107,8 @@ def part_names(
 ) -> NDArray[np.str_] | None:
     """The slice that each row belongs to; None if rows of this modality are not divided by this kind.
 
-    `kind` is "source", "quadrant" (of the labels), "loudness" or "brightness". `trait_N`, the brightness or loudness,
-    may be None; raises ValueError if `kind` needs it.
+    `kind` is "source", "quadrant" (of the labels), "loudness" or "brightness". Raises ValueError if `kind` needs
+    `trait_N`, the brightness or loudness, and it is None or not finite.
     """
     if kind == "source":
         return source_N

@@ -1,4 +1,4 @@
-"""`mmva doctor`: checks of this machine and of the services that it uses, and what to do about failed ones."""
+"""`mmva doctor`: checks of this machine and of the services that it uses, and what to change if one fails."""
 
 import os
 
@@ -10,10 +10,10 @@ __all__ = ["Finding", "Report", "examine"]
 
 
 def examine(settings: Settings, storage: str | None = None, address: str | None = None) -> Report:
-    """Check this machine, and the services that it is configured for.
+    """Check this machine and the services in its settings.
 
-    `storage` is a place for outputs; a few objects are written there and removed. `address` is the cluster's job
-    server, RAY_API_SERVER_ADDRESS by default.
+    `storage` is the URI of a place for outputs; a few objects are written there and removed. `address` is that of the
+    cluster's job server, RAY_API_SERVER_ADDRESS by default.
     """
     findings = [
         machine.python(),

@@ -1,4 +1,4 @@
-"""The results of an examination."""
+"""The results of the checks."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Report:
 
     @property
     def broken(self) -> list[Finding]:
-        """Findings that keep something from working."""
+        """Findings of what does not work."""
         return [finding for finding in self.findings if finding.verdict == "broken"]
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -44,15 +44,15 @@ class Report:
 
 
 def ok(check: str, says: str) -> Finding:
-    """It works."""
+    """A check that passed."""
     return Finding(check, "ok", says)
 
 
 def warning(check: str, says: str, todo: str) -> Finding:
-    """It works, but should be changed."""
+    """A check of something that works, but should be changed."""
     return Finding(check, "warning", says, todo)
 
 
 def broken(check: str, says: str, todo: str) -> Finding:
-    """It does not work."""
+    """A check that failed."""
     return Finding(check, "broken", says, todo)

@@ -1,12 +1,10 @@
-"""This machine: interpreter, packages, limits, disk."""
+"""Checks of this machine: interpreter, packages, limits, disk."""
 
 import os
 import re
 import resource
-import shutil
 import subprocess
 import sys
-import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -14,11 +12,12 @@ from urllib.request import getproxies, proxy_bypass
 
 from packaging.requirements import Requirement
 
-from mmva_platform.cluster import temporary_fault, temporary_folder, worker_python_path
+from mmva_platform.cluster import temporary_fault, temporary_folder, worker_python_path, writable_bytes
 from mmva_platform.doctor.findings import Finding, broken, ok, warning
 
 _OPEN_FILES: Final = 4096
 _FREE_GB: Final = 5.0
+_GENERATE: Final = "run: ray get-auth-token --generate"
 _NATIVE: Final = ("torch", "transformers", "onnxruntime", "soundfile", "av", "PIL.Image", "pyarrow.parquet", "ray")
 
 
@@ -31,7 +30,7 @@ def python() -> Finding:
 
 
 def standard_library() -> Finding:
-    """Whether a file hides Python's own `platform` module in workers, which have their own path."""
+    """Whether a file hides Python's own `platform` module in workers, whose import path differs."""
     for folder in (Path.cwd(), *map(Path, worker_python_path().split(os.pathsep))):
         package = folder / "platform" / "__init__.py"
         if package.exists():
@@ -46,7 +45,8 @@ def packages() -> Finding:
     try:
         wanted = [Requirement(text) for text in metadata.requires("mmva-platform") or []]
     except metadata.PackageNotFoundError:
-        return warning("packages", "mmva-platform itself is not installed", "pip install -c constraints.txt -e .")
+        todo = "run: pip install -c constraints.txt -e ."
+        return warning("packages", "mmva-platform itself is not installed", todo)
     wrong = []
     for requirement in wanted:
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
@@ -59,7 +59,7 @@ def packages() -> Finding:
         if not requirement.specifier.contains(version, prereleases=True):
             wrong.append(f"{requirement.name} {version} is not {requirement.specifier}")
     if wrong:
-        return broken("packages", "; ".join(wrong), "pip install -c constraints.txt -e . in this environment")
+        return broken("packages", "; ".join(wrong), "run: pip install -c constraints.txt -e . in this environment")
     return ok("packages", f"{len(wanted)} requirements, ray {metadata.version('ray')}")
 
 
@@ -75,27 +75,23 @@ def native_libraries() -> Finding:
 
 
 def open_files() -> Finding:
-    """Ray opens a file for every worker and connection."""
+    """The limit of open files; Ray opens one for every worker and connection."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit < _OPEN_FILES:
-        return broken("open files", f"at most {limit}", f"ulimit -n {_OPEN_FILES} or more, before Ray starts")
+        return broken("open files", f"at most {limit}", f"run: ulimit -n {_OPEN_FILES} or more, before Ray starts")
     return ok("open files", f"at most {limit}")
 
 
 def home(folder: Path) -> Finding:
     """The folder of runs and caches: writable, on a disk with free space."""
-    place = folder.resolve()
-    while not place.exists():
-        place = place.parent
     try:
-        with tempfile.TemporaryFile(dir=place) as file:
-            file.write(bytes(2**20))
+        free_gb = writable_bytes(folder.resolve()) / 1e9
     except OSError as error:
-        todo = "another --home, or free space and permissions there"
+        todo = "choose another --home, or change the permissions and free space there"
         return broken("home", f"{folder}: cannot be written ({error.strerror})", todo)
-    free_gb = shutil.disk_usage(place).free / 1e9
     if free_gb < _FREE_GB:
-        return warning("home", f"{folder}: {free_gb:.1f} GB free", f"{_FREE_GB:g} GB or more, or another --home")
+        todo = f"free {_FREE_GB:g} GB or more, or choose another --home"
+        return warning("home", f"{folder}: {free_gb:.1f} GB free", todo)
     return ok("home", f"{folder}: writable, {free_gb:.0f} GB free")
 
 
@@ -107,21 +103,21 @@ def temporary() -> Finding:
 
 
 def locale() -> Finding:
-    """Whether file names are read as UTF-8, and the terminal shows them."""
+    """Whether file names are read as UTF-8, and the terminal can show them."""
     names, shown = sys.getfilesystemencoding().lower(), (sys.stdout.encoding or "utf-8").lower()
     if names != "utf-8":
         says = f"file names are read as {names}: those that are not ASCII would be wrong or left out"
-        return broken("locale", says, "PYTHONUTF8=1, or LC_ALL=C.UTF-8")
+        return broken("locale", says, "set PYTHONUTF8=1 or LC_ALL=C.UTF-8")
     if shown not in {"utf-8", "utf8"}:
-        todo = "PYTHONIOENCODING=utf-8, or LC_ALL=C.UTF-8"
+        todo = "set PYTHONIOENCODING=utf-8 or LC_ALL=C.UTF-8"
         return warning("locale", f"output is {shown}: other characters are shown as \\u....", todo)
     return ok("locale", "UTF-8")
 
 
 def proxies() -> Finding:
-    """A proxy that also gets requests to this machine breaks Ray, MLflow and storage on it."""
+    """Whether a proxy also gets requests to this machine, which would break Ray, MLflow and storage on it."""
     if any(scheme in getproxies() for scheme in ("http", "all")) and not proxy_bypass("127.0.0.1"):
-        return broken("proxies", "a proxy is set, and 127.0.0.1 is not exempt", "NO_PROXY=127.0.0.1,localhost")
+        return broken("proxies", "a proxy is set, and 127.0.0.1 is not exempt", "set NO_PROXY=127.0.0.1,localhost")
     return ok("proxies", "none in the way")
 
 
@@ -140,7 +136,7 @@ def token() -> Finding:
     mode = os.environ.get("RAY_AUTH_MODE", "").lower()
     if mode == "disabled":
         says = "RAY_AUTH_MODE=disabled: anyone who reaches a port of Ray can run code"
-        return warning("token", says, "RAY_AUTH_MODE=token")
+        return warning("token", says, "set RAY_AUTH_MODE=token")
     if os.environ.get("RAY_AUTH_TOKEN"):
         return ok("token", "in RAY_AUTH_TOKEN")
     file = _token_file()
@@ -149,14 +145,13 @@ def token() -> Finding:
 
 def _token_in(file: Path) -> Finding:
     if file.stat().st_mode & 0o077:
-        return broken("token", f"{file} can be read by others", f"chmod 600 {file}")
+        return broken("token", f"{file} can be read by others", f"run: chmod 600 {file}")
     if not re.fullmatch(r"\S{16,}", file.read_text().strip()):
-        return broken("token", f"{file} does not contain a token", "ray get-auth-token --generate")
+        return broken("token", f"{file} does not contain a token", _GENERATE)
     return ok("token", f"in {file}")
 
 
 def _no_token(file: Path, *, wanted: bool) -> Finding:
-    todo = "ray get-auth-token --generate"
     if wanted:
-        return broken("token", f"RAY_AUTH_MODE=token, but there is no token in {file}", todo)
-    return warning("token", "none: Ray starts without authentication", todo)
+        return broken("token", f"RAY_AUTH_MODE=token, but there is no token in {file}", _GENERATE)
+    return warning("token", "none: Ray starts without authentication", _GENERATE)

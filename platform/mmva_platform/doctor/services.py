@@ -20,45 +20,47 @@ from mmva_platform.storage import StorageDenied, StorageNotFound, open_storage, 
 
 _WAIT_S: Final = 5.0
 _MOST_SKEW_S: Final = 300.0  # S3 refuses signatures that are off by fifteen minutes
+_CHECK_ENDPOINT: Final = "check storage.s3_endpoint and the network"
 _QUICK: Final = {"max_attempts": 1, "connect_timeout_s": _WAIT_S, "read_timeout_s": 10.0, "patience_s": 0.0}
 
 
 def storage(uri: str, settings: StorageSettings) -> Finding:
-    """Whether a run can write there: access, permissions, put-if-absent. Writes a few objects and removes them."""
+    """Whether a run can write to a URI: access, permissions, put-if-absent. Writes a few objects and removes them."""
     try:
         place = open_storage(uri, settings.model_copy(update=_QUICK))
         probe_put_if_absent(place)
     except StorageDenied as error:
-        return broken("storage", str(error), "credentials in boto3's chain; permissions as in deploy/iam/annotate.json")
+        todo = "check the credentials of boto3, and the permissions (deploy/iam/annotate.json)"
+        return broken("storage", str(error), todo)
     except StorageNotFound as error:
-        return broken("storage", str(error), "create the bucket, or give another")
+        return broken("storage", str(error), "create the bucket, or choose another one")
     except CheckFailed as error:
-        return broken("storage", str(error), "another store for outputs")
+        return broken("storage", str(error), "choose another store for outputs")
     except (UsageError, OperationFailed) as error:
-        return broken("storage", str(error), "storage.s3_endpoint and the network between")
-    return ok("storage", f"{place.described}: written, read, one winner of racing writers")
+        return broken("storage", str(error), _CHECK_ENDPOINT)
+    return ok("storage", f"{place.described}: written and read, and of racing writers one wins")
 
 
 def clock(endpoint: str) -> Finding:
-    """This machine's clock compared with storage's, by the Date header of an answer."""
+    """This machine's clock, compared with the Date header of storage's answer."""
     try:
         with _open(endpoint) as answer:
             date = answer.headers.get("Date")
     except urllib.error.HTTPError as error:  # S3 refuses a request without credentials, but its answer has the time
         date = error.headers.get("Date")
     except OSError as error:
-        return broken("clock", f"{endpoint} does not answer ({error})", "storage.s3_endpoint and the network between")
+        return broken("clock", f"{endpoint} does not answer ({error})", _CHECK_ENDPOINT)
     if not date:
-        return ok("clock", f"{endpoint} does not say the time")
+        return ok("clock", f"{endpoint} answers without a date")
     skew_s = time.time() - parsedate_to_datetime(date).timestamp()
     if abs(skew_s) > _MOST_SKEW_S:
-        todo = "synchronise the clock: signatures will be refused"
+        todo = "synchronize the clock: signatures will be refused"
         return broken("clock", f"{skew_s:+.0f} s against {endpoint}", todo)
     return ok("clock", f"{skew_s:+.0f} s against {endpoint}")
 
 
 def tracking(settings: Settings) -> Finding:
-    """MLflow: opens, and has a champion."""
+    """MLflow: whether it opens and has a champion."""
     uri = settings.tracking_uri
     shown = without_password(uri)
     place = urlsplit(uri)
@@ -67,19 +69,20 @@ def tracking(settings: Settings) -> Finding:
             port = place.port or (443 if place.scheme == "https" else 80)
             socket.create_connection((place.hostname or "", port), timeout=_WAIT_S).close()
         except OSError as error:
-            return broken("tracking", f"{shown}: no server answers ({error})", "tracking.uri, or start the server")
+            return broken("tracking", f"{shown}: no server answers ({error})", "change tracking.uri, or start it")
     if fault := _database_fault(uri):
-        return broken("tracking", f"{shown}: {fault}", "the process that holds it (fuser FILE), or its permissions")
+        todo = "end the process that holds it (fuser FILE), or change its permissions"
+        return broken("tracking", f"{shown}: {fault}", todo)
     try:
         from mmva_platform.tracking.registry import list_versions
 
-        # Asking MLflow would make the database.
+        # MLflow would create a missing database.
         versions = [] if _is_missing_file(uri) else list_versions(settings)
     except (UsageError, OperationFailed) as error:
-        return broken("tracking", str(error), "tracking.uri")
+        return broken("tracking", str(error), "change tracking.uri")
     champions = [version for version in versions if "champion" in version.aliases]
     if not champions:
-        return warning("tracking", f"{shown}: {len(versions)} versions, no champion", "mmva models promote V")
+        return warning("tracking", f"{shown}: {len(versions)} versions, no champion", "run: mmva models promote V")
     return ok("tracking", f"{shown}: {len(versions)} versions, champion {champions[0].version}")
 
 
@@ -105,7 +108,7 @@ def _database_fault(uri: str) -> str | None:
 
 
 def cluster(address: str) -> Finding:
-    """The job server: it answers, has our version of Ray, and requires a token."""
+    """The job server: whether it answers, has our version of Ray, and requires a token."""
     url = f"{address}/api/version"
     try:
         try:
@@ -116,17 +119,18 @@ def cluster(address: str) -> Finding:
             version, closed = _ray_version(url, ray_token()), True
     except urllib.error.HTTPError as error:
         if error.code in {401, 403}:
-            return broken("cluster", f"{address} refuses this token", "the cluster's token, in RAY_AUTH_TOKEN_PATH")
-        return broken("cluster", f"{address} answers {error.code}", "the address of Ray's dashboard")
+            todo = "set RAY_AUTH_TOKEN_PATH to the file of the cluster's token"
+            return broken("cluster", f"{address} refuses this token", todo)
+        return broken("cluster", f"{address} answers {error.code}", "give the address of Ray's dashboard")
     except (OSError, ValueError) as error:
-        todo = "--address, a tunnel to the head, its dashboard"
+        todo = "check --address, the tunnel to the head, and its dashboard"
         return broken("cluster", f"{address} does not answer ({error})", todo)
     if version != (ours := metadata.version("ray")):
-        todo = "the same version on both; constraints.txt"
-        return broken("cluster", f"{address} runs Ray {version}, here is {ours}", todo)
+        todo = "install the same version on both; see constraints.txt"
+        return broken("cluster", f"{address} runs Ray {version}, this machine has {ours}", todo)
     if not closed:
         says = f"{address}: Ray {version} accepts jobs without a token"
-        return warning("cluster", says, "RAY_AUTH_MODE=token on its head and nodes")
+        return warning("cluster", says, "set RAY_AUTH_MODE=token on its head and nodes")
     return ok("cluster", f"{address}: Ray {version}, with tokens")
 
 
@@ -136,7 +140,6 @@ def _ray_version(url: str, token: str | None = None) -> str:
 
 
 def _open(url: str, token: str | None = None) -> Any:
-    """An HTTP answer."""
     if not url.startswith(("http://", "https://")):
         raise UsageError(f"{url}: write it as http://host:port")
     headers = {"Authorization": f"Bearer {token}"} if token else {}

@@ -1,1 +1,1 @@
-"""The quickstart: one command from nothing to an annotated catalog and a report."""
+"""The quickstart: one command from an empty folder to an annotated catalog and a report."""

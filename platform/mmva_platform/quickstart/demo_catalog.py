@@ -1,4 +1,4 @@
-"""A small catalog that no model here was trained on: real photographs, other music, sentences written by hand.
+"""A small catalog that no model here was trained on: photographs, other generated music, hand-written sentences.
 
 One image and one audio file are broken on purpose, so that quarantine has examples.
 """
@@ -12,7 +12,7 @@ import soundfile
 from mmva.errors import UsageError
 from mmva_platform.quickstart.demo_music import PIECES, RATE, render_piece
 
-# Photographs inside the installed packages: scikit-image's other pictures would be downloaded on first use.
+# Photographs in installed packages. scikit-image would download its other pictures on first use.
 _PHOTOGRAPHS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("matplotlib", "mpl-data/sample_data", ("grace_hopper.jpg",)),
     ("sklearn", "datasets/images", ("china.jpg", "flower.jpg")),
@@ -40,7 +40,7 @@ CAPTIONS: Final[tuple[str, ...]] = (
     "Long, glowing synthesizer chords drift over slow waves, made for falling asleep.",
     "A choir hums quietly in a sunlit chapel while birds sing outside.",
 )
-_BLOCK = RATE  # libsndfile's Vorbis encoder needs long pieces one second at a time
+_BLOCK = RATE  # libsndfile's Vorbis encoder fails on long pieces unless they are written second by second
 
 
 def build_demo_catalog(out: Path, *, seed: int) -> Path:
@@ -70,7 +70,7 @@ def build_demo_catalog(out: Path, *, seed: int) -> Path:
 
 
 def photographs() -> list[Path]:
-    """The photographs in the installed packages; at least matplotlib's one, which is always installed."""
+    """Paths of the photographs in installed packages; at least that of matplotlib, which is always installed."""
     found: list[Path] = []
     for package, folder, names in _PHOTOGRAPHS:
         spec = importlib.util.find_spec(package)

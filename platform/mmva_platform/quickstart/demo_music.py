@@ -1,9 +1,9 @@
-"""Twelve short pieces for the demo catalog, made in another way than the training clips.
+"""Twelve short pieces of music for the demo catalog, generated in another way than the training clips.
 
 Plucked strings after Karplus & Strong 1983 ("Digital synthesis of plucked-string and drum timbres", Computer Music
 Journal 7), bells and electric pianos by frequency modulation after Chowning 1973 (J. Audio Eng. Soc. 21), and bowed
-drones; in other scales, metres and tempi, in stereo with echo. Mode, tempo, register and loudness still express a
-piece's mood, as in music.
+drones; in other scales, metres and tempi, in stereo with echo. A piece's mood is still expressed by its mode, tempo,
+register and loudness.
 
 Shapes: T samples at RATE Hz; samples_T2 is stereo.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RATE: Final = 44_100
-_FINGER: Final = 4  # rounds of averaging before the first audible one: a fingertip, not a plectrum
+_SOFTENING: Final = 4  # rounds of averaging before the first audible one, as if plucked with a fingertip
 Samples = NDArray[np.float64]
 _SCALES: Final = {
     "lydian": (0, 2, 4, 6, 7, 9, 11), "pentatonic": (0, 2, 4, 7, 9), "dorian": (0, 2, 3, 5, 7, 9, 10),
@@ -38,7 +38,7 @@ class Piece:
     seconds: float
 
 
-PIECES: Final[tuple[Piece, ...]] = (  # three each for excited, tense, sad and calm: an intention, not a label
+PIECES: Final[tuple[Piece, ...]] = (  # three each that should sound excited, tense, sad and calm; not labels
     Piece("01-harvest-dance.flac", "pluck", "lydian", 152, 3, 64, -14, 20),
     Piece("02-fairground.mp3", "fm", "pentatonic", 168, 4, 67, -13, 16),
     Piece("03-kite-weather.ogg", "pluck", "pentatonic", 140, 5, 66, -15, 24),
@@ -92,7 +92,7 @@ def _pluck(hertz: float, seconds: float, rng: np.random.Generator) -> Samples:
     """A burst of noise goes round a delay line that averages neighbours, one period at a time."""
     period = round(RATE / hertz)
     line = rng.uniform(-1, 1, period)
-    for _ in range(_FINGER):
+    for _ in range(_SOFTENING):
         line = 0.5 * (line + np.roll(line, 1))
     out = np.zeros(1 + period * (int(seconds * RATE / period) + 1))
     out[1 : period + 1] = line

@@ -1,4 +1,4 @@
-"""The quickstart: every verb once, on media that this machine makes or already has, ending in a page to look at."""
+"""The quickstart: runs every verb once, on generated media, and ends with a report to look at."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def fresh_workspace(asked_for: Path | None, parent: Path | None = None) -> Works
 
 @dataclass(frozen=True)
 class QuickstartOptions:
-    """What a person may choose."""
+    """The options of `mmva quickstart`."""
 
     workdir: Path | None = None
     catalog: str | None = None
@@ -74,7 +74,7 @@ class QuickstartOptions:
 
 @dataclass
 class _Steps:
-    """Announces each step with its number and the time so far."""
+    """Logs each step with its number and the time so far."""
 
     number: int = 0
     began: float = field(default_factory=time.monotonic)
@@ -90,23 +90,23 @@ class _Steps:
 
 @dataclass(frozen=True)
 class QuickstartResult:
-    """What to say at the end, and the gate's reason if it refused the model."""
+    """The text to print at the end, and the gate's reason if it refused the model."""
 
     closing: str
     refused: str | None
 
 
 def run_quickstart(options: QuickstartOptions, settings: Settings) -> QuickstartResult:
-    """Run all steps in a fresh folder.
+    """Run all steps in a new folder.
 
-    A person's own catalog is annotated with the starter: a model of generated media has nothing to say about it. The
-    demonstration's catalog is annotated with the trained model, by its version number if the gate refuses it, so that a
-    person sees why. Raises UsageError for a workdir that is in use, an unusable catalog or an unknown preset, before
-    anything is written.
+    `options.catalog` is annotated with the starter, because a model of generated media does not apply to it. The demo
+    catalog is annotated with the trained model, even if the gate refuses it. Raises UsageError, before anything is
+    written, for a workdir that is not empty, an unusable catalog or an unknown preset.
     """
     from mmva.backbones import preset
     from mmva_platform.annotation.catalog.catalog import open_catalog
     from mmva_platform.cluster import ray_session
+    from mmva_platform.workflows import report_annotation
 
     preset(options.preset)
     if options.catalog is not None:
@@ -121,7 +121,9 @@ def run_quickstart(options: QuickstartOptions, settings: Settings) -> Quickstart
         outcome, refused = _make_champion(result, settings, steps)
         model = f"models:/{outcome.model_name}" + (f"/{outcome.version}" if refused else "@champion")
         summary = _annotate(options, place, STARTER if options.catalog else model, settings, steps)
-    _report(place, settings, steps, _STARTER if options.catalog else _GENERATED)
+    steps.next("write the report")
+    note = _STARTER if options.catalog else _GENERATED
+    report_annotation(str(place.annotation), place.report, settings, note=note)
     return QuickstartResult(_closing(place, outcome, summary, model, steps.seconds), refused)
 
 
@@ -137,7 +139,7 @@ def _make_dataset(options: QuickstartOptions, place: Workspace, settings: Settin
     config = ImportConfig(
         sources=(ImemnetSource(root=str(place.published), name="generated", license="ours"),),
         seed=options.seed,
-        # Of a hundred songs, IMEMNet's 5 % would leave five to validate and calibrate on.
+        # IMEMNet's 5 % of a hundred songs would leave only five to validate and calibrate on.
         fractions=(0.7, 0.15, 0.15),
     )
     logger.info(import_dataset(config, str(place.dataset), settings).to_text())
@@ -146,7 +148,7 @@ def _make_dataset(options: QuickstartOptions, place: Workspace, settings: Settin
 
 
 def quickstart_recipe(options: QuickstartOptions, dataset: str) -> Recipe:
-    """What the quickstart trains; jobs/recipes/quickstart.yaml is the same for a cluster."""
+    """The recipe of the quickstart; jobs/recipes/quickstart.yaml is the same for a cluster."""
     from mmva_platform.training.recipe import Recipe
 
     return Recipe(
@@ -206,17 +208,10 @@ def _annotate(
     return summary
 
 
-def _report(place: Workspace, settings: Settings, steps: _Steps, note: str) -> None:
-    from mmva_platform.workflows import report_annotation
-
-    steps.next("write the report")
-    report_annotation(str(place.annotation), place.report, settings, note=note)
-
-
 def _closing(place: Workspace, outcome: TrainOutcome, summary: AnnotationSummary, model: str, seconds: float) -> str:
     root = _short(place.root)
     return f"""
-Done in {seconds:.0f} s. What there is now, in {root}/:
+Done in {seconds:.0f} s. Contents of {root}/:
   report.html    open this: the catalog in the VA plane, the model's figures, the quarantine
   annotation/    {summary.ok} items annotated, {summary.quarantined} in quarantine: a Delta table
   dataset/       the imported dataset, immutable, with its embeddings

@@ -31,8 +31,7 @@ __all__ = [
 
 
 def open_storage(uri: str | Path, settings: StorageSettings | None = None) -> Storage:
-    """Storage rooted at a local path (`~` is expanded), file:// or s3://bucket[/prefix]; nothing is read or connected
-    yet.
+    """Storage rooted at a local path (`~` is expanded), file:// or s3://bucket[/prefix]; it connects on first use.
 
     Raises UsageError for another scheme, a file:// URI with a host, or s3:// without a bucket.
     """

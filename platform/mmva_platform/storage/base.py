@@ -25,8 +25,8 @@ ResultT = TypeVar("ResultT")
 class StorageError(OSError, OperationFailed):
     """A storage operation failed; the message names the URI.
 
-    `environment` is True if credentials, bucket, key service or endpoint are at fault, so that every other object fails
-    in the same way.
+    `environment` is True if the cause is the credentials, the bucket, the key service or the endpoint, so that every
+    other object fails in the same way.
     """
 
     environment: bool = False
@@ -41,11 +41,11 @@ class StorageDenied(StorageError, PermissionError):  # noqa: N818
 
 
 class StorageUnavailable(StorageError):  # noqa: N818
-    """Still failing after all retries; trying again later may help."""
+    """Storage still fails after all retries; trying again later may help."""
 
 
 class StorageUnsupported(StorageError):  # noqa: N818
-    """This kind of store does not offer the operation; no retry helps."""
+    """This kind of store does not support the operation; no retry helps."""
 
 
 class StorageTooLargeError(StorageError):
@@ -53,7 +53,7 @@ class StorageTooLargeError(StorageError):
 
 
 class StoragePathError(StorageError, UsageError):
-    """A path that would leave its storage's root, or that no storage can hold."""
+    """The path leaves its storage's root, or no storage can hold it."""
 
 
 class Entry(NamedTuple):
@@ -67,8 +67,8 @@ class Entry(NamedTuple):
 class Storage(ABC):
     """Files under one root, by relative paths with forward slashes. Picklable; connects on first use.
 
-    Our own files have plain paths (see `checked`). On S3, other people's keys may be any text, such as "a//b" or
-    "../x"; `walk` yields them, and `read`, `open`, `size`, `exists` and `uri_of` accept them as they are.
+    Our own files have plain paths (see `checked`). On S3, keys of other programs may be any text, such as "a//b" or
+    "../x"; `walk` yields them, and `read`, `open`, `size`, `exists` and `uri_of` accept them unchanged.
     """
 
     uri: str  # the root: an absolute local path or s3://bucket/prefix, without a trailing slash
@@ -79,7 +79,7 @@ class Storage(ABC):
 
     @abstractmethod
     def open(self, path: str) -> BinaryIO:
-        """A seekable, buffered, read-only file. On S3 it is read by range requests, and replacing it is an error."""
+        """A seekable, buffered, read-only file. On S3 it uses range requests, and fails if the object is replaced."""
 
     @abstractmethod
     def write(self, path: str, data: bytes) -> None:
@@ -99,31 +99,31 @@ class Storage(ABC):
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """As `walk`, for our own files: one request after the other, and nothing is left out silently."""
+        """As `walk`, for our own files: one request after the other. Raises StorageError for what `walk` would skip."""
 
     @abstractmethod
     def walk(self, prefix: str = "", on_skip: OnSkip | None = None) -> Iterator[Entry]:
         """Every file whose path starts with `prefix`, for folders of any size; empty for a missing folder.
 
         The order is the same in every call. S3 is listed by many requests at once, in the server's order (by path on
-        AWS). Memory is bounded: one local folder, or some hundred pages of S3, are held at a time.
+        AWS). Memory is bounded: it holds one local folder, or about a hundred pages of S3, at a time.
 
         `on_skip` is called with the path and the reason for each local file or folder that is left out: not readable,
         not a regular file, a dangling link, a link that leaves the root or leads to a folder above it, a name that is
-        not UTF-8. None logs a warning. Raises StorageError if the start itself cannot be listed.
+        not UTF-8. By default a warning is logged. Raises StorageError if the folder of `prefix` cannot be listed.
         """
 
     @abstractmethod
     def filesystem(self) -> tuple[FileSystem, str]:
-        """The same place for pyarrow.dataset and ray.data: a file system and the path of this root in it.
+        """The same place for pyarrow.dataset and ray.data: a file system, and the path of this root in it.
 
-        Credentials are resolved in this call and do not refresh later.
+        Credentials are resolved in this call and not refreshed later.
         """
 
     def object_store_options(self) -> dict[str, str]:
         """The same endpoint, region and credentials for libraries on Rust's object_store, such as deltalake, polars.
 
-        Credentials are resolved in this call and do not refresh later.
+        Credentials are resolved in this call and not refreshed later.
         """
         return {}
 
@@ -137,7 +137,7 @@ class Storage(ABC):
 
     @property
     def described(self) -> str:
-        """The root for a message, with the server if the URI does not name it."""
+        """The root for a message, with the S3 server if it is not AWS."""
         return self.uri
 
     def join(self, path: str) -> str:
@@ -156,10 +156,10 @@ def retry_while_unavailable(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> ResultT:
-    """Call until storage answers, with growing, jittered waits.
+    """Repeat a call while it raises StorageUnavailable, with growing, jittered waits.
 
-    `call` must be safe to repeat. `timeout_s` limits the outage, from its first error. `what` names the caller in the
-    log. Raises the last StorageUnavailable after that time.
+    `call` must be safe to repeat. `timeout_s` limits the outage, from its first error; then the last error is raised.
+    `what` names the caller in the log.
     """
     since: float | None = None
     wait_s = _FIRST_WAIT_S
@@ -177,7 +177,7 @@ def retry_while_unavailable(
 
 
 def log_skip(path: str, reason: str) -> None:
-    """The default of `on_skip`: a warning in the log."""
+    """Log a warning; the default of `on_skip`."""
     logger.warning("%s: left out (%s)", path, reason)
 
 
@@ -207,7 +207,7 @@ def checked_prefix(prefix: str) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a text is valid Unicode, without lone surrogates."""
+    """Whether a text has a UTF-8 form, that is, no lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -216,6 +216,6 @@ def is_utf8(text: str) -> bool:
 
 
 def refuse_above(most: int, size: int, place: str) -> None:
-    """Raises StorageTooLargeError if a file has more bytes than `most`."""
+    """Raise StorageTooLargeError if a file has more bytes than `most`."""
     if size > most:
         raise StorageTooLargeError(f"{place}: {size} bytes, the limit is {most}")

@@ -1,4 +1,4 @@
-"""A folder of any storage as a folder of this machine, for libraries that read paths only."""
+"""Copies a folder of any storage to this machine, for libraries that can only read local paths."""
 
 import shutil
 from collections.abc import Callable
@@ -16,17 +16,16 @@ _CHUNK_BYTES: Final = 8 * 2**20
 
 
 def folder_fetcher(settings: Settings) -> Callable[[str], Path]:
-    """fetch_folder with the settings' cache and credentials: the `fetch` of mmva.backbones.load_encoder. Picklable."""
+    """Return fetch_folder with the settings' cache and credentials, for mmva.backbones.load_encoder. Picklable."""
     return partial(fetch_folder, cache=settings.home.resolve() / "cache" / "folders", settings=settings.storage)
 
 
 def fetch_folder(uri: str, cache: Path, settings: StorageSettings | None = None) -> Path:
-    """Local folder with the files at a URI. Remote files are copied into the cache, once for all processes of a
-    machine.
+    """Local folder with the files at a URI; remote files are copied into the cache, once for each machine.
 
     The copy is keyed by the URI and its listing, so a changed file makes a new copy; it appears complete or not at all.
-    A local folder is returned as it is. Raises UsageError if there are no files at the URI, StorageError if they cannot
-    be read or a key is not a plain path.
+    A local folder is returned unchanged. Raises UsageError if there are no files at the URI, StorageError if they
+    cannot be read or a key is not a plain path.
     """
     storage = open_storage(uri, settings)
     entries = list(storage.list())

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 _CHUNK_BYTES: Final = 2**20
-_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # how file systems without hard links answer
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # errors of file systems without hard links
 
 
 class LocalStorage(base.Storage):
     """Files under a local folder, which is created with its first file."""
 
     def __init__(self, root: Path) -> None:
-        self.root = Path(os.path.abspath(root))  # noqa: PTH100 - resolve() would follow links the user made on purpose
+        self.root = Path(os.path.abspath(root))  # noqa: PTH100 - resolve() would follow the user's own links
         self.uri = str(self.root)
 
     def read(self, path: str, most: int | None = None) -> bytes:
-        """All bytes of a regular file; never more than `most` + 1 are read, whatever its size says."""
+        """All bytes of a regular file; reads at most `most` + 1 of them, even if the file's size is wrong."""
         with self._at(path) as target:
             size = _regular_size(target)
             if most is not None:
@@ -112,7 +112,7 @@ class LocalStorage(base.Storage):
 
 
 def _regular_size(path: Path) -> int:
-    """Size in bytes. Raises StorageError for a pipe, socket or device; opening one may wait without end."""
+    """Size in bytes. Raises StorageError for a pipe, socket or device, because opening one may block forever."""
     state = path.stat()
     if not stat.S_ISREG(state.st_mode) and not stat.S_ISDIR(state.st_mode):  # open raises a better error for a folder
         raise base.StorageError(f"{path}: not a regular file")
@@ -120,7 +120,7 @@ def _regular_size(path: Path) -> int:
 
 
 def _read_bounded(file: FileIO, size: int, most: int, place: str) -> bytes:
-    """The rest of a file. Its size is a hint: files in /proc have none, and others grow."""
+    """The rest of a file. `size` is only a hint: files in /proc have none, and others grow."""
     parts, held, wanted = [], 0, size + 1
     while part := file.read(min(wanted, most + 1 - held)):
         parts.append(part)
@@ -145,7 +145,7 @@ def _typed_errors(place: Path) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Folder:
-    """A folder whose entries are being read: its path below the root, and device and inode of it and its parents."""
+    """A folder that is being read: its path below the root, and device and inode of it and of its parents."""
 
     path: str
     entries: Iterator[os.DirEntry[str]]
@@ -194,7 +194,7 @@ def _opened(root: Path, path: str, state: os.stat_result, parents: frozenset[tup
 
 
 def _order(entry: os.DirEntry[str]) -> bytes:
-    """Sort a folder as the paths in it ("name/"), so that full paths come in order."""
+    """Sort key: a folder as "name/", so that full paths are in order."""
     try:
         folder = entry.is_dir()
     except OSError:

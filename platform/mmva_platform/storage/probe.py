@@ -1,4 +1,4 @@
-"""Test whether a store supports commits: of racing put-if-absent calls exactly one must win."""
+"""Tests whether a store supports commits: of racing put-if-absent calls, exactly one must win."""
 
 import logging
 import uuid
@@ -11,7 +11,7 @@ from mmva_platform.storage.base import Storage, StorageError, StorageUnsupported
 logger = logging.getLogger(__name__)
 
 PROBE_PREFIX: Final = ".probe-"
-_RIVALS: Final = 4
+_WRITERS: Final = 4
 _USE: Final = "use AWS S3, MinIO, SeaweedFS, another store that honours it, or a local folder"
 _ADVICE: Final = f"two writers of one shard would both win; {_USE}"
 
@@ -19,8 +19,8 @@ _ADVICE: Final = f"two writers of one shard would both win; {_USE}"
 def probe_put_if_absent(storage: Storage) -> None:
     """Test put_if_absent with two small objects, which are removed again.
 
-    A second put must be refused and the first one's bytes must stay; of four puts at once one must win. Some S3
-    gateways ignore the condition and let every writer win. Raises CheckFailed, with what to use instead, if the store
+    A second put must be refused and must not change the bytes; of four puts at once, one must win. Some S3 gateways
+    ignore the condition and let every writer win. Raises CheckFailed, which names stores to use instead, if the store
     fails the test, StorageError if it cannot be reached or written.
     """
     paths = [f"{PROBE_PREFIX}{uuid.uuid4().hex}" for _ in range(2)]
@@ -44,19 +44,19 @@ def _second_is_refused(storage: Storage, path: str) -> None:
 
 
 def _one_of_many_wins(storage: Storage, path: str) -> None:
-    rivals = [str(number).encode() for number in range(_RIVALS)]
-    with ThreadPoolExecutor(_RIVALS) as pool:
-        won = list(pool.map(lambda data: storage.put_if_absent(path, data), rivals))
+    contents = [str(number).encode() for number in range(_WRITERS)]
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        won = list(pool.map(lambda data: storage.put_if_absent(path, data), contents))
     if won.count(True) != 1:
         raise CheckFailed(
-            f"{storage.described}: of {_RIVALS} racing put-if-absent calls {won.count(True)} won: {_ADVICE}"
+            f"{storage.described}: of {_WRITERS} racing put-if-absent calls {won.count(True)} won: {_ADVICE}"
         )
-    if storage.read(path) != rivals[won.index(True)]:
+    if storage.read(path) != contents[won.index(True)]:
         raise CheckFailed(f"{storage.described}: holds the bytes of a put-if-absent that lost: {_ADVICE}")
 
 
 def _remove(storage: Storage, path: str) -> None:
-    """Without the right to delete, a probe stays: an object of five bytes that no reader looks at."""
+    """Without the right to delete, a probe of a few bytes is left; no reader uses it."""
     try:
         storage.delete(path)
     except StorageError as error:

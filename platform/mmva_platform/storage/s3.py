@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-_WRITER = "mmva-writer"  # object metadata: who has put it
-_UNSORTED_BUCKETS = "--x-s3"  # how names of S3 Express buckets end
+_WRITER = "mmva-writer"  # metadata of an object: the mark of its writer
+_UNSORTED_BUCKETS = "--x-s3"  # suffix of the names of S3 Express buckets
 BUFFER_BYTES: Final = 2**20  # of one request, unless the reader asks for more at once
 
 
@@ -48,8 +48,8 @@ Fetch = Callable[[str, str | None], Part]  # (range such as "bytes=0-99", the ET
 class RangeFile(io.RawIOBase):
     """The raw file under io.BufferedReader.
 
-    The first request asks for the object's tail, because readers of Parquet begin there and because its answer also
-    tells the size. Later requests name the ETag of the first answer, so that a replaced object is an error.
+    The first request asks for the object's tail, because readers of Parquet begin there and its answer has the object's
+    size. Later requests name the ETag of the first answer, so that a replaced object is an error.
     """
 
     def __init__(self, fetch: Fetch) -> None:
@@ -94,7 +94,7 @@ class RangeFile(io.RawIOBase):
 
 @cache
 def _service_descriptions() -> Loader:
-    """Boto's descriptions of services, parsed once in a process and not for each storage: it takes .15 s of CPU."""
+    """Boto's descriptions of services. Parsing them takes .15 s of CPU, so all storages of a process share them."""
     loader: Loader = botocore.session.get_session().get_component("data_loader")
     return loader
 
@@ -128,7 +128,7 @@ class S3Storage(base.Storage):
     def _client(self) -> S3Client:
         settings = self.settings
         config = BotoConfig(
-            # botocore does not retry broken bodies and bare 429s, and gives up early in an outage: see _tried.
+            # _tried retries instead: botocore does not retry broken bodies and bare 429s, and gives up early.
             retries={"total_max_attempts": 1, "mode": "standard"},
             connect_timeout=settings.connect_timeout_s,
             read_timeout=settings.read_timeout_s,
@@ -138,7 +138,7 @@ class S3Storage(base.Storage):
         return self._session.client("s3", endpoint_url=settings.s3_endpoint, config=config)
 
     def read(self, path: str, most: int | None = None) -> bytes:
-        """All bytes of an object; a body that breaks off is requested again."""
+        """All bytes of an object; an incomplete body is requested again."""
         key = self._any_key(path)
 
         def get() -> bytes:
@@ -184,7 +184,7 @@ class S3Storage(base.Storage):
         """Conditional PUT (If-None-Match: *).
 
         If the answer to a PUT is lost, the PUT is sent again and finds its own object. The writer's mark in the
-        metadata tells that object from another writer's, even if that has the same bytes.
+        metadata distinguishes that object from another writer's with the same bytes.
         """
         key, mark = self._key(path), uuid.uuid4().hex
 
@@ -219,7 +219,7 @@ class S3Storage(base.Storage):
         return self._entries(self.prefix + base.checked_prefix(prefix), divide=False)
 
     def walk(self, prefix: str = "", on_skip: base.OnSkip | None = None) -> Iterator[base.Entry]:  # noqa: ARG002 - skips nothing
-        """Every object, by many requests at once: see s3_listing."""
+        """Every object, listed by many requests at once; see s3_listing."""
         return self._entries(self.prefix + prefix, divide=not self.bucket.endswith(_UNSORTED_BUCKETS))
 
     def _entries(self, prefix: str, *, divide: bool) -> Iterator[base.Entry]:
@@ -232,11 +232,11 @@ class S3Storage(base.Storage):
         return cast("dict[str, Any]", self._tried(place, operation))
 
     def filesystem(self) -> tuple[FileSystem, str]:
-        """The S3 file system of pyarrow, with the same endpoint, region and credentials, and bucket/prefix."""
+        """The S3 file system of pyarrow with the same endpoint, region and credentials, and bucket/prefix."""
         return self._tried("", self._arrow_filesystem), f"{self.bucket}/{self.prefix}".rstrip("/")
 
     def object_store_options(self) -> dict[str, str]:
-        """Keys, region and endpoint, by the names that object_store gives them."""
+        """Keys, region and endpoint, under the names of object_store."""
         settings = self.settings
         frozen, region = self._tried("", self._credentials)
         options = {
@@ -263,7 +263,7 @@ class S3Storage(base.Storage):
             region = self._session.region_name or resolve_s3_region(self.bucket)
         except OSError as error:
             raise base.StorageError(
-                f"{self.uri}: set storage.s3_region, its region cannot be found ({error})"
+                f"{self.uri}: cannot find the bucket's region, set storage.s3_region ({error})"
             ) from error
         return credentials.get_frozen_credentials(), region
 
@@ -296,7 +296,7 @@ class S3Storage(base.Storage):
         return self.prefix + base.checked(path)
 
     def _any_key(self, path: str) -> str:
-        """Key to read, which may be any text: S3 neither decodes nor normalizes keys."""
+        """A key to read, which may be any text: S3 neither decodes nor normalizes keys."""
         return self.prefix + base.checked_text(path)
 
     def _written_by(self, key: str, mark: str) -> bool:
@@ -308,7 +308,7 @@ class S3Storage(base.Storage):
             raise
 
     def _tried(self, path: str, operation: Callable[[], T]) -> T:
-        """The operation's result. Retries transient failures after a back-off; raises a StorageError in the end."""
+        """The operation's result. Retries transient failures after a back-off; raises a StorageError at the end."""
         place = self.uri_of(path)
         for attempt in range(1, self.settings.max_attempts + 1):
             try:

@@ -1,4 +1,4 @@
-"""Which kind of storage error an S3 failure is, and how long to wait before another attempt."""
+"""Maps an S3 failure to a kind of storage error, and decides how long to wait before another attempt."""
 
 import random
 
@@ -70,9 +70,9 @@ def _typed_answer(place: str, error: boto.ClientError) -> base.StorageError:
     if status in {401, 403} or code in _DENIED:
         return base.StorageDenied(f"{place}: access denied ({code or status})")
     if status == 501 or code == "NotImplemented":
-        return base.StorageUnsupported(f"{place}: this store does not offer that ({message or code or status})")
+        return base.StorageUnsupported(f"{place}: this store does not support that ({message or code or status})")
     if status >= 500 or status in {409, 429} or code in _BUSY:
-        return base.StorageUnavailable(f"{place}: storage does not answer properly ({code or status})")
+        return base.StorageUnavailable(f"{place}: storage is unavailable ({code or status})")
     return base.StorageError(f"{place}: {code or status} {message}".rstrip())
 
 

@@ -1,8 +1,8 @@
 """Listing an S3 prefix of any size with many requests at once.
 
-S3 gives 1,000 keys a request, and each request must name where to begin. So the range of keys is divided: the first
-request of a range returns a page; the keys behind that page are divided in two near the middle of the names, and both
-halves are listed at the same time. A range divides until a page reaches its end.
+A request returns 1,000 keys and must name where to begin. So the range of keys is divided: the first request of a range
+returns a page; the keys after that page are divided in two near the middle of the names, and both halves are listed at
+the same time. Ranges are divided until a page reaches the end of its range.
 
 Servers differ in their order. AWS and MinIO sort keys by their bytes. SeaweedFS sorts folder by folder, so that "a/b"
 comes before "a-b". Both orders agree on the keys between the last key of a page and a name with the same start (see
@@ -19,9 +19,9 @@ from typing import Any, Final, NamedTuple
 from mmva_platform.storage.base import Entry
 
 THREADS: Final = 16
-_AHEAD: Final = 64  # ranges that are requested or in memory from the reader's position on; a page takes some .3 MB
-_LAST: Final = "\U0010ffff"  # comes after every character that names use
-_ENDS: Final = (ord("9") + 1, ord("Z") + 1, ord("z") + 1, 0x7F, 0x10FFFE)  # of kinds of characters that names use
+_AHEAD: Final = 64  # ranges that are requested or in memory ahead of the reader; a page takes about .3 MB
+_LAST: Final = "\U0010ffff"  # sorts after every character of names
+_ENDS: Final = (ord("9") + 1, ord("Z") + 1, ord("z") + 1, 0x7F, 0x10FFFE)  # ends of the kinds of characters of names
 
 ListPage = Callable[[dict[str, Any]], dict[str, Any]]  # one ListObjectsV2 request -> its answer
 
@@ -36,7 +36,7 @@ class _Range:
     """Keys with a prefix, after `after` and before `until` (None: to the end).
 
     `token` continues an earlier request and replaces `after`. `future` is the request for the first page, `found` its
-    answer once the ranges behind it are in the line.
+    answer once the ranges after it are in the queue.
     """
 
     prefix: str
@@ -53,32 +53,32 @@ def walk_keys(list_page: ListPage, prefix: str, *, divide: bool = True) -> Itera
     `list_page` makes one request from Prefix, StartAfter and ContinuationToken; its errors are raised. With `divide`
     False, for servers that list in no order, requests are made one after the other.
     """
-    line = [_Range(prefix)]  # in order; the ranges behind a page follow it
+    queue = [_Range(prefix)]  # in the order of the keys
     with ThreadPoolExecutor(THREADS, thread_name_prefix="list") as pool:
         try:
-            while line:
-                _request(line, pool, list_page, divide)
-                if line[0].found is None:
-                    line = _collected(line)
+            while queue:
+                _request(queue, pool, list_page, divide)
+                if queue[0].found is None:
+                    queue = _collected(queue)
                 else:
-                    yield from line[0].found.entries
-                    del line[0]
+                    yield from queue[0].found.entries
+                    del queue[0]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _request(line: list[_Range], pool: ThreadPoolExecutor, list_page: ListPage, divide: bool) -> None:  # noqa: FBT001
-    """Request the ranges next to the reader. Later ones must wait, because their pages would fill the memory."""
-    for item in line[:_AHEAD]:
+def _request(queue: list[_Range], pool: ThreadPoolExecutor, list_page: ListPage, divide: bool) -> None:  # noqa: FBT001
+    """Request the next ranges. Later ones must wait, because their pages would fill the memory."""
+    for item in queue[:_AHEAD]:
         if item.future is None:
             item.future = pool.submit(_list_start, item, list_page, divide)
 
 
-def _collected(line: list[_Range]) -> list[_Range]:
-    """The line after waiting for an answer: with the ranges behind each new page after it."""
-    wait([item.future for item in line if item.future and not item.found], return_when=FIRST_COMPLETED)
+def _collected(queue: list[_Range]) -> list[_Range]:
+    """Wait for an answer, and return the queue with the ranges after each new page."""
+    wait([item.future for item in queue if item.future and not item.found], return_when=FIRST_COMPLETED)
     renewed: list[_Range] = []
-    for item in line:
+    for item in queue:
         renewed.append(item)
         if item.future is not None and item.found is None and item.future.done():
             item.found = item.future.result()
@@ -87,7 +87,7 @@ def _collected(line: list[_Range]) -> list[_Range]:
 
 
 def _list_start(part: _Range, list_page: ListPage, divide: bool) -> _Found:  # noqa: FBT001 - submitted to a pool
-    """The first page of a range, and the ranges behind it."""
+    """The first page of a range, and the ranges after it."""
     start = {"ContinuationToken": part.token} if part.token else {"StartAfter": part.after} if part.after else {}
     page = list_page({"Prefix": part.prefix, **start})
     items = page.get("Contents", [])
@@ -104,14 +104,14 @@ def _list_start(part: _Range, list_page: ListPage, divide: bool) -> _Found:  # n
 
 
 def _divided(part: _Range, first: str, last: str) -> list[_Range]:
-    """Two ranges for the keys behind a page with these first and last keys; empty if it cannot be divided."""
+    """Two ranges for the keys after a page with these first and last keys; empty if they cannot be divided."""
     folder = part.prefix[: part.prefix.rfind("/") + 1]
     name, slash, _ = last.removeprefix(folder).partition("/")
     below = f"{folder}{name}/"
     if not (slash and first.startswith(below)):  # the page has more than one folder: divide among its names
         middle = between(name, part.until and part.until.removeprefix(folder))
         if middle is not None:
-            middle = folder + middle + _LAST  # SeaweedFS leaves out a folder whose name is StartAfter
+            middle = folder + middle + _LAST  # SeaweedFS omits a folder whose name is StartAfter
             return [_Range(part.prefix, last, middle), _Range(part.prefix, middle, part.until)]
     if slash:
         return [_Range(below, last), _Range(part.prefix, below + _LAST, part.until)]

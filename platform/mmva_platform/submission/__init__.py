@@ -1,4 +1,4 @@
-"""Jobs on a cluster, through Ray's own job submission: packing, submitting, following."""
+"""Jobs on a cluster, through Ray's own job submission: package, submit, follow."""
 
 from mmva_platform.submission.client import Jobs, JobState
 from mmva_platform.submission.packing import Package, choose_files, write_package

@@ -18,7 +18,7 @@ from mmva_platform.submission.request import Submission
 _ENDED: Final = {"SUCCEEDED", "FAILED", "STOPPED"}
 _POLL_S: Final = 0.5
 _LOOK_S: Final = 5.0  # how often the state of a followed job is checked
-_SILENCE_S: Final = 120.0  # without an answer of the cluster, following ends
+_SILENCE_S: Final = 120.0  # following ends if the cluster does not answer for this long
 _AGENT_WAIT_S: Final = 60.0  # a cluster that has just started answers before it can accept jobs
 
 
@@ -47,9 +47,9 @@ class Jobs:
     """Jobs of one cluster. RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or its file authenticates, as for Ray's tools."""
 
     def __init__(self, address: str, token: str | None = None) -> None:
-        """Connect, with a token of its own if it is not this process's.
+        """Connect; `token` replaces this process's own.
 
-        Raises UsageError if no job server answers there, or it does not know the token.
+        Raises UsageError if no job server answers at the address, or it does not accept the token.
         """
         from ray.job_submission import JobSubmissionClient
 
@@ -59,7 +59,7 @@ class Jobs:
             self._client = JobSubmissionClient(address, headers=headers)
 
     def submit(self, submission: Submission) -> str:
-        """Upload the package, unless the cluster has it already, and start the job; returns its id.
+        """Upload the package, unless the cluster already has it, and start the job; returns its id.
 
         Raises UsageError if the name is taken, or the cluster refuses the submission.
         """
@@ -77,14 +77,14 @@ class Jobs:
                 time.sleep(_POLL_S)
 
     def list(self) -> list[JobState]:
-        """Jobs that were submitted, newest first."""
+        """The submitted jobs, newest first."""
         with self._explained():
             details = self._client.list_jobs()
         states = [_state(job) for job in details if job.submission_id]
         return sorted(states, key=lambda state: state.begun or datetime.min.replace(tzinfo=UTC), reverse=True)
 
     def state(self, job: str) -> JobState:
-        """One job; UsageError if the cluster does not know it."""
+        """The state of a job. Raises UsageError if the cluster does not know it."""
         try:
             with self._explained():
                 return _state(self._client.get_job_info(job))
@@ -96,8 +96,8 @@ class Jobs:
         self.state(job)
         return str(self._client.get_job_logs(job))
 
-    def follow(self, job: str, tell: Callable[[str], object]) -> JobState:
-        """Pass on the driver's output from its start to its end; returns the final state.
+    def follow(self, job: str, write: Callable[[str], object]) -> JobState:
+        """Pass the driver's output to `write` until the job ends; returns the final state.
 
         Raises OperationFailed if the cluster stops answering meanwhile; the job continues.
         """
@@ -105,8 +105,8 @@ class Jobs:
 
         self.state(job)
         try:
-            state, told = asyncio.run(self._follow(job, tell))
-            tell(str(self._client.get_job_logs(job))[told:])
+            state, written = asyncio.run(self._follow(job, write))
+            write(str(self._client.get_job_logs(job))[written:])
         except (OSError, RuntimeError, ClientError, UsageError) as error:
             raise OperationFailed(
                 f"{self.address}: lost the connection ({_first_line(error)}); the job continues, and "
@@ -114,18 +114,18 @@ class Jobs:
             ) from error
         return state
 
-    async def _follow(self, job: str, tell: Callable[[str], object]) -> tuple[JobState, int]:
-        """The job's final state, and how many characters were passed on.
+    async def _follow(self, job: str, write: Callable[[str], object]) -> tuple[JobState, int]:
+        """Return the job's final state, and how many characters were written.
 
-        The stream alone is not reliable: Ray does not always close it, and neither does a lost connection.
+        Also polls the state, because neither Ray nor a lost connection always closes the stream.
         """
-        told = 0
+        written = 0
 
         async def tail() -> None:
-            nonlocal told
+            nonlocal written
             async for text in self._client.tail_job_logs(job):
-                tell(text)
-                told += len(text)
+                write(text)
+                written += len(text)
 
         tailing = asyncio.create_task(tail())
         heard_at = time.monotonic()
@@ -133,7 +133,7 @@ class Jobs:
             await asyncio.wait({tailing}, timeout=_LOOK_S)
             if tailing.done():
                 await tailing
-                return await asyncio.to_thread(self.wait, job), told
+                return await asyncio.to_thread(self.wait, job), written
             try:
                 state = await asyncio.to_thread(self.state, job)
                 heard_at = time.monotonic()
@@ -144,17 +144,16 @@ class Jobs:
             if state.ended:
                 await asyncio.wait({tailing}, timeout=_LOOK_S)
                 tailing.cancel()
-                return state, told
+                return state, written
 
-    def wait(self, job: str, timeout_s: float = float("inf")) -> JobState:
-        """A job's state at its end, or after so many seconds."""
-        deadline = time.monotonic() + timeout_s
-        while not (state := self.state(job)).ended and time.monotonic() < deadline:
+    def wait(self, job: str) -> JobState:
+        """Wait until a job has ended, and return its state."""
+        while not (state := self.state(job)).ended:
             time.sleep(_POLL_S)
         return state
 
     def stop(self, job: str) -> None:
-        """Ask a job to end: the driver gets SIGTERM, and mmva annotate finishes and commits the running shards."""
+        """Ask a job to end: its driver gets SIGTERM; `mmva annotate` then finishes and commits the running shards."""
         self.state(job)
         with self._explained():
             self._client.stop_job(job)
@@ -174,7 +173,7 @@ class Jobs:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Errors that a user can fix, in one line."""
+        """Raise UsageError, in one line, for errors that a user can fix."""
         try:
             yield
         except ConnectionError as error:

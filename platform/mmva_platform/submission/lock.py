@@ -1,4 +1,4 @@
-"""The part of a lock file that the platform needs at run time, for Ray's pip environment."""
+"""Selects the pins of a lock file that the platform needs at run time, for Ray's pip environment."""
 
 from collections.abc import Iterable
 from importlib import metadata
@@ -10,18 +10,17 @@ from packaging.utils import canonicalize_name
 
 from mmva.errors import UsageError
 
-_THE_CLUSTERS_OWN: Final = {"ray"}  # a job cannot bring another Ray than the one that runs it
+_EXCLUDED: Final = {"ray"}  # a job must use the cluster's own Ray
 
 
 def locked_requirements(lock: Path, package: str) -> list[str]:
     """Pins of a lock file (`name==version` lines, such as constraints.txt) that a package needs, sorted.
 
-    Directly or through others, without extras, tests and tools; all pins if the package is not installed here. Raises
-    UsageError if the file cannot be read or a line is not a pin.
+    Includes indirect requirements, but no extras; all pins if the package is not installed here. Raises UsageError if
+    the file cannot be read or a line is not a pin.
     """
-    pins = _read(lock)
     needed = closure([package])
-    return sorted(pin for name, pin in pins.items() if (not needed or name in needed) and name not in _THE_CLUSTERS_OWN)
+    return sorted(pin for name, pin in _read(lock).items() if name not in _EXCLUDED and (not needed or name in needed))
 
 
 def _read(lock: Path) -> dict[str, str]:
@@ -41,7 +40,7 @@ def _read(lock: Path) -> dict[str, str]:
 
 
 def closure(requirements: Iterable[str]) -> set[str]:
-    """Canonical names of all installed distributions that these require here, including themselves."""
+    """Canonical names of these distributions and of all that they require, as far as they are installed here."""
     found: set[str] = set()
     waiting = [(wanted.name, frozenset(wanted.extras)) for wanted in map(Requirement, requirements)]
     seen: set[tuple[str, frozenset[str]]] = set()

@@ -1,6 +1,6 @@
-"""The working directory as one zip file: its files are chosen and measured here, before anything is sent.
+"""Chooses and measures the files of a working directory before anything is sent, and writes them into a zip file.
 
-The same files give the same bytes, so Ray, which names a package by its digest, uploads an unchanged one once.
+The same files give the same bytes. Ray names a package by its digest, so it uploads an unchanged package only once.
 """
 
 import os
@@ -14,7 +14,7 @@ from pathspec import GitIgnoreSpec
 
 from mmva.errors import UsageError
 
-# Never sent: history, environments, caches, outputs of runs, and credentials. In gitignore's language.
+# Patterns of what is never sent: history, environments, caches, outputs of runs, and credentials.
 EXCLUDED: Final = (
     ".git/", ".venv/", "venv/", "__pycache__/", "*.egg-info/", ".*_cache/", ".hypothesis/", "build/", "dist/",
     "mmva-home/", "mmva-quickstart*/", "mmva-work/", "mlruns/", "*.db", "*.sock",
@@ -22,13 +22,13 @@ EXCLUDED: Final = (
 )  # fmt: skip
 _IGNORE_FILES: Final = (".gitignore", ".rayignore")
 _LARGEST_SHOWN: Final = 3
-_EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # a zip file's first moment; times would change the digest of equal files
+_EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the earliest time in a zip file; real times would change the digest
 _EXECUTABLE: Final = 0o111
 
 
 @dataclass(frozen=True)
 class Package:
-    """The files of a working directory that a job gets."""
+    """The files of a working directory that are sent with a job."""
 
     directory: Path
     files: tuple[str, ...]  # relative to it, sorted
@@ -40,14 +40,14 @@ def choose_files(directory: Path, exclude: Sequence[str] = (), max_mb: float = 1
     """Choose the files of a directory to send, at most `max_mb` (10^6 bytes) before compression.
 
     Its `.gitignore` and `.rayignore` files apply, nested ones too, and the patterns in `exclude`, relative to the
-    directory. Raises UsageError if it is not a directory, nothing is left, or it is too large (with the largest files).
+    directory. Raises UsageError if it is not a directory, no file is left, or the files are too large.
     """
     if not directory.is_dir():
         raise UsageError(f"working directory {directory}: not a directory")
     sizes = {path.relative_to(directory).as_posix(): path.stat().st_size for path in _walk(directory, exclude)}
     total = sum(sizes.values())
     if not sizes:
-        raise UsageError(f"working directory {directory}: no files to send after its excludes")
+        raise UsageError(f"working directory {directory}: no files to send; the patterns exclude all of them")
     if total > max_mb * 1e6:
         largest = sorted(sizes, key=lambda name: -sizes[name])[:_LARGEST_SHOWN]
         named = ", ".join(f"{name} ({sizes[name] / 1e6:.1f} MB)" for name in largest)
@@ -76,7 +76,7 @@ def _walk(directory: Path, exclude: Sequence[str]) -> Iterator[Path]:
         here = Path(folder)
         own = [line for name in _IGNORE_FILES if name in names for line in _lines(here / name)]
         if here == directory:
-            rules[here] = GitIgnoreSpec.from_lines([*own, *EXCLUDED, *exclude])  # no file can undo these excludes
+            rules[here] = GitIgnoreSpec.from_lines([*own, *EXCLUDED, *exclude])  # no ignore file can undo EXCLUDED
         elif own:
             rules[here] = GitIgnoreSpec.from_lines(own)
         chain = [(place, spec) for place, spec in rules.items() if place == here or place in here.parents]

@@ -1,6 +1,6 @@
-"""From the user's options to the exact submission: entry point, runtime environment, resources, metadata.
+"""Builds the exact submission from the user's options: entry point, runtime environment, resources, metadata.
 
-Secrets are sent by name, never read: everyone who may list jobs would see a value in the cluster's job table. Ray
+Secrets are sent by name and never read: everyone who may list jobs would see a value in the cluster's job table. Ray
 replaces `${NAME}` on the node that runs the process, from that node's own environment.
 """
 
@@ -20,10 +20,10 @@ from mmva_platform.submission.lock import locked_requirements
 from mmva_platform.submission.packing import Package, choose_files
 
 SECRETS_VARIABLE: Final = "MMVA_REQUIRED_SECRETS"  # names that must have a value before the verb starts
-# With an underscore in the cluster's name: otherwise an AWS access key would look like a name.
+# A name on the cluster must have an underscore: otherwise an AWS access key would look like a name.
 _SECRET: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(=[A-Z]+_[A-Z0-9_]*)?")
 _SETTINGS_FILE: Final = ".mmva-settings.yaml"
-_STOP_WAIT_S: Final = 900  # Ray kills a stopped job after 3 s; the shards under way need longer
+_STOP_WAIT_S: Final = 900  # by default Ray kills a stopped job after 3 s; running shards need longer
 
 
 class JobRequest(Config):
@@ -31,17 +31,17 @@ class JobRequest(Config):
 
     arguments: tuple[str, ...] = Field(min_length=1, description="a verb of mmva and its arguments")
     settings: Path | None = Field(None, description="settings file of the job; sent from any folder")
-    home: str | None = Field(None, description="of the job, on the cluster")
-    working_dir: Path = Field(Path(), description="sent to the cluster, less its excludes")
-    exclude: tuple[str, ...] = Field((), description="patterns in gitignore's language")
+    home: str | None = Field(None, description="home of the job, on the cluster")
+    working_dir: Path = Field(Path(), description="folder to send, without the excluded files")
+    exclude: tuple[str, ...] = Field((), description="more excluded files: .gitignore patterns")
     max_mb: float = Field(100.0, gt=0, description="largest working directory, in MB before compression")
     lock: Path | None = Field(None, description="pip installs these exact versions on the cluster, for this job")
-    image: str | None = Field(None, description="container image for the job's processes; no files are sent then")
-    cpus: float | None = Field(None, ge=0, description="of the driver; with 0 it runs on the head")
-    gpus: float | None = Field(None, ge=0, description="of the driver")
-    memory_gb: float | None = Field(None, gt=0, description="of the driver")
+    image: str | None = Field(None, description="container image for the job's processes; then no files are sent")
+    cpus: float | None = Field(None, ge=0, description="CPUs of the driver; with 0 it runs on the head")
+    gpus: float | None = Field(None, ge=0, description="GPUs of the driver")
+    memory_gb: float | None = Field(None, gt=0, description="memory of the driver")
     secrets: tuple[str, ...] = Field((), description="NAME, or NAME=NAME_ON_THE_CLUSTER")
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="of the job, once")
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="id of the job, unique")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Submission:
         }
 
     def to_text(self) -> str:
-        """For a person; the last line is the equivalent `ray job submit`."""
+        """A few lines for a person; the last one is the equivalent `ray job submit`."""
         size = f"{len(self.package.files)} files, {self.package.size / 1e6:.2f} MB before compression"
         sent = f"{self.package.directory}, {size}" if self.package.files else "none; with an image Ray sends no files"
         lines = [
@@ -100,8 +100,8 @@ class Submission:
 def make_submission(request: JobRequest) -> Submission:
     """Choose the files and build the submission; nothing is sent.
 
-    Raises UsageError for an unusable working directory or lock, a lock or settings together with an image, or a
-    secret's value instead of its name.
+    Raises UsageError for an unusable working directory or lock, a lock or settings together with an image, or a secret
+    that is not given by name.
     """
     _check_references(request.secrets)
     if request.lock and request.image:
@@ -142,7 +142,7 @@ def make_submission(request: JobRequest) -> Submission:
 
 
 def _check_references(secrets: Sequence[str]) -> None:
-    """UsageError for a possible value; the message does not repeat it."""
+    """Raise UsageError for a text that may be a secret's value, without repeating it."""
     for secret in secrets:
         if not _SECRET.fullmatch(secret):
             name = secret.partition("=")[0]
@@ -153,7 +153,7 @@ def _check_references(secrets: Sequence[str]) -> None:
 
 
 def _environment(package: Package, secrets: Sequence[str]) -> dict[str, str]:
-    """Variables of all of the job's processes; Ray expands ${...} on the node."""
+    """Environment variables of all processes of the job; Ray expands ${...} on the node."""
     variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)}
     if any(name.startswith("platform/mmva_platform/") for name in package.files):
         variables["PYTHONPATH"] = "platform:${PYTHONPATH}"  # relative to the working directory, where Ray starts all

@@ -139,7 +139,7 @@ def test_a_run_that_ended_while_mlflow_was_away_is_only_registered_by_resume(
     assert (version.run_id, version.model_digest) == (logged, result.bundle_digest)
     assert outcome.version == version.version
     assert training_history(version.version, settings) == result.history
-    with pytest.raises(UsageError, match="this run is finished, and version 1 of"):
+    with pytest.raises(UsageError, match="this run is finished and registered as version 1 of"):
         resume_and_register(run.name, settings, Recipe.model_validate)
     with pytest.raises(UsageError, match="the recipe changed"):
         resume_and_register(run.name, settings, lambda own: Recipe.model_validate(own | {"epochs": 99}))

@@ -163,7 +163,7 @@ def test_a_run_that_everything_happens_to_equals_a_loop_that_nothing_happens_to(
     assert {metric.step for metric in curve} == set(range(EPOCHS))
     assert len({metric.timestamp for metric in curve}) > 5, "logged while it ran"
     assert any(name.startswith("system/rank_0/") for name in finished.data.metrics)
-    with pytest.raises(UsageError, match="this run is finished, and version"):
+    with pytest.raises(UsageError, match="this run is finished and registered as version"):
         resume_and_register(name, settings, own)
 
 

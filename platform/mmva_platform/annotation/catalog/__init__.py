@@ -1,1 +1,1 @@
-"""Catalogs: what is to be annotated, and where media may be read from."""
+"""Catalogs: the items to annotate, and the roots that media may be read from."""

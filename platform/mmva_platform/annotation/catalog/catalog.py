@@ -2,8 +2,8 @@
 
 A catalog is a folder or S3 prefix of media files, a table (Parquet, CSV, TSV or JSONL) with some of the columns
 `id, uri, modality, caption, bytes, etag`, or a folder of such table files as Spark, Athena, Ray or S3 Inventory write
-them. Every file and row is accounted for: files that are left out are counted, and a row that cannot be annotated
-is quarantined later. Memory does not grow with the catalog.
+them. Every file and row is accounted for: files that are left out are counted, and a row that cannot be annotated is
+quarantined later. Memory does not grow with the catalog.
 """
 
 from collections import Counter
@@ -31,27 +31,26 @@ _BATCH_ROWS: Final = 65_536
 class Catalog:
     """A catalog. Each call of `batches` reads it again.
 
-    `uri` is absolute: the same catalog has the same URI however it was written. `skipped` counts what the last reading
-    left out: files that are not media by extension ("hidden" for dot files), unlisted files and malformed rows by
-    reason.
+    `uri` is absolute, so a catalog always has the same URI. `skipped` counts what the last reading left out: files that
+    are not media by extension ("hidden" for dot files), unlisted files and malformed rows by reason.
     """
 
     def __init__(
         self, uri: str, read: Callable[[Counter[str]], Iterable[pa.Table]], tables: TableOptions = PLAIN_TABLES
     ) -> None:
-        """Read nothing yet. `read` yields tables of CATALOG_SCHEMA and counts what it skips in its argument."""
+        """`read` yields tables of CATALOG_SCHEMA and counts what it skips in its argument; it is not called yet."""
         self.uri, self.tables, self._read = uri, tables, read
         self.skipped: Counter[str] = Counter()
 
     @classmethod
     def of_table(cls, uri: str, table: pa.Table) -> Self:
-        """A catalog of items that are in memory (CATALOG_SCHEMA)."""
+        """A catalog of items in memory (CATALOG_SCHEMA)."""
         return cls(uri, lambda _skipped: [table])
 
     def batches(self) -> Generator[pa.Table]:
         """Rows in the order of the source (CATALOG_SCHEMA), in tables of bounded size; ids may repeat.
 
-        Raises UsageError if the catalog does not exist, may not be read, or has no usable column or no item,
+        Raises UsageError if the catalog does not exist, cannot be read, or has no usable column or no item,
         StorageError if storage does not answer.
         """
         self.skipped.clear()
@@ -69,12 +68,12 @@ class Catalog:
             raise UsageError(f"catalog {self.uri}: no items to annotate" + (f"; skipped {found}" if found else ""))
 
     def check(self) -> None:
-        """Read as far as the first items, to see mistakes before anything is written; raises as `batches`."""
+        """Read only the first items, to find mistakes before anything is written; raises as `batches`."""
         with closing(self.batches()) as batches:
             next(batches)
 
     def sample(self, count: int, seed: int) -> tuple[pa.Table, int]:
-        """Random items in the order of the source, fewer if there are not as many, and the number of all rows."""
+        """At most `count` random items in the order of the source, and the number of all rows."""
         rng = np.random.default_rng(seed)
         kept, keys_K, rows = CATALOG_SCHEMA.empty_table(), np.empty(0), 0
         for table in self.batches():
@@ -160,5 +159,5 @@ def _rows_of_files(
 
 
 def _is_marker(path: str) -> bool:
-    """Whether it is a file that Spark and Hive write next to their tables, such as _SUCCESS or .x.crc."""
+    """Whether Spark or Hive wrote this file next to a table, such as _SUCCESS or .x.crc."""
     return any(part.startswith(("_", ".")) for part in path.split("/"))

@@ -1,4 +1,4 @@
-"""Cells of table files as text. Ids and texts must be text or integers; other types have no clear text form."""
+"""Converts cells of table files to text. Ids and texts must be text or integers; other types have no clear text."""
 
 from typing import Final
 
@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-# Columns that hold no text: their values are read by catalog_rows, from numbers, booleans or text.
+# Columns of values, not text: rows.py reads them from numbers, booleans or text.
 _VALUES: Final = frozenset({"bytes", "size", "islatest", "isdeletemarker"})
-_EXACT: Final = {16: 2.0**11, 32: 2.0**24, 64: 2.0**53}  # up to here floats of so many bits hold every whole number
+_EXACT: Final = {16: 2.0**11, 32: 2.0**24, 64: 2.0**53}  # by bits: up to this, floats hold every whole number
 _JSON_TYPES: Final[dict[type, str]] = {
     bool: "a boolean", float: "a number with decimals", list: "a list", dict: "an object",
 }  # fmt: skip
@@ -16,7 +16,7 @@ _NO_TEXT: Final = "must be text or integers"
 
 
 def refused_type(name: str, kind: pa.DataType) -> str | None:
-    """Why a column of an Arrow type cannot be read; None if it can, as far as the type tells."""
+    """Why a column cannot be read, by its Arrow type; None if the type is accepted."""
     types = pa.types
     if types.is_dictionary(kind):
         kind = kind.value_type
@@ -29,11 +29,10 @@ def refused_type(name: str, kind: pa.DataType) -> str | None:
 
 
 def column_as_text(name: str, values: pa.Array) -> tuple[pa.Array, list[int], str]:
-    """Return a column as large_string (except columns that hold no text), its bad rows (null in the column) and the
-    reason.
+    """Return a column as large_string (_VALUES unchanged), its bad rows, which become null, and the reason.
 
-    Accepts whole numbers and NaN in floats: pandas writes integer columns with missing values so. Raises ValueError
-    ("is of type ...") if the values have no text form.
+    Accepts whole numbers and NaN in floats: pandas writes integer columns with missing values like this. Raises
+    ValueError ("is of type ...") if the values have no text form.
     """
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
@@ -76,7 +75,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _decoded(values: pa.Array) -> tuple[pa.Array, list[int], str]:
-    """Text, or UTF-8 bytes (Impala and old Spark do not mark text). Text of a damaged file may not be UTF-8."""
+    """Decode text or bytes as UTF-8: Impala and old Spark do not mark text, and a file may be damaged."""
     raw = values.cast(pa.large_binary())
     try:
         return raw.cast(pa.large_string()), [], ""

@@ -1,4 +1,4 @@
-"""Where media may be read from: an item outside these folders and prefixes is quarantined, and its file not opened."""
+"""The roots that media may be read from: an item outside them is quarantined, and its file is not opened."""
 
 import os.path
 from collections.abc import Iterable
@@ -16,12 +16,12 @@ def is_table(uri: str) -> bool:
 
 
 def catalog_root(uri: str) -> str:
-    """Where a catalog's own media are: the folder or prefix itself, or the one that a table is in."""
+    """The root of a catalog's own media: the folder or prefix itself, or the folder of a table."""
     return normalised_root(split_uri(uri.rstrip("/"))[0] if is_table(uri) else uri)
 
 
 def normalised_root(root: str) -> str:
-    """A root as the plan records it: an absolute path or s3://bucket/prefix, without a trailing slash.
+    """A root as an absolute path or s3://bucket/prefix, without a trailing slash; the plan records this form.
 
     Raises UsageError if it is not a folder's path, file:// or s3://bucket[/prefix].
     """
@@ -31,10 +31,10 @@ def normalised_root(root: str) -> str:
 
 
 class AllowedRoots:
-    """Decides by name: local links are resolved, keys of S3 are compared as they are. Opens nothing."""
+    """Allows media by their URI: local links are resolved, S3 keys are compared unchanged. Opens no file."""
 
     def __init__(self, roots: Iterable[str]) -> None:
-        """Roots are folders, file:// or s3://bucket[/prefix]; no root allows nothing. Raises as normalised_root."""
+        """Roots are folders, file:// or s3://bucket[/prefix]; without roots nothing is allowed. See normalised_root."""
         normal = [normalised_root(root) for root in roots]
         self._prefixes = [f"{root}/" for root in normal if root.startswith("s3://")]
         self._folders = [os.path.realpath(root) for root in normal if not root.startswith("s3://")]
@@ -49,7 +49,7 @@ class AllowedRoots:
     def allow(self, uri: str) -> bool:
         """Whether a media URI is below a root.
 
-        S3 neither decodes nor normalizes keys, so every key below the prefix is inside. Only a part ".." is refused,
+        S3 neither decodes nor normalizes keys, so every key with the prefix is allowed. Only a part ".." is refused,
         because some gateways resolve it.
         """
         if uri.startswith("s3://"):
@@ -60,13 +60,13 @@ class AllowedRoots:
             return False
         try:
             real = Path(os.path.realpath(path))
-        except (OSError, ValueError):  # a NUL or a loop of links
+        except (OSError, ValueError):  # a NUL character or a loop of links
             return False
         return any(real.is_relative_to(folder) and real != Path(folder) for folder in self._folders)
 
 
 def local_path_of(uri: str) -> str | None:
-    """The local path that a URI names; None for another scheme, or a relative path or a host in file://."""
+    """The local path of a URI; None for another scheme, a relative path, or a host in file://."""
     if uri.startswith("file://"):
         uri = unquote(uri.removeprefix("file://"))
     return uri if uri.startswith("/") else None

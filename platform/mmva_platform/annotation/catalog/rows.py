@@ -1,4 +1,4 @@
-"""From a table's columns to catalog rows (CATALOG_SCHEMA): pure functions on Arrow arrays."""
+"""Converts a table's columns to catalog rows (CATALOG_SCHEMA): pure functions on Arrow arrays."""
 
 import os
 import posixpath
@@ -28,10 +28,10 @@ _SLASH: Final = pa.scalar("/", pa.large_string())
 def listed_rows(
     paths: pa.Array, sizes: pa.Array, etags: pa.Array, root: str | pa.Array, skipped: Counter[str]
 ) -> pa.Table:
-    """Rows of N listed files. Hidden files and files that are not media are left out and counted in `skipped`.
+    """Rows of N listed files. Hidden files and files that are not media are left out.
 
     `paths` are relative to `root` (one URI, or one per file, without a trailing slash), `sizes` in bytes. `skipped`
-    counts by extension, "hidden" for names with a leading dot.
+    counts files that are left out by extension, or as "hidden" for names with a leading dot.
     """
     paths = paths.cast(pa.large_string())
     suffixes, kinds = _by_suffix(paths)
@@ -47,10 +47,10 @@ def listed_rows(
 
 
 def table_rows(columns: Mapping[str, pa.Array], first: int, base: str) -> pa.Table:
-    """Rows of a table with missing values filled in: the URI's folder, modality, id, and a local file's size and time.
+    """Rows of a table, with missing values filled in: the URI's folder, modality, id, and a local file's size and time.
 
     `columns` are some of id, uri, modality, caption, bytes and etag, N rows each. `first` is the number of the first
-    row in the catalog; it names rows that have no id, URI and caption. Relative URIs start from the folder `base`.
+    row in the catalog, for the ids of rows without id, URI and caption. Relative URIs start from the folder `base`.
     """
     count = len(next(iter(columns.values())))
     nothing = pa.nulls(count, pa.large_string())
@@ -62,20 +62,20 @@ def table_rows(columns: Mapping[str, pa.Array], first: int, base: str) -> pa.Tab
         ids = pc.coalesce(ids, _made_up_ids(ids, text["caption"], first))
     locations = _absolute(uris, base)
     sizes, etags = _states(locations, _sizes(columns.get("bytes", nothing)), text["etag"])
-    # A music row may also have a caption; the modality decides which of them is annotated.
+    # A row of music may also have a caption; its modality decides which of the two is annotated.
     is_caption = pc.fill_null(pc.equal(modalities, "caption"), fill_value=False)
     captions = pc.if_else(is_caption, text["caption"], nothing)
     return pa.Table.from_arrays([ids, locations, modalities, captions, sizes, etags], schema=CATALOG_SCHEMA)
 
 
 def inventory_rows(columns: Mapping[str, pa.Array], skipped: Counter[str]) -> pa.Table:
-    """Rows of an S3 Inventory: the current version of every object, as a listing of its bucket would give them."""
+    """Rows of an S3 Inventory: the current version of every object, as in a listing of its bucket."""
     count = len(columns["key"])
     current = pa.array(np.ones(count, dtype=bool))
     for name, current_value in (("islatest", "true"), ("isdeletemarker", "false")):
         if name in columns:
-            said = pc.fill_null(pc.utf8_lower(_text(columns[name])), current_value)
-            current = pc.and_(current, pc.equal(said, current_value))
+            values = pc.fill_null(pc.utf8_lower(_text(columns[name])), current_value)
+            current = pc.and_(current, pc.equal(values, current_value))
     keys = _text(columns["key"])
     current = pc.and_(current, pc.and_(pc.is_valid(keys), pc.invert(pc.fill_null(pc.ends_with(keys, "/"), True))))  # noqa: FBT003
     skipped["not a current object"] += count - (pc.sum(current).as_py() or 0)
@@ -103,7 +103,7 @@ def _text(values: pa.Array) -> pa.Array:
 
 
 def _modalities(written: pa.Array, uris: pa.Array, captions: pa.Array) -> pa.Array:
-    """As written, else by the URI's extension, else "caption" for a row with a caption and no URI."""
+    """The given modality, else that of the URI's extension, else "caption" for a row with a caption and no URI."""
     given = pc.utf8_lower(pc.utf8_trim_whitespace(_text(written)))
     alone = pc.and_(pc.is_null(uris), pc.is_valid(captions))
     named = pc.if_else(alone, pa.scalar("caption", pa.large_string()), pa.scalar(None, pa.large_string()))
@@ -111,7 +111,7 @@ def _modalities(written: pa.Array, uris: pa.Array, captions: pa.Array) -> pa.Arr
 
 
 def _made_up_ids(ids: pa.Array, captions: pa.Array, first: int) -> pa.Array:
-    """For rows without an id: named by the caption's digest, else by the row's number."""
+    """Ids for rows without one: from the caption's digest, else from the row's number."""
     made: list[str | None] = [None] * len(ids)
     for row in np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False)):
         caption = captions[int(row)].as_py()
@@ -120,7 +120,7 @@ def _made_up_ids(ids: pa.Array, captions: pa.Array, first: int) -> pa.Array:
 
 
 def _absolute(uris: pa.Array, base: str) -> pa.Array:
-    """URIs in full. Keys of S3 are not normalized: "a//b" is a key of its own, and ".." does not lead out."""
+    """Full URIs. S3 keys are not normalized: "a//b" is a key of its own, and ".." does not leave the prefix."""
     whole = pc.or_(pc.starts_with(uris, "/"), pc.match_substring(uris, "://"))
     if pc.all(pc.fill_null(whole, fill_value=True)).as_py() is not False:
         return uris
@@ -144,7 +144,7 @@ def _sizes(values: pa.Array) -> pa.Array:
 
 
 def _states(uris: pa.Array, sizes: pa.Array, etags: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """Sizes and etags: those of a local file, else those of the row."""
+    """Sizes and etags: of the local file if there is one, else of the row."""
     local = pc.or_(pc.starts_with(uris, "/"), pc.starts_with(uris, "file://"))
     if not pc.any(local).as_py():
         return sizes, etags

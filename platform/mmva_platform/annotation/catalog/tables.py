@@ -1,4 +1,4 @@
-"""Table files of a catalog, read in parts: Parquet, CSV, TSV and JSONL, alone or many in a folder, also with gzip."""
+"""Reads table files of a catalog in parts: Parquet, CSV, TSV and JSONL, also with gzip."""
 
 import gzip
 import json
@@ -37,9 +37,9 @@ class TableReader:
     def read(self, file: BinaryIO, uri: str) -> Iterator[dict[str, pa.Array]]:
         """Yield the columns of an open, seekable file by name, some rows at a time.
 
-        The URI's extension decides the format, the first bytes whether the file is compressed. Columns are some of
-        COLUMNS, or those of an S3 Inventory; ids, URIs and texts are large_string. Raises UsageError, with the file and
-        the line or row, if it is not such a table, has a malformed row, or lacks a usable column.
+        The format follows from the URI's extension; gzip is recognized by the first bytes. Columns are some of COLUMNS,
+        or those of an S3 Inventory; ids, URIs and texts are large_string. Raises UsageError, with the file and the line
+        or row, if it is not such a table, has a malformed row, or lacks a usable column.
         """
         suffix = PurePosixPath(uri.lower().removesuffix(".gz")).suffix
         try:
@@ -73,7 +73,7 @@ class TableReader:
             first += batch.num_rows
 
     def _checked(self, columns: Mapping[str, pa.Array], first: int, uri: str) -> dict[str, pa.Array]:
-        """Columns of a Parquet file as text, without malformed rows; `first` is the number of the first row."""
+        """Columns of a Parquet batch as text, without malformed rows; `first` is the number of the first row."""
         kept = dict(columns)
         bad: dict[int, tuple[str, str]] = {}
         for name, column in columns.items():
@@ -106,7 +106,7 @@ class TableReader:
             yield {name: pa.array(columns[place], pa.large_string()) for name, place in places.items()}
 
     def _jsonl(self, file: BinaryIO, uri: str) -> Iterator[dict[str, pa.Array]]:
-        """Parsed by json, not by pyarrow, which refuses ids that are numbers in one row and text in another."""
+        """Uses json, because pyarrow refuses ids that are numbers in one row and text in another."""
         lines = enumerate(iter(partial(file.readline, LONGEST_LINE), b""), start=1)
         seen: dict[str, None] = {}
         while part := list(islice(lines, _BATCH_ROWS)):
@@ -166,9 +166,9 @@ _JSON: Final = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def _wanted(found: list[str], uri: str) -> dict[str, str]:
-    """The columns to read: our name -> the file's name. Case and surrounding blanks do not matter.
+    """The columns to read: our name -> the file's name, without regard to case and surrounding blanks.
 
-    Inventories are written as Bucket, bucket, ETag or e_tag.
+    Inventories have names such as Bucket, bucket, ETag or e_tag.
     """
     plain, bare = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
     for column in found:
@@ -178,7 +178,7 @@ def _wanted(found: list[str], uri: str) -> dict[str, str]:
     for name in names:
         if len(columns.get(name, [])) > 1:
             twice = " and ".join(map(repr, columns[name]))
-            raise UsageError(f"catalog {uri}: has the columns {twice}, which are one name to mmva; rename one")
+            raise UsageError(f"catalog {uri}: has the columns {twice}, which mmva cannot distinguish; rename one")
     wanted = {name: columns[name][0] for name in names if name in columns}
     if not {"uri", "caption", "key"} & wanted.keys():
         other = next((mark for mark in ";\t|" if len(found) == 1 and mark in found[0]), None)

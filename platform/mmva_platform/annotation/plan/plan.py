@@ -1,8 +1,8 @@
-"""The plan of a version of an annotation: fixed before any work, written once, followed by every resume.
+"""The plan of a version of an annotation: written once before the work; every resume follows it.
 
 In `_mmva/<version>/`, `plan/items-<first shard>-<digest>.parquet` hold the items in the order of the work, and
-`plan.json` everything that decides what the version will be. plan.json is put if absent, so of two drivers that plan
-the same version one wins. A resume does not read the catalog again: items added later are for a later version.
+`plan.json` all that decides the version's content. plan.json is put if absent, so if two drivers plan the same version,
+one wins. A resume does not read the catalog again: items that were added since are for a later version.
 """
 
 import json
@@ -27,22 +27,22 @@ Kind = Literal["annotate", "update", "retry", "convert"]
 
 
 def version_folder(version: int) -> str:
-    """Where everything of a version is but its data files, relative to the annotation."""
+    """Folder of all files of a version except its data files, relative to the annotation."""
     return f"{INTERNAL}/{version:06d}"
 
 
 def index_folder(version: int) -> str:
-    """Where the optional indexes of a version's embeddings are; see search.vectors."""
+    """Folder of the optional indexes of a version's embeddings; see search.vectors."""
     return f"{version_folder(version)}/index"
 
 
 def plan_file(version: int) -> str:
-    """Where the plan of a version is."""
+    """Path of the plan of a version."""
     return f"{version_folder(version)}/plan.json"
 
 
 def cleaned_mark(version: int) -> str:
-    """The file that says that a version can no longer be read."""
+    """Path of the file that marks a version as no longer readable."""
     return f"{version_folder(version)}/cleaned"
 
 
@@ -55,10 +55,10 @@ class ModelInfo(Config):
 
 
 class Base(Config):
-    """What a version takes from the one before it."""
+    """What a version takes from the version before."""
 
     replaced: tuple[str, ...] = Field(description="data files of the version before that this one does not have")
-    same_model: bool = Field(description="stored rows are copied as they are; otherwise heads run over embeddings")
+    same_model: bool = Field(description="stored rows are copied unchanged; otherwise heads run over embeddings")
     kept: int = Field(ge=0, description="items in the files that both versions have")
     unchanged: int = Field(ge=0, description="items with the same row of the catalog, those of `kept` among them")
     new: int = Field(ge=0, description="items that the version before does not have")
@@ -67,7 +67,7 @@ class Base(Config):
 
 
 class PlanPart(Config):
-    """A Parquet file with the items of consecutive shards. Each shard is a row group, so that it is read alone."""
+    """A Parquet file with the items of consecutive shards. Each shard is a row group, which can be read alone."""
 
     path: str
     sha256: str
@@ -81,7 +81,7 @@ class CatalogInfo(Config):
     uri: str
     tables: TableOptions = PLAIN_TABLES
     items: int = Field(ge=1, description="rows without repeated ids")
-    by_modality: dict[str, int] = Field(description='"unknown" where the row names none')
+    by_modality: dict[str, int] = Field(description='items; "unknown" for rows without a modality')
     skipped: dict[str, int] = Field(description="files that are not media by extension, unlisted files by reason")
     duplicates: int = Field(description="rows that are left out because an earlier row has their id")
     duplicate_ids: tuple[str, ...] = Field(description="the first few of them")
@@ -97,7 +97,7 @@ class Plan(Config):
     preprocessing: Preprocessing
     engines: dict[str, EngineInfo] = Field(description="tower -> engine")
     catalog: CatalogInfo
-    version: int = Field(ge=0, description="of the table, once this plan is carried out")
+    version: int = Field(ge=0, description="version of the table that this plan makes")
     kind: Kind
     base: Base | None = Field(None, description="None for version 0")
     roots: tuple[str, ...] = Field((), description="media are read from below these only; the catalog's own first")
@@ -107,7 +107,7 @@ class Plan(Config):
 
     @property
     def folder(self) -> str:
-        """Where everything of this version is but its data files."""
+        """Folder of all files of this version except its data files."""
         return version_folder(self.version)
 
     @property
@@ -127,12 +127,12 @@ class Plan(Config):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of everything that decides the output, items included, but not the run's id, time and names."""
+        """SHA-256 of all that decides the output, including the items, but not the run's id, time and names."""
         parts = [part.sha256 for part in self.parts]
         return sha256_hex(json.dumps([self.decisive(), parts], sort_keys=True).encode())
 
     def decisive(self) -> dict[str, Any]:
-        """What two calls must agree on to share an output, flat, for comparing and for showing."""
+        """The values that two calls must have in common to share an output, as a flat mapping."""
         flat: dict[str, Any] = {
             "annotation schema version": self.annotation_version,
             "model digest": self.model.digest,
@@ -155,7 +155,7 @@ class Plan(Config):
         return flat
 
     def differences(self, other: Self) -> list[str]:
-        """What keeps another plan from sharing this one's output, one line each."""
+        """The differences that keep another plan from sharing this one's output, one line each."""
         there, now = self.decisive(), other.decisive()
         pairs = {key: (there.get(key), now.get(key)) for key in there | now}
         return [f"{key}: {old} there, {new} now" for key, (old, new) in pairs.items() if old != new]
@@ -193,17 +193,17 @@ def read_plan(storage: Storage, version: int = 0) -> Plan:
 
 
 class ItemReader:
-    """Items of a plan's shards. Reads the row group of a shard and nothing else of its part, with page checksums."""
+    """Reads items of a plan's shards: only the row group of a shard, with page checksums."""
 
     def __init__(self, storage: Storage, plan: Plan) -> None:
-        """Nothing is read yet. The part read last stays open: shards are best asked for in order."""
+        """The last part stays open, so reading shards in order is fastest."""
         self._storage, self._parts = storage, plan.parts
         self._firsts = [part.first_shard for part in plan.parts]
         self._path = ""
         self._file: pq.ParquetFile | None = None
 
     def __call__(self, shard: str) -> pa.Table:
-        """Items of a shard (ITEM_SCHEMA). Raises CheckFailed if the part is not as it was planned."""
+        """Items of a shard (ITEM_SCHEMA). Raises CheckFailed if its part has changed since it was planned."""
         number = int(shard)
         part = self._parts[bisect_right(self._firsts, number) - 1]
         group = number - part.first_shard
@@ -231,7 +231,7 @@ class ItemReader:
 
 
 def changed_parts(storage: Storage, plan: Plan) -> list[str]:
-    """One line for each part that has changed since it was planned; reads all of them."""
+    """One line for each part that has changed since it was planned; reads all parts."""
     found = []
     for part in plan.parts:
         try:

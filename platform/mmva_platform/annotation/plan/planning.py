@@ -1,4 +1,4 @@
-"""The second pass of planning: from a spooled catalog to shards, the files of the plan, and plan.json."""
+"""The second pass of planning: cuts a spooled catalog into shards, and writes the plan's parts and plan.json."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from mmva_platform.annotation.schema import ANNOTATION_VERSION, ITEM_SCHEMA
 from mmva_platform.storage import Storage
 
 _SHARDS_A_PART: Final = 64
-_PART_BYTES: Final = 64 * 2**20  # a part is closed early at this size: it is in memory until it is written
+_PART_BYTES: Final = 64 * 2**20  # a larger part is closed early, because it is in memory until it is written
 _DICTIONARIES: Final = ["modality", "attempts", "base_file"]
 
 
@@ -54,12 +54,12 @@ def write_plan(
     command: Sequence[str] = (),
     keep_windows: bool = True,
 ) -> Plan:
-    """Cut the items into shards and write the version's plan, or return the plan that another driver put first.
+    """Cut the items into shards and write the version's plan, or return the plan that another driver wrote first.
 
-    The speeds of `engines` (tower -> engine) decide the size of shards, unless `shard_items` does. `base` and `stored`
-    are what an update takes from the version before. `catalog` describes what the version is of (default: the spool).
-    `roots` are normalised, the catalog's own first. Raises UsageError if there would be too many shards, CheckFailed if
-    the other driver's plan gives another output.
+    The size of shards follows from the speeds of `engines` (tower -> engine), unless `shard_items` is given. `base` and
+    `stored` describe what an update takes from the version before. `catalog` is the version's catalog, by default that
+    of the spool. `roots` are normalised, the catalog's own first. Raises UsageError if there would be too many shards,
+    CheckFailed if the other driver's plan gives another output.
     """
     engines = dict(engines or {})
     shards = shards_of(spool, engines, preprocessing.hop_s, shard_items, stored)
@@ -84,7 +84,7 @@ def write_plan(
 
 
 def settled(storage: Storage, plan: Plan) -> Plan:
-    """Put a plan, or adopt the one that another driver put first; CheckFailed if that one is for something else."""
+    """Write a plan, or return the one that another driver wrote first; CheckFailed if that gives another output."""
     if storage.put_if_absent(plan_file(plan.version), plan.model_dump_json(indent=1).encode()):
         return plan
     other = read_plan(storage, plan.version)
@@ -94,11 +94,10 @@ def settled(storage: Storage, plan: Plan) -> Plan:
 
 @dataclass(frozen=True)
 class Stored:
-    """What an update does with items that the version before holds unchanged."""
+    """What an update does with items that are unchanged since the version before."""
 
-    kept: Collection[str]  # data files that stay as they are; their items are in no shard
-    # modalities whose stored embeddings this run would compute again; others are annotated anew
-    reusable: Collection[str]
+    kept: Collection[str]  # data files that both versions share; their items are in no shard
+    reusable: Collection[str]  # modalities whose stored embeddings are valid; others are annotated again
 
 
 def shards_of(
@@ -110,7 +109,7 @@ def shards_of(
 ) -> Iterator[pa.Table]:
     """The items of each shard (ITEM_SCHEMA) in the order of the work; arguments as for write_plan.
 
-    First the items to annotate, the longest work first. Then the items that the version before holds, by its files.
+    First the items to annotate, the longest first. Then the items that the version before has, by its files.
     """
     taken = [group for group in spool.groups if stored and group.stored and group.modality in stored.reusable]
     new = [group for group in spool.groups if group not in taken]
@@ -127,7 +126,7 @@ def _new_items(spool: Spool, groups: Iterable[Group]) -> Iterator[pa.Table]:
     for group in groups:
         for chunk in spool.chunks(group):
             items = equals_together(chunk)
-            if group.stored:  # held by the version before, but of another backbone or engine
+            if group.stored:  # in the version before, but with another backbone or engine
                 for name in ("base_file", "base_row"):
                     field = ITEM_SCHEMA.field(name)
                     position = ITEM_SCHEMA.get_field_index(name)
@@ -136,7 +135,7 @@ def _new_items(spool: Spool, groups: Iterable[Group]) -> Iterator[pa.Table]:
 
 
 def _stored_shards(spool: Spool, groups: Iterable[Group], kept: pa.Array) -> Iterator[pa.Table]:
-    """All of these items are in memory together, without the columns that the table has."""
+    """Holds all of these items in memory, without the columns that the table has."""
     parts = [_located(chunk, kept) for group in groups for chunk in spool.chunks(group)]
     items = pa.concat_tables([ITEM_SCHEMA.empty_table(), *parts])
     if items.num_rows:
@@ -154,12 +153,12 @@ def _located(chunk: pa.Table, kept: pa.Array) -> pa.Table:
 
 
 def write_parts(storage: Storage, folder: str, shards: Iterable[pa.Table], catalog: str) -> Iterator[PlanPart]:
-    """Write shards into files of some row groups each, named by their digest."""
+    """Write shards into parts of several row groups, named by their digest."""
     part = _Part(folder, 0)
     for number, shard in enumerate(shards):
         if number == MOST_SHARDS:
             raise UsageError(
-                f"{catalog}: more than {MOST_SHARDS} shards; choose a larger --shard-items, or leave it to the run"
+                f"{catalog}: more than {MOST_SHARDS} shards; choose a larger --shard-items, or leave it out"
             )
         part.add(shard)
         if part.is_full:

@@ -1,4 +1,4 @@
-"""The order of the work and its cut into shards: pure functions of items (ITEM_SCHEMA).
+"""Orders the work and cuts it into shards: pure functions of items (ITEM_SCHEMA).
 
 A shard is the unit of commit and retry. It takes about a minute at the calibrated speed of the run's model.
 """
@@ -16,21 +16,21 @@ from numpy.typing import NDArray
 from mmva.inference.config import EngineInfo
 from mmva.modalities import MODALITIES, towers_of
 
-# The longest work first, so that no worker is left with it alone at the end.
+# The longest items first, so that at the end no single worker still has one.
 MODALITY_ORDER: Final = ("video", "music", "image", "caption")
-MOST_SHARDS: Final = 1_000_000  # names have six digits, and sort as numbers do
+MOST_SHARDS: Final = 1_000_000  # names have six digits, so that they sort as numbers
 _SHARD_S: Final = 60.0
 _MOST_ROWS: Final = 65_536
-_MOST_STORED_ROWS: Final = 32_768  # rows with stored embeddings are in memory together, some 5 kB each
-_FEWEST_STORED_ROWS: Final = 4_096  # heads over them take less than a second
-_SHARDS_WANTED, _SMALLEST_SHARD = 16, 8  # a small catalog has shards for every worker, but no tiny ones
-_UNKNOWN_PER_S: Final = 8.0  # images, windows or captions of an engine that was never measured: a large model on a core
+_MOST_STORED_ROWS: Final = 32_768  # rows with stored embeddings are in memory together, about 5 kB each
+_FEWEST_STORED_ROWS: Final = 4_096  # running the heads on them takes less than a second
+_SHARDS_WANTED, _SMALLEST_SHARD = 16, 8  # a small catalog needs shards for every worker, but no tiny ones
+_UNKNOWN_PER_S: Final = 8.0  # images, windows or captions of an unmeasured engine, as of a large model on one core
 _UNKNOWN_PER_S_ON_GPU: Final = 200.0
-# Bytes of a second of sound or video, by format: CD quality where it is not compressed, usual bit rates elsewhere.
+# Bytes of a second of sound or video, by format: CD quality if it is not compressed, else usual bit rates.
 _BYTES_PER_S: Final = {"wav": 176_400, "flac": 90_000, "mp3": 24_000, "ogg": 20_000, "opus": 14_000}
 _BYTES_PER_S_OTHER: Final = {"music": 20_000, "video": 250_000}
 _UNKNOWN_S: Final = {"music": 180.0, "video": 60.0}
-# What one item holds between the stages of a run on GPUs: pixels of an image of 400 x 300, 16-bit sound at 48 kHz.
+# Bytes of one unit between the stages of a run on GPUs: pixels of an image of 400 x 300, 16-bit sound at 48 kHz.
 _DECODED_BYTES: Final = {"image": 360_000.0, "caption": 1_000.0, "music": 96_000.0, "video": 250_000.0}
 _MOST_DECODED_BYTES: Final = 256e6
 
@@ -39,9 +39,7 @@ Loads = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Limits:
-    """How large a shard may be. `seconds` is infinite if --shard-items sets the size, `decoded_bytes` with a single
-    stage.
-    """
+    """Limits of a shard. `seconds` is infinite if --shard-items sets the size, `decoded_bytes` with a single stage."""
 
     rows: int  # most items
     seconds: float = np.inf  # most work of one worker, by the estimate
@@ -49,7 +47,7 @@ class Limits:
     unit_s: Mapping[str, float] | None = None  # modality -> seconds for one unit of `units`
 
     def loads(self, items: pa.Table) -> Loads:
-        """What each item takes of a shard by each limit, shape [N, 3]; a shard is full at 1."""
+        """The share of each limit that each item takes, shape [N, 3]; a shard is full at 1."""
         loads_N3 = np.full((items.num_rows, 3), 1 / self.rows)
         units_N = units(items)
         loads_N3[:, 1] = _weights(items, self.unit_s or {}) * units_N / self.seconds
@@ -66,8 +64,8 @@ def limits_for(
 ) -> Limits:
     """Limits of the shards that are annotated from their media, `rows` items in all.
 
-    `units_of` sums `units` by modality. `engines` (tower -> engine) have their speed if it was measured. `hop_s` is the
-    time between the starts of two windows. `shard_items` replaces the limit of time.
+    `units_of` sums `units` by modality. `engines` (tower -> engine) have measured speeds, if known. `hop_s` is the time
+    between the starts of two windows. `shard_items` replaces the limit of time.
     """
     on_gpus = any(engine.on_gpu for engine in engines.values())
     most_bytes = _MOST_DECODED_BYTES if on_gpus else np.inf
@@ -81,7 +79,7 @@ def limits_for(
 
 
 def limits_for_stored(rows: int) -> Limits:
-    """Limits of the shards whose embeddings an earlier annotation holds, of so many items in all."""
+    """Limits of the shards whose items the version before has, `rows` items in all."""
     return Limits(min(_MOST_STORED_ROWS, max(_FEWEST_STORED_ROWS, rows // _SHARDS_WANTED)))
 
 
@@ -139,10 +137,9 @@ def _mask(values: pa.ChunkedArray) -> NDArray[np.bool_]:
 
 
 def equals_together(items: pa.Table) -> pa.Table:
-    """Reorder items of one modality: items that may have the same bytes follow the first of them.
+    """Reorder items of one modality, so that items that may have the same bytes follow the first of them.
 
-    The same bytes are annotated once in a shard. Captions with equal text and files of equal known size may be the
-    same.
+    A shard annotates the same bytes once. Captions with equal text and files of equal known size may be the same.
     """
     nothing = pa.scalar("", pa.large_string())
     sizes = items["bytes"].cast(pa.large_string())
@@ -154,14 +151,14 @@ def equals_together(items: pa.Table) -> pa.Table:
 
 
 def first_seen(values: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Rank of each value by its first place; -1 for null. Shape [N]."""
+    """Rank of each value by its first occurrence, shape [N]; -1 for null."""
     codes = pc.dictionary_encode(values.combine_chunks())
     chunk = codes.combine_chunks() if isinstance(codes, pa.ChunkedArray) else codes
     return np.asarray(chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
 def cut(chunks: Iterable[pa.Table], limits: Limits) -> Iterator[pa.Table]:
-    """Cut a stream of items into shards, one table each; holds one chunk and less than one shard."""
+    """Cut a stream of items into shards, one table each; memory holds one chunk and less than one shard."""
     rest: pa.Table | None = None
     for chunk in chunks:
         items = chunk if rest is None else pa.concat_tables([rest, chunk])
@@ -174,13 +171,13 @@ def cut(chunks: Iterable[pa.Table], limits: Limits) -> Iterator[pa.Table]:
 
 
 def shard_bounds(loads_NK: Loads) -> tuple[int, ...]:
-    """Cut N ordered items into runs that exceed none of K limits; an item whose load is above 1 is a shard of its own.
+    """Cut N ordered items into shards that exceed none of K limits; an item with a load above 1 is a shard of its own.
 
     Returns ascending bounds, shape [shards + 1], from 0 to N; (0,) for no items.
     """
     count = len(loads_NK)
     done_NK = np.vstack([np.zeros((1, loads_NK.shape[1])), np.cumsum(loads_NK, axis=0)])
-    reach = 1 + 1e-9  # the sums of equal loads must not round one item away
+    reach = 1 + 1e-9  # rounding of sums must not exclude the last of equal loads
     bounds = [0]
     while (start := bounds[-1]) < count:
         stops = [np.searchsorted(done_N, done_N[start] + reach, side="right") - 1 for done_N in done_NK.T]

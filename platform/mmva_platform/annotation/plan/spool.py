@@ -1,7 +1,7 @@
-"""A catalog on the local disk between the two passes of planning: normalized, by modality, repeated ids known.
+"""A normalized catalog on the local disk, between the two passes of planning.
 
-The first pass writes every row here. Only after it are the modalities, the amount of work and repeated
-ids known. The second pass reads the rows in the order of the work. Memory holds one batch.
+The first pass writes every row by modality; after it, the amount of work and the repeated ids are known. The second
+pass reads the rows in the order of the work. Memory holds one batch.
 """
 
 import errno
@@ -36,7 +36,7 @@ class Group(NamedTuple):
     """Items that are read together."""
 
     modality: str
-    stored: bool  # whether an earlier annotation holds them
+    stored: bool  # whether the version before has them unchanged
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Spool:
     """A catalog's rows in a temporary folder. `units` sums `shards.units` by group."""
 
     catalog: CatalogInfo
-    rows: Counter[Group]  # of each group, repeated ids included; an estimate of the work needs no more
+    rows: Counter[Group]  # of each group, repeated ids included; precise enough to estimate the work
     units: dict[Group, float]
     bytes: tuple[int, int]  # sum of the known sizes, number of unknown sizes
     _folder: Path = field(repr=False)
@@ -69,7 +69,7 @@ class Spool:
 
 
 def as_new(batch: pa.Table) -> pa.Table:
-    """Items (ITEM_SCHEMA) of a batch of a catalog (CATALOG_SCHEMA), without an earlier version."""
+    """Items (ITEM_SCHEMA) of a batch of a catalog (CATALOG_SCHEMA), all of them new."""
     count = batch.num_rows
     columns = [*batch.select(CATALOG_SCHEMA.names).columns, pa.array(item_digests(batch)), np.ones(count, np.int32)]
     return pa.Table.from_arrays([*columns, pa.nulls(count), pa.nulls(count)], schema=ITEM_SCHEMA)
@@ -107,8 +107,8 @@ def _fill(
             if allowed is not None:
                 uris = batch["uri"].drop_null().to_pylist()
                 first_outside = first_outside or next(iter(uris), None)
-                if len(uris) < batch.num_rows or any(map(allowed.allow, uris)):  # some item needs no file or is inside
-                    allowed = None
+                if len(uris) < batch.num_rows or any(map(allowed.allow, uris)):
+                    allowed = None  # at least one item has no file, or is below a root
             ids.add(batch["id"])
             named.update(_counts(batch["modality"]))
             of_files = batch.filter(pc.and_(batch["uri"].is_valid(), batch["caption"].is_null()))
@@ -126,7 +126,7 @@ def _fill(
     if allowed is not None:
         raise UsageError(
             f"catalog {catalog.uri}: all {rows.total()} items are outside its own folder, the first is "
-            f"{first_outside}; name where media may be read from with --root"
+            f"{first_outside}; allow the folder or prefix of the media with --root"
         )
     repeated = ids.repeated()
     left_out, shown = _left_out(folder, rows, repeated)
@@ -147,7 +147,7 @@ def _path(folder: Path, group: Group) -> str:
 
 
 def _read(folder: Path, group: Group, repeated: NDArray[np.int64], *, inverse: bool = False) -> Iterator[pa.Table]:
-    """Rows of a group whose id no earlier row has; with `inverse`, the others. ITEM_SCHEMA and the row's number."""
+    """Rows of a group without repeated ids, or with `inverse` only those; ITEM_SCHEMA and the row's number."""
     with pa.OSFile(_path(folder, group)) as source, pa.ipc.open_stream(source) as reader:
         for batch in reader:
             row_N = batch.column(len(ITEM_SCHEMA)).to_numpy()
@@ -157,7 +157,7 @@ def _read(folder: Path, group: Group, repeated: NDArray[np.int64], *, inverse: b
 
 
 def _left_out(folder: Path, rows: Counter[Group], repeated: NDArray[np.int64]) -> tuple[Counter[str], tuple[str, ...]]:
-    """Repeated rows of each modality, and the first few ids."""
+    """Number of repeated rows by modality, and the first few of their ids."""
     left_out: Counter[str] = Counter()
     first: list[tuple[int, str]] = []
     for group in rows if len(repeated) else ():

@@ -1,4 +1,4 @@
-"""Which ids occur more than once, in bounded memory: digests of the ids in bucket files, compared bucket by bucket."""
+"""Finds repeated ids in bounded memory: writes their digests into bucket files and compares bucket by bucket."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -10,7 +10,7 @@ from pandas.util import hash_array
 
 _BUCKETS: Final = 256
 _KEYS: Final = ("item ids: first ", "item ids: second")
-_HELD: Final = 1 << 20  # rows held before they go to disk: fewer, larger writes
+_HELD: Final = 1 << 20  # rows in memory before a write to disk
 _RECORD: Final = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<i8")])
 
 Records = np.ndarray[Any, np.dtype[np.void]]
@@ -23,17 +23,19 @@ def digests_of(ids: pa.Array | pa.ChunkedArray) -> NDArray[np.uint64]:
 
 
 class UniqueIds:
-    """Finds rows whose id an earlier row has. Needs 24 bytes of disk a row, and memory for a bucket or `held` rows."""
+    """Finds rows with the id of an earlier row. Needs 24 bytes of disk a row, and memory for a bucket or `held` rows.
+
+    `folder` is an existing empty directory for the bucket files; the caller removes it.
+    """
 
     def __init__(self, folder: Path, held: int = _HELD) -> None:
-        """Folder: an existing empty directory for the bucket files; the caller removes it."""
         self._paths = [folder / f"{number:03d}.ids" for number in range(_BUCKETS)]
         self._rows, self._most_held = 0, held
         self._held: list[Records] = []
-        self._found: list[NDArray[np.int64]] = []  # repeated among rows that were held together
+        self._found: list[NDArray[np.int64]] = []  # repeated rows among those that were in memory together
 
     def add(self, ids: pa.Array | pa.ChunkedArray) -> None:
-        """Add the next rows' ids; no null among them."""
+        """Add the next rows' ids, none of them null."""
         self.add_digests(digests_of(ids))
 
     def add_digests(self, digests_N2: NDArray[np.uint64]) -> None:
@@ -50,7 +52,7 @@ class UniqueIds:
     def _write(self) -> None:
         records_N, repeated_R = _split(np.concatenate(self._held))
         self._held = []
-        self._found.append(repeated_R)  # an id that fills a whole catalog must not fill one bucket
+        self._found.append(repeated_R)  # not written: an id that is in every row must not fill one bucket
         bounds = np.searchsorted(records_N["high"] >> np.uint64(56), np.arange(_BUCKETS + 1))
         for number in np.flatnonzero(np.diff(bounds)):
             with self._paths[number].open("ab") as file:
@@ -65,7 +67,7 @@ class UniqueIds:
 
 
 def _split(records_N: Records) -> tuple[Records, NDArray[np.int64]]:
-    """The first record of each digest, by digest, and the rows of the others."""
+    """The first record of each digest, sorted by digest, and the rows of the others."""
     records_N = records_N[np.argsort(records_N["high"], kind="stable")]  # rows ascend already
     if np.any(records_N["high"][1:] == records_N["high"][:-1]):
         records_N = records_N[np.lexsort((records_N["row"], records_N["low"], records_N["high"]))]

@@ -1,4 +1,4 @@
-"""A run's inference pipeline and model: from a shard's items to the tables of its commit."""
+"""A run's model and inference pipeline: makes the tables of a shard's commit from its items."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +35,7 @@ class Annotator:
 
     bundle: Mapping[str, bytes]  # files by name
     plan: Plan
-    out: str  # URI of the annotation; exported networks are stored in it
+    out: str  # URI of the annotation, which also holds exported networks
     settings: Settings
     batch_size: int = 16  # see Pipeline
     on_progress: Callable[[str], None] = report_step  # called when a step begins
@@ -50,13 +50,13 @@ class Annotator:
 
     @cached_property
     def model(self) -> Predictor:
-        """Towers, and encoders by the plan's engines."""
+        """The towers, with encoders for the plan's engines."""
         storage = open_storage(f"{self.out}/{INTERNAL}", self.settings.storage)
         return load_predictor(self.bundle, self.plan.engines, storage, EncoderLoader.of(self.settings))
 
     @cached_property
     def pipeline(self) -> Pipeline:
-        """From an item's bytes to its embedding."""
+        """Makes embeddings from the bytes of items."""
         return Pipeline(
             self.model.dims,
             self.model.encoder,
@@ -81,7 +81,7 @@ def annotate_items(
     decoded: pa.Table | None = None,
     items_at_fault: bool = False,
 ) -> ShardResult:
-    """Annotate a shard's items (ITEM_SCHEMA) from their bytes, or from a decode stage; rows are in the items' order.
+    """Annotate a shard's items (ITEM_SCHEMA) from their bytes, or as `decoded` by a stage before, in their order.
 
     Raises EnvironmentFault, OperationFailed and StorageUnavailable as Pipeline.embed.
     """
@@ -98,7 +98,7 @@ def annotate_items(
 
 
 def stamped(predicted: Predicted, plan: Plan, shard: str, items: pa.Table) -> ShardResult:
-    """Tables of inference with the columns of the run and of the items (ITEM_SCHEMA); no windows if none are kept."""
+    """Add the columns of the run and of the items (ITEM_SCHEMA) to tables of inference; drop windows unless kept."""
     rows, errors = predicted.rows, predicted.errors
     columns = _columns(rows) | _of_items(items, rows["id"]) | stamps(plan, shard, rows.num_rows)
     columns |= {column.name: pa.nulls(rows.num_rows, column.type) for column in schema.REFERENCE_SCHEMA}
@@ -126,7 +126,7 @@ def stamps(plan: Plan, shard: str, count: int) -> dict[str, pa.Array]:
 
 
 def nested_windows(windows: pa.Table, ids: pa.ChunkedArray) -> pa.Array:
-    """Windows (WINDOW_SCHEMA, sorted by item) as a list for each of N ids, in float16; null for an id without any."""
+    """Windows (WINDOW_SCHEMA, sorted by item) as a list for each of N ids, in float16; null for an id without one."""
     kind = schema.EMBEDDING_FILE_SCHEMA.field("windows").type
     item_W = np.asarray(pc.index_in(windows["id"], value_set=ids.combine_chunks()))
     order_W = np.argsort(item_W, kind="stable")
@@ -167,7 +167,7 @@ def _float16(embeddings: pa.ListArray) -> pa.ListArray:
 def annotate_isolated(
     annotator: Annotator, shard: str, items: pa.Table, on_item: Callable[[int], None] = lambda _number: None
 ) -> ShardResult:
-    """Annotate a shard item by item in a child process, because its items killed or blocked workers before.
+    """Annotate a shard item by item in a child process, because one of its items has killed or blocked workers.
 
     `on_item` is called with the number of each finished item. Raises OperationFailed if the child cannot load the model
     or storage does not answer.
@@ -190,7 +190,7 @@ def annotate_isolated(
 
 
 def _single_items(annotator: Annotator, shard: str) -> Callable[[pa.Table], ShardResult]:
-    """Runs in the child: returns what annotates a table of one item."""
+    """Runs in the child process: returns a function that annotates a table of one item."""
     report_step("load")
     _ = annotator.pipeline
     return lambda row: annotator(shard, row, items_at_fault=True)

@@ -1,4 +1,4 @@
-"""`convert`: version 0 of a table from an annotation of the earlier format (schema 2), which stays unchanged."""
+"""`convert`: makes version 0 of a table from an annotation of the earlier format (schema 2), which is not changed."""
 
 import io
 import json
@@ -31,7 +31,7 @@ _CATALOG_KEYS: Final = ("uri", "items", "by_modality", "skipped", "duplicates", 
 
 @dataclass(frozen=True)
 class _OldShard:
-    """Files of a shard of the old format: rows, and perhaps embeddings of windows; or quarantined rows."""
+    """A shard of the old format: its file of rows (annotated or quarantined) and, if any, of window embeddings."""
 
     place: Storage
     status: str
@@ -40,9 +40,9 @@ class _OldShard:
 
 
 def convert(old: str, out: str, settings: Settings) -> AnnotationSummary:
-    """Write an annotation of schema 2, with its retries, as a table; the same call again continues.
+    """Write an annotation of schema 2, with its retries, as a table; the same call again resumes.
 
-    The old format holds no model, so `retry` needs a version that `update --model` made. Raises UsageError if `old` is
+    The old format has no model, so `retry` needs a version that `update --model` made. Raises UsageError if `old` is
     not published or not of schema 2, or `out` holds something else, CheckFailed if a file of `old` is damaged.
     """
     begun = time.monotonic()
@@ -96,7 +96,7 @@ def _generations(source: Storage, settings: Settings) -> list[Storage]:
 
 
 def _old_shards(places: Iterable[Storage]) -> Iterator[_OldShard]:
-    """Annotated shards of all generations, then the quarantine of the last."""
+    """Annotated shards of the run and of all retries, then the quarantine of the last one."""
     quarantined: list[_OldShard] = []
     for place in places:
         commits = _json(place, _MANIFEST)["shards"]
@@ -137,7 +137,7 @@ def _old_items(source: Storage) -> pa.Table:
 def _items_of(items: pa.Table, ids: pa.ChunkedArray) -> pa.Table:
     at_N = pc.index_in(ids.cast(pa.large_string()), value_set=items["id"].combine_chunks())
     if at_N.null_count:
-        raise CheckFailed(f"{ids.filter(pc.is_null(at_N))[0].as_py()}: is annotated and not in the plan")
+        raise CheckFailed(f"{ids.filter(pc.is_null(at_N))[0].as_py()}: is annotated but not in the plan")
     return items.take(pa.array(np.asarray(at_N)))
 
 

@@ -1,4 +1,4 @@
-"""Find which items of a catalog a version holds unchanged, and in which row of which data file.
+"""Finds the items of a catalog that a version has unchanged, with their data file and row.
 
 Memory holds 24 bytes per item of that version: digests of ids and of catalog rows, and the row's place.
 """
@@ -12,14 +12,14 @@ from mmva_platform.annotation.plan.unique import digests_of
 from mmva_platform.annotation.schema import CATALOG_SCHEMA, ITEM_SCHEMA, STATUSES
 from mmva_platform.annotation.table.reader import Annotation
 
-CHANGED = -1  # base_row of an item that the version holds with another digest
+CHANGED = -1  # base_row of an item that the version has with another digest
 
 
 class Lookup:
-    """Gives items (ITEM_SCHEMA) for batches of a catalog (CATALOG_SCHEMA), with their places in a version."""
+    """Converts batches of a catalog (CATALOG_SCHEMA) to items (ITEM_SCHEMA) with their places in a version."""
 
     def __init__(self, version: Annotation) -> None:
-        """Read ids and digests of all its items, K of them."""
+        """Read ids and digests of all K items of the version."""
         keys, digests = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
         for status in STATUSES:
             for table in version.tables(("id", "item_digest"), status):
@@ -49,10 +49,12 @@ class Lookup:
 
 
 class QuarantineLookup:
-    """Gives items for batches of a catalog that is a version's quarantine: one attempt more, the same digest."""
+    """Converts batches of a version's quarantine to items, with one more attempt and the same digest.
+
+    `quarantine` has the columns id, item_digest and attempts of QUARANTINE_SCHEMA.
+    """
 
     def __init__(self, quarantine: pa.Table) -> None:
-        """quarantine: id, item_digest and attempts of QUARANTINE_SCHEMA."""
         self._ids = quarantine["id"].cast(pa.large_string()).combine_chunks()
         self._rows = quarantine
 

@@ -1,6 +1,6 @@
-"""From a call of annotate to a plan: names first, then the catalog, then the engines.
+"""Makes a plan from a call of annotate: resolves names, then reads the catalog, then chooses engines.
 
-This annotates nothing; it only puts the model's files and exported networks into the run's directory.
+It annotates nothing, and only puts the model's files and exported networks into the run's directory.
 """
 
 import logging
@@ -34,15 +34,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """A call of annotate with every name looked up; nothing is listed yet."""
+    """A call of annotate after all names are resolved; nothing is listed yet."""
 
     catalog: Catalog
     resolved: ResolvedModel  # the model on this machine
     storage: Storage
     preprocessing: Preprocessing  # how media are cut, and the model's backbones
-    roots: tuple[str, ...]  # where media may be read from, the catalog's own place first
+    roots: tuple[str, ...]  # that media may be read from, the catalog's own first
     options: AnnotateOptions
-    settled: Plan | None  # the plan that the output already has; None for a new run
+    settled: Plan | None  # the output's existing plan; None for a new run
 
     @property
     def model(self) -> ModelInfo:
@@ -50,7 +50,7 @@ class Request:
         return model_info(self.resolved)
 
     def differences(self) -> list[str]:
-        """Why this call cannot continue the run that is there, one line each."""
+        """The reasons why this call cannot continue the existing run, one line each."""
         return self.settled.differences(self._asked(self.settled)) if self.settled else []
 
     def continued(self) -> Plan | None:
@@ -77,7 +77,7 @@ class Request:
 
 
 def look_up(catalog: str, model: str, out: str, settings: Settings, options: AnnotateOptions) -> Request:
-    """Find the model, the output, and the plan that is there; arguments as for annotate. Lists and writes nothing.
+    """Find the model, the output and its existing plan; arguments as for annotate. Lists and writes nothing.
 
     Raises UsageError if there is no such model, a URI is malformed, or the output has a plan of another format,
     CheckFailed if the model is not the registered one.
@@ -94,13 +94,13 @@ def look_up(catalog: str, model: str, out: str, settings: Settings, options: Ann
         ),
         roots=roots_for([catalog_root(found.uri)], settings, options.roots),
         options=options,
-        # read_plan refuses an annotation of the earlier format.
+        # For an annotation of the earlier format, read_plan raises the error.
         settled=read_plan(storage) if storage.exists(plan_file(0)) or storage.exists("plan.json") else None,
     )
 
 
 class Workers:
-    """Questions to the cluster. Ray's session begins with the first one and lasts until the block ends."""
+    """The cluster that measures engines. Its session begins on first use and lasts until the block ends."""
 
     def __init__(self, settings: ClusterSettings) -> None:
         self._settings, self._stack, self._connected = settings, ExitStack(), False
@@ -112,7 +112,7 @@ class Workers:
         self._stack.close()
 
     def have_gpus(self) -> bool:
-        """Whether the cluster has GPUs, or may start nodes that have some."""
+        """Whether the cluster has GPUs or may start nodes with some."""
         self._connect()
         import ray  # after the session has set Ray's environment
 
@@ -121,7 +121,7 @@ class Workers:
     def calibrate(
         self, bundle: Mapping[str, bytes], modality: str, cache: Path, load: LoadEncoder
     ) -> tuple[Calibration, bytes | None]:
-        """calibrate_bundle in a task with one CPU: the driver's processor may be of another kind."""
+        """Run calibrate_bundle in a task with one CPU, because the driver's processor may be of another kind."""
         self._connect()
         import ray
 
@@ -138,8 +138,8 @@ class Workers:
 def make_plan(request: Request, settings: Settings, workers: Workers | None = None) -> Plan:
     """Read the catalog, choose the engines (measured on `workers`, or in this process) and write the run's plan.
 
-    Raises UsageError if the catalog cannot be read, all of it is outside the roots, or an engine does not exist here,
-    CheckFailed if the output's store cannot hold a run or another driver put a different plan, OperationFailed if the
+    Raises UsageError if the catalog cannot be read, all of it is outside the roots, or an engine is not available,
+    CheckFailed if the output's store cannot hold a run or another driver wrote a different plan, OperationFailed if the
     local temporary folder is full.
     """
     storage, options = request.storage, request.options
@@ -171,12 +171,12 @@ def model_info(resolved: ResolvedModel) -> ModelInfo:
 
 
 def roots_for(places: Iterable[str], settings: Settings, named: Iterable[str]) -> tuple[str, ...]:
-    """Where media may be read from: these places first, then the roots of settings and options."""
+    """All roots that media may be read from: these places first, then those of settings and options."""
     return tuple(dict.fromkeys([*places, *map(normalised_root, (*settings.annotation.roots, *named))]))
 
 
 def towers_needed(modalities: Iterable[str], preprocessing: Preprocessing) -> list[str]:
-    """The model's towers that items of these modalities go through."""
+    """The model's towers that items of these modalities need."""
     towers = dict.fromkeys(tower for name in modalities for tower in towers_of(name))
     return [tower for tower in towers if tower in preprocessing.fingerprints]
 
@@ -202,11 +202,11 @@ def choose_towers(
     workers: Workers | None = None,
     adopted: Mapping[str, EngineInfo] | None = None,
 ) -> dict[str, EngineInfo]:
-    """The engine of each tower in `needed`; exported networks are put into the annotation.
+    """Choose the engine of each tower in `needed`; exported networks are put into the annotation.
 
-    `wanted` is an engine's name or "auto" for the fastest. `adopted` are engines chosen earlier. `workers` measure
-    engines; None: this process. Raises UsageError, before anything is written, if a GPU engine is wanted and the
-    cluster has no GPU.
+    `wanted` is an engine's name or "auto" for the fastest. `adopted` has engines that were chosen earlier. `workers`
+    measure engines; without them, this process does. Raises UsageError, before anything is written, if a GPU engine is
+    wanted and the cluster has no GPU.
     """
     found = {tower: adopted[tower] for tower in needed if adopted and tower in adopted}
     missing = [tower for tower in needed if tower not in found]
@@ -231,16 +231,14 @@ def choose_towers(
 
 
 def store_bundle(storage: Storage, bundle_dir: Path, model: ModelInfo) -> None:
-    """Put a bundle's files into the run, below its digest: a driver with another model puts its own elsewhere."""
+    """Put a bundle's files into the annotation, in a folder named by its digest, so that models do not mix."""
     for file in sorted(bundle_dir.iterdir()):
         storage.put_if_absent(f"{_folder(model)}{file.name}", file.read_bytes())
 
 
 @contextmanager
 def stored_bundle(storage: Storage, model: ModelInfo) -> Iterator[Path]:
-    """The bundle of a run as a temporary local folder. Raises CheckFailed if its files are missing or not the planned
-    ones.
-    """
+    """A run's bundle as a temporary local folder. Raises CheckFailed if its files are missing or not as planned."""
     with tempfile.TemporaryDirectory(prefix="mmva-bundle-") as name:
         for entry in storage.list(_folder(model)):
             (Path(name) / entry.path.rpartition("/")[2]).write_bytes(storage.read(entry.path))

@@ -1,4 +1,4 @@
-"""`annotate --plan`: what a call would do, and for about how long. Writes nothing to the output."""
+"""`annotate --plan`: describes what a call would do and estimates its time. Writes nothing to the output."""
 
 import dataclasses
 import os
@@ -31,26 +31,25 @@ _SHOWN: Final = 3
 
 @dataclass(frozen=True)
 class PlanPreview:
-    """What a call of annotate would do. For a run that exists, values that need a listing are None."""
+    """What a call of annotate would do. For an existing run, values that need a listing are None."""
 
     out: str
     state: str  # "new", "resume" or "published"
-    refused: tuple[str, ...]  # why the call would be refused: differences to the run that is there
+    refused: tuple[str, ...]  # differences from the existing run, because of which the call would be refused
     catalog: str
     model: str  # name, version and digest
     items: dict[str, int]  # of the catalog, by modality
-    items_left: int  # those that are not committed
+    items_left: int  # not yet committed
     skipped: dict[str, int]  # files that are left out, by reason
     duplicates: int  # rows that are left out because an earlier row has their id
-    roots: tuple[str, ...]  # where media may be read from
+    roots: tuple[str, ...]  # that media may be read from
     shards: int
     shards_left: int
-    # tower -> engine and its items/s in one worker; "" and None if not known yet
-    engines: dict[str, tuple[str, float | None]]
-    workers: int  # actors that the run would get
-    problem: str | None  # why the cluster cannot be asked
-    seconds: float | None  # estimate without the start; None if an engine was never measured
-    outside: int | None = None  # items outside the roots, estimated from a part of a large catalog
+    engines: dict[str, tuple[str, float | None]]  # tower -> engine, items/s of one worker; "" and None if unknown
+    workers: int  # of the run
+    problem: str | None  # why the cluster does not answer
+    seconds: float | None  # estimate without the start-up; None if an engine was never measured
+    outside: int | None = None  # items outside the roots, estimated from a sample of a large catalog
     bytes: int | None = None  # sum of the known sizes of files
     sizes_unknown: int | None = None  # number of files of unknown size
 
@@ -59,7 +58,7 @@ class PlanPreview:
         return dataclasses.asdict(self)
 
     def to_text(self) -> str:
-        """One line per fact that matters before the start."""
+        """One line for each fact."""
         kinds = ", ".join(f"{count:,} {name}" for name, count in self.items.items())
         skipped = [f"{count:,} {kind}" for kind, count in sorted(self.skipped.items(), key=lambda entry: -entry[1])]
         left_out = [f"{self.duplicates:,} rows with an earlier row's id"] if self.duplicates else []
@@ -95,7 +94,7 @@ class PlanPreview:
 
 
 def preview_run(catalog: str, model: str, out: str, settings: Settings, **options: Any) -> PlanPreview:
-    """What the same call of annotate would do. Writes nothing to the output; raises as annotate."""
+    """Describe what the same call of annotate would do. Writes nothing to the output; raises as annotate."""
     request = look_up(catalog, model, out, settings, validate(AnnotateOptions, options, "annotate"))
     return _of_new(request, settings) if request.settled is None else _of_settled(request, request.settled, settings)
 
@@ -128,9 +127,9 @@ def _of_new(request: Request, settings: Settings) -> PlanPreview:
 
 
 def _of_settled(request: Request, plan: Plan, settings: Settings) -> PlanPreview:
-    """Reads the run's directory only, as a resume."""
+    """Reads only the run's directory, as a resume does."""
     run = status(request.storage.uri, settings)
-    # Later versions are not this call's: it does nothing once its own, the first, is published.
+    # The call makes version 0, so it does nothing once that is published.
     published = run.published or run.version > plan.version
     left, shards_left = (0, 0) if published else (run.items - run.totals.items, run.shards - run.shards_done)
     workers, problem = _workers(request.options, settings, shards_left)
@@ -159,7 +158,7 @@ def _names(request: Request) -> dict[str, Any]:
 
 
 def _known_engines(request: Request, modalities: Iterable[str], settings: Settings) -> dict[str, EngineInfo]:
-    """The engine of each tower as far as known without measuring: the wanted one, or the fastest of earlier runs."""
+    """The engines that are known without measuring: the wanted one, or the fastest of earlier runs."""
     wanted, info = request.options.engine, read_bundle_info(request.resolved.bundle_dir)
     found = {}
     for tower in towers_needed(modalities, request.preprocessing):
@@ -178,7 +177,7 @@ def _shown(engines: Mapping[str, EngineInfo], towers: Iterable[str]) -> dict[str
 
 
 def _seconds(spool: Spool, engines: Mapping[str, EngineInfo], request: Request, workers: int) -> float | None:
-    """Work of all items, shared by the workers."""
+    """Estimated seconds of the work, shared by the workers."""
     needed = towers_needed(spool.catalog.by_modality, request.preprocessing)
     if any(speed is None for _, speed in _shown(engines, needed).values()):
         return None
@@ -187,7 +186,7 @@ def _seconds(spool: Spool, engines: Mapping[str, EngineInfo], request: Request, 
 
 
 def _workers(options: AnnotateOptions, settings: Settings, shards: int) -> tuple[int, str | None]:
-    """Actors that the cluster has room for, and why it cannot be asked."""
+    """Number of workers that fit the cluster, and why it does not answer."""
     cluster, problem = settings.cluster, None
     there = cluster.num_cpus or own_cpus()
     if (cluster.address or os.environ.get("RAY_ADDRESS") or "local") != "local":
@@ -200,7 +199,7 @@ def _workers(options: AnnotateOptions, settings: Settings, shards: int) -> tuple
 
 
 def _outside(spool: Spool, roots: tuple[str, ...]) -> int:
-    """Items outside the roots, estimated from at most _ROOTS_CHECKED of them, evenly spread."""
+    """Number of items outside the roots, estimated from at most _ROOTS_CHECKED evenly spaced items."""
     allowed = AllowedRoots(roots)
     step = -(-spool.catalog.items // _ROOTS_CHECKED)
     return step * sum(

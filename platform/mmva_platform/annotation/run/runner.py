@@ -1,4 +1,4 @@
-"""`annotate` and `resume`: plan, execute, commit, publish. Either continues an interrupted call."""
+"""`annotate` and `resume`: plan, execute, commit, publish. Both continue an interrupted run."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def annotate(catalog: str, model: str, out: str, settings: Settings, **options: 
 
 
 def resume(out: str, settings: Settings, **options: Any) -> AnnotationSummary:
-    """Finish an unpublished version from its directory alone: reads neither the catalog nor the registry.
+    """Finish an unpublished version from its directory alone, without reading the catalog or the registry.
 
     Does nothing if every version is published. `options` are workers, batch_size and max_errors of RetryOptions. Raises
     UsageError if there is no run or for an unknown option, CheckFailed if the stored model is damaged or more items
@@ -104,11 +104,11 @@ def carry_out(
     batch_size: int = 16,
     max_errors: str | None = None,
 ) -> tuple[VersionRecord, int]:
-    """Run the uncommitted shards of a plan and publish the version. Returns its record and the shards committed before.
+    """Run the uncommitted shards of a plan and publish the version.
 
-    `workers` is the largest number of actors. Raises CheckFailed if more items than `max_errors` are quarantined (see
-    ErrorLimit), ShardsFailedError, StorageUnavailable or StalledError if the run cannot continue, StoppedError after
-    SIGTERM. Committed shards always stay.
+    Returns its record and the number of shards that were committed before. `workers` is the largest number of actors.
+    Raises CheckFailed if more items than `max_errors` are quarantined (see ErrorLimit), ShardsFailedError,
+    StorageUnavailable or StalledError if the run cannot continue, StoppedError after SIGTERM. Committed shards stay.
     """
     if is_published(storage, plan.version):
         return read_record(storage, plan.version), len(plan.shards)
@@ -142,7 +142,7 @@ def _execute(
     if plan.on_gpus:
         resources = Resources(gpus=1 / settings.annotation.workers_per_gpu, max_workers=workers)
         before = Stage(ShardDecoder, run)
-        limit_s = max(limit_s, settings.cluster.stall_timeout_s)  # threads decode while another loads the model
+        limit_s = max(limit_s, settings.cluster.stall_timeout_s)  # some threads decode while another loads the model
     model = {"name": plan.model.name, "version": plan.model.version or "", "digest": plan.model.digest}
     records: list[CommitRecord] = []
     with ray_session(settings.cluster), drain_on_sigterm() as stopping, progress("annotate", items) as advance:
@@ -171,7 +171,7 @@ def _execute(
 
 
 class _Errors:
-    """Counts quarantined items, and ends a run that has too many of them."""
+    """Counts quarantined items, and ends a run that has too many."""
 
     def __init__(self, storage: Storage, plan: Plan, max_errors: str | None) -> None:
         self._uri = storage.uri
@@ -180,7 +180,6 @@ class _Errors:
         self._causes: Counter[str] = Counter()
 
     def __call__(self, record: CommitRecord) -> None:
-        """Count a shard; CheckFailed if it is one too many."""
         carried = record.work.get("carried", 0)  # copied from the version before: not a result of this run
         self._done += record.items - carried
         self._quarantined += record.work.get("quarantined", 0)

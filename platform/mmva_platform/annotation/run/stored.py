@@ -1,7 +1,7 @@
-"""Shards whose items the version before holds unchanged: rows copied, or new heads over their stored embeddings.
+"""Makes shards whose items are unchanged: copies their rows, or runs new heads over their stored embeddings.
 
-Nothing here reads media or encoders, and nothing loops over rows: columns are Arrow arrays. Embeddings are not copied;
-new rows refer to the files that exist.
+This reads no media, needs no encoders, and does not loop over rows: columns are Arrow arrays. Embeddings are not
+copied; new rows refer to the existing files.
 """
 
 from __future__ import annotations
@@ -34,14 +34,12 @@ class StoredRows:
     """Makes shards from rows of the version before."""
 
     def __init__(self, load_model: Callable[[], MMVA | Predictor], plan: Plan, before: Annotation) -> None:
-        """Read nothing yet. `load_model` gives the towers without encoders; it is called only if `before` has another
-        model.
-        """
+        """`load_model` returns the towers without encoders; it is only called if `before` has another model."""
         assert plan.base is not None
         self._load_model, self._plan, self._before = load_model, plan, before
         self._same_model = plan.base.same_model
         self._files = {file.path: file for file in before.all_files}
-        # A file may reach over the end of a shard into the next one.
+        # A file's rows may be in two consecutive shards.
         self._rows_of = lru_cache(maxsize=2)(self._read)
 
     def __call__(self, shard: str, items: pa.Table) -> ShardResult:
@@ -90,7 +88,7 @@ class StoredRows:
     def _with_new_heads(self, rows: pa.Table, shard: str) -> ShardResult:
         stored = self._before.embeddings_of(rows, EMBEDDING_FILE_SCHEMA.names)
         if not stored["id"].combine_chunks().equals(rows["id"].combine_chunks()):
-            raise CheckFailed(f"{self._before.uri}: embeddings of shard {shard} are not those of its items; run verify")
+            raise CheckFailed(f"{self._before.uri}: shard {shard} has embeddings of other items; run verify")
         columns = {name: rows[name] for name in EMBEDDING_SCHEMA.names if name != "embedding"}
         embedded = Embedded(
             ids=rows["id"].combine_chunks(),

@@ -1,7 +1,7 @@
-"""`update` and `retry`: the next version of an annotation, made from the one before and the changes since.
+"""`update` and `retry`: make the next version of an annotation from the version before and the changes since.
 
-Unchanged items stay by reference: a data file whose items are all unchanged is in both versions. If some of its items
-have changed or are removed, the rows of the others are copied, without their embeddings. A new model on the same
+Unchanged items are kept by reference: a data file whose items are all unchanged is in both versions. If some of its
+items have changed or are removed, the rows of the others are copied, without their embeddings. A new model on the same
 backbone runs its heads over stored embeddings.
 """
 
@@ -52,11 +52,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Update:
-    """An update with every name looked up."""
+    """An update after all names are resolved."""
 
-    before: Annotation  # the version that is updated
+    before: Annotation  # the version to update
     plan_before: Plan
-    catalog: Catalog  # what the next version is of
+    catalog: Catalog  # of the next version
     model: ModelInfo
     bundle_dir: Path  # the model's files
     options: UpdateOptions
@@ -101,12 +101,11 @@ def update(out: str, settings: Settings, **options: Any) -> AnnotationSummary:
 
 
 def retry(out: str, settings: Settings, **options: Any) -> AnnotationSummary:
-    """Add a version in which quarantined items are tried again with the same model. `options` are fields of
-    RetryOptions.
+    """Add a version in which quarantined items are tried again with the same model.
 
-    The same call again finishes a retry that was interrupted. Raises UsageError if `out` is not published, CheckFailed
-    if the model's files are damaged or an update is unfinished; StorageUnavailable, StalledError and StoppedError as
-    annotate.
+    The same call again finishes a retry that was interrupted. `options` are fields of RetryOptions. Raises UsageError
+    if `out` is not published, CheckFailed if the model's files are damaged or an update is unfinished;
+    StorageUnavailable, StalledError and StoppedError as annotate.
     """
     begun = time.monotonic()
     chosen = validate(RetryOptions, options, "retry")
@@ -228,7 +227,7 @@ def _plan_retry(before: Annotation, options: RetryOptions) -> Plan | None:
     if not quarantine.num_rows:
         return None
     plan = read_plan(before.storage, before.version)
-    # Sizes and etags are left out: a file may have been repaired since.
+    # Without sizes and etags: a file may have been repaired since.
     unknown = {name: pa.nulls(quarantine.num_rows) for name in ("bytes", "etag")}
     known = {name: quarantine[name] for name in ("id", "uri", "modality", "caption")}
     catalog = Catalog.of_table(plan.catalog.uri, table_of(known | unknown, CATALOG_SCHEMA))
@@ -259,7 +258,7 @@ def _plan_retry(before: Annotation, options: RetryOptions) -> Plan | None:
 
 
 def _places(spool: Spool) -> Counter[str]:
-    """Unchanged items in each data file of the version before."""
+    """Number of unchanged items in each data file of the version before."""
     found: Counter[str] = Counter()
     for group in spool.groups:
         if group.stored:
@@ -270,7 +269,7 @@ def _places(spool: Spool) -> Counter[str]:
 
 
 def _kept(request: _Update, unchanged: Mapping[str, int], reusable: set[str]) -> set[str]:
-    """Data files that stay: all of their items are unchanged, and their points are from this model."""
+    """Data files that both versions share: all of their items are unchanged, and their points are from this model."""
     return {
         file.path
         for file in request.before.all_files

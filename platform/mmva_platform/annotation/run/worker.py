@@ -1,4 +1,4 @@
-"""The workers of an annotation run: one annotates and commits a shard; with GPUs, one decodes it on a CPU before."""
+"""The workers of an annotation run: one annotates and commits a shard; with GPUs, another one decodes it first."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -38,26 +38,22 @@ class _Run:
 
     @contextmanager
     def trying(self, shard: str, attempt: Attempt) -> Iterator[None]:
-        """For the duration of one attempt."""
         self._attempt = attempt
         with bound(run=self.plan.run_id, shard=shard, attempt=attempt.number):
             attempt.step("fetch")
             yield
 
     def on_progress(self, step: str) -> None:
-        """A step of the current attempt begins."""
         self._attempt.step(step)
 
     def waiting(self, call: Callable[[], ResultT], shard: str) -> ResultT:
-        """Call, and wait while storage is unavailable."""
         return retry_while_unavailable(call, self.settings.storage.patience_s, f"annotate: shard {shard}")
 
     def items(self, shard: str) -> pa.Table:
-        """Items of a shard (ITEM_SCHEMA)."""
         return self.waiting(lambda: self._read_items(shard), shard)
 
     def is_committed(self, shard: str) -> bool:
-        """Whether another driver's worker has committed the shard."""
+        """Whether a worker, perhaps of another driver, has committed the shard."""
         return self.waiting(lambda: self.storage.exists(commit_path(self.plan.version, shard)), shard)
 
 
@@ -65,27 +61,27 @@ class ShardWorker:
     """Annotates and commits a shard; its result is the commit record."""
 
     def __init__(self, bundle: Mapping[str, bytes], plan: Plan, out: str, settings: Settings, batch_size: int) -> None:
-        """Connect; the model is loaded when the first shard needs it.
+        """Load nothing yet; the first shard that needs the model loads it.
 
-        `bundle` holds the bundle's files by name, because a worker's machine need not have the folder; `out` is a URI.
+        `bundle` holds the bundle's files by name, because a worker's machine may not have its folder; `out` is a URI.
         """
         self._run = _Run(plan, out, settings)
         self._annotator = Annotator(bundle, plan, out, settings, batch_size, self._run.on_progress)
         self._for_child = Annotator(bundle, plan, out, settings, batch_size)
 
     def __call__(self, shard: dict[str, Any], attempt: Attempt) -> CommitRecord:
-        """Annotate and commit a shard, unless another driver's worker already has.
+        """Annotate and commit a shard, unless it is already committed.
 
         `shard` holds "shard", its name, and with GPUs "before", the table of ShardDecoder or None. Raises
-        EnvironmentFault if this machine or its access to storage is broken, StorageUnavailable after
-        settings.storage.patience_s without storage.
+        EnvironmentFault if this machine or its access to storage is broken, StorageUnavailable if storage is
+        unavailable for longer than settings.storage.patience_s.
         """
         name: str = shard["shard"]
         with self._run.trying(name, attempt):
             if self._run.is_committed(name):
                 return self._run.waiting(lambda: read_commit(self._run.storage, self._run.plan.version, name), name)
             result = self._annotated(name, shard.get("before"), attempt)
-            attempt.step("fetch")  # storage has limits of its own
+            attempt.step("fetch")  # storage has its own time limits
             number = attempt.number + attempt.deaths
             record = self._run.waiting(
                 lambda: commit_shard(self._run.storage, self._run.plan, name, result, attempt=number), name
@@ -98,8 +94,8 @@ class ShardWorker:
         if items["base_file"][0].is_valid:
             return self._run.waiting(lambda: self._stored_rows(name, items), name)
         if attempt.deaths >= ISOLATE_AFTER:
-            logger.warning("shard %s: %d workers died at it; its items run apart", name, attempt.deaths)
-            # The child has its own limit for each item.
+            logger.warning("shard %s: %d workers died; its items run in a child process", name, attempt.deaths)
+            # The child process has its own time limit for each item.
             return annotate_isolated(self._for_child, name, items, lambda number: attempt.step("fetch", number + 1))
         return self._annotator(name, items, decoded=decoded, items_at_fault=attempt.items_at_fault)
 
@@ -110,14 +106,13 @@ class ShardWorker:
 
 
 class ShardDecoder:
-    """The stage before ShardWorker when GPUs compute: fetches and decodes a shard on any CPU of the cluster."""
+    """The stage before ShardWorker if GPUs run the model: fetches and decodes a shard on any CPU of the cluster."""
 
     def __init__(self, bundle: Mapping[str, bytes], plan: Plan, out: str, settings: Settings) -> None:
-        """Connect; see ShardWorker."""
         self._run, self._bundle = _Run(plan, out, settings), bundle
 
     def __call__(self, shard: dict[str, Any], attempt: Attempt) -> dict[str, Any]:
-        """The shard with "before": its decoded items, or None if there is nothing to decode. Raises as ShardWorker."""
+        """Return the shard with "before": its decoded items, or None if there are none. Raises as ShardWorker."""
         name: str = shard["shard"]
         with self._run.trying(name, attempt):
             decoded = None

@@ -1,4 +1,4 @@
-"""`clean`: shows, then deletes, files that no kept version needs. Nothing else ever deletes from an annotation."""
+"""`clean`: lists or deletes files that no kept version needs. Nothing else ever deletes files of an annotation."""
 
 import dataclasses
 import re
@@ -34,7 +34,7 @@ class Cleaning:
         return dataclasses.asdict(self)
 
     def to_text(self) -> str:
-        """Kept and deleted versions, files and bytes."""
+        """One line for a person."""
         verb = "deleted" if self.deleted else "--delete removes"
         kept, lost = (", ".join(map(str, versions)) or "none" for versions in (self.kept, self.lost))
         return (
@@ -44,8 +44,7 @@ class Cleaning:
 
 
 def clean(out: str, settings: Settings, *, keep: int = 1, delete: bool = False) -> Cleaning:
-    """Find, and with `delete` remove, data files, embeddings and their indexes that none of the `keep` newest versions
-    needs.
+    """Find data files, embeddings and indexes that none of the `keep` newest versions needs; `delete` removes them.
 
     Plans, commit records, models and the table's log stay, so the history stays complete. Do not read older versions or
     update the annotation at the same time. Raises UsageError if nothing is published or keep is below 1, CheckFailed if
@@ -62,7 +61,7 @@ def clean(out: str, settings: Settings, *, keep: int = 1, delete: bool = False) 
     needed = _needed(storage, kept)
     found = [entry for entry in _candidates(storage, latest, kept) if entry.path not in needed]
     if delete:
-        for number in lost:  # first: readers of this version then get the reason
+        for number in lost:  # before the files are deleted, so that readers of these versions get the reason
             storage.put_if_absent(cleaned_mark(number), b"")
         with ThreadPoolExecutor(_DELETERS) as pool:
             list(pool.map(storage.delete, [entry.path for entry in found]))
@@ -82,8 +81,9 @@ def _needed(storage: Storage, versions: Iterable[int]) -> set[str]:
 
 
 def _candidates(storage: Storage, latest: int, kept: Collection[int]) -> Iterable[Entry]:
-    """Data files and embeddings of all published versions, and indexes of those that are not kept; nothing of an
-    unpublished version or of other programs.
+    """Data files and embeddings of all published versions, and indexes of those that are not kept.
+
+    Files of an unpublished version or of other programs are never candidates.
     """
     for entry in storage.walk("status="):
         ours = _DATA_FILE.fullmatch(entry.path)

@@ -1,7 +1,7 @@
-"""Committing a shard: its files first, named by their digest, then one record that only one writer can put.
+"""Commits a shard: first its files, named by their digest, then one record that only one writer can put.
 
-A crash before the record leaves files that no reader sees; a second writer of the same shard finds the record and
-keeps it. So a shard counts once, however often it was run.
+A crash before the record leaves files that no reader sees; a second writer of the same shard finds the record and keeps
+it. So a shard counts once, however often it runs.
 """
 
 import os
@@ -26,11 +26,11 @@ from mmva_platform.settings import Config
 from mmva_platform.storage import Storage
 
 NumberT = TypeVar("NumberT", int, float)
-_READERS: Final = 16  # at once; one after another, a million records would take hours
+_READERS: Final = 16  # in parallel, because reading a million records one by one would take hours
 
 
 class DataFile(Config):
-    """A data file of a shard: rows of one status and modality. Named by its digest."""
+    """A data file of a shard, with rows of one status and modality; named by its digest."""
 
     path: str
     rows: int = Field(ge=1)
@@ -40,29 +40,29 @@ class DataFile(Config):
 
     @property
     def in_table(self) -> TableFile:
-        """The file as the table has it."""
+        """The file as an entry of the table."""
         return TableFile(self.path, self.rows, self.size, self.status, self.modality)
 
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What a worker made from a shard's items. Every item is in exactly one of the first two tables.
+    """The tables that a worker made from a shard's items. Every item is in exactly one of the first two.
 
     `work` counts items by how they were annotated: "media" (from their bytes), "same bytes" (as another item of the
-    shard), "heads" (from stored embeddings), "carried" (copied), "quarantined". `seconds` of this process are by stage:
-    "fetch", "decode", "infer", "heads".
+    shard), "heads" (from stored embeddings), "carried" (copied), "quarantined". `seconds` has the process's time by
+    stage: "fetch", "decode", "infer", "heads".
     """
 
     ok: pa.Table  # ANNOTATION_SCHEMA; references are null if `embeddings` holds the rows' embeddings
     quarantined: pa.Table  # QUARANTINE_SCHEMA
-    # EMBEDDING_FILE_SCHEMA, a row for each of `ok`; empty if those refer to files that exist
+    # EMBEDDING_FILE_SCHEMA, a row for each of `ok`; empty if those refer to existing files
     embeddings: pa.Table = field(default_factory=schema.EMBEDDING_FILE_SCHEMA.empty_table)
     work: Mapping[str, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 class CommitRecord(Config):
-    """`commits/<shard>.json`: the result of a shard. A file without rows is not written."""
+    """`commits/<shard>.json`: the result of a shard."""
 
     shard: str
     run_id: str
@@ -74,13 +74,13 @@ class CommitRecord(Config):
     work: dict[str, int] = Field(description="items by how they were annotated; see ShardResult")
     seconds: dict[str, float] = Field(description="of the worker, by stage; see ShardResult")
     worker: str = Field("", description="host and process that committed it")
-    attempt: int = Field(1, ge=1, description="above 1 if earlier tries failed, or their workers died")
+    attempt: int = Field(1, ge=1, description="above 1 if earlier attempts failed, or their workers died")
     files: tuple[DataFile, ...]
-    embeddings: tuple[str, ...] = Field(description="files of embeddings that were written with it")
+    embeddings: tuple[str, ...] = Field(description="files of embeddings that the shard wrote")
 
 
 def commit_shard(storage: Storage, plan: Plan, shard: str, result: ShardResult, *, attempt: int = 1) -> CommitRecord:
-    """Write a shard's rows and commit them. Returns this record, or the one that another writer put first."""
+    """Write a shard's rows and commit them. Returns its record, or the one that another writer put first."""
     begun = time.monotonic()
     files, embeddings = _write_files(storage, plan, shard, result)
     record = CommitRecord(
@@ -104,7 +104,7 @@ def commit_shard(storage: Storage, plan: Plan, shard: str, result: ShardResult, 
 
 
 def committed_shards(storage: Storage, version: int) -> set[str]:
-    """Names of the shards of a version that have a record; reads no record."""
+    """Names of the shards of a version that have a record; does not read the records."""
     folder = _commits(version)
     return {
         entry.path.removeprefix(folder).removesuffix(".json")
@@ -125,13 +125,13 @@ def read_commit(storage: Storage, version: int, shard: str) -> CommitRecord:
 
 
 def read_commits(storage: Storage, version: int, shards: Iterable[str]) -> list[CommitRecord]:
-    """Records of committed shards, in the order given; some at a time, because each is a request of its own."""
+    """Records of committed shards, in the given order."""
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(lambda shard: read_commit(storage, version, shard), shards))
 
 
 def commit_path(version: int, shard: str) -> str:
-    """Where a shard's record is."""
+    """Path of a shard's record."""
     return f"{_commits(version)}{shard}.json"
 
 
@@ -140,7 +140,7 @@ def _commits(version: int) -> str:
 
 
 def summed(parts: Iterable[Mapping[str, NumberT]]) -> dict[str, NumberT]:
-    """Sums by name, in the order of the names' first part."""
+    """Sums by name, in the order in which names first occur."""
     found: dict[str, NumberT] = {}
     for part in parts:
         for name, value in part.items():
@@ -179,7 +179,7 @@ def _data_file(version: int, shard: str, status: str, modality: str | None, rows
 
 
 def _by_modality(table: pa.Table) -> Iterator[tuple[str | None, pa.Table, pa.Array]]:
-    """Modality, rows, and their positions, in the order of the first item of each modality."""
+    """Yield modality, rows and their positions, in the order of the first item of each modality."""
     for modality in pc.unique(table["modality"]).to_pylist():
         of_it = pc.is_null(table["modality"]) if modality is None else pc.equal(table["modality"], modality)
         at_N = pa.array(np.flatnonzero(np.asarray(of_it.fill_null(False))))  # noqa: FBT003 - Arrow's own signature

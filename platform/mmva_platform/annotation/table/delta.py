@@ -1,7 +1,7 @@
-"""The Delta table over an annotation's data files (deltalake): which files a version has, and committing the next one.
+"""The Delta table over an annotation's data files: lists the files of a version, and commits the next version.
 
-The table is at the root of the annotation. `_mmva/` next to it holds the rest: plans, commit records, embeddings and
-models. Delta's own tools (VACUUM) do not touch folders that begin with an underscore.
+The table is at the root of the annotation. `_mmva/` next to it has plans, commit records, embeddings and models.
+Delta's own tools (VACUUM) do not touch folders that begin with an underscore.
 """
 
 import json
@@ -23,8 +23,8 @@ from mmva_platform.annotation.schema import PARTITIONS, TABLE_SCHEMA
 from mmva_platform.storage import Storage, StorageError, StorageUnavailable
 
 LOG: Final = "_delta_log/"
-_RUN: Final = "mmvaRunId"  # in the commit's own information
-_DECORATION: Final = re.compile(r"\x1b\[[0-9]*m|↳")  # of deltalake's messages
+_RUN: Final = "mmvaRunId"  # key in the information of a Delta commit
+_DECORATION: Final = re.compile(r"\x1b\[[0-9]*m|↳")  # in messages of deltalake
 
 
 class TableFile(NamedTuple):
@@ -36,32 +36,25 @@ class TableFile(NamedTuple):
     status: str  # "ok" or "quarantined"
     modality: str | None  # of all its items; None if unknown, in quarantine only
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of its bytes; its name ends with it."""
-        return digest_in(self.path)
-
 
 def digest_in(path: str) -> str:
-    """The digest in the name of a file that is named by it: "a/000000-000012-<digest>.parquet"."""
+    """The digest in the name of a file such as "a/000000-000012-<digest>.parquet"."""
     return path.rpartition("-")[2].partition(".")[0]
 
 
 def data_path(version: int, shard: str, status: str, modality: str | None, digest: str) -> str:
-    """Where a data file is, in folders of Hive's naming. A modality is any text, and not every text can be part of a
-    path.
-    """
+    """Path of a data file, with Hive's names of folders. An unknown modality is not used, as it may be any text."""
     folder = modality if modality in MEDIA_KINDS else "__HIVE_DEFAULT_PARTITION__"
     return f"status={status}/modality={folder}/{version:06d}-{shard}-{digest}.parquet"
 
 
 def latest_version(storage: Storage) -> int | None:
-    """The newest version that is published; None before the first."""
+    """The newest published version; None before the first."""
     return max(_versions(storage), default=None)
 
 
 def is_published(storage: Storage, version: int) -> bool:
-    """Whether there is such a version."""
+    """Whether the table has this version."""
     return storage.exists(f"{LOG}{version:020d}.json")
 
 
@@ -98,7 +91,7 @@ def files_of(table: DeltaTable) -> list[TableFile]:
 def run_of(storage: Storage, version: int) -> str | None:
     """The run that made a version; None if another program did."""
     lines = storage.read(f"{LOG}{version:020d}.json").splitlines()
-    for line in {*lines[:1], *lines[-1:]}:  # the commit's information is one of the two
+    for line in {*lines[:1], *lines[-1:]}:  # one of the two is the commit's information
         with suppress(ValueError, KeyError, TypeError):
             run: str = json.loads(line)["commitInfo"][_RUN]
             return run
@@ -139,7 +132,7 @@ def _commit(storage: Storage, change: TableChange) -> None:
     common: dict[str, Any] = {
         "schema": Schema.from_arrow(TABLE_SCHEMA),
         "partition_by": list(PARTITIONS),
-        # Without retries: a commit that lost would otherwise become the version after.
+        # No retries: otherwise a commit that lost the race would become the next version.
         "commit_properties": CommitProperties({_RUN: change.run_id, **change.notes}, max_commit_retries=0),
         # Old versions stay readable until `clean`.
         "post_commithook_properties": PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False),
@@ -164,7 +157,7 @@ def _partition(file: TableFile) -> dict[str, str | None]:
 
 
 def _failure(storage: Storage, error: Exception) -> StorageError | CheckFailed:
-    """An error of deltalake as one of ours. Its first lines name the failed request; a backtrace may follow."""
+    """Convert an error of deltalake to ours. Its first lines name the failed request; a backtrace may follow."""
     lines = (_DECORATION.sub("", line).strip() for line in str(error).splitlines())
     reason = ": ".join(islice(takewhile(lambda line: not line.startswith("0: "), lines), 3)) or type(error).__name__
     kind = StorageUnavailable if isinstance(error, OSError) else CheckFailed

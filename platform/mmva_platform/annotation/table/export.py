@@ -1,4 +1,4 @@
-"""`export`: a version as one plain file, CSV or Parquet, or as a Lance dataset for vector search."""
+"""`export`: writes a version as one plain file, CSV or Parquet, or as a Lance dataset for vector search."""
 
 import shutil
 import uuid
@@ -35,10 +35,10 @@ def export(
     """Write annotated items into one file and return the number of rows; memory holds a few files of the annotation.
 
     `file` is created on this machine; for Lance it is a folder. `to` is "csv", "parquet" or "lance". `columns` are
-    those of Annotation.tables, by default all that the format can hold. Lance needs a modality: the lengths of
-    embeddings differ.
+    those of Annotation.tables, by default all that the format supports. Lance needs a modality, because embeddings of
+    different modalities have different lengths.
 
-    Raises UsageError if the format is unknown or cannot hold a column, the file exists, or there is no item,
+    Raises UsageError if the format is unknown or does not support a column, the file exists, or there is no item,
     CheckFailed if a file is damaged.
     """
     if to not in _WRITERS:
@@ -53,7 +53,7 @@ def export(
     first = next(tables, None)
     if first is None:
         raise UsageError(f"{annotation.uri}: no annotated item" + (f" of modality {modality}" if modality else ""))
-    part = file.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")  # renamed when it is complete
+    part = file.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")  # renamed once it is complete
     try:
         _WRITERS[to](part, first.schema, chain([first], tables))
         part.replace(file)
@@ -82,7 +82,7 @@ def _write_file(writer: Callable[..., Any], path: Path, schema: pa.Schema, table
 
 
 def _check_lance(annotation: Annotation, modality: str | None) -> None:
-    """Raise UsageError if embeddings would differ in length, or the package is missing."""
+    """Raise UsageError if the embeddings differ in length, or the package is missing."""
     try:
         import lance  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: F401
     except ImportError:
@@ -106,7 +106,7 @@ def _write_lance(path: Path, _schema: pa.Schema, tables: Iterator[pa.Table]) -> 
 
 
 def _fixed(table: pa.Table) -> pa.Table:
-    """The embedding as a list of fixed size, as vector indexes need it."""
+    """The table with embeddings as lists of fixed size, which vector indexes need."""
     if "embedding" not in table.column_names:
         return table
     lists = table["embedding"].combine_chunks()

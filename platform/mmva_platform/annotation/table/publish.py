@@ -1,7 +1,7 @@
-"""Publishing: a version's record, then one Delta commit over exactly the files of its commit records.
+"""Publishes a version: writes its record, then makes one Delta commit over exactly the files of its commit records.
 
-Both depend only on the plan and the commit records. So any process may publish, any number of times, and
-the next process finishes what one that dies has begun.
+Both depend only on the plan and the commit records. So any process may publish, any number of times, and if it dies,
+the next process finishes the work.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ HOW: Final = {
 
 
 class Totals(Config):
-    """Result of a plan's items: items = ok + quarantined."""
+    """Counts of a plan's items: items = ok + quarantined."""
 
     items: int
     ok: int
@@ -47,7 +47,7 @@ class Totals(Config):
 
 
 class VersionRecord(Config):
-    """`version.json`: what a version was made from, and what changed. Its totals are of its own shards only."""
+    """`version.json`: the origin of a version and its changes. The totals are those of its own shards only."""
 
     annotation_version: int
     version: int
@@ -63,7 +63,7 @@ class VersionRecord(Config):
 
 
 def add_up(commits: Iterable[CommitRecord]) -> Totals:
-    """Totals of shards."""
+    """Totals of these shards."""
     commits = list(commits)
     return Totals(
         items=sum(commit.items for commit in commits),
@@ -151,7 +151,7 @@ class AnnotationSummary:
     out: str
     version: int
     run_id: str
-    items: int  # planned: catalog rows with an id of their own, without those kept by reference
+    items: int  # planned: catalog rows without repeated ids and without items kept by reference
     ok: int
     quarantined: int
     by_modality: dict[str, int]  # annotated items
@@ -189,9 +189,7 @@ class AnnotationSummary:
 def summarize(
     out: str, record: VersionRecord, plan: Plan | None, *, resumed: int = 0, seconds: float
 ) -> AnnotationSummary:
-    """The summary of a call; `record` and `plan` are those of the newest version, `plan` is None if there was nothing
-    to do.
-    """
+    """The summary of a call, from the newest version's record and plan; `plan` is None if there was nothing to do."""
     totals = record.totals if plan else add_up([])
     first_look = plan is not None and plan.kind != "retry"
     return AnnotationSummary(
@@ -209,5 +207,5 @@ def summarize(
 
 
 def changes_of(base: Base) -> dict[str, int]:
-    """How many items of a version are as before, new, changed or removed."""
+    """Numbers of unchanged, new, changed and removed items of a version."""
     return {name: getattr(base, name) for name in ("unchanged", "new", "changed", "removed")}

@@ -1,4 +1,4 @@
-"""Reading an annotation from Python: any version, some columns, in parallel.
+"""Reads an annotation from Python: any version, some columns, in parallel.
 
     for table in open_annotation("va/photos", settings).tables(["id", "valence", "arousal"]): ...
 
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 ValueT = TypeVar("ValueT")
 ResultT = TypeVar("ResultT")
 
-# Columns that are not in the data files but in those of the embeddings, by the name they have here.
+# Columns that are in the files of embeddings: name for readers -> name in these files.
 EMBEDDING_COLUMNS: Final = {"embedding": "embedding", "window_embeddings": "windows"}
-_READERS: Final = 8  # files at once; threads hide the waiting of remote storage
+_READERS: Final = 8  # files in parallel, to hide the latency of remote storage
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class Annotation:
 
     @property
     def uri(self) -> str:
-        """Where it is."""
+        """URI of the annotation."""
         return self.storage.uri
 
     @property
     def record(self) -> VersionRecord:
-        """What the version was made from."""
+        """The record of the version."""
         return read_record(self.storage, self.version)
 
     @property
@@ -61,7 +61,7 @@ class Annotation:
         return self.record.model
 
     def files(self, status: str = "ok", modality: str | None = None) -> list[TableFile]:
-        """Data files of annotated ("ok") or "quarantined" items, in the order in which `tables` reads them."""
+        """Data files of annotated ("ok") or "quarantined" items, in the order of `tables`."""
         return [file for file in self.all_files if file.status == status and modality in {None, file.modality}]
 
     def count(self, status: str = "ok", modality: str | None = None) -> int:
@@ -140,9 +140,9 @@ class Annotation:
 
         return blocks.map_batches(read, batch_size=1, batch_format="pyarrow")
 
-    def columns(self, status: str = "ok") -> list[str]:
-        """Names of the columns that are read by default."""
-        return list(SCHEMAS[status].names)
+    def columns(self) -> list[str]:
+        """Names of the columns that are read by default for annotated items."""
+        return list(SCHEMAS["ok"].names)
 
     def _checked(self, columns: Sequence[str] | None, status: str) -> list[str]:
         known = SCHEMAS[status].names
@@ -170,7 +170,7 @@ def open_annotation(
 
 
 def read_columns(storage: Storage, path: str, columns: Sequence[str]) -> pa.Table:
-    """Columns of a Parquet file, with page checksums. Reads only these columns, on S3 by range requests.
+    """Some columns of a Parquet file, with page checksums; reads no others, on S3 by range requests.
 
     Raises CheckFailed if the file is missing or damaged.
     """
@@ -197,7 +197,7 @@ def _field(status: str, name: str) -> pa.Field:
 
 
 def _ahead(call: Callable[[ValueT], ResultT], values: Sequence[ValueT]) -> Iterator[ResultT]:
-    """Results in order, a few of them computed before they are asked for."""
+    """Results in order, a few of them computed ahead."""
     with ThreadPoolExecutor(_READERS, thread_name_prefix="annotation") as pool:
         source = iter(values)
         waiting = deque(pool.submit(call, value) for value in islice(source, _READERS))

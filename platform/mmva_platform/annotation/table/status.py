@@ -1,4 +1,4 @@
-"""Progress and history of an annotation, from its directory alone: during a run, after a crash, and at the end."""
+"""Progress and history of an annotation, read from its directory: during a run, after a crash, and at the end."""
 
 import logging
 import time
@@ -30,7 +30,7 @@ class Heartbeats(Config):
     in_flight: tuple[InFlight, ...]
 
     def to_lines(self) -> list[str]:
-        """The shards that have been under way for the longest time."""
+        """The number of running shards, and those that have run for the longest time."""
         oldest = sorted(self.in_flight, key=lambda shard: -shard.seconds)[:_SHOWN]
         lines = [f"{len(self.in_flight)} shards under way {time.time() - self.at:.0f} s ago"]
         return lines + [
@@ -52,13 +52,13 @@ class RunStatus:
     shards_done: int
     items: int  # planned, without those kept by reference
     totals: Totals  # of the committed shards
-    heartbeats: Heartbeats | None  # shards that workers had when a driver last looked; None once it is published
+    heartbeats: Heartbeats | None  # shards that ran when a driver last looked; None once the version is published
     annotated: int  # items that readers see now
     quarantined: int  # items that readers see in quarantine
 
     @property
     def items_per_worker_s(self) -> float | None:
-        """Items in a second of one worker, all stages together; None before the first commit."""
+        """Items per second of one worker, all stages together; None before the first commit."""
         seconds = sum(self.totals.seconds.values())
         return self.totals.items / seconds if seconds else None
 
@@ -94,7 +94,7 @@ def status(
 ) -> RunStatus:
     """State of a version, by default of the unpublished one, or else of the newest published one.
 
-    `known` holds commit records by shard that earlier calls for this version read. New ones are added to it.
+    `known` holds commit records by shard that earlier calls for this version have read; new ones are added to it.
 
     Raises UsageError if there is no annotation, CheckFailed if a commit record is damaged or another program wrote the
     newest version.
@@ -130,7 +130,7 @@ def status(
 
 @dataclass(frozen=True)
 class History:
-    """All versions of an annotation, from the first to the newest; a text tells why a version has no record."""
+    """All versions of an annotation, from the first to the newest; for one without a record, a text with the reason."""
 
     out: str
     versions: tuple[VersionRecord | str, ...]
@@ -148,7 +148,7 @@ class History:
 
 
 def history(out: str, settings: Settings) -> History:
-    """What each version was made from, its model and its changes. Raises UsageError if nothing is published."""
+    """The origin, model and changes of each version. Raises UsageError if nothing is published."""
     storage = open_storage(out, settings.storage)
     latest = latest_version(storage)
     if latest is None:
@@ -174,13 +174,13 @@ def _line(number: int, version: VersionRecord | str) -> str:
 
 
 class HeartbeatFile:
-    """Writes heartbeats.json now and then; a run does not fail for it."""
+    """Writes heartbeats.json every 30 s; if that fails, the run continues."""
 
     def __init__(self, storage: Storage, version: int) -> None:
         self._storage, self._path, self._written = storage, _path(version), 0.0
 
     def __call__(self, in_flight: Sequence[InFlight]) -> None:
-        """Note the shards under way."""
+        """Write the running shards, unless they were written a short time ago."""
         now = time.time()
         if now - self._written < _EVERY_S:
             return

@@ -1,6 +1,6 @@
-"""Check every byte of a version: digests, schemas, counts, embeddings, and every item exactly once.
+"""Checks every byte of a version: digests, schemas, counts, embeddings, and that every item is there exactly once.
 
-Data files are checked a shard at a time, on the cluster if there are many. Digests of ids are compared on disk, so the
+Data files are checked shard by shard, on the cluster if there are many. Digests of ids are compared on disk, so the
 driver's memory does not grow with the annotation.
 """
 
@@ -27,7 +27,7 @@ from mmva_platform.progress import progress
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Storage, open_storage
 
-_CLUSTER_FROM: Final = 256  # units of work; threads check fewer sooner than a cluster starts its workers
+_CLUSTER_FROM: Final = 256  # units of work; checking fewer in threads takes less time than starting a cluster
 _READERS: Final = 16
 
 
@@ -41,7 +41,7 @@ class VerifyReport:
     items: int  # that the version should have
     annotated: int = 0  # rows found
     quarantined: int = 0  # rows found
-    notes: tuple[str, ...] = ()  # no faults: files that a crash left, an unfinished update
+    notes: tuple[str, ...] = ()  # not problems: files that a crash left, an unfinished update
 
     @property
     def ok(self) -> bool:
@@ -96,13 +96,13 @@ def verify(out: str, settings: Settings, version: int | None = None) -> VerifyRe
 
 
 def _units(annotation: Annotation, plan: Plan) -> list[dict[str, Any]]:
-    """Files by the shard that made them; files that this version kept from earlier ones are checked against no plan."""
+    """Files by the shard that made them; only those of this version's own shards are compared with its plan."""
     made_by: defaultdict[tuple[int, str], list[TableFile]] = defaultdict(list)
     for file in annotation.all_files:
         version, shard, _ = file.path.rpartition("/")[2].split("-", 2)
         made_by[int(version), shard].append(file)
     for shard in plan.shards:
-        made_by.setdefault((plan.version, shard), [])  # a shard of which the table has no file at all
+        made_by.setdefault((plan.version, shard), [])  # also a shard without any file in the table
     return [
         {
             "shard": f"{version:06d}-{shard}",
@@ -143,7 +143,7 @@ def _repeated(findings: Sequence[Findings]) -> int:
 def _record(
     annotation: Annotation, plan: Plan, commits: dict[str, CommitRecord], problems: list[str]
 ) -> VersionRecord | None:
-    """The version's record; disagreements with plan, commit records and table are added to the problems."""
+    """Read the version's record; add its differences from plan, commit records and table to the problems."""
     try:
         record = read_record(annotation.storage, annotation.version)
     except (UsageError, CheckFailed) as error:
@@ -165,7 +165,7 @@ def _record(
 
 
 def _commits(storage: Storage, plan: Plan, problems: list[str]) -> dict[str, CommitRecord]:
-    """The version's commit records by shard; missing, damaged and unplanned ones are added to the problems."""
+    """Read the version's commit records by shard; add missing, damaged and unplanned ones to the problems."""
 
     def read(shard: str) -> CommitRecord | CheckFailed:
         try:
@@ -184,7 +184,7 @@ def _commits(storage: Storage, plan: Plan, problems: list[str]) -> dict[str, Com
 
 
 def _notes(annotation: Annotation, commits: dict[str, CommitRecord]) -> list[str]:
-    """Files of this version that do not count, and a version under way."""
+    """Notes on files of this version that do not count, and on an unfinished version."""
     storage, notes = annotation.storage, []
     named = {file.path for commit in commits.values() for file in commit.files}
     mark = f"/{annotation.version:06d}-"

@@ -1,4 +1,4 @@
-"""The worker of `verify`: data files against their digests, the plan, and the embeddings that they refer to."""
+"""The worker of `verify`: compares data files with their digests, the plan, and the embeddings they refer to."""
 
 import io
 from collections.abc import Collection
@@ -26,7 +26,7 @@ _IDS_SHOWN: Final = 5
 
 @dataclass
 class Findings:
-    """What was found in a unit of work."""
+    """The result of a unit of work."""
 
     name: str
     problems: list[str] = field(default_factory=list)
@@ -37,16 +37,16 @@ class Findings:
 
 
 class FileVerifier:
-    """Verifies data files of a version, those of a shard together."""
+    """Verifies the data files of a version, shard by shard."""
 
     def __init__(self, storage: Storage, plan: Plan) -> None:
         self._storage, self._items = storage, ItemReader(storage, plan)
 
     def __call__(self, shard: dict[str, Any], attempt: Attempt) -> Findings:
-        """Check files from their bytes.
+        """Check a unit of work from the bytes of its files.
 
-        `shard` holds "shard", its name, "files", the TableFiles, and "planned", the version's shard that made them, or
-        None.
+        `shard` holds "shard", its name, "files", the TableFiles, and "planned", the version's own shard that made them,
+        or None.
         """
         attempt.step("fetch")
         found = Findings(shard["shard"])
@@ -59,7 +59,7 @@ class FileVerifier:
         return found
 
     def _file_ids(self, file: TableFile, found: Findings) -> pa.Array:
-        """Ids in a data file; notes its problems and those of its embeddings."""
+        """Return the ids in a data file; add its problems and those of its embeddings to `found`."""
         columns = [column for column in SCHEMAS[file.status] if column.name != "modality"]
         table = self._checked(file.path, pa.schema(columns), found)
         if table is None:
@@ -74,7 +74,7 @@ class FileVerifier:
         return table["id"].combine_chunks()
 
     def _embedding_problems(self, path: str, rows: pa.Table) -> list[str]:
-        """Problems of the files that rows refer to: each row's embedding must be there, under its id."""
+        """Problems of the files that rows refer to: each row's embedding must exist and have its id."""
         found = Findings("")
         for name in rows["embedding_file"].unique().to_pylist():
             if name is None:
@@ -96,7 +96,7 @@ class FileVerifier:
         return found.problems
 
     def _checked(self, path: str, schema: pa.Schema, found: Findings) -> pa.Table | None:
-        """A file's table; None, and a problem, if its bytes do not have the digest in its name."""
+        """Return a file's table; if it is not as its name and `schema` say, return None and add the problem."""
         try:
             data = self._storage.read(path)
         except StorageNotFound as error:

@@ -1,1 +1,1 @@
-"""A dataset through frozen backbones, once."""
+"""The embeddings of a dataset by frozen backbones."""

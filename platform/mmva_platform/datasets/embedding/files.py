@@ -1,8 +1,8 @@
 """The files of an embedding set: one modality of one dataset, embedded by one encoder.
 
 Layout below the embeddings' root: <modality>-<fingerprint[:16]>/part-<number>-<digest>.parquet, one part for a shard
-(columns id and embedding), then embeddings.json, written last and only if it is absent; <preset>.json at the root names
-the sets of the last run with that preset. Parts are named by their digest, like the shards of a dataset.
+(columns id and embedding), and embeddings.json, which is written last and only if it is absent; <preset>.json at the
+root names the sets of the last run with that preset. Parts are named by their digest, like the shards of a dataset.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class EmbeddingsInfo(Config):
 
 
 class Pointer(Config):
-    """Content of <preset>.json: fingerprint by modality of the sets of the last run with the preset on a dataset."""
+    """Content of <preset>.json: fingerprint by modality of the sets that the last run with the preset made."""
 
     dataset: str
     fingerprints: dict[Modality, str]
@@ -95,11 +95,11 @@ class EmbeddingSet:
         path = self.paths()[number]
         data = self.storage.read(path)
         if sha256_hex(data) != self.info.parts[number].sha256:
-            raise CheckFailed(f"{self.storage.join(path)}: its bytes are not those of {EMBEDDINGS_FILE}; embed anew")
+            raise CheckFailed(f"{self.storage.join(path)}: its bytes are not those of {EMBEDDINGS_FILE}; embed again")
         return read_part(data)
 
     def to_ray(self) -> ray.data.Dataset:
-        """All rows (id and embedding) as a lazy Ray dataset, in no order; connects to Ray."""
+        """All rows (id and embedding) as a lazy Ray dataset, unordered; connects to Ray."""
         return read_as_ray(self.storage, self.paths())
 
 
@@ -110,10 +110,10 @@ def open_sets(
     *,
     embeddings: str | Sequence[str] | None = None,
 ) -> dict[Modality, EmbeddingSet]:
-    """The sets of a preset (by its name), or of the encoders with these fingerprints, by modality.
+    """The sets by modality of a preset (by its name), or of the encoders with these fingerprints.
 
-    `embeddings` says where they are, by default inside the dataset; of several places, each set comes from the first
-    that has it. Raises UsageError if one does not exist; the message has the command that makes it.
+    `embeddings` is their URI, by default inside the dataset; of several URIs, each set comes from the first that has
+    it. Raises UsageError if a set does not exist; the message has the command that makes it.
     """
     inside = dataset.storage.join(EMBEDDINGS_FOLDER)
     given = (embeddings,) if isinstance(embeddings, str) else tuple(embeddings or (inside,))
@@ -178,7 +178,7 @@ def part_bytes(ids: Sequence[str], emb_ND: NDArray[np.float32], key: Mapping[str
 
 
 def part_key(data: bytes) -> dict[str, str]:
-    """What a part was made from; empty if these are not the bytes of a part."""
+    """The origin of a part; empty if these are not the bytes of a part."""
     try:
         metadata = read_parquet(data, ["id"]).schema.metadata or {}
     except pa.ArrowInvalid:

@@ -1,4 +1,4 @@
-"""A dataset through frozen backbones, once: training and evaluation read embeddings, never pixels or samples.
+"""Embeds a dataset once with frozen backbones; training and evaluation then read no media.
 
 An interrupted run is resumed by running it again: parts made from the same shard by the same encoder are kept. A second
 preset that shares a backbone reuses its embeddings.
@@ -30,7 +30,7 @@ def embed_dataset(
     batch_size: int = 16,
     engine: Engine = "auto",
 ) -> dict[Modality, str]:
-    """Embed what is not embedded yet; returns the URI of the embedding set of each modality that the dataset has.
+    """Compute the missing embeddings; returns the URI of the embedding set of each modality that the dataset has.
 
     `backbones` is a preset of mmva.backbones, by name or as an object; modalities without an encoder are left out.
     `out` is a URI, by default "<dataset>/embeddings". `batch_size` counts images, windows or captions. `engine` is
@@ -42,7 +42,7 @@ def embed_dataset(
     if engine not in ENGINES:
         raise UsageError(f"embed: engine {engine!r} is unknown; choose one of {', '.join(ENGINES)}")
     if batch_size < 1:
-        raise UsageError(f"embed: a batch of {batch_size} items; give at least 1")
+        raise UsageError(f"embed: batch size {batch_size}; it must be at least 1")
     settings = settings or Settings()
     chosen = preset(backbones) if isinstance(backbones, str) else backbones
     dataset = Dataset.open(dataset_uri, settings)
@@ -65,7 +65,7 @@ def embed_dataset(
 
 @dataclass(frozen=True)
 class _Plan:
-    """One modality's set: its description (without parts), the parts it will have, or the set if it is finished."""
+    """One modality's set: its description without parts, its planned parts, and the published set if there is one."""
 
     info: embedding_set.EmbeddingsInfo
     parts: list[Part]
@@ -92,7 +92,7 @@ def _plan(spec: BackboneSpec, preset_name: str, dataset: Dataset, target: Storag
 
 
 def _finished(info: embedding_set.EmbeddingsInfo, target: Storage) -> embedding_set.EmbeddingsInfo | None:
-    """The published set with this encoder; UsageError if it is of another dataset."""
+    """The published set with this encoder, or None. Raises UsageError if it is of another dataset."""
     finished = embedding_set.read_info(target, embedding_set.folder_name(info.modality, info.fingerprint))
     if finished is not None and finished.dataset != info.dataset:
         raise UsageError(f"{target.uri}: holds embeddings of another dataset; choose another --out")
@@ -102,7 +102,7 @@ def _finished(info: embedding_set.EmbeddingsInfo, target: Storage) -> embedding_
 def _compute(
     parts: Sequence[Part], worker: dict[str, object], engine: Engine, settings: Settings
 ) -> dict[str, embedding_set.PartInfo]:
-    """Compute parts on the cluster, all modalities in one pass; their descriptions by stem."""
+    """Compute parts on the cluster, all modalities in one pass; returns their descriptions by stem."""
     made: dict[str, embedding_set.PartInfo] = {}
     with ray_session(settings.cluster) as cluster, progress("embed", sum(len(part.ids) for part in parts)) as advance:
 
@@ -128,7 +128,7 @@ def _compute(
 
 
 def _finish(plan: _Plan, made: dict[str, embedding_set.PartInfo], target: Storage) -> embedding_set.EmbeddingsInfo:
-    """Publish a set; returns the published set, which another run may have published meanwhile."""
+    """Publish a set; returns the published one, which may be that of another run."""
     folder = embedding_set.folder_name(plan.info.modality, plan.info.fingerprint)
     info = plan.info.model_copy(update={"parts": tuple(made[part.stem] for part in plan.parts)})
     require_files(target, folder, (f"{folder}/{part.name}" for part in info.parts))

@@ -1,4 +1,4 @@
-"""The worker that embeds: one part a call; each encoder is loaded once."""
+"""The worker that embeds: one part for each call; each encoder is loaded once."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ ENGINES: Final[tuple[Engine, ...]] = ("auto", "torch", "cuda")
 
 @dataclass(frozen=True)
 class EncoderLoader:
-    """Loads encoders as the settings say; picklable, and loads nothing before it is called."""
+    """Loads encoders by the settings; picklable, and loads nothing before it is called."""
 
     fetch: Callable[[str], Path]
     mirror: str | None
@@ -58,14 +58,14 @@ class EncoderLoader:
 
     def __call__(self, spec: BackboneSpec) -> Encoder:
         """Load one encoder."""
-        from mmva.backbones import load_encoder  # brings torch, which workers on ONNX Runtime do without
+        from mmva.backbones import load_encoder  # imports torch, which workers with ONNX Runtime do not need
 
         return load_encoder(spec, fetch=self.fetch, mirror=self.mirror, trusted_repos=self.trusted_repos)
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part to compute: the items of one shard in its order. Captions bring their texts, media are in the shard."""
+    """One part to compute: the items of one shard in its order. `texts` are captions; media are in the shard."""
 
     spec: BackboneSpec
     fingerprint: str
@@ -76,12 +76,12 @@ class Part:
 
     @property
     def modality(self) -> Modality:
-        """Of its items."""
+        """The modality of its items."""
         return self.spec.modality
 
     @property
     def stem(self) -> str:
-        """Path inside the root of the embeddings, without digest and suffix."""
+        """Path below the embeddings' root, without digest and suffix."""
         return f"{folder_name(self.modality, self.fingerprint)}/part-{self.number:05d}"
 
     @property
@@ -126,7 +126,7 @@ class Embedder:
         emb_ND = self._embed(part, attempt)
         if not np.isfinite(emb_ND).all():
             raise OperationFailed(f"embed: {part.spec.source} gives infinite or NaN embeddings for {part.shard.name}")
-        attempt.step("fetch", len(part.ids))  # storage has limits of its own
+        attempt.step("fetch", len(part.ids))  # storage has its own time limits
         data = part_bytes(part.ids, emb_ND, part.key)
         path, sha256 = self._waiting(lambda: write_by_digest(self._out, part.stem, ".parquet", data))
         return part.stem, PartInfo(name=path.rpartition("/")[2], rows=len(part.ids), sha256=sha256)
@@ -144,12 +144,12 @@ class Embedder:
     def _embed_isolated(
         self, part: Part, read: Callable[[int], bytes] | None, attempt: bulk.Attempt
     ) -> NDArray[np.float32]:
-        """Item by item in a child process, because the shard killed workers before."""
+        """Embed item by item in a child process, because the shard has killed workers."""
         rows_ND = []
         make = partial(_one_by_one, self._load, part, self._engine)
         with Isolated(make, self._settings.annotation.item_timeout_s, _LOAD_TIMEOUT_S) as embed:
             for row, item_id in enumerate(part.ids):
-                attempt.step("load", row)  # a step without a limit: the process has its own
+                attempt.step("load", row)  # a step without a time limit: the child process has its own
                 try:
                     rows_ND.append(embed((row, read(row) if read else b"")))
                 except MediaError as error:
@@ -166,7 +166,7 @@ class Embedder:
         return lambda row: media[row].as_py()
 
     def _waiting(self, call: Callable[[], ResultT]) -> ResultT:
-        """Wait while storage is unavailable: an outage must not cost the finished embeddings."""
+        """Repeat a call while storage is unavailable: an outage must not discard finished embeddings."""
         return retry_while_unavailable(call, self._settings.storage.patience_s, "embed")
 
 
@@ -184,14 +184,14 @@ def _load_encoder(load: EncoderLoader, part: Part, engine: Engine) -> ItemEncode
     encoder = load(part.spec)
     if encoder.fingerprint != part.fingerprint:
         raise OperationFailed(
-            f"embed: {part.spec.source} is another encoder on this worker than on the driver; "
-            "install the same versions everywhere"
+            f"embed: the encoder {part.spec.source} differs between this worker and the driver; install the same "
+            "versions everywhere"
         )
     return encoder if engine == "torch" else on_gpu(encoder, required=engine == "cuda")
 
 
 def on_gpu(encoder: Encoder, *, required: bool) -> ItemEncoder:
-    """An encoder on this process's GPU; if torch sees none and it is not required, the encoder as it is.
+    """Put an encoder on this process's GPU; if torch sees none and none is required, return the encoder unchanged.
 
     Raises OperationFailed if torch sees no GPU and `required` is True.
     """
@@ -206,7 +206,7 @@ def on_gpu(encoder: Encoder, *, required: bool) -> ItemEncoder:
 
 
 def _one_by_one(load: EncoderLoader, part: Part, engine: Engine) -> Callable[[tuple[int, bytes]], NDArray[np.float32]]:
-    """A function from the row and the media of one item of a part to its embedding, float32 [1, D]."""
+    """Return a function from the row and the media of one item of a part to its embedding, float32 [1, D]."""
     encoder = _load_encoder(load, part, engine)
 
     def embed(item: tuple[int, bytes]) -> NDArray[np.float32]:
@@ -254,7 +254,7 @@ def embed_part(
     embedded = pipeline.embed(pa.table(columns), items_at_fault=items_at_fault)
     for error in embedded.errors.to_pylist():
         raise OperationFailed(
-            f"embed: {modality} {error['id']!r} in {part.shard.name} does not decode, but did in the import "
+            f"embed: {modality} {error['id']!r} in {part.shard.name} does not decode now, but did in the import "
             f"({error['error']}: {error['message']}); are the decoders of this worker the same?"
         )
     return matrix(embedded.rows["embedding"])

@@ -1,4 +1,4 @@
-"""Labels of a collection and a listing of its media -> labeled rows with their file, cut into shards, and findings."""
+"""Matches the labels of a collection with a listing of its media, and cuts the labeled rows into shards."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from mmva_platform.datasets.importing.report import Finding
 from mmva_platform.datasets.sources.reading import Collection
 from mmva_platform.storage import Entry
 
-# Of a clip that is cut out of a song: 16 bits of one channel at the usual rate.
+# A clip that is cut out of a song has 16 bits of one channel at the usual rate.
 _CLIP_BYTES_A_SECOND: Final = 2 * 44_100
 
 
@@ -49,13 +49,13 @@ class Candidate(NamedTuple):
 
     @property
     def place(self) -> tuple[Modality, str, str]:
-        """Its place in the dataset: rows are sorted by this."""
+        """Sort key of the dataset's rows."""
         return self.modality, self.collection, self.id
 
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """A shard to be written: its name, such as image-00000, its candidates of one part, and the split of each."""
+    """A shard to write: its name, such as image-00000, its candidates of one part, and the split of each."""
 
     name: str
     modality: Modality
@@ -67,8 +67,8 @@ class PlannedShard:
 def find_media(collection: Collection) -> tuple[list[Candidate], list[Finding]]:
     """Match label rows with files.
 
-    Returns sentences and rows with exactly one file, and findings for all others and for problems of the tables. Raises
-    UsageError if there is no file at all.
+    Returns sentences and rows with exactly one file, and findings for all other rows and for problems of the tables.
+    Raises UsageError if there is no file at all.
     """
     candidates: list[Candidate] = []
     findings: list[Finding] = []
@@ -107,7 +107,7 @@ def _candidates(collection: str, labels: Labels, files: Mapping[str, Entry] | No
 def plan_shards(
     candidates: Sequence[Candidate], splits: Sequence[str], max_bytes: int, max_rows: int
 ) -> list[PlannedShard]:
-    """Cut candidates, sorted by their place, into shards of one modality and collection; `splits` are theirs.
+    """Cut candidates, sorted by place, with their `splits` into shards of one modality and collection.
 
     A shard has at most `max_rows` rows, and `max_bytes` of media unless it has only one row.
     """

@@ -1,4 +1,4 @@
-"""Inspection of media files in an import: each is read, hashed and decoded once; content that occurs twice is found."""
+"""Inspects the media files of an import: reads, hashes and decodes each once, and finds repeated content."""
 
 import io
 import math
@@ -21,15 +21,15 @@ from mmva_platform.datasets.importing.candidates import Candidate
 from mmva_platform.datasets.importing.report import Finding
 from mmva_platform.storage import StorageNotFound
 
-# The same bytes under two ids are one item if their labels agree to this; otherwise their label is unknown.
+# The same bytes under two ids are one item if their labels differ by at most this; otherwise no label is trusted.
 DUPLICATE_TOLERANCE: Final = 0.05
 MISSING_FILE: Final = "missing-file"
-_SHORT_S: Final = 0.05  # of a clip at the end of its song: codecs trim
+_SHORT_S: Final = 0.05  # may be missing from the last clip of a song, because codecs trim
 
 
 @dataclass(frozen=True)
 class Inspected:
-    """What was seen of a candidate: its digest and format, or the error that drops it."""
+    """A candidate with its digest and format, or with the error that drops it."""
 
     candidate: Candidate
     sha256: str
@@ -63,7 +63,7 @@ class Part(NamedTuple):
 
 
 class MediaChecker:
-    """Decodes items of one modality to the end, and cuts clips out of songs; keeps the last song decoded."""
+    """Decodes items of one modality to the end, and cuts clips out of songs; caches the last decoded song."""
 
     def __init__(self, modality: Modality) -> None:
         self._modality = modality
@@ -99,14 +99,14 @@ def wav_bytes(samples_T: NDArray[np.int16], rate: int) -> bytes:
 
 
 def inspect_sentence(candidate: Candidate) -> Inspected:
-    """A sentence, cleaned when its table was read; the digest is that of its text."""
+    """Inspect a sentence, which was cleaned when its table was read; the digest is that of its text."""
     return Inspected(candidate, sha256_hex(candidate.caption.encode()), "")
 
 
 def inspect(
     candidate: Candidate, read: Callable[[], bytes], check: Callable[[Part], bytes | None]
 ) -> tuple[Inspected, bytes]:
-    """Hash and decode the file of a candidate; returns what was seen, and the bytes of the file or of the clip.
+    """Hash and decode the file of a candidate; returns the result, and the bytes of the file or of the clip.
 
     `check`: see MediaChecker. Raises StorageError if the file exists but cannot be read.
     """
@@ -126,9 +126,9 @@ def inspect(
 
 
 def settle(inspected: Sequence[Inspected]) -> tuple[list[Inspected], list[Finding]]:
-    """Decide which rows stay: those that decode, one of each content within a modality, none if its labels disagree.
+    """Keep rows that decode: one for each content within a modality, or none if the labels of a content disagree.
 
-    Returns the kept ones, sorted by their place in the dataset, and a finding for each of the others.
+    Returns the kept rows, sorted by their place in the dataset, and a finding for each of the others.
     """
     kept: list[Inspected] = []
     findings = [_finding(entry, entry.code, entry.detail) for entry in inspected if entry.code]

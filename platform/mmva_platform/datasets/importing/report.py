@@ -1,4 +1,4 @@
-"""The report of an import: every row of the tables is kept, or dropped for a cause, and the counts add up."""
+"""The report of an import: every row of the tables is kept or dropped for a cause, and the counts add up."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mmva.modalities import Modality
+from mmva_platform.datasets.schema import json_bytes, write_by_digest
+from mmva_platform.storage import Storage
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One problem of one id of a source; `dropped` is the number of label rows that were dropped for it."""
+    """One problem of one id of a source; `dropped` is the number of label rows that were dropped because of it."""
 
     modality: Modality
     code: str
@@ -22,7 +24,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class ModalityCounts:
-    """Rows of one modality, of one source or of all: rows = kept + sum of dropped; `splits` are those of the kept."""
+    """Rows of one modality, of one source or of all: rows = kept + sum of dropped; `splits` counts the kept rows."""
 
     rows: int
     kept: int
@@ -47,9 +49,10 @@ class ImportReport:
         """Plain values."""
         return asdict(self)
 
-    def to_file(self) -> dict[str, Any]:
-        """Plain values for the file next to the dataset, without its URI, because a dataset may be copied."""
-        return {name: value for name, value in self.to_json().items() if name != "out"}
+    def write(self, storage: Storage) -> str:
+        """Write the file next to the dataset and return its name. It has no URI, because a dataset may be copied."""
+        values = {name: value for name, value in self.to_json().items() if name != "out"}
+        return write_by_digest(storage, "import_report", ".json", json_bytes(values)).name
 
     def to_text(self) -> str:
         """A few lines for a person: counts by source and modality, causes with an example each."""
@@ -79,7 +82,7 @@ class ImportReport:
 def count_rows(
     rows: int, kept: int, findings: Sequence[Finding], *, captions_missing: int = 0, splits: Mapping[str, int]
 ) -> ModalityCounts:
-    """Counts of one modality of one source from its findings; that they add up is an invariant."""
+    """Counts of one modality of one source, from its findings; they must add up."""
     dropped: Counter[str] = Counter()
     for finding in findings:
         if finding.dropped:

@@ -1,8 +1,8 @@
 """Sources -> an immutable, sharded dataset and a report of the problems.
 
-One pass over the media on the cluster: a worker reads, hashes and decodes the files of a shard, and writes it. Only
-then is it known which content occurs twice: shards that lose a row by it, or whose split changes, are written again.
-The same input gives the same bytes, so an interrupted import is resumed by running it again.
+One pass over the media on the cluster: a worker reads, hashes and decodes the files of a shard, and writes it. Repeated
+content is only known after that pass: shards that lose a row to it, or whose split changes, are written again. The same
+input gives the same bytes, so an interrupted import is resumed by running it again.
 """
 
 from collections import Counter
@@ -23,7 +23,7 @@ from mmva_platform.datasets.importing.candidates import Candidate, find_media, p
 from mmva_platform.datasets.importing.inspection import Inspected, settle
 from mmva_platform.datasets.importing.report import Finding, ImportReport, ModalityCounts, count_rows, total
 from mmva_platform.datasets.importing.writing import amend_shards, write_shards
-from mmva_platform.datasets.schema import DatasetInfo, write_report
+from mmva_platform.datasets.schema import DatasetInfo
 from mmva_platform.datasets.sources.config import ImemnetSource, Source
 from mmva_platform.datasets.sources.reading import Collection, read_source
 from mmva_platform.settings import Config, Settings
@@ -34,15 +34,15 @@ Sizes = tuple[float, float, float]
 
 
 class ImportConfig(Config):
-    """What to import, and how to split it."""
+    """The sources of an import, and how to split them."""
 
     sources: tuple[Source, ...] = Field(min_length=1, description="see mmva_platform.datasets.sources.config")
     seed: int = Field(0, description="of the split")
     fractions: Sizes | None = Field(
         None, description="sizes of train, val and test; default .7, .15, .15 of the rows, IMEMNet-C: .8, .05, .15"
     )
-    shard_mb: float = Field(64.0, gt=0, description="media of one shard, in MB")
-    shard_rows: int = Field(512, ge=1, description="most rows of one shard")
+    shard_mb: float = Field(64.0, gt=0, description="most MB of media in a shard")
+    shard_rows: int = Field(512, ge=1, description="most rows of a shard")
 
     @field_validator("sources")
     @classmethod
@@ -62,19 +62,19 @@ class Import:
     target: Storage
 
     def require_all(self, left: Sequence[Candidate], findings: Sequence[Finding]) -> None:
-        """Raise UsageError, after writing the report, if a modality of a source has no rows left."""
+        """If a modality of a source has no rows left, write the report and raise UsageError."""
         parts = {candidate.part for candidate in left}
         for collection in self.collections:
             for labels in collection.labels:
                 if (labels.modality, collection.name) in parts:
                     continue
-                written = write_report(self.target, self.report(left, [""] * len(left), findings).to_file())
+                written = self.report(left, [""] * len(left), findings).write(self.target)
                 own = [f for f in findings if (f.source, f.modality) == (collection.name, labels.modality)]
                 causes = Counter(finding.code for finding in own if finding.dropped)
                 why = ", ".join(f"{code} {n}" for code, n in causes.most_common()) or "the table has no rows"
                 raise UsageError(
                     f"import: no usable {labels.modality} items of {collection.name} are left ({why}); "
-                    f"see {self.target.join(written.name)}"
+                    f"see {self.target.join(written)}"
                 )
 
     def split(self, candidates: Sequence[Candidate]) -> list[str]:
@@ -120,7 +120,7 @@ class Import:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What every later report must repeat."""
+        """Warnings that every later report must repeat."""
         leaks = any(
             isinstance(one.source, ImemnetSource)
             and one.source.split == "clip"
@@ -168,9 +168,9 @@ class Import:
 def import_dataset(config: ImportConfig, out: str, settings: Settings | None = None) -> ImportReport:
     """Import as configured into the URI `out`; returns the report, which is also written next to the dataset.
 
-    Raises UsageError if `out` holds a dataset or another import publishes one there meanwhile, a table does not exist
-    or lacks a column, or no usable item of a source is left; EnvironmentFault if the workers do not see the files that
-    this process listed; StorageError if something cannot be read or written.
+    Raises UsageError if `out` has a dataset or another import publishes one there meanwhile, a table does not exist or
+    lacks a column, or no usable item of a source is left; EnvironmentFault if the workers do not see the files that
+    this process listed; StorageError if a file cannot be read or written.
     """
     settings = settings or Settings()
     target = open_storage(out, settings.storage)
@@ -185,7 +185,7 @@ def import_dataset(config: ImportConfig, out: str, settings: Settings | None = N
         findings += found
     candidates.sort(key=lambda candidate: candidate.place)
     work.require_all(candidates, findings)
-    splits = work.split(candidates)  # as if all of them decode
+    splits = work.split(candidates)  # on the assumption that all of them decode
     planned = plan_shards(candidates, splits, int(config.shard_mb * 1e6), config.shard_rows)
     media = {collection.name: collection.media for collection in work.collections}
     try:
@@ -199,7 +199,7 @@ def import_dataset(config: ImportConfig, out: str, settings: Settings | None = N
             split_of = dict(zip(keys, splits, strict=True))
             shards = amend_shards(written, split_of, target, settings)
     except OperationFailed as error:
-        if target.exists(schema.DATASET_FILE):  # the other import has removed files that this one had in common with it
+        if target.exists(schema.DATASET_FILE):  # another import won and removed files that both had written
             raise _lost(target) from error
         raise
     first = [one.shard.name for one in written if one.shard is not None]
@@ -224,13 +224,13 @@ def _publish(
     info = schema.describe(
         table,
         shards,
-        labels=schema.write_labels(target, table),
+        labels=schema.write_by_digest(target, "labels", ".parquet", schema.parquet_bytes(table)),
         split=schema.SplitInfo(policy=work.policy, seed=work.config.seed),
         terms=terms,
         warnings=work.warnings,
     )
     report = work.report([entry.candidate for entry in kept], splits, findings, info)
-    info = info.model_copy(update={"report_file": schema.write_report(target, report.to_file()).name})
+    info = info.model_copy(update={"report_file": report.write(target)})
     won = target.put_if_absent(schema.DATASET_FILE, schema.json_bytes(info.model_dump()))
     _remove_superseded(target, {*own, *info.files})
     if not won:
@@ -239,7 +239,7 @@ def _publish(
 
 
 def _remove_superseded(target: Storage, own: set[str]) -> None:
-    """Delete files that this import wrote and the published dataset, ours or another's, does not name."""
+    """Delete files of this import that the published dataset, which may be another import's, does not name."""
     published = schema.DatasetInfo.model_validate_json(target.read(schema.DATASET_FILE))
     for name in sorted(own - published.files):
         target.delete(name)

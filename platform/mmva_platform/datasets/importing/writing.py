@@ -1,4 +1,4 @@
-"""Shards written on the cluster: each by the worker that inspects its files, and again if other shards require it."""
+"""Writes shards on the cluster: first by the workers that inspect their files, then again if their rows change."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +47,7 @@ class Written:
 def write_shards(
     planned: Sequence[PlannedShard], media: Mapping[str, Storage], out: Storage, settings: Settings
 ) -> list[Written]:
-    """Write each shard with those of its candidates that decode; `media` says where the files of a collection are.
+    """Write each shard with those of its candidates that decode; `media` has the folder of each collection's files.
 
     Needs a Ray session.
     """
@@ -73,10 +73,10 @@ def write_shards(
 def amend_shards(
     written: Sequence[Written], split_of: Mapping[tuple[str, str], str], out: Storage, settings: Settings
 ) -> list[ShardInfo]:
-    """The shards of exactly the rows that are left: shards with other rows or other splits are written again.
+    """Return the shards of exactly the rows that are left; write shards with other rows or splits again.
 
-    A shard is read back for that, so no media file is read twice. Its new file has another name, and the old one stays
-    until the dataset is published. `split_of` has the split of each row that is left, by modality and id. Needs a Ray
+    This reads the shards, so no media file is read twice. A new file has another name, and the old one is kept until
+    the dataset is published. `split_of` has the split of each row that is left, by modality and id. Needs a Ray
     session.
     """
     shards: dict[str, ShardInfo] = {}
@@ -103,15 +103,14 @@ class ShardWriter:
     """Worker of an import: inspects the files of a shard and writes it. The same files give the same bytes and name."""
 
     def __init__(self, media: Mapping[str, Storage], out: Storage, settings: Settings) -> None:
-        """Connect to nothing yet. `media` says where the files of a collection are."""
         self._media, self._out, self._settings = media, out, settings
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="mmva-fetch")
 
     def __call__(self, shard: dict[str, Any], attempt: bulk.Attempt) -> Written:
         """Inspect the candidates of the PlannedShard under "planned", and write those that decode.
 
-        Raises EnvironmentFault if no file of the shard is there, although the driver listed them, StorageError if a
-        file cannot be read for another reason or the shard cannot be written.
+        Raises EnvironmentFault if none of the shard's files exists for this worker, StorageError if a file cannot be
+        read for another reason or the shard cannot be written.
         """
         planned: PlannedShard = shard["planned"]
         attempt.step("fetch")
@@ -133,7 +132,7 @@ class ShardWriter:
                 f"{self._media[planned.collection].uri} on this worker, such as {inspected[0].candidate.path}; every "
                 "node must see the media"
             )
-        attempt.step("fetch", len(inspected))  # storage has limits of its own
+        attempt.step("fetch", len(inspected))  # storage has its own time limits
         info = None
         if rows:
             table = pa.Table.from_pylist(rows, schema=DATASET_SCHEMA)
@@ -149,11 +148,11 @@ class ShardWriter:
 
     @contextmanager
     def _decoder(self, modality: Modality, attempt: bulk.Attempt) -> Iterator[Callable[[Part], bytes | None]]:
-        """Decodes a file; in a child process once the shard has killed workers."""
+        """Yield a function that decodes a file; in a child process if the shard has killed workers."""
         make = partial(MediaChecker, modality)
         if attempt.deaths >= bulk.ISOLATE_AFTER:
             with Isolated(make, self._settings.annotation.item_timeout_s, _LOAD_TIMEOUT_S) as isolated:
-                yield isolated  # the attempt stays in its step "fetch", without a limit: the child has its own
+                yield isolated  # the attempt's step is "fetch", without a time limit: the child process has its own
             return
         checker = make()
 
@@ -164,9 +163,9 @@ class ShardWriter:
         yield check
 
     def _reads(self, candidates: Sequence[Candidate], media: Storage) -> Iterator[Callable[[], bytes]]:
-        """For each candidate a function that gives its file's bytes; over a network they are fetched ahead.
+        """For each candidate, a function that returns its file's bytes; remote files are fetched ahead.
 
-        Clips of one song that follow each other share one read.
+        Consecutive clips of one song share one read.
         """
         clips_of = [list(own) for _, own in groupby(candidates, key=lambda candidate: candidate.path)]
         if media.local_path(candidates[0].path) is not None:
@@ -179,12 +178,12 @@ class ShardWriter:
             yield from repeat(read, len(clips))
 
     def _waiting(self, call: Callable[[], ResultT]) -> ResultT:
-        """Wait while storage is unavailable: an outage must not cost the finished files."""
+        """Repeat a call while storage is unavailable: an outage must not discard finished files."""
         return retry_while_unavailable(call, self._settings.storage.patience_s, "import")
 
 
 class ShardAmender:
-    """Worker that writes a shard again with some of its rows, under the name of its new bytes."""
+    """Worker that writes a shard again with some of its rows, named by its new digest."""
 
     def __init__(self, out: Storage, settings: Settings) -> None:
         self._out, self._patience_s = out, settings.storage.patience_s

@@ -27,7 +27,7 @@ Range = tuple[float, float]
 
 
 class Scale(Config):
-    """Lowest and highest rating of each axis; they become 0 and 1. One pair is for both axes."""
+    """Lowest and highest rating of each axis, which become 0 and 1. A single pair applies to both axes."""
 
     valence: Range
     arousal: Range
@@ -48,16 +48,14 @@ class Scale(Config):
 class Columns(Config):
     """The table's column for each value; other columns are not read."""
 
-    id: str | None = Field(
-        None, description="default: the file without its extension (and @start_s), or the number of the row"
-    )
+    id: str | None = Field(None, description="default: the file without extension (and @start_s), or the row's number")
     file: str | None = Field(None, description="path below `media`, or the file's name without folder and extension")
     text: str | None = Field(None, description="the sentence; with a music file, the clip's caption")
     valence: str = "valence"
     arousal: str = "arousal"
     valence_sd: str | None = Field(None, description="standard deviation of the raters, on the scale of the rating")
     arousal_sd: str | None = None
-    group: str | None = Field(None, description="what must not be in two splits: a theme, a series, a document")
+    group: str | None = Field(None, description="rows with the same value are in one split: a theme, a document")
     split: str | None = Field(None, description="train, val (or dev) or test; without it the rows are split by group")
     start_s: str | None = Field(None, description="an item is this part of its file, in seconds; music only")
     end_s: str | None = None
@@ -135,9 +133,9 @@ class DeamSource(_Source):
 
 
 class ImemnetSource(_Source):
-    """IMEMNet-C as published. Without a name of your own, rows name the collection that their id points to.
+    """IMEMNet-C as published. With the default name, each row's source is the collection that its id belongs to.
 
-    Without images_csv and music_csv, image_va.csv and music_va.csv are read, if they are below the root.
+    Without images_csv and music_csv, image_va.csv and music_va.csv below the root are read, if they exist.
     """
 
     layout: Literal["imemnet-c"] = "imemnet-c"

@@ -1,6 +1,6 @@
-"""The published collections as cells of one table each: every cell a string, "" where there is nothing.
+"""Reads each published collection as one table with the columns CELLS; every cell is a string, "" if it is empty.
 
-A table has the columns CELLS. Where a collection has several tables, they are joined here and checked elsewhere.
+The tables of a collection are joined here and checked elsewhere.
 """
 
 import re
@@ -37,7 +37,7 @@ class Folder:
             raise UsageError(f"{storage.uri}: no files there; give the folder or prefix that holds the collection")
 
     def find(self, name: str, folder: str = "") -> str | None:
-        """Path of the file with this name, in a folder of this name; of several the one nearest to the root."""
+        """Path of the file with this name (and folder's name); of several, the one nearest to the root."""
         wanted = f"/{folder}/{name}" if folder else f"/{name}"
         found = [path for path in self.entries if f"/{path}".endswith(wanted)]
         return min(found, key=lambda path: (path.count("/"), path), default=None)
@@ -51,7 +51,7 @@ class Folder:
 
 
 def oasis_cells(folder: Folder) -> pd.DataFrame:
-    """OASIS.csv: `Theme` is the name of a picture ("Acorns 1"), and without its number the group."""
+    """OASIS.csv: `Theme` is the name of a picture ("Acorns 1"); without its number it is the group."""
     columns = {"Theme": "id"} | {
         f"{axis}_{theirs}": f"{axis}{ours}" for axis in AXES for theirs, ours in (("mean", ""), ("SD", "_sd"))
     }
@@ -71,15 +71,16 @@ def emobank_cells(folder: Folder) -> pd.DataFrame:
 
 
 def pmemo_cells(folder: Folder) -> pd.DataFrame:
-    """static_annotations.csv, with the raters' deviations and the artists where their tables are there."""
+    """static_annotations.csv, with the raters' deviations and the artists if their tables exist."""
     names = {"musicId": "id", "Valence(mean)": "valence", "Arousal(mean)": "arousal"}
     table = folder.cells("static_annotations.csv").choose(names)
     if folder.find("static_annotations_std.csv"):
         names = {"musicId": "id", "Valence(std)": "valence_sd", "Arousal(std)": "arousal_sd"}
-        table = table.merge(_once(folder.cells("static_annotations_std.csv").choose(names)), on="id", how="left")
+        deviations = folder.cells("static_annotations_std.csv").choose(names)
+        table = table.merge(deviations.drop_duplicates("id"), on="id", how="left")
     if folder.find("metadata.csv"):
-        artists = _once(folder.cells("metadata.csv").choose({"musicId": "id", "artist": "group"}))
-        table = table.merge(artists, on="id", how="left")
+        artists = folder.cells("metadata.csv").choose({"musicId": "id", "artist": "group"})
+        table = table.merge(artists.drop_duplicates("id"), on="id", how="left")
     return filled(table.assign(file=table["id"]))
 
 
@@ -141,11 +142,7 @@ def _document(sentence: str) -> str:
     return found["document"] if found else sentence
 
 
-def _once(table: pd.DataFrame) -> pd.DataFrame:
-    return table.drop_duplicates("id")
-
-
 def filled(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with all of CELLS."""
+    """The table with all columns of CELLS."""
     cells = {name: table[name].fillna("") if name in table else "" for name in CELLS}
     return pd.DataFrame(cells, index=table.index)

@@ -1,4 +1,4 @@
-"""A source -> labeled rows on the unit square, with its problems, and the folder of its media."""
+"""Reads a source: labeled rows on the unit square, their problems, and the folder of their media."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -55,7 +55,7 @@ class Collection:
 
     @property
     def name(self) -> str:
-        """Of the source."""
+        """Name of the source."""
         return self.source.name
 
     @property
@@ -118,7 +118,7 @@ def _table_cells(source: TableSource, settings: StorageSettings) -> tuple[pd.Dat
 
 
 def _labels(name: str, modality: Modality, cells: pd.DataFrame, scale: _Scales, ragged: tuple[str, ...]) -> Labels:
-    """Check the cells of a source. Ids and groups begin with its name, so that sources never share one."""
+    """Check the cells of a source. Prefix ids and groups with its name, so that no two sources share one."""
     problems = [Problem("ragged-row", "", detail, dropped=1) for detail in ragged]
     rows_in = len(cells) + len(ragged)
     steps: tuple[Callable[[pd.DataFrame], tuple[pd.DataFrame, list[Problem]]], ...] = (
@@ -156,7 +156,7 @@ def _with_texts(table: pd.DataFrame, modality: Modality) -> tuple[pd.DataFrame, 
 
 
 def _with_parts(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
-    """Start and end in seconds, 0 and 0 for the whole file; rows with an invalid part are dropped."""
+    """Convert start and end to seconds, 0 and 0 for the whole file; drop rows with an invalid part."""
     whole_N = ((table["start_s"] == "") & (table["end_s"] == "")).to_numpy()
     start_N, end_N = (np.array([number(text) for text in table[name]], np.float64) for name in ("start_s", "end_s"))
     wrong_N = ~whole_N & ~((start_N >= 0) & (start_N < end_N) & (end_N < np.inf))
@@ -169,7 +169,7 @@ def _with_parts(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
 
 
 def _with_splits(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
-    """Given splits by our names; rows of an unknown one, and groups in two of them, are dropped."""
+    """Convert given splits to our names; drop rows with an unknown split and groups in two splits."""
     given = table["split"].str.strip()
     if not (given != "").any():
         return table.assign(split=""), []
@@ -194,7 +194,7 @@ def _with_splits(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
 
 
 def _with_deviations(table: pd.DataFrame, scale: _Scales) -> tuple[pd.DataFrame, list[Problem]]:
-    """Standard deviations on [0, 1], NaN if missing."""
+    """Convert standard deviations to [0, 1], NaN if missing."""
     problems, columns = [], {}
     for axis in AXES:
         name, (low, high) = f"{axis}_sd", scale[axis]
@@ -209,7 +209,7 @@ def _with_deviations(table: pd.DataFrame, scale: _Scales) -> tuple[pd.DataFrame,
 
 
 def _read_imemnet(source: ImemnetSource, settings: StorageSettings) -> Collection:
-    """IMEMNet-C by its own reader; a name other than the default replaces those of the collections."""
+    """Read IMEMNet-C; a name other than the default replaces those of the collections."""
     images_csv, music_csv = source.images_csv, source.music_csv
     if images_csv is None and music_csv is None:
         root = open_storage(source.root, settings)
@@ -240,7 +240,7 @@ def _read_splits(uri: str, settings: StorageSettings) -> dict[str, str]:
 
 
 def _inside(root: str, path: str) -> str:
-    """A path below a root; URIs and absolute paths stay as they are."""
+    """A path below a root; URIs and absolute paths are unchanged."""
     if "://" in path or path.startswith(("/", "~")) or root == ".":
         return path
     return root if path == "." else f"{root.rstrip('/')}/{path}"

@@ -357,5 +357,5 @@ def test_the_command_says_all_and_what_to_do(in_order: Machine, capsys: pytest.C
     assert run(["--home", in_order.settings["home"], "doctor", *options]) == 3
     captured = capsys.readouterr()
     assert "ok       storage" in captured.out
-    assert "-> --address, a tunnel to the head" in captured.out
+    assert "-> check --address, the tunnel to the head" in captured.out
     assert "cluster will not work" in captured.err

@@ -339,7 +339,7 @@ def test_a_server_without_conditional_puts_is_told_by_the_probe(
         raise _error(501, "NotImplemented")
 
     monkeypatch.setattr(storage._client, "put_object", refuse)
-    with pytest.raises(CheckFailed, match=r"does not offer that.*use AWS S3"):
+    with pytest.raises(CheckFailed, match=r"does not support that.*use AWS S3"):
         probe_put_if_absent(storage)
 
 

@@ -201,7 +201,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path, kind: str) -> None:
         file.write_text('{"uri": "a.png"}\n{"URI": "b.png"}\n')
     else:
         pq.write_table(pa.table({"uri": ["a.png"], "URI": ["b.png"]}), file)
-    assert refused(file) == ": has the columns 'uri' and 'URI', which are one name to mmva; rename one"
+    assert refused(file) == ": has the columns 'uri' and 'URI', which mmva cannot distinguish; rename one"
     assert "a key occurs twice" in refused(written(tmp_path, "d.jsonl", '{"uri": "a", "uri": "b"}\n'))
 
 

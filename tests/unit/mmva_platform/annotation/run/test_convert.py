@@ -200,7 +200,7 @@ def test_a_damaged_file_of_the_old_annotation_ends_the_conversion(world: World, 
 
 def test_an_item_that_the_old_plan_does_not_have_ends_the_conversion(world: World, old: str) -> None:
     (Path(old) / "plan" / "items-000001-bb.parquet").unlink()
-    with pytest.raises(CheckFailed, match="is annotated and not in the plan"):
+    with pytest.raises(CheckFailed, match="is annotated but not in the plan"):
         convert(old, world.out, world.settings)
 
 
