@@ -51,7 +51,7 @@ def load_encoder(
 
 
 def _check_trust(spec: BackboneSpec, trusted_repos: Sequence[str]) -> None:
-    """Raises UsageError if a spec asks for its repository's code without a pinned commit and the user's trust."""
+    """Raises UsageError if the repository's code should run, but is not pinned or not named by the user."""
     if not spec.trust_remote_code:
         return
     if spec.scheme != "hf" or spec.revision is None:

@@ -15,18 +15,17 @@ from mmva.errors import CheckFailed
 if TYPE_CHECKING:
     from mmva.backbones.base import Encoder
 
-# Key of the file's metadata under which the export keeps its description.
+# Key of the export's description in the file's metadata.
 DESCRIPTION: Final = "mmva"
 
 
 class OnnxEncoder:
-    """Gives the embeddings of the encoder that was exported; its weights were verified when it was exported."""
+    """Computes the embeddings of an exported encoder, whose weights were verified before the export."""
 
     def __init__(self, data: bytes, load_encoder: Callable[[], Encoder] | None = None) -> None:
-        """Open an exported network; CheckFailed if this package did not export it.
+        """Open an exported network whose digest was checked. Raises CheckFailed if this package did not export it.
 
-        The caller has checked the digest of `data`. `load_encoder` loads the torch encoder, for a family without a
-        front of its own.
+        `load_encoder` loads the torch encoder, for families without a front.
         """
         self._session, description = _open(data)
         self.fingerprint: str = description["fingerprint"]
@@ -66,11 +65,10 @@ def _open(data: bytes) -> tuple[Any, dict[str, Any]]:
 
 
 class _EncoderFront(Front):
-    """The torch encoder's own preparation; its network stays unused."""
+    """Prepares items with the torch encoder, whose network is not used."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        # An instance's own limit: the class attribute belongs to fronts of a fixed kind.
         self.max_batch_elements = encoder.max_batch_elements  # type: ignore[misc]
 
     def prepare(self, item: Any) -> Prepared:
