@@ -206,7 +206,7 @@ def test_histogram_counts_every_score_once() -> None:
     [
         ({"strategy": "nearest"}, "unknown 'nearest'"),
         ({"image_va_N2": np.empty((0, 2))}, "image labels: expected"),
-        ({"music_va_M2": [[0.5, np.nan]]}, "music labels: hold NaN"),
+        ({"music_va_M2": [[0.5, np.nan]]}, "music labels: contain NaN"),
         ({"strategy": "matched", "shares": [1, -1]}, "shares: must be"),
         ({"shares": [1, 1]}, "only for the strategy 'matched'"),
     ],
