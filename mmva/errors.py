@@ -19,6 +19,11 @@ class EnvironmentFault(OperationFailed):
     """The machine or its access to storage failed; no item is at fault."""
 
 
+def error_line(error: BaseException) -> str:
+    """An error's text on one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200]
+
+
 class MediaError(ValueError):
     """One item cannot be used; other items are not affected. It becomes a quarantine row, never a crash.
 

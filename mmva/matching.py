@@ -4,7 +4,6 @@ Shapes: N images, M clips, P = min(N, M) pairs. A clip includes its caption. Eac
 """
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -40,29 +39,26 @@ def epoch_plan(
     epoch: int,
     strategy: Strategy = "random",
     sigma: float = DEFAULT_SIGMA,
-    shares: Sequence[float] | None = None,
 ) -> EpochPlan:
     """Draw an epoch: P pairs of an image and a clip, each item at most once. Depends on the arguments alone.
 
     `random` is MMVA's random VA matching: any image with any clip; the target score comes from their labels. Most
-    targets are near .4; about 1 % exceed .9. `matched` first draws a wanted score for each pair, distributed over
-    equally wide strata of [0, 1] by `shares` (None: evenly), then looks for clips at the distance of that score (see
-    _draw_matched). The histogram becomes as flat as the labels allow: two items near the middle never score .1.
+    targets are near .4; about 1 % exceed .9. `matched` first draws wanted scores evenly from (0, 1], then looks for
+    clips at the distance of each score (see _draw_matched). The histogram becomes as flat as the labels allow: two
+    items near the middle never score .1.
 
     Each epoch (counted from 0) leaves out other items of the larger side. Raises UsageError for an unknown strategy, no
-    items, labels that are not finite, or invalid shares.
+    items, or labels that are not finite.
     """
     image_va, music_va = _labels(image_va_N2, "image"), _labels(music_va_M2, "music")
     if strategy not in STRATEGIES:
         raise UsageError(f"strategy: unknown {strategy!r}; known: {', '.join(STRATEGIES)}")
-    if shares is not None and strategy != "matched":
-        raise UsageError(f"shares: only for the strategy 'matched', not {strategy!r}; remove them")
     rng = np.random.default_rng([seed, epoch])
     pairs = min(len(image_va), len(music_va))
     image_index_P = rng.permutation(len(image_va))[:pairs]
     music_index_P = rng.permutation(len(music_va))[:pairs]
     if strategy == "matched":
-        wanted_P = rng.permutation(_wanted_scores(pairs, shares, rng))
+        wanted_P = rng.permutation(1 - (np.arange(pairs) + rng.random()) / pairs)
         partner_P = _draw_matched(image_va[image_index_P], music_va[music_index_P], wanted_P, sigma, rng)
         music_index_P = music_index_P[partner_P]
     target_P = matching_score(image_va[image_index_P], music_va[music_index_P], sigma)
@@ -100,19 +96,6 @@ def _labels(va: ArrayLike, modality: str) -> NDArray[np.float64]:
     if not np.isfinite(labels).all():
         raise UsageError(f"{modality} labels: contain NaN or infinite values; check the dataset")
     return labels
-
-
-def _wanted_scores(pairs: int, shares: Sequence[float] | None, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Scores in (0, 1], [P], distributed over the strata by `shares` and evenly within each."""
-    quantile_P = 1 - (np.arange(pairs) + rng.random()) / pairs
-    if shares is None:
-        return quantile_P
-    share = np.asarray(shares, np.float64)
-    if share.ndim != 1 or len(share) == 0 or not np.isfinite(share).all() or (share < 0).any() or share.sum() == 0:
-        raise UsageError(f"shares: must be numbers >= 0 and not all 0, got {list(shares)}")
-    edges = np.linspace(0, 1, len(share) + 1)
-    cumulative = np.concatenate([[0.0], np.cumsum(share) / share.sum()])
-    return np.maximum(np.interp(quantile_P, cumulative, edges), np.finfo(np.float64).tiny)
 
 
 # A cell of the VA plane is 1/32 wide: a twelfth of sigma, and about twenty of IMEMNet's clips.

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from mmva.backbones.fronts import batches
 from mmva.backbones.spec import BackboneSpec
 from mmva.errors import UsageError
-from mmva.modalities import Modality
 
 Prepared = dict[str, Tensor]
 
@@ -79,11 +78,6 @@ class Encoder(nn.Module, ABC):
             raise UsageError(f"backbone {self.spec.source}: tuned weight {wrong[0]!r} does not fit this network")
         self.network.load_state_dict(weights, strict=False)
         self.fingerprint = _fingerprint(self.spec.family, self.network, self.preprocessing, self._architecture)
-
-    @property
-    def modality(self) -> Modality:
-        """Modality of the items."""
-        return self.spec.modality
 
     @abstractmethod
     def prepare(self, item: Any) -> Prepared:

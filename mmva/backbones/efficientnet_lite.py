@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from mmva.backbones.base import Encoder, Prepared
 from mmva.backbones.fronts import CentralSquares, central_square, central_squares
-from mmva.backbones.pretrained import first_line
 from mmva.backbones.sources import weight_files
 from mmva.backbones.spec import BackboneSpec
-from mmva.errors import UsageError
+from mmva.errors import UsageError, error_line
 
 _SIDE: Final = 224
 # The reference evaluation crops the central 224 / (224 + 32) of the short side, then resizes.
@@ -110,7 +109,7 @@ def load(spec: BackboneSpec, folder: Path) -> EfficientNetLiteEncoder:
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
-        raise UsageError(f"backbone {spec.source}: {path} cannot be loaded ({first_line(error)})") from error
+        raise UsageError(f"backbone {spec.source}: {path} cannot be loaded ({error_line(error)})") from error
     return EfficientNetLiteEncoder(spec, network)
 
 

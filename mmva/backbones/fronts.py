@@ -44,14 +44,11 @@ class CentralSquare(Front):
         return {"pixels": central_square(item, self._crop, self._side).transpose(2, 0, 1)}
 
 
-class CentralSquares(Front):
+class CentralSquares(CentralSquare):
     """The central square and five crops of an image: pixels uint8 [6, 3, side, side]."""
 
     # Four images with six views each.
     max_batch_elements: ClassVar[int | None] = 4 * 6 * 3 * 224 * 224
-
-    def __init__(self, crop: float, side: int) -> None:
-        self._crop, self._side = crop, side
 
     def prepare(self, item: Image.Image) -> Prepared:
         """Crop and resize one RGB image."""

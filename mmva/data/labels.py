@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -15,6 +16,8 @@ import pandas as pd
 from mmva.errors import MediaError
 from mmva.media.captions import clean_caption
 from mmva.modalities import AXES, Modality
+
+_composed = partial(unicodedata.normalize, "NFC")
 
 # Labels this far outside [0, 1] come from rounding of the published scale; IMEMNet-C's exceed 1.0 by up to .006.
 LABEL_TOLERANCE: Final = 0.01
@@ -196,7 +199,3 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         return float("nan")
-
-
-def _composed(text: str) -> str:
-    return unicodedata.normalize("NFC", text)

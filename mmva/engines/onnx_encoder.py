@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmva.backbones.fronts import Front, Prepared, batches, make_front
-from mmva.errors import CheckFailed
+from mmva.errors import CheckFailed, error_line
 
 if TYPE_CHECKING:
     from mmva.backbones.base import Encoder
@@ -60,8 +60,9 @@ def _open(data: bytes) -> tuple[Any, dict[str, Any]]:
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         return session, json.loads(session.get_modelmeta().custom_metadata_map[DESCRIPTION])
     except Exception as error:  # onnxruntime's errors share no public base
-        first = " ".join(str(error).split())[:200]
-        raise CheckFailed(f"exported network: cannot be opened ({type(error).__name__}: {first})") from error
+        raise CheckFailed(
+            f"exported network: cannot be opened ({type(error).__name__}: {error_line(error)})"
+        ) from error
 
 
 class _EncoderFront(Front):

@@ -25,7 +25,6 @@ def retrieval_per_query(
     *,
     sigma: float = DEFAULT_SIGMA,
     recall_ranks: Sequence[int] = RECALL_RANKS,
-    ndcg_rank: int = NDCG_RANK,
     seed: int = 0,
 ) -> dict[str, NDArray[np.float64]]:
     """Rank the gallery by distance of *predicted* points; judge the ranking by the *labels'* matching scores.
@@ -49,30 +48,30 @@ def retrieval_per_query(
     gallery, gallery_label = gallery[shuffle], gallery_label[shuffle]
     moods = np.unique(quadrant(np.concatenate([query_label, gallery_label])), return_inverse=True)[1]
     query_mood_Q, gallery_mood_M = np.split(moods, [len(query)])
-    step, deepest = max(1, _CHUNK_PAIRS // len(gallery)), min(max(*recall_ranks, ndcg_rank), len(gallery))
+    step, deepest = max(1, _CHUNK_PAIRS // len(gallery)), min(max(*recall_ranks, NDCG_RANK), len(gallery))
     chunks: list[dict[str, NDArray[np.float64]]] = []
     for start in range(0, len(query), step):
         rows = slice(start, start + step)
         predicted_QM = _squared_distances(query[rows], gallery)
         first_QK = _smallest(predicted_QM, deepest)  # all metrics use this ranking
         score_QM = np.exp(-np.sqrt(_squared_distances(query_label[rows], gallery_label)) / sigma)
-        by_score = _by_score(score_QM, first_QK, recall_ranks, ndcg_rank)
+        by_score = _by_score(score_QM, first_QK, recall_ranks)
         chunks.append(by_score | _by_mood(predicted_QM, first_QK, query_mood_Q[rows], gallery_mood_M))
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
 def _by_score(
-    score_QM: NDArray[np.float64], first_QK: NDArray[np.int64], recall_ranks: Sequence[int], ndcg_rank: int
+    score_QM: NDArray[np.float64], first_QK: NDArray[np.int64], recall_ranks: Sequence[int]
 ) -> dict[str, NDArray[np.float64]]:
     size, deepest = score_QM.shape[1], first_QK.shape[1]
     found_QK = np.take_along_axis(score_QM, first_QK, axis=1)
     best_QK = np.take_along_axis(score_QM, _smallest(-score_QM, deepest), axis=1)
     values: dict[str, NDArray[np.float64]] = {}
-    k = min(ndcg_rank, size)
+    k = min(NDCG_RANK, size)
     discount_K = 1 / np.log2(np.arange(2, k + 2))
     ideal_Q = best_QK[:, :k] @ discount_K
-    values[f"ndcg@{ndcg_rank}"] = found_QK[:, :k] @ discount_K / ideal_Q
-    values[f"random_ndcg@{ndcg_rank}"] = score_QM.mean(axis=1) * discount_K.sum() / ideal_Q
+    values[f"ndcg@{NDCG_RANK}"] = found_QK[:, :k] @ discount_K / ideal_Q
+    values[f"random_ndcg@{NDCG_RANK}"] = score_QM.mean(axis=1) * discount_K.sum() / ideal_Q
     for rank in recall_ranks:
         k = min(rank, size)
         threshold_Q1 = best_QK[:, k - 1 : k]

@@ -89,15 +89,14 @@ class Isolated:
         load_timeout_s: float,
         *,
         deaths_allowed: int = _DEATHS_ALLOWED,
-        on_step: Callable[[str], None] = lambda _stage: None,
     ) -> None:
         """Set up the function; the child starts with the first item, or with `start`.
 
         `make` is called once in each child and returns the function to call with each item. `item_timeout_s` limits the
         time without a reported step, `load_timeout_s` that of `make` or a step "load". An item that ends its process
-        `deaths_allowed` times gets the error. `on_step` is called with each step that the child reports.
+        `deaths_allowed` times gets the error.
         """
-        self._make, self._on_step, self._deaths_allowed = make, on_step, deaths_allowed
+        self._make, self._deaths_allowed = make, deaths_allowed
         self._item_timeout_s, self._load_timeout_s = item_timeout_s, load_timeout_s
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
@@ -206,7 +205,7 @@ class Isolated:
             raise
 
     def _message(self) -> tuple[str, Any]:
-        """The child's next "part" or "result"; reports steps before it, and raises errors."""
+        """The child's next "part" or "result". Notes steps before it, and raises errors."""
         assert self._pipe is not None
         while True:
             if not self._pipe.poll(self._load_timeout_s if self._stage == "load" else self._item_timeout_s):
@@ -217,7 +216,6 @@ class Isolated:
                 raise _ChildLostError(hung=False) from error
             if kind == "step":
                 self._stage = value
-                self._on_step(value)
             elif kind == "error":
                 raise value
             else:

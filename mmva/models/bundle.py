@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, ValidationError
 
 from mmva.config import MethodConfig
-from mmva.errors import CheckFailed, UsageError
+from mmva.errors import CheckFailed, UsageError, error_line
 from mmva.files import sha256_hex, write_atomically
 from mmva.modalities import Modality
 from mmva.models.config import ModelConfig
@@ -221,8 +221,7 @@ def load_bundle(
 def _info(files: Mapping[str, bytes], digest: str) -> BundleInfo:
     name = HEADER
     raw = from_json(files, name)
-    if raw.get("schema_version") != SCHEMA_VERSION:
-        found = raw.get("schema_version")
+    if (found := raw.get("schema_version")) != SCHEMA_VERSION:
         raise UsageError(f"bundle: {name} has schema version {found}, this mmva reads version {SCHEMA_VERSION}")
     try:
         header = _Header.model_validate(raw)
@@ -252,14 +251,12 @@ def _load_weights(model: MMVA, data: bytes) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    name = WEIGHTS
     try:
         state = load(data)
         model.load_state_dict(state)
     except SafetensorError as error:
-        raise UsageError(f"bundle: {name} is not a safetensors file ({error})") from None
+        raise UsageError(f"bundle: {WEIGHTS} is not a safetensors file ({error})") from None
     except RuntimeError as error:
-        first = " ".join(str(error).split())[:200]
-        raise UsageError(f"bundle: {name} does not fit bundle.json ({first})") from None
+        raise UsageError(f"bundle: {WEIGHTS} does not fit {HEADER} ({error_line(error)})") from None
     if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
-        raise UsageError(f"bundle: {name} contains NaN or infinite weights")
+        raise UsageError(f"bundle: {WEIGHTS} contains NaN or infinite weights")

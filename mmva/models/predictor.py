@@ -85,8 +85,7 @@ class Predictor:
         towers were trained on.
         """
         if modality not in self._encoders:
-            if modality not in self.dims:
-                raise UsageError(f"this model has no {modality!r} tower; it has {', '.join(self.dims)}")
+            self._tower(modality)
             encoder = self._load(modality)
             known = self.backbones[modality]["fingerprint"]
             if encoder.fingerprint != known:
@@ -106,9 +105,7 @@ class Predictor:
 
     def predict_embeddings(self, modality: str, emb_ND: NDArray[np.floating]) -> NDArray[np.float32]:
         """VA points [N, 2] in [0, 1] of embeddings [N, D]."""
-        if modality not in self.dims:
-            raise UsageError(f"this model has no {modality!r} tower; it has {', '.join(self.dims)}")
-        tower = self._towers[modality]
+        tower = self._tower(modality)
         if emb_ND.ndim != 2 or emb_ND.shape[1] != tower.dim:
             raise ValueError(f"{modality}: embeddings must have shape [N, {tower.dim}], got {list(emb_ND.shape)}")
         va_N2 = np.empty((len(emb_ND), 2), np.float32)
@@ -116,6 +113,11 @@ class Predictor:
             rows = slice(start, start + _EMBEDDING_BATCH)
             va_N2[rows] = tower(np.asarray(emb_ND[rows], np.float32))
         return va_N2
+
+    def _tower(self, modality: str) -> NumpyTower:
+        if modality not in self._towers:
+            raise UsageError(f"this model has no {modality!r} tower; it has {', '.join(self.dims)}")
+        return self._towers[modality]
 
 
 def _towers(info: BundleInfo, weights: bytes) -> dict[str, NumpyTower]:

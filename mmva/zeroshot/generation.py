@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mmva.errors import UsageError
+from mmva.errors import UsageError, error_line
 
 LONGEST_S: Final = 30.0  # the length of MusicGen's training clips
 _GUIDANCE: Final = 3.0  # the authors' weight of the prompt
@@ -31,7 +31,7 @@ class MusicGenerator:
         """
         from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
-        from mmva.backbones.pretrained import first_line, quiet
+        from mmva.backbones.pretrained import quiet
 
         name, _, revision = source.partition("@") if not Path(source).exists() else (source, "", "")
         options = {"revision": revision or None, "trust_remote_code": False}
@@ -43,7 +43,7 @@ class MusicGenerator:
                 )
         except Exception as error:  # transformers raises many types; all mean that there is no usable model
             raise UsageError(
-                f"--musicgen {source}: no MusicGen weights there ({first_line(error)}); give a folder or a repository "
+                f"--musicgen {source}: no MusicGen weights there ({error_line(error)}); give a folder or a repository "
                 "of the hub with safetensors"
             ) from error
         if report["missing_keys"]:
