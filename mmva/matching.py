@@ -27,7 +27,6 @@ class EpochPlan:
     target_P: NDArray[np.float64]  # matching score of the two labels, in (0, 1]
 
     def __len__(self) -> int:
-        """Number of pairs."""
         return len(self.target_P)
 
 

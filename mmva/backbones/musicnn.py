@@ -169,7 +169,6 @@ class _FromPower(nn.Module):
         self.log_mel, self.network, self._layers = log_mel, network, layers
 
     def forward(self, power: Tensor) -> Tensor:
-        """Embed power [B, T, 257] of at least TRAINED_FRAMES frames."""
         return _embedding(self.network(self.log_mel.from_power(power)), self._layers)
 
 

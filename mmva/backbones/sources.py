@@ -55,11 +55,10 @@ def resolve(spec: BackboneSpec, *, fetch: Fetch | None = None, mirror: str | Non
     """
     if spec.scheme == "wheel":
         folder = _wheel_folder(spec.name)
-    elif spec.scheme == "hf" and mirror is None:
-        folder = _hub_folder(spec)
+    elif spec.scheme == "hf":
+        folder = _folder_at(f"{mirror.rstrip('/')}/{spec.name}", fetch) if mirror else _hub_folder(spec)
     else:
-        in_mirror = mirror and spec.scheme == "hf"
-        folder = _folder_at(f"{mirror.rstrip('/')}/{spec.name}" if mirror and in_mirror else spec.source, fetch)
+        folder = _folder_at(spec.source, fetch)
     verify(spec, folder)
     return folder
 

@@ -51,7 +51,6 @@ class _Threads:
                 yield value
 
     def close(self) -> None:
-        """End the threads."""
         self._stop.set()
         for thread in self._threads:
             thread.join()

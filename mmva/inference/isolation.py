@@ -229,7 +229,6 @@ class _Child:
         self._pipe, self._limit = pipe, TimeLimit(limit_s)
 
     def step(self, stage: str) -> None:
-        """Report a step."""
         self._limit.step(stage)
         self._pipe.send(("step", stage))
 

@@ -53,7 +53,6 @@ class PlaneIndex:
         }
 
     def __len__(self) -> int:
-        """Number of points."""
         return len(self._row_N)
 
     def nearest(
