@@ -13,7 +13,7 @@ class EmbedJob(Config):
     """Embed a dataset once per backbone."""
 
     dataset: str
-    preset: str = Field("compact", description="or a model whose backbones to use, such as models:/mmva@champion")
+    preset: str = Field("compact", description="preset, or a model with its own backbones: models:/mmva@champion")
     out: str | None = None
     engine: Engine = "auto"
     batch_size: int = Field(16, ge=1)

@@ -53,7 +53,7 @@ def read_split_file(source: str | Path | bytes, name: str = "song_split.csv") ->
     table = read_strings(source, name, {"song_id": "song_id", "split": "split"})
     unknown = sorted(set(table["split"]) - set(SPLITS))
     if unknown:
-        raise UsageError(f"{name}: column 'split' holds {unknown[0]!r}; it must be one of {', '.join(SPLITS)}")
+        raise UsageError(f"{name}: column 'split' contains {unknown[0]!r}; it must be one of {', '.join(SPLITS)}")
     repeated = table["song_id"][table["song_id"].duplicated()]
     if len(repeated):
         raise UsageError(f"{name}: song {repeated.iloc[0]!r} is on several rows; keep one")
