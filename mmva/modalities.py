@@ -9,9 +9,8 @@ AXES: tuple[str, str] = ("valence", "arousal")
 # A video has no tower: its frames go through the image tower, its sound through the music tower.
 MediaKind = Modality | Literal["video"]
 MEDIA_KINDS: tuple[MediaKind, ...] = (*MODALITIES, "video")
-VIDEO_TRACKS: tuple[Modality, ...] = ("image", "music")
 
 
 def towers_of(kind: str) -> tuple[str, ...]:
     """The towers that read an item of this kind: one, or those of a video's tracks."""
-    return VIDEO_TRACKS if kind == "video" else (kind,)
+    return ("image", "music") if kind == "video" else (kind,)
