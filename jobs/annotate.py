@@ -10,7 +10,7 @@ from mmva_platform.settings import Settings
 
 
 class AnnotateJob(AnnotateOptions):
-    """Annotate every item of a catalog; the same job again resumes."""
+    """Annotate every item of a catalog; running the same job again resumes it."""
 
     catalog: str
     model: str = "models:/mmva@champion"
@@ -18,7 +18,7 @@ class AnnotateJob(AnnotateOptions):
 
 
 def annotate(job: AnnotateJob, settings: Settings) -> dict[str, Any]:
-    """Annotated and quarantined counts that add up to the catalog."""
+    """Returns the counts of annotated and quarantined items, which add up to the catalog."""
     options = job.model_dump(include=set(AnnotateOptions.model_fields)) | {"command": ("python", *sys.argv)}
     return annotate_catalog(job.catalog, job.model, job.out, settings, **options).to_json()
 

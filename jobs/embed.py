@@ -13,14 +13,14 @@ class EmbedJob(Config):
     """Embed a dataset once per backbone."""
 
     dataset: str
-    preset: str = Field("compact", description="or a model whose own backbones to use, such as models:/mmva@champion")
+    preset: str = Field("compact", description="preset, or a model with its own backbones: models:/mmva@champion")
     out: str | None = None
     engine: Engine = "auto"
     batch_size: int = Field(16, ge=1)
 
 
 def embed(job: EmbedJob, settings: Settings) -> dict[str, str]:
-    """Embed as configured; the result is the URI of each modality's embeddings."""
+    """Returns the URI of each modality's embeddings."""
     chosen = backbones_of(job.preset, settings)
     sets = embed_dataset(job.dataset, chosen, job.out, settings, batch_size=job.batch_size, engine=job.engine)
     return {str(modality): uri for modality, uri in sets.items()}

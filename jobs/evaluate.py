@@ -17,11 +17,11 @@ class EvaluateJob(Config):
     split: str = "test"
     clip_split: bool = True
     embeddings: str | None = None
-    folds: int | None = Field(None, ge=2, description="train the recipe anew on so many folds by group")
+    folds: int | None = Field(None, ge=2, description="retrain the recipe on this many folds by group")
 
 
 def evaluate(job: EvaluateJob, settings: Settings) -> dict[str, Any]:
-    """Metrics with intervals beside the floors, and what a split by clip would have shown."""
+    """Returns metrics with intervals and floors, and the metrics of a split by clip."""
     evaluation = evaluate_model(
         job.model,
         job.dataset,

@@ -14,7 +14,7 @@ class IngestJob(ImportConfig):
 
 
 def ingest(job: IngestJob, settings: Settings) -> dict[str, Any]:
-    """Import as configured; the result is the report."""
+    """Returns the import report."""
     config = ImportConfig.model_validate(job.model_dump(exclude={"out"}))
     return import_dataset(config, job.out, settings).to_json()
 

@@ -1,4 +1,4 @@
-"""Make a registered version champion if the gate lets it: python jobs/promote.py --set version=3 --set reason=..."""
+"""Make a registered version champion if it passes the gate: python jobs/promote.py --set version=3 --set reason=..."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from mmva_platform.tracking.promotion import promote as promote_version
 
 
 class PromoteJob(Config):
-    """Make a registered version champion if the gate lets it."""
+    """Make a registered version champion if it passes the gate."""
 
     version: int | str
     reason: str = ""
@@ -17,7 +17,7 @@ class PromoteJob(Config):
 
 
 def promote(job: PromoteJob, settings: Settings) -> dict[str, Any]:
-    """The gate's verdict; exit code 3 when it says no."""
+    """Returns the gate's verdict; the exit code is 3 if the version fails the gate."""
     return promote_version(job.version, settings, job.reason, job.policy).to_json()
 
 

@@ -9,7 +9,7 @@ from mmva_platform.workflows import sweep_and_register
 
 
 def sweep(options: SweepOptions, settings: Settings) -> dict[str, Any]:
-    """The trials, and the best one's run and version."""
+    """Returns the trials, and the run and version of the best one."""
     found, outcome = sweep_and_register(options, settings)
     return {**outcome.to_json(), **found.to_json()}
 

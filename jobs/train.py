@@ -9,7 +9,7 @@ from mmva_platform.workflows import train_and_register
 
 
 def train(recipe: Recipe, settings: Settings) -> dict[str, Any]:
-    """Train the recipe; run, version and digests are the result."""
+    """Returns the run, the registered version and the digests."""
     return train_and_register(recipe, settings).to_json()
 
 

@@ -1,6 +1,6 @@
 """MMVA: images, music and musical captions as points in the valence-arousal plane.
 
-`from mmva import MMVA, matching_score` is quick: torch and transformers are imported when a name that needs them is.
+Importing mmva is quick: torch and transformers are imported on first use of a name that needs them.
 """
 
 from importlib import import_module

@@ -2,8 +2,8 @@
 
 PyPI's only torchaudio build links libc10_cuda.so. With a CPU torch its extension fails to load, and `import torchaudio`
 raises OSError; so does transformers, which imports torchaudio if it is installed. torchaudio itself works without the
-extension (forced_align and rnnt_loss are then unavailable, lfilter takes its Python path). So a replacement for its
-loader module is installed before anything imports it. Does nothing if the real extension can load.
+extension (only forced_align and rnnt_loss are missing; lfilter uses its Python code). This module therefore replaces
+torchaudio's extension loader before anything imports it. It does nothing if the real extension can load.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ _CUDA_LIBRARY = "libc10_cuda.so"
 
 
 def ensure_torchaudio_importable() -> bool:
-    """Install the replacement if it is needed; True if it was. Imports neither torch nor torchaudio."""
+    """Install the replacement if needed. Returns whether it was. Imports neither torch nor torchaudio."""
     if sys.platform != "linux" or "torchaudio" in sys.modules or _LOADER in sys.modules:
         return False
     torch_dir, torchaudio_dir = _package_dir("torch"), _package_dir("torchaudio")

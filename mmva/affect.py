@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-# IMEMNet's sigmas, one a split, recomputed from its published scores. MMVA's own sigma is not published.
+# IMEMNet's sigma of each split, recomputed from its published scores. MMVA's own sigma is not published.
 IMEMNET_SIGMA: Final[dict[str, float]] = {"train": 0.380699, "val": 0.384407163, "test": 0.356300420}
 DEFAULT_SIGMA: Final[float] = IMEMNET_SIGMA["train"]
 QUADRANTS: Final[tuple[str, ...]] = ("excited", "tense", "sad", "calm")
@@ -28,8 +28,8 @@ DEAM_RANGE: Final[tuple[float, float]] = (-0.832, 1.548 - 0.832)  # the ratings 
 def matching_score(va_a: ArrayLike, va_b: ArrayLike, sigma: float = DEFAULT_SIGMA) -> NDArray[np.float64]:
     """How well items match: S = exp(-||va_a - va_b||_2 / sigma), in (0, 1], 1 for the same point.
 
-    `va_a` [..., 2] and `va_b` broadcast; the scores have their shape without the last axis. Sigma is the distance at
-    which the score has fallen to 1/e (see IMEMNET_SIGMA); ValueError if it is not a positive number.
+    `va_a` [..., 2] and `va_b` broadcast; the scores have their shape without the last axis. At the distance sigma the
+    score is 1/e (see IMEMNET_SIGMA). Raises ValueError if sigma is not a positive number.
 
     Source: IMEMNet's published scores (reproduced to 1e-12), MMVA section 3 (arXiv 2501.01094).
     """
@@ -40,7 +40,7 @@ def matching_score(va_a: ArrayLike, va_b: ArrayLike, sigma: float = DEFAULT_SIGM
 
 
 def quadrant(va_B2: ArrayLike) -> NDArray[np.str_]:
-    """Quadrant's name per VA point: excited (+V +A), tense (-V +A), sad (-V -A), calm (+V -A)."""
+    """Name of each VA point's quadrant: excited (+V +A), tense (-V +A), sad (-V -A), calm (+V -A)."""
     va = np.asarray(va_B2, np.float64)
     pleasant, active = va[..., 0] >= 0.5, va[..., 1] >= 0.5
     index = np.select([pleasant & active, ~pleasant & active, ~pleasant & ~active], [0, 1, 2], default=3)

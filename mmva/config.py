@@ -1,9 +1,9 @@
-"""Base of the method's configurations, so that a recipe can nest them and name a field that is wrong."""
+"""Base class of the method's configurations: a recipe can nest them, and its errors name the wrong field."""
 
 from pydantic import BaseModel, ConfigDict
 
 
 class MethodConfig(BaseModel):
-    """Unknown keys are errors, values do not change after loading."""
+    """Rejects unknown keys; values cannot change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)

@@ -1,28 +1,33 @@
-"""The kinds of failure that a caller can tell apart; any other exception is a bug and keeps its traceback."""
+"""The failures that callers handle; any other exception is a bug and keeps its traceback."""
 
 from functools import partial
 
 
 class UsageError(ValueError):
-    """A user's mistake. Its message is one line: what is wrong, where, and what to change (exit code 2)."""
+    """A user's mistake. The message is one line: what is wrong, where, and what to change (exit code 2)."""
 
 
 class CheckFailed(RuntimeError):  # noqa: N818 - the established name
-    """A gate or a check refuses; the message names the rule and the numbers (exit code 3)."""
+    """A gate or a check failed; the message names the rule and the numbers (exit code 3)."""
 
 
 class OperationFailed(RuntimeError):  # noqa: N818 - named like CheckFailed
-    """Something outside the program failed (storage, cluster): one line with the stage (exit code 1)."""
+    """Something outside the program failed (storage, cluster); the message is one line with the stage (exit code 1)."""
 
 
 class EnvironmentFault(OperationFailed):
-    """The machine or its access to storage has failed, not an item."""
+    """The machine or its access to storage failed; no item is at fault."""
+
+
+def error_line(error: BaseException) -> str:
+    """An error's text on one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200]
 
 
 class MediaError(ValueError):
-    """One item cannot be used; other items are not affected. Becomes a quarantine row, never a crash.
+    """One item cannot be used; other items are not affected. It becomes a quarantine row, never a crash.
 
-    `code` is a stable cause in kebab case ("corrupt-image"), `stage` is "catalog", "fetch", "decode" or "infer".
+    `code` is a stable cause in kebab case ("corrupt-image"). `stage` is "catalog", "fetch", "decode" or "infer".
     """
 
     def __init__(self, code: str, message: str, *, stage: str = "decode") -> None:

@@ -1,4 +1,4 @@
-"""Files and folders that appear as a whole or not at all, and the digest that names and checks files."""
+"""Files and folders that are written completely or not at all, and the digest that names and checks files."""
 
 import fcntl
 import hashlib
@@ -19,16 +19,16 @@ def sha256_hex(data: bytes) -> str:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Create or replace a file and its folder: readers see the old or the new bytes, also after a power cut."""
+    """Create or replace a file, and create its folder. Readers see the old or the new bytes, even after a power cut."""
     with temporary_file(path, data) as temporary:
         temporary.replace(path)
         sync_folder(path.parent)
 
 
 def make_folder_once(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Create a folder unless it exists. One of all processes on this machine fills it, the others wait.
+    """Create a folder unless it exists. One process on this machine fills it; the others wait.
 
-    `fill` gets an empty folder, which is then renamed. If the process dies in between, the next call starts again.
+    `fill` gets an empty folder, which is then renamed. If the process dies before that, the next call starts again.
     """
     if folder.is_dir():
         return
@@ -38,7 +38,7 @@ def make_folder_once(folder: Path, fill: Callable[[Path], None]) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel releases it when the process ends
         if folder.is_dir():
             return
-        shutil.rmtree(making, ignore_errors=True)  # of a process that died
+        shutil.rmtree(making, ignore_errors=True)  # left by a process that died
         making.mkdir()
         try:
             fill(making)
@@ -49,7 +49,7 @@ def make_folder_once(folder: Path, fill: Callable[[Path], None]) -> None:
 
 @contextmanager
 def temporary_file(path: Path, data: bytes) -> Iterator[Path]:
-    """A synced file with the data in the folder of `path`, which is created; removed at the end unless it was moved."""
+    """A synced file with the data next to `path`, whose folder is created; removed at the end unless it was moved."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
     try:
@@ -63,7 +63,7 @@ def temporary_file(path: Path, data: bytes) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make new names in a folder survive a power cut."""
+    """Sync a folder, so that new names in it survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,8 @@
 """MMVA's loss: VA regression in every modality plus regression of the matching score, all MSE.
 
-L = w_image L_VA(image) + w_music L_VA(music) + w_caption L_VA(caption) + w_sim L_sim (method as published, second-hand;
-that L_sim compares the scores of *predicted* points with the labels' is inferred). Shapes: B pairs; row b of every
-modality belongs to pair b, and a clip's caption stands on the clip's row.
+L = w_image L_VA(image) + w_music L_VA(music) + w_caption L_VA(caption) + w_sim L_sim. The sum is known second-hand; we
+infer that L_sim compares the scores of *predicted* points with those of the labels. Shapes: B pairs; row b of every
+modality belongs to pair b, and a clip's caption is on the clip's row.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mmva.modalities import Modality
 
 
 class LossConfig(MethodConfig):
-    """Weights and the matching score's scale. MMVA publishes the sum, not its weights."""
+    """Weights of the loss and scale of the matching score. MMVA publishes the sum, not its weights."""
 
     image_weight: float = Field(1.0, ge=0, description="weight of the images' VA error. Not published; a plain sum")
     music_weight: float = Field(1.0, ge=0, description="weight of the clips' VA error. Not published; a plain sum")
@@ -29,13 +29,13 @@ class LossConfig(MethodConfig):
     similarity_weight: float = Field(1.0, ge=0, description="weight of L_sim. Not published; a plain sum")
     similarity_pairs: tuple[tuple[Modality, Modality], ...] = Field(
         (("image", "music"), ("image", "caption")),
-        description="which scores L_sim averages over. Not published; both kinds of partner that an image is matched "
-        "with. (music, caption) would only repeat the VA errors: the two share one label",
+        description="pairs of modalities that L_sim averages over. Not published; by default the two that an image is "
+        "matched with. (music, caption) would only repeat the VA errors: the two share one label",
     )
     similarity_over: Literal["drawn", "all"] = Field(
         "drawn",
         description="not published. drawn: L_sim compares each image with the partner drawn for it. all: with every "
-        "partner in the batch, since a score needs two labels and nothing else",
+        "partner in the batch, since a score needs only two labels",
     )
     similarity_by: Literal["points", "projections"] = Field(
         "points",
@@ -46,7 +46,7 @@ class LossConfig(MethodConfig):
         DEFAULT_SIGMA, gt=0, description="scale of the matching score. MMVA's is not published; IMEMNet's for training"
     )
     distance_eps: float = Field(
-        1e-6, gt=0, le=1e-2, description="rounds off the distance's kink at 0, where its gradient is not defined"
+        1e-6, gt=0, le=1e-2, description="smooths the distance at 0, where its gradient is undefined"
     )
 
     @model_validator(mode="after")
@@ -66,10 +66,6 @@ class LossConfig(MethodConfig):
             terms.append(Term(f"sim/{first}-{second}", (first, second), weight))
         return tuple(terms)
 
-    def weights(self) -> dict[str, float]:
-        """Weight of each term's mean in the total."""
-        return {term.name: term.weight for term in self.terms()}
-
 
 class Term(NamedTuple):
     """One mean squared error: of VA points if it has one modality, of matching scores if it has two."""
@@ -80,12 +76,12 @@ class Term(NamedTuple):
 
     @property
     def values(self) -> int:
-        """Squared errors that a row adds: two axes, or one score."""
+        """Number of squared errors per row: two axes, or one score."""
         return 2 if len(self.modalities) == 1 else 1
 
 
 class Rows(NamedTuple):
-    """Rows of a batch: what towers gave (see loss_sums), labels [B, 2] and masks [B], each by modality."""
+    """Rows of a batch by modality: the towers' output (see loss_sums), labels [B, 2] and masks [B]."""
 
     va: Mapping[str, Tensor]
     labels: Mapping[str, Tensor]
@@ -93,9 +89,9 @@ class Rows(NamedTuple):
 
 
 def score(va_a_B2: Tensor, va_b_B2: Tensor, sigma: float, eps: float = 1e-6) -> Tensor:
-    """Differentiable matching score in (0, 1], [B]: exp(-d / sigma), its gradient 0 where d is 0.
+    """Differentiable matching score in (0, 1], [B]: exp(-d / sigma); its gradient is 0 where d is 0.
 
-    d = sqrt(|a - b|^2 + eps^2) - eps differs from the Euclidean distance by less than eps and is 0 where that is.
+    d = sqrt(|a - b|^2 + eps^2) - eps differs from the Euclidean distance by less than eps, and is 0 for equal points.
     """
     squared_B = (va_a_B2 - va_b_B2).square().sum(dim=-1)
     return torch.exp(-(torch.sqrt(squared_B + eps * eps) - eps) / sigma)
@@ -108,18 +104,18 @@ def loss_sums(
     config: LossConfig,
     everyone: Rows | None = None,
 ) -> Tensor:
-    """Every term's sum of squared errors over a batch of pairs, [T] in the order of LossConfig.terms().
+    """Sum of squared errors of each term over a batch of pairs, [T] in the order of LossConfig.terms().
 
-    A pair need not be complete: a term counts the rows whose items are there, and a modality that is not in `va` at all
-    leaves its terms at 0.
+    Pairs may be incomplete: a term counts the rows that have its items. The terms of a modality that is not in `va`
+    are 0.
 
     Args:
         va: Predicted VA points [B, 2] by modality; B may be 0. With similarity_by "projections" [B, 2 + H]: the
             tower's hidden layer beside the point.
         labels: Labels [B, 2] of the same modalities. A caption's label is its clip's.
-        present: Masks [B] by modality, True where the row has such an item; a modality without a mask has all of them.
+        present: Masks [B] by modality, True where the row has such an item; a modality without a mask is complete.
         config: Weights, pairs and sigma.
-        everyone: With similarity_over "all" on several processes: the rows of the global batch, without gradients.
+        everyone: The rows of the global batch, without gradients; for similarity_over "all" on several processes.
     """
     some = next(iter(va.values()))
     keep = _masks(va, present)
@@ -139,15 +135,15 @@ def loss_sums(
             wanted_B = score(labels[first], labels[second], config.sigma, config.distance_eps)
             squared_B = (_similarity(va[first], va[second], config, crossed=False) - wanted_B).square()
         kept_B = torch.stack([keep[modality] for modality in term.modalities]).all(dim=0)
-        # torch.where, not a product: a masked row may hold NaN (there is nothing to embed), and NaN * 0 is NaN.
+        # torch.where, not a product: a masked row has no embedding and may hold NaN, and NaN * 0 is NaN.
         sums.append(torch.where(kept_B, squared_B, 0.0).sum())
     return torch.stack(sums)
 
 
 def _all_pairs(term: Term, here: Rows, everyone: Rows | None, config: LossConfig) -> Tensor:
-    """Squared errors of every score between this process's rows and all rows.
+    """Sum of the squared errors of all scores between this process's rows and all rows.
 
-    Over all processes each pair counts once, and both of its points get their gradient where they are.
+    Over all processes each pair counts once, and each of its points gets its gradient on the process that holds it.
     """
     if everyone is None:
         return _crossed(term, here, here, config)
@@ -164,7 +160,7 @@ def _crossed(term: Term, a: Rows, b: Rows, config: LossConfig) -> Tensor:
 
 
 def _similarity(a_AK: Tensor, b_BK: Tensor, config: LossConfig, *, crossed: bool) -> Tensor:
-    """Predicted similarity of rows of two modalities: of each pair [B], or crossed, of every pair [A, B]."""
+    """Predicted similarity of rows of two modalities: row by row [B], or, if crossed, of all combinations [A, B]."""
     if config.similarity_by == "projections":
         a_AH, b_BH = (normalize(rows[:, 2:], dim=-1) for rows in (a_AK, b_BK))
         return a_AH @ b_BH.T if crossed else (a_AH * b_BH).sum(dim=-1)
@@ -173,7 +169,7 @@ def _similarity(a_AK: Tensor, b_BK: Tensor, config: LossConfig, *, crossed: bool
 
 
 def loss_counts(present: Mapping[str, Tensor], config: LossConfig) -> Tensor:
-    """Number of squared errors in each of loss_sums' terms, float64 [T], from the masks [B] of all modalities."""
+    """Number of squared errors in each term of loss_sums, float64 [T], from the masks [B] by modality."""
     none = next(iter(present.values())).new_zeros((), dtype=torch.int64)
     counts = [
         _count([present[modality] for modality in term.modalities], config) * term.values
@@ -191,11 +187,11 @@ def _count(present: list[Tensor], config: LossConfig) -> Tensor:
 
 
 def loss_scales(counts_T: Tensor, config: LossConfig, world_size: int = 1) -> Tensor:
-    """Factors [..., T] by which loss_sums' terms add up to the loss; 0 for a term without any value.
+    """Factors [..., T] with which the terms of loss_sums add up to the loss; 0 for a term without values.
 
-    On several processes pass the counts of the global batch and the number of processes: DDP averages the gradients of
-    (loss_sums * loss_scales).sum() over the ranks to exactly those that one process has for the whole batch, however
-    unequally its rows and captions fell on the ranks. The mean of this value over the ranks is the loss to report.
+    On several processes, pass the counts of the global batch and the number of processes. DDP's average of the
+    gradients of (loss_sums * loss_scales).sum() over the ranks then equals the gradient of one process with the whole
+    batch, however unequally rows and captions are distributed. The mean of this value over the ranks is the loss.
     """
     weight_T = torch.tensor([term.weight for term in config.terms()], dtype=torch.float64, device=counts_T.device)
     return torch.where(counts_T > 0, weight_T / counts_T.clamp(min=1), 0.0) * world_size
@@ -207,10 +203,7 @@ def mmva_loss(
     present: Mapping[str, Tensor] | None = None,
     config: LossConfig | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """MMVA's loss of a batch on one process, and the unweighted mean of each of its terms.
-
-    See loss_sums for shapes; several processes use loss_sums and loss_scales.
-    """
+    """MMVA's loss of a batch on one process, and the unweighted mean of each term; shapes as in loss_sums."""
     config = config or LossConfig()
     sums_T = loss_sums(va, labels, present, config)
     counts_T = loss_counts(_masks(va, present), config)

@@ -1,11 +1,9 @@
 """Pairs of images and clips: an epoch's pairs and batches as pure functions of seed, epoch and labels.
 
-Shapes: N images, M clips, P = min(N, M) pairs. A clip includes its caption. numpy only, so that each worker can draw
-the same plan by itself.
+Shapes: N images, M clips, P = min(N, M) pairs. A clip includes its caption. Each worker can draw the same plan alone.
 """
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -22,14 +20,13 @@ STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """An epoch's pairs in the order of training; no item twice."""
+    """An epoch's pairs in training order; no item occurs twice."""
 
     image_index_P: NDArray[np.int64]  # row of each pair's image
     music_index_P: NDArray[np.int64]  # row of each pair's clip
     target_P: NDArray[np.float64]  # matching score of the two labels, in (0, 1]
 
     def __len__(self) -> int:
-        """Number of pairs."""
         return len(self.target_P)
 
 
@@ -41,30 +38,26 @@ def epoch_plan(
     epoch: int,
     strategy: Strategy = "random",
     sigma: float = DEFAULT_SIGMA,
-    shares: Sequence[float] | None = None,
 ) -> EpochPlan:
-    """Draw an epoch: P pairs of an image and a clip, each item at most once, a function of the arguments alone.
+    """Draw an epoch: P pairs of an image and a clip, each item at most once. Depends on the arguments alone.
 
-    `random` is MMVA's random VA matching: any image with any clip, the target computed from their labels. Its targets
-    crowd around .4; about 1 % exceed .9. `matched` gives every pair a wanted score, spread over equally wide strata of
-    [0, 1] by `shares` (None: the same in each), and looks for clips at the distance of this score (see _draw_matched).
-    The histogram becomes as flat as the labels allow: two items of the middle never have a score of .1.
+    `random` is MMVA's random VA matching: any image with any clip; the target score comes from their labels. Most
+    targets are near .4; about 1 % exceed .9. `matched` first draws wanted scores evenly from (0, 1], then looks for
+    clips at the distance of each score (see _draw_matched). The histogram becomes as flat as the labels allow: two
+    items near the middle never score .1.
 
-    The items of the larger side that are left out are drawn again each epoch (counted from 0).
-
-    Raises UsageError for an unknown strategy, no items, labels that are not finite, or invalid shares.
+    Each epoch (counted from 0) leaves out other items of the larger side. Raises UsageError for an unknown strategy, no
+    items, or labels that are not finite.
     """
     image_va, music_va = _labels(image_va_N2, "image"), _labels(music_va_M2, "music")
     if strategy not in STRATEGIES:
         raise UsageError(f"strategy: unknown {strategy!r}; known: {', '.join(STRATEGIES)}")
-    if shares is not None and strategy != "matched":
-        raise UsageError(f"shares: only the strategy 'matched' has them, not {strategy!r}")
     rng = np.random.default_rng([seed, epoch])
     pairs = min(len(image_va), len(music_va))
     image_index_P = rng.permutation(len(image_va))[:pairs]
     music_index_P = rng.permutation(len(music_va))[:pairs]
     if strategy == "matched":
-        wanted_P = rng.permutation(_wanted_scores(pairs, shares, rng))
+        wanted_P = rng.permutation(1 - (np.arange(pairs) + rng.random()) / pairs)
         partner_P = _draw_matched(image_va[image_index_P], music_va[music_index_P], wanted_P, sigma, rng)
         music_index_P = music_index_P[partner_P]
     target_P = matching_score(image_va[image_index_P], music_va[music_index_P], sigma)
@@ -72,12 +65,12 @@ def epoch_plan(
 
 
 def batches(plan: EpochPlan, batch_size: int, rank: int = 0, world_size: int = 1) -> list[slice]:
-    """One rank's rows of the plan, a slice for each step; every rank has the same number of steps.
+    """One rank's rows of the plan, one slice per step; every rank has the same number of steps.
 
-    The epoch is cut into ceil(P / batch_size) global batches whose sizes differ by at most one: no pair is lost and
-    there is no small last batch. Batch b is the same for any world size; its rows are cut again, contiguously, over the
-    ranks. Ranks may differ by one row (and a batch smaller than the world leaves some with none), so the training loop
-    weights by counts: see losses.loss_scales. Raises UsageError if batch_size is smaller than world_size, or below 1.
+    The epoch has ceil(P / batch_size) global batches whose sizes differ by at most one: no pair is lost, and the last
+    batch is not small. Batch b is the same for any world size; each rank gets a contiguous part of it. These parts
+    differ by at most one row and may be empty, so the training loop weights by counts (losses.loss_scales). Raises
+    UsageError if batch_size is smaller than world_size, or below 1.
     """
     assert 0 <= rank < world_size
     if batch_size < world_size:
@@ -91,7 +84,7 @@ def batches(plan: EpochPlan, batch_size: int, rank: int = 0, world_size: int = 1
 
 
 def score_histogram(target_P: ArrayLike, bins: int = 10) -> NDArray[np.int64]:
-    """Number of scores in each of `bins` equally wide strata of [0, 1]; the last one includes 1."""
+    """Number of scores in each of `bins` equally wide strata of [0, 1]; the last stratum includes 1."""
     return np.histogram(np.asarray(target_P, np.float64), bins=bins, range=(0.0, 1.0))[0].astype(np.int64)
 
 
@@ -100,24 +93,11 @@ def _labels(va: ArrayLike, modality: str) -> NDArray[np.float64]:
     if labels.ndim != 2 or labels.shape[1] != 2 or len(labels) == 0:
         raise UsageError(f"{modality} labels: expected [N, 2] with N >= 1, got {list(labels.shape)}")
     if not np.isfinite(labels).all():
-        raise UsageError(f"{modality} labels: hold NaN or infinite values; check the dataset")
+        raise UsageError(f"{modality} labels: contain NaN or infinite values; check the dataset")
     return labels
 
 
-def _wanted_scores(pairs: int, shares: Sequence[float] | None, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Scores in (0, 1], [P], spread evenly within strata and over them as the shares say."""
-    quantile_P = 1 - (np.arange(pairs) + rng.random()) / pairs
-    if shares is None:
-        return quantile_P
-    share = np.asarray(shares, np.float64)
-    if share.ndim != 1 or len(share) == 0 or not np.isfinite(share).all() or (share < 0).any() or share.sum() == 0:
-        raise UsageError(f"shares: must be numbers >= 0 that do not all vanish, got {list(shares)}")
-    edges = np.linspace(0, 1, len(share) + 1)
-    cumulative = np.concatenate([[0.0], np.cumsum(share) / share.sum()])
-    return np.maximum(np.interp(quantile_P, cumulative, edges), np.finfo(np.float64).tiny)
-
-
-# A cell of the VA plane is 1/32 wide: a twelfth of sigma, and some twenty of IMEMNet's clips to choose from.
+# A cell of the VA plane is 1/32 wide: a twelfth of sigma, and about twenty of IMEMNet's clips.
 _CELLS = 32
 _ROUNDS = 6
 _TINY = np.float32(1e-12)
@@ -130,15 +110,15 @@ def _draw_matched(
     sigma: float,
     rng: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """Clip of each image [P], a permutation, with scores near the wanted ones. O(P log P), numpy only.
+    """Clip of each image [P], a permutation, with scores near the wanted ones, in O(P log P).
 
-    In each round every image without a partner chooses the point at its wanted score's distance, in a random direction
-    (the farther, the more towards the middle of the clips, because there are none outside), and takes a free clip from
-    that point's cell. Images that found none get new wanted scores; after the last round they take the remaining clips.
-    The grid moves between rounds, so that the cells' borders favour no pair.
+    In each round, every image without a partner picks a point at the distance of its wanted score, in a random
+    direction (more towards the clips' centre for larger distances, because there are no clips outside), and takes a
+    free clip from that point's cell. Images that find no clip get new wanted scores; after the last round they take the
+    remaining clips. The grid moves between rounds, so that cell borders favour no pair.
     """
     partner_P = np.empty(len(wanted_P), np.int64)
-    # Single precision is enough to choose a cell, and three times as fast.
+    # Single precision is enough to pick a cell, and three times as fast.
     distance = (-sigma * np.log(wanted_P)).astype(np.float32)
     (image_x, image_y), (clip_x, clip_y) = image_va_P2.T.astype(np.float32), music_va_P2.T.astype(np.float32)
     middle = (clip_x.mean(), clip_y.mean())
@@ -157,7 +137,7 @@ def _draw_matched(
 def _look(
     x: Points, y: Points, middle: tuple[np.float32, np.float32], distance: Points, rng: np.random.Generator
 ) -> tuple[Points, Points]:
-    """The point that each image chooses: `distance` away, and the farther, the more towards the middle."""
+    """The point that each image picks, `distance` away; a larger distance points more towards the middle."""
     angle = rng.random(len(x), np.float32) * np.float32(2 * np.pi)
     inward_x, inward_y = middle[0] - x, middle[1] - y
     pull = 1 / np.sqrt(inward_x * inward_x + inward_y * inward_y + _TINY)
@@ -168,20 +148,20 @@ def _look(
 
 
 def _cell(x: Points, y: Points, shift: Points) -> NDArray[np.uint16]:
-    """Number of each point's cell. Points outside the plane are in a margin without clips."""
+    """Number of each point's cell. Points outside the plane fall into a margin without clips."""
     column = np.clip(x * _CELLS + (shift[0] + 1), 0, _CELLS + 2).astype(np.uint16)
     row = np.clip(y * _CELLS + (shift[1] + 1), 0, _CELLS + 2).astype(np.uint16)
-    # 16 bits: numpy then sorts by radix, in linear time.
+    # numpy sorts 16-bit integers by radix, in linear time.
     return column * np.uint16(_CELLS + 3) + row
 
 
 def _join(a: NDArray[np.uint16], b: NDArray[np.uint16]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of a and rows of b that share a cell, paired up, each row at most once."""
+    """Pairs of a row of a and a row of b in the same cell, each row at most once."""
     order_a, order_b = np.argsort(a, kind="stable"), np.argsort(b, kind="stable")
     cells = (_CELLS + 3) ** 2
     count_a, count_b = np.bincount(a, minlength=cells), np.bincount(b, minlength=cells)
     pairs = np.minimum(count_a, count_b)
-    # Rows of cell c start at start[c]; its pairs take the first pairs[c] of them.
+    # The first pairs[c] rows of cell c are paired; start[c] is the index of its first pair.
     start_a, start_b, start = (np.cumsum(count) - count for count in (count_a, count_b, pairs))
     pair = np.arange(pairs.sum())
     return order_a[np.repeat(start_a - start, pairs) + pair], order_b[np.repeat(start_b - start, pairs) + pair]

@@ -1,4 +1,4 @@
-"""The three modalities, by the names used in files, flags and columns, and video, which a catalog may hold too."""
+"""Names of the three modalities in files, flags and columns, and of video, which a catalog may also contain."""
 
 from typing import Literal, get_args
 
@@ -6,12 +6,11 @@ Modality = Literal["image", "music", "caption"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
 AXES: tuple[str, str] = ("valence", "arousal")
 
-# A video has no tower of its own: its frames go through the image tower, its sound through the music tower.
+# A video has no tower: its frames go through the image tower, its sound through the music tower.
 MediaKind = Modality | Literal["video"]
 MEDIA_KINDS: tuple[MediaKind, ...] = (*MODALITIES, "video")
-VIDEO_TRACKS: tuple[Modality, ...] = ("image", "music")
 
 
 def towers_of(kind: str) -> tuple[str, ...]:
-    """The towers that an item of this kind goes through: its own, or those of a video's tracks."""
-    return VIDEO_TRACKS if kind == "video" else (kind,)
+    """The towers that read an item of this kind: one, or those of a video's tracks."""
+    return ("image", "music") if kind == "video" else (kind,)

@@ -1,6 +1,6 @@
-"""Pretrained encoders: one file a family; a name and a source become an encoder with its fingerprint.
+"""Pretrained encoders, one file per family: a name and a source become an encoder with its fingerprint.
 
-Specs and presets import without torch; `Encoder` and `load_encoder` bring torch in when they are first named.
+Specs and presets need no torch; the first use of `Encoder` or `load_encoder` imports it.
 """
 
 from importlib import import_module
@@ -18,7 +18,7 @@ _HOMES = {"Encoder": "mmva.backbones.base", "load_encoder": "mmva.backbones.load
 
 
 def __getattr__(name: str) -> Any:
-    """Import the names that need torch on first use (PEP 562)."""
+    """Import names that need torch on first use (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module 'mmva.backbones' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -1,4 +1,4 @@
-"""What every encoder is: items in, one embedding a row out, and a fingerprint that says exactly what computed it.
+"""The interface of all encoders: items in, one embedding per item out, and a fingerprint of what computed it.
 
 Shapes: B items of one batch, N items of one call, D = the encoder's dim.
 """
@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from mmva.backbones.fronts import batches
 from mmva.backbones.spec import BackboneSpec
 from mmva.errors import UsageError
-from mmva.modalities import Modality
 
 Prepared = dict[str, Tensor]
 
 
 class Exportable(NamedTuple):
-    """A network with named inputs, an example of each, and their axes of no fixed length."""
+    """A network with named inputs, an example of each, and their axes of variable length."""
 
     module: nn.Module
     example: Prepared
@@ -31,22 +30,22 @@ class Exportable(NamedTuple):
 
 
 class Encoder(nn.Module, ABC):
-    """A pretrained (or, for `tiny`, random) network and its preprocessing, behind one interface.
+    """A pretrained (or, for `tiny`, random) network and its preprocessing.
 
-    A result belongs to its item alone: neighbours in a batch change it by less than 1e-5, because items of unequal
-    shape are never padded together where the network would notice.
+    The other items of a batch change an item's result by less than 1e-5, because items of different shapes are never
+    padded together if that affects the network.
 
     Attributes:
         spec: Where it came from.
         dim: D, length of an embedding.
-        preprocessing: JSON-able; everything between a decoded item and the network that changes the result.
+        preprocessing: JSON-able; every step before the network that changes the result.
         fingerprint: SHA-256 over family, architecture, weights and preprocessing; equal in every process.
         sample_rate: Rate in Hz that music must have; None for images and captions.
     """
 
-    # Sum of elements over a batch beyond which it is split, so that long audio does not multiply by the batch size.
+    # A batch with more elements is split, so that memory for long audio does not multiply by the batch size.
     max_batch_elements: ClassVar[int | None] = None
-    # Axes of a batch beyond the first whose length differs from batch to batch.
+    # Axes of a batch, besides the first, whose length varies.
     varying_axes: ClassVar[tuple[int, ...]] = ()
 
     def __init__(
@@ -70,20 +69,15 @@ class Encoder(nn.Module, ABC):
         self.eval()
 
     def load_tuned(self, weights: Mapping[str, Tensor]) -> None:
-        """Replace some of the network's weights, by parameter name; the encoder is another one from here on.
+        """Replace some of the network's weights, by parameter name; this changes the fingerprint.
 
-        Raises UsageError if a weight is not the network's.
+        Raises UsageError if the network has no such weight.
         """
         own = {name: parameter.shape for name, parameter in self.network.named_parameters()}
         if wrong := [name for name, tensor in weights.items() if own.get(name) != tensor.shape]:
             raise UsageError(f"backbone {self.spec.source}: tuned weight {wrong[0]!r} does not fit this network")
         self.network.load_state_dict(weights, strict=False)
         self.fingerprint = _fingerprint(self.spec.family, self.network, self.preprocessing, self._architecture)
-
-    @property
-    def modality(self) -> Modality:
-        """The modality of the items it reads."""
-        return self.spec.modality
 
     @abstractmethod
     def prepare(self, item: Any) -> Prepared:
@@ -97,31 +91,31 @@ class Encoder(nn.Module, ABC):
         """Embed a collated batch: emb_BD, float32."""
 
     def exportable(self, items: Sequence[Any]) -> Exportable:
-        """What of this encoder becomes a graph, with inputs to trace it by; by default all that follows collate."""
+        """The part of this encoder to export, with inputs to trace it; by default everything after collate."""
         batch = self.collate([self.prepare(item) for item in items])
         return Exportable(self, batch, dict.fromkeys(batch, (0, *self.varying_axes)))
 
     def front(self) -> dict[str, Any] | None:
-        """Description of the torch-free front before that graph (mmva.backbones.fronts); None where there is none."""
+        """Description of the torch-free front before the exported part (mmva.backbones.fronts); None without one."""
         return None
 
     def raw(self, item: Any) -> Prepared:
-        """As prepare, but less data where the network's device can do the rest; see finish. Training uses it."""
+        """Like prepare, but with less data if the network's device can do the rest (see finish). For training."""
         return self.prepare(item)
 
     def finish(self, batch: Prepared) -> Prepared:
-        """A collated batch of raw items, on the network's device, as the network's inputs."""
+        """The network's inputs for a collated batch of raw items, which is on the network's device."""
         return batch
 
     def blocks(self) -> tuple[list[nn.Module], list[nn.Module]]:
-        """The network's repeated blocks in the order of computing, and the modules that come after the last.
+        """The network's repeated blocks in order, and the modules after the last block.
 
-        Raises UsageError if it is not known what they are; only all layers can be trained then.
+        Raises UsageError for a family without this information: all of its layers are trained, or none.
         """
         raise UsageError(f"media.layers: the blocks of {self.spec.family} are not known; use 0 or all")
 
     def collate(self, prepared: Sequence[Prepared]) -> Prepared:
-        """Stack prepared items along a new first axis; they must have equal shapes."""
+        """Stack prepared items of equal shapes along a new first axis."""
         return {name: torch.stack([item[name] for item in prepared]) for name in prepared[0]}
 
     def encode(self, items: Sequence[Any], batch_size: int = 16) -> NDArray[np.float32]:
@@ -152,10 +146,9 @@ class Encoder(nn.Module, ABC):
 def _fingerprint(
     family: str, network: nn.Module, preprocessing: Mapping[str, Any], architecture: Mapping[str, Any]
 ) -> str:
-    """Digest of all that decides an embedding.
+    """Digest of everything that affects an embedding.
 
-    The weights are hashed as loaded, not as stored: the same ones from pytorch_model.bin and from model.safetensors
-    are the same encoder.
+    Hashes the loaded weights, not the file: pytorch_model.bin and model.safetensors give the same encoder.
     """
     digest = hashlib.sha256()
     facts = {"family": family, "preprocessing": preprocessing, "architecture": architecture}

@@ -15,9 +15,8 @@ from mmva.backbones.base import Encoder, Prepared
 from mmva.backbones.pretrained import architecture, load_network, quiet, settings
 from mmva.backbones.spec import BackboneSpec
 
-# The processor scales the short side to 224 before it crops the centre: a 1 x 50,000 strip would grow to
-# 224 x 11 million.
-# Only the central square survives the crop, so the ends of a long strip can go first.
+# The processor scales the short side to 224 before it crops the centre: a 1 x 50,000 strip would become
+# 224 x 11 million. Only the central square survives the crop, so the ends of a long strip are cut off first.
 _MAX_ASPECT: Final = 3
 _SETTINGS: Final = (
     *("do_resize", "size", "resample", "do_center_crop", "crop_size"),
@@ -26,7 +25,7 @@ _SETTINGS: Final = (
 
 
 class ClipEncoder(Encoder):
-    """CLIP image features before normalisation."""
+    """CLIP image features, not normalised."""
 
     def __init__(self, spec: BackboneSpec, network: Any, processor: Any) -> None:
         super().__init__(
@@ -46,9 +45,8 @@ class ClipEncoder(Encoder):
     def raw(self, item: Image.Image) -> Prepared:
         """Resize and crop: pixel_values uint8 [3, H, W]."""
         options = {"do_rescale": False, "do_normalize": False}
-        return {
-            "pixel_values": self._processor(images=_central(item), return_tensors="pt", **options)["pixel_values"][0]
-        }
+        pixels = self._processor(images=_central(item), return_tensors="pt", **options)["pixel_values"]
+        return {"pixel_values": pixels[0]}
 
     def finish(self, batch: Prepared) -> Prepared:
         """Rescale and normalise as the processor does."""
@@ -64,7 +62,7 @@ class ClipEncoder(Encoder):
         return {"pixel_values": pixels}
 
     def blocks(self) -> tuple[list[nn.Module], list[nn.Module]]:
-        """Transformer layers; the last norm and the projection."""
+        """Transformer layers; last norm and projection."""
         network: Any = self.network
         tower = network.vision_model
         return [*tower.encoder.layers], [tower.post_layernorm, network.visual_projection]
@@ -75,12 +73,12 @@ class ClipEncoder(Encoder):
 
 
 def load(spec: BackboneSpec, folder: Path) -> ClipEncoder:
-    """CLIP's vision tower from a folder of either the whole CLIP or the tower alone."""
+    """CLIP's vision tower from a folder with all of CLIP or only this tower."""
     from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
     network = load_network(CLIPVisionModelWithProjection, spec, folder)
     with quiet():
-        # Pillow's resampling on every machine, torchvision or not: the two differ in the last bits.
+        # Always Pillow's resampling, even with torchvision: the two differ in the last bits.
         processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
     return ClipEncoder(spec, network, processor)
 

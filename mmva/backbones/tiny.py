@@ -1,6 +1,6 @@
-"""Encoders of a few hundred kB with random weights from a seed, for tests: no file, no knowledge, the same interface.
+"""Small encoders (a few hundred kB) with random weights from a seed, for tests.
 
-They are transformers' own CLIP vision tower, HuBERT and RoBERTa in miniature, behind the same encoder classes.
+They use transformers' CLIP vision tower, HuBERT and RoBERTa at a small size, and the same encoder classes.
 """
 
 from typing import Any, Final
@@ -26,7 +26,7 @@ _SAMPLE_RATE: Final = 16_000
 
 
 class ByteTokenizer:
-    """UTF-8 bytes as tokens, shifted past RoBERTa's four special ids: needs no vocabulary."""
+    """UTF-8 bytes as tokens, after RoBERTa's four special ids; needs no vocabulary."""
 
     pad_id = 1
     vocabulary = 4 + 256
@@ -38,7 +38,7 @@ class ByteTokenizer:
 
 
 def load(spec: BackboneSpec) -> Encoder:
-    """Build the tiny encoder of the spec's modality; the same seed gives the same weights in every process."""
+    """Build the tiny encoder of the spec's modality. The same seed gives the same weights in every process."""
     build = {"image": _image, "music": _music, "caption": _caption}[spec.modality]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(spec.name))

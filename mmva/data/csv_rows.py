@@ -1,4 +1,4 @@
-"""Rows of a CSV file, read strictly: a violation of RFC 4180 is reported with its line, never guessed."""
+"""Read CSV rows strictly: every violation of RFC 4180 is reported with its line, and nothing is guessed."""
 
 import csv
 import io
@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, Final, NamedTuple
 
-LONGEST_LINE: Final = 16 * 2**20  # characters or bytes; also of a field, so that an unclosed quote ends somewhere
-NOT_UTF8: Final = "bytes that are not UTF-8"  # the reason of such a row
+LONGEST_LINE: Final = 16 * 2**20  # characters or bytes of a line or field, so that an unclosed quote has an end
+NOT_UTF8: Final = "bytes that are not UTF-8"  # a reason in Malformed
 _BLANK_BEFORE_QUOTE: Final = re.compile(r'[ \t]+"')
 
 
@@ -15,25 +15,25 @@ class Malformed(NamedTuple):
     """A row that cannot be read."""
 
     line: int  # number of its first line, from 1
-    reason: str  # one of a few texts, to count by
-    detail: str  # what is wrong with this row
+    reason: str  # one of a few texts, for counting
+    detail: str  # the problem of this row
 
 
 def csv_rows(
     file: BinaryIO, on_malformed: Callable[[Malformed], None], delimiter: str = ",", *, pad: bool = False
 ) -> Iterator[list[str]]:
-    """The header and the rows, all with as many fields as the header; empty lines are skipped.
+    """Yield the header and the rows, all with as many fields as the header. Empty lines are skipped.
 
     Args:
         file: UTF-8, with or without a byte order mark; lines end with LF, CRLF or CR.
-        on_malformed: Raises, or returns to leave the row out. Reading continues at the next line, so that an unclosed
-            quote does not cost the rows after it.
-        delimiter: Between the fields.
-        pad: Fill up rows that are too short with empty fields, for callers that report those.
+        on_malformed: Raises, or returns to skip the row. Reading continues at the next line, so that an unclosed
+            quote does not affect later rows.
+        delimiter: Separates the fields.
+        pad: Fill rows that are too short with empty fields, for callers that report these.
     """
     csv.field_size_limit(LONGEST_LINE)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    held, again = list[str](), list[str]()  # lines of the row that is being read; lines to read again, last one first
+    held, again = list[str](), list[str]()  # lines of the current row; lines to read again, last one first
     reader = csv.reader(_lines(text, held, again), delimiter=delimiter, strict=True)
     line, number, width = 1, 0, 0
     try:
@@ -62,15 +62,15 @@ def csv_rows(
                 reader = csv.reader(_lines(text, held, again), delimiter=delimiter, strict=True)
     finally:
         if not file.closed:
-            text.detach()  # or it would close the file, which is the caller's
+            text.detach()  # otherwise it closes the caller's file
 
 
 def _lines(text: io.TextIOWrapper, held: list[str], again: list[str]) -> Iterator[str]:
-    """The lines in `again`, last one first, then those of the text; each is put into `held`, too."""
+    """Yield the lines in `again`, last one first, then those of the text; also add each to `held`."""
     while line := again.pop() if again else text.readline(LONGEST_LINE):
         if len(line) == LONGEST_LINE and not line.endswith(("\n", "\r")):
             while (rest := text.readline(LONGEST_LINE)) and not rest.endswith(("\n", "\r")):
-                pass  # the rest of the line is not a row
+                pass  # skip the rest of the line
             line += "\n"
         held.append(line)
         if len(line) > LONGEST_LINE:
@@ -87,7 +87,7 @@ def _explained(error: csv.Error) -> tuple[str, str]:
 
 
 def _fault(row: list[str], raw: str, number: int, width: int) -> tuple[str, str] | None:
-    """Reason and detail of a fault that the parser accepts; `raw` is the row as it is in the file."""
+    """Reason and detail of a fault that the parser accepts; `raw` is the row's text in the file."""
     if len(row) != width:
         return "wrong number of fields", f"Row #{number}: Expected {width} columns, got {len(row)}"
     if not raw.isascii():

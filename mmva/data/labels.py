@@ -1,12 +1,13 @@
-"""Labeled rows of one modality on the unit square, and the problems of the rows that were dropped.
+"""Labeled rows of one modality on the unit square, and the problems of dropped rows.
 
-No label is ever chosen silently: rows in = rows kept + rows dropped, and every dropped row belongs to a problem.
+rows in = rows kept + rows dropped, and every dropped row belongs to a reported problem.
 """
 
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -16,21 +17,23 @@ from mmva.errors import MediaError
 from mmva.media.captions import clean_caption
 from mmva.modalities import AXES, Modality
 
-# Labels this far outside [0, 1] are rounding of the published scale; IMEMNet-C's own pass 1.0 by up to .006.
+_composed = partial(unicodedata.normalize, "NFC")
+
+# Labels this far outside [0, 1] come from rounding of the published scale; IMEMNet-C's exceed 1.0 by up to .006.
 LABEL_TOLERANCE: Final = 0.01
 PROBLEM_CODES: Final[dict[str, str]] = {
     "missing-id": "dropped: the row has no id",
     "ragged-row": "dropped: the row is malformed, or has more cells than the table's header",
-    "ambiguous-id": "dropped, all of its rows: one id with different labels or captions",
-    "duplicate-row": "dropped but for the first: the same id with the same content",
-    "label-not-a-number": "dropped: a label is empty or no number, such as 0,5 with a decimal comma",
+    "ambiguous-id": "all rows dropped: one id with different labels or captions",
+    "duplicate-row": "all but the first dropped: the same id with the same content",
+    "label-not-a-number": "dropped: a label is empty or not a number, such as 0,5 with a decimal comma",
     "label-out-of-range": f"dropped: a label is outside its scale by more than {LABEL_TOLERANCE:.0%} of it",
     "label-over-by-a-hair": f"kept: a label is outside its scale by at most {LABEL_TOLERANCE:.0%} of it",
     "scale-not-reached": "kept: the labels lie in less than half of their scale; it may be the wrong one",
-    "unusable-part": "dropped: its start and end are no numbers, or the end is not behind the start",
-    "unusable-sd": "kept without it: a standard deviation is no number, or below 0",
+    "unusable-part": "dropped: start and end are not numbers, or the end is not after the start",
+    "unusable-sd": "kept without it: a standard deviation is not a number, or below 0",
     "unknown-split": "dropped: its split is not train, val or test",
-    "group-in-two-splits": "dropped, all of its rows: the group has rows in more than one of the given splits",
+    "group-in-two-splits": "all rows dropped: the group has rows in more than one split",
     "unusable-caption": "kept without its caption: empty, too long or not text",
     "unusable-text": "dropped: a sentence is empty, too long or not text",
     "missing-file": "dropped: no file has this name, or this id as its name",
@@ -40,7 +43,7 @@ PROBLEM_CODES: Final[dict[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One finding about one id: a code of PROBLEM_CODES, what was seen, and how many rows it cost."""
+    """A problem of one id: a code of PROBLEM_CODES, details, and the number of dropped rows."""
 
     code: str
     id: str
@@ -53,9 +56,9 @@ class Labels:
     """Labels of one modality.
 
     `rows` has one row per id, in the file's order: id, source, group (str), valence, arousal (float64), caption (str,
-    "" if there is none). Readers of other tables than IMEMNet-C's add valence_sd, arousal_sd (float64, NaN if missing),
-    split ("" if not given), file, start_s and end_s (0, 0 for the whole file). `problems` are in the order of the
-    checks; `rows_in` counts the rows of the file.
+    "" if missing). Readers of other tables than IMEMNet-C's add valence_sd, arousal_sd (float64, NaN if missing), split
+    ("" if missing), file, start_s and end_s (0, 0 for the whole file). `problems` are in the order of the checks;
+    `rows_in` is the number of rows in the file.
     """
 
     modality: Modality
@@ -68,7 +71,7 @@ class Labels:
 
     @property
     def rows_dropped(self) -> int:
-        """Rows that are not in `rows`."""
+        """Number of rows that are not in `rows`."""
         return sum(problem.dropped for problem in self.problems)
 
     @property
@@ -78,7 +81,7 @@ class Labels:
 
 
 def without_nameless(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
-    """Rows with an id, which is stripped, and a problem for each row without one."""
+    """Rows with an id (stripped), and a problem for each row without one."""
     table = table.assign(id=table["id"].str.strip())
     nameless = table["id"] == ""
     problems = [Problem("missing-id", "", f"row {row}", dropped=1) for row in np.flatnonzero(nameless)]
@@ -86,7 +89,7 @@ def without_nameless(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
 
 
 def without_repeated_ids(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
-    """Drop all rows of an id with different contents, and all but the first of an id with equal rows."""
+    """Drop all rows of an id with different rows, and all but the first of an id with equal rows."""
     problems = []
     dropped: list[int] = []
     repeated = table[table["id"].duplicated(keep=False)]
@@ -102,9 +105,9 @@ def without_repeated_ids(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Proble
 
 
 def with_labels(table: pd.DataFrame, scale: Mapping[str, tuple[float, float]]) -> tuple[pd.DataFrame, list[Problem]]:
-    """Rows with usable labels, mapped linearly from each axis' (lowest, highest) onto [0, 1] as float64.
+    """Rows with usable labels as float64, mapped linearly from each axis' (lowest, highest) to [0, 1].
 
-    A label outside its scale by at most LABEL_TOLERANCE of it is kept as it is, and reported.
+    A label outside its scale by at most LABEL_TOLERANCE of it is kept unchanged, and reported.
     """
     problems: list[Problem] = []
     raw_N2 = np.array([[number(text) for text in table[axis]] for axis in AXES], np.float64).reshape(2, -1).T
@@ -134,7 +137,7 @@ def with_labels(table: pd.DataFrame, scale: Mapping[str, tuple[float, float]]) -
 
 
 def unreached_scales(table: pd.DataFrame, scale: Mapping[str, tuple[float, float]]) -> list[Problem]:
-    """A problem for each axis whose labels (on [0, 1]) lie in less than half of their scale."""
+    """A problem for each axis whose labels (on [0, 1]) cover less than half of the scale."""
     problems = []
     for axis in AXES:
         low, high = scale[axis]
@@ -146,7 +149,7 @@ def unreached_scales(table: pd.DataFrame, scale: Mapping[str, tuple[float, float
 
 
 def clean_captions(table: pd.DataFrame, code: str) -> tuple[list[str], list[Problem]]:
-    """Captions of the rows, "" for one that cannot be used, and a problem with this code for each of those."""
+    """Cleaned captions of the rows, and a problem with this code for each unusable one, which becomes ""."""
     captions, problems = [], []
     dropped = int(code == "unusable-text")
     for item_id, caption in zip(table["id"], table["caption"], strict=True):
@@ -161,11 +164,11 @@ def clean_captions(table: pd.DataFrame, code: str) -> tuple[list[str], list[Prob
 def match_files(
     keys: Mapping[str, str], names: Iterable[str], extensions: Sequence[str]
 ) -> tuple[dict[str, str], list[Problem]]:
-    """Find the file of each id: the one at its key, or the only one whose name without extension is the key.
+    """Find the file of each id: the file at its key, or the only file whose name without extension is the key.
 
-    `keys` are paths, or names without folder and extension; they match exactly, else as the same text in Unicode (macOS
-    writes names in NFD). `extensions` have no dot and match in any case. Returns the name by id for the ids that have
-    exactly one file, and a problem "missing-file" or "ambiguous-file" for the others.
+    `keys` are paths, or names without folder and extension; they match exactly, or else in Unicode's NFC (macOS writes
+    names in NFD). `extensions` have no dot; case does not matter. Returns the file by id for ids with exactly one file,
+    and a problem "missing-file" or "ambiguous-file" for the others.
     """
     accepted = {extension.lower() for extension in extensions}
     paths = set(names)
@@ -191,12 +194,8 @@ def match_files(
 
 
 def number(text: str) -> float:
-    """The number in a cell; NaN if there is none."""
+    """The number in a cell; NaN if it is not a number."""
     try:
         return float(text)
     except ValueError:
         return float("nan")
-
-
-def _composed(text: str) -> str:
-    return unicodedata.normalize("NFC", text)

@@ -1,8 +1,8 @@
-"""Splits and folds by group: sizes in rows, no group in two parts, valence and arousal spread evenly.
+"""Splits and folds by group: sizes count rows, no group is in two parts, and labels are distributed evenly.
 
-Groups are visited along a path through the valence-arousal plane on which neighbors have similar labels, and each is
-given to the part that lacks most rows so far. So every stretch of the path is divided in the requested sizes, which
-spreads the labels. Of several paths with other random choices, the one with the most even labels is used.
+Groups are visited along a path through the valence-arousal plane on which neighbors have similar labels. Each goes to
+the part that lacks most rows so far, so every section of the path is divided in the requested sizes, which distributes
+the labels. Of several random paths, the one with the most even labels is used.
 
 Shapes: N rows, G groups, K parts.
 """
@@ -18,7 +18,7 @@ from mmva.errors import UsageError
 
 SPLITS: Final = ("train", "val", "test")
 SPLIT_SIZES: Final = (0.7, 0.15, 0.15)
-_STEPS: Final = 20_000  # groups that are walked over in all tries together
+_STEPS: Final = 20_000  # groups to visit in all tries together
 _MOST_TRIES: Final = 32
 
 
@@ -27,9 +27,9 @@ def split_groups(
 ) -> NDArray[np.str_]:
     """Split of each row: "train", "val" or "test", the same for all rows of a group.
 
-    `groups` and finite labels are of each row, in any order; `sizes` are the shares of train, val and test, and sum to
-    1. Each split has its share of the rows within the size of the largest group; if a share is smaller than a group,
-    the split still has one group. Raises UsageError for invalid sizes, or fewer groups than splits.
+    `groups` and finite labels are per row, in any order. `sizes` are the shares of train, val and test and sum to 1.
+    Each split has its share of the rows, within the size of the largest group, and at least one group. Raises
+    UsageError for invalid sizes, or fewer groups than splits.
     """
     if min(sizes) < 0 or abs(sum(sizes) - 1) > 1e-6:
         raise UsageError(f"split sizes must be >= 0 and sum to 1, got {sizes}")
@@ -37,7 +37,7 @@ def split_groups(
 
 
 def group_folds(groups: Sequence[str], va_N2: ArrayLike, k: int, seed: int = 0) -> NDArray[np.int64]:
-    """Fold of each row, 0 to k - 1; folds have the same number of rows within the size of the largest group.
+    """Fold of each row, 0 to k - 1. Folds have equally many rows, within the size of the largest group.
 
     Raises UsageError if k is below 2, or there are fewer groups than folds.
     """
@@ -47,9 +47,9 @@ def group_folds(groups: Sequence[str], va_N2: ArrayLike, k: int, seed: int = 0) 
 
 
 def fold_splits(groups: Sequence[str], va_N2: ArrayLike, k: int, seed: int = 0) -> list[NDArray[np.str_]]:
-    """One split for each fold: the fold is "test", and the other groups are "train" and "val" (15 % of them).
+    """One split for each fold: the fold is "test"; the other groups are "train", and 15 % of them "val".
 
-    Every row is in "test" exactly once. Raises UsageError if there are too few groups.
+    Every row is in "test" once. Raises UsageError for too few groups.
     """
     fold_N, va_N2 = group_folds(groups, va_N2, k, seed), np.asarray(va_N2, np.float64)
     group_N = np.asarray(groups, np.str_)
@@ -63,7 +63,7 @@ def fold_splits(groups: Sequence[str], va_N2: ArrayLike, k: int, seed: int = 0) 
 
 
 def leaking_groups(groups: Sequence[str], splits: Sequence[str]) -> list[str]:
-    """Groups that have rows in more than one split, sorted; empty for a split that does not leak."""
+    """Sorted groups with rows in more than one split; empty if nothing leaks."""
     splits_of = Counter(group for group, _ in set(zip(groups, splits, strict=True)))
     return sorted(group for group, count in splits_of.items() if count > 1)
 
@@ -101,7 +101,7 @@ def _dealt(
 
 
 def _path(va_G2: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Order of the groups: up and down through columns of equal valence, within a cell of similar labels at random."""
+    """Order of the groups: up and down columns of similar valence, random within cells of similar labels."""
     count = len(va_G2)
     across = max(1, round(np.sqrt(count / 4)))  # cells of about four groups
     noise_G2 = rng.random((count, 2))
@@ -118,7 +118,7 @@ def _path(va_G2: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.in
 
 
 def _walk(path_G: NDArray[np.int64], rows_G: NDArray[np.int64], share_K: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Part of each group: the one that lacks most of what is due to it after this group."""
+    """Part of each group: the one that lacks most rows, counted with this group."""
     part_G = np.empty(len(path_G), np.int64)
     lacking_K = np.where(share_K > 0, 0.0, -np.inf)
     for group in path_G:
@@ -130,7 +130,7 @@ def _walk(path_G: NDArray[np.int64], rows_G: NDArray[np.int64], share_K: NDArray
 
 
 def _fill_empty(part_G: NDArray[np.int64], rows_G: NDArray[np.int64], share_K: NDArray[np.float64]) -> None:
-    """Give each empty part that should have rows the smallest group of the part with the largest surplus."""
+    """Move the smallest group of the part with the largest surplus to each empty part that should have rows."""
     for part in np.flatnonzero(share_K > 0):
         if (part_G == part).any():
             continue
@@ -154,7 +154,7 @@ def _even_out(part_G: NDArray[np.int64], rows_G: NDArray[np.int64], share_K: NDA
 
 
 def _surplus(part_G: NDArray[np.int64], rows_G: NDArray[np.int64], share_K: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows of each part above its share, below 0 if rows are missing."""
+    """Rows of each part above its share; negative if rows are missing."""
     return np.bincount(part_G, rows_G, minlength=len(share_K)) - share_K * rows_G.sum()
 
 
@@ -165,7 +165,7 @@ def _unevenness(
     square_G2: NDArray[np.float64],
     share_K: NDArray[np.float64],
 ) -> float:
-    """How far the parts' means and standard deviations are from the whole's, and their sizes from their shares."""
+    """Deviation of the parts' means and standard deviations from the whole's, and of their sizes from their shares."""
     wanted = np.flatnonzero(share_K > 0)
 
     def moments(mask_G: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

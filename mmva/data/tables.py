@@ -1,4 +1,4 @@
-"""The one way to open a table of labels: every cell is a string, every mistake is one line with file and column.
+"""Read tables of labels: every cell is a string, and every error is one line with file and column.
 
 CSV (with commas, semicolons or tabs), TSV, Parquet and JSON lines, in UTF-8.
 """
@@ -21,17 +21,17 @@ from mmva.errors import UsageError
 
 @dataclass(frozen=True)
 class Cells:
-    """A table as it was written."""
+    """The cells of a table, unchanged."""
 
     name: str  # for errors
     rows: pd.DataFrame  # strings; "" for a missing cell
-    ragged: tuple[str, ...] = ()  # what was wrong with each malformed row; these are not in `rows`
+    ragged: tuple[str, ...] = ()  # the problem of each malformed row; `rows` does not contain these
 
     def choose(self, columns: Mapping[str, str], optional: Collection[str] = ()) -> pd.DataFrame:
-        """Some of the columns under our names (`columns`: our name by the file's).
+        """Select and rename columns (`columns`: the file's name -> our name).
 
-        `Clip ID`, `clip_id` and `CLIP_ID` are the same column. A missing column becomes "" if it is `optional`.
-        Raises UsageError if a column is missing, or there twice.
+        `Clip ID`, `clip_id` and `CLIP_ID` are the same column. A missing column in `optional` becomes "". Raises
+        UsageError if another column is missing, or a column occurs twice.
         """
         found: dict[str, int] = {}
         times = Counter(map(_normal, self.rows.columns))
@@ -51,7 +51,7 @@ class Cells:
 
 
 def read_cells(data: bytes, name: str) -> Cells:
-    """Open a table by its extension; an unknown extension means CSV. UsageError if it is not of that format."""
+    """Read a table by its extension; an unknown extension means CSV. Raises UsageError for another format."""
     extension = name.rpartition(".")[2].lower()
     readers: dict[str, tuple[str, Callable[[bytes, str], Cells]]] = {
         "parquet": ("a Parquet file", _parquet), "jsonl": ("a file of JSON lines in UTF-8", _json_lines),
@@ -67,7 +67,7 @@ def read_cells(data: bytes, name: str) -> Cells:
 def read_strings(
     source: str | Path | bytes, name: str, columns: Mapping[str, str], optional: Collection[str] = ()
 ) -> pd.DataFrame:
-    """Columns of a table (a path, or its content with a name for errors), see Cells.choose; the others are left out.
+    """Some columns of a table (a path, or its content with a name for errors); see Cells.choose.
 
     Raises UsageError if the file is missing, is not a table, has a malformed row, or lacks a column.
     """
@@ -99,7 +99,7 @@ def _delimited(data: bytes, name: str) -> Cells:
 
 
 def _delimiter(text: str, name: str) -> str:
-    """By the name, unless the header has only other ones."""
+    """The file type's delimiter, or another one if the header only has that."""
     first_line = text.partition("\n")[0]
     by_name = "\t" if name.lower().endswith((".tsv", ".tab")) else ","
     return by_name if by_name in first_line else next((mark for mark in ";\t" if mark in first_line), by_name)
@@ -127,7 +127,7 @@ def _of_values(name: str, columns: Mapping[str, list[Any]]) -> Cells:
 
 
 def _text(value: Any) -> str:
-    """A missing value is None, or NaN in a column of numbers."""
+    """The text of a value; "" for a missing one (None, or NaN in a column of numbers)."""
     return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""bfloat16 autocast: half the bytes and twice the speed where the processor has instructions for it."""
+"""bfloat16 autocast: half the bytes and twice the speed on processors with instructions for it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from mmva.errors import OperationFailed
 
 
 def has_bf16(device: str = "cpu") -> bool:
-    """Whether a device multiplies bfloat16 natively; emulation would be slower than float32."""
+    """Whether a device multiplies bfloat16 natively; emulation is slower than float32."""
     if device.startswith("cuda"):
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())  # noqa: SLF001 - torch has no public name
@@ -22,7 +22,7 @@ class Bf16Encoder:
     """An encoder under autocast on the CPU; embeddings stay float32."""
 
     def __init__(self, encoder: Encoder) -> None:
-        """Wrap an encoder; OperationFailed without bfloat16: this processor need not be the one that was measured."""
+        """Wrap an encoder. Raises OperationFailed without bfloat16: workers may differ from the measured processor."""
         if not has_bf16():
             raise OperationFailed("engine torch-bf16: this worker's processor has no bfloat16; choose another --engine")
         self._encoder = encoder

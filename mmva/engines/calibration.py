@@ -1,7 +1,7 @@
-"""How fast each engine computes a modality on this machine, and how far its results are from fp32 torch.
+"""Measure the speed of each engine for a modality on this machine, and its difference from fp32 torch.
 
-A measurement holds for this kind of processor with these versions, so that is the key it is stored under. It does not
-depend on the catalog: items are made up, because a catalog's media may kill the process that decodes them.
+A measurement is valid for one kind of processor and set of versions; these are its key in the cache. It uses synthetic
+items, because a catalog's media may kill the process that decodes them.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ class Measured(MethodConfig):
 
     @property
     def faithful(self) -> bool:
-        """Whether results are near enough to those of fp32 torch to replace them."""
+        """Whether the results are close enough to those of fp32 torch."""
         return self.max_va_difference <= MAX_VA_DIFFERENCE and self.min_cosine >= MIN_COSINE
 
 
 class Calibration(MethodConfig):
-    """All engines of a modality that exist on a machine."""
+    """All engines available for a modality on a machine."""
 
     engines: dict[str, Measured]
     onnx_sha256: str | None = None
 
 
 def calibrate(model: Predictor, modality: str, cache: CalibrationCache) -> tuple[Calibration, bytes | None]:
-    """Measure the CPU engines of a modality on this machine, unless the cache has them.
+    """Measure the CPU engines of a modality on this machine, or read the measurement from the cache.
 
-    Returns the figures, and the network exported for the engine "onnx" (None if this encoder cannot be exported).
+    Also returns the network exported for the engine "onnx" (None if this encoder cannot be exported).
     """
     known = cache.read()
     if known is not None:
@@ -92,10 +92,10 @@ def measure(
     predict: Callable[[NDArray[np.float32]], NDArray[np.float32]],
     timer: Callable[[], float] = time.process_time,
 ) -> dict[str, Measured]:
-    """Compare engines (name -> encoder, one thread each) on a batch; "torch" among them is the reference.
+    """Compare engines (name -> encoder, one thread each) on a batch; "torch" is the reference.
 
-    `items` are decoded and repeated to a full batch. `predict` is the tower: embeddings [N, D] to VA points [N, 2].
-    `timer` gives seconds of the processor by default, so that a busy machine does not change the choice.
+    `items` are decoded, and repeated to a full batch. `predict` is the tower: embeddings [N, D] to VA points [N, 2].
+    `timer` returns CPU seconds by default, so that a busy machine does not change the choice.
     """
     batch = [items[index % len(items)] for index in range(BATCH)]
     emb = {name: encoder.encode(batch, batch_size=BATCH) for name, encoder in encoders.items()}
@@ -118,7 +118,7 @@ def measure(
 
 
 def fastest(measured: Mapping[str, Measured]) -> str:
-    """The fastest engine among the faithful; torch is always one."""
+    """The fastest faithful engine; torch always counts as faithful."""
     faithful = [name for name, figures in measured.items() if figures.faithful or name == "torch"]
     return max(faithful, key=lambda name: measured[name].items_per_s)
 
@@ -127,14 +127,14 @@ class CalibrationCache:
     """Measurements and exported networks in a folder of this machine."""
 
     def __init__(self, folder: Path, fingerprint: str, model_digest: str, modality: str) -> None:
-        """One modality of one model: VA differences depend on its tower, speeds on processor and versions."""
+        """Open the cache for one modality of a model; the key also has the processor and the versions."""
         versions = [f"{name} {version(name)}" for name in _VERSIONS]
         self.network = folder / f"{fingerprint[:16]}-{sha256_hex(json.dumps(versions).encode())[:16]}.onnx"
         key = json.dumps([fingerprint, model_digest, modality, versions, _processor()])
         self._file = folder / f"{sha256_hex(key.encode())[:32]}.json"
 
     def read(self) -> Calibration | None:
-        """The stored measurement; None if it is missing or unreadable."""
+        """The stored measurement; None if missing or unreadable."""
         try:
             return Calibration.model_validate_json(self._file.read_bytes())
         except (OSError, ValidationError):
@@ -145,7 +145,7 @@ class CalibrationCache:
         write_atomically(self._file, calibration.model_dump_json(indent=1).encode())
 
     def read_network(self, sha256: str | None = None) -> bytes | None:
-        """The exported network; None if it is missing, damaged, or has another digest than `sha256`."""
+        """The exported network; None if missing, damaged, or different from the digest `sha256`."""
         try:
             data = self.network.read_bytes()
             stored = self.network.with_suffix(".sha256").read_text(encoding="ascii")
@@ -160,7 +160,7 @@ class CalibrationCache:
 
 
 def made_up_items(modality: str, sample_rate: int | None) -> list[Any]:
-    """Decoded items to calibrate with, the same in every call; ValueError for music without a sample rate."""
+    """Synthetic decoded items, the same in every call. Raises ValueError for music without a sample rate."""
     rng = np.random.default_rng(0)
     if modality == "image":
         from PIL import Image
@@ -193,7 +193,7 @@ def _exported(encoder: Any, items: Sequence[Any], cache: CalibrationCache) -> by
 
 
 def _processor() -> str:
-    """Model and instructions of this machine's processor."""
+    """Model and instruction sets of this machine's processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -222,5 +222,5 @@ def _cosines(a_ND: NDArray[np.float32], b_ND: NDArray[np.float32]) -> NDArray[np
 
 
 def _or_worst(value: Any, worst: float) -> float:
-    """A figure, or the worst one if the engine gave NaN."""
+    """The value, or the worst one if it is not finite."""
     return float(value) if np.isfinite(value) else worst

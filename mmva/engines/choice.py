@@ -1,7 +1,7 @@
-"""Which engine computes a modality's embeddings: chosen once by calibration, recorded in the plan, obeyed by workers.
+"""Choose the engine for a modality's embeddings by calibration; the plan records it, and workers follow the plan.
 
-An exported network goes into the run's files, and the plan names its SHA-256. It was made from an encoder whose weights
-were verified and carries that encoder's fingerprint, so a worker that checks both need not load the backbone.
+An exported network is stored in the run's files, and the plan has its SHA-256. It was made from a verified encoder and
+contains that encoder's fingerprint. A worker checks both, so it does not have to load the backbone.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ Calibrate = Callable[[str], tuple[Calibration, bytes | None]]
 
 
 class Files(Protocol):
-    """Where exported networks are stored: a run's output."""
+    """Storage for exported networks: a run's output."""
 
     def read(self, path: str) -> bytes:
-        """All bytes of a file."""
+        """Read a file."""
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
         """Create a file unless it exists."""
@@ -49,20 +49,20 @@ def choose_engines(
     gpu: bool = False,
     measure: Calibrate | None = None,
 ) -> dict[str, EngineInfo]:
-    """Choose each tower's engine and put the exported networks into the run's files.
+    """Choose each tower's engine, and store the exported networks in the run's files.
 
     Args:
         bundle: The model's files by name.
-        wanted: "auto" or an engine's name. "auto" is "cuda" if the workers have a GPU, else the fastest CPU engine that
-            is faithful to fp32 torch. GPU engines are not measured: this process may have no GPU.
-        towers: Modalities in the catalog; those without a tower are left out.
+        wanted: "auto" or an engine's name. "auto" is "cuda" if the workers have a GPU, else the fastest faithful CPU
+            engine. GPU engines are not measured, because this process may have no GPU.
+        towers: Modalities in the catalog; those without a tower are ignored.
         files: The run's output.
         cache: Folder for this machine's calibrations.
         load: Loads an encoder.
         gpu: Whether the workers have a GPU.
-        measure: Modality -> its calibration, for a cluster that measures on a worker; by default measured here.
+        measure: Modality -> its calibration, for clusters that measure on a worker; by default measured here.
 
-    Raises UsageError for an unknown engine, or one that does not exist for a modality.
+    Raises UsageError for an engine that is unknown or not available for a modality.
     """
     name = check_engine_name(wanted)
     if name == "auto" and gpu:
@@ -86,7 +86,7 @@ def choose_engines(
 def calibrate_bundle(
     bundle: Mapping[str, bytes], modality: str, cache: Path, load: LoadEncoder
 ) -> tuple[Calibration, bytes | None]:
-    """Calibrate a modality of a model on this machine, which should be like the workers'; see calibrate."""
+    """Calibrate a modality of a model on this machine, which should be like a worker's; see calibrate."""
     info, files = unpacked(bundle)
     model = Predictor(info, files["model.safetensors"], lambda name: load(_spec(info, name)))
     return calibrate(model, modality, cache_of(cache, info, modality))
@@ -95,10 +95,10 @@ def calibrate_bundle(
 def load_predictor(
     bundle: Mapping[str, bytes], engines: Mapping[str, EngineInfo], files: Files, load: LoadEncoder
 ) -> Predictor:
-    """The model with its engines (fp32 torch by default); each encoder is loaded when it is first used.
+    """The model with its engines (fp32 torch by default); each encoder is loaded on first use.
 
-    Exported networks are read from the run's `files` only. Raises CheckFailed if the bundle was changed; later, if an
-    exported network is not the planned one.
+    Exported networks are only read from the run's `files`. Raises CheckFailed if the bundle was changed, and on first
+    use of an encoder if an exported network is not the planned one.
     """
     info, contents = unpacked(bundle)
 
@@ -123,21 +123,21 @@ def load_predictor(
 
 
 def sample_rate_of(info: BundleInfo) -> int | None:
-    """Rate of music in Hz, as the bundle records its encoder's preprocessing; None without a music tower."""
+    """Sample rate of music in Hz in the bundle's description of preprocessing; None without a music tower."""
     recorded = info.preprocessing.get("music", {})
     rate = recorded.get("sample_rate", recorded.get("sampling_rate"))
     if rate is None and "music" in info.dims:
-        raise CheckFailed("the bundle does not record the sample rate of its music encoder")
+        raise CheckFailed("preprocessing.json: the bundle has no sample rate for music; save it again")
     return rate
 
 
 def pack_bundle(directory: Path) -> dict[str, bytes]:
-    """A bundle's files by name, to send to workers that do not have the folder."""
+    """A bundle's files by name, for workers that cannot read the folder."""
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
 
 
 def unpacked(bundle: Mapping[str, bytes]) -> tuple[BundleInfo, Mapping[str, bytes]]:
-    """Description and files of a bundle that was sent as bytes; CheckFailed if it was changed."""
+    """Description and files of a packed bundle. Raises CheckFailed if it was changed."""
     with tempfile.TemporaryDirectory(prefix="mmva-bundle-") as folder:
         for name, data in bundle.items():
             (Path(folder) / name).write_bytes(data)
@@ -154,12 +154,12 @@ def _choose(modality: str, wanted: str, calibration: Calibration, network: bytes
     name = fastest(measured) if wanted == "auto" else wanted
     if name not in measured:
         raise UsageError(
-            f"engine {name!r} does not exist for {modality} here (there are {', '.join(measured)}); choose auto"
+            f"engine {name!r} is not available for {modality} here (available: {', '.join(measured)}); choose auto"
         )
     figures = measured[name]
     if not figures.faithful:
         logger.warning(
-            "%s: engine %s differs from fp32 torch by up to %.2g in a VA value, embeddings' cosine is at least %.5f",
+            "%s: engine %s differs from fp32 torch by up to %.2g in VA values; lowest cosine of embeddings: %.5f",
             *(modality, name, figures.max_va_difference, figures.min_cosine),
         )
     sha256 = path = None
@@ -180,13 +180,13 @@ def _spec(info: BundleInfo, modality: str) -> BackboneSpec:
 
 
 def _network_path(modality: str, sha256: str) -> str:
-    """The digest names the file, so a plan cannot point anywhere else."""
+    """The digest determines the path, so a plan cannot name another file."""
     return f"engines/{modality}-{sha256[:16]}.onnx"
 
 
 def _read_network(files: Files, modality: str, engine: EngineInfo) -> bytes:
     if engine.sha256 is None or engine.file != _network_path(modality, engine.sha256):
-        raise CheckFailed(f"the plan names no exported network of this run for {modality}")
+        raise CheckFailed(f"the plan has no exported network of this run for {modality}; plan the run again")
     data = files.read(engine.file)
     if sha256_hex(data) != engine.sha256:
         raise CheckFailed(f"{engine.file}: changed since it was planned (SHA-256 differs)")

@@ -1,4 +1,4 @@
-"""An encoder on a GPU: the network runs while the next items are prepared, results are copied without waiting."""
+"""An encoder on a GPU: the network runs while the next items are prepared, and copies do not block."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -16,7 +16,7 @@ from mmva.errors import OperationFailed
 
 
 class Launched(NamedTuple):
-    """Embeddings of `items` items on their way to the host: their rows, the pinned tensors, and when they are there."""
+    """Embeddings being copied to the host: number of items, rows and pinned tensors, and the event at the end."""
 
     items: int
     parts: list[tuple[list[int], Tensor]]
@@ -24,17 +24,17 @@ class Launched(NamedTuple):
 
 
 class CudaEncoder:
-    """An encoder on this process's GPU, in true float32 or under bfloat16 autocast; embeddings are float32."""
+    """An encoder on this process's GPU, in float32 without TF32, or under bfloat16 autocast; embeddings are float32."""
 
     def __init__(self, encoder: Encoder, *, bf16: bool = False) -> None:
-        """Move an encoder to the GPU; OperationFailed if torch sees no GPU, or this GPU has no bfloat16."""
+        """Move an encoder to the GPU. Raises OperationFailed if torch sees no GPU, or the GPU has no bfloat16."""
         if not torch.cuda.is_available():
             raise OperationFailed(
                 "engine cuda: torch sees no GPU on this worker; choose --engine auto, or install torch's CUDA build"
             )
         if bf16 and not has_bf16("cuda"):
             raise OperationFailed("engine cuda-bf16: this worker's GPU has no bfloat16; choose --engine cuda")
-        torch.backends.cudnn.allow_tf32 = False  # on by default, and further from fp32 than the limits allow
+        torch.backends.cudnn.allow_tf32 = False  # on by default, and less exact than the limits allow
         self._encoder, self._bf16 = encoder.to("cuda").eval(), bf16
         self.fingerprint, self.dim, self.sample_rate = encoder.fingerprint, encoder.dim, encoder.sample_rate
 
@@ -47,12 +47,12 @@ class CudaEncoder:
         return emb_ND
 
     def prepare(self, item: Any) -> Prepared:
-        """The network's input of one decoded item, on the CPU; from any thread."""
+        """The network's input for one decoded item, on the CPU; thread-safe."""
         with torch.inference_mode():
             return self._encoder.prepare(item)
 
     def launch(self, prepared: Sequence[Prepared]) -> Launched:
-        """Start the network on prepared items; returns before it has finished."""
+        """Start the network on prepared items, and return before it has finished."""
         keys = [self._encoder.batch_key(item) for item in prepared]
         sizes = [sum(tensor.numel() for tensor in item.values()) for item in prepared]
         parts = []
@@ -69,7 +69,7 @@ class CudaEncoder:
         return Launched(len(prepared), parts, done)
 
     def collect(self, launched: Launched) -> NDArray[np.float32]:
-        """Wait for a launch: embeddings [N, D] in the order of its items."""
+        """Wait for a launch. Returns embeddings [N, D] in the order of its items."""
         launched.done.synchronize()
         emb_ND = np.empty((launched.items, self.dim), np.float32)
         for rows, host_BD in launched.parts:

@@ -19,10 +19,10 @@ _OPSET: Final = 18
 
 
 def export_onnx(encoder: Encoder, items: Sequence[Any]) -> bytes:
-    """Export the part of an encoder that runs as a graph.
+    """Export the graph of an encoder that is on the CPU and in evaluation mode, tracing it with a few decoded `items`.
 
-    The encoder is on the CPU, in evaluation mode, with verified weights; it is traced with a few decoded `items`. The
-    file's metadata name its fingerprint and the front that prepares items. OperationFailed if it cannot be exported.
+    The file's metadata contain the encoder's fingerprint and the front that prepares items. Raises OperationFailed if
+    the encoder cannot be exported.
     """
     import onnx
 
@@ -31,7 +31,7 @@ def export_onnx(encoder: Encoder, items: Sequence[Any]) -> bytes:
     buffer = io.BytesIO()
     try:
         with warnings.catch_warnings(), torch.inference_mode():
-            # The tracer warns about every Python branch; its results are compared with the encoder afterwards.
+            # The tracer warns about every Python branch; calibration compares its results with the encoder's.
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 _ByPosition(module, names).eval(),
@@ -45,7 +45,9 @@ def export_onnx(encoder: Encoder, items: Sequence[Any]) -> bytes:
             )
     except Exception as error:
         _LOG.debug("%s does not export", encoder.spec.source, exc_info=True)
-        raise OperationFailed(f"backbone {encoder.spec.source}: no ONNX form ({type(error).__name__})") from error
+        raise OperationFailed(
+            f"backbone {encoder.spec.source}: cannot be exported to ONNX ({type(error).__name__})"
+        ) from error
     finally:
         encoder.eval()
     model = onnx.load_from_string(buffer.getvalue())
@@ -60,7 +62,7 @@ def export_onnx(encoder: Encoder, items: Sequence[Any]) -> bytes:
 
 
 class _ByPosition(nn.Module):
-    """The tracer names inputs by position, encoders by keyword."""
+    """Takes inputs by position, as the tracer does; encoders take keywords."""
 
     def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
         super().__init__()

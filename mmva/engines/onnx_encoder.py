@@ -10,23 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmva.backbones.fronts import Front, Prepared, batches, make_front
-from mmva.errors import CheckFailed
+from mmva.errors import CheckFailed, error_line
 
 if TYPE_CHECKING:
     from mmva.backbones.base import Encoder
 
-# Key of the file's metadata under which the export keeps its description.
+# Key of the export's description in the file's metadata.
 DESCRIPTION: Final = "mmva"
 
 
 class OnnxEncoder:
-    """Gives the embeddings of the encoder that was exported; its weights were verified when it was exported."""
+    """Computes the embeddings of an exported encoder, whose weights were verified before the export."""
 
     def __init__(self, data: bytes, load_encoder: Callable[[], Encoder] | None = None) -> None:
-        """Open an exported network; CheckFailed if this package did not export it.
+        """Open an exported network whose digest was checked. Raises CheckFailed if this package did not export it.
 
-        The caller has checked the digest of `data`. `load_encoder` loads the torch encoder, for a family without a
-        front of its own.
+        `load_encoder` loads the torch encoder, for families without a front.
         """
         self._session, description = _open(data)
         self.fingerprint: str = description["fingerprint"]
@@ -61,16 +60,16 @@ def _open(data: bytes) -> tuple[Any, dict[str, Any]]:
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         return session, json.loads(session.get_modelmeta().custom_metadata_map[DESCRIPTION])
     except Exception as error:  # onnxruntime's errors share no public base
-        first = " ".join(str(error).split())[:200]
-        raise CheckFailed(f"exported network: cannot be opened ({type(error).__name__}: {first})") from error
+        raise CheckFailed(
+            f"exported network: cannot be opened ({type(error).__name__}: {error_line(error)})"
+        ) from error
 
 
 class _EncoderFront(Front):
-    """The torch encoder's own preparation; its network stays unused."""
+    """Prepares items with the torch encoder, whose network is not used."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        # An instance's own limit: the class attribute belongs to fronts of a fixed kind.
         self.max_batch_elements = encoder.max_batch_elements  # type: ignore[misc]
 
     def prepare(self, item: Any) -> Prepared:

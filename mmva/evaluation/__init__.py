@@ -1,1 +1,1 @@
-"""Figures of a model: metrics, retrieval, bootstrap, intervals, drift."""
+"""Evaluation of a model: metrics, retrieval, bootstrap, intervals, drift."""

@@ -1,8 +1,8 @@
 """Confidence intervals by resampling whole groups (songs, images): clips of one song are not independent.
 
 Percentile intervals (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13). Each group's sums are
-computed once; a resample is then only a weighted sum of them. Resamples are drawn a block at a time, so that memory
-grows with the number of groups and not with groups times resamples.
+computed once; a resample is a weighted sum of them. Resamples are drawn in blocks, so memory grows with the number of
+groups, not with groups times resamples.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mmva.evaluation.metrics import VA_METRICS, checked_pair, from_moments, item
 from mmva.modalities import AXES
 
 Interval = tuple[float, float]
-_BLOCK: Final = 4_000_000  # numbers in one block of weights or of errors of pairs: 32 MB
+_BLOCK: Final = 4_000_000  # numbers in a block of weights or pair errors: 32 MB
 _DRAWN: Final = 100_000  # groups drawn at a time
 
 
@@ -32,9 +32,9 @@ def bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, dict[str, Interval]]:
-    """Percentile intervals of va_metrics per axis and metric, holding `confidence` of the resamples.
+    """Percentile intervals of va_metrics per axis and metric, which contain `confidence` of the resamples.
 
-    `groups` [N] name each item's group; groups are resampled as a whole, with replacement. Returns
+    `groups` [N] are the items' groups, which are resampled as a whole, with replacement. Returns
     {"valence": {"mse": (low, high), ...}, "arousal": {...}}; NaN if the metric is NaN in every resample.
     """
     pred, label = checked_pair(pred_N2, label_N2)
@@ -66,10 +66,7 @@ def bootstrap_means(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Percentile intervals of several means over the same N items, such as retrieval_per_query's, from one resampling.
-
-    Values are arrays [N]; the intervals have their names.
-    """
+    """Percentile intervals of the means of named arrays [N], such as retrieval_per_query's, from one resampling."""
     columns = np.column_stack([*values.values(), np.ones(len(groups))]).astype(np.float64)
     totals_RK = _totals(_group_sums(columns, groups), resamples, seed)
     means_RK = totals_RK[:, :-1] / totals_RK[:, -1:]
@@ -78,7 +75,7 @@ def bootstrap_means(
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """How much larger one model's MSE is than another's on the same rows: `low` to `high` is first - second."""
+    """Two models' MSE on the same rows; `low` to `high` is the interval of first - second."""
 
     first: float
     second: float
@@ -97,10 +94,10 @@ def bootstrap_paired_mse(
     confidence: float = 0.9,
     seed: int = 0,
 ) -> dict[str, PairedDifference]:
-    """Percentile interval of MSE(first) - MSE(second); each resample of groups weighs both models alike.
+    """Percentile interval of MSE(first) - MSE(second) by axis and for their "mean", from the same resamples for both.
 
-    A confidence of 0.9 makes `high` the one-sided upper 95 % bound. Raises ValueError for shapes that differ, no rows,
-    or values that are not finite. Returns them by axis, and "mean" for the mean of both axes' MSE.
+    With a confidence of 0.9, `high` is the one-sided upper 95 % bound. Raises ValueError for shapes that differ, no
+    rows, or values that are not finite.
     """
     first, label = checked_pair(first_N2, label_N2)
     second, _ = checked_pair(second_N2, label_N2)
@@ -137,16 +134,16 @@ def bootstrap_matching(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Percentile interval of matching_mse over all N x M pairs; groups of both sides are resampled.
+    """Percentile interval of matching_mse over all N x M pairs, resampling the groups of both sides.
 
-    If both sides have the same groups (clips and their captions), they are resampled together. Takes time for N x M
-    pairs and memory for one number per pair of groups: draw a sample of large sides first (metrics.sample_rows).
+    If both sides have the same groups (clips and their captions), they are resampled together. Time grows with N x M,
+    and memory with the pairs of groups: sample large sides first (metrics.sample_rows).
     """
     pred_a, label_a = checked_pair(pred_a_N2, label_a_N2)
     pred_b, label_b = checked_pair(pred_b_M2, label_b_M2)
     names_a, index_a_N = np.unique(np.asarray(groups_a).astype(str), return_inverse=True)
     names_b, index_b_M = np.unique(np.asarray(groups_b).astype(str), return_inverse=True)
-    order_M = np.argsort(index_b_M, kind="stable")  # the rows of a group are adjacent, so that they can be summed up
+    order_M = np.argsort(index_b_M, kind="stable")  # makes the rows of a group adjacent, for reduceat
     pred_b, label_b = pred_b[order_M], label_b[order_M]
     size_G, size_H = np.bincount(index_a_N), np.bincount(index_b_M)
     first_H = np.concatenate([[0], np.cumsum(size_H)[:-1]])
@@ -171,7 +168,7 @@ def bootstrap_matching(
 def _group_sums(items_NK: NDArray[np.float64], groups: Sequence[object] | NDArray[np.generic]) -> NDArray[np.float64]:
     names = np.asarray(groups).astype(str)
     if names.shape != (len(items_NK),):
-        raise ValueError(f"groups must name one group per item: {len(items_NK)} items, groups of shape {names.shape}")
+        raise ValueError(f"groups must have one entry per item: {len(items_NK)} items, groups of shape {names.shape}")
     unique, index_N = np.unique(names, return_inverse=True)
     sums_GK = np.zeros((len(unique), items_NK.shape[1]))
     np.add.at(sums_GK, index_N, items_NK)
@@ -179,13 +176,13 @@ def _group_sums(items_NK: NDArray[np.float64], groups: Sequence[object] | NDArra
 
 
 def _totals(sums_GK: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
-    """Sums over the groups of each resample, [R, K]."""
+    """Sum over the groups of each resample, [R, K]."""
     block = max(1, _BLOCK // len(sums_GK))
     return np.concatenate([weights_BG @ sums_GK for weights_BG in _weights(len(sums_GK), resamples, seed, block)])
 
 
 def _weights(groups: int, resamples: int, seed: int, block: int) -> Iterator[NDArray[np.float64]]:
-    """How often each resample holds each group: arrays [B, G] of at most `block` resamples."""
+    """How often each resample contains each group: arrays [B, G] of at most `block` resamples."""
     rng = np.random.default_rng(seed)
     for start in range(0, resamples, block):
         weights_BG = np.empty((min(block, resamples - start), groups))

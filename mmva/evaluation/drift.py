@@ -1,7 +1,7 @@
-"""How far a catalog's predicted VA points lie from those of the training split: PSI and Wasserstein-1 per axis.
+"""Drift of a catalog's predicted VA points from those of the training split: PSI and Wasserstein-1 per axis.
 
-Both compare predictions with predictions, so that a model's own bias does not count as drift. The reference is stored
-in a bundle's provenance as QUANTILES quantiles per axis, so that the training data are not needed.
+Both compare predictions with predictions, so a model's bias does not count as drift. The reference is QUANTILES
+quantiles per axis in a bundle's provenance, so the training data are not needed.
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ from mmva.modalities import AXES
 
 QUANTILES: Final = 101
 BINS: Final = 10
-# Without any drift PSI is about (BINS - 1) * (1 / N + 1 / N_reference) (Yurdakul, Naranjo, J. Risk Model Validation
-# 14, 2020): with fewer items on either side, chance alone would often pass the first limit.
+# Without drift, PSI is about (BINS - 1) * (1 / N + 1 / N_reference) (Yurdakul, Naranjo, J. Risk Model Validation
+# 14, 2020): with fewer items on either side, it would often exceed the first limit by chance.
 MIN_ITEMS: Final = 400
 _SMOOTHING: Final = 0.5
 _LIMITS: Final = ((0.1, "stable"), (0.25, "shifted"), (float("inf"), "strongly shifted"))
@@ -25,7 +25,7 @@ TOO_FEW: Final = "too few items"
 
 @dataclass(frozen=True)
 class Drift:
-    """One axis of one modality; no PSI and no distance if there are too few items."""
+    """Drift of one axis of a modality; `psi` and `wasserstein` are None for too few items."""
 
     items: int
     reference_items: int
@@ -35,10 +35,10 @@ class Drift:
 
 
 def reference_quantiles(va_N2: ArrayLike) -> dict[str, list[float]]:
-    """The 0, 1, ... 100 % quantiles of each axis of VA points [N, 2]; JSON-able. ValueError if not finite or empty."""
+    """The 0, 1, ... 100 % quantiles of each axis of VA points [N, 2]. Raises ValueError if empty or not finite."""
     va = np.asarray(va_N2, np.float64)
     if va.ndim != 2 or va.shape[1] != 2 or not len(va) or not np.isfinite(va).all():
-        raise ValueError(f"a reference takes finite VA points of shape [N, 2] with N above 0, got {list(va.shape)}")
+        raise ValueError(f"a reference needs finite VA points of shape [N, 2] with N above 0, got {list(va.shape)}")
     quantiles_Q2 = np.quantile(va, np.linspace(0, 1, QUANTILES), axis=0)
     return {axis: [float(value) for value in quantiles_Q2[:, index]] for index, axis in enumerate(AXES)}
 
@@ -56,7 +56,7 @@ def drift(values_N: ArrayLike, quantiles_Q: ArrayLike, reference_items: int) -> 
 def drift_by_modality(
     va: Mapping[str, NDArray[np.floating]], reference: Mapping[str, Any]
 ) -> dict[str, dict[str, Drift]]:
-    """Drift per axis of each modality [N, 2] that the reference knows.
+    """Drift per axis of each modality [N, 2] that the reference contains.
 
     The reference is a bundle's `provenance["reference"]`: {modality: {axis: quantiles}, "items": {modality: N}}.
     """
@@ -71,11 +71,11 @@ def drift_by_modality(
 
 
 def psi(values_N: ArrayLike, quantiles_Q: ArrayLike, reference_items: int) -> float:
-    """Population stability index: sum of (a - e) * ln(a / e) over bins; a, e: the values' and the reference's shares.
+    """Population stability index: sum of (a - e) * ln(a / e) over bins; a, e: shares of the values and the reference.
 
     The bins are the reference's BINS quantile ranges (equal quantiles merge). Half an item is added to every bin on
-    both sides, so that an empty bin does not give infinity. Source, also of the limits: Siddiqi, Credit Risk
-    Scorecards (2006). `quantiles_Q` rise in equal steps from 0 to 100 %; there is at least one value.
+    both sides, so that empty bins do not give infinity. Source, also of the limits: Siddiqi, Credit Risk Scorecards
+    (2006). `quantiles_Q` go from 0 to 100 % in equal steps; `values_N` is not empty.
     """
     values, quantiles = np.asarray(values_N, np.float64), np.asarray(quantiles_Q, np.float64)
     wanted_I = np.linspace(0, len(quantiles) - 1, BINS + 1)[1:-1].round().astype(int)
@@ -88,7 +88,7 @@ def psi(values_N: ArrayLike, quantiles_Q: ArrayLike, reference_items: int) -> fl
 
 
 def wasserstein(values_N: ArrayLike, quantiles_Q: ArrayLike) -> float:
-    """Wasserstein-1 distance of values [N] to the reference, whose items lie evenly between its quantiles [Q]."""
+    """Wasserstein-1 distance of values [N] to a reference with items evenly between its quantiles [Q]."""
     from scipy.stats import wasserstein_distance
 
     quantiles = np.asarray(quantiles_Q, np.float64)

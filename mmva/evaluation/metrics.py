@@ -1,6 +1,6 @@
-"""How well VA points are predicted: per axis, and as the error of the matching score.
+"""Metrics of predicted VA points per axis, and of the matching score.
 
-Shapes: N items, column 0 valence, column 1 arousal; everything is float64.
+Shapes: N items, column 0 valence, column 1 arousal; all float64.
 """
 
 from typing import Final
@@ -12,7 +12,7 @@ from mmva.affect import DEFAULT_SIGMA, matching_score
 from mmva.modalities import AXES
 
 VA_METRICS: Final = ("mse", "mae", "r2", "pearson", "ccc")
-PAIRED_ROWS: Final = 5_000  # of a modality, for figures on pairs of items: 25 million pairs
+PAIRED_ROWS: Final = 5_000  # of a modality, for metrics of pairs of items: 25 million pairs
 _CHUNK_PAIRS = 1_000_000
 # A variance below this share of the mean square is rounding, not spread.
 _ROUNDING = 1e-14
@@ -21,9 +21,9 @@ _ROUNDING = 1e-14
 def va_metrics(pred_N2: ArrayLike, label_N2: ArrayLike) -> dict[str, dict[str, float]]:
     """MSE, MAE, R2, Pearson's r and Lin's concordance coefficient (CCC) per axis.
 
-    R2 is 1 - SSE / SST (negative when worse than the labels' own mean). CCC is 2 cov / (var_p + var_y + (mean_p -
-    mean_y)^2) with population moments (Lin, Biometrics 45, 1989). Constant predictions show no association: r and CCC
-    are 0. Against constant labels R2, r and CCC are not defined: NaN.
+    R2 is 1 - SSE / SST (negative if worse than the labels' mean). CCC is 2 cov / (var_p + var_y + (mean_p - mean_y)^2)
+    with population moments (Lin, Biometrics 45, 1989). For constant predictions, r and CCC are 0. For constant labels,
+    R2, r and CCC are NaN.
 
     Returns {"valence": {"mse": ..., "mae": ..., "r2": ..., "pearson": ..., "ccc": ...}, "arousal": {...}}. Raises
     ValueError if the shapes are not both [N, 2] with N >= 1, or a value is not finite.
@@ -34,21 +34,21 @@ def va_metrics(pred_N2: ArrayLike, label_N2: ArrayLike) -> dict[str, dict[str, f
 
 
 def checked_pair(pred_N2: ArrayLike, label_N2: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Predictions and labels as float64 [N, 2]; ValueError as va_metrics says."""
+    """Predictions and labels as float64 [N, 2]. Raises ValueError as va_metrics."""
     pred, label = np.asarray(pred_N2, np.float64), np.asarray(label_N2, np.float64)
     if pred.shape != label.shape or pred.ndim != 2 or pred.shape[1] != 2 or len(pred) == 0:
         raise ValueError(
             f"predictions and labels must both be [N, 2], N >= 1; got {list(pred.shape)} and {list(label.shape)}"
         )
     if not (np.isfinite(pred).all() and np.isfinite(label).all()):
-        raise ValueError("predictions or labels hold NaN or infinite values")
+        raise ValueError("predictions or labels contain NaN or infinite values")
     return pred, label
 
 
 def sample_rows(rows: int) -> NDArray[np.int64]:
-    """Row numbers of a random sample of PAIRED_ROWS, ascending, the same in every call; all rows if there are fewer.
+    """Ascending row numbers of a random sample of at most PAIRED_ROWS rows, the same in every call.
 
-    For figures on pairs of items (matching, retrieval), whose cost grows with the product of two modalities' rows.
+    For metrics of pairs of items (matching, retrieval), whose cost grows with the product of two modalities' rows.
     """
     if rows <= PAIRED_ROWS:
         return np.arange(rows)
@@ -56,9 +56,9 @@ def sample_rows(rows: int) -> NDArray[np.int64]:
 
 
 def item_moments(pred_N2: NDArray[np.float64], label_N2: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What each item adds to the sums from which from_moments computes every metric, [N, 2 axes, 8].
+    """Each item's terms, [N, 2 axes, 8], of the sums from which from_moments computes every metric.
 
-    Values are relative to the labels' mean, because sums of large squares lose the digits that the variance needs.
+    Values are relative to the labels' mean: sums of large squares would lose the digits that the variance needs.
     """
     error = pred_N2 - label_N2
     p, y = pred_N2 - label_N2.mean(axis=0), label_N2 - label_N2.mean(axis=0)
@@ -95,9 +95,9 @@ def matching_mse(
     max_pairs: int = 25_000_000,
     seed: int = 0,
 ) -> float:
-    """MSE between the scores of predicted points and the labels' scores, over all N x M pairs of two modalities.
+    """MSE between predicted and label scores, over all N x M pairs of two modalities.
 
-    Above `max_pairs` pairs, the mean is over that many pairs drawn at random, with replacement.
+    Above `max_pairs` pairs, over that many random pairs, drawn with replacement.
     """
     pred_a, label_a = checked_pair(pred_a_N2, label_a_N2)
     pred_b, label_b = checked_pair(pred_b_M2, label_b_M2)

@@ -1,6 +1,6 @@
-"""Retrieval between two modalities, graded by how far labels match, and by mood quadrant as other systems report it.
+"""Retrieval between two modalities, judged by the labels' matching score, and by mood quadrant as in other systems.
 
-Q queries, M gallery items, VA points [., 2].
+Shapes: Q queries, M gallery items, VA points [., 2].
 """
 
 from collections.abc import Sequence
@@ -25,19 +25,18 @@ def retrieval_per_query(
     *,
     sigma: float = DEFAULT_SIGMA,
     recall_ranks: Sequence[int] = RECALL_RANKS,
-    ndcg_rank: int = NDCG_RANK,
     seed: int = 0,
 ) -> dict[str, NDArray[np.float64]]:
-    """Rank the gallery by distance of *predicted* points, judge the ranking by the *labels'* matching scores.
+    """Rank the gallery by distance of *predicted* points; judge the ranking by the *labels'* matching scores.
 
-    nDCG@k: gain of the item at rank r is its label score S, discounted by log2(r + 1); divided by the same sum for the
-    ranking by S. recall@k: an item is among a query's k truly best if its S is at least the k-th largest S (so ties
-    count as best); recall@k is the number of these among the k first, divided by k. Both lie in [0, 1], and a k beyond
-    the gallery means the gallery's size. Ties of predicted distance are broken at random (seeded): a constant
-    prediction gets what random ranking gets.
+    nDCG@k: the item at rank r adds its label score S, divided by log2(r + 1); the sum is divided by that of the ranking
+    by S. recall@k: an item is relevant if its S is at least the k-th largest S (ties count as relevant); recall@k is
+    the number of relevant items among the first k, divided by k. Both are in [0, 1]; a k above the gallery's size means
+    that size. Ties of predicted distance are broken at random (seeded), so a constant prediction scores like a random
+    ranking.
 
-    precision@k and mrr know only whether an item's label lies in the query's quadrant of the plane: the share of such
-    items among the k first, and 1 / the rank of the first one (0 if there is none).
+    For precision@k and mrr, an item is relevant if its label is in the query's quadrant: the share of relevant items
+    among the first k, and 1 / the rank of the first one (0 without one).
 
     Returns:
         Arrays [Q]: "ndcg@10", "recall@1", "recall@5", "recall@10", "precision@1", "precision@5", "mrr" and, beside
@@ -49,30 +48,30 @@ def retrieval_per_query(
     gallery, gallery_label = gallery[shuffle], gallery_label[shuffle]
     moods = np.unique(quadrant(np.concatenate([query_label, gallery_label])), return_inverse=True)[1]
     query_mood_Q, gallery_mood_M = np.split(moods, [len(query)])
-    step, deepest = max(1, _CHUNK_PAIRS // len(gallery)), min(max(*recall_ranks, ndcg_rank), len(gallery))
+    step, deepest = max(1, _CHUNK_PAIRS // len(gallery)), min(max(*recall_ranks, NDCG_RANK), len(gallery))
     chunks: list[dict[str, NDArray[np.float64]]] = []
     for start in range(0, len(query), step):
         rows = slice(start, start + step)
         predicted_QM = _squared_distances(query[rows], gallery)
-        first_QK = _smallest(predicted_QM, deepest)  # the one ranking that all figures come from
+        first_QK = _smallest(predicted_QM, deepest)  # all metrics use this ranking
         score_QM = np.exp(-np.sqrt(_squared_distances(query_label[rows], gallery_label)) / sigma)
-        by_score = _by_score(score_QM, first_QK, recall_ranks, ndcg_rank)
+        by_score = _by_score(score_QM, first_QK, recall_ranks)
         chunks.append(by_score | _by_mood(predicted_QM, first_QK, query_mood_Q[rows], gallery_mood_M))
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
 def _by_score(
-    score_QM: NDArray[np.float64], first_QK: NDArray[np.int64], recall_ranks: Sequence[int], ndcg_rank: int
+    score_QM: NDArray[np.float64], first_QK: NDArray[np.int64], recall_ranks: Sequence[int]
 ) -> dict[str, NDArray[np.float64]]:
     size, deepest = score_QM.shape[1], first_QK.shape[1]
     found_QK = np.take_along_axis(score_QM, first_QK, axis=1)
     best_QK = np.take_along_axis(score_QM, _smallest(-score_QM, deepest), axis=1)
     values: dict[str, NDArray[np.float64]] = {}
-    k = min(ndcg_rank, size)
+    k = min(NDCG_RANK, size)
     discount_K = 1 / np.log2(np.arange(2, k + 2))
     ideal_Q = best_QK[:, :k] @ discount_K
-    values[f"ndcg@{ndcg_rank}"] = found_QK[:, :k] @ discount_K / ideal_Q
-    values[f"random_ndcg@{ndcg_rank}"] = score_QM.mean(axis=1) * discount_K.sum() / ideal_Q
+    values[f"ndcg@{NDCG_RANK}"] = found_QK[:, :k] @ discount_K / ideal_Q
+    values[f"random_ndcg@{NDCG_RANK}"] = score_QM.mean(axis=1) * discount_K.sum() / ideal_Q
     for rank in recall_ranks:
         k = min(rank, size)
         threshold_Q1 = best_QK[:, k - 1 : k]
@@ -95,7 +94,7 @@ def _by_mood(
         values[f"precision@{rank}"] = same_QK[:, :rank].mean(axis=1)
         values[f"random_precision@{rank}"] = count_Q / size
     rank_Q = 1.0 + same_QK.argmax(axis=1)
-    late_L = np.flatnonzero(~same_QK.any(axis=1))  # few queries of a model that knows something
+    late_L = np.flatnonzero(~same_QK.any(axis=1))  # few queries, unless the model is random
     if len(late_L):
         rest_LM = predicted_QM[late_L]
         np.put_along_axis(rest_LM, first_QK[late_L], -np.inf, axis=1)
@@ -111,10 +110,10 @@ def _by_mood(
 
 
 def _expected_reciprocal_rank(relevant: int, size: int) -> float:
-    """Mean of 1 / the first relevant item's rank over all orders of `size` items."""
+    """Mean of 1 / the rank of the first relevant item, over all orders of `size` items."""
     if relevant == 0:
         return 0.0
-    left_R = size - np.arange(size - relevant + 1)  # items left at each rank, as long as none was relevant
+    left_R = size - np.arange(size - relevant + 1)  # items left at each rank before the first relevant one
     none_before_R = np.concatenate([[1.0], np.cumprod((left_R - relevant) / left_R)[:-1]])
     return float((none_before_R * relevant / left_R / np.arange(1, len(left_R) + 1)).sum())
 

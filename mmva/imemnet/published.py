@@ -1,9 +1,8 @@
-"""IMEMNet-C's label files, read as they were published, with everything that is wrong in them reported.
+"""Read IMEMNet-C's published label files, and report all of their defects.
 
-`image_va.csv` has the columns `(row index), img, valence, arousal`, `music_va.csv` the columns `(row index), Clip ID,
-Valence, Arousal, Caption`. Known defects: 8 image ids are on 22 rows with labels up to .74 apart (IAPS suffixes were
-lost), and a few labels exceed 1.0 by up to .006 (the affine map from DEAM's scale). No label is ever chosen silently:
-rows in = rows kept + rows dropped, and every dropped row belongs to a reported problem.
+`image_va.csv` has the columns `(row index), img, valence, arousal`; `music_va.csv` has `(row index), Clip ID, Valence,
+Arousal, Caption`. Known defects: 8 image ids are on 22 rows with labels up to .74 apart (IAPS suffixes were lost), and
+a few labels exceed 1.0 by up to .006 (the affine map from DEAM's scale).
 """
 
 import re
@@ -29,7 +28,7 @@ _DEAM_CLIP_ID = re.compile(r"\d+-\d+")
 def read_image_labels(source: str | Path | bytes, name: str = "image_va.csv") -> Labels:
     """Read `image_va.csv` (a path, or its content with a name for errors); each image is its own group.
 
-    Raises UsageError with file and column if it cannot be read as such a table.
+    Raises UsageError with file and column if the file is not such a table.
     """
     table = read_strings(source, name, {"img": "id", "valence": "valence", "arousal": "arousal"})
     table["caption"] = ""
@@ -42,10 +41,10 @@ def read_image_labels(source: str | Path | bytes, name: str = "image_va.csv") ->
 def read_music_labels(
     source: str | Path | bytes, name: str = "music_va.csv", *, require_captions: bool = True
 ) -> Labels:
-    """Read `music_va.csv`; the group of a clip `song-k` is its song, that of any other id the id itself.
+    """Read `music_va.csv`; the group of a clip is its song (see song_of).
 
-    A file without a Caption column is an error, or, without `require_captions`, a table of clips without captions.
-    Raises UsageError with file and column if it cannot be read as such a table.
+    Without `require_captions`, the Caption column is optional and ignored. Raises UsageError with file and column if
+    the file is not such a table.
     """
     columns = {"Clip ID": "id", "Valence": "valence", "Arousal": "arousal", "Caption": "caption"}
     table = read_strings(source, name, columns, optional=() if require_captions else ("Caption",))
@@ -64,13 +63,13 @@ def image_source(image_id: str) -> str:
 
 
 def song_of(clip_id: str) -> str:
-    """Song of a clip id `song-k`; an id of another form is its own song."""
+    """Song of a clip id `song-k`; any other id is its own song."""
     match = _CLIP_ID.fullmatch(clip_id)
     return match["song"] if match else clip_id
 
 
 def _checked(table: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
-    """Rows with one id each and usable labels as float64, and the problems found on the way."""
+    """Rows with unique ids and usable labels as float64, and the problems of the others."""
     table, nameless = without_nameless(table)
     table, repeated = without_repeated_ids(table)
     table, labels = with_labels(table, _UNIT_SCALE)

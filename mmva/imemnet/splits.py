@@ -1,4 +1,4 @@
-"""Splits that do not leak: whole songs and images, never clips of one song in two splits.
+"""Splits that do not leak: all clips of a song are in one split.
 
 IMEMNet's own split is by song, 1,442 / 90 / 270 for train / val / test: the fractions .8 / .05 / .15 of 1,802 songs.
 """
@@ -27,16 +27,14 @@ LEAKAGE_WARNING: Final = (
 def split_by_group(
     groups: Sequence[str], seed: int = 0, fractions: tuple[float, float, float] = FRACTIONS
 ) -> NDArray[np.str_]:
-    """Split name of each item, the same for all items of a group.
+    """Split of each item, the same for all items of a group.
 
-    Groups are ordered by a hash of seed and name, then cut: the result does not depend on the order or number of a
-    group's rows, and the shares (train, val, test; they sum to 1) of groups are exact to rounding, with at least one
-    group in every split with a share.
-
-    Raises UsageError for invalid fractions, or fewer groups than splits.
+    Groups are sorted by a hash of seed and name, then divided: the result does not depend on the order or number of a
+    group's rows. The fractions (train, val, test) of groups sum to 1 and are exact to rounding, with at least one group
+    in every split whose fraction is above 0. Raises UsageError for invalid fractions, or fewer groups than splits.
     """
     if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6 or fractions[0] == 0:
-        raise UsageError(f"split fractions must be >= 0, sum to 1 and leave some for train, got {fractions}")
+        raise UsageError(f"split fractions must be >= 0, sum to 1 and be above 0 for train, got {fractions}")
     ordered = sorted(set(groups), key=lambda group: _rank(group, seed))
     held_out = [max(1, round(share * len(ordered))) if share > 0 else 0 for share in fractions[1:]]
     train = len(ordered) - sum(held_out)
@@ -50,12 +48,12 @@ def split_by_group(
 def read_split_file(source: str | Path | bytes, name: str = "song_split.csv") -> dict[str, str]:
     """Split of each song from a published file with the columns song_id and split.
 
-    Raises UsageError if a column is missing, a split is not one of train, val and test, or a song is there twice.
+    Raises UsageError if a column is missing, a split is not one of train, val and test, or a song is on several rows.
     """
     table = read_strings(source, name, {"song_id": "song_id", "split": "split"})
     unknown = sorted(set(table["split"]) - set(SPLITS))
     if unknown:
-        raise UsageError(f"{name}: column 'split' holds {unknown[0]!r}; it must be one of {', '.join(SPLITS)}")
+        raise UsageError(f"{name}: column 'split' contains {unknown[0]!r}; it must be one of {', '.join(SPLITS)}")
     repeated = table["song_id"][table["song_id"].duplicated()]
     if len(repeated):
         raise UsageError(f"{name}: song {repeated.iloc[0]!r} is on several rows; keep one")
@@ -63,7 +61,7 @@ def read_split_file(source: str | Path | bytes, name: str = "song_split.csv") ->
 
 
 def split_by_file(groups: Sequence[str], split_of: Mapping[str, str]) -> NDArray[np.str_]:
-    """Split name of each item by its group's entry in a split file; UsageError with the first group without one."""
+    """Split of each item by its group's entry in a split file. Raises UsageError if a group has no entry."""
     missing = sorted(set(groups) - set(split_of))
     if missing:
         raise UsageError(f"the split file has no row for {len(missing)} songs, such as {missing[0]!r}; add them")

@@ -1,4 +1,4 @@
-"""Units of many items through the encoders in full batches; an error affects only the item that causes it."""
+"""Embed the units of many items in full batches; an error affects only the item that causes it."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -16,8 +16,8 @@ from mmva.inference.fetching import Progress
 from mmva.inference.items import Item, Track
 from mmva.models.predictor import ItemEncoder
 
-BATCH_PIXELS: Final = 64_000_000  # decoded images that wait for a batch: at most some 200 MB
-_FAILING_ITEMS: Final = 4  # items in a row, with no success between them
+BATCH_PIXELS: Final = 64_000_000  # of images that wait for a batch: about 200 MB
+_FAILING_ITEMS: Final = 4  # failures in a row, without a success between them, that show a fault of the environment
 
 Batch = Sequence[tuple[Item, Unit]]
 
@@ -27,17 +27,17 @@ class Overlapped(ItemEncoder, Protocol):
     """An encoder whose network runs while the next items are prepared."""
 
     def prepare(self, item: Any) -> Any:
-        """The network's input of one decoded item; from any thread."""
+        """The network's input for one decoded item; thread-safe."""
 
     def launch(self, prepared: Sequence[Any]) -> Any:
         """Start the network on prepared items."""
 
     def collect(self, launched: Any) -> NDArray[np.float32]:
-        """Wait for a launch: embeddings [N, D]."""
+        """Wait for a launch. Returns embeddings [N, D]."""
 
 
 class Encoders:
-    """Encoders by tower, each loaded on first use: a failure to load is not an item's error."""
+    """Encoders by tower, each loaded on first use. A failure to load is not an item's error."""
 
     def __init__(self, load: Callable[[str], ItemEncoder], on_progress: Progress) -> None:
         self._load, self._on_progress = load, on_progress
@@ -66,7 +66,7 @@ class _Launched(NamedTuple):
 
 
 class Batches:
-    """Collects the units of one call into batches and embeds them; embeddings are appended to the items' tracks."""
+    """Collects the units of one call into batches, embeds them, and appends the embeddings to the items' tracks."""
 
     def __init__(self, encoders: Encoders, batch_size: int, on_progress: Progress, *, items_at_fault: bool) -> None:
         self._encoders, self._batch_size, self._on_progress = encoders, batch_size, on_progress
@@ -78,7 +78,7 @@ class Batches:
         self.seconds = 0.0
 
     def add(self, item: Item, unit: Unit) -> None:
-        """Add a unit of an item; embeds a batch once it is full."""
+        """Add a unit of an item; embed its batch if it is full."""
         assert item.media is not None
         item.media.tracks.setdefault(unit.track, Track())
         if unit.end_s:
@@ -91,13 +91,13 @@ class Batches:
             self._flush(unit.track)
 
     def finish(self) -> None:
-        """Embed what still waits."""
+        """Embed the waiting units."""
         for track in list(self._waiting):
             self._flush(track)
         self._collect()
 
     def pending(self) -> set[int]:
-        """id() of the items of which some units are not embedded yet."""
+        """id() of the items with units that are not embedded yet."""
         waiting = [*self._waiting.values(), self._launched.batch if self._launched else ()]
         return {id(item) for batch in waiting for item, _ in batch}
 
@@ -131,7 +131,7 @@ class Batches:
             self._store(track, batch, emb_BD)
 
     def _collect(self) -> None:
-        """Store the embeddings of the batch that was launched last."""
+        """Store the embeddings of the last launched batch."""
         if self._launched is None:
             return
         launched, self._launched = self._launched, None
@@ -161,7 +161,7 @@ class Batches:
                 self._store(track, [(item, unit)], emb_1D)
 
     def _fail(self, track: str, item: Item, error: Exception) -> None:
-        """Give an item its error, unless the environment is at fault."""
+        """Give an item its error. Raises EnvironmentFault if the environment is at fault."""
         if is_device_fault(error):
             raise EnvironmentFault(f"infer: the GPU failed at {item.uri or item.id}: {described(error)}") from error
         assert item.media is not None
@@ -173,7 +173,7 @@ class Batches:
         if len(failing) >= _FAILING_ITEMS:
             raise EnvironmentFault(
                 f"infer: the {track} encoder failed for {len(failing)} items in a row, also one by one, "
-                f"last {item.uri or item.id}: {described(error)}"
+                f"the last is {item.uri or item.id}: {described(error)}"
             ) from error
 
     def _store(self, track: str, batch: Batch, emb_BD: NDArray[np.float32]) -> None:

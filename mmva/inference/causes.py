@@ -1,23 +1,23 @@
-"""The cause of an item's failure as a MediaError, and which failures are the environment's."""
+"""Classify failures: those of an item, as a MediaError, and those of the environment."""
 
 from typing import Final
 
 from mmva.errors import CheckFailed, EnvironmentFault, MediaError, OperationFailed, UsageError
 
-# Raised where no item can be the cause, such as a model that cannot be loaded.
+# Errors that no item can cause, such as a model that cannot be loaded.
 NOT_AN_ITEM: Final = (OperationFailed, CheckFailed, UsageError)
 _CUDA_MARKS: Final = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS")
 
 
 def as_media_error(error: Exception, stage: str) -> MediaError:
-    """The error itself if it is a MediaError, else one with the cause "unexpected-error"."""
+    """The error itself if it is a MediaError, else a MediaError "unexpected-error"."""
     if isinstance(error, MediaError):
         return error
     return MediaError("unexpected-error", described(error), stage=stage)
 
 
 def fetch_error(error: Exception) -> MediaError:
-    """An item's MediaError for an error of reading its bytes."""
+    """The MediaError for an error while reading an item's bytes."""
     if isinstance(error, FileNotFoundError):
         return MediaError("not-found", str(error), stage="fetch")
     if isinstance(error, PermissionError):
@@ -28,12 +28,12 @@ def fetch_error(error: Exception) -> MediaError:
 
 
 def is_environment_fault(error: Exception) -> bool:
-    """Whether a failed fetch shows that storage as a whole is not accessible (expired credentials, no such bucket)."""
+    """Whether a failed fetch means that storage as a whole is not accessible (expired credentials, no such bucket)."""
     return isinstance(error, EnvironmentFault) or bool(getattr(error, "environment", False))
 
 
 def is_device_fault(error: Exception) -> bool:
-    """Whether the GPU's context is lost, so that no later call in this process can work."""
+    """Whether the GPU's context is lost, so that all later calls in this process fail."""
     return isinstance(error, RuntimeError) and any(mark in str(error) for mark in _CUDA_MARKS)
 
 

@@ -1,4 +1,4 @@
-"""What decides the result of inference, besides the model: how media are cut, and which engine computes."""
+"""Settings that affect the result of inference, besides the model: the cutting of media, and the engine."""
 
 from collections.abc import Mapping
 from typing import Any, Final, Literal, get_args
@@ -17,13 +17,13 @@ ON_GPU: Final = ("cuda", "cuda-bf16")
 
 
 class Preprocessing(MethodConfig):
-    """What happens to an item before the towers see it."""
+    """Processing of an item before the towers."""
 
     fingerprints: dict[str, str] = Field(description="modality -> fingerprint of backbone and its preprocessing")
     window_s: float = Field(gt=0, description="length of a window of audio")
-    hop_s: float = Field(gt=0, description="distance of the starts of neighbouring windows")
-    short_side: int = Field(gt=0, description="pixels below which no JPEG is decoded; the same as when training")
-    decoders: int = Field(1, description="version of the decoders; two give other pixels or samples for some files")
+    hop_s: float = Field(gt=0, description="time between the starts of neighbouring windows")
+    short_side: int = Field(gt=0, description="smallest short side to which JPEGs are decoded; as in training")
+    decoders: int = Field(1, description="decoder version; versions differ in pixels or samples of some files")
 
 
 def default_preprocessing(
@@ -37,15 +37,15 @@ def default_preprocessing(
 
 
 class EngineInfo(MethodConfig):
-    """What computes a modality's embeddings, and how it was chosen."""
+    """The engine for a modality's embeddings, and the measurements that it was chosen by."""
 
     name: EngineName
     file: str | None = Field(None, description="the exported network, relative to the run; onnx only")
     sha256: str | None = Field(None, description="of the file")
     max_va_difference: float | None = Field(
-        0.0, description="largest difference to fp32 torch on the calibration batch; null if it was not compared"
+        0.0, description="largest difference from fp32 torch on the calibration batch; null if not measured"
     )
-    min_cosine: float | None = Field(1.0, description="of its embeddings with those of fp32 torch, on that batch")
+    min_cosine: float | None = Field(1.0, description="of its embeddings and those of fp32 torch, on that batch")
     items_per_s: dict[str, float] = Field({}, description="engine -> calibrated speed of one core, for --plan")
 
     @property
@@ -55,7 +55,7 @@ class EngineInfo(MethodConfig):
 
 
 def check_engine_name(name: str) -> str:
-    """The name of an engine, or "auto"; UsageError if there is no such engine."""
+    """The name of an engine, or "auto". Raises UsageError if there is no such engine."""
     if name not in ENGINE_CHOICES:
         raise UsageError(f"engine {name!r} is unknown; choose one of {', '.join(ENGINE_CHOICES)}")
     return name

@@ -1,4 +1,4 @@
-"""An item's bytes to the units that encoders read: one image, one text, or windows of time one after another."""
+"""Decode an item's bytes into the units that encoders read: one image, one text, or successive windows of time."""
 
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
@@ -17,10 +17,10 @@ from mmva.modalities import MEDIA_KINDS, towers_of
 
 
 class Unit(NamedTuple):
-    """What an encoder embeds at once: `content` is an RGB image, mono float32 samples [T], or text.
+    """One input of an encoder: `content` is an RGB image, mono float32 samples [T], text, or its prepared form.
 
-    `track` is the tower that reads it (then `content` may be what its encoder prepared). `start_s` is the start of the
-    window and `end_s` the known length of the track, in seconds; both are 0 for images and captions.
+    `track` is the tower that reads it. `start_s` is the start of the window and `end_s` the known length of the track,
+    in seconds; both are 0 for images and captions.
     """
 
     track: str
@@ -30,7 +30,7 @@ class Unit(NamedTuple):
 
 
 def unit_bytes(unit: Unit) -> int:
-    """Bytes of a unit's content in memory, as far as they matter."""
+    """Approximate bytes of a unit's content in memory."""
     content = unit.content
     if isinstance(content, Image.Image):
         return 3 * content.width * content.height
@@ -38,7 +38,7 @@ def unit_bytes(unit: Unit) -> int:
 
 
 class Decoder:
-    """Decodes items; long media are streamed, so that memory does not grow with their duration."""
+    """Decodes items. Long media are streamed, so memory does not grow with their duration."""
 
     def __init__(
         self,
@@ -47,12 +47,12 @@ class Decoder:
         preprocessing: Preprocessing,
         limits: Limits,
     ) -> None:
-        """Bind to what the model needs; `sample_rate` gives the rate of music in Hz when the first music is decoded."""
+        """Set up decoding for a model; `sample_rate` returns the rate of music in Hz, and is called for music only."""
         self._towers, self._sample_rate = towers, sample_rate
         self._preprocessing, self._limits = preprocessing, limits
 
     def refusal(self, modality: str | None) -> MediaError | None:
-        """Why no item of this modality can be embedded, known before anything is fetched."""
+        """Why items of this modality cannot be embedded; None if they can."""
         if modality not in MEDIA_KINDS:
             known = ", ".join(MEDIA_KINDS)
             return MediaError("unknown-modality", f"modality {modality!r} is not one of {known}", stage="catalog")
@@ -62,7 +62,7 @@ class Decoder:
         return None
 
     def units(self, modality: str, data: bytes) -> Iterator[Unit]:
-        """The units of an item, track after track. MediaError, possibly after some units, if the file is damaged."""
+        """Yield the units of an item, track by track. Raises MediaError if it is damaged, possibly after some units."""
         if modality == "caption":
             yield Unit("caption", 0.0, 0.0, clean_caption(data, self._limits))
         elif modality == "image":
@@ -91,6 +91,6 @@ class Decoder:
     def _sound(self, stream: Callable[..., Iterator[Any]], data: bytes) -> Iterator[Unit]:
         rate, cut = self._sample_rate(), self._preprocessing
         if rate is None:
-            raise UsageError("the music encoder names no sample rate; save the bundle again with its encoders")
+            raise UsageError("the music encoder has no sample rate; save the bundle again with its encoders")
         for start_s, samples_T in stream_windows(stream(data, rate, self._limits), rate, cut.window_s, cut.hop_s):
             yield Unit("music", start_s, start_s + len(samples_T) / rate, samples_T)

@@ -1,9 +1,9 @@
-"""A pool of child processes that decode: an item that kills or hangs its decoder costs itself, and nobody else.
+"""A pool of child processes that decode: an item that kills or hangs its decoder does not affect other items.
 
     pool = DecoderPool(2, item_timeout_s=20)
     units = pool.decode(DecodeJob(spec, "image", data, most=16 * 2**20))     # MediaError "killed-worker", "timed-out"
 
-The children hold no model, no credentials and no network connection; they get bytes and give decoded units.
+The children have no model, credentials or network connections; they receive bytes and return decoded units.
 """
 
 import logging
@@ -26,12 +26,12 @@ LOAD_TIMEOUT_S: Final = 120.0  # to start a process, on a machine that may be bu
 
 
 class TooLongError(Exception):
-    """An item has more decoded bytes than the job allows."""
+    """An item has more decoded bytes than its job allows."""
 
 
 @dataclass(frozen=True)
 class DecodeSpec:
-    """What a model needs of a decoder; see Decoder."""
+    """A model's settings for Decoder."""
 
     towers: tuple[str, ...]  # modalities that the model has a tower for
     sample_rate: int | None  # of music, in Hz; None if there is no music
@@ -39,13 +39,13 @@ class DecodeSpec:
     limits: Limits  # of an item
 
     def decoder(self) -> Decoder:
-        """A decoder for this model; cheap."""
+        """Make a decoder for this model; cheap."""
         return Decoder(self.towers, lambda: self.sample_rate, self.preprocessing, self.limits)
 
 
 @dataclass(frozen=True)
 class DecodeJob:
-    """An item for a child. `most` bounds its decoded bytes; without it, it is streamed however long it is."""
+    """An item for a child. `most` limits its decoded bytes; None sets no limit."""
 
     spec: DecodeSpec
     modality: str
@@ -54,30 +54,30 @@ class DecodeJob:
 
 
 class DecoderPool:
-    """Child processes, each with one item at a time. Safe to call from any number of threads; calls wait their turn."""
+    """Child processes with one item at a time each. Thread-safe; calls wait for a free child."""
 
     def __init__(self, size: int, item_timeout_s: float, load_timeout_s: float = LOAD_TIMEOUT_S) -> None:
-        """Start the children in the background. Seconds limit an item until its next unit, and the start of a child."""
+        """Start the children in the background. The limits are for an item's next unit and the start of a child."""
         self._children = [Isolated(_make, item_timeout_s, load_timeout_s, deaths_allowed=1) for _ in range(size)]
         self._idle: LifoQueue[Isolated] = LifoQueue()
         for child in self._children:
             self._restart(child)
 
     def close(self) -> None:
-        """End the children; no call may be running."""
+        """End the children, when no call is running."""
         for _ in self._children:
             self._idle.get().close()
 
     def decode(self, job: DecodeJob) -> list[Unit]:
         """All units of an item.
 
-        Raises MediaError for what is wrong with it; "killed-worker" or "timed-out" if it ended its child; TooLongError
-        if it has more decoded bytes than the job allows; OperationFailed if no child starts.
+        Raises MediaError if the item is unusable, with "killed-worker" or "timed-out" if it ended its child;
+        TooLongError if it has more decoded bytes than the job allows; OperationFailed if no child starts.
         """
         return list(self.stream(job))
 
     def stream(self, job: DecodeJob) -> Iterator[Unit]:
-        """The units of an item as they are decoded; the child is taken until the iterator ends. Raises as decode."""
+        """Yield the units of an item as they are decoded. It occupies a child until it ends. Raises as decode."""
         with self._child() as child:
             yield from child.stream(job)
 
@@ -93,12 +93,12 @@ class DecoderPool:
                 self._restart(child)
 
     def _restart(self, child: Isolated) -> None:
-        """Start a child in a thread, so that the item that ended the one before does not wait for it."""
+        """Start a child in a thread, so that the item that ended the previous child does not wait."""
 
         def start() -> None:
             try:
                 child.start()
-            except OperationFailed as error:  # the next item tries again, and says so
+            except OperationFailed as error:  # the next item tries again, and reports it
                 logger.error("decoder: %s", error)  # noqa: TRY400 - one line
             self._idle.put(child)
 

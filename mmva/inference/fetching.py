@@ -1,4 +1,4 @@
-"""The bytes of items, read ahead: repeated during outages; errors of the environment and of items are separated."""
+"""Read items' bytes ahead, retry during outages, and separate errors of the environment from those of items."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ logger = logging.getLogger(__name__)
 # (URI, known size or None, most bytes to read) -> bytes; called from several threads.
 Fetch = Callable[[str, int | None, int], bytes]
 Progress = Callable[[str], None]
-_ALL_FAILED: Final = 8  # fetches of one call that fail for one cause, and none that works
+_ALL_FAILED: Final = 8  # fetches of a call, all failing for one cause, that show a fault of the environment
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 15.0
 _REPORT_S: Final = 5.0
-THREADS: Final = 32  # requests in flight: a GET takes 15 to 100 ms, and one core infers some 80 images a second
+THREADS: Final = 32  # requests in flight: a GET takes 15 to 100 ms, and one core embeds about 80 images per second
 HELD_BYTES: Final = 64 * 2**20
 
 
 class Request(NamedTuple):
-    """A file to fetch, and its size in bytes if it is known."""
+    """A file to fetch, and its size in bytes if known."""
 
     uri: str
     size: int | None
@@ -46,9 +46,9 @@ def prefetched(
 ) -> Iterator[Future[bytes]]:
     """Yield the results of the requests in order, each as a future.
 
-    At most `in_flight` files and `held_bytes` bytes are fetched or waiting at a time, but always at least one file.
-    A finished fetch counts with its real size, a running one with its known size. Without a known size it counts with
-    twice the mean of the sizes seen so far, and with the whole bound until the first size is seen.
+    At most `in_flight` files and `held_bytes` bytes are fetched or waiting at a time, but at least one file. A finished
+    fetch counts with its real size, a running one with its known size. A running one of unknown size counts with twice
+    the mean size so far, or with `held_bytes` before the first size is known.
     """
     waiting: deque[tuple[Future[bytes], Request]] = deque()
     files = total = 0  # fetched so far, and their bytes
@@ -69,7 +69,7 @@ def prefetched(
                 yield future
                 if size := _size(future):
                     files, total = files + 1, total + size
-                del future  # or its bytes stay in memory
+                del future  # frees its bytes
             waiting.append((pool.submit(fetch, request), request))
         while waiting:
             yield waiting.popleft()[0]
@@ -79,14 +79,14 @@ def prefetched(
 
 
 def _size(future: Future[bytes]) -> int | None:
-    """Bytes of a finished fetch; None while it runs."""
+    """Number of bytes of a finished fetch; None while it runs."""
     if not future.done():
         return None
     return 0 if future.cancelled() or future.exception() is not None else len(future.result())
 
 
 class Outage:
-    """How long storage has been unavailable, for all threads of a process; any answer of storage ends the outage."""
+    """Measures how long storage is unavailable, for all threads of a process. Any answer ends the outage."""
 
     def __init__(self, patience_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._patience_s, self._clock = patience_s, clock
@@ -94,7 +94,7 @@ class Outage:
         self._lock = threading.Lock()
 
     def lasts_too_long(self, error: Exception) -> bool:
-        """Note a request without an answer; True once this outage has lasted for patience_s."""
+        """Note a request without an answer. Returns whether the outage has lasted for patience_s."""
         now = self._clock()
         with self._lock:
             begins = self._since is None
@@ -104,7 +104,7 @@ class Outage:
         return now - since >= self._patience_s
 
     def end(self) -> None:
-        """Note that storage answered."""
+        """Note an answer."""
         with self._lock:
             self._since = None
 
@@ -122,11 +122,11 @@ class Fetching:
         threads: int = THREADS,
         on_progress: Progress = lambda _stage: None,
     ) -> None:
-        """Bind to a way of reading; nothing is read yet.
+        """Set up reading; nothing is read yet.
 
-        `is_outage` says whether an error means that storage does not answer: the request is then repeated for up to
-        `patience_s` seconds. An error with a true attribute `environment` is an EnvironmentFault. `on_progress` is
-        called with "fetch" when the caller has to wait for bytes, and every few seconds of the wait.
+        If `is_outage` of an error is true, storage does not answer, and the request is retried for up to `patience_s`
+        seconds. An error with a true attribute `environment` becomes an EnvironmentFault. `on_progress` is called with
+        "fetch" when the caller starts to wait for bytes, and every few seconds while it waits.
         """
         self._fetch, self._max_bytes, self._is_outage = fetch, max_bytes, is_outage
         self._outage, self._on_progress = Outage(patience_s), on_progress
@@ -134,11 +134,11 @@ class Fetching:
         self._threads = threads
 
     def read(self, items: Sequence[Item], *, items_at_fault: bool = False) -> Generator[tuple[Item, bytes], None, None]:
-        """Yield items with their bytes, in order; an item that cannot be read gets its error and is left out.
+        """Yield items with their bytes, in order. An item that cannot be read gets its error and is skipped.
 
-        Each item has a caption or a URI and no error. With `items_at_fault` (the environment is known to work), a cause
-        that all fetches share is the items' own. Raises EnvironmentFault if an error of the environment is met, or all
-        fetches (at least 8) fail for one cause; and the error of an outage that lasts too long.
+        Each item has a caption or a URI, and no error. Raises EnvironmentFault if the environment is at fault, or at
+        least 8 fetches, and no other, fail for one cause; with `items_at_fault` (the environment is known to work), the
+        items get this error instead. Raises the error of an outage that lasts too long.
         """
         requests = [Request(item.uri, item.size) for item in items if item.caption is None and item.uri is not None]
         failed: list[tuple[Item, Exception, MediaError]] = []
@@ -161,7 +161,7 @@ class Fetching:
                     failed.append((item, error, item.error))
                     continue
                 finally:
-                    del future  # or its bytes stay in memory while the item is decoded
+                    del future  # frees its bytes before the item is decoded
                 yield item, data
                 del data
         finally:
@@ -177,7 +177,7 @@ class Fetching:
         return future.result()
 
     def _read(self, request: Request, stop: threading.Event) -> bytes:
-        """Read one file in a thread; during an outage again and again, with growing, jittered waits."""
+        """Read one file in a thread; retry during an outage, with growing random waits."""
         wait_s = _FIRST_WAIT_S
         while True:
             try:
@@ -199,13 +199,13 @@ class Fetching:
 def _check_failures(
     failed: Sequence[tuple[Item, Exception, MediaError]], requests: int, *, items_at_fault: bool
 ) -> None:
-    """Raise EnvironmentFault if all fetches failed for a cause that is not the items' own."""
+    """Raises EnvironmentFault if all fetches failed and the environment is at fault."""
     if not failed or len(failed) < requests:
         return
     item, error, cause = failed[0]
     if all(is_environment_fault(one) for _, one, _ in failed):
         raise _as_fault(error, item.uri) from error
-    # A MediaError is about the file (too large, outside the roots) and says nothing about the environment.
+    # A MediaError describes the file (too large, outside the roots), not the environment.
     alike = all(found.code == cause.code and not isinstance(one, MediaError) for _, one, found in failed)
     if alike and len(failed) >= _ALL_FAILED and not items_at_fault:
         raise EnvironmentFault(f"fetch: all {len(failed)} files fail with {cause.code}, first {item.uri}: {cause}")

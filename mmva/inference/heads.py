@@ -1,7 +1,7 @@
-"""Embeddings to points, curves, intervals and moods: the same for fresh and for stored embeddings.
+"""Compute points, curves, intervals and moods from fresh or stored embeddings.
 
-The point is the tower's value for the item's embedding, as in training and evaluation; a video's is the mean over its
-tracks. The curve has a point for each start time of a window: the mean over the tracks that have a window there.
+An item's point is its tower's output for its embedding, as in training and evaluation; a video's point is the mean over
+its tracks. A curve has a point for each start time of a window: the mean over the tracks with a window there.
 
 Shapes: N items, W windows of all of them, P points of their curves, D an embedding's width.
 """
@@ -41,9 +41,9 @@ _NON_FINITE: Final = {
 
 
 def predict(model: MMVA | Predictor, embedded: Embedded) -> Predicted:
-    """Run the heads over embedded items. An item whose embedding or point is not finite becomes an error.
+    """Compute the rows of embedded items. An item whose embedding or point is not finite becomes an error.
 
-    `embedded` may be read from storage, with float16 windows. The model's encoders are not used.
+    `embedded` may come from storage, with float16 windows. The model's encoders are not used.
     """
     rows, windows = embedded.rows, embedded.windows
     va_N2, finite_N = _points(model, rows)
@@ -69,7 +69,7 @@ def _with_errors(embedded: Embedded, bad: pa.Table) -> Embedded:
 
 
 def _points(model: MMVA | Predictor, rows: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """VA points [N, 2], and whether embedding and point are finite [N]; one call of each tower for all items."""
+    """VA points [N, 2], and whether embedding and point are finite [N]; calls each tower once."""
     sum_N2, tracks_N = np.zeros((rows.num_rows, 2)), np.zeros(rows.num_rows)
     finite_N = np.ones(rows.num_rows, bool)
     parts: dict[str, list[tuple[NDArray[np.integer], NDArray[np.float32]]]] = {}
@@ -91,7 +91,7 @@ def _points(model: MMVA | Predictor, rows: pa.Table) -> tuple[NDArray[np.float64
 
 
 def _curves(model: MMVA | Predictor, ids: pa.ChunkedArray, windows: pa.Table) -> pa.Array:
-    """Each item's points by start time, null for an item without windows."""
+    """Each item's points by start time; null for items without windows."""
     if not windows.num_rows:
         return pa.nulls(len(ids), pa.list_(WINDOW))
     va_W2 = np.empty((windows.num_rows, 2), np.float64)

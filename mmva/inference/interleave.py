@@ -1,4 +1,4 @@
-"""Several streams as one; drained by threads for a consumer that computes on another device meanwhile."""
+"""Merge several streams into one, optionally with threads, for a consumer that computes on another device."""
 
 import queue
 import threading
@@ -15,10 +15,10 @@ _POLL_S: Final = 0.1
 def interleaved(
     streams: Iterator[tuple[KeyT, Iterator[ValueT]]], threads: int
 ) -> Generator[tuple[KeyT, ValueT], None, None]:
-    """Values of many streams with their keys; each stream keeps its order. Raises the first error of a stream.
+    """Yield values of many streams with their keys; each stream keeps its order. Raises a stream's first error.
 
-    With 0 `threads` the caller's thread drains one stream after another. Otherwise each thread drains its own stream,
-    the streams mix, and at most two values per thread wait for the consumer.
+    With 0 `threads`, the caller's thread reads one stream after another. Otherwise each thread reads one stream at a
+    time, the streams mix, and at most two values per thread wait for the consumer.
     """
     if not threads:
         yield from ((key, value) for key, stream in streams for value in stream)
@@ -28,7 +28,7 @@ def interleaved(
 
 
 class _Threads:
-    """Threads that drain streams into one queue."""
+    """Threads that read streams into one queue."""
 
     def __init__(self, streams: Iterator[tuple[Any, Iterator[Any]]], threads: int) -> None:
         self._streams, self._lock = streams, threading.Lock()
@@ -39,7 +39,7 @@ class _Threads:
             thread.start()
 
     def values(self) -> Iterator[tuple[Any, Any]]:
-        """What the threads put into the queue, until all of them are done."""
+        """Yield the values in the queue until all threads are done."""
         running = len(self._threads)
         while running:
             kind, value = self._queue.get()
@@ -51,7 +51,6 @@ class _Threads:
                 yield value
 
     def close(self) -> None:
-        """End the threads."""
         self._stop.set()
         for thread in self._threads:
             thread.join()

@@ -1,11 +1,11 @@
-"""One item at a time in a child process that may die or hang: this costs the item, never the caller.
+"""Process one item at a time in a child process. If the child dies or hangs, the item fails, not the caller.
 
     with Isolated(make, item_timeout_s=120, load_timeout_s=300) as isolated:
         result = isolated(item)           # MediaError "killed-worker" or "timed-out" if the item is at fault
-        for part in isolated.stream(item): ...              # likewise, of a function that yields
+        for part in isolated.stream(item): ...              # the same for a function that yields
 
-`make` runs in the child and gives the function of an item, so that what it loads never lives in the caller. `make`,
-items and results must be picklable. A function that reports its steps with `report_step` is timed step by step.
+`make` runs in the child and returns the function to call with each item; only the child loads its data. `make`, items
+and results must be picklable. A function that calls `report_step` is timed step by step.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from mmva.errors import MediaError, OperationFailed
 from mmva.inference.causes import described
 
 logger = logging.getLogger(__name__)
-_DEATHS_ALLOWED: Final = 2  # one may be bad luck: the system ran out of memory
-_ORPHAN_LIMIT: Final = 2  # a child that outlives its limit by this factor ends itself
+_DEATHS_ALLOWED: Final = 2  # the first may have another reason, such as too little memory
+_ORPHAN_LIMIT: Final = 2  # a child that exceeds its time limit by this factor ends itself
 _child: _Child | None = None
 
 
 class TimeLimit:
-    """Ends the process if a step takes too long, with a traceback on stderr.
+    """Ends the process, with a traceback on stderr, if a step takes too long.
 
-    Fetching is not timed, because storage has its own limits; nor is the loading of an encoder, which may download.
+    It does not time fetching, because storage has its own limits, nor loading an encoder, which may download it.
     """
 
     def __init__(self, limit_s: float) -> None:
-        """Bind to a limit in seconds; it applies inside a `with` block."""
+        """Set the limit in seconds; it applies inside a `with` block."""
         self._limit_s, self._begun, self._armed = limit_s, 0.0, False
 
     def __enter__(self) -> Self:
         return self
 
     def step(self, stage: str) -> None:
-        """Note that a step begins. Arming costs a thread, so steps in quick succession share one."""
+        """Note that a step begins. The timer starts a thread, so steps in quick succession share one."""
         if stage in {"fetch", "load"}:
             self._stop()
         elif not self._armed or monotonic() - self._begun > min(1.0, self._limit_s / 10):
@@ -63,16 +63,16 @@ class TimeLimit:
 
 
 def report_step(stage: str) -> None:
-    """Tell the caller of `Isolated` that a step of the item begins ("load", "fetch", "decode", "infer").
+    """Report to the caller of `Isolated` that a step of the item begins ("load", "fetch", "decode", "infer").
 
-    Its time limit starts again; that of "load" is load_timeout_s. Does nothing outside of such a child.
+    The time limit starts again; for "load" it is load_timeout_s. Does nothing outside of such a child.
     """
     if _child is not None:
         _child.step(stage)
 
 
 class _ChildLostError(Exception):
-    """The child died, or gave no answer in time (`hung`)."""
+    """The child died, or did not answer in time (`hung`)."""
 
     def __init__(self, *, hung: bool) -> None:
         super().__init__("hung" if hung else "died")
@@ -80,7 +80,7 @@ class _ChildLostError(Exception):
 
 
 class Isolated:
-    """Calls a function in a child process, which is started again after an item that cost it its life."""
+    """Calls a function in a child process, which is restarted after an item that ended it."""
 
     def __init__(
         self,
@@ -89,15 +89,14 @@ class Isolated:
         load_timeout_s: float,
         *,
         deaths_allowed: int = _DEATHS_ALLOWED,
-        on_step: Callable[[str], None] = lambda _stage: None,
     ) -> None:
-        """Bind to a function; the child starts with the first item, or with `start`.
+        """Set up the function; the child starts with the first item, or with `start`.
 
-        `make` is called once in each child and gives the function of an item. Seconds limit an item without a reported
-        step, and `make` or a step "load". An item that ends its process `deaths_allowed` times gets the error.
-        `on_step` is called with each step that the child reports.
+        `make` is called once in each child and returns the function to call with each item. `item_timeout_s` limits the
+        time without a reported step, `load_timeout_s` that of `make` or a step "load". An item that ends its process
+        `deaths_allowed` times gets the error.
         """
-        self._make, self._on_step, self._deaths_allowed = make, on_step, deaths_allowed
+        self._make, self._deaths_allowed = make, deaths_allowed
         self._item_timeout_s, self._load_timeout_s = item_timeout_s, load_timeout_s
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
@@ -121,11 +120,11 @@ class Isolated:
 
     @property
     def running(self) -> bool:
-        """Whether there is a child, ready for an item."""
+        """Whether a child is ready for an item."""
         return self._pipe is not None
 
     def start(self) -> None:
-        """Start the child now. OperationFailed if it does not load."""
+        """Start the child now. Raises OperationFailed if it cannot load."""
         try:
             if not self.running:
                 self._start()
@@ -134,9 +133,9 @@ class Isolated:
             self._raise_for(lost)
 
     def stream(self, item: Any) -> Iterator[Any]:
-        """What the function yields for an item, one after another. An item is tried once.
+        """Yield what the function yields for an item, which is tried once.
 
-        A caller that stops before the end ends the child. Raises as a call, after any number of parts.
+        If the caller stops early, the child ends. Raises like a call, possibly after some parts.
         """
         finished = False
         try:
@@ -146,9 +145,9 @@ class Isolated:
             finished = True
         except _ChildLostError as lost:
             self._raise_for(lost)
-            raise MediaError("killed-worker", "its process died at it", stage=self._stage) from lost
+            raise MediaError("killed-worker", "its process died", stage=self._stage) from lost
         except Exception:
-            finished = True  # raised by the function: the child waits for the next item
+            finished = True  # raised by the function: the child can take the next item
             raise
         finally:
             if not finished:
@@ -157,9 +156,9 @@ class Isolated:
     def __call__(self, item: Any) -> Any:
         """The function's result for an item.
 
-        Raises MediaError "timed-out" if the item takes too long without a step, "killed-worker" if it ends its process
-        `deaths_allowed` times; OperationFailed if the child dies or hangs while it loads, or hangs while it fetches;
-        and what `make` or the function raises.
+        Raises MediaError "timed-out" if the item takes too long without a step, or "killed-worker" if it ends its
+        process `deaths_allowed` times; OperationFailed if the child dies or hangs while loading, or hangs while
+        fetching; and any error of `make` or the function.
         """
         for _ in range(self._deaths_allowed):
             try:
@@ -169,17 +168,17 @@ class Isolated:
                 self.close()
                 logger.warning("the process for single items %s at %r", "hangs" if lost.hung else "died", self._stage)
                 self._raise_for(lost)
-        raise MediaError("killed-worker", f"its process died {self._deaths_allowed} times at it", stage=self._stage)
+        raise MediaError("killed-worker", f"its process died {self._deaths_allowed} times", stage=self._stage)
 
     def _raise_for(self, lost: _ChildLostError) -> None:
-        """Raise unless the item is worth another try."""
+        """Raises unless the item should be tried again."""
         if self._stage == "load":
             state = f"does not load in {self._load_timeout_s:g} s" if lost.hung else "dies while it loads"
             raise OperationFailed(f"the process for single items {state}") from lost
         if lost.hung and self._stage == "fetch":
             raise OperationFailed(f"no answer while fetching for {self._item_timeout_s:g} s") from lost
         if lost.hung:
-            raise MediaError("timed-out", f"no step for {self._item_timeout_s:g} s", stage=self._stage) from lost
+            raise MediaError("timed-out", f"no progress for {self._item_timeout_s:g} s", stage=self._stage) from lost
 
     def _send(self, item: Any) -> None:
         if self._pipe is None:
@@ -206,7 +205,7 @@ class Isolated:
             raise
 
     def _message(self) -> tuple[str, Any]:
-        """The child's next "part" or "result"; steps before it are passed on, and errors raised."""
+        """The child's next "part" or "result". Notes steps before it, and raises errors."""
         assert self._pipe is not None
         while True:
             if not self._pipe.poll(self._load_timeout_s if self._stage == "load" else self._item_timeout_s):
@@ -217,7 +216,6 @@ class Isolated:
                 raise _ChildLostError(hung=False) from error
             if kind == "step":
                 self._stage = value
-                self._on_step(value)
             elif kind == "error":
                 raise value
             else:
@@ -225,19 +223,18 @@ class Isolated:
 
 
 class _Child:
-    """The child's side: answers over the pipe, and ends itself when it is an orphan."""
+    """The child's side: answers over the pipe, and ends itself if it takes far too long."""
 
     def __init__(self, pipe: Connection, limit_s: float) -> None:
         self._pipe, self._limit = pipe, TimeLimit(limit_s)
 
     def step(self, stage: str) -> None:
-        """Report a step."""
         self._limit.step(stage)
         self._pipe.send(("step", stage))
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[Callable[[Any], None]]:
-        """Answer with what the block gives to the callable, or with what it raises."""
+        """Answer with the value that the block passes to the callable, or with the error that it raises."""
         try:
             with self._limit:
                 yield self._answer
@@ -257,8 +254,8 @@ class _Child:
 
 
 def _serve(make: Callable[[], Callable[[Any], Any]], pipe: Connection, limit_s: float) -> None:
-    """Run in the child: make the function, then answer items until the pipe closes."""
-    global _child  # noqa: PLW0603 - report_step has no other way to the pipe
+    """Run in the child: make the function, then process items until the pipe closes."""
+    global _child  # noqa: PLW0603 - report_step cannot get the pipe as an argument
     threading.Thread(target=_die_with_parent, daemon=True).start()
     _child = _Child(pipe, limit_s)
     function = None
@@ -268,7 +265,7 @@ def _serve(make: Callable[[], Callable[[Any], Any]], pipe: Connection, limit_s: 
     while function is not None:
         try:
             item = pipe.recv()
-        except EOFError:  # the caller is done
+        except EOFError:  # the caller closed the pipe
             return
         with _child.answering() as answer:
             _child.step("decode")
@@ -276,7 +273,7 @@ def _serve(make: Callable[[], Callable[[Any], Any]], pipe: Connection, limit_s: 
 
 
 def _die_with_parent() -> None:
-    """End this process when its parent ends, also if that is killed."""
+    """End this process when its parent ends, even if the parent is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

@@ -1,4 +1,4 @@
-"""Items while they are embedded, and the tables that they become."""
+"""Items during embedding, and their tables."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ _MESSAGE_CHARACTERS: Final = 500
 
 @dataclass(slots=True)
 class Track:
-    """An item's windows as one tower sees them; one window for images and captions."""
+    """An item's windows for one tower; images and captions have one window."""
 
     starts_s: list[float] = field(default_factory=list)
     embeddings: list[NDArray[np.float32]] = field(default_factory=list)
@@ -31,9 +31,9 @@ class Track:
 
 @dataclass(slots=True)
 class Media:
-    """What an item's bytes become; shared by all items of the same bytes.
+    """The embeddings of an item's bytes, shared by all items with the same bytes.
 
-    `tracks` maps a tower to its windows, in the order in which embeddings are stored. `complete`: all of it is decoded.
+    `tracks` maps a tower to its windows, in the order of the stored embeddings. `complete`: everything is decoded.
     """
 
     tracks: dict[str, Track] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Media:
 
 @dataclass(slots=True)
 class Item:
-    """An item on its way to a row or an error."""
+    """An item that becomes a row or an error."""
 
     id: str
     uri: str | None
@@ -67,7 +67,7 @@ class Item:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Equal for items of one modality and the same bytes."""
+        """Equal for items of one modality with the same bytes."""
         return str(self.modality), str(self.sha256)
 
     @property
@@ -87,10 +87,10 @@ def items_of(table: pa.Table) -> list[Item]:
 
 
 def refusal(decoder: Decoder, item: Item) -> MediaError | None:
-    """Why an item cannot be embedded, if that is known before anything is fetched."""
+    """Why an item cannot be embedded, as far as known without fetching it."""
     error = decoder.refusal(item.modality)
     if error is None and item.caption is None and item.uri is None:
-        return MediaError("no-media", "the row has neither a uri nor, for captions, a text", stage="catalog")
+        return MediaError("no-media", "the row has neither a uri nor a caption's text", stage="catalog")
     return error
 
 
@@ -109,7 +109,7 @@ def embedding_table(items: Sequence[Item]) -> pa.Table:
 
 
 def window_table(items: Sequence[Item]) -> pa.Table:
-    """Embeddings of the windows of embedded items that have more than one (WINDOW_SCHEMA)."""
+    """Window embeddings of the embedded items with more than one window (WINDOW_SCHEMA)."""
     found: list[tuple[str, str, float, NDArray[np.float32]]] = [
         (item.id, name, start_s, emb_D)
         for item in items
@@ -137,7 +137,7 @@ def error_table(items: Sequence[Item]) -> pa.Table:
 
 
 def one_line(message: str) -> str:
-    """A message of any library as one line of bounded length in valid Unicode."""
+    """A library's message as one line of limited length in valid Unicode."""
     text = " ".join(message.split())[:_MESSAGE_CHARACTERS]
     return text.encode(errors="replace").decode()
 

@@ -1,9 +1,9 @@
-"""The one path from bytes to embeddings: fetch, decode, batch across items, embed. It does not know runs or plans.
+"""The only path from bytes to embeddings: fetch, decode, batch across items, embed.
 
     pipeline = Pipeline(model.dims, model.encoder, preprocessing, fetch)
     predicted = predict(model, pipeline.embed(items))          # mmva.inference.heads
 
-Every item is a row of exactly one of two tables: embeddings or errors. Items of the same bytes are embedded once.
+Every item becomes a row of either the embeddings or the errors. Items with the same bytes are embedded once.
 """
 
 from collections import OrderedDict
@@ -29,14 +29,14 @@ from mmva.inference.tables import Embedded
 from mmva.media.limits import Limits
 from mmva.models.predictor import ItemEncoder
 
-REMEMBERED_BYTES: Final = 32 * 2**20  # embeddings of earlier calls, kept for items of the same bytes
+REMEMBERED_BYTES: Final = 32 * 2**20  # embeddings of earlier calls, kept for items with the same bytes
 
 Sources = Generator[tuple[Item, Iterator[Unit]], None, None]
 
 
 @dataclass
 class _Call:
-    """One call's items: bytes met so far, and time by stage."""
+    """State of one call: media by bytes, items that share media, and time by stage."""
 
     media: dict[tuple[str, str], tuple[Item, Media]] = field(default_factory=dict)
     shared: list[Item] = field(default_factory=list)
@@ -44,7 +44,7 @@ class _Call:
 
 
 class Pipeline:
-    """Embeds items; the same items give the same embeddings, to rounding, whatever the batches."""
+    """Embeds items. An item's embedding does not depend on its batch, except for rounding."""
 
     def __init__(
         self,
@@ -61,21 +61,21 @@ class Pipeline:
         decode_threads: int = 0,
         on_progress: Progress = lambda _stage: None,
     ) -> None:
-        """Bind to encoders; none is loaded yet.
+        """Set up a pipeline; encoders are loaded on first use.
 
         Args:
-            towers: Modalities that there is an encoder for.
+            towers: Modalities with an encoder.
             encoder: Tower -> its encoder; called once for each tower, with its first item.
             preprocessing: Windows, and the size of images.
-            fetch: (URI, known size or None, most bytes) -> bytes, from several threads; see Fetching.
+            fetch: (URI, known size or None, most bytes) -> bytes; must be thread-safe.
             batch_size: Images, windows or captions embedded at once; results do not depend on it.
             limits: Limits of an item.
             is_outage: See Fetching.
             patience_s: See Fetching.
             fetch_threads: Requests in flight.
             decode_threads: Threads that decode and prepare while a GPU computes; 0 decodes in the caller's thread.
-            on_progress: Called with "load", "fetch", "decode" or "infer" when such a step begins; "fetch" only if there
-                is something to wait for.
+            on_progress: Called with "load", "fetch", "decode" or "infer" when such a step begins; "fetch" only if it
+                has to wait.
         """
         self._batch_size, self._decode_threads, self._on_progress = batch_size, decode_threads, on_progress
         limits = limits or Limits()
@@ -95,8 +95,8 @@ class Pipeline:
     def embed(self, items: pa.Table, *, items_at_fault: bool = False) -> Embedded:
         """Embed items: columns id, uri, modality, and optionally caption (the text itself) and bytes (the known size).
 
-        With `items_at_fault` the environment is known to work, so a failure that all items share is the items' own.
-        Raises EnvironmentFault if fetches or the encoder fail for every item, or the GPU is lost; there are no results;
+        With `items_at_fault`, the environment is known to work, and a failure of all items is blamed on the items.
+        Without results, raises EnvironmentFault if fetches or the encoder fail for every item, or the GPU is lost;
         OperationFailed if an encoder cannot be loaded; and the error of an outage that lasts longer than patience_s.
         Finished embeddings are kept, so a second call does not compute them again.
         """
@@ -106,21 +106,17 @@ class Pipeline:
         return self._embedded(all_items, sources, call, items_at_fault=items_at_fault)
 
     def embed_decoded(self, decoded: pa.Table, *, items_at_fault: bool = False) -> Embedded:
-        """Embed the items of a decode stage (DECODED_SCHEMA), with the results and errors of `embed`."""
+        """Embed the items of a decode stage (DECODED_SCHEMA). Returns and raises as `embed`."""
         call = _Call()
         all_items, states = decoded_items(decoded)
         sources = self._staged(all_items, states, call, items_at_fault=items_at_fault)
         return self._embedded(all_items, sources, call, items_at_fault=items_at_fault)
 
     def embed_units(self, items: Sequence[Item], units: Sequence[Iterator[Unit]]) -> Embedded:
-        """Embed items whose units come from elsewhere, such as child processes.
+        """Embed items, each with sha256 or an error, whose units were decoded elsewhere, such as in child processes.
 
-        Args:
-            items: With sha256, or with an error.
-            units: Of each item; those of an item with an error are not read. A MediaError that one raises is its
-                item's.
-
-        Raises OperationFailed if an encoder cannot be loaded, or `units` raise it.
+        `units` has those of each item; they are not read for an item with an error, and a MediaError that they raise
+        becomes the item's error. Raises OperationFailed if an encoder cannot be loaded, or `units` raise it.
         """
         call = _Call()
         return self._embedded(items, self._staged(items, units, call, items_at_fault=True), call, items_at_fault=True)
@@ -147,7 +143,7 @@ class Pipeline:
         )
 
     def _fetched(self, items: Sequence[Item], call: _Call, *, items_at_fault: bool) -> Sources:
-        """Units of items that must be fetched first."""
+        """Fetch items, and yield their units."""
         for item in items:
             item.error = refusal(self._decoder, item)
         usable = [item for item in items if item.error is None]
@@ -168,7 +164,7 @@ class Pipeline:
         *,
         items_at_fault: bool,
     ) -> Sources:
-        """Units of items of a decode stage: decoded there, decoded here, or fetched here."""
+        """Yield the units of a decode stage's items, which are decoded there, decoded here, or fetched here."""
         later = []
         for item, state in zip(items, states, strict=True):
             if item.error is not None:
@@ -176,12 +172,12 @@ class Pipeline:
             if item.sha256 is None:
                 later.append(item)
             elif self._is_new(item, call):
-                assert state is not None, "the first item of some bytes brings them"
+                assert state is not None, "the first item with these bytes contains them"
                 yield item, self._decoder.units(str(item.modality), state) if isinstance(state, bytes) else state
         yield from self._fetched(later, call, items_at_fault=items_at_fault)
 
     def _is_new(self, item: Item, call: _Call) -> bool:
-        """Give an item its media, or that of an earlier item of the same bytes; whether it is new."""
+        """Set an item's media, shared with earlier items with the same bytes. Returns whether the bytes are new."""
         if item.key in call.media:
             item.media = call.media[item.key][1]
         elif item.key in self._remembered:
@@ -195,7 +191,7 @@ class Pipeline:
         return False
 
     def _units(self, item: Item, units: Iterator[Unit], call: _Call) -> Iterator[Unit]:
-        """The units of an item, until it fails; with decode threads, prepared for the network."""
+        """Yield the units of an item until it fails; with decode threads, prepared for the network."""
         media = item.media
         assert media is not None
         any_unit = False
@@ -215,7 +211,7 @@ class Pipeline:
                 call.seconds["decode"] += perf_counter() - begun
             if unit is None:
                 if not any_unit:
-                    media.error = MediaError("no-sound", "nothing that could be embedded was decoded")
+                    media.error = MediaError("no-sound", "the file has nothing to embed")
                 media.complete = True
                 return
             any_unit = True

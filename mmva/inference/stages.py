@@ -1,11 +1,11 @@
-"""Inference in two stages, for clusters where CPUs decode for GPUs: items to one Arrow table of decoded media.
+"""Inference in two stages, for clusters where CPUs decode for GPUs. The first makes an Arrow table of decoded media.
 
     decoded = DecodeStage(info.dims, sample_rate, preprocessing, fetch)(items)     # on any CPU
-    embedded = pipeline.embed_decoded(decoded)                                     # where the GPU is
+    embedded = pipeline.embed_decoded(decoded)                                     # on the GPU's node
 
-Short media travel decoded: images as uint8 [H, W, 3], windows of music as float32 [T]. An item whose decoded form would
-be large (long music, video, huge images) travels as its encoded bytes and is streamed in the second stage. What does
-not fit into the bound on a table's bytes is not fetched at all: the second stage fetches it.
+Short media are sent decoded: images as uint8 [H, W, 3], windows of music as float32 [T]. Items with a large decoded
+form (long music, video, huge images) are sent encoded, and the second stage streams them. Items that exceed the limit
+on a table's bytes are fetched in the second stage.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -27,7 +27,7 @@ from mmva.inference.tables import table_of
 from mmva.media.limits import Limits
 
 MOST_BYTES: Final = 256 * 2**20
-_SMALL: Final = 4 * 2**20  # decoded bytes up to which an item travels decoded: a minute of music, 1.4 megapixels
+_SMALL: Final = 4 * 2**20  # most decoded bytes of an item that is sent decoded: a minute of music, 1.4 megapixels
 
 UNIT: Final = pa.struct(
     [
@@ -46,10 +46,9 @@ DECODED_SCHEMA: Final = pa.schema(
         pa.field("modality", pa.string()),
         pa.field("caption", pa.string()),
         pa.field("bytes", pa.int64()),
-        pa.field("sha256", pa.string()),  # null where nothing was fetched
-        # null if the item does not travel decoded, or an earlier row has its bytes
-        pa.field("units", pa.list_(UNIT)),
-        pa.field("media", pa.large_binary()),  # the encoded bytes of an item that does not travel decoded
+        pa.field("sha256", pa.string()),  # null if nothing was fetched
+        pa.field("units", pa.list_(UNIT)),  # null if the item is not sent decoded, or an earlier row has its bytes
+        pa.field("media", pa.large_binary()),  # the encoded bytes of an item that is not sent decoded
         pa.field("stage", pa.string()),  # of an error, else null
         pa.field("error", pa.string()),
         pa.field("message", pa.string()),
@@ -58,7 +57,7 @@ DECODED_SCHEMA: Final = pa.schema(
 
 
 class DecodeStage:
-    """The first stage: fetches and decodes items; needs no encoder."""
+    """The first stage: fetches and decodes items, without encoders."""
 
     def __init__(
         self,
@@ -71,11 +70,11 @@ class DecodeStage:
         most_bytes: int = MOST_BYTES,
         fetching: Callable[..., Fetching] = Fetching,
     ) -> None:
-        """Bind to what the model needs.
+        """Set up decoding for a model.
 
-        `sample_rate` is the rate of music in Hz (engines.sample_rate_of), None if there is no music. One table holds at
-        most `most_bytes` of decoded and encoded media, and one item more. `fetching` makes the Fetching, for outages
-        and progress: partial(Fetching, is_outage=..., patience_s=...).
+        `sample_rate` is the rate of music in Hz (engines.choice.sample_rate_of), None without music. A table contains
+        at most `most_bytes` of media plus one item. `fetching` makes the Fetching, with its handling of outages and
+        progress: partial(Fetching, is_outage=..., patience_s=...).
         """
         limits = limits or Limits()
         self._decoder = Decoder(towers, lambda: sample_rate, preprocessing, limits)
@@ -85,8 +84,8 @@ class DecodeStage:
     def __call__(self, items: pa.Table, *, items_at_fault: bool = False) -> pa.Table:
         """Decode items (columns as for Pipeline.embed) into a table (DECODED_SCHEMA) for Pipeline.embed_decoded.
 
-        Raises EnvironmentFault if all fetches fail for one cause or an error of the environment is met, and the error
-        of an outage that lasts too long.
+        Raises EnvironmentFault if all fetches fail for one cause or the environment is at fault, and the error of an
+        outage that lasts too long.
         """
         all_items = items_of(items)
         for item in all_items:
@@ -108,7 +107,7 @@ class DecodeStage:
 
 
 class _Row:
-    """What travels of one item."""
+    """The media of one item that are sent."""
 
     def __init__(self, item: Item) -> None:
         self.item = item
@@ -116,7 +115,7 @@ class _Row:
         self.media: bytes | None = None
 
     def fill(self, decoder: Decoder, data: bytes) -> int:
-        """Decode the item, or keep its bytes if the decoded form is large; returns the bytes that it holds now."""
+        """Decode the item, or keep its bytes if the decoded form is large. Returns the number of bytes to send."""
         if self.item.modality == "video":
             self.media = data
             return len(data)
@@ -138,7 +137,7 @@ class _Row:
 
 
 def decoded_items(decoded: pa.Table) -> tuple[list[Item], list[Iterator[Unit] | bytes | None]]:
-    """The items of a table (DECODED_SCHEMA), and for each: its units, its encoded bytes, or nothing."""
+    """The items of a table (DECODED_SCHEMA), and for each its units, its encoded bytes, or None."""
     items = items_of(decoded)
     columns = (decoded[name].combine_chunks() for name in ("sha256", "stage", "error", "message", "units", "media"))
     states: list[Iterator[Unit] | bytes | None] = []

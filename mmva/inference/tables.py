@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 WINDOW: Final = pa.struct([("start_s", pa.float64()), ("valence", pa.float32()), ("arousal", pa.float32())])
 
-# What is known about an item before the heads run.
+# Columns of an embedded item.
 EMBEDDING_FIELDS: Final = {
     one.name: one
     for one in (
@@ -18,10 +18,10 @@ EMBEDDING_FIELDS: Final = {
         pa.field("uri", pa.string()),
         pa.field("modality", pa.string(), nullable=False),
         pa.field("embedding", pa.list_(pa.float32()), nullable=False),  # its length differs by modality
-        # Of video: the towers whose embeddings follow one another in `embedding`. Null for other modalities.
+        # For video: the towers whose embeddings are joined in `embedding`; null for other modalities.
         pa.field("tracks", pa.list_(pa.string())),
         pa.field("duration_s", pa.float64()),  # music and video only
-        pa.field("sha256", pa.string(), nullable=False),  # of the media's bytes, or of the caption as UTF-8
+        pa.field("sha256", pa.string(), nullable=False),  # of the media's bytes, or the caption's UTF-8
     )
 }
 EMBEDDING_SCHEMA: Final = pa.schema(list(EMBEDDING_FIELDS.values()))
@@ -31,7 +31,7 @@ ROW_SCHEMA: Final = pa.schema(
         *(EMBEDDING_FIELDS[name] for name in ("id", "uri", "modality")),
         pa.field("valence", pa.float32(), nullable=False),  # both axes in [0, 1], .5 is neutral
         pa.field("arousal", pa.float32(), nullable=False),
-        pa.field("valence_low", pa.float32()),  # 90 % conformal interval, null where the bundle has none
+        pa.field("valence_low", pa.float32()),  # 90 % conformal interval, null if the bundle has none
         pa.field("valence_high", pa.float32()),
         pa.field("arousal_low", pa.float32()),
         pa.field("arousal_high", pa.float32()),
@@ -39,12 +39,12 @@ ROW_SCHEMA: Final = pa.schema(
         pa.field("mood", pa.string(), nullable=False),
         EMBEDDING_FIELDS["tracks"],
         EMBEDDING_FIELDS["duration_s"],
-        pa.field("windows", pa.list_(WINDOW)),  # of items of more than one window only
+        pa.field("windows", pa.list_(WINDOW)),  # only for items with more than one window
         EMBEDDING_FIELDS["sha256"],
     ]
 )
 
-# Of items of more than one window: what their curves are computed from.
+# Windows of the items with more than one, from which their curves are computed.
 WINDOW_SCHEMA: Final = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -60,19 +60,19 @@ ERROR_SCHEMA: Final = pa.schema(
         pa.field("uri", pa.string()),
         pa.field("modality", pa.string()),
         pa.field("stage", pa.string(), nullable=False),  # "catalog", "fetch", "decode" or "infer"
-        pa.field("error", pa.string(), nullable=False),  # a stable cause, the one to group by
+        pa.field("error", pa.string(), nullable=False),  # a stable cause, to group by
         pa.field("message", pa.string(), nullable=False),
-        pa.field("sha256", pa.string()),  # null where the bytes never arrived
+        pa.field("sha256", pa.string()),  # null if the bytes could not be read
     ]
 )
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """Items as embeddings: each item is in exactly one of `rows` and `errors`, in the items' order.
+    """Embedded items: each item is in exactly one of `rows` and `errors`, in the items' order.
 
-    `ids` are of all items, `same_bytes` of the rows that share the embedding of another item with the same bytes.
-    `seconds` is the time of this process by stage: "fetch", "decode", "infer".
+    `ids` are those of all items; `same_bytes` are those of rows that share the embedding of an item with the same
+    bytes. `seconds` is this process's time by stage: "fetch", "decode", "infer".
     """
 
     ids: pa.Array
@@ -85,7 +85,7 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Predicted:
-    """Items as rows with points: each item is in exactly one of `rows` and `errors`, in the items' order."""
+    """Items with points: each item is in exactly one of `rows` and `errors`, in the items' order."""
 
     rows: pa.Table  # ROW_SCHEMA
     windows: pa.Table  # WINDOW_SCHEMA, of the items in `rows`
@@ -93,21 +93,21 @@ class Predicted:
 
 
 def table_of(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
-    """Columns (Arrow arrays, numpy arrays or lists) as a table of exactly this schema."""
+    """Columns (Arrow arrays, numpy arrays or lists) as a table with this schema."""
     return pa.Table.from_pydict(columns, schema=schema)
 
 
 def constant(value: Any, kind: pa.DataType, count: int) -> pa.Array:
-    """A column of one value."""
+    """A column of equal values."""
     return pa.repeat(pa.scalar(value, kind), count)
 
 
 def offsets(lengths: Sequence[int] | NDArray[np.integer]) -> pa.Array:
-    """Offsets of a list array whose lists have these lengths."""
+    """Offsets of a list array from the lists' lengths."""
     return pa.array(np.append(0, np.cumsum(lengths)).astype(np.int32))
 
 
 def matrix(lists_N: pa.ListArray | pa.ChunkedArray) -> NDArray[np.float32]:
-    """Lists of one length D as a float32 matrix [N, D]; a copy, because torch takes no read-only memory."""
+    """Lists of equal length D as a float32 matrix [N, D]; a copy, because torch rejects read-only memory."""
     whole = lists_N.combine_chunks() if isinstance(lists_N, pa.ChunkedArray) else lists_N
     return np.array(whole.flatten(), np.float32).reshape(len(whole), -1)

@@ -1,6 +1,5 @@
-"""Bytes of unknown origin to arrays: images, audio and captions, with every guard against hostile files.
+"""Decode untrusted bytes to images, audio and captions, with guards against hostile files.
 
-One file a job (formats, limits, images, audio, windows, captions); import from there. Nothing here opens a path or a
-URL: callers fetch, and hand over bytes. Whatever is wrong with an item is a MediaError whose code is listed in
-`mmva.media.codes`.
+Nothing here opens a path or a URL: callers fetch, and pass bytes. An unusable item raises a MediaError; the meaning of
+a code never changes, and docs/troubleshooting.md lists all of them.
 """

@@ -1,4 +1,4 @@
-"""The boxes of an HEIF file (ISO/IEC 23008-12): its items, their types, where they are, and their properties."""
+"""The boxes of an HEIF file (ISO/IEC 23008-12): its items, their types, positions and properties."""
 
 import struct
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Final
 
 from mmva.errors import MediaError
 
-_FILE, _ITEM_DATA = 0, 1  # where an item's bytes are: from the file's start, or in the box idat
+_FILE, _ITEM_DATA = 0, 1  # an item's positions count from the file's start, or are in the box idat
 _MOST_ITEMS: Final = 4096
 _MOST_BOXES: Final = 20_000
 
@@ -19,7 +19,7 @@ class HeifFile:
     data: bytes
     primary: int = -1  # the number of the main picture
     kinds: dict[int, bytes] = field(default_factory=dict)  # types by item
-    # By item, whether its bytes are in the file or in `item_data`, and starts and lengths.
+    # By item: _FILE or _ITEM_DATA, and starts and lengths.
     places: dict[int, tuple[int, list[tuple[int, int]]]] = field(default_factory=dict)
     boxes: list[tuple[bytes, bytes]] = field(default_factory=list)  # names and bodies of all properties
     associated: dict[int, list[int]] = field(default_factory=dict)  # numbers of an item's properties, from 1
@@ -33,15 +33,15 @@ class HeifFile:
         return self.kinds[item]
 
     def properties(self, item: int) -> list[tuple[bytes, bytes]]:
-        """Names and bodies of an item's properties, in the order in which they apply."""
+        """Names and bodies of an item's properties, in order of application."""
         return [self.boxes[index - 1] for index in self.associated.get(item, []) if 0 < index <= len(self.boxes)]
 
     def tiles(self, item: int) -> list[int]:
-        """The items of a grid; of another item, itself."""
+        """The tiles of a grid; for other items, the item itself."""
         return self.derived_from.get(item) or [item]
 
     def content(self, item: int) -> bytes:
-        """An item's bytes; MediaError "corrupt-image" if they are not all there."""
+        """An item's bytes. Raises MediaError "corrupt-image" if some are missing."""
         method, extents = self.places.get(item, (-1, []))
         source = {_FILE: self.data, _ITEM_DATA: self.item_data}.get(method)
         if source is None or not extents:
@@ -55,7 +55,7 @@ class HeifFile:
 
 
 def read_heif(data: bytes) -> HeifFile:
-    """Read the box `meta`; raises MediaError, struct.error or IndexError if it is damaged."""
+    """Read the box `meta`. Raises MediaError, struct.error or IndexError if it is damaged."""
     file = HeifFile(data)
     for name, start, end in boxes(data, 0, len(data)):
         if name == b"meta":
@@ -67,7 +67,7 @@ def read_heif(data: bytes) -> HeifFile:
 
 
 def boxes(data: bytes, position: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Name, and start and end of the body, of the first 20,000 boxes one after another in a stretch of an ISO file."""
+    """Yield name, and start and end of the body, of at most 20,000 successive boxes in a part of an ISO file."""
     for _ in range(_MOST_BOXES):
         if position + 8 > end:
             return
@@ -120,7 +120,7 @@ def _derivations(data: bytes, body: int, stop: int) -> Iterator[tuple[int, list[
 
 
 class _Reader:
-    """Big-endian numbers one after another; struct.error at the end."""
+    """Reads successive big-endian numbers. Raises struct.error at the end."""
 
     def __init__(self, data: bytes, position: int) -> None:
         self._data, self._position = data, position
@@ -141,7 +141,7 @@ def _places(box: bytes) -> Iterator[tuple[int, tuple[int, list[tuple[int, int]]]
     for _ in range(min(reader.number(wide), _MOST_ITEMS)):
         item = reader.number(wide)
         method = reader.number(2) & 15 if version else _FILE
-        reader.number(2)  # the file that data is referenced from: always this one
+        reader.number(2)  # skip the reference to the data's file, which is always this one
         base = reader.number(base_size)
         extents = []
         for _extent in range(reader.number(2)):

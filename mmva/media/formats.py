@@ -1,4 +1,4 @@
-"""The modality by a file name's extension, and the format of the bytes."""
+"""Find the modality by a file's extension, and the format by its bytes."""
 
 from typing import Final
 
@@ -31,53 +31,53 @@ _PREFIXES = (
     (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
 )  # fmt: skip
 _RIFF_KINDS = {b"WAVE": "wav", b"WEBP": "webp", b"AVI ": "avi"}
-# Files of chunks: the first four bytes, then the size, then the kind.
+# Files of chunks: four bytes, the size, then the kind.
 _WAVE = {b"WAVE": "wav"}
 _CHUNKED = {
     b"RIFF": _RIFF_KINDS,
-    b"RIFX": _WAVE,  # of big-endian numbers
-    b"RF64": _WAVE,  # with sizes of 64 bits, as has BW64
+    b"RIFX": _WAVE,  # big-endian
+    b"RF64": _WAVE,  # with sizes of 64 bits, like BW64
     b"BW64": _WAVE,
     b"FORM": {b"AIFF": "aiff", b"AIFC": "aiff"},
 }
-# First boxes of QuickTime files from before `ftyp` was written.
+# First boxes of old QuickTime files, which have no `ftyp`.
 _QUICKTIME_BOXES = frozenset({b"moov", b"mdat", b"wide"})
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _STILL_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1"})
-# Start of the first packet and bytes from packet to packet: broadcast, and recorders that add a time stamp.
+# Start of the first packet and bytes per packet, for broadcasts and for recorders that add a time stamp.
 _TS_PACKETS = ((0, 188), (4, 192))
-# The first packets or brands are enough for every format.
+# Enough for the first packets or brands.
 _HEAD_BYTES = 4096
-# Found by the header of a frame, of which more must follow.
+# Recognized by a frame's header; more frames must follow.
 _FRAMED = frozenset({"mp3", "aac"})
-# Formats that may follow zeros: their own first bytes are not zeros.
+# Formats that may follow zeros, because they do not begin with zeros.
 _PADDED = frozenset({"wav", "flac", "ogg", "aiff"})
 
 
 def modality_of(uri: str) -> MediaKind | None:
-    """Modality (or "video") by the extension of a path or URI, in any case; None for every other name."""
+    """Modality (or "video") by the extension of a path or URI, in any case; None for unknown extensions."""
     name = uri.replace("\\", "/").rsplit("/", 1)[-1]
     stem, dot, extension = name.rpartition(".")
     return _MODALITY_BY_EXTENSION.get(extension.lower()) if stem and dot else None
 
 
 def sniff(data: bytes) -> str | None:
-    """Format by the first bytes, never by the name: one of the formats above, "jpegxl", or None.
+    """Format by the first bytes: one of the formats above, "jpegxl", or None.
 
-    "ogg" covers Vorbis, Opus and FLAC in Ogg; "mp4" is m4a, mp4 and mov; "matroska" is mkv and webm; "asf" is wma and
-    wmv; "mpeg" is an MPEG program stream and "mpegts" a transport stream; "wav" is RIFF, RIFX, RF64 and BW64. Sound is
-    found after tags, zeros and the rest of a frame (see sound_start). "jpegxl" is recognized but not read.
+    "ogg" is Vorbis, Opus and FLAC in Ogg; "mp4" is m4a, mp4 and mov; "matroska" is mkv and webm; "asf" is wma and wmv;
+    "mpeg" is an MPEG program stream and "mpegts" a transport stream; "wav" is RIFF, RIFX, RF64 and BW64. Finds sound
+    after tags, zeros and the rest of a frame (see sound_start). "jpegxl" is recognized but not supported.
     """
     return _sniff_sound_inside(data)[0]
 
 
 def sound_start(data: bytes) -> int:
-    """Where sound begins: after tags, zeros and junk; 0 for data that begin with their format's first bytes."""
+    """Start of the sound after tags, zeros and junk; 0 without these."""
     return _sniff_sound_inside(data)[1]
 
 
 def _sniff_sound_inside(data: bytes) -> tuple[str | None, int]:
-    """The format, and where it begins."""
+    """The format, and its start."""
     tags = tag_bytes(data)
     tagged = tags > 0 or data.startswith(b"ID3")
     kind = _sniff_at(data, tags)
@@ -88,11 +88,11 @@ def _sniff_sound_inside(data: bytes) -> tuple[str | None, int]:
         return found
     if kind in _FRAMED:
         return kind, tags
-    return ("mp3", 0) if tagged else (None, 0)  # tags are for MP3; FFmpeg finds frames further on
+    return ("mp3", 0) if tagged else (None, 0)  # tags mean MP3; FFmpeg searches further for frames
 
 
 def _sniff_behind_junk(data: bytes, start: int) -> tuple[str | None, int]:
-    """Sound after zeros, or a row of frames after anything."""
+    """Format and start of sound after zeros, or of a row of frames after any bytes."""
     padded = start + zero_bytes(data, start)
     kind = _sniff_at(data, padded)
     if padded > start and kind in _PADDED:
@@ -121,7 +121,7 @@ def _sniff_at(data: bytes, start: int) -> str | None:
 
 
 def _sniff_brands(data: bytes) -> str:
-    """AVIF, HEIF or MP4 by the brands of the box `ftyp`: the main one, then those that the file is compatible with."""
+    """AVIF, HEIF or MP4 by the brands of the box `ftyp`: the main brand, then the compatible ones."""
     end = min(int.from_bytes(data[:4], "big"), len(data))
     brands = {data[8:12], *(data[i : i + 4] for i in range(16, end - 3, 4))}
     if brands & _AVIF_BRANDS:
@@ -130,6 +130,6 @@ def _sniff_brands(data: bytes) -> str:
 
 
 def _sniff_transport_stream(data: bytes) -> str | None:
-    """MPEG-TS by the first bytes of its first three packets."""
+    """MPEG-TS by the first bytes of the first three packets."""
     found = any(data[first : first + 2 * size + 1 : size] == b"GGG" for first, size in _TS_PACKETS)
     return "mpegts" if found else None

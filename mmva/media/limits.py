@@ -1,21 +1,21 @@
-"""How large an item may be. Checked from headers before anything is decoded, and again while it is decoded."""
+"""Limits on the size of an item, checked in headers before anything is decoded, and again during decoding."""
 
 from dataclasses import dataclass
 from typing import Final
 
 from mmva.errors import MediaError
 
-# Raise this if pixels, samples or text of some file change: annotations record it.
-# 2: colour profiles, downmix by channel, TIFF's kinds of pixels, streams of unknown length.
+# Increase this if the pixels, samples or text of any file change; annotations record it.
+# 2: colour profiles, downmix by channel, TIFF's pixel types, streams of unknown length.
 DECODERS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of one item; the defaults accept a 108-megapixel photograph and a two-hour mix."""
+    """Limits of one item. The defaults accept a 108-megapixel photograph and a two-hour mix."""
 
     max_bytes: int = 256 * 2**20  # of the encoded file
-    max_pixels: int = 120_000_000  # width x height; Pillow refuses more than 178,956,970 in any case
+    max_pixels: int = 120_000_000  # width x height; Pillow always refuses more than 178,956,970
     max_duration_s: float = 2 * 3600.0  # of audio or video
     min_duration_s: float = 0.1  # of audio; anything shorter is a click and has no mood
     min_sample_rate: int = 2_000  # Hz, of the file
@@ -25,11 +25,11 @@ class Limits:
     max_caption_characters: int = 20_000
 
     def check_pixels(self, width: int, height: int) -> None:
-        """MediaError "too-many-pixels" above the limit."""
+        """Raises MediaError "too-many-pixels" above the limit."""
         if width * height > self.max_pixels:
             raise MediaError("too-many-pixels", f"{width} x {height} pixels, over the limit of {self.max_pixels:,}")
 
     def check_duration(self, seconds: float) -> None:
-        """MediaError "too-long" above the limit."""
+        """Raises MediaError "too-long" above the limit."""
         if seconds > self.max_duration_s:
             raise MediaError("too-long", f"{seconds:,.0f} s, over the limit of {self.max_duration_s:,.0f}")

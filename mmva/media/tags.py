@@ -1,11 +1,11 @@
-"""Bytes in front of sound: tags (ID3v2, APE), zeros, and the rest of a stream that was cut."""
+"""Bytes before sound: tags (ID3v2, APE), zeros, and the rest of a cut stream."""
 
 import re
 from typing import Final
 
-# Recorders and download tools leave some hundred bytes before the first frame, seldom more than this.
+# Recorders and download tools leave a few hundred bytes before the first frame, rarely more than this.
 _MOST_JUNK: Final = 2**16
-# One header of 32 bits often occurs by chance; three that follow one another do not.
+# A header of 32 bits often occurs by chance, but not three in a row.
 _CHAIN: Final = 3
 _SYNC: Final = re.compile(rb"\xff[\xe2-\xff]", re.DOTALL)
 _NOT_ZERO: Final = re.compile(rb"[^\0]", re.DOTALL)
@@ -25,7 +25,7 @@ _XING_BYTES: Final = 64
 
 
 def tag_bytes(data: bytes) -> int:
-    """Length of the tags at the start of a file, which may exceed the data; 0 without a tag."""
+    """Length of the tags at the start of a file, which may exceed the data; 0 without tags."""
     position = 0
     while (length := _id3_bytes(data, position) or _ape_bytes(data, position)) > 0:
         position += length
@@ -33,13 +33,13 @@ def tag_bytes(data: bytes) -> int:
 
 
 def zero_bytes(data: bytes, start: int) -> int:
-    """How many zeros follow `start`; the rest of the data if there are only zeros."""
+    """Number of zeros from `start` on."""
     found = _NOT_ZERO.search(data, start)
     return (len(data) if found is None else found.start()) - start
 
 
 def first_frame(data: bytes, start: int) -> int | None:
-    """Where a row of whole MP3 or ADTS frames begins, within 64 KiB from `start`; None if not found."""
+    """Start of a row of complete MP3 or ADTS frames within 64 KiB from `start`; None if not found."""
     for match in _SYNC.finditer(data, start, min(len(data), start + _MOST_JUNK)):
         if _is_chain(data, match.start()):
             return match.start()
@@ -47,9 +47,9 @@ def first_frame(data: bytes, start: int) -> int | None:
 
 
 def mpeg_frame(header: bytes) -> tuple[str, int] | None:
-    """Format, "mp3" or "aac", and length in bytes of the frame with this header; None if it is not such a header.
+    """Format, "mp3" or "aac", and length in bytes of the frame with this header; None for other bytes.
 
-    The length is 0 if the header does not say (free format), and for an AAC header of under 6 bytes.
+    The length is 0 if the header does not have it (free format), and for an AAC header of less than 6 bytes.
     """
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE0 != 0xE0:
         return None
@@ -57,7 +57,7 @@ def mpeg_frame(header: bytes) -> tuple[str, int] | None:
 
 
 def xing_seconds(data: bytes) -> float | None:
-    """The length of an MP3 by its Xing tag, the first frame of a variable bit rate; None without it."""
+    """Duration of an MP3 by its Xing tag, the first frame of files with variable bit rate; None without the tag."""
     at = max(data.find(b"Xing", 0, _XING_BYTES), data.find(b"Info", 0, _XING_BYTES))
     if at < 0 or _layer_frame(data[:4]) is None or len(data) < at + 12 or not data[at + 7] & 1:
         return None
@@ -107,7 +107,7 @@ def _id3_bytes(data: bytes, position: int) -> int:
 
 
 def _ape_bytes(data: bytes, position: int) -> int:
-    """An APEv2 tag in front: its header, and the size in it, which includes the footer."""
+    """Length of a leading APEv2 tag; the size in the header includes the footer."""
     header = data[position : position + _APE_HEADER]
     if header[:8] != b"APETAGEX" or len(header) < _APE_HEADER:
         return 0

@@ -1,7 +1,7 @@
-"""Video bytes to RGB pictures, one for each window of time; the sound track is decoded like any audio.
+"""Decode video bytes to RGB pictures, one for each window of time; the sound track is decoded like other audio.
 
-Two passes over the bytes: the first reads packets without decoding and gives the true duration, and so the windows; the
-second decodes and holds one picture at a time. The demuxer is chosen by the sniffed format, as for audio.
+There are two passes: the first reads packets without decoding, which gives the true duration and thus the windows; the
+second decodes, with one picture in memory at a time. The sniffed format selects the demuxer, as for audio.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,7 +23,7 @@ from mmva.media.limits import Limits
 from mmva.media.windows import window_bounds
 
 _TICKS_PER_S: Final = 1000  # windows of pictures are cut on a grid of milliseconds
-# Encoders and containers round a little: a file this close to its header's length is complete.
+# Encoders and containers round a little: a file this close to its header's length counts as complete.
 _WHOLE_SHARE, _ROUNDING_S = 0.98, 0.5
 # By the file's rotation, in degrees counterclockwise.
 _UPRIGHT = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
@@ -31,7 +31,7 @@ _UPRIGHT = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270:
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """The contents of a video, by its packets, not by what its header claims."""
+    """The contents of a video, mostly by its packets, not its header."""
 
     duration_s: float  # end of the last packet, of pictures or sound
     picture_s: float | None  # end of the last picture; None without pictures
@@ -39,11 +39,11 @@ class VideoInfo:
     height: int
     sound: bool
     format: str  # as sniffed
-    fps: float  # pictures per second on average, by the header; 0 if it does not say
+    fps: float  # mean pictures per second, by the header; 0 if missing
 
 
 def probe_video(data: bytes, limits: Limits | None = None) -> VideoInfo:
-    """Check the header against the limits, then count packets; nothing is decoded.
+    """Check the header against the limits, then read the packets without decoding them.
 
     Raises MediaError "empty-file", "too-many-bytes", "not-video", "corrupt-video", "unsupported-video", "no-track",
     "too-many-pixels", "too-long" or "truncated-video".
@@ -78,10 +78,10 @@ def probe_video(data: bytes, limits: Limits | None = None) -> VideoInfo:
 def stream_frames(
     data: bytes, info: VideoInfo, window_s: float, hop_s: float, limits: Limits | None = None
 ) -> Iterator[tuple[float, Image.Image]]:
-    """The picture at the centre of each window, one after another, with the start of the window in seconds.
+    """Yield the start in seconds and the central picture of each window (see window_bounds).
 
-    `info` is the result of probe_video; the end is cut by window_bounds. Pictures are RGB, turned upright by the file's
-    rotation. Raises MediaError "corrupt-video" or "too-many-pixels", possibly after some pictures.
+    `info` is the result of probe_video. Pictures are RGB and upright by the file's rotation. Raises MediaError
+    "corrupt-video" or "too-many-pixels", possibly after some pictures.
     """
     if info.picture_s is None:
         return
@@ -96,10 +96,11 @@ def stream_frames(
 def pictures_at(
     data: bytes, info: VideoInfo, times_s: Iterable[float], limits: Limits | None = None
 ) -> Iterator[Image.Image]:
-    """The picture that a viewer sees at each of these times: RGB, upright; one is held at a time.
+    """Yield the picture that a viewer sees at each of these times: RGB, upright, one in memory at a time.
 
-    `info` is the result of probe_video; the video must have pictures. Times rise, in seconds from the start; after the
-    end comes the last picture. Raises MediaError "corrupt-video" or "too-many-pixels", possibly after some pictures.
+    `info` is the result of probe_video; the video must have pictures. Times are ascending, in seconds from the start;
+    after the end, the last picture is used. Raises MediaError "corrupt-video" or "too-many-pixels", possibly after some
+    pictures.
     """
     waiting = iter(times_s)
     wanted_s = next(waiting, None)
@@ -112,19 +113,19 @@ def pictures_at(
             return
         shown = frame
     if shown is None:
-        raise MediaError("corrupt-video", f"{info.format} data in which not a single picture can be decoded")
+        raise MediaError("corrupt-video", f"{info.format} data without a picture that can be decoded")
     while wanted_s is not None:
         yield _upright_rgb(shown, info.format)
         wanted_s = next(waiting, None)
 
 
 def stream_sound(data: bytes, sample_rate: int, limits: Limits | None = None) -> Iterator[NDArray[np.float32]]:
-    """A video's sound track like stream_audio, however short."""
+    """stream_audio for a video's sound track, without a minimum duration."""
     return stream_audio(data, sample_rate, replace(limits or Limits(), min_duration_s=0.0), accepted=VIDEO_FORMATS)
 
 
 def _picture_stream(container: Any) -> Any:
-    """The first stream of moving pictures, not a cover image."""
+    """The first video stream that is not a cover image."""
     return next((one for one in container.streams.video if not one.disposition & Disposition.attached_pic), None)
 
 
@@ -148,12 +149,12 @@ def _ends(container: Any, picture: Any, kind: str, limits: Limits) -> dict[int, 
                 continue
             stream = packet.stream
             stamp = packet.pts if packet.pts is not None else packet.dts
-            # AVI has no time stamps before its first key frame: such packets have an order only.
+            # AVI packets before the first key frame have no time stamp.
             end = 0 if stamp is None else stamp - (stream.start_time or 0) + (packet.duration or 0)
             end_s = max(float(end * packet.time_base), 1 / _TICKS_PER_S)
             ends_s[stream.index] = max(ends_s.get(stream.index, 0.0), end_s)
             if end_s > limits.max_duration_s:
-                raise MediaError("too-long", f"more than {limits.max_duration_s:,.0f} s, whatever the header says")
+                raise MediaError("too-long", f"over {limits.max_duration_s:,.0f} s, despite the header")
     return ends_s
 
 
@@ -165,10 +166,10 @@ def _refuse_truncated(container: Any, ends_s: dict[int, float]) -> None:
 
 
 def _frames(data: bytes, kind: str, limits: Limits) -> Iterator[tuple[float, Any]]:
-    """Time from the start in seconds and frame, in the order of showing."""
+    """Yield time from the start in seconds and frame, in display order."""
     with opened(data, kind, "corrupt-video") as container:
         stream = _picture_stream(container)
-        stream.codec_context.thread_count = 1  # actors share the CPUs: one thread each
+        stream.codec_context.thread_count = 1  # each actor has one CPU
         stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
         start, last_s = stream.start_time or 0, 0.0
         with refusals("corrupt-video", kind):

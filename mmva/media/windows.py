@@ -1,4 +1,4 @@
-"""Long audio as a row of windows that together hold every sample."""
+"""Cut long audio into windows that together contain every sample."""
 
 from collections.abc import Iterable, Iterator
 from typing import Final
@@ -8,18 +8,18 @@ from numpy.typing import NDArray
 
 from mmva.errors import UsageError
 
-# The windows of all music, so that inference and training use the same. Near the 2 s clips that IMEMNet-C labels, and
-# exactly what musicnn was trained on: shorter ones take it as much time.
+# For all music, in training and inference. Close to IMEMNet-C's clips of 2 s, and exactly the length that musicnn was
+# trained on, which takes as much time for shorter windows.
 WINDOW_S: Final = 3.0
 HOP_S: Final = 1.5
 
 
 def window_bounds(samples: int, length: int, hop: int) -> list[tuple[int, int]]:
-    """First and last-plus-one sample of each window.
+    """Start and end (exclusive) of each window, in samples.
 
-    Windows start every `hop` samples and hold `length` of them. The rest at the end becomes a window if it is at least
-    half as long as the others, and else joins the last one, so windows are between 1/2 and 3/2 of the length; audio
-    shorter than a window is one window. Raises UsageError unless 0 < hop <= length.
+    Windows start every `hop` samples and have `length` samples. The rest at the end becomes a window if it has at least
+    half of that length, and otherwise joins the last window, so windows have 1/2 to 3/2 of the length. Audio shorter
+    than a window is one window. Raises UsageError unless 0 < hop <= length.
     """
     if not 0 < hop <= length:
         raise UsageError(f"window hop must be above 0 and at most the window's length, got hop {hop}, length {length}")
@@ -36,10 +36,7 @@ def window_bounds(samples: int, length: int, hop: int) -> list[tuple[int, int]]:
 def windows(
     samples: NDArray[np.float32], sample_rate: int, length_s: float, hop_s: float
 ) -> tuple[NDArray[np.float64], list[NDArray[np.float32]]]:
-    """Cut mono audio [T] into overlapping windows (views); their starts in seconds, float64 [W], and the windows.
-
-    See window_bounds for the end. Raises UsageError unless 0 < hop_s <= length_s.
-    """
+    """Starts in seconds, float64 [W], and samples (views) of the windows of mono audio [T]; see window_bounds."""
     bounds = window_bounds(len(samples), round(length_s * sample_rate), round(hop_s * sample_rate))
     start_s_W = np.array([start for start, _ in bounds], np.float64) / sample_rate
     return start_s_W, [samples[start:stop] for start, stop in bounds]
@@ -48,9 +45,9 @@ def windows(
 def stream_windows(
     blocks: Iterable[NDArray[np.float32]], sample_rate: int, length_s: float, hop_s: float
 ) -> Iterator[tuple[float, NDArray[np.float32]]]:
-    """The windows of audio that arrives in blocks [t], with their starts in seconds; see `windows`.
+    """Yield the windows of audio in blocks [t], with their starts in seconds; see `windows`.
 
-    No more than a window, a hop and a block are held. Audio without samples has no window.
+    Keeps at most a window, a hop and a block in memory. Audio without samples has no window.
     """
     length, hop = round(length_s * sample_rate), round(hop_s * sample_rate)
     window_bounds(length, length, hop)  # raises for invalid lengths

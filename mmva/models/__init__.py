@@ -1,1 +1,1 @@
-"""The towers, the model, and the bundle that it is on disk."""
+"""The towers, the model, and its bundle on disk."""

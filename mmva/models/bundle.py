@@ -1,6 +1,6 @@
-"""A model on disk: safetensors, JSON and digests; loading one never runs code from it.
+"""A model on disk: safetensors, JSON and digests. Loading a bundle never runs code from it.
 
-A bundle holds the towers. Backbones are recorded (source, revision, digest, fingerprint), not copied: `load_bundle`
+A bundle contains the towers. Backbones are recorded (source, revision, digest, fingerprint), not copied; `load_bundle`
 fetches and checks them.
 """
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, ValidationError
 
 from mmva.config import MethodConfig
-from mmva.errors import CheckFailed, UsageError
+from mmva.errors import CheckFailed, UsageError, error_line
 from mmva.files import sha256_hex, write_atomically
 from mmva.modalities import Modality
 from mmva.models.config import ModelConfig
@@ -35,7 +35,7 @@ _SUM_LINE = re.compile(r"([0-9a-f]{64})  (\S+)")
 
 
 def to_json(value: object, name: str) -> bytes:
-    """Deterministic JSON: sorted keys, one trailing newline; UsageError if the value does not fit into JSON."""
+    """Deterministic JSON: sorted keys, one trailing newline. Raises UsageError if JSON cannot represent the value."""
     try:
         text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError) as error:
@@ -44,24 +44,24 @@ def to_json(value: object, name: str) -> bytes:
 
 
 def from_json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    """A file's JSON object; UsageError with the file's name if it is not one."""
+    """The JSON object in a file. Raises UsageError with the file's name if it is not one."""
     try:
         value = json.loads(files[name])
     except ValueError as error:
         raise UsageError(f"bundle: {name} is not valid JSON ({error})") from None
     if not isinstance(value, dict):
-        raise UsageError(f"bundle: {name} must hold a JSON object, found {type(value).__name__}")
+        raise UsageError(f"bundle: {name} must contain a JSON object, found {type(value).__name__}")
     return value
 
 
 def publish(directory: Path, files: Mapping[str, bytes]) -> str:
-    """Write a bundle next to its place, then rename it; nothing is ever overwritten.
+    """Write a bundle to a temporary folder, then rename it; never overwrites anything.
 
-    Returns its digest, the sha256 of SHA256SUMS. Raises UsageError if the place is taken or cannot be written.
+    Returns the digest, which is the sha256 of SHA256SUMS. Raises UsageError if the folder exists or cannot be written.
     """
     assert set(files) == set(FILES)
     if directory.exists():
-        raise UsageError(f"{directory}: exists already; a bundle is never overwritten, choose another place")
+        raise UsageError(f"{directory}: exists already; a bundle is never overwritten, choose another folder")
     sums = "".join(f"{sha256_hex(files[name])}  {name}\n" for name in sorted(files)).encode()
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -81,13 +81,12 @@ def publish(directory: Path, files: Mapping[str, bytes]) -> str:
 
 
 def read_verified(directory: Path) -> tuple[dict[str, bytes], str]:
-    """All files of a bundle, each read once and checked against SHA256SUMS, and the bundle's digest.
+    """All files of a bundle, read once and checked against SHA256SUMS, and the bundle's digest.
 
-    Raises UsageError if the directory is not a bundle, and CheckFailed with the name of a file that is missing, changed
-    or not listed.
+    Raises UsageError if the directory is not a bundle, CheckFailed if a file is missing, changed or not listed.
     """
     if not (directory / SUMS).is_file():
-        raise UsageError(f"{directory}: not a bundle (no {SUMS}); give the folder that training wrote")
+        raise UsageError(f"{directory}: not a bundle (no {SUMS}); use a folder that training wrote")
     sums = (directory / SUMS).read_bytes()
     digests = _parse_sums(sums, directory)
     present = {path.name for path in directory.iterdir()} - {SUMS}
@@ -100,7 +99,7 @@ def read_verified(directory: Path) -> tuple[dict[str, bytes], str]:
             raise CheckFailed(f"{path}: not a regular file")
         files[name] = path.read_bytes()
         if sha256_hex(files[name]) != digest:
-            raise CheckFailed(f"{path}: changed, its sha256 is not the one in {SUMS}")
+            raise CheckFailed(f"{path}: changed; its sha256 differs from {SUMS}")
     return files, sha256_hex(sums)
 
 
@@ -122,7 +121,7 @@ class _Header(MethodConfig):
 
 
 class _Backbone(MethodConfig):
-    """One modality's record in backbones.json."""
+    """A modality's record in backbones.json."""
 
     spec: Any
     fingerprint: str
@@ -131,7 +130,7 @@ class _Backbone(MethodConfig):
 
 @dataclass(frozen=True)
 class BundleInfo:
-    """What a verified bundle says about itself, without its weights."""
+    """A verified bundle's description, without its weights."""
 
     digest: str  # sha256 of SHA256SUMS, the model's identity
     config: ModelConfig
@@ -151,19 +150,19 @@ def save_bundle(
     card: str,
     provenance: Mapping[str, Any],
 ) -> str:
-    """Write a model as a bundle and return its digest; the same model and texts give the same bytes.
+    """Write a model as a bundle and return its digest. The same arguments give the same bytes.
 
-    The folder appears complete or not at all. The model knows its backbones (attach_encoders, or its `backbones` and
-    `preprocessing` are set). `intervals` are half widths by modality and axis (conformal_intervals), `card` is
-    Markdown, `provenance` JSON-able: run, recipe, dataset digest.
+    The folder is written completely or not at all. The model's `backbones` and `preprocessing` must be set, for
+    instance by attach_encoders. `intervals` are half widths by modality and axis (conformal_intervals), `card` is
+    Markdown, `provenance` is JSON-able: run, recipe, dataset digest.
 
-    Raises UsageError if the place is taken, a backbone is unknown, or a value is not JSON.
+    Raises UsageError if the folder exists, a backbone is not set, or JSON cannot represent a value.
     """
     from safetensors.torch import save
 
     unknown = [modality for modality in model.dims if modality not in model.backbones]
     if unknown:
-        raise UsageError(f"bundle: the model does not know its {unknown[0]} backbone; attach its encoders first")
+        raise UsageError(f"bundle: the model has no {unknown[0]} backbone; attach its encoders first")
     header = {
         "schema_version": SCHEMA_VERSION,
         "dims": model.dims,
@@ -182,25 +181,25 @@ def save_bundle(
 
 
 def read_bundle(directory: str | Path) -> tuple[BundleInfo, dict[str, bytes]]:
-    """A verified bundle's description and its files by name, without torch; raises as load_bundle."""
+    """A verified bundle's description and its files by name, without torch. Raises as load_bundle."""
     files, digest = read_verified(Path(directory))
     return _info(files, digest), files
 
 
 def read_bundle_info(directory: str | Path) -> BundleInfo:
-    """Verify a bundle and read its description, without weights or backbones; raises as load_bundle."""
+    """A verified bundle's description, without weights or backbones. Raises as load_bundle."""
     return read_bundle(directory)[0]
 
 
 def load_bundle(
     directory: str | Path, *, load_encoders: bool = True, mirror: str | None = None, trusted_repos: Sequence[str] = ()
 ) -> MMVA:
-    """Load a model, in evaluation mode.
+    """Load a model in evaluation mode.
 
-    Without `load_encoders` it takes embeddings only, and needs no transformers. `mirror` and `trusted_repos` say where
-    backbones come from, see mmva.backbones.load_encoder. Raises UsageError if it is not a bundle, has another schema
-    version, or is inconsistent; CheckFailed if a file is missing, surplus or changed, or a backbone is not the recorded
-    one.
+    Without `load_encoders`, the model only takes embeddings, and needs no transformers. For `mirror` and
+    `trusted_repos` see mmva.backbones.load_encoder. Raises UsageError if the folder is not a bundle, has another schema
+    version, or is inconsistent; CheckFailed if a file is missing, unexpected or changed, or a backbone is not the
+    recorded one.
     """
     from mmva.models.model import MMVA
 
@@ -222,8 +221,7 @@ def load_bundle(
 def _info(files: Mapping[str, bytes], digest: str) -> BundleInfo:
     name = HEADER
     raw = from_json(files, name)
-    if raw.get("schema_version") != SCHEMA_VERSION:
-        found = raw.get("schema_version")
+    if (found := raw.get("schema_version")) != SCHEMA_VERSION:
         raise UsageError(f"bundle: {name} has schema version {found}, this mmva reads version {SCHEMA_VERSION}")
     try:
         header = _Header.model_validate(raw)
@@ -235,7 +233,7 @@ def _info(files: Mapping[str, bytes], digest: str) -> BundleInfo:
         raise UsageError(f"bundle: {name}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
     dims = {str(modality): dim for modality, dim in header.dims.items()}
     if dims != {modality: backbone.dim for modality, backbone in backbones.items()}:
-        raise UsageError(f"bundle: {name} and {HEADER} disagree on the embeddings' widths")
+        raise UsageError(f"bundle: {name} and {HEADER} have different embedding widths")
     return BundleInfo(
         digest=digest,
         config=header.config,
@@ -253,14 +251,12 @@ def _load_weights(model: MMVA, data: bytes) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    name = WEIGHTS
     try:
         state = load(data)
         model.load_state_dict(state)
     except SafetensorError as error:
-        raise UsageError(f"bundle: {name} is not a safetensors file ({error})") from None
+        raise UsageError(f"bundle: {WEIGHTS} is not a safetensors file ({error})") from None
     except RuntimeError as error:
-        first = " ".join(str(error).split())[:200]
-        raise UsageError(f"bundle: {name} does not fit bundle.json ({first})") from None
+        raise UsageError(f"bundle: {WEIGHTS} does not fit {HEADER} ({error_line(error)})") from None
     if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
-        raise UsageError(f"bundle: {name} holds NaN or infinite weights")
+        raise UsageError(f"bundle: {WEIGHTS} contains NaN or infinite weights")

@@ -28,19 +28,19 @@ _EMBEDDING_BATCH = 4096
 
 
 class MMVA(nn.Module):
-    """Towers by modality; backbones are attached beside them and belong neither to its parameters nor its state.
+    """Towers by modality. Attached backbones are not part of the model's parameters or state.
 
     Attributes:
         dims: Embedding width of each modality.
         backbones: {modality: {"spec", "fingerprint", "dim"}} of the encoders that the towers were trained on.
         preprocessing: {modality: JSON-able description} of the same encoders.
         intervals: {modality: {"valence", "arousal"}} half widths of the conformal intervals.
-        provenance: What made the model (run, recipe, dataset digest), JSON-able.
-        digest: The bundle's digest, None for a model that was not loaded from one.
+        provenance: Origin of the model (run, recipe, dataset digest), JSON-able.
+        digest: The bundle's digest; None for a model that was not loaded from a bundle.
     """
 
     def __init__(self, dims: Mapping[str, int], config: ModelConfig | None = None) -> None:
-        """Make untrained towers, one for each modality with an embedding width in `dims`, at least one.
+        """Make an untrained tower for each modality in `dims`.
 
         Raises UsageError for an unknown modality or a width below 1.
         """
@@ -48,7 +48,7 @@ class MMVA(nn.Module):
         for modality, dim in dims.items():
             if modality not in MODALITIES or dim < 1:
                 raise UsageError(
-                    f"model: no tower for {modality!r} of width {dim}; modalities: {', '.join(MODALITIES)}"
+                    f"model: no tower for {modality!r} of width {dim}; use a width above 0 for {', '.join(MODALITIES)}"
                 )
         self.config = config or ModelConfig()
         self.dims = {modality: int(dims[modality]) for modality in MODALITIES if modality in dims}
@@ -61,7 +61,7 @@ class MMVA(nn.Module):
         self._encoders: dict[str, Encoder] = {}
 
     def forward(self, embeddings: Mapping[str, Tensor], *, hidden: bool = False) -> dict[str, Tensor]:
-        """VA points [B, 2] of embeddings [B, D] by modality, any subset of them; `hidden` as in Tower.forward."""
+        """VA points [B, 2] of embeddings [B, D] for some of the modalities; `hidden` as in Tower.forward."""
         return {modality: self.towers[modality](emb_BD, hidden=hidden) for modality, emb_BD in embeddings.items()}
 
     @torch.no_grad()
@@ -71,7 +71,7 @@ class MMVA(nn.Module):
             self.tower(modality).set_statistics(emb_ND)
 
     def tower(self, modality: str) -> Tower:
-        """The tower of a modality; UsageError if the model has none."""
+        """The tower of a modality. Raises UsageError if the model has none."""
         if modality not in self.dims:
             raise UsageError(f"this model has no {modality!r} tower; it has {', '.join(self.dims)}")
         tower = self.towers[modality]
@@ -79,15 +79,15 @@ class MMVA(nn.Module):
         return tower
 
     def attach_encoders(self, encoders: Mapping[str, Encoder]) -> None:
-        """Put backbones before the towers, so that items and not only embeddings can be predicted.
+        """Attach backbones, so that the model can predict items, not only embeddings.
 
-        Raises UsageError if an encoder's width is not its tower's, CheckFailed if the model was trained on another
-        backbone than this (fingerprints differ).
+        Raises UsageError if the widths of an encoder and its tower differ, CheckFailed if the model was trained on
+        another backbone (fingerprints differ).
         """
         for modality, encoder in encoders.items():
             dim = self.tower(modality).dim
             if encoder.dim != dim:
-                raise UsageError(f"{modality}: the encoder gives {encoder.dim} values, the tower wants {dim}")
+                raise UsageError(f"{modality}: the encoder's width is {encoder.dim}, the tower's is {dim}")
             known = self.backbones.get(modality, {}).get("fingerprint", encoder.fingerprint)
             if known != encoder.fingerprint:
                 raise CheckFailed(
@@ -104,7 +104,7 @@ class MMVA(nn.Module):
             }
 
     def encoder(self, modality: str) -> Encoder:
-        """The attached encoder of a modality; UsageError if there is none."""
+        """The attached encoder of a modality. Raises UsageError if there is none."""
         if modality not in self._encoders:
             raise UsageError(f"no {modality!r} encoder is attached; load the bundle with its encoders")
         return self._encoders[modality]
@@ -114,12 +114,12 @@ class MMVA(nn.Module):
         return np.asarray(self.encoder(modality).encode(items, batch_size=batch_size), np.float32)
 
     def predict(self, modality: str, items: Sequence[Any], batch_size: int = 16) -> NDArray[np.float32]:
-        """VA points [N, 2] in [0, 1] of decoded items; an item's point does not depend on its neighbours (to 1e-5)."""
+        """VA points [N, 2] in [0, 1] of decoded items; a point does not depend on the other items (to 1e-5)."""
         return self.predict_embeddings(modality, self.embed(modality, items, batch_size))
 
     @torch.inference_mode()
     def predict_embeddings(self, modality: str, emb_ND: NDArray[np.floating]) -> NDArray[np.float32]:
-        """VA points [N, 2] in [0, 1] of embeddings [N, D], in evaluation mode whatever the model's mode is."""
+        """VA points [N, 2] in [0, 1] of embeddings [N, D], always in evaluation mode."""
         tower = self.tower(modality)
         if emb_ND.ndim != 2 or emb_ND.shape[1] != tower.dim:
             raise ValueError(f"{modality}: embeddings must have shape [N, {tower.dim}], got {list(emb_ND.shape)}")

@@ -1,7 +1,7 @@
-"""A model for inference alone: towers in numpy, encoders loaded when their modality is first embedded.
+"""A model for inference only: towers in numpy, and encoders that are loaded on first use.
 
-What a worker of a bulk pass holds instead of `MMVA`: with exported networks it needs no torch. Its points equal those
-of MMVA's towers to 1e-6.
+Workers of a bulk pass use it instead of `MMVA`: with exported networks it needs no torch. Its points equal those of
+MMVA's towers to 1e-6.
 
 Shapes: B or N items, D a backbone's embedding width, H a tower's hidden width.
 """
@@ -20,7 +20,7 @@ _EMBEDDING_BATCH = 4096
 
 
 class ItemEncoder(Protocol):
-    """What a predictor needs of an encoder, whichever engine computes it."""
+    """The interface that a predictor needs of an encoder, for any engine."""
 
     fingerprint: str
     dim: int
@@ -31,7 +31,7 @@ class ItemEncoder(Protocol):
 
 
 class NumpyTower:
-    """mmva.models.towers.Tower's forward in evaluation mode, in float32."""
+    """mmva.models.towers.Tower in evaluation mode, in float32."""
 
     def __init__(self, weights: Mapping[str, NDArray[np.float32]], config: TowerConfig) -> None:
         self._weights, self._config = weights, config
@@ -39,7 +39,7 @@ class NumpyTower:
 
     def __call__(self, emb_BD: NDArray[np.float32]) -> NDArray[np.float32]:
         """VA points [B, 2] in [0, 1] of embeddings [B, D]; B may be 0."""
-        # Half of scipy's import time is not worth paying in a process that never predicts.
+        # Imported here, because some processes never predict.
         from scipy.special import erf, expit
 
         weights, clip = self._weights, self._config.clip
@@ -60,7 +60,7 @@ class NumpyTower:
 
 
 class Predictor:
-    """Items to embeddings, embeddings to VA points; MMVA's interface for what a bulk pass asks of it.
+    """Embeds items and predicts VA points; the part of MMVA's interface that a bulk pass needs.
 
     Attributes:
         dims: Embedding width of each modality.
@@ -68,9 +68,9 @@ class Predictor:
     """
 
     def __init__(self, info: BundleInfo, weights: bytes, load: Callable[[str], ItemEncoder]) -> None:
-        """Read the towers of a verified bundle from its model.safetensors; `load` loads each encoder when it is needed.
+        """Read the towers of a verified bundle from its model.safetensors; `load` loads an encoder on first use.
 
-        Raises UsageError if the weights are not readable or do not fit the descriptions.
+        Raises UsageError if the weights are unreadable or do not fit the bundle's description.
         """
         self.dims, self.backbones, self.preprocessing = info.dims, info.backbones, info.preprocessing
         self.intervals, self.provenance, self.digest = info.intervals, info.provenance, info.digest
@@ -85,8 +85,7 @@ class Predictor:
         towers were trained on.
         """
         if modality not in self._encoders:
-            if modality not in self.dims:
-                raise UsageError(f"this model has no {modality!r} tower; it has {', '.join(self.dims)}")
+            self._tower(modality)
             encoder = self._load(modality)
             known = self.backbones[modality]["fingerprint"]
             if encoder.fingerprint != known:
@@ -106,9 +105,7 @@ class Predictor:
 
     def predict_embeddings(self, modality: str, emb_ND: NDArray[np.floating]) -> NDArray[np.float32]:
         """VA points [N, 2] in [0, 1] of embeddings [N, D]."""
-        if modality not in self.dims:
-            raise UsageError(f"this model has no {modality!r} tower; it has {', '.join(self.dims)}")
-        tower = self._towers[modality]
+        tower = self._tower(modality)
         if emb_ND.ndim != 2 or emb_ND.shape[1] != tower.dim:
             raise ValueError(f"{modality}: embeddings must have shape [N, {tower.dim}], got {list(emb_ND.shape)}")
         va_N2 = np.empty((len(emb_ND), 2), np.float32)
@@ -117,9 +114,14 @@ class Predictor:
             va_N2[rows] = tower(np.asarray(emb_ND[rows], np.float32))
         return va_N2
 
+    def _tower(self, modality: str) -> NumpyTower:
+        if modality not in self._towers:
+            raise UsageError(f"this model has no {modality!r} tower; it has {', '.join(self.dims)}")
+        return self._towers[modality]
+
 
 def _towers(info: BundleInfo, weights: bytes) -> dict[str, NumpyTower]:
-    """The towers of a bundle, refused as load_bundle refuses them: each tensor by name, shape and finite values."""
+    """The towers of a bundle, with the checks of load_bundle: names, shapes and finite values of all tensors."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -139,7 +141,7 @@ def _towers(info: BundleInfo, weights: bytes) -> dict[str, NumpyTower]:
             f"bundle: model.safetensors does not fit bundle.json ({name}: {found.get(name)}, not {shapes.get(name)})"
         )
     if not all(np.isfinite(array).all() for array in state.values()):
-        raise UsageError("bundle: model.safetensors holds NaN or infinite weights")
+        raise UsageError("bundle: model.safetensors contains NaN or infinite weights")
     prefixes = {modality: f"towers.{modality}." for modality in info.dims}
     return {
         modality: NumpyTower(

@@ -1,7 +1,7 @@
-"""One tower's trainable part: a backbone's embedding in, a VA point out.
+"""The trainable part of a tower: a backbone's embedding in, a VA point out.
 
-Shapes: B items, D embedding width, H hidden width. MMVA publishes neither the heads' size nor their activation; what
-is unknown is an option of TowerConfig with its reason.
+Shapes: B items, D embedding width, H hidden width. MMVA publishes neither the heads' size nor their activation; such
+unknowns are options of TowerConfig, with reasons.
 """
 
 import numpy as np
@@ -20,14 +20,13 @@ _PIECE = 65_536
 class Tower(nn.Module):
     """Standardised embedding -> sigmoid(linear path + residual MLP) = VA point in [0, 1].
 
-    The linear path makes a ridge regression on the same features one of the functions that training can reach at once;
-    the MLP adds what is not linear and starts at zero. Its weights start at N(0, 1) under factors of 1/sqrt(width)
-    (the NTK parametrisation, Jacot et al. 2018): Adam's steps are of one size for every weight, and without the factors
-    a wide MLP fits the noise of a thousand items before the linear path has found their trend. `head: mlp` leaves the
-    linear path and the factors out.
+    With the linear path, training can start from a ridge regression on the same features; the MLP starts at zero and
+    adds the non-linear part. Its weights start at N(0, 1) with factors of 1/sqrt(width) (the NTK parametrisation, Jacot
+    et al. 2018): Adam's steps have one size for all weights, and without the factors a wide MLP fits the noise of a
+    thousand items before the linear path has found their trend. `head: mlp` has no linear path and no factors.
 
-    A sigmoid keeps outputs in [0, 1] with a gradient everywhere: a clamp would have none for the items that it cuts
-    off, and labels fill only the sigmoid's nearly straight middle.
+    The sigmoid keeps outputs in [0, 1] with a gradient everywhere; a clamp has no gradient for clipped items. Labels
+    only use the nearly straight middle of the sigmoid.
     """
 
     mean_D: Tensor
@@ -58,32 +57,32 @@ class Tower(nn.Module):
 
     @torch.no_grad()
     def set_statistics(self, emb_ND: Tensor | NDArray[np.floating]) -> None:
-        """Standardise by these embeddings (the training split's, N >= 1) from now on; saved with the weights.
+        """Set the standardisation from the training split's embeddings [N, D], N >= 1; it is saved with the weights.
 
-        A dimension that never varies keeps a scale of 1. Raises ValueError if the shape does not fit the tower or a
-        value is not finite.
+        Constant dimensions have a scale of 1. Raises ValueError if the shape does not fit the tower or a value is not
+        finite.
         """
         emb = np.asarray(emb_ND)
         if emb.ndim != 2 or emb.shape[0] == 0 or emb.shape[1] != self.dim:
             raise ValueError(f"embeddings must have shape [N, {self.dim}] with N >= 1, got {list(emb.shape)}")
-        # In pieces: a million rows in double precision would need more memory than everything else.
+        # In pieces, because a million rows in double precision would need too much memory.
         pieces = [slice(start, start + _PIECE) for start in range(0, len(emb), _PIECE)]
         mean_D = sum(emb[rows].sum(axis=0, dtype=np.float64) for rows in pieces) / len(emb)
         variance_D = sum(np.square(emb[rows] - mean_D).sum(axis=0) for rows in pieces) / len(emb)
         mean_D, std_D = torch.from_numpy(mean_D), torch.from_numpy(np.sqrt(variance_D))
         if not bool(torch.isfinite(std_D).all()):
-            raise ValueError("embeddings hold NaN or infinite values")
+            raise ValueError("embeddings contain NaN or infinite values")
         self.mean_D.copy_(mean_D)
         self.std_D.copy_(torch.where(std_D < _SMALLEST_STD, torch.ones_like(std_D), std_D))
 
     def standardise(self, emb_BD: Tensor) -> Tensor:
-        """Embeddings with the training split's mean 0 and deviation 1 per dimension, then cut to +-clip, [B, D]."""
+        """Embeddings [B, D] standardised by the training split's mean and deviation, then clipped to +-clip."""
         return ((emb_BD - self.mean_D) / self.std_D).clamp(-self.config.clip, self.config.clip)
 
     def forward(self, emb_BD: Tensor, *, hidden: bool = False) -> Tensor:
         """VA points in [0, 1], shape [B, 2], of embeddings [B, D]; B may be 0.
 
-        With `hidden`, shape [B, 2 + H]: the hidden layer beside them, which a loss may compare between modalities.
+        With `hidden`, shape [B, 2 + H]: followed by the hidden layer, which a loss may compare between modalities.
         """
         z_BD = self.input_dropout(self.standardise(emb_BD))
         plain = self.config.head == "mlp"

@@ -1,7 +1,7 @@
-"""Parts of a video, joined into a clip with their sound.
+"""Join parts of a video, with sound, into a clip.
 
-VP9 and Opus, in WebM or MP4: browsers play both, and their encoders are free (BSD). Pictures and sound are decoded in
-parallel and written in the order of time, so memory does not grow with the clip. Shapes: T samples, C channels.
+VP9 and Opus in WebM or MP4: browsers play both, and the encoders are free (BSD). Pictures and sound are decoded side by
+side and written in order of time, so memory does not grow with the clip. Shapes: T samples, C channels.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from mmva.media.video import VideoInfo, pictures_at
 
 CONTAINERS: Final = {".webm": "webm", ".mp4": "mp4"}
 _LONG_SIDE: Final = 1280  # pixels; larger pictures are made smaller
-_FPS: Final = (1.0, 30.0, 25.0)  # fewest and most per second, and if the header does not say
-_FADE_S: Final = 0.01  # of the sound at each cut: a wave that is cut clicks
-_SOUND_RATE: Final = 48_000  # that of Opus
-# Fast enough for one core; the quality of a preview.
+_FPS: Final = (1.0, 30.0, 25.0)  # minimum, maximum, and default if the header has no rate
+_FADE_S: Final = 0.01  # of the sound at each cut, to avoid clicks
+_SOUND_RATE: Final = 48_000  # Opus's rate
+# Fast enough for one core, with the quality of a preview.
 _PICTURE_OPTIONS: Final = {"deadline": "realtime", "cpu-used": "8", "crf": "34", "b": "0", "threads": "1"}
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """The next part of the clip: a picture or some samples [T, 2], at a time of the clip."""
+    """A part of the clip: a picture or samples [T, 2], with its time in the clip."""
 
     at_s: float
     picture: Image.Image | None = None
@@ -49,21 +49,20 @@ class _Piece:
 
 
 def write_clip(data: bytes, info: VideoInfo, spans_s: Sequence[tuple[float, float]], out: Path, limits: Limits) -> None:
-    """Write the spans, one after another; the file appears whole or not at all.
+    """Write the spans one after another; the file is written completely or not at all.
 
-    Spans (start and end in seconds) are in order and do not overlap. `out` ends in .webm or .mp4; it is replaced.
-    Raises UsageError if the name has another ending, or the folder cannot be written to, MediaError for what is wrong
-    with the video, found while it is decoded.
+    Spans (start and end in seconds) are in order and do not overlap. `out` ends in .webm or .mp4, and is replaced.
+    Raises UsageError if the name has another ending or the folder is not writable, MediaError if decoding fails.
     """
     check_clip_name(out)
     fps = Fraction(min(max(info.fps or _FPS[2], _FPS[0]), _FPS[1])).limit_denominator(1001)
-    # Whole pictures, so that sound and pictures stay together.
+    # Whole pictures, so that sound and pictures stay in sync.
     whole_s = [(start, start + max(1, round((end - start) * fps)) / float(fps)) for start, end in spans_s]
     size: tuple[int, int] | None = None
     sources: list[Iterator[_Piece]] = []
     if info.picture_s is not None:
         pictures = _pictures(data, info, whole_s, float(fps), limits)
-        first = next(pictures)  # has the size: the header's is before rotation
+        first = next(pictures)  # for the size: the header's is before rotation
         assert first.picture is not None
         size = even_size(first.picture.size)
         sources.append(itertools.chain([first], pictures))
@@ -79,13 +78,13 @@ def write_clip(data: bytes, info: VideoInfo, spans_s: Sequence[tuple[float, floa
 
 
 def check_clip_name(out: Path) -> None:
-    """Raises UsageError unless the name ends as a clip's does."""
+    """Raises UsageError unless the name ends in .webm or .mp4."""
     if out.suffix.lower() not in CONTAINERS:
         raise UsageError(f"{out}: the name of a clip must end in {' or '.join(CONTAINERS)}")
 
 
 def _encode(path: Path, pieces: Iterable[_Piece], fps: Fraction, size: tuple[int, int] | None, *, sound: bool) -> None:
-    """Pieces to a file; without a size it has no pictures."""
+    """Write pieces to a file, without pictures if `size` is None."""
     with av.open(str(path), "w", format=CONTAINERS[path.suffix.lower()]) as output:
         streams: dict[str, Any] = {}
         if size is not None:
@@ -129,15 +128,15 @@ def _sounds(data: bytes, info: VideoInfo, spans_s: Sequence[tuple[float, float]]
 
 
 def _at_most_two(block: Block) -> NDArray[np.float32]:
-    """Surround sound as mono, which as_stereo puts on both sides."""
+    """Mix surround sound to mono, which as_stereo copies to both sides."""
     return block.samples_TC if block.samples_TC.shape[1] <= 2 else Downmix().mono(block)[:, None]
 
 
 def as_stereo(blocks: Iterable[NDArray[np.float32]], rate: int, kind: str) -> Iterator[NDArray[np.float32]]:
-    """Blocks [t, C] as blocks [t, 2] at the clip's rate; more than two channels become their mean on both sides.
+    """Convert blocks [t, C] to blocks [t, 2] at the clip's rate; mono and more than two channels become their mean.
 
-    NaN becomes silence, and samples beyond full scale are cut: encoders refuse them. MediaError "corrupt-audio" for a
-    rate that cannot be converted.
+    NaN becomes silence, and samples above full scale are clipped, because encoders refuse them. Raises MediaError
+    "corrupt-audio" for a rate that cannot be converted.
     """
     with refusals("corrupt-audio", kind):
         to_clip = av.AudioResampler(format="flt", layout="stereo", rate=_SOUND_RATE)
@@ -161,7 +160,7 @@ def _audio_frame(samples_T2: NDArray[np.float32], rate: int) -> Any:
 def cut(
     blocks: Iterable[NDArray[np.float32]], spans_s: Sequence[tuple[float, float]], rate: int
 ) -> Iterator[NDArray[np.float32]]:
-    """The spans' samples of a stream of blocks [t, C], faded at each cut; silence if the stream ends early."""
+    """Yield the spans' samples of blocks [t, C], faded at each cut, and silence if the stream ends early."""
     spans = [(round(start * rate), round(end * rate)) for start, end in spans_s]
     fade, position, channels = max(1, round(_FADE_S * rate)), 0, 1
     waiting = iter(spans)
@@ -188,7 +187,7 @@ def cut(
 
 
 def even_size(size: tuple[int, int]) -> tuple[int, int]:
-    """A picture's size within the clip's, both sides even as encoders want them."""
+    """A picture's size in the clip; both sides are even, as encoders require."""
     share = min(1.0, _LONG_SIDE / max(size))
     width, height = (max(2, 2 * round(side * share / 2)) for side in size)
     return width, height

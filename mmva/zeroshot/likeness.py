@@ -1,6 +1,6 @@
-"""Exact nearest neighbours by cosine, over embeddings that come in blocks: memory holds one block and the results.
+"""Exact nearest neighbours by cosine over blocks of embeddings, with one block and the results in memory.
 
-The caller must compare only embeddings of one space, that is of one modality and one backbone.
+The caller must only compare embeddings of one modality and one backbone.
 Shapes: B items of a block, D numbers of an embedding, K neighbours.
 """
 
@@ -12,16 +12,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-_SPARE: Final = 16  # hits beyond twice the wanted ones before they are sorted
+_SPARE: Final = 16  # hits above twice the wanted number before they are sorted
 
 
 def most_alike(
     query_D: ArrayLike, blocks: Iterable[tuple[NDArray[np.int64], ArrayLike]], wanted: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The rows whose embeddings have the highest cosine with a query, at most `wanted`.
+    """The at most `wanted` rows whose embeddings have the highest cosine with a query.
 
     Blocks are rows [B] and their embeddings [B, D]; an embedding of zeros has cosine 0. Returns rows and cosines in
-    [-1, 1], [K] each, the most alike first, equal ones in the order of the rows.
+    [-1, 1], [K] each, highest cosine first, equal ones in the order of the rows.
     """
     unit_D = np.asarray(query_D, np.float64)
     unit_D = unit_D / (np.linalg.norm(unit_D) or 1.0)
@@ -29,13 +29,13 @@ def most_alike(
     for row_B, block in blocks:
         emb_BD = np.asarray(block, np.float64)
         norm_B = np.linalg.norm(emb_BD, axis=1)
-        # Row by row, and not by BLAS: equal embeddings must give equal results at any place in a block.
+        # Row by row, not with BLAS: equal embeddings must give equal results at any position in a block.
         cosine_B = np.einsum("bd,d->b", emb_BD, unit_D) / np.where(norm_B > 0, norm_B, 1.0)
         may_B = cosine_B >= least
         if not may_B.any():
             continue
         row_K, cosine_K = np.concatenate([row_K, row_B[may_B]]), np.concatenate([cosine_K, cosine_B[may_B]])
-        if len(row_K) > 2 * wanted + _SPARE:  # not after every block: a late page has many hits to sort
+        if len(row_K) > 2 * wanted + _SPARE:  # not after every block: late pages have many hits to sort
             row_K, cosine_K = _best(row_K, cosine_K, wanted)
             least = cosine_K[-1]
     row_K, cosine_K = _best(row_K, cosine_K, wanted)

@@ -1,4 +1,4 @@
-"""A summary as a picture: the chosen frames, the curve over time, and its way through the plane."""
+"""Draw a summary: the chosen frames, the curve over time, and the curve in the plane."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mmva.errors import UsageError
 if TYPE_CHECKING:
     from mmva.zeroshot.video import Moment
 
-# Distinguishable with any kind of colour vision (Okabe & Ito 2008).
+# Distinguishable with any colour vision (Okabe & Ito 2008).
 _VALENCE, _AROUSAL, _CHOSEN = "#0072B2", "#D55E00", "#F0E442"
-_MOST_FRAMES: Final = 8  # in one row; of more, the ones with most change
+_MOST_FRAMES: Final = 8  # in the row; if there are more, those with most change
 _CORNERS: Final = (("tense", 0.02, 0.98), ("excited", 0.98, 0.98), ("sad", 0.02, 0.02), ("calm", 0.98, 0.02))
 
 
 def write_picture(
     out: Path, title: str, time_s_W: NDArray[np.float64], va_W2: NDArray[np.float64], moments: Sequence[Moment]
 ) -> None:
-    """Write a PNG; UsageError if it cannot be written."""
+    """Write a PNG. Raises UsageError if it cannot be written."""
     from matplotlib.figure import Figure
 
     figure: Any = Figure(figsize=(12, 6.2), layout="constrained")

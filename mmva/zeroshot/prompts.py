@@ -1,10 +1,10 @@
-"""A VA point as a prompt for a text-to-music generator.
+"""Turn a VA point into a prompt for a text-to-music generator.
 
-The caption tower places every template of the bank in the plane, by the sentence for its home. For a target, the
-nearest template gives genre and instruments; the target itself gives mood, tempo, mode and loudness, by the rules that
-music psychology agrees on: faster and louder with arousal, major with valence (Gabrielsson & Lindström 2010, "The role
-of structure in the musical expression of emotions"). So tempo and loudness never fall as arousal rises, and mode never
-turns to minor as valence rises, whatever the tower gives.
+The caption tower predicts a point for each template, from its sentence at its home point. For a target, the nearest
+template provides genre and instruments. The target determines mood, tempo, mode and loudness by established rules of
+music psychology: faster and louder with arousal, major with valence (Gabrielsson & Lindström 2010, "The role of
+structure in the musical expression of emotions"). So tempo and loudness never fall as arousal rises, and mode never
+changes to minor as valence rises, for any tower.
 
 Shapes: T templates; va_T2 holds (valence, arousal) per row.
 """
@@ -30,7 +30,7 @@ _SLOWEST_BPM, _FASTEST_BPM, _BPM_STEP = 56, 176, 4
 _TEMPI: Final = ((72, "very slow"), (92, "slow"), (116, "mid-tempo"), (144, "fast"), (1000, "very fast"))
 _MODES: Final = ((0.45, "minor"), (0.55, "modal"), (2.0, "major"))
 _LOUDNESS: Final = ((0.25, "very soft"), (0.45, "soft"), (0.6, "moderate"), (0.8, "loud"), (2.0, "very loud"))
-# The circumplex's words describe a person's feeling; music needs other adjectives.
+# The circumplex's words describe a person's feeling; these adjectives describe music.
 _ADJECTIVES: Final = {
     "happy": "happy", "delighted": "joyful", "excited": "exhilarating", "aroused": "driving", "tense": "tense",
     "distressed": "anxious", "miserable": "bleak", "depressed": "mournful", "bored": "dreary", "tired": "sleepy",
@@ -40,7 +40,7 @@ _ADJECTIVES: Final = {
 
 @dataclass(frozen=True)
 class Template:
-    """Music of one kind; mood, tempo, mode and loudness are filled in. The name is unique."""
+    """A kind of music with a unique name; mood, tempo, mode and loudness are added for a target."""
 
     name: str
     genre: str
@@ -98,32 +98,31 @@ class MusicPrompt:
 
     text: str  # one English sentence
     template: str  # name of the template
-    va: tuple[float, float]  # where the caption tower places the template
-    distance: float  # from there to the target
+    va: tuple[float, float]  # the caption tower's point for the template
+    distance: float  # from that point to the target
     genre: str
     instruments: str
-    mood: str  # word for the target, as in annotations; the sentence has an adjective for music
+    mood: str  # word for the target, as in annotations; the sentence uses an adjective for music
     tempo: str
     bpm: int  # beats per minute; tempo, bpm and loudness rise with the target's arousal
     mode: str  # "minor", "modal" or "major", by the target's valence
     loudness: str
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """JSON-able dictionary."""
         return dataclasses.asdict(self)
 
 
 class PromptBank:
-    """Templates and where they lie in the plane."""
+    """The templates and their points [T, 2] in the plane."""
 
     def __init__(self, va_T2: ArrayLike) -> None:
-        """Templates at known points [T, 2]."""
         self.va_T2 = np.asarray(va_T2, np.float64)
         assert self.va_T2.shape == (len(TEMPLATES), 2)
 
     @classmethod
     def place(cls, model: MMVA | Predictor) -> Self:
-        """Let a model's caption tower place the templates (one batch of sentences); UsageError if it has none."""
+        """Predict the templates' points with a model's caption tower. Raises UsageError if it has none."""
         if "caption" not in model.dims:
             raise UsageError(f"music prompts need a caption tower; this model has {', '.join(model.dims)}")
         sentences = [fill(template, template.home)["text"] for template in TEMPLATES]
@@ -146,7 +145,7 @@ class PromptBank:
 
 
 def music_prompt(model_or_bank: MMVA | Predictor | PromptBank, va_2: ArrayLike) -> MusicPrompt:
-    """A prompt for music of a target point. A model places the bank in each call (some 40 sentences); keep a bank.
+    """A prompt for music at a target point. A model places all templates in each call; keep a PromptBank instead.
 
     Raises UsageError if the model has no caption tower.
     """
@@ -155,7 +154,7 @@ def music_prompt(model_or_bank: MMVA | Predictor | PromptBank, va_2: ArrayLike) 
 
 
 def fill(template: Template, va_2: ArrayLike) -> dict[str, Any]:
-    """The parts of a prompt that a target point decides: text, mood, tempo, bpm, mode and loudness."""
+    """The parts of a prompt that depend on a target point: text, mood, tempo, bpm, mode and loudness."""
     target_2 = np.clip(np.asarray(va_2, np.float64), 0, 1)
     valence, arousal = target_2.tolist()
     bpm = _BPM_STEP * round((_SLOWEST_BPM + (_FASTEST_BPM - _SLOWEST_BPM) * arousal) / _BPM_STEP)

@@ -1,4 +1,4 @@
-"""One item to its point in the plane, by the same path as the items of an annotation."""
+"""Predict the VA point of one item, by the same path as in an annotation."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def query_point(model: MMVA | Predictor, modality: str, data: bytes | str) -> NDArray[np.float64]:
-    """VA point [2] in [0, 1] of one image, piece of music (encoded files) or caption (its text, also as UTF-8).
+    """VA point [2] in [0, 1] of an image or a piece of music (encoded), or of a caption (text or UTF-8).
 
-    Raises UsageError if the model has no such tower, and MediaError if the item cannot be used.
+    Raises UsageError if the model has no such tower, MediaError if the item is unusable.
     """
     if modality not in MODALITIES:
-        raise UsageError(f"modality {modality!r}: a query is one of {', '.join(MODALITIES)}")
+        raise UsageError(f"modality {modality!r}: use one of {', '.join(MODALITIES)} for a query")
     if modality not in model.dims:
         raise UsageError(f"this model has no {modality!r} tower; it has {', '.join(model.dims)}")
     encoded = data.encode(errors="replace") if isinstance(data, str) else data

@@ -1,9 +1,9 @@
 """Exact nearest neighbours in the valence-arousal plane, with filters and pages.
 
-Points are sorted by group and valence. A strided sample of the points that pass the filters bounds the distance of the
-K-th neighbour from above, so only a strip of the plane around the query has to be scanned. A tree is faster without
-filters, and hundreds of times slower if it must skip what the filters refuse; this handles both, and needs only a sort.
-benchmarks/search.py compares it with scipy's cKDTree and FAISS.
+Points are sorted by group and valence. A strided sample of the points that pass the filters gives an upper bound for
+the distance of the K-th neighbour, so only a strip of the plane around the query has to be scanned. A tree is faster
+without filters, but hundreds of times slower if filters exclude many points. benchmarks/search.py compares this with
+scipy's cKDTree and FAISS.
 
 Shapes: N points, K neighbours, G groups; va_N2 holds (valence, arousal) per row.
 """
@@ -18,14 +18,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from mmva.errors import UsageError
 
-_SAMPLES: Final = 4096  # points that bound the strip, at least,
-_SAMPLES_A_NEIGHBOUR: Final = 32  # and for each neighbour that is wanted
-_ROUNDING: Final = 1e-6  # float32 distances in the unit square are this exact
+_SAMPLES: Final = 4096  # least number of points in the sample that bounds the strip
+_SAMPLES_A_NEIGHBOUR: Final = 32  # least number of these points per wanted neighbour
+_ROUNDING: Final = 1e-6  # accuracy of float32 distances in the unit square
 
 
 @dataclass(frozen=True)
 class Region:
-    """A rectangle of the plane, bounds included; by default all of it. UsageError unless 0 <= low <= high <= 1."""
+    """A closed rectangle of the plane; by default all of it. Raises UsageError unless 0 <= low <= high <= 1."""
 
     valence: tuple[float, float] = (0, 1)
     arousal: tuple[float, float] = (0, 1)
@@ -38,10 +38,10 @@ class Region:
 
 
 class PlaneIndex:
-    """Points of the plane in memory, 16 bytes a point."""
+    """Points of the plane in memory, 16 bytes per point."""
 
     def __init__(self, va_N2: ArrayLike, group_N: ArrayLike | None = None) -> None:
-        """Sort the points [N, 2]; `group_N` is a small integer per point, such as its modality (None: one group)."""
+        """Sort the points [N, 2]. `group_N` is a small integer per point, such as its modality (None: one group)."""
         va = np.asarray(va_N2, np.float32).reshape(-1, 2)
         group = np.zeros(len(va), np.int64) if group_N is None else np.asarray(group_N)
         self._row_N = np.lexsort((va[:, 0], group))
@@ -53,7 +53,6 @@ class PlaneIndex:
         }
 
     def __len__(self) -> int:
-        """How many points there are."""
         return len(self._row_N)
 
     def nearest(
@@ -65,9 +64,9 @@ class PlaneIndex:
         groups: Collection[int] | None = None,
         region: Region | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The points nearest to a query that pass the filters; the first `offset` of them are left out.
+        """The points nearest to a query that pass the filters, without the first `offset` of them.
 
-        Equal distances are in the order of the rows, so pages neither overlap nor leave gaps. `groups` None means all.
+        Equal distances are in the order of the rows, so pages do not overlap or have gaps. `groups` None means all.
         Returns rows and distances, nearest first, [K] each, K <= count.
         """
         query_2, region = np.asarray(va_2, np.float64), region or Region()
@@ -92,7 +91,7 @@ class PlaneIndex:
         return row_K[order_K], distance_K[order_K]
 
     def _reach(self, chosen: list[tuple[int, int]], query_2: NDArray[np.float64], wanted: int, region: Region) -> float:
-        """A distance within which the `wanted` nearest lie: a sample's K-th is never nearer than that of all points."""
+        """An upper bound for the distance of the `wanted` nearest points: that of a sample is never smaller."""
         step = sum(stop - start for start, stop in chosen) // max(_SAMPLES, _SAMPLES_A_NEIGHBOUR * wanted)
         if step < 2:
             return math.inf
@@ -106,13 +105,13 @@ class PlaneIndex:
         return math.sqrt(np.partition(squared_K, wanted - 1)[wanted - 1]) + _ROUNDING
 
     def _reached(self, some: slice, query_2: NDArray[np.float64], reach: float, region: Region) -> NDArray[np.int64]:
-        """Places of a strip's points that lie within reach of the query, and in the region."""
+        """Positions of a strip's points within reach of the query and inside the region."""
         near_N = self._squared(some, query_2) <= np.float32((reach + _ROUNDING) ** 2)
         near_N &= self._inside(some, region)
         return some.start + np.flatnonzero(near_N)
 
     def _strip(self, start: int, stop: int, low: float, high: float) -> tuple[int, int]:
-        """The part of a slice whose valence lies in [low, high]."""
+        """The part of a slice with a valence in [low, high]."""
         valence_N = self._valence_N[start:stop]
         first = np.searchsorted(valence_N, np.float32(low), "left")
         last = np.searchsorted(valence_N, np.float32(high), "right")
@@ -125,7 +124,7 @@ class PlaneIndex:
         return squared_N
 
     def _inside(self, some: slice, region: Region) -> NDArray[np.bool_]:
-        """Which points lie between the region's arousals; those of a slice lie between its valences already."""
+        """Which points are within the region's arousals; the caller has selected by valence."""
         low, high = (np.float32(bound) for bound in region.arousal)
         arousal_N = self._arousal_N[some]
         return (arousal_N >= low) & (arousal_N <= high)

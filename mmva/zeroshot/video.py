@@ -1,10 +1,10 @@
-"""A video summarised by its mood: a curve in the plane, the segments that hold most of its change, a clip, a picture.
+"""Summarise a video by its mood: a curve in the plane, the segments with most of its change, a clip, a picture.
 
-Pictures are sampled evenly and go through the image tower; the sound track goes through the music tower in windows, as
-in an annotation, and is interpolated at the pictures' times. The curve is the mean of the two, or the one that exists.
+The image tower reads evenly sampled pictures; the music tower reads windows of the sound track, as in an annotation,
+interpolated at the pictures' times. The curve is the mean of the two, or the only one.
 
-Hostile files: the guards of mmva.media.video, with tighter limits on pixels, and a limit on the time of a video. A
-decoder that crashes in native code still ends its process: a service must run this in a process that may die.
+Hostile files: the guards of mmva.media.video apply, with a stricter limit on pixels, and a time limit per video. A
+crash in a native decoder still ends the process, so services must run this in a process that may die.
 
 Shapes: W points of the curve.
 """
@@ -28,16 +28,16 @@ from mmva.media.limits import Limits
 from mmva.media.video import VideoInfo, pictures_at, probe_video, stream_sound
 from mmva.media.windows import HOP_S, WINDOW_S, stream_windows
 from mmva.zeroshot.clip import check_clip_name, write_clip
-from mmva.zeroshot.summary import SHORTEST_S, Segment, choose_segments, point_of
+from mmva.zeroshot.summary import Segment, choose_segments, point_of
 
 if TYPE_CHECKING:
     from mmva.models.model import MMVA
     from mmva.models.predictor import Predictor
 
-# 4K pictures; one batch of them is held at a time.
+# 4K pictures; one batch of them is in memory at a time.
 SUMMARY_LIMITS: Final = Limits(max_pixels=4096 * 2304)
 TIME_LIMIT_S: Final = 900.0
-_FINEST_S, _MOST_POINTS = 0.5, 1200  # a point every half second, further apart in videos over ten minutes
+_FINEST_S, _MOST_POINTS = 0.5, 1200  # a point every half second, or less often in videos over ten minutes
 _BATCH: Final = 8
 _THUMBNAIL: Final = (320, 320)
 T = TypeVar("T")
@@ -49,11 +49,11 @@ class Moment:
 
     start_s: float
     end_s: float
-    change: float  # share of all the curve's change, [0, 1]
+    change: float  # share of the curve's total change, [0, 1]
     valence: float  # mean over the segment
     arousal: float
     mood: str
-    suggestion: str | None  # music for that point, if it was asked for
+    suggestion: str | None  # music for that point, if requested
     jpeg: bytes = field(repr=False)  # a small picture from the middle of the segment; empty without pictures
 
     @property
@@ -64,11 +64,11 @@ class Moment:
 
 @dataclass(frozen=True)
 class VideoSummary:
-    """The summary of a video: its curve, and the segments that were chosen and written."""
+    """The summary of a video: its curve, and the chosen segments."""
 
     video: str
     duration_s: float
-    tracks: tuple[str, ...]  # towers that the curve comes from: "image", "music" or both
+    tracks: tuple[str, ...]  # towers used for the curve: "image", "music" or both
     time_s_W: NDArray[np.float64]
     va_W2: NDArray[np.float64]
     moments: list[Moment]  # in order
@@ -78,16 +78,16 @@ class VideoSummary:
 
     @property
     def seconds(self) -> float:
-        """Of the segments together."""
+        """Total length of the segments."""
         return sum(moment.end_s - moment.start_s for moment in self.moments)
 
     @property
     def change(self) -> float:
-        """Share of the curve's change that the segments hold."""
+        """Share of the curve's change in the segments."""
         return sum(moment.change for moment in self.moments)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, without the pictures."""
+        """JSON-able dictionary, without the pictures."""
         names = ("start_s", "end_s", "change", "valence", "arousal", "mood", "suggestion")
         return {
             "video": self.video,
@@ -106,9 +106,9 @@ class VideoSummary:
         }
 
     def to_text(self) -> str:
-        """One line of the video, one of each segment, and what was written."""
+        """One line for the video, one for each segment, and the paths of the written files."""
         curve = f"curve of {len(self.time_s_W)} points ({' and '.join(self.tracks)})"
-        held = f"{len(self.moments)} segments of {self.seconds:.1f} s hold {self.change:.0%} of its change"
+        held = f"{len(self.moments)} segments of {self.seconds:.1f} s contain {self.change:.0%} of its change"
         lines = [f"{self.video}: {self.duration_s:.1f} s, {curve}; {held}"]
         for one in self.moments:
             lines.append(f"  {one.span}  {one.valence:.2f} {one.arousal:.2f}  {one.mood}")
@@ -123,27 +123,26 @@ def summarize(
     seconds: float,
     out: Path | None,
     suggest: Callable[[ArrayLike], str | None] | None = None,
-    shortest_s: float = SHORTEST_S,
     limits: Limits = SUMMARY_LIMITS,
     time_limit_s: float = TIME_LIMIT_S,
 ) -> VideoSummary:
     """Summarise a local video (mp4, mov, mkv, webm or avi) in at most `seconds`.
 
-    Writes a clip to `out` (.webm or .mp4), and the picture next to it as .png; neither if None. `suggest` names music
-    for a point of the plane, once for each segment. `time_limit_s` limits the sampling. Raises UsageError if the file
-    cannot be read, the clip cannot be written, or the budget is not above 0; MediaError for what is wrong with the
-    video; "timed-out" above the limit; "no-tower" if this model cannot use what the video holds.
+    Writes a clip to `out` (.webm or .mp4), and the picture next to it as .png; neither if None. `suggest` returns music
+    for a segment's point. `time_limit_s` limits the sampling. Raises UsageError if the file cannot be read, the clip
+    cannot be written, or `seconds` is not above 0; MediaError if the video is unusable, with "timed-out" above the time
+    limit, and "no-tower" if the model has no tower for the video's tracks.
     """
     if not seconds > 0:
         raise UsageError(f"seconds {seconds:g}: a summary needs more than 0 seconds")
     if out is not None:
         check_clip_name(out)
         if out.resolve() == video.resolve():
-            raise UsageError(f"{out}: is the video itself; name another file")
+            raise UsageError(f"{out}: is the video itself; choose another file")
     data = _read(video, limits)
     info = probe_video(data, limits)
     curve = _curve(data, info, model, limits, time_limit_s)
-    segments = choose_segments(curve.time_s_W, curve.va_W2, info.duration_s, seconds, shortest_s)
+    segments = choose_segments(curve.time_s_W, curve.va_W2, info.duration_s, seconds)
     moments = [_moment(segment, curve, suggest) for segment in segments]
     picture = None
     if out is not None:
@@ -190,7 +189,7 @@ def _curve(data: bytes, info: VideoInfo, model: MMVA | Predictor, limits: Limits
     if info.sound and "music" in model.dims:
         tracks["music"] = _sound_curve(data, model, time_W, limits, deadline)
     if not tracks:
-        raise MediaError("no-tower", f"this model has {', '.join(model.dims)}: it cannot use what this video holds")
+        raise MediaError("no-tower", f"this model only has {', '.join(model.dims)}, which this video has no track for")
     va_W2 = np.asarray(np.mean(list(tracks.values()), axis=0), np.float64)
     if not np.isfinite(va_W2).all():
         raise MediaError("non-finite", "the model gave NaN or infinite values", stage="infer")
@@ -200,12 +199,12 @@ def _curve(data: bytes, info: VideoInfo, model: MMVA | Predictor, limits: Limits
 def _sound_curve(
     data: bytes, model: MMVA | Predictor, time_W: NDArray[np.float64], limits: Limits, deadline: float
 ) -> NDArray[np.float64]:
-    """Points of the sound at the curve's times [W, 2], interpolated between the centres of its windows."""
+    """Points [W, 2] of the sound at the curve's times, interpolated between the centres of its windows."""
     rate = model.encoder("music").sample_rate
     assert rate is not None
     step_s = float(time_W[1] - time_W[0]) if len(time_W) > 1 else HOP_S
     windows = stream_windows(stream_sound(data, rate, limits), rate, WINDOW_S, HOP_S)
-    every = max(1, round(step_s / HOP_S))  # of a long video not every window is needed
+    every = max(1, round(step_s / HOP_S))  # a long video does not need every window
     points, centres_s = [], []
     for batch in _batched(_until(deadline, itertools.islice(windows, 0, None, every)), _BATCH):
         centres_s += [start_s + len(samples_T) / rate / 2 for start_s, samples_T in batch]
@@ -238,10 +237,10 @@ def _read(video: Path, limits: Limits) -> bytes:
 
 
 def _until(deadline: float, items: Iterable[T]) -> Iterator[T]:
-    """The items, as long as there is time."""
+    """Yield the items. Raises MediaError "timed-out" after the deadline."""
     for item in items:
         if time.monotonic() > deadline:
-            raise MediaError("timed-out", "sampling this video takes longer than its time limit")
+            raise MediaError("timed-out", "sampling this video takes longer than the time limit")
         yield item
 
 

@@ -1,9 +1,9 @@
-"""Captions of the kind that describe music, in words that carry affect.
+"""Captions that describe music with affective words.
 
-The words' valence and arousal are approximate and our own, placed with the norms of ANEW (Bradley & Lang 1999) and
+The words' valence and arousal are our own approximations, guided by the norms of ANEW (Bradley & Lang 1999) and
 Warriner, Kuperman & Brysbaert 2013 ("Norms of valence, arousal, and dominance for 13,915 English lemmas", Behav. Res.
-Methods 45) in mind. Instruments, places and occasions do not depend on the VA point and so confound; some captions
-name no mood at all.
+Methods 45). Instruments, places and occasions do not depend on the VA point and are confounders; some captions do not
+name a mood.
 """
 
 from typing import Final
@@ -13,8 +13,8 @@ import numpy as np
 from mmva.imemnet.generator.labels import Clip, stream
 from mmva.imemnet.generator.music import Style
 
-_FELT_STD = 0.04  # distance of the described feeling from the played one
-_REACH = 0.09  # distance in the plane over which mood words are confused
+_FELT_STD = 0.04  # deviation of the described feeling from the played one
+_REACH = 0.09  # distance in the plane within which mood words are confused
 _VAGUE = 0.06  # share of captions without a mood word
 
 # Each word with its valence and arousal.
@@ -64,8 +64,8 @@ def write_caption(clip: Clip, style: Style, seed: int) -> str:
     """One or two English sentences about a clip; a pure function of its arguments."""
     rng = stream(seed, f"caption-{clip.song}", clip.k)
     drift = np.asarray(clip.va) - np.asarray(clip.song_va)
-    told = np.asarray(style.felt) + drift + rng.normal(0.0, _FELT_STD, 2)
-    near = np.exp(-np.sum((_WORD_VA - told) ** 2, axis=1) / (2 * _REACH**2)) + 1e-9
+    described = np.asarray(style.felt) + drift + rng.normal(0.0, _FELT_STD, 2)
+    near = np.exp(-np.sum((_WORD_VA - described) ** 2, axis=1) / (2 * _REACH**2)) + 1e-9
     mood, mood2 = rng.choice(_WORDS, 2, replace=False, p=near / near.sum())
     templates = _VAGUE_TEMPLATES if rng.random() < _VAGUE else _TEMPLATES
     heard_bpm = style.bpm + rng.normal(0.0, 8.0)

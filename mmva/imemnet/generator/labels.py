@@ -1,10 +1,10 @@
-"""Ids and labels with the distribution of IMEMNet-C's own.
+"""Ids and labels distributed as in IMEMNet-C.
 
 Shapes: N items; va_N2 holds (valence, arousal) per row in [0, 1].
 
-The moments below were computed from the published image_va.csv (24,758 rows) per source, and from the 9,144 published
-clip labels, with one exception: the variance of music arousal is .0367 there (train and val songs only) and .0283 over
-the published test songs; the latter is used here, because results are compared with it.
+The moments were computed from the published image_va.csv (24,758 rows) per source, and from the 9,144 published clip
+labels. One exception: the variance of music arousal is .0367 there (train and val songs only) and .0283 in the
+published test songs; we use the latter, because results are compared with it.
 """
 
 import zlib
@@ -34,7 +34,7 @@ IMAGE_MOMENTS: Final[dict[str, Moments]] = {
 }
 MUSIC_MOMENTS: Final = Moments((0.5605, 0.5600), (0.1649, 0.1682), 0.481)
 
-# Of every 40 images two are IAPS and one NAPS, as 4.7 % and 2.1 % are in the published file; the rest are EMOTIC.
+# Of 40 images, two are IAPS and one is NAPS (4.7 % and 2.1 % in the published file); the rest are EMOTIC.
 _SOURCE_CYCLE = 40
 _IAPS_TURNS, _NAPS_TURN = (3, 23), 11
 _EMOTIC_STEPS = 9  # EMOTIC's annotators chose whole numbers from 1 to 10
@@ -43,12 +43,12 @@ _NAPS_KINDS = ("Animals", "Faces", "Landscapes", "Objects", "People")
 # Neighbouring clips of a song differ by an MSE of .000155 (V) and .000234 (A).
 _STEP_STD = np.sqrt([0.000155, 0.000234])
 _FIRST_SONG, _FIRST_WINDOW = 2, 9  # DEAM's numbering; its annotations begin at 15 s
-_CLIPS_PER_SONG = (4, 8)  # fewer than DEAM has, so that a small look-alike still has many songs
+_CLIPS_PER_SONG = (4, 8)  # fewer than in DEAM, so that few clips still come from many songs
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip: song, k of its id `song-k`, its own (v, a) and the song's, around which the clips vary."""
+    """One clip: song and k of its id `song-k`, its own (v, a), and the song's, around which its clips vary."""
 
     song: int
     k: int
@@ -62,18 +62,18 @@ class Clip:
 
 
 def stream(seed: int, name: str, index: int = 0) -> np.random.Generator:
-    """A generator for one thing: a pure function of (seed, name, index), so an item does not depend on their number."""
+    """A random generator that depends on the arguments alone, so that an item does not depend on the other items."""
     return np.random.default_rng([seed, zlib.crc32(name.encode()), index])
 
 
 def image_source(index: int) -> str:
-    """Which collection the image of this index imitates: "IAPS", "NAPS" or "EMOTIC"."""
+    """The collection that the image of this index imitates: "IAPS", "NAPS" or "EMOTIC"."""
     turn = index % _SOURCE_CYCLE
     return "IAPS" if turn in _IAPS_TURNS else "NAPS" if turn == _NAPS_TURN else "EMOTIC"
 
 
 def image_id(seed: int, index: int) -> str:
-    """An id in its collection's pattern, unique by its index: 1203, Animals_001_h, COCO_train2014_..., frame_..."""
+    """A unique id in its collection's pattern: 1203, Animals_001_h, COCO_train2014_..., frame_..."""
     source = image_source(index)
     if source == "IAPS":
         return str(1000 + index)
@@ -100,7 +100,7 @@ def draw_image_labels(count: int, seed: int) -> FloatArray:
 
 
 def draw_clips(count: int, seed: int) -> list[Clip]:
-    """The first `count` clips: songs of 4 to 8 neighbouring windows whose label changes in small steps."""
+    """The first `count` clips: songs of 4 to 8 neighbouring windows whose labels change in small steps."""
     song_va_S2 = _spread(count // _CLIPS_PER_SONG[0] + 1, MUSIC_MOMENTS, seed * 10 + 9, 0.0)
     clips: list[Clip] = []
     for song, va in enumerate(song_va_S2):
@@ -120,8 +120,8 @@ def draw_clips(count: int, seed: int) -> list[Clip]:
 def _spread(count: int, moments: Moments, seed: int, rounding: float) -> FloatArray:
     """Points with these moments: beta marginals under a Gaussian copula, from a scrambled Halton sequence.
 
-    The sequence covers the plane evenly from its first points on, so a hundred items already have the moments of many,
-    and a point does not depend on the number of points after it.
+    The first points of the sequence already cover the plane evenly, so a hundred items have the right moments. A point
+    does not depend on the number of later points.
     """
     uniform = qmc.Halton(d=2, scramble=True, rng=seed).random(count)
     z = norm.ppf(np.clip(uniform, 1e-6, 1 - 1e-6))

@@ -1,4 +1,4 @@
-"""Two-second clips of songs whose sound follows their VA point, as far as published work relates the two.
+"""Two-second clips of songs whose sound follows their VA point by published relations.
 
 - Mode: major is happy, minor sad (Hevner 1936, "Experimental studies of the elements of expression in music").
 - Tempo, loudness, articulation: fast, loud and detached are active; slow, soft and legato are not (Gabrielsson &
@@ -8,8 +8,8 @@
 - Roughness and dissonance are unpleasant and tense; a bright timbre is active (Eerola & Vuoskoski 2013, "A review of
   music and emotion studies", Music Perception 30).
 
-Instruments, key, melody, hiss and sample rate have little or no affect and so confound. A song's feeling differs a
-little from its label (label noise), and all its clips share that: a model that recognises the song knows the label
+Instruments, key, melody, hiss and sample rate carry little or no affect and are confounders. All clips of a song share
+a small difference between its feeling and its label (label noise): a model that recognises the song knows the label
 better than one that listens. A split by clip rewards this, a split by song does not.
 """
 
@@ -21,7 +21,7 @@ from mmva.imemnet.generator.labels import Clip, stream
 from mmva.imemnet.generator.synth import VOICES, Samples, hat, kick, snare, tone
 
 CLIP_SECONDS = 2.0
-_FELT_STD = (0.065, 0.065)  # distance of the played feeling from the label, per axis
+_FELT_STD = (0.065, 0.065)  # deviation of the played feeling from the label, per axis
 _UNIT = 0.2  # one standard unit of the relations below, on the label's scale
 _MAJOR, _MINOR = (0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10)
 _PROGRESSIONS = ((0, 3, 4, 0), (0, 5, 3, 4), (0, 4, 5, 3), (0, 2, 5, 4), (0, 3, 0, 4))
@@ -29,7 +29,7 @@ _PROGRESSIONS = ((0, 3, 4, 0), (0, 5, 3, 4), (0, 4, 5, 3), (0, 2, 5, 4), (0, 3, 
 
 @dataclass(frozen=True)
 class Style:
-    """What all clips of a song share. Shares and densities in [0, 1]."""
+    """The properties that all clips of a song share; shares and densities in [0, 1]."""
 
     felt: tuple[float, float]
     sample_rate: int
@@ -95,7 +95,7 @@ def render_clip(clip: Clip, style: Style, seed: int) -> Samples:
         _drums(out, style, number, at, rng)
     drive = 1.0 + 6.0 * max(style.roughness - 0.55, 0.0)
     out = np.tanh(out * np.float32(drive / max(float(np.abs(out).max()), 1e-6)))
-    # A clip's own arousal moves its loudness within the song: about 2.5 dB a tenth.
+    # A clip's arousal changes its loudness within the song: about 2.5 dB per tenth.
     level_db = style.loudness_db + 25.0 * (clip.va[1] - clip.song_va[1]) + rng.normal(0.0, 0.7)
     out *= np.float32(10 ** (level_db / 20) / max(float(np.sqrt(np.mean(out**2))), 1e-6))
     out += np.float32(10 ** (style.hiss_db / 20)) * rng.standard_normal(len(out), np.float32)
@@ -108,7 +108,7 @@ def _degree(style: Style, degree: int) -> float:
 
 
 def _add(out: Samples, sound: Samples, at: float, rate: int, gain: float) -> None:
-    """Mix a sound in at a time in seconds; parts outside the clip are cut."""
+    """Mix in a sound at a time in seconds; parts outside the clip are cut off."""
     begin = round(at * rate)
     low, high = max(begin, 0), min(begin + len(sound), len(out))
     if low < high:
@@ -134,7 +134,7 @@ def _chord(out: Samples, style: Style, number: int, at: float, rng: np.random.Ge
 
 
 def _melody(out: Samples, style: Style, number: int, at: float, rng: np.random.Generator) -> None:
-    """One or two notes a beat of the song's motif; short ones where the song is detached."""
+    """One or two notes of the song's motif per beat; short ones if the song is detached."""
     beat = 60.0 / style.bpm
     notes = 2 if style.detached > 0.5 else 1
     for half in range(notes):

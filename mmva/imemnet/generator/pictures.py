@@ -1,4 +1,4 @@
-"""Pictures whose look follows their VA point, as far as published work relates the two.
+"""Pictures whose look follows their VA point by published relations.
 
 - Brightness B and saturation S: V = .69 B + .22 S and A = -.31 B + .60 S in standard units (Valdez & Mehrabian 1994,
   "Effects of color on emotions", J. Exp. Psychol. General 123). Solved here for B and S.
@@ -6,11 +6,11 @@
   saturation, and brightness", Psychol. Res. 82).
 - Complexity and contrast raise arousal (Berlyne 1971, "Aesthetics and Psychobiology"; Machajdik & Hanbury 2010,
   "Affective image classification", ACM Multimedia: edge density and texture as features).
-- Round things are liked better than pointed ones (Bar & Neta 2006, "Humans prefer curved visual objects", Psychol.
-  Sci. 17), and smiles better than frowns.
+- People prefer round objects to pointed ones (Bar & Neta 2006, "Humans prefer curved visual objects", Psychol. Sci.
+  17), and smiles to frowns.
 
-What is drawn (hills, towns, bowls of fruit, faces, ...) does not depend on the VA point and so confounds; each
-picture's feeling also differs a little from its label (label noise), and each cue follows the feeling loosely.
+The subject (hills, towns, bowls of fruit, faces, ...) does not depend on the VA point and is a confounder. Each
+picture's feeling differs a little from its label (label noise), and each cue follows the feeling loosely.
 """
 
 import io
@@ -23,12 +23,12 @@ from mmva.imemnet.generator.scenes import SCENES, Canvas, Look
 
 JPEG_QUALITY = 88
 _SIDE = (256, 320)
-_FELT_STD = (0.045, 0.08)  # distance of the drawn feeling from the label, per axis
+_FELT_STD = (0.045, 0.08)  # deviation of the drawn feeling from the label, per axis
 _UNIT = 0.2  # one standard unit of the relations below, on the label's scale
 
 
 def look_for(va: tuple[float, float], rng: np.random.Generator) -> Look:
-    """Draw the look of one picture for a VA point in [0, 1]^2."""
+    """A random look of a picture for a VA point in [0, 1]^2."""
     v, a = (np.asarray(va) + rng.normal(0.0, _FELT_STD) - 0.55) / _UNIT
     # The inverse of [[.69, .22], [-.31, .60]], whose determinant is .482.
     brightness, saturation = (0.60 * v - 0.22 * a) / 0.482, (0.31 * v + 0.69 * a) / 0.482
@@ -61,7 +61,7 @@ def render_picture(va: tuple[float, float], seed: int, index: int) -> bytes:
 
 
 def _grain(image: Image.Image, look: Look, rng: np.random.Generator) -> Image.Image:
-    """Texture over the whole picture: blur when calm, coarse grain when busy; fine sensor noise says nothing."""
+    """Texture over the whole picture: blur if calm, coarse grain if busy, and unrelated fine sensor noise."""
     if look.complexity < 0.5:
         image = image.filter(ImageFilter.BoxBlur(4.0 * (0.5 - look.complexity)))
     width, height = image.size
@@ -75,7 +75,7 @@ def _grain(image: Image.Image, look: Look, rng: np.random.Generator) -> Image.Im
 
 
 def _grade(image: Image.Image, look: Look) -> Image.Image:
-    """Bring saturation, contrast and mean brightness near what the look asks for, like a photographer's last step."""
+    """Adjust saturation, contrast and mean brightness to the look."""
     small = image.reduce(4)
     saturation = ImageStat.Stat(small.convert("HSV").getchannel("S")).mean[0] / 255
     image = ImageEnhance.Color(image).enhance(float(np.clip(look.saturation / max(saturation, 0.05), 0.1, 2.5)))

@@ -1,6 +1,6 @@
-"""Contents of the generated pictures: eight kinds of scene on a canvas with the colours and density of the look.
+"""Scenes of the generated pictures: eight kinds, with the colours and density of the look.
 
-The kind of scene never depends on the VA point. Coordinates are in pixels, hues in [0, 1) of the colour circle.
+The kind of scene does not depend on the VA point. Coordinates are in pixels, hues in [0, 1) of the colour circle.
 """
 
 import colorsys
@@ -17,7 +17,7 @@ _SKIN_HUES = (0.04, 0.09)
 
 @dataclass(frozen=True)
 class Look:
-    """What a picture's VA point decides; all but smile in [0, 1], smile in [-1, 1]."""
+    """The properties that depend on a picture's VA point; smile in [-1, 1], all others in [0, 1]."""
 
     brightness: float
     saturation: float
@@ -29,7 +29,7 @@ class Look:
 
 
 class Canvas:
-    """An RGB image to draw on, with a palette between warm and cold; `rng` decides what the look does not."""
+    """An RGB image to draw on, with a palette between warm and cold; `rng` decides everything else."""
 
     def __init__(self, size: tuple[int, int], look: Look, rng: np.random.Generator) -> None:
         self.width, self.height = size
@@ -38,7 +38,7 @@ class Canvas:
         self.look, self.rng = look, rng
 
     def colour(self, value: float, saturation: float = 0.6, natural_hue: float | None = None) -> Colour:
-        """A colour of this brightness; its hue is sometimes the object's natural one, else the palette's."""
+        """A colour of this brightness; its hue is the palette's or, in half of the cases, the natural one."""
         warm = self.rng.random() < self.look.warmth
         hue = (_WARM_HUE if warm else _COLD_HUE) + self.rng.normal(0.0, 0.06)
         if natural_hue is not None and self.rng.random() < 0.5:
@@ -48,11 +48,11 @@ class Canvas:
         return round(255 * red), round(255 * green), round(255 * blue)
 
     def count(self, low: int, high: int) -> int:
-        """How many things to draw: between low (calm) and high (busy)."""
+        """Number of things to draw, between low (calm) and high (busy)."""
         return max(1, round(low + self.look.complexity * (high - low)))
 
     def at(self, low: float, high: float) -> float:
-        """A uniform number."""
+        """A uniform random number."""
         return float(self.rng.uniform(low, high))
 
     def backdrop(self, top: Colour, bottom: Colour) -> None:
@@ -68,7 +68,7 @@ class Canvas:
         self.draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
 
     def thing(self, x: float, y: float, size: float, colour: Colour) -> None:
-        """Something round or something pointed, as the look has it."""
+        """A round or a pointed thing, by the look's roundness."""
         if self.rng.random() < self.look.roundness:
             self.disc(x, y, size, colour)
             return
@@ -79,7 +79,7 @@ class Canvas:
         )
 
     def ridge(self, level: float, roughness: float, colour: Colour) -> None:
-        """Everything below a wandering horizon at `level` (fraction of the height)."""
+        """Fill the area below an uneven horizon at `level` (fraction of the height)."""
         xs = np.linspace(0, self.width, 24)
         walk = np.cumsum(self.rng.normal(0.0, roughness * self.height / 12, 24))
         ys = level * self.height + walk - walk.mean()
@@ -168,7 +168,7 @@ def garden(canvas: Canvas) -> None:
 
 
 def crowd(canvas: Canvas) -> None:
-    """Figures standing about."""
+    """Standing figures."""
     canvas.backdrop(canvas.colour(0.7, 0.3, 0.58), canvas.colour(0.6, 0.3, 0.1))
     canvas.ridge(0.6, 0.1, canvas.colour(0.5, 0.4, 0.1))
     for depth in np.linspace(0.55, 0.95, canvas.count(2, 22)):

@@ -1,6 +1,6 @@
-"""Voices: notes by wavetables, drums by noise. numpy only, well under a millisecond a note.
+"""Notes from wavetables and drums from noise, in numpy, well under a millisecond per note.
 
-Shapes: T samples; every function returns float32 samples of about unit peak at the rate it is given.
+Shapes: T samples; every function returns float32 samples with a peak of about 1 at the given rate.
 """
 
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ _VIBRATO_HZ = 5.5
 
 @dataclass(frozen=True)
 class Voice:
-    """How an instrument sounds."""
+    """The sound of an instrument."""
 
-    partials: tuple[float, ...]  # relative strength of the harmonics, before brightness tilts them
+    partials: tuple[float, ...]  # relative strength of the harmonics, without brightness
     attack_s: float  # time to full loudness
     decay_s: float  # time constant of the decay during the note; large for blown and bowed voices
     vibrato: float = 0.0  # depth in semitones
@@ -55,7 +55,7 @@ def tone(
     hertz = frequency(midi)
     count = max(1, int(seconds * sample_rate))
     time = np.arange(count, dtype=np.float32) / np.float32(sample_rate)
-    # The phase needs float64: in float32, a second of it drifts audibly.
+    # The phase needs float64: float32 drifts audibly within a second.
     phase = np.arange(count) * (hertz / sample_rate * _TABLE) + rng.random() * _TABLE
     if voice.vibrato:
         depth = (_SEMITONE**voice.vibrato - 1) * hertz / (2 * np.pi * _VIBRATO_HZ) * _TABLE

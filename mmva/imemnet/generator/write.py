@@ -1,7 +1,7 @@
-"""Write the look-alike to a folder, in exactly the layout in which IMEMNet-C is published.
+"""Write the look-alike to a folder, in the exact layout of the published IMEMNet-C.
 
-From 100 images on, one id is on two rows with different labels; from 100 clips on, one arousal label is slightly above
-1.0 and one caption is empty: defects of the published files, for the import's report to show.
+It has defects of the published files, which the import reports: with 100 images or more, one id is on two rows with
+different labels; with 100 clips or more, one arousal label is slightly above 1.0 and one caption is empty.
 """
 
 import csv
@@ -20,26 +20,26 @@ from mmva.imemnet.generator.pictures import render_picture
 
 Progress = Callable[[int, int, str], None]
 WARTS_FROM = 100
-_TWICE = 3  # index of an IAPS image, the collection whose ids are not unique in the published file
+_TWICE = 3  # index of an IAPS image; IAPS ids are not unique in the published file
 _UNCAPTIONED = 29
 _A_HAIR = 1.003
-_CAPITAL_EVERY = 12  # one file in so many has its extension in capitals
+_CAPITAL_EVERY = 12  # every 12th file has its extension in capitals
 
 
 def generate(out: Path, *, images: int, clips: int, seed: int = 0, progress: Progress | None = None) -> None:
     """Write image_va.csv, music_va.csv, images/*.jpg and audio/*.wav; the same seed gives the same bytes.
 
-    `out` must be new or empty; the CSVs are written last. An item's content does not depend on how many there are.
-    `progress` is called with (done, total, "images" or "audio") after each file. Raises UsageError for counts below 1,
-    a seed below 0, or a folder that is not empty.
+    `out` must be new or empty; the CSVs are written last. An item does not depend on the number of items. `progress`
+    is called with (done, total, "images" or "audio") after each file. Raises UsageError for counts below 1, a seed
+    below 0, or a folder that is not empty.
     """
     out = Path(out)
     _check(out, images, clips, seed)
-    tell = progress or (lambda _done, _total, _what: None)
+    report = progress or (lambda _done, _total, _what: None)
     va_N2 = draw_image_labels(images, seed)
     ids = [image_id(seed, index) for index in range(images)]
-    _write_pictures(out / "images", ids, va_N2, seed, tell)
-    captions = _write_audio(out / "audio", drawn := draw_clips(clips, seed), seed, tell)
+    _write_pictures(out / "images", ids, va_N2, seed, report)
+    captions = _write_audio(out / "audio", drawn := draw_clips(clips, seed), seed, report)
     _write_csv(out / "image_va.csv", ("", "img", "valence", "arousal"), _image_rows(ids, va_N2))
     header = ("", "Clip ID", "Valence", "Arousal", "Caption")
     _write_csv(out / "music_va.csv", header, _music_rows(drawn, captions))
@@ -52,15 +52,15 @@ def _check(out: Path, images: int, clips: int, seed: int) -> None:
         raise UsageError(f"{out} is not an empty folder; give a new or empty one")
 
 
-def _write_pictures(folder: Path, ids: Sequence[str], va_N2: FloatArray, seed: int, tell: Progress) -> None:
+def _write_pictures(folder: Path, ids: Sequence[str], va_N2: FloatArray, seed: int, report: Progress) -> None:
     folder.mkdir(parents=True)
     for index, (name, (v, a)) in enumerate(zip(ids, va_N2, strict=True)):
         extension = "JPG" if index % _CAPITAL_EVERY == _CAPITAL_EVERY - 1 else "jpg"
         (folder / f"{name}.{extension}").write_bytes(render_picture((float(v), float(a)), seed, index))
-        tell(index + 1, len(ids), "images")
+        report(index + 1, len(ids), "images")
 
 
-def _write_audio(folder: Path, clips: Sequence[Clip], seed: int, tell: Progress) -> list[str]:
+def _write_audio(folder: Path, clips: Sequence[Clip], seed: int, report: Progress) -> list[str]:
     """Write the clips as 16-bit mono WAV, and return their captions."""
     folder.mkdir(parents=True)
     style_of = lru_cache(maxsize=1)(lambda song, va: song_style(song, va, seed))
@@ -73,7 +73,7 @@ def _write_audio(folder: Path, clips: Sequence[Clip], seed: int, tell: Progress)
         extension = "WAV" if clip.song % _CAPITAL_EVERY == 0 else "wav"
         (folder / f"{clip.id}.{extension}").write_bytes(buffer.getvalue())
         captions.append(write_caption(clip, style, seed))
-        tell(index + 1, len(clips), "audio")
+        report(index + 1, len(clips), "audio")
     return captions
 
 

@@ -1,1 +1,1 @@
-"""Sound: bytes to mono samples."""
+"""Decode sound to mono samples."""

@@ -1,4 +1,4 @@
-"""Audio bytes to mono float32 at the encoder's sample rate, as one array or as a stream of blocks."""
+"""Decode audio bytes to mono float32 at the encoder's sample rate, as one array or in blocks."""
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from mmva.media.formats import AUDIO_FORMATS, sound_start
 from mmva.media.guards import checked_format
 from mmva.media.limits import Limits
 
-# Encoders pad and trim a little: a file this close to its header's length is complete.
+# Encoders pad and trim a little: a file this close to its header's length counts as complete.
 _WHOLE_SHARE, _CODEC_DELAY_FRAMES = 0.98, 4096
-# Data sizes from here up are written to a pipe, when the length is not known.
+# Programs that write to a pipe do not know the length, and write data sizes from here up.
 _UNKNOWN_CHUNK_SIZE = 0x7FFF_F000
 _ROUNDING = 1e-9  # of sums of seconds
 _ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
@@ -27,7 +27,7 @@ _ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 @dataclass(frozen=True, slots=True)
 class AudioInfo:
-    """Seconds, Hz, channels, and the sniffed format."""
+    """An audio file's header; `duration_s` in seconds, `sample_rate` in Hz, `format` as sniffed."""
 
     duration_s: float
     sample_rate: int
@@ -39,7 +39,7 @@ def decode_audio(data: bytes, sample_rate: int, limits: Limits | None = None) ->
     """Decode to mono, shape [T] float32, finite, full scale 1, resampled to `sample_rate` Hz.
 
     `data` is a file: wav, aiff, flac, mp3, ogg (Vorbis, Opus), m4a/mp4, mka/webm, wma or raw AAC. Channels are mixed as
-    described in mmva.media.audio.downmix. Memory is about twice the result: see stream_audio. Raises MediaError
+    described in mmva.media.audio.downmix. Needs about twice the result's memory; see stream_audio. Raises MediaError
     "empty-file", "too-many-bytes", "not-audio", "corrupt-audio", "truncated-audio", "no-sound", "too-long",
     "too-short", "cancelling-channels", "unsupported-audio", "non-finite-samples" or "samples-out-of-range".
     """
@@ -49,11 +49,10 @@ def decode_audio(data: bytes, sample_rate: int, limits: Limits | None = None) ->
 def stream_audio(
     data: bytes, sample_rate: int, limits: Limits | None = None, accepted: Collection[str] = AUDIO_FORMATS
 ) -> Iterator[NDArray[np.float32]]:
-    """The result of decode_audio in blocks of some seconds, so that memory does not grow with the duration.
+    """Yield the result of decode_audio in blocks of some seconds, so that memory does not grow with the duration.
 
-    `accepted` are the formats to read; mmva.media.video names those whose sound is one track of several. Raises what
-    decode_audio raises, possibly after some blocks: a file may turn out damaged only at its end. If the sample rate
-    changes midway, resampling starts again.
+    `accepted` are the formats to read; videos have others. Raises as decode_audio, possibly after some blocks, because
+    a file may be damaged at its end. If the sample rate changes midway, resampling starts again.
     """
     limits = limits or Limits()
     kind, data = _sound_of(data, limits, accepted)
@@ -64,9 +63,9 @@ def stream_audio(
 
 
 def probe_audio(data: bytes, limits: Limits | None = None) -> AudioInfo:
-    """Read the header and check it against the limits; sound is decoded only if the header has no duration.
+    """Read the header and check it against the limits. Decodes the sound only if the header has no duration.
 
-    Raises MediaError as decode_audio, as far as the header shows it.
+    Raises MediaError as decode_audio, if the header shows the problem.
     """
     limits = limits or Limits()
     kind, data = _sound_of(data, limits, AUDIO_FORMATS)
@@ -79,11 +78,11 @@ def probe_audio(data: bytes, limits: Limits | None = None) -> AudioInfo:
 
 
 def _sound_of(data: bytes, limits: Limits, accepted: Collection[str]) -> tuple[str, bytes]:
-    """The format, and the data from the start of the sound, checked to be complete."""
+    """The format, and the data from the start of the sound. Raises MediaError if it is truncated."""
     kind = checked_format(data, limits, accepted, "not-audio")
     start = sound_start(data)
     sound = data[start:] if start else data
-    # Some decoders accept truncated files: compare their end with the sizes in the header.
+    # Some decoders accept truncated files, so compare the end with the sizes in the header.
     if kind in _MISSING_BYTES and (missing := _MISSING_BYTES[kind](sound)) > 0:
         raise MediaError("truncated-audio", f"the file ends {missing:,} bytes early")
     return kind, sound
@@ -106,14 +105,14 @@ def _check_parameters(sample_rate: int, channels: int, limits: Limits) -> None:
 
 
 def _mono(source: AudioSource, limits: Limits) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Sample rate and mono samples of each block; checks the header's claims and every sample."""
+    """Yield sample rate and mono samples of each block; check the header's duration and every sample."""
     downmix = Downmix()
     held_s = 0.0
     for block in source.blocks:
         _check_parameters(block.sample_rate, block.samples_TC.shape[1], limits)
         held_s += len(block.samples_TC) / block.sample_rate
         if held_s > limits.max_duration_s * (1 + _ROUNDING):
-            raise MediaError("too-long", f"more than {limits.max_duration_s:,.0f} s, whatever the header says")
+            raise MediaError("too-long", f"over {limits.max_duration_s:,.0f} s, despite the header")
         peak = max(float(block.samples_TC.max(initial=0)), -float(block.samples_TC.min(initial=0)))
         if not np.isfinite(peak):
             raise MediaError("non-finite-samples", f"NaN or infinite samples in the first {held_s:,.3f} s")
@@ -131,13 +130,13 @@ def _mono(source: AudioSource, limits: Limits) -> Iterator[tuple[int, NDArray[np
 
 
 def _missing_wav_bytes(data: bytes) -> int:
-    """RF64 and BW64 have sizes of 64 bits in another place, which the decoder checks."""
+    """RF64 and BW64 have sizes of 64 bits elsewhere, which the decoder checks."""
     order: Literal["little", "big"] = "big" if data[:4] == b"RIFX" else "little"
     return _missing_chunk_bytes(data, b"data", order) if data[:4] in {b"RIFF", b"RIFX"} else 0
 
 
 def _missing_chunk_bytes(data: bytes, name: bytes, order: Literal["little", "big"]) -> int:
-    """How many bytes are missing in the chunk with the samples."""
+    """Number of bytes missing from the chunk with the samples."""
     position = 12
     while position + 8 <= len(data):
         size = int.from_bytes(data[position + 4 : position + 8], order)
@@ -149,7 +148,7 @@ def _missing_chunk_bytes(data: bytes, name: bytes, order: Literal["little", "big
 
 
 def _missing_asf_bytes(data: bytes) -> int:
-    """By the file's size in the File Properties Object, unless its flag says that the size was not known."""
+    """By the file size in the File Properties Object, unless its broadcast flag says that the size is unknown."""
     position = data.find(_ASF_FILE_PROPERTIES, 0, 2**16)
     size = int.from_bytes(data[position + 40 : position + 48], "little")
     live = data[position + 88] & 1 if 0 <= position < len(data) - 88 else 1

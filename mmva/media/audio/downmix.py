@@ -1,9 +1,9 @@
-"""Many channels to one with the coefficients of ITU-R BS.775-3; finds sound that vanishes when channels are added.
+"""Mix channels to mono with the coefficients of ITU-R BS.775-3, and find channels that cancel each other.
 
-BS.775 (Annex 4) adds centre and surrounds to left and right with 1/sqrt(2) and leaves the effects channel out. Mono is
-the mean of that left and right, so stereo content is equally loud in files of six and two channels. The standard also
-lowers everything so that no sum exceeds full scale, which would undo that; here only sound that does exceed full scale
-is lowered, from there on (see Downmix.gain).
+BS.775 (Annex 4) adds centre and surrounds to left and right with 1/sqrt(2) and omits the effects channel. Mono is the
+mean of that left and right, so stereo content is equally loud in files with six and two channels. The standard also
+attenuates everything so that no sum can exceed full scale, which would undo that; here the gain only falls from the
+point where a sum exceeds full scale (see Downmix.gain).
 
 Shapes: T samples, C channels.
 """
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mmva.errors import MediaError
 
 _HALF_POWER: Final = 0.5**0.5
-# Gains in mono by FFmpeg's channel names; a left or right of the front has 1/2.
+# Gains in mono by FFmpeg's channel names; front left and right have 1/2.
 _GAINS: Final = {
     **dict.fromkeys(("FL", "FR", "FLC", "FRC", "DL", "DR", "WL", "WR"), 0.5),
     "FC": _HALF_POWER,
@@ -26,7 +26,7 @@ _GAINS: Final = {
     **dict.fromkeys(("BC", "TC", "TFC", "TBC"), 0.5),
     **dict.fromkeys(("LFE", "LFE2"), 0.0),
 }
-# The order that WAV and FLAC define, for files that name no channels.
+# The channel order of WAV and FLAC, for files without channel names.
 _USUAL: Final = {
     3: ("FL", "FR", "FC"),
     4: ("FL", "FR", "BL", "BR"),
@@ -35,14 +35,14 @@ _USUAL: Final = {
     7: ("FL", "FR", "FC", "LFE", "BC", "SL", "SR"),
     8: ("FL", "FR", "FC", "LFE", "BL", "BR", "SL", "SR"),
 }
-# Codecs leave a sum 30 dB below the channels of sound that cancels; below -80 dB there is no sound.
+# With lossy codecs, the sum of cancelling channels is 30 dB below them; below -80 dB there is no sound.
 _CANCELLED: Final = 1e-3
 _SILENCE: Final = 1e-8
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Some decoded frames; `names` are FFmpeg's channel names, empty if unknown."""
+    """Decoded frames; `names` are FFmpeg's channel names, empty if unknown."""
 
     samples_TC: NDArray[np.float32]  # full scale 1
     sample_rate: int  # Hz; may change from block to block
@@ -51,7 +51,7 @@ class Block:
 
 @lru_cache(maxsize=64)
 def gains(channels: int, names: tuple[str, ...]) -> NDArray[np.float32]:
-    """Share of each channel in mono, [C]: the mean for one or two channels and for unknown ones."""
+    """Gain of each channel in mono, [C]; the mean for one or two channels and for unknown ones."""
     known = names if len(names) == channels and all(name in _GAINS for name in names) else _USUAL.get(channels, ())
     gains_C = np.array([_GAINS[name] for name in known], np.float32)
     if channels <= 2 or len(gains_C) == 0 or not gains_C.any():
@@ -61,9 +61,9 @@ def gains(channels: int, names: tuple[str, ...]) -> NDArray[np.float32]:
 
 @dataclass(slots=True)
 class Downmix:
-    """Blocks to mono, one after another; sums up the energy before and after.
+    """Mixes successive blocks to mono, and sums the energy before and after.
 
-    `gain` falls when a sum exceeds full scale, and never rises, because that would pump.
+    `gain` falls when a sum exceeds full scale, and never rises, because that would be audible as pumping.
     """
 
     gain: float = 1.0
@@ -72,7 +72,7 @@ class Downmix:
     _samples: int = field(default=0, init=False)
 
     def mono(self, block: Block) -> NDArray[np.float32]:
-        """The block as [T]."""
+        """The block in mono, [T]."""
         samples_TC = block.samples_TC
         channels = samples_TC.shape[1]
         gains_C = gains(channels, block.names)
@@ -89,7 +89,7 @@ class Downmix:
         return mono_T
 
     def refuse_cancelled(self) -> None:
-        """MediaError "cancelling-channels" if the channels hold sound and their sum holds none."""
+        """Raises MediaError "cancelling-channels" if the channels have sound but their sum is silent."""
         audible = self._channels > _SILENCE * self._samples
         if audible and self._mono < _CANCELLED * self._channels:
             raise MediaError("cancelling-channels", "the channels cancel each other: in mono the sound is silent")

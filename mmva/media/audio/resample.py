@@ -1,4 +1,4 @@
-"""Resampling a stream in blocks, with the result that torchaudio gives on the whole of it."""
+"""Resample a stream in blocks, with the same result as torchaudio on the whole stream."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torchaudio.transforms import Resample
 
-# The filter bank grows with the reduced ratio's terms: an odd rate such as 44,101 Hz would need gigabytes. A ratio
-# with a denominator up to this is exact for every usual rate and else off by less than 3e-6 (.02 s in two hours).
+# The filter bank grows with the terms of the reduced ratio: an odd rate such as 44,101 Hz would need gigabytes. Ratios
+# with a denominator up to this are exact for all usual rates; for others the error is below 3e-6 (.02 s in two hours).
 _MAX_DENOMINATOR = 640
 _BLOCK_SAMPLES = 2**17
 
@@ -24,10 +24,10 @@ _BLOCK_SAMPLES = 2**17
 def resample_blocks(
     blocks: Iterable[NDArray[np.float32]], orig_rate: int, new_rate: int
 ) -> Iterator[NDArray[np.float32]]:
-    """Resample mono audio that arrives in blocks [t] of any size, T samples in all.
+    """Resample mono audio in blocks [t] of any size, with T samples in total.
 
-    Gives blocks [t'], together ceil(T * new_rate / orig_rate) samples for every usual rate, equal to torchaudio's
-    Resample of the whole to rounding. Some 10 s of input are held at a time.
+    Yields blocks [t'], in total ceil(T * new_rate / orig_rate) samples for all usual rates, equal to torchaudio's
+    Resample of the whole up to rounding. Keeps about 10 s of input in memory.
     """
     ratio = Fraction(new_rate, orig_rate).limit_denominator(_MAX_DENOMINATOR)
     if ratio == 1:
@@ -35,7 +35,7 @@ def resample_blocks(
         return
     new, orig = ratio.numerator, ratio.denominator
     resample = _resampler(orig, new)
-    # A block's output depends on this much before and after it, in whole periods of the ratio so that phases stay.
+    # A block's output depends on this many samples before and after it; whole periods of the ratio keep the phases.
     context = orig * ceil((resample.width + orig) / orig)
     step = orig * ceil(max(_BLOCK_SAMPLES, context) / orig)
     nothing = before = np.empty(0, np.float32)
@@ -65,7 +65,7 @@ def _apply(resample: Resample, samples: NDArray[np.float32]) -> NDArray[np.float
 
 
 def _equal_blocks(blocks: Iterable[NDArray[np.float32]], size: int) -> Iterator[NDArray[np.float32]]:
-    """The same samples in blocks of `size`, the last one shorter."""
+    """Yield the same samples in blocks of `size`; the last one may be shorter."""
     parts: list[NDArray[np.float32]] = []
     held = 0
     for block in blocks:

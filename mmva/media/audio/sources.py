@@ -1,7 +1,7 @@
-"""The two decoders of audio, libsndfile and FFmpeg (PyAV), behind one interface: a header and blocks of frames.
+"""The two audio decoders, libsndfile and FFmpeg (PyAV), behind one interface: a header and blocks of frames.
 
-FFmpeg's demuxer is always chosen by the sniffed format, never by probing: so playlists (HLS, concat) that would open
-other files and hosts are never interpreted.
+The sniffed format always selects FFmpeg's demuxer; FFmpeg never probes. So it never interprets playlists (HLS, concat),
+which could open other files and hosts.
 """
 
 import io
@@ -21,22 +21,22 @@ from mmva.media.audio.downmix import Block
 from mmva.media.guards import refusals
 from mmva.media.tags import xing_seconds
 
-# Not MP3: without a Xing tag libsndfile guesses its length from the first frame's bit rate, and stops there.
-# Not AIFF: with damaged chunk sizes libsndfile seeks to before the start, which Python reports on stderr.
+# Not MP3: without a Xing tag, libsndfile guesses the length from the first frame's bit rate, and stops there.
+# Not AIFF: with damaged chunk sizes, libsndfile seeks to before the start, which Python reports on stderr.
 _SOUNDFILE_FORMATS = frozenset({"wav", "flac", "ogg"})
 # libsndfile does not say which channel is which.
 _SOUNDFILE_CHANNELS: Final = 2
 _DEMUXERS = {"mp4": "mov"}
 _BLOCK_VALUES = 2**18
-# A damaged packet is some 20 ms that players skip; with a larger share the file is no longer the music.
+# Players skip a damaged packet of about 20 ms; with a larger share, the music is no longer the same.
 _TOLERATED_BAD_PACKETS = 0.02
-# Fewer bytes per second than any codec writes, even for silence: such a length is a mistake or means "unknown".
+# Any codec writes more bytes per second, even for silence; a longer duration is wrong or means "unknown".
 _LEAST_BYTES_A_SECOND: Final = 50
-_SAME_LENGTH: Final = 0.05  # relative difference of an MP3's own length and FFmpeg's
-# Formats with chunks of samples: mmva.media.audio.decode compares their sizes with the bytes of the file.
+_SAME_LENGTH: Final = 0.05  # relative difference of an MP3's Xing length and FFmpeg's
+# Formats with chunks of samples; mmva.media.audio.decode compares their sizes with the file's size.
 _CHUNKED: Final = frozenset({"wav", "aiff"})
 _PAGE_HEADER = 27
-# Pages that begin a stream; those of one link are adjacent at its start.
+# Pages that begin a stream; those of one link are adjacent, at its start.
 _FIRST_PAGES = re.compile(rb"OggS\0[\x02\x03\x06\x07]", re.DOTALL)
 
 
@@ -47,15 +47,15 @@ class AudioSource:
     sample_rate: int  # Hz at the start
     channels: int  # at the start
     promised_s: float | None  # seconds that the file must have; None if the header is not reliable
-    duration_s: float | None  # seconds by the header; None if it does not say, or cannot be true
-    blocks: Iterator[Block]  # the frames, once
+    duration_s: float | None  # seconds by the header; None if missing or impossible
+    blocks: Iterator[Block]  # the frames; can be read once
 
 
 @contextmanager
 def open_audio(data: bytes, kind: str) -> Iterator[AudioSource]:
-    """Open audio of a sniffed format, without tags in front: with libsndfile if possible, else with FFmpeg.
+    """Open audio of a sniffed format, without leading tags: with libsndfile if possible, else with FFmpeg.
 
-    Raises MediaError "corrupt-audio", "no-sound" or "unsupported-audio", here or from `blocks`.
+    Raises MediaError "corrupt-audio", "no-sound" or "unsupported-audio", also from `blocks`.
     """
     links = ogg_links(data) if kind == "ogg" else [data]
     with _open_link(links[0], kind) as first:
@@ -72,9 +72,9 @@ def _chain(first: AudioSource, links: Sequence[bytes], kind: str) -> Iterator[Bl
             yield from source.blocks
 
 
-# Ogg files are rows of links: consecutive streams in one file, each with its own parameters (RFC 3533).
+# An Ogg file is a chain of links: consecutive streams, each with its own parameters (RFC 3533).
 def ogg_links(data: bytes) -> list[bytes]:
-    """The links of a chain, each a file of its own; the data itself if there is only one."""
+    """The links of a chain, each a complete file."""
     starts: list[int] = []
     expected = -1
     for match in _FIRST_PAGES.finditer(data):
@@ -87,7 +87,7 @@ def ogg_links(data: bytes) -> list[bytes]:
 
 
 def page_end(data: bytes, page: int) -> int:
-    """Where this page ends by its header, which may be after the data's end."""
+    """End of a page by its header; may be after the data's end."""
     segments = data[page + 26] if page + 26 < len(data) else 0
     return page + _PAGE_HEADER + segments + sum(data[page + _PAGE_HEADER : page + _PAGE_HEADER + segments])
 
@@ -107,7 +107,7 @@ def _open_link(data: bytes, kind: str) -> Iterator[AudioSource]:
 
 @contextmanager
 def opened(data: bytes, kind: str, code: str) -> Iterator[Any]:
-    """A file of a sniffed format, opened by FFmpeg; MediaError with this code if it cannot be opened."""
+    """Open a file of a sniffed format with FFmpeg. Raises MediaError with this code if it cannot be opened."""
     with refusals(code, kind):
         container = av.open(io.BytesIO(data), format=_DEMUXERS.get(kind, kind), metadata_errors="ignore")
     with closing(container):
@@ -115,7 +115,7 @@ def opened(data: bytes, kind: str, code: str) -> Iterator[Any]:
 
 
 def _open_with_soundfile(data: bytes) -> soundfile.SoundFile | None:
-    """The opened file, or None for unknown codecs, surround sound, and headers with no or an impossible length."""
+    """The opened file; None for unknown codecs, surround sound, and missing or impossible lengths."""
     try:
         opened = soundfile.SoundFile(io.BytesIO(data))
     except soundfile.LibsndfileError:
@@ -128,7 +128,7 @@ def _open_with_soundfile(data: bytes) -> soundfile.SoundFile | None:
 
 
 def _soundfile_blocks(opened: soundfile.SoundFile, kind: str) -> Iterator[Block]:
-    # Not SoundFile.blocks(): that yields uninitialised memory where a file ends before its header says.
+    # Not SoundFile.blocks(): it yields uninitialised memory for truncated files.
     frames = max(1, _BLOCK_VALUES // opened.channels)
     while True:
         with refusals("corrupt-audio", kind):
@@ -150,7 +150,7 @@ def _pyav_source(container: av.container.InputContainer, kind: str, data: bytes)
         said_s = float(stream.duration * stream.time_base)
         duration_s = said_s if 0 < said_s <= len(data) / _LEAST_BYTES_A_SECOND else None
     if kind == "mp3" and duration_s is not None:
-        # FFmpeg too estimates the length of a bare stream from its first bit rate, but does not stop there.
+        # FFmpeg also estimates the length of a stream without a tag from its first bit rate, but does not stop there.
         written_s = xing_seconds(data) or 0.0
         duration_s = duration_s if abs(duration_s - written_s) < _SAME_LENGTH * written_s else None
     if kind in _CHUNKED and duration_s is not None and stream.codec_context.bit_rate:
@@ -165,8 +165,8 @@ def _pyav_blocks(container: av.container.InputContainer, stream: av.AudioStream,
         for frame in decoded_frames(container, stream, "corrupt-audio", kind):
             names = tuple(channel.name for channel in frame.layout.channels)
             found = (frame.format.name, frame.sample_rate, names)
-            if to_float is None or found != parameters:  # a stream may change midway: spots in podcasts, radio
-                # Interleaved: PyAV 18 counts one plane too many in planar audio of 8 channels and reads wild memory.
+            if to_float is None or found != parameters:  # a stream may change midway: podcasts with ads, radio
+                # Interleaved: PyAV 18 counts one plane too many for planar audio of 8 channels, an invalid read.
                 to_float, parameters = av.AudioResampler(format="flt"), found
             for converted in to_float.resample(frame):
                 samples_TC = converted.to_ndarray().reshape(-1, len(names))
@@ -174,7 +174,7 @@ def _pyav_blocks(container: av.container.InputContainer, stream: av.AudioStream,
 
 
 def decoded_frames(container: av.container.InputContainer, stream: Any, code: str, kind: str) -> Iterator[Any]:
-    """Frames of a stream; a damaged packet is left out, as in players. MediaError `code` at the end for too many."""
+    """Yield a stream's frames; skips damaged packets, as players do, and raises MediaError `code` for too many."""
     packets = bad = 0
     for packet in container.demux(stream):
         packets += 1

@@ -1,1 +1,1 @@
-"""Pictures: bytes to upright RGB."""
+"""Decode pictures to upright RGB."""

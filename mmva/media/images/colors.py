@@ -1,4 +1,4 @@
-"""Colours as the file defines them to sRGB, which encoders were trained on: ICC profiles, and gamma in PNG."""
+"""Convert a file's colours (ICC profile, PNG gamma) to sRGB, on which encoders were trained."""
 
 import io
 from functools import lru_cache
@@ -7,9 +7,9 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image, ImageCms
 
-# Modes that a profile's colour space can be applied to.
+# Pillow's mode for a profile's colour space.
 _MODES: Final = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
-# Of 255; a profile that moves no colour further is sRGB by another name.
+# Of 255; a profile that changes no colour by more is treated as sRGB.
 _SAME: Final = 3
 _SRGB_GAMMA: Final = 1 / 2.2
 # Plausible values of a PNG's gamma; others are mistakes.
@@ -17,9 +17,9 @@ _GAMMAS: Final = (0.1, 5.0)
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """The image in sRGB, mode RGB or RGBA, by its profile.
+    """Convert an image to sRGB, mode RGB or RGBA, by its profile.
 
-    Unchanged without a profile, or if it is damaged or for other channels: broken metadata must not cost a picture.
+    Returns it unchanged without a profile, or if that is damaged or for other channels: the picture is still usable.
     """
     if not profile:
         return image
@@ -36,7 +36,7 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def gamma_exponent(info: dict[Any, Any]) -> float | None:
-    """The power that brings a PNG's levels in [0, 1] to sRGB; None if a profile applies, or no change is needed."""
+    """Exponent that converts a PNG's levels in [0, 1] to sRGB; None if a profile applies, or no change is needed."""
     gamma = info.get("gamma")
     if not isinstance(gamma, float) or "srgb" in info or info.get("icc_profile"):
         return None
@@ -46,7 +46,7 @@ def gamma_exponent(info: dict[Any, Any]) -> float | None:
 
 
 def with_gamma(image: Image.Image, exponent: float) -> Image.Image:
-    """Levels of an RGB, RGBA or L image raised to a power; alpha stays."""
+    """Raise the levels of an RGB, RGBA or L image to a power; alpha does not change."""
     levels = [round(255 * (level / 255) ** exponent) for level in range(256)]
     colours = len(image.getbands()) - image.mode.endswith("A")
     return image.point(levels * colours + list(range(256)) * (len(image.getbands()) - colours))
@@ -54,7 +54,7 @@ def with_gamma(image: Image.Image, exponent: float) -> Image.Image:
 
 @lru_cache(maxsize=32)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From the profile to sRGB; None if there is nothing to do, or it cannot be done."""
+    """The transform from the profile to sRGB; None if it changes nothing or is not possible."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if _MODES.get(source.profile.xcolor_space) != mode:
@@ -65,7 +65,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
             mode,
             "RGB",
             renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            # Optimized, greys lose their dark levels.
+            # The optimization loses dark levels of greys.
             flags=ImageCms.Flags.BLACKPOINTCOMPENSATION | (ImageCms.Flags.NOOPTIMIZE if mode == "L" else 0),
         )
         return None if mode != "CMYK" and _changes_nothing(transform, mode) else transform

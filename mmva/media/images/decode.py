@@ -1,4 +1,4 @@
-"""Image bytes to upright RGB, as a person would see the picture on white paper."""
+"""Decode image bytes to upright RGB, as seen on white paper."""
 
 import io
 import warnings
@@ -17,30 +17,30 @@ from mmva.media.images.deep_pixels import correct_tiles, grey_levels, is_deep
 from mmva.media.images.lost_end import decode_padded
 from mmva.media.limits import Limits
 
-# The input size of image encoders. Training and inference decode alike, so it is the default of both.
+# The input size of image encoders; the default in training and inference, which must decode alike.
 SHORT_SIDE: Final = 224
 _PNG_SIGNATURE_BYTES: Final = 8
-# Chunks that change the picture, besides the critical ones (a capital first letter); APNG's separate the frames.
+# Chunks that affect the picture, besides the critical ones (capital first letter); APNG's separate the frames.
 _PNG_SEEN: Final = frozenset({b"tRNS", b"iCCP", b"gAMA", b"sRGB", b"cHRM", b"cICP", b"eXIf", b"acTL", b"fcTL", b"fdAT"})
 
 
 def decode_image(data: bytes, limits: Limits | None = None, at_least: int | None = SHORT_SIDE) -> Image.Image:
     """Decode the first frame of an image to mode RGB.
 
-    EXIF orientation is applied, colour profiles are converted to sRGB, transparency is laid on white, CMYK, palette,
-    1-bit, 16-bit and float images are brought to 8 bits. Format, size in bytes and width x height are checked before
-    any pixel is decoded.
+    Applies EXIF orientation, converts colour profiles to sRGB, puts transparent pixels on white, and converts CMYK,
+    palette, 1-bit, 16-bit and float images to 8 bits. Checks format, size in bytes and width x height before it decodes
+    any pixel.
 
-    A larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size, with a short side of `at_least` pixels or more; other
-    formats, and None, are decoded in full. Raises MediaError "empty-file", "too-many-bytes", "not-an-image",
+    A larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size, with a short side of at least `at_least` pixels (None: in
+    full); other formats are decoded in full. Raises MediaError "empty-file", "too-many-bytes", "not-an-image",
     "unsupported-image", "too-many-pixels" or "corrupt-image".
     """
     limits = limits or Limits()
     if sniff(data) == "jpegxl":
-        raise MediaError("unsupported-image", "JPEG XL is not read; convert it to PNG or JPEG")
+        raise MediaError("unsupported-image", "JPEG XL is not supported; convert it to PNG or JPEG")
     kind = checked_format(data, limits, IMAGE_FORMATS, "not-an-image")
     if kind == "heif":
-        from mmva.media.images.heif import decode_heif  # imports FFmpeg, which other pictures do without
+        from mmva.media.images.heif import decode_heif  # imports FFmpeg, which other pictures do not need
 
         return _to_rgb(decode_heif(data, limits))
     with _pillow_errors(kind):
@@ -48,7 +48,7 @@ def decode_image(data: bytes, limits: Limits | None = None, at_least: int | None
 
 
 def _loaded(data: bytes, kind: str, limits: Limits, at_least: int | None) -> Image.Image:
-    """The decoded picture; the end of the file may be lost if all pixels are there."""
+    """The decoded picture; the end of the file may be missing if all pixels are present."""
 
     def load(data: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=[kind.upper()])
@@ -72,10 +72,7 @@ def _loaded(data: bytes, kind: str, limits: Limits, at_least: int | None) -> Ima
 
 @contextmanager
 def _pillow_errors(kind: str) -> Iterator[None]:
-    """Pillow's errors as MediaErrors, without its warnings.
-
-    Our own limit applies, not Pillow's global one, and damaged metadata must not cost a picture.
-    """
+    """Turn Pillow's errors into MediaErrors, and silence its warnings, which are about its own limit and metadata."""
     with refusals("corrupt-image", kind), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -83,14 +80,14 @@ def _pillow_errors(kind: str) -> Iterator[None]:
         except Image.DecompressionBombError as error:
             raise MediaError("too-many-pixels", str(error)) from error
         except UnidentifiedImageError as error:
-            reason = f"{kind} header that is damaged, or of a variant not read here"
+            reason = f"{kind} header that is damaged or unsupported"
             raise MediaError("corrupt-image", reason) from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
         ImageOps.exif_transpose(image, in_place=True)
-    except Exception:  # noqa: BLE001 - broken EXIF raises anything; the picture itself is sound
+    except Exception:  # noqa: BLE001 - broken EXIF raises anything; the picture is still usable
         return image
     return image
 
@@ -99,7 +96,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     profile, exponent = image.info.get("icc_profile"), gamma_exponent(image.info)
     if is_deep(image):
         image, exponent = grey_levels(image, exponent), None
-    if image.mode == "La":  # premultiplied, and without a conversion of its own to RGBA
+    if image.mode == "La":  # premultiplied; Pillow cannot convert it to RGBA directly
         image = image.convert("LA")
     image = to_srgb(image, profile)
     image = image.convert("RGBA" if image.has_transparency_data else "RGB")
@@ -115,10 +112,9 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _needed_png_chunks(data: bytes) -> bytes:
-    """The same picture without the chunks that it does not need: text, thumbnails, private notes, and damaged ones.
+    """Remove chunks that do not affect the picture (text, thumbnails, private notes) and damaged optional ones.
 
-    Pillow refuses a text of over 1 MB and a wrong checksum in any chunk. Browsers show such pictures, because only the
-    chunks of pixels matter.
+    Pillow refuses texts over 1 MB and wrong checksums in any chunk, but browsers show such pictures.
     """
     whole = memoryview(data)
     kept: list[tuple[int, int]] = []

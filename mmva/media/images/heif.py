@@ -1,8 +1,8 @@
-"""HEIC, the pictures of phones: the boxes are read here, and FFmpeg's own HEVC decoder (LGPL) decodes the tiles.
+"""HEIC, the picture format of phones: this module reads the boxes, and FFmpeg's HEVC decoder (LGPL) decodes the tiles.
 
-pillow-heif is not used: its wheels contain x265 and are GPL-2.0 for it. Reads single pictures and grids of tiles,
-cropped, turned, mirrored, and with a colour profile. Refuses other codecs than HEVC, and HDR transfer curves and
-overlays, because they would look wrong.
+We do not use pillow-heif: its wheels contain x265, so they are GPL-2.0. Supports single pictures and grids of tiles,
+cropping, rotation, mirroring, and colour profiles. Refuses codecs other than HEVC, and HDR transfer curves and
+overlays, which would look wrong.
 """
 
 import struct
@@ -20,10 +20,10 @@ from mmva.media.boxes import HeifFile, read_heif
 from mmva.media.guards import refusals
 from mmva.media.limits import Limits
 
-# H.273: transfer curves of HDR (PQ and HLG), and the matrix of ITU-R BT.709.
+# H.273: HDR transfer curves (PQ and HLG), and the matrix of ITU-R BT.709.
 _HDR_CURVES: Final = frozenset({16, 18})
 _BT709: Final = 1
-# Properties (ISO/IEC 23008-12) that may be ignored, or are handled below.
+# Properties (ISO/IEC 23008-12) that can be ignored, or are handled below.
 _HARMLESS: Final = frozenset(
     {b"ispe", b"pixi", b"pasp", b"hvcC", b"colr", b"irot", b"imir", b"clap", b"clli", b"mdcv", b"cclv", b"amve"}
     | {b"rloc", b"auxC", b"udes", b"altt", b"aebr", b"wbbr", b"fobr", b"iscl", b"prdi", b"crtt", b"mdft"}
@@ -35,7 +35,7 @@ _MIRRORS: Final = (Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.FLIP_LEFT_RI
 
 
 def decode_heif(data: bytes, limits: Limits) -> Image.Image:
-    """The main picture, mode RGB, upright; its colour profile is `info["icc_profile"]`.
+    """Decode the main picture to upright RGB, with its colour profile in `info["icc_profile"]`.
 
     Raises MediaError "corrupt-image", "unsupported-image" or "too-many-pixels".
     """
@@ -61,12 +61,12 @@ def _grid(file: HeifFile, limits: Limits) -> Image.Image:
     tiles = file.tiles(file.primary)
     if len(tiles) != rows * columns or not width or not height:
         raise MediaError("corrupt-image", f"heif grid of {rows} x {columns} with {len(tiles)} tiles")
-    # The whole is cut from its tiles at the right and at the bottom: by less than a tile.
+    # The picture is cropped from its tiles at the right and the bottom, by less than a tile.
     first = _tile(file, tiles[0], limits)
     across, down = first.width * columns, first.height * rows
     if not (across - first.width < width <= across and down - first.height < height <= down):
         raise MediaError("corrupt-image", f"heif grid whose tiles do not make {width} x {height} pixels")
-    if across * down > 2 * limits.max_pixels:  # parts that are cut off cost time too
+    if across * down > 2 * limits.max_pixels:  # decoding cropped parts takes time too
         raise MediaError("too-many-pixels", f"tiles of {across} x {down} pixels for {width} x {height}")
     whole = Image.new("RGB", (width, height))
     for number, tile in enumerate(tiles):
@@ -78,7 +78,7 @@ def _grid(file: HeifFile, limits: Limits) -> Image.Image:
 
 
 def _tile(file: HeifFile, item: int, limits: Limits) -> Image.Image:
-    """One coded picture of the file."""
+    """Decode one coded picture of the file."""
     kind, properties = file.kind(item), dict(reversed(file.properties(item)))
     if kind != b"hvc1" or b"hvcC" not in properties:
         raise MediaError("unsupported-image", f"heif data with a picture of type {kind.decode('latin-1')!r}; HEVC only")
@@ -98,15 +98,15 @@ def _tile(file: HeifFile, item: int, limits: Limits) -> Image.Image:
 def _frames(configuration: bytes, content: bytes, limits: Limits) -> Iterator[Any]:
     context: Any = av.CodecContext.create("hevc", "r")
     context.extradata = configuration
-    context.thread_count = 1  # actors share the CPUs: one thread each
-    # FFmpeg adds a border of 128 pixels before it compares with this; the frame itself is checked again.
+    context.thread_count = 1  # each actor has one CPU
+    # FFmpeg adds a border of 128 pixels before this check; the frame is checked again later.
     context.options = {"max_pixels": str(limits.max_pixels + 2**22)}
     yield from context.decode(av.Packet(content))
     yield from context.decode(None)
 
 
 def _matrix_and_range(properties: list[tuple[bytes, bytes]]) -> tuple[Colorspace | None, ColorRange | None]:
-    """The matrix and range of YCbCr by the file; None if the stream itself must say."""
+    """The file's YCbCr matrix and range; None if only the stream contains them."""
     for name, body in properties:
         if name == b"colr" and body[:4] == b"nclx" and len(body) >= 11:
             matrix = Colorspace.ITU709 if int.from_bytes(body[8:10], "big") == _BT709 else Colorspace.ITU601
@@ -137,12 +137,12 @@ def _transformed(image: Image.Image, name: bytes, body: bytes) -> Image.Image:
 
 
 def _cropped(image: Image.Image, body: bytes) -> Image.Image:
-    """The clean aperture: a size, and the distance of its centre from the picture's."""
+    """Crop to the clean aperture: a size, and its centre's distance from the picture's centre."""
     width, height, right, down = (
         Fraction(above, below) for above, below in zip(*[iter(struct.unpack_from(">8i", body))] * 2, strict=True)
     )
     left, top = (image.width - width) / 2 + right, (image.height - height) / 2 + down
     box = (round(left), round(top), round(left + width), round(top + height))
     if not (0 <= box[0] < box[2] <= image.width and 0 <= box[1] < box[3] <= image.height):
-        raise MediaError("corrupt-image", "heif picture cropped to what it does not hold")
+        raise MediaError("corrupt-image", "heif picture with a crop outside of it")
     return image.crop(box)

@@ -1,7 +1,7 @@
-"""Pictures whose last bytes are lost: accepted if every pixel is in the rest.
+"""Accept truncated pictures that still contain their pixels.
 
-Decoders refuse a truncated file, even if only the end marker is missing. To find whether pixels are missing, the file
-is decoded with two different paddings: pixels that depend on the padding were not in the file.
+Decoders refuse a truncated file, even if only the end marker is missing. To find missing pixels, the file is decoded
+with two different paddings: pixels that depend on the padding are not in the file.
 """
 
 from collections.abc import Callable
@@ -11,18 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-# Formats that store pixels from first to last, and their end markers.
+# Formats that store pixels in order, and their end markers.
 _END_MARKERS: Final = {"jpeg": b"\xff\xd9", "gif": b"\0;", "bmp": b"", "tiff": b""}
-# As for sound; with fewer pixels than this share, it is another picture.
+# Smallest share of pixels that must be present, as for sound.
 _WHOLE_SHARE: Final = 0.98
 _BLOCK: Final = 16
 _PROGRESSIVE: Final = b"\xff\xc2"
 
 
 def decode_padded(data: bytes, kind: str, decode: Callable[[bytes], Image.Image]) -> Image.Image | None:
-    """The picture of a file that ends too early; None if more than 2 % of its pixels are not in the data.
+    """The picture of a truncated file; None if more than 2 % of its pixels are missing.
 
-    `decode` gives the picture of a file, and raises Pillow's errors.
+    `decode` decodes a file, and raises Pillow's errors.
     """
     marker = _END_MARKERS.get(kind)
     if marker is None or (kind == "jpeg" and not _holds_every_scan(data)):
@@ -36,14 +36,14 @@ def decode_padded(data: bytes, kind: str, decode: Callable[[bytes], Image.Image]
 
 
 def _fillings(kind: str, size: int) -> tuple[bytes, bytes]:
-    """Two paddings that decode differently; for JPEG with the markers that a decoder expects in each of its rows."""
+    """Two paddings that decode differently; for JPEG, one has the restart markers that decoders expect."""
     other = b"\x5a" * size
     restarts = b"".join(bytes([0xFF, 0xD0 + number]) + b"\x5a" * 64 for number in range(8))
     return bytes(size), other + restarts if kind == "jpeg" else other
 
 
 def _behind_first(changed_HW: NDArray[np.bool_]) -> float:
-    """Share of the pixels from the first changed one on: blocks of 16 rows from left to right."""
+    """Share of the pixels after the first changed one; JPEG stores blocks of 16 rows from left to right."""
     rows = np.flatnonzero(changed_HW.any(axis=1))
     if len(rows) == 0:
         return 0.0
@@ -54,7 +54,7 @@ def _behind_first(changed_HW: NDArray[np.bool_]) -> float:
 
 
 def _holds_every_scan(data: bytes) -> bool:
-    """Whether a progressive JPEG begins the last refinement of all its coefficients; other JPEGs have none."""
+    """Whether a progressive JPEG begins the last scan of each coefficient; True for other JPEGs."""
     if _PROGRESSIVE not in data:
         return True
     refined: dict[int, NDArray[np.bool_]] = {}

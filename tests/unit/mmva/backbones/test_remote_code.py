@@ -53,7 +53,7 @@ def mirror(tmp_path, canary, monkeypatch) -> str:
         (replace(SPEC, trust_remote_code=False), ["acme/net"], "needs code from its repository"),
         (SPEC, [], "wants to run code of acme/net; .* add 'acme/net' to trust_remote_code"),
         (SPEC, ["acme/other"], "wants to run code of acme/net"),
-        (replace(SPEC, revision=None), ["acme/net"], "only from a hub repository at a pinned revision"),
+        (replace(SPEC, revision=None), ["acme/net"], "needs an hf: source with a pinned revision"),
     ],
 )
 def test_refused_before_any_code_runs(spec, trusted, message, mirror, canary):
@@ -64,7 +64,7 @@ def test_refused_before_any_code_runs(spec, trusted, message, mirror, canary):
 
 def test_a_local_folder_never_runs_code(mirror, canary):
     source = f"{mirror}/acme/net"
-    with pytest.raises(UsageError, match="only from a hub repository"):
+    with pytest.raises(UsageError, match="needs an hf: source"):
         load_encoder(replace(SPEC, source=source), trusted_repos=[source])
     assert not canary.exists()
 

@@ -43,7 +43,7 @@ def test_layers_survive_json_and_the_default_has_none_there():
         ({"layers": "last"}, "layers cannot be 'last'"),
         ({"layers": ["last"]}, "family 'clip' has no choice of layers"),
         ({"family": "efficientnet-lite", "layers": ["block-16"]}, "has no 'block-16'; it has last|crops"),
-        ({"family": "efficientnet-lite", "layers": ["last", "last"]}, "one of them is there twice"),
+        ({"family": "efficientnet-lite", "layers": ["last", "last"]}, "name each layer once"),
     ],
 )
 def test_bad_spec_is_one_line_naming_the_field(change, message):

@@ -156,7 +156,7 @@ def test_a_clip_and_its_caption_are_resampled_together() -> None:
 
 def test_groups_must_name_every_item() -> None:
     pred, label = predictions(5)
-    with pytest.raises(ValueError, match="one group per item"):
+    with pytest.raises(ValueError, match="one entry per item"):
         bootstrap(pred, label, ["a"] * 4)
 
 

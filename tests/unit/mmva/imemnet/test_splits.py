@@ -76,7 +76,7 @@ def test_split_file() -> None:
     ("content", "message"),
     [
         (b"song,split\n2,train\n", "songs.csv: has no column 'song_id'"),
-        (b"song_id,split\n2,dev\n", "songs.csv: column 'split' holds 'dev'"),
+        (b"song_id,split\n2,dev\n", "songs.csv: column 'split' contains 'dev'"),
         (b"song_id,split\n2,train\n2,test\n", "songs.csv: song '2' is on several rows"),
     ],
 )

@@ -151,7 +151,7 @@ def test_file_replaced_by_a_folder_is_refused(bundle: Path) -> None:
         ("bundle.json", lambda v: v.update(code="os.system"), "bundle.json: code"),
         ("bundle.json", lambda v: v["config"].update(hidden=-1), "bundle.json: config.hidden"),
         ("bundle.json", lambda v: v["config"].update(hidden=6), "model.safetensors does not fit"),
-        ("bundle.json", lambda v: v.update(dims={"image": 10**12}), "disagree on the embeddings' widths"),
+        ("bundle.json", lambda v: v.update(dims={"image": 10**12}), "have different embedding widths"),
         ("backbones.json", lambda v: v["image"].update(dim=10**12), "backbones.json: dim"),
         ("backbones.json", lambda v: v["image"].pop("fingerprint"), "backbones.json: fingerprint"),
     ],
@@ -244,7 +244,7 @@ def test_what_cannot_be_saved_is_named(tmp_path: Path) -> None:
         save(tmp_path / "a", intervals={"image": {"valence": float("nan")}})
     with pytest.raises(UsageError, match=r"bundle\.json: not representable"):
         save(tmp_path / "b", provenance={"path": tmp_path})
-    with pytest.raises(UsageError, match="does not know its image backbone"):
+    with pytest.raises(UsageError, match="has no image backbone"):
         save_bundle(tmp_path / "c", MMVA({"image": 3}), intervals={}, card="", provenance={})
     assert list(tmp_path.iterdir()) == []
 

@@ -71,7 +71,7 @@ def test_another_backbone_is_refused(model: MMVA) -> None:
     model.attach_encoders({"image": FakeEncoder()})
     with pytest.raises(CheckFailed, match="image: this encoder is eeee"):
         model.attach_encoders({"image": FakeEncoder(fingerprint="e" * 64)})
-    with pytest.raises(UsageError, match="gives 2 values, the tower wants 3"):
+    with pytest.raises(UsageError, match="width is 2, the tower's is 3"):
         model.attach_encoders({"image": FakeEncoder(dim=2)})
 
 

@@ -75,7 +75,7 @@ def test_a_plain_mlp_is_torchs(activation: str) -> None:
     mlp[1] = {"gelu": torch.nn.GELU(), "relu": torch.nn.ReLU(), "tanh": torch.nn.Tanh()}[activation]
     emb_BD = torch.randn(3, 4)
     torch.testing.assert_close(tower(emb_BD), torch.sigmoid(mlp(emb_BD)))
-    with pytest.raises(ValueError, match="hidden: 0 leaves nothing of head: mlp"):
+    with pytest.raises(ValueError, match="head: mlp needs a width above 0"):
         TowerConfig(head="mlp", hidden=0)
 
 

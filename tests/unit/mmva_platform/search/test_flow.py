@@ -149,7 +149,7 @@ def test_what_is_no_generator_is_one_line(
         ([*clip, "--musicgen", str(tmp_path / "none")], "no MusicGen weights there"),
         ([*clip, "--musicgen", "nobody/musicgen"], "no MusicGen weights there"),
         ([*clip, "--musicgen", str(pickled)], "no MusicGen weights there"),
-        ([*clip, "--musicgen", str(partial)], "1 weights are missing, the first decoder.lm_heads.0.weight"),
+        ([*clip, "--musicgen", str(partial)], "1 weights are missing, the first is decoder.lm_heads.0.weight"),
         (clip, "give both"),
         (["--generate", "clip.mp3", "--musicgen", str(musicgen)], "must end in .wav"),
     ]
