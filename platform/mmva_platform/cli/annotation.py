@@ -25,7 +25,8 @@ Out = Annotated[str, typer.Argument(help="the annotation: a folder or s3://bucke
 Old = Annotated[str, typer.Argument(help="the annotation to convert, with a MANIFEST.json; it stays as it is")]
 
 app = typer.Typer(
-    help="Annotations: resume, update, retry, status, history, verify, report, export, clean.", no_args_is_help=True
+    help="Annotations: resume, update, retry, restore, status, history, verify, report, export, clean.",
+    no_args_is_help=True,
 )
 
 
@@ -118,8 +119,12 @@ def update(
     model: Annotated[str | None, typer.Option(help="the new model; default: the model of the last version")] = None,
     lenient: Lenient = False,
     delimiter: Delimiter = None,
+    engine: Annotated[
+        str,
+        typer.Option(help="as for annotate; auto: the engines of the last version, so that no media are read again"),
+    ] = "auto",
     reread: Annotated[
-        bool, typer.Option("--reread", help="read the media again if the new model has another backbone")
+        bool, typer.Option("--reread", help="read the media again if the backbone or the engine is another one")
     ] = False,
     root: Annotated[
         list[str] | None, typer.Option(help="another folder or prefix that media may be read from; repeatable")
@@ -136,6 +141,7 @@ def update(
         "catalog": catalog,
         "tables": {"lenient": lenient, "delimiter": delimiter} if lenient or delimiter else None,
         "model": model,
+        "engine": engine,
         "reread": reread,
         "roots": tuple(root or ()),
         "workers": workers,
@@ -160,6 +166,15 @@ def retry(
 
     options = {"workers": workers, "command": ("mmva", *sys.argv[1:])}
     summary = retry_annotation(out, settings_of(context), **options)
+    emit(summary.to_text(), summary.to_json(), as_json=as_json)
+
+
+@app.command("restore")
+def restore(context: typer.Context, out: Out, *, as_json: Json = False) -> None:
+    """Undo what another program committed to the table: add a version with the files of the last one that mmva made."""
+    from mmva_platform.annotation.table.restore import restore as restore_annotation
+
+    summary = restore_annotation(out, settings_of(context), ("mmva", *sys.argv[1:]))
     emit(summary.to_text(), summary.to_json(), as_json=as_json)
 
 

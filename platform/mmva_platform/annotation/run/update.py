@@ -147,7 +147,9 @@ def _continued(request: _Update) -> Plan:
     """The existing plan of the next version; raises CheckFailed if it is another update's."""
     plan = read_plan(request.before.storage, request.version)
     mine = ("update", request.catalog.uri, request.catalog.tables, request.model.digest)
-    if (plan.kind, plan.catalog.uri, plan.catalog.tables, plan.model.digest) != mine:
+    wanted = request.options.engine
+    others = {engine.name for engine in plan.engines.values()} - {wanted} if wanted != "auto" else set()
+    if (plan.kind, plan.catalog.uri, plan.catalog.tables, plan.model.digest) != mine or others:
         raise _under_way(request.before, plan)
     return plan
 
@@ -187,9 +189,10 @@ def _plan_update(request: _Update, settings: Settings, workers: Workers) -> Plan
             before.storage,
             settings,
             workers=workers,
-            adopted=_adopted(request.plan_before, preprocessing),
+            wanted=options.engine,
+            adopted=_adopted(request.plan_before, preprocessing, options.engine),
         )
-        reusable = _reusable(request.plan_before, preprocessing)
+        reusable = _reusable(request.plan_before, preprocessing, engines)
         _check_reread(request, spool, reusable, engines)
         kept = _kept(request, places_before, reusable)
         replaced = tuple(file.path for file in before.all_files if file.path not in kept)
@@ -280,20 +283,31 @@ def _kept(request: _Update, unchanged: Mapping[str, int], reusable: set[str]) ->
     }
 
 
-def _adopted(plan: Plan, preprocessing: Preprocessing) -> dict[str, EngineInfo]:
-    """Engines of the version before, for towers of the same backbone: with others, embeddings would differ a little."""
+def _adopted(plan: Plan, preprocessing: Preprocessing, wanted: str) -> dict[str, EngineInfo]:
+    """Engines of the version before, for towers of the same backbone: with others, embeddings would differ a little.
+
+    If an engine is `wanted` by name, only that one is adopted.
+    """
     then, now = plan.preprocessing.fingerprints, preprocessing.fingerprints
-    return {tower: engine for tower, engine in plan.engines.items() if tower in now and then.get(tower) == now[tower]}
+    return {
+        tower: engine
+        for tower, engine in plan.engines.items()
+        if tower in now and then.get(tower) == now[tower] and wanted in {"auto", engine.name}
+    }
 
 
-def _reusable(plan: Plan, preprocessing: Preprocessing) -> set[str]:
-    """Modalities whose stored embeddings this model would compute again, and items without a modality."""
+def _reusable(plan: Plan, preprocessing: Preprocessing, engines: Mapping[str, EngineInfo]) -> set[str]:
+    """Modalities whose stored embeddings this model and these engines would compute again, and items without a
+    modality.
+    """
     then, now = plan.preprocessing.fingerprints, preprocessing.fingerprints
     same_decoders = plan.preprocessing.decoders == preprocessing.decoders
+    other = {tower for tower, info in plan.engines.items() if tower in engines and engines[tower].name != info.name}
     return {OTHER} | {
         kind
         for kind in MEDIA_KINDS
-        if (same_decoders or kind == "caption") and all(then.get(tower) == now.get(tower) for tower in towers_of(kind))
+        if (same_decoders or kind == "caption")
+        and all(then.get(tower) == now.get(tower) and tower not in other for tower in towers_of(kind))
     }
 
 
@@ -305,8 +319,14 @@ def _check_reread(request: _Update, spool: Spool, reusable: set[str], engines: M
     unit_s = seconds_per_unit(engines, request.preprocessing.hop_s)
     seconds = sum(unit_s.get(group.modality, 0.0) * spool.units[group] for group in again)
     kinds = ", ".join(sorted({group.modality for group in again}))
-    same = request.plan_before.preprocessing.decoders == request.preprocessing.decoders
-    why = f"the model has another backbone for {kinds}" if same else f"this release decodes {kinds} differently"
+    before, now = request.plan_before.preprocessing, request.preprocessing
+    towers = {tower for group in again for tower in towers_of(group.modality)}
+    if before.decoders != now.decoders:
+        why = f"this release decodes {kinds} differently"
+    elif any(before.fingerprints.get(tower) != now.fingerprints.get(tower) for tower in towers):
+        why = f"the model has another backbone for {kinds}"
+    else:
+        why = f"engine {request.options.engine} is not the one that embedded {kinds}"
     raise UsageError(
         f"{request.before.uri}: {why}, so that {sum(spool.rows[group] for group in again)} items must be read again, "
         f"about {as_duration(seconds)} of one worker; --reread does it"
