@@ -334,17 +334,21 @@ def test_media_are_read_again_for_another_backbone_only_when_asked(
             assert (row["valence"], row["arousal"]) == pytest.approx((other["valence"], other["arousal"]), abs=1e-5)
 
 
-def test_another_engine_means_that_media_are_read_again(world: World) -> None:
+def test_another_engine_means_that_media_are_read_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmva_platform.annotation.run.prepare.Workers.have_gpus", lambda _workers: True)
     assert world.update(engine="torch").shards == 0, "the engine of the version before"
     changed_media(world)
-    said = r"engine onnx is not the one that embedded caption, image, music, so that 10 items must be read again, .*--reread"
+    said = r"engine cuda is not the one that embedded caption, image, music, so that 10 items must be read .*--reread"
     with pytest.raises(UsageError, match=said):
-        world.update(engine="onnx")
-    assert work(world.update(engine="onnx", reread=True)) == {"media": 11, "quarantined": 1}
-    world.check((STARTING_OK | {"new.png"}) - {"i0.png"}, BAD)
+        world.update(engine="cuda")
+    killed(
+        monkeypatch, "mmva_platform.annotation.run.runner.carry_out", lambda: world.update(engine="cuda", reread=True)
+    )
     storage = open_storage(world.out)
-    assert {engine.name for engine in read_plan(storage, 1).engines.values()} == {"onnx"}
-    assert world.update().shards == 0, "that is the engine now"
+    plan = read_plan(storage, 1)
+    assert {engine.name for engine in plan.engines.values()} == {"cuda"}
+    assert (plan.base and plan.base.kept, sum(plan.rows)) == (0, 12)
+    assert not any(items["base_file"].is_valid()[0].as_py() for items in iter_items(storage, plan))
 
 
 def test_another_request_is_told_what_is_under_way(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,7 +359,7 @@ def test_another_request_is_told_what_is_under_way(world: World, monkeypatch: py
     for call in (
         lambda: world.update(1),
         lambda: world.update(catalog=str(world.folder / "elsewhere")),
-        lambda: world.update(engine="onnx"),
+        lambda: world.update(engine="cuda"),
         world.retry,
     ):
         with pytest.raises(CheckFailed, match=r"version 1 is under way: update of .*media with model-0") as caught:
