@@ -117,11 +117,12 @@ def update(
     *,
     catalog: Annotated[str | None, typer.Option(help="the new catalog; default: the same catalog, read again")] = None,
     model: Annotated[str | None, typer.Option(help="the new model; default: the model of the last version")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="print what would be done, and write nothing")] = False,
     lenient: Lenient = False,
     delimiter: Delimiter = None,
     engine: Annotated[
         str,
-        typer.Option(help="as for annotate; auto: the engines of the last version, so that no media are read again"),
+        typer.Option(help="as for annotate; auto: the engines of the last version; another engine needs --reread"),
     ] = "auto",
     reread: Annotated[
         bool, typer.Option("--reread", help="read the media again if the backbone or the engine is another one")
@@ -135,6 +136,7 @@ def update(
     as_json: Json = False,
 ) -> None:
     """Add a version: new and changed items are annotated, removed ones disappear, all others are kept by reference."""
+    from mmva_platform.annotation.run.update import preview_update
     from mmva_platform.annotation.run.update import update as update_annotation
 
     options = {
@@ -149,6 +151,10 @@ def update(
         "max_errors": max_errors,
         "command": ("mmva", *sys.argv[1:]),
     }
+    if plan:
+        preview = preview_update(out, settings_of(context), **options)
+        emit(preview.to_text(), preview.to_json(), as_json=as_json)
+        return
     summary = update_annotation(out, settings_of(context), **options)
     emit(summary.to_text(), summary.to_json(), as_json=as_json)
 

@@ -20,6 +20,7 @@ from mmva_platform.annotation import AnnotationSummary, clean, open_annotation, 
 from mmva_platform.annotation.plan.plan import read_plan
 from mmva_platform.annotation.plan.planning import write_plan
 from mmva_platform.annotation.run.lookup import CHANGED, Lookup
+from mmva_platform.annotation.run.update import preview_update
 from mmva_platform.annotation.table.publish import read_record
 from mmva_platform.annotation.table.restore import restore
 from mmva_platform.storage import open_storage
@@ -332,6 +333,22 @@ def test_media_are_read_again_for_another_backbone_only_when_asked(
     for row, other in zip(mine.to_pylist(), fresh.to_pylist(), strict=True):
         if row["modality"] == "image":
             assert (row["valence"], row["arousal"]) == pytest.approx((other["valence"], other["arousal"]), abs=1e-5)
+
+
+def test_a_preview_counts_as_the_update_does_and_writes_nothing(world: World) -> None:
+    before = world.files()
+    assert "nothing has changed" in preview_update(world.out, world.settings).to_text()
+    changed_media(world)
+    found = preview_update(world.out, world.settings)
+    assert (found.version, found.media, found.copied) == (1, {"image": 1, "caption": 1}, 8)
+    assert (found.refused, found.engines) == ("", dict.fromkeys(("image", "music", "caption"), "torch"))
+    other = preview_update(world.out, world.settings, engine="onnx")
+    assert "engine onnx is not the one that embedded caption, image, music, so that 10 items must be" in other.to_text()
+    assert (other.copied, other.media) == (0, {"image": 7, "music": 1, "caption": 4})
+    assert world.files() == before
+    summary = world.update()
+    assert (summary.changes, work(summary)) == (found.changes, {"media": 2, "carried": found.copied})
+    assert summary.changes == {"unchanged": 10, "new": 1, "changed": 1, "removed": 1}
 
 
 def test_another_engine_means_that_media_are_read_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
