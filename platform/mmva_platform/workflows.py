@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmva.errors import CheckFailed, OperationFailed, UsageError
+from mmva.errors import CheckFailed, UsageError
 from mmva.files import sha256_hex
 from mmva_platform.settings import Settings
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mmva.backbones import Preset
     from mmva_platform.annotation.plan.plan import ModelInfo
     from mmva_platform.reporting.shadow import Shadow
+    from mmva_platform.storage import Storage
     from mmva_platform.training.evaluation.evaluate import Evaluation
     from mmva_platform.training.recipe import Recipe
     from mmva_platform.training.sweep import SweepOptions, SweepResult
@@ -228,7 +229,7 @@ def report_annotation(
     roots: Sequence[str] | None = None,
     note: str | None = None,
 ) -> None:
-    """Write a version's report, HTML and beside it JSON, with what the registry knows of its model, and a note on it.
+    """Write a version's report, HTML and beside it JSON, with what the registry or the bundle says of its model.
 
     Media are shown only from below `roots`, and only if their bytes are those that were annotated. If `roots` is None,
     any annotated URI is read: use this for a person who may read the files anyway. `note` becomes a line of the page.
@@ -238,6 +239,7 @@ def report_annotation(
     from mmva_platform.annotation.plan.plan import read_plan
     from mmva_platform.annotation.table.reader import open_annotation
     from mmva_platform.reporting.data import ReportData
+    from mmva_platform.reporting.figures import evaluation_of_folds
     from mmva_platform.reporting.html import write_report
     from mmva_platform.reporting.runcard import run_facts
 
@@ -245,13 +247,14 @@ def report_annotation(
     record, plan = annotation.record, read_plan(annotation.storage, annotation.version)
     model = record.model
     evaluation, history, origin = _training_of(model, settings)
+    provenance = _provenance_of(model, annotation.storage)
     annotations, quarantine = annotation.table(_REPORTED), annotation.table(status="quarantined")
     data = ReportData(
         annotations=annotations,
         quarantine=quarantine,
         read=_media_of(annotations, settings, roots),
         captions=_captions(annotations),
-        evaluation=evaluation,
+        evaluation=evaluation or evaluation_of_folds(provenance),
         history=history,
         lineage={
             "Catalog": plan.catalog.uri,
@@ -262,7 +265,7 @@ def report_annotation(
             "Annotation": f"{annotation.uri} version {annotation.version}",
             "Annotation run": plan.run_id,
         },
-        facts=run_facts(plan, record, annotations, quarantine, _provenance_of(model, settings)),
+        facts=run_facts(plan, record, annotations, quarantine, provenance),
     )
     write_report(file, data)
 
@@ -292,19 +295,17 @@ def _captions(annotations: pa.Table) -> dict[str, str]:
     return dict(zip(texts["id"].to_pylist(), texts["caption"].to_pylist(), strict=True))
 
 
-def _provenance_of(model: ModelInfo, settings: Settings) -> dict[str, Any] | None:
-    """The origin of the model's bundle; None if the registry does not have exactly this bundle."""
+def _provenance_of(model: ModelInfo, annotation: Storage) -> dict[str, Any] | None:
+    """The origin of the model's bundle; None if the annotation does not hold it: one that was converted."""
     from mmva.models.bundle import read_bundle_info
-    from mmva_platform.tracking.resolve import resolve_model
+    from mmva_platform.annotation.run.prepare import stored_bundle
 
-    if model.version is None:
-        return None
     try:
-        info = read_bundle_info(resolve_model(f"models:/{model.name}/{model.version}", settings).bundle_dir)
-    except (UsageError, CheckFailed, OperationFailed) as error:
+        with stored_bundle(annotation, model) as folder:
+            return read_bundle_info(folder).provenance
+    except CheckFailed as error:
         logger.warning("report: %s", error)
         return None
-    return info.provenance if info.digest == model.digest else None
 
 
 def _training_of(model: ModelInfo, settings: Settings) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, str]]:

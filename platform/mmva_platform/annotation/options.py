@@ -56,7 +56,10 @@ class UpdateOptions(RetryOptions):
 
     catalog: str | None = Field(None, description="by default the same catalog, read again")
     model: str | None = Field(None, description="by default the model of the version before")
-    reread: bool = Field(default=False, description="read media again where the model has another backbone")
+    engine: Annotated[str, AfterValidator(check_engine_name)] = Field(
+        "auto", description="as for annotate; auto takes the engines of the version before"
+    )
+    reread: bool = Field(default=False, description="read media again where the backbone or the engine is another one")
     roots: tuple[str, ...] = Field((), description="media may be read from here, too")
 
 

@@ -28,7 +28,8 @@ Out = Annotated[str, typer.Argument(help="the annotation: a folder or s3://bucke
 Old = Annotated[str, typer.Argument(help="the annotation to convert, with a MANIFEST.json; it is not changed")]
 
 app = typer.Typer(
-    help="Annotations: resume, update, retry, status, history, verify, report, export, clean.", no_args_is_help=True
+    help="Annotations: resume, update, retry, restore, status, history, verify, report, export, clean.",
+    no_args_is_help=True,
 )
 
 
@@ -110,10 +111,15 @@ def update(
     *,
     catalog: Annotated[str | None, typer.Option(help="the new catalog; default: the same catalog, read again")] = None,
     model: Annotated[str | None, typer.Option(help="the new model; default: the model of the last version")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="print what would be done, and write nothing")] = False,
     lenient: Lenient = False,
     delimiter: Delimiter = None,
+    engine: Annotated[
+        str,
+        typer.Option(help="as for annotate; auto: the engines of the last version; another engine needs --reread"),
+    ] = "auto",
     reread: Annotated[
-        bool, typer.Option("--reread", help="read the media again if the new model has another backbone")
+        bool, typer.Option("--reread", help="read the media again if the backbone or the engine is another one")
     ] = False,
     root: Annotated[
         list[str] | None, typer.Option(help="another folder or prefix that media may be read from; repeatable")
@@ -124,12 +130,14 @@ def update(
     as_json: Json = False,
 ) -> None:
     """Add a version: new and changed items are annotated, removed ones disappear, all others are kept by reference."""
+    from mmva_platform.annotation.run.update import preview_update
     from mmva_platform.annotation.run.update import update as update_annotation
 
     options = {
         "catalog": catalog,
         "tables": {"lenient": lenient, "delimiter": delimiter} if lenient or delimiter else None,
         "model": model,
+        "engine": engine,
         "reread": reread,
         "roots": tuple(root or ()),
         "workers": workers,
@@ -137,6 +145,10 @@ def update(
         "max_errors": max_errors,
         "command": ("mmva", *sys.argv[1:]),
     }
+    if plan:
+        preview = preview_update(out, settings_of(context), **options)
+        emit(preview.to_text(), preview.to_json(), as_json=as_json)
+        return
     summary = update_annotation(out, settings_of(context), **options)
     emit(summary.to_text(), summary.to_json(), as_json=as_json)
 
@@ -154,6 +166,15 @@ def retry(
 
     options = {"workers": workers, "command": ("mmva", *sys.argv[1:])}
     summary = retry_annotation(out, settings_of(context), **options)
+    emit(summary.to_text(), summary.to_json(), as_json=as_json)
+
+
+@app.command("restore")
+def restore(context: typer.Context, out: Out, *, as_json: Json = False) -> None:
+    """Undo what another program committed to the table: add a version with the files of the last one that mmva made."""
+    from mmva_platform.annotation.table.restore import restore as restore_annotation
+
+    summary = restore_annotation(out, settings_of(context), ("mmva", *sys.argv[1:]))
     emit(summary.to_text(), summary.to_json(), as_json=as_json)
 
 

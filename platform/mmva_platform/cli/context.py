@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -15,10 +16,23 @@ import typer
 
 from mmva.errors import CheckFailed, OperationFailed, UsageError
 from mmva_platform.cli.faults import check_home, explain, locale_fault, remedy
+from mmva_platform.draining import exit_on_sigterm
 from mmva_platform.monitoring.logs import write_json_logs
 from mmva_platform.settings import Settings, load_config
 
-DONE, FAILED, WRONG_USAGE, SAID_NO, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, FAILED, WRONG_USAGE, SAID_NO, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 128 + signal.SIGTERM
+_RESUMES = "what is finished is kept, and the same command resumes"
+# By verb, how to resume what Ctrl-C or SIGTERM stopped. The other verbs have nothing to resume.
+AGAIN = {
+    "annotate": _RESUMES,
+    **{f"annotations {verb}": _RESUMES for verb in ("resume", "update", "retry", "restore", "convert")},
+    "data import": "the same command begins again, and makes the same dataset",
+    "embed": _RESUMES,
+    "quickstart": "the same command begins again, in a new folder",
+    "reproduce": "the same command keeps the dataset and its embeddings, and trains again",
+    "train": "mmva train --resume RUN starts at the last checkpoint (the lines above name RUN); a sweep begins again",
+}
+_TOLD_TO_STOP = {TERMINATED, signal.SIGTERM}  # our own handler's code, and that of Ray's, which replaces it
 logger = logging.getLogger(__name__)
 _chosen: ContextVar[Settings | None] = ContextVar("mmva_cli_settings", default=None)  # for messages that name the home
 # Set before any of the libraries is imported; the user's own environment wins.
@@ -47,20 +61,29 @@ def set_up_logging(*, verbose: bool) -> None:
         logger.warning("%s", fault)
 
 
-def exit_code_of(command: Callable[[], object], again: str | None = "the same command resumes") -> int:
+def opening_line(what: str, again: str | None) -> str:
+    """The line that a command prints if it has nothing else to say within a few seconds; `again` as in exit_code_of."""
+    stop = f"Ctrl-C stops it; {again}" if again else "Ctrl-C stops it"
+    return f"{what}: starts, loads libraries and looks up what it needs. {stop}"
+
+
+def exit_code_of(command: Callable[[], object], again: str | None = None) -> int:
     """Run a command; expected failures become one line on stderr and their exit code, bugs keep their traceback.
 
-    `again` says how to resume after Ctrl-C; None if nothing can be resumed.
+    `again` says how to resume after Ctrl-C or SIGTERM; None if nothing can be resumed.
     """
     try:
-        command()
+        with exit_on_sigterm():
+            command()
     except SystemExit as finished:
         if isinstance(finished.code, str):  # Python's own meaning: a message, and a failure
             return _complain(finished.code, FAILED)
         code = DONE if finished.code is None else finished.code
-        return _interrupted(again) if code == INTERRUPTED else code  # so Typer answers Ctrl-C
+        if code == INTERRUPTED:  # so Typer answers Ctrl-C
+            return _stopped("Ctrl-C", again, INTERRUPTED)
+        return _stopped("SIGTERM", again, TERMINATED) if code in _TOLD_TO_STOP else code
     except KeyboardInterrupt:
-        return _interrupted(again)
+        return _stopped("Ctrl-C", again, INTERRUPTED)
     except Exception as error:
         said, code = _explained(error)
         if said is None:
@@ -110,8 +133,8 @@ def emit(text: str, value: Any, *, as_json: bool) -> None:
     sys.stdout.write((json.dumps(value, indent=2, default=str) if as_json else text.rstrip("\n")) + "\n")
 
 
-def _interrupted(again: str | None) -> int:
-    return _complain("stopped by Ctrl-C" + (f"; what is finished is kept: {again}" if again else ""), INTERRUPTED)
+def _stopped(by: str, again: str | None, code: int) -> int:
+    return _complain(f"stopped by {by}" + (f"; {again}" if again else ""), code)
 
 
 def _complain(reason: object, code: int) -> int:

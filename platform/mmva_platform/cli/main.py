@@ -9,7 +9,16 @@ from typing import Annotated, NoReturn
 import typer
 
 from mmva_platform.cli import annotation, config, data, doctor, jobs, models, quickstart, serving, training, zeroshot
-from mmva_platform.cli.context import emit, exit_code_of, leave, make_settings, set_up_logging, turn_telemetry_off
+from mmva_platform.cli.context import (
+    AGAIN,
+    emit,
+    exit_code_of,
+    leave,
+    make_settings,
+    opening_line,
+    set_up_logging,
+    turn_telemetry_off,
+)
 from mmva_platform.cli.faults import check_arguments
 from mmva_platform.progress import FIRST_LINE_S, first_line
 
@@ -34,18 +43,6 @@ _VERBS: tuple[Callable[..., None], ...] = (
 )  # fmt: skip
 for verb in _VERBS:
     app.command()(verb)
-
-_SAME = "the same command resumes"
-# How to resume what Ctrl-C stopped. The other verbs have nothing to resume.
-_AGAIN = {
-    "annotate": _SAME,
-    **{f"annotations {verb}": _SAME for verb in ("resume", "update", "retry", "convert")},
-    "data import": _SAME,
-    "embed": _SAME,
-    "quickstart": "the same command begins again, in a new folder",
-    "reproduce": "the same command keeps the dataset and its embeddings, and trains again",
-    "train": "mmva train --resume RUN starts at the last checkpoint (the lines above name RUN); a sweep begins again",
-}
 
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 - Typer calls it
@@ -84,12 +81,11 @@ def options(
 def main() -> NoReturn:
     """Entry point of the console script.
 
-    Exit code 0 done, 1 failed, 2 wrong usage, 3 a gate or check said no, 130 stopped by Ctrl-C.
+    Exit code 0 done, 1 failed, 2 wrong usage, 3 a gate or check said no, 130 stopped by Ctrl-C, 143 by SIGTERM.
     """
     turn_telemetry_off()
     verb = verb_of(sys.argv[1:])
-    stop = "; ".join(filter(None, ["Ctrl-C stops it", _AGAIN.get(verb)]))
-    with first_line(f"mmva {verb}: starts, loads libraries and looks up what it needs. {stop}", FIRST_LINE_S):
+    with first_line(opening_line(f"mmva {verb}", AGAIN.get(verb)), FIRST_LINE_S):
         code = run(sys.argv[1:])
     leave(code)
 
@@ -101,7 +97,7 @@ def run(arguments: list[str]) -> int:
         check_arguments(arguments)
         app(arguments, standalone_mode=True)
 
-    return exit_code_of(command, _AGAIN.get(verb_of(arguments)))
+    return exit_code_of(command, AGAIN.get(verb_of(arguments)))
 
 
 def verb_of(arguments: Sequence[str]) -> str:

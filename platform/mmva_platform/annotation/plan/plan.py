@@ -23,7 +23,7 @@ from mmva_platform.settings import Config
 from mmva_platform.storage import Storage, StorageError, StorageNotFound
 
 INTERNAL: Final = "_mmva"
-Kind = Literal["annotate", "update", "retry", "convert"]
+Kind = Literal["annotate", "update", "retry", "restore", "convert"]
 
 
 def version_folder(version: int) -> str:
@@ -64,6 +64,7 @@ class Base(Config):
     new: int = Field(ge=0, description="items that the version before does not have")
     changed: int = Field(ge=0, description="items whose row of the catalog has changed")
     removed: int = Field(ge=0, description="items that the catalog no longer has")
+    restores: int | None = Field(None, description="the version whose files this one has again; for a restore only")
 
 
 class PlanPart(Config):

@@ -15,7 +15,7 @@ from mmva.inference.config import EngineInfo
 from mmva.models.bundle import read_bundle_info
 from mmva_platform.annotation.catalog.roots import AllowedRoots
 from mmva_platform.annotation.options import AnnotateOptions
-from mmva_platform.annotation.plan.plan import Plan
+from mmva_platform.annotation.plan.plan import ModelInfo, Plan
 from mmva_platform.annotation.plan.planning import shards_of
 from mmva_platform.annotation.plan.shards import as_duration, seconds_per_unit
 from mmva_platform.annotation.plan.spool import Spool, spooled
@@ -93,6 +93,46 @@ class PlanPreview:
         return f"about {as_duration(self.seconds)}, and {as_duration(_START_S)} to start"
 
 
+@dataclass(frozen=True)
+class UpdatePreview:
+    """What an update would do."""
+
+    out: str
+    version: int  # that it would make
+    catalog: str
+    model: str  # name, version and digest
+    changes: dict[str, int]  # unchanged, new, changed and removed items
+    kept: int  # items in data files that stay as they are
+    copied: int  # items whose rows would be copied; with another model, its heads would run over their embeddings
+    media: dict[str, int]  # items to annotate from their media, by modality; repeated ids count
+    engines: dict[str, str]  # by tower; "" if it would be measured
+    seconds: float | None  # of one worker, for `media`; None if an engine was never measured
+    refused: str  # why media would have to be read again; empty if nothing refuses the update
+    under_way: bool  # the plan exists; the same command finishes it
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for --json."""
+        return dataclasses.asdict(self)
+
+    def to_text(self) -> str:
+        """One line per fact that matters before the start."""
+        media = ", ".join(f"{count:,} {name}" for name, count in self.media.items() if count) or "nothing"
+        time = "no estimate" if self.seconds is None else f"about {as_duration(self.seconds)} of one worker"
+        nothing = not (self.copied or any(self.media.values()) or self.changes["removed"])
+        lines = {
+            "output": f"{self.out}: "
+            + ("nothing has changed" if nothing else f"version {self.version}" + ", under way" * self.under_way),
+            "catalog": self.catalog,
+            "model": self.model,
+            "items": ", ".join(f"{count:,} {kind}" for kind, count in self.changes.items()),
+            "kept": f"{self.kept:,} items in data files that stay; rows of {self.copied:,} without media",
+            "media": media + (f"; {time}" if any(self.media.values()) else ""),
+            "engines": "; ".join(f"{tower}: {name or 'will be measured'}" for tower, name in self.engines.items()),
+            "refused": self.refused,
+        }
+        return "\n".join(f"{name:<9} {text}" for name, text in lines.items() if text)
+
+
 def preview_run(catalog: str, model: str, out: str, settings: Settings, **options: Any) -> PlanPreview:
     """Describe what the same call of annotate would do. Writes nothing to the output; raises as annotate."""
     request = look_up(catalog, model, out, settings, validate(AnnotateOptions, options, "annotate"))
@@ -153,8 +193,12 @@ def _of_settled(request: Request, plan: Plan, settings: Settings) -> PlanPreview
 
 
 def _names(request: Request) -> dict[str, Any]:
-    model, uris = request.model, {"out": request.storage.uri, "catalog": request.catalog.uri}
-    return uris | {"model": f"{model.name} {model.version or ''} ({model.digest[:12]})".replace("  ", " ")}
+    return {"out": request.storage.uri, "catalog": request.catalog.uri, "model": named(request.model)}
+
+
+def named(model: ModelInfo) -> str:
+    """A model for a person: name, version and digest."""
+    return f"{model.name} {model.version or ''} ({model.digest[:12]})".replace("  ", " ")
 
 
 def _known_engines(request: Request, modalities: Iterable[str], settings: Settings) -> dict[str, EngineInfo]:

@@ -19,6 +19,7 @@ from mmva_platform.annotation.run.worker import ShardDecoder, ShardWorker
 from mmva_platform.annotation.table.commit import CommitRecord, committed_shards, read_commits
 from mmva_platform.annotation.table.delta import is_published, latest_version
 from mmva_platform.annotation.table.publish import AnnotationSummary, VersionRecord, publish, read_record, summarize
+from mmva_platform.annotation.table.reader import open_annotation
 from mmva_platform.annotation.table.status import HeartbeatFile
 from mmva_platform.bulk import Resources, Stage, run_pass
 from mmva_platform.cluster import ray_session
@@ -64,8 +65,8 @@ def resume(out: str, settings: Settings, **options: Any) -> AnnotationSummary:
     published = latest_version(storage)
     coming = 0 if published is None else published + 1
     if published is not None and not storage.exists(plan_file(coming)):
+        record = open_annotation(storage).record  # which refuses a version that another program wrote
         logger.info("%s: version %d is published, nothing is under way", storage.uri, published)
-        record = read_record(storage, published)
         plan = read_plan(storage, published)
         return summarize(storage.uri, record, plan, resumed=len(plan.shards), seconds=time.monotonic() - begun)
     plan = read_plan(storage, coming)
@@ -77,7 +78,7 @@ def finished(
     storage: Storage, plan: Plan, bundle_dir: Path, settings: Settings, *, options: RetryOptions, begun: float
 ) -> AnnotationSummary:
     """Carry out a plan; returns the summary."""
-    if plan.preprocessing.decoders != DECODERS and plan.kind != "retry":
+    if plan.preprocessing.decoders != DECODERS and plan.kind not in {"retry", "restore"}:
         raise CheckFailed(
             f"{storage.uri}: version {plan.version} was begun by a release that decodes media differently (decoders "
             f"{plan.preprocessing.decoders}, here {DECODERS}); finish it with that release, or choose another output"

@@ -8,9 +8,10 @@ backbone runs its heads over stored embeddings.
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,10 @@ from mmva_platform.annotation.run.prepare import (
     tell,
     towers_needed,
 )
+from mmva_platform.annotation.run.preview import UpdatePreview, named
 from mmva_platform.annotation.run.runner import finished
 from mmva_platform.annotation.schema import CATALOG_SCHEMA
-from mmva_platform.annotation.table.publish import AnnotationSummary, summarize
+from mmva_platform.annotation.table.publish import AnnotationSummary, changes_of, summarize
 from mmva_platform.annotation.table.reader import Annotation, open_annotation
 from mmva_platform.settings import Settings, validate
 from mmva_platform.tracking.resolve import resolve_model
@@ -66,12 +68,29 @@ class _Update:
         """Number of the next version."""
         return self.before.version + 1
 
-    @property
+    @cached_property
     def preprocessing(self) -> Preprocessing:
         """Media are cut as before, for the model's backbones, and decoded as this release does."""
         before = self.plan_before.preprocessing
         now = default_preprocessing(read_bundle_info(self.bundle_dir).backbones, before.window_s, before.hop_s)
         return now.model_copy(update={"short_side": before.short_side})
+
+    @property
+    def adopted(self) -> dict[str, EngineInfo]:
+        """Engines of the version before, for towers of the same backbone: others would give other embeddings.
+
+        If an engine is asked for by name, only that one is adopted.
+        """
+        then, now = self.plan_before.preprocessing.fingerprints, self.preprocessing.fingerprints
+        return {
+            tower: engine
+            for tower, engine in self.plan_before.engines.items()
+            if tower in now and then.get(tower) == now[tower] and self.options.engine in {"auto", engine.name}
+        }
+
+    def roots(self, settings: Settings) -> tuple[str, ...]:
+        """Where media may be read from."""
+        return roots_for((catalog_root(self.catalog.uri), *self.plan_before.roots), settings, self.options.roots)
 
     @property
     def same_model(self) -> bool:
@@ -98,6 +117,44 @@ def update(out: str, settings: Settings, **options: Any) -> AnnotationSummary:
         else:
             plan = _plan_update(request, settings, workers)
         return _carried_out(before, plan, request.bundle_dir, settings, options=chosen, begun=begun)
+
+
+def preview_update(out: str, settings: Settings, **options: Any) -> UpdatePreview:
+    """What the same call of update would do. Reads the catalog, measures and writes nothing; raises as update.
+
+    Media that must be read again are no error here: the preview says so.
+    """
+    before = open_annotation(out, settings.storage)
+    with _looked_up(before, validate(UpdateOptions, options, "update"), settings) as request:
+        under_way = before.storage.exists(plan_file(request.version))
+        if under_way:
+            _continued(request)
+        request.catalog.check()
+        with spooled(request.catalog, request.roots(settings), Lookup(before)) as spool:
+            needed = towers_needed(spool.catalog.by_modality, request.preprocessing)
+            engines, wanted = request.adopted, request.options.engine
+            if wanted != "auto":
+                named_one = EngineInfo.model_validate({"name": wanted})
+                engines = {tower: engines.get(tower, named_one) for tower in needed}
+            base, stored = _compared(request, spool, _counted(request, spool), engines)
+            groups = [group for group in spool.groups if not group.stored or group.modality not in stored.reusable]
+            unit_s = seconds_per_unit(engines, request.preprocessing.hop_s)
+            towers = {tower for group in groups for tower in towers_needed([group.modality], request.preprocessing)}
+            measured = all(tower in engines and engines[tower].items_per_s.get(engines[tower].name) for tower in towers)
+            return UpdatePreview(
+                out=before.uri,
+                version=request.version,
+                catalog=request.catalog.uri,
+                model=named(request.model),
+                changes=changes_of(base),
+                kept=base.kept,
+                copied=sum(spool.rows.values()) - sum(spool.rows[group] for group in groups) - base.kept,
+                media=dict(sum((Counter({group.modality: spool.rows[group]}) for group in groups), Counter[str]())),
+                engines={tower: engines[tower].name if tower in engines else "" for tower in needed},
+                seconds=sum(unit_s.get(g.modality, 0.0) * spool.units[g] for g in groups) if measured else None,
+                refused=_reread(request, spool, stored.reusable, engines),
+                under_way=under_way,
+            )
 
 
 def retry(out: str, settings: Settings, **options: Any) -> AnnotationSummary:
@@ -146,7 +203,9 @@ def _continued(request: _Update) -> Plan:
     """The existing plan of the next version; raises CheckFailed if it is another update's."""
     plan = read_plan(request.before.storage, request.version)
     mine = ("update", request.catalog.uri, request.catalog.tables, request.model.digest)
-    if (plan.kind, plan.catalog.uri, plan.catalog.tables, plan.model.digest) != mine:
+    wanted = request.options.engine
+    others = {engine.name for engine in plan.engines.values()} - {wanted} if wanted != "auto" else set()
+    if (plan.kind, plan.catalog.uri, plan.catalog.tables, plan.model.digest) != mine or others:
         raise _under_way(request.before, plan)
     return plan
 
@@ -162,60 +221,36 @@ def _plan_update(request: _Update, settings: Settings, workers: Workers) -> Plan
     """Read the catalog and write the plan of the next version; None if nothing has changed."""
     before, options = request.before, request.options
     request.catalog.check()
-    places = (catalog_root(request.catalog.uri), *request.plan_before.roots)
-    roots = roots_for(places, settings, options.roots)
-    preprocessing = request.preprocessing
-    with spooled(request.catalog, roots, Lookup(before)) as spool:
+    with spooled(request.catalog, request.roots(settings), Lookup(before)) as spool:
         tell(spool.catalog)
-        places_before = _places(spool)
-        known = sum(places_before.values())
-        # base_row is CHANGED for items that the version before holds with another digest
-        changed = sum(
-            pc.sum(pc.equal(chunk["base_row"], CHANGED)).as_py() or 0
-            for group in spool.groups
-            if not group.stored
-            for chunk in spool.chunks(group)
-        )
-        if before.all_files and not known and not changed:
-            raise UsageError(
-                f"{before.uri}: no item of {request.catalog.uri} is in it; annotate that catalog to another output"
-            )
+        counted = _counted(request, spool)
         engines = choose_towers(
             request.bundle_dir,
-            towers_needed(spool.catalog.by_modality, preprocessing),
+            towers_needed(spool.catalog.by_modality, request.preprocessing),
             before.storage,
             settings,
             workers=workers,
-            adopted=_adopted(request.plan_before, preprocessing),
+            wanted=options.engine,
+            adopted=request.adopted,
         )
-        reusable = _reusable(request.plan_before, preprocessing)
-        _check_reread(request, spool, reusable, engines)
-        kept = _kept(request, places_before, reusable)
-        replaced = tuple(file.path for file in before.all_files if file.path not in kept)
-        kept_items = sum(file.rows for file in before.all_files if file.path in kept)
-        if not replaced and spool.catalog.items == kept_items:
+        base, stored = _compared(request, spool, counted, engines)
+        if (refused := _reread(request, spool, stored.reusable, engines)) and not options.reread:
+            raise UsageError(refused)
+        if not base.replaced and spool.catalog.items == base.kept:
             return None
         store_bundle(before.storage, request.bundle_dir, request.model)
         return write_plan(
             before.storage,
             spool,
             request.model,
-            preprocessing,
+            request.preprocessing,
             engines=engines,
             shard_items=options.shard_items,
             version=request.version,
             kind="update",
-            base=Base(
-                replaced=replaced,
-                same_model=request.same_model,
-                kept=kept_items,
-                unchanged=known,
-                new=spool.catalog.items - known - changed,
-                changed=changed,
-                removed=before.count("ok") + before.count("quarantined") - known - changed,
-            ),
-            stored=Stored(kept, reusable),
-            roots=roots,
+            base=base,
+            stored=stored,
+            roots=request.roots(settings),
             command=options.command,
             keep_windows=request.plan_before.keep_windows,
         )
@@ -257,6 +292,46 @@ def _plan_retry(before: Annotation, options: RetryOptions) -> Plan | None:
         )
 
 
+def _counted(request: _Update, spool: Spool) -> tuple[Counter[str], int]:
+    """Unchanged items in each data file of the version before, and the number of changed items.
+
+    Raises UsageError if no item of the catalog is in that version.
+    """
+    places = _places(spool)
+    # base_row is CHANGED for items that the version before holds with another digest
+    changed = sum(
+        pc.sum(pc.equal(chunk["base_row"], CHANGED)).as_py() or 0
+        for group in spool.groups
+        if not group.stored
+        for chunk in spool.chunks(group)
+    )
+    if request.before.all_files and not places and not changed:
+        raise UsageError(
+            f"{request.before.uri}: no item of {request.catalog.uri} is in it; annotate that catalog to another output"
+        )
+    return places, changed
+
+
+def _compared(
+    request: _Update, spool: Spool, counted: tuple[Counter[str], int], engines: Mapping[str, EngineInfo]
+) -> tuple[Base, Stored]:
+    """What the next version takes from the one before."""
+    (places, changed), before = counted, request.before
+    reusable = _reusable(request.plan_before, request.preprocessing, engines)
+    kept = _kept(request, places, reusable)
+    known = places.total()
+    base = Base(
+        replaced=tuple(file.path for file in before.all_files if file.path not in kept),
+        same_model=request.same_model,
+        kept=sum(file.rows for file in before.all_files if file.path in kept),
+        unchanged=known,
+        new=spool.catalog.items - known - changed,
+        changed=changed,
+        removed=before.count("ok") + before.count("quarantined") - known - changed,
+    )
+    return base, Stored(kept, reusable)
+
+
 def _places(spool: Spool) -> Counter[str]:
     """Number of unchanged items in each data file of the version before."""
     found: Counter[str] = Counter()
@@ -279,34 +354,38 @@ def _kept(request: _Update, unchanged: Mapping[str, int], reusable: set[str]) ->
     }
 
 
-def _adopted(plan: Plan, preprocessing: Preprocessing) -> dict[str, EngineInfo]:
-    """Engines of the version before, for towers of the same backbone: with others, embeddings would differ a little."""
-    then, now = plan.preprocessing.fingerprints, preprocessing.fingerprints
-    return {tower: engine for tower, engine in plan.engines.items() if tower in now and then.get(tower) == now[tower]}
-
-
-def _reusable(plan: Plan, preprocessing: Preprocessing) -> set[str]:
-    """Modalities whose stored embeddings this model would compute again, and items without a modality."""
+def _reusable(plan: Plan, preprocessing: Preprocessing, engines: Mapping[str, EngineInfo]) -> set[str]:
+    """Modalities whose stored embeddings this model and these engines would compute again, and items without a
+    modality.
+    """
     then, now = plan.preprocessing.fingerprints, preprocessing.fingerprints
     same_decoders = plan.preprocessing.decoders == preprocessing.decoders
+    other = {tower for tower, info in plan.engines.items() if tower in engines and engines[tower].name != info.name}
     return {OTHER} | {
         kind
         for kind in MEDIA_KINDS
-        if (same_decoders or kind == "caption") and all(then.get(tower) == now.get(tower) for tower in towers_of(kind))
+        if (same_decoders or kind == "caption")
+        and all(then.get(tower) == now.get(tower) and tower not in other for tower in towers_of(kind))
     }
 
 
-def _check_reread(request: _Update, spool: Spool, reusable: set[str], engines: Mapping[str, EngineInfo]) -> None:
-    """Raise UsageError if stored items must be read again and `reread` is not set."""
+def _reread(request: _Update, spool: Spool, reusable: Collection[str], engines: Mapping[str, EngineInfo]) -> str:
+    """Why stored items must be read again, and for how long; empty if none must."""
     again = [group for group in spool.groups if group.stored and group.modality not in reusable]
-    if not again or request.options.reread:
-        return
+    if not again:
+        return ""
     unit_s = seconds_per_unit(engines, request.preprocessing.hop_s)
     seconds = sum(unit_s.get(group.modality, 0.0) * spool.units[group] for group in again)
     kinds = ", ".join(sorted({group.modality for group in again}))
-    same = request.plan_before.preprocessing.decoders == request.preprocessing.decoders
-    why = f"the model has another backbone for {kinds}" if same else f"this release decodes {kinds} differently"
-    raise UsageError(
+    before, now = request.plan_before.preprocessing, request.preprocessing
+    towers = {tower for group in again for tower in towers_of(group.modality)}
+    if before.decoders != now.decoders:
+        why = f"this release decodes {kinds} differently"
+    elif any(before.fingerprints.get(tower) != now.fingerprints.get(tower) for tower in towers):
+        why = f"the model has another backbone for {kinds}"
+    else:
+        why = f"engine {request.options.engine} is not the one that embedded {kinds}"
+    return (
         f"{request.before.uri}: {why}, so that {sum(spool.rows[group] for group in again)} items must be read again, "
         f"about {as_duration(seconds)} of one worker; --reread does it"
     )

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from mmva.errors import UsageError
 from mmva_platform.annotation.plan.plan import cleaned_mark, index_folder, version_folder
-from mmva_platform.annotation.table.delta import latest_version
+from mmva_platform.annotation.table.delta import latest_version, open_table, run_of
 from mmva_platform.annotation.table.reader import open_annotation
 from mmva_platform.settings import Settings
 from mmva_platform.storage import Entry, Storage, open_storage
@@ -56,7 +56,12 @@ def clean(out: str, settings: Settings, *, keep: int = 1, delete: bool = False) 
     latest = latest_version(storage)
     if latest is None:
         raise UsageError(f"{storage.uri}: no version is published; there is nothing to clean")
-    versions = [number for number in range(latest + 1) if not storage.exists(cleaned_mark(number))]
+    open_table(storage)  # refuses a table whose newest version another program wrote
+    versions = [
+        number
+        for number in range(latest + 1)
+        if not storage.exists(cleaned_mark(number)) and run_of(storage, number) is not None
+    ]
     kept, lost = versions[-keep:], versions[:-keep]
     needed = _needed(storage, kept)
     found = [entry for entry in _candidates(storage, latest, kept) if entry.path not in needed]

@@ -53,6 +53,11 @@ def latest_version(storage: Storage) -> int | None:
     return max(_versions(storage), default=None)
 
 
+def latest_own_version(storage: Storage) -> int | None:
+    """The newest version that mmva made; None if there is none."""
+    return next((version for version in reversed(_versions(storage)) if run_of(storage, version) is not None), None)
+
+
 def is_published(storage: Storage, version: int) -> bool:
     """Whether the table has this version."""
     return storage.exists(f"{LOG}{version:020d}.json")
@@ -73,7 +78,8 @@ def open_table(storage: Storage, version: int | None = None) -> DeltaTable:
         raise UsageError(f"{storage.uri}: there is no version {wanted}; versions are 0 to {max(versions)}")
     if run_of(storage, wanted) is None:
         raise CheckFailed(
-            f"{storage.uri}: another program wrote version {wanted} of the table; read an earlier one with --version"
+            f"{storage.uri}: another program wrote version {wanted} of the table; `mmva annotations restore` undoes "
+            "that, and --version reads an earlier version"
         )
     try:
         return DeltaTable(storage.uri, version=wanted, storage_options=storage.object_store_options())
@@ -108,6 +114,7 @@ class TableChange:
     removed: Iterable[TableFile]  # files of the version before that this one does not have
     created_at: datetime
     notes: Mapping[str, str]  # for people who read the table's history
+    restores: int | None = None  # the version whose files and columns this one has again, instead of added and removed
 
 
 def commit_version(storage: Storage, change: TableChange) -> None:
@@ -148,6 +155,10 @@ def _commit(storage: Storage, change: TableChange) -> None:
         )
         return
     table = DeltaTable(storage.uri, version=change.version - 1, storage_options=options)
+    if change.restores is not None:
+        hooks = {name: common[name] for name in ("commit_properties", "post_commithook_properties")}
+        table.restore(change.restores, **hooks)
+        return
     removes = [RemoveAction(file.path, True, at_ms, file.size, _partition(file)) for file in change.removed]  # noqa: FBT003
     table.create_write_transaction([*adds, *removes], mode="append", **common)
 

@@ -85,7 +85,8 @@ def publish(storage: Storage, plan: Plan, commits: Iterable[CommitRecord]) -> Ve
     ordered = tuple(sorted(commits, key=lambda commit: commit.shard))
     if [commit.shard for commit in ordered] != plan.shards or {commit.run_id for commit in ordered} - {plan.run_id}:
         raise CheckFailed(f"{storage.uri}: the committed shards are not the plan's; run `mmva annotations verify`")
-    before = files_of(open_table(storage, plan.version - 1)) if plan.version else []
+    restores = plan.base.restores if plan.base else None
+    before = files_of(open_table(storage, plan.version - 1 if restores is None else restores)) if plan.version else []
     replaced = _replaced(storage, plan, before)
     totals = add_up(ordered)
     kept = sum(file.rows for file in before) - sum(file.rows for file in replaced)
@@ -110,7 +111,8 @@ def publish(storage: Storage, plan: Plan, commits: Iterable[CommitRecord]) -> Ve
     storage.put_if_absent(_record_file(plan.version), record.model_dump_json(indent=1).encode())
     added = [file.in_table for commit in ordered for file in commit.files]
     notes = {"mmvaKind": plan.kind, "mmvaModel": f"{plan.model.name} {plan.model.version or ''}".strip()}
-    commit_version(storage, TableChange(plan.version, plan.run_id, added, replaced, plan.created_at, notes))
+    change = TableChange(plan.version, plan.run_id, added, replaced, plan.created_at, notes, restores)
+    commit_version(storage, change)
     return read_record(storage, plan.version)
 
 

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from mmva.errors import CheckFailed, OperationFailed, UsageError
+from mmva_platform.cli import job
 from mmva_platform.cli import main as module
 from mmva_platform.cli.context import exit_code_of, set_up_logging
 from mmva_platform.cli.main import run
+from mmva_platform.settings import Config
 
 
 def _fails(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int) -> str:
@@ -175,6 +177,24 @@ def test_a_silent_verb_says_that_it_starts_and_how_to_resume(
     said = capsys.readouterr().err
     assert said.startswith("mmva annotate: starts")
     assert said.endswith("the same command resumes\n")
+
+
+class _Job(Config):
+    """A job that has nothing to say."""
+
+
+def test_a_silent_job_script_says_that_it_starts_and_how_to_resume(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(job, "leave", lambda _: None)
+    monkeypatch.setattr(sys, "argv", ["jobs/ingest.py"])
+    line = (
+        "ingest.py: starts, loads libraries and looks up what it needs. Ctrl-C stops it; the same command begins again"
+    )
+    for delay_s, says in ((0.0, True), (time.process_time() + 60, False)):
+        monkeypatch.setattr(job, "FIRST_LINE_S", delay_s)
+        job.run_job(_Job, lambda *_: time.sleep(0.3), ["--home", str(tmp_path)])
+        assert capsys.readouterr().err.startswith(line) == says
 
 
 def test_settings_are_shown_with_their_source_and_without_secrets(

@@ -93,6 +93,7 @@ def test_versions_from_the_first_to_the_cleaned(bench: Bench, bundles: list[str]
     bench.write(b="wild drums and trumpets", d="now it says something", e="a new one")
     (bench.media / "c.txt").unlink()
 
+    assert bench.json("update", "--plan")["changes"] == {"unchanged": 1, "new": 1, "changed": 2, "removed": 1}
     summary = bench.json("update")
     assert (summary["version"], summary["ok"], summary["quarantined"]) == (1, 4, 0)
     assert (summary["work"]["carried"], summary["work"]["media"]) == (1, 3)

@@ -6,6 +6,7 @@ import datetime as dt
 import errno
 import io
 import os
+import signal
 import sqlite3
 import sys
 import tempfile
@@ -214,9 +215,25 @@ def test_output_that_shows_ascii_only_is_a_warning(monkeypatch: pytest.MonkeyPat
     assert (found.verdict, found.says) == ("warning", "output is ascii: other characters are shown as \\u....")
 
 
-# --- Ctrl-C
+# --- Ctrl-C and SIGTERM
 
 
+def told_to_stop(*_arguments: object, **_options: object) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def as_ray_answers_sigterm(*_arguments: object, **_options: object) -> None:
+    sys.exit(signal.SIGTERM)
+
+
+STOPS: list[tuple[Callable[..., None], int, str]] = [
+    (raising(KeyboardInterrupt()), 130, "Ctrl-C"),
+    (told_to_stop, 143, "SIGTERM"),
+    (as_ray_answers_sigterm, 143, "SIGTERM"),
+]
+
+
+@pytest.mark.parametrize("stop", STOPS)
 @pytest.mark.parametrize(
     ("line", "target", "says"),
     [
@@ -224,15 +241,27 @@ def test_output_that_shows_ascii_only_is_a_warning(monkeypatch: pytest.MonkeyPat
         ("annotations update o", "annotation.run.update.update", "the same command resumes"),
         ("train --set dataset=d", "workflows.train_and_register", "mmva train --resume RUN starts at the last"),
         ("quickstart", "quickstart.flow.run_quickstart", "begins again, in a new folder"),
-        ("--home annotate models list", "tracking.promotion.reconcile", "stopped by Ctrl-C"),
+        ("embed dataset", "datasets.embedding.run.embed_dataset", "the same command resumes"),
+        (
+            "data import --images-csv i.csv --media m --out o",
+            "datasets.importing.run.import_dataset",
+            "the same command begins again, and makes the same dataset",
+        ),
+        ("--home annotate models list", "tracking.promotion.reconcile", ""),
     ],
 )
-def test_ctrl_c_says_how_to_go_on(
-    capsys: Capture, monkeypatch: pytest.MonkeyPatch, line: str, target: str, says: str
+def test_what_is_stopped_says_how_to_resume(  # noqa: PLR0917 - three of them are a case
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    line: str,
+    target: str,
+    says: str,
+    stop: tuple[Callable[..., None], int, str],
 ) -> None:
+    how, code, by = stop
     module, _, name = target.rpartition(".")
-    monkeypatch.setattr(import_module(f"mmva_platform.{module}"), name, raising(KeyboardInterrupt()))
-    said = one_line(capsys, run(line.split()), 130)
-    assert said.startswith("stopped by Ctrl-C")
+    monkeypatch.setattr(import_module(f"mmva_platform.{module}"), name, how)
+    said = one_line(capsys, run(line.split()), code)
+    assert said.startswith(f"stopped by {by}")
     assert says in said
-    assert ("what is finished is kept" in said) == (says != "stopped by Ctrl-C")
+    assert (";" in said) == bool(says), "nothing to resume, and nothing said about it"

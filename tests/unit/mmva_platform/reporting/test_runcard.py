@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,13 @@ import pytest
 from mmva.errors import CheckFailed, UsageError
 from mmva.evaluation.drift import MIN_ITEMS, reference_quantiles
 from mmva.inference.config import EngineInfo, Preprocessing
+from mmva.models.bundle import read_bundle_info
+from mmva.starter import BUNDLE
 from mmva_platform import workflows
 from mmva_platform.annotation.catalog.catalog import Catalog
 from mmva_platform.annotation.options import RetryOptions
 from mmva_platform.annotation.plan.plan import Base, ItemReader, ModelInfo, Plan
+from mmva_platform.annotation.run.prepare import store_bundle
 from mmva_platform.annotation.run.update import _plan_retry
 from mmva_platform.annotation.schema import ANNOTATION_SCHEMA, EMBEDDING_FILE_SCHEMA, QUARANTINE_SCHEMA
 from mmva_platform.annotation.table.commit import ShardResult, commit_shard
@@ -146,7 +148,7 @@ class Words(HTMLParser):
 
 
 def settings_without_registry(home: Path) -> Settings:
-    """The registry is asked for bundles only, which a test can answer in its place."""
+    """With a model of another name, so that the registry is not asked."""
     return Settings(home=home, tracking=TrackingSettings(model_name="another"))
 
 
@@ -169,7 +171,7 @@ def test_counts_balance_in_every_version(run: tuple[str, Plan], tmp_path: Path) 
     assert (counts["annotated"], counts["quarantined"]) == (7, 1)
     assert counts["work"] == {"media": 2, "quarantined": 1}
     assert sum(counts["by_modality"].values()) == 7
-    assert facts["drift"]["note"] == NO_BUNDLE  # the registry under this home is empty
+    assert facts["drift"]["note"] == NO_BUNDLE  # this annotation was made up, without one
     for axes in facts["histograms"].values():
         assert {sum(each["counts"]) for each in axes.values()} <= set(counts["by_modality"].values())
     assert facts["quarantine"] == {"corrupt-image": 1}
@@ -224,32 +226,25 @@ def test_a_report_holds_no_embeddings(run: tuple[str, Plan], tmp_path: Path, mon
     assert not {"embedding", "windows"} & set(shown[0].annotations.column_names)
 
 
-def test_drift_is_told_from_the_bundle_of_the_same_digest(
-    run: tuple[str, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_figures_and_drift_of_a_model_without_a_registry_are_those_of_the_bundle_in_the_annotation(
+    tmp_path: Path,
 ) -> None:
-    digest, asked = MODEL.digest, []
-    reference = {"image": reference_quantiles(np.random.default_rng(0).random((50, 2))), "items": {"image": 50}}
+    model = ModelInfo(name="starter", version=None, digest=read_bundle_info(BUNDLE).digest)
+    out = publish_points(tmp_path / "va", [("a.png", "image", 0.5, 0.5), ("b.mp4", "video", 0.5, 0.5)], model)
+    store_bundle(open_storage(out), BUNDLE, model)
+    facts, page = reported(str(out), tmp_path)
+    assert facts["drift"]["by_modality"]["image"]["valence"]["verdict"] == "too few items"
+    assert facts["drift"]["note"] == "no reference for video"
+    shown = text_of(page)
+    for part in ("Measured in 5 folds by group", "836 images", "0.0437 0.0535", "31% below", "0.563"):  # as in its card
+        assert part in shown
+    assert "There are no figures" not in shown
 
-    def resolve(uri: str, _settings: Settings) -> Any:
-        asked.append(uri)
-        return SimpleNamespace(bundle_dir=tmp_path)
-
-    def info(_folder: Path) -> Any:
-        return SimpleNamespace(digest=digest, provenance={"reference": reference})
-
-    monkeypatch.setattr("mmva_platform.tracking.resolve.resolve_model", resolve)
-    monkeypatch.setattr("mmva.models.bundle.read_bundle_info", info)
-
-    def drift() -> dict[str, Any]:
-        workflows.report_annotation(run[0], tmp_path / "report.html", settings_without_registry(tmp_path))
-        found: dict[str, Any] = json.loads((tmp_path / "report.json").read_text())["drift"]
-        return found
-
-    assert drift()["by_modality"]["image"]["valence"]["verdict"] == "too few items"
-    assert drift()["note"] == "no reference for caption, music, video"
-    assert set(asked) == {"models:/mmva/3"}
-    digest = "b" * 64
-    assert drift() == {"note": NO_BUNDLE, "by_modality": {}}
+    (stored,) = (out / "_mmva" / "model").glob("*/bundle.json")
+    stored.write_text("{}")
+    facts, page = reported(str(out), tmp_path)
+    assert facts["drift"] == {"note": NO_BUNDLE, "by_modality": {}}
+    assert "There are no figures: neither the registry nor the model's own files hold an evaluation" in text_of(page)
 
 
 def test_a_catalog_that_lies_elsewhere_has_drifted(tmp_path: Path) -> None:

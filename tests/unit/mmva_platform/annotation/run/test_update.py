@@ -20,7 +20,9 @@ from mmva_platform.annotation import AnnotationSummary, clean, open_annotation, 
 from mmva_platform.annotation.plan.plan import read_plan
 from mmva_platform.annotation.plan.planning import write_plan
 from mmva_platform.annotation.run.lookup import CHANGED, Lookup
+from mmva_platform.annotation.run.update import preview_update
 from mmva_platform.annotation.table.publish import read_record
+from mmva_platform.annotation.table.restore import restore
 from mmva_platform.storage import open_storage
 
 from ....helpers.committed import catalog_of, finish, table_of
@@ -333,6 +335,39 @@ def test_media_are_read_again_for_another_backbone_only_when_asked(
             assert (row["valence"], row["arousal"]) == pytest.approx((other["valence"], other["arousal"]), abs=1e-5)
 
 
+def test_a_preview_counts_as_the_update_does_and_writes_nothing(world: World) -> None:
+    before = world.files()
+    assert "nothing has changed" in preview_update(world.out, world.settings).to_text()
+    changed_media(world)
+    found = preview_update(world.out, world.settings)
+    assert (found.version, found.media, found.copied) == (1, {"image": 1, "caption": 1}, 8)
+    assert (found.refused, found.engines) == ("", dict.fromkeys(("image", "music", "caption"), "torch"))
+    other = preview_update(world.out, world.settings, engine="onnx")
+    assert "engine onnx is not the one that embedded caption, image, music, so that 10 items must be" in other.to_text()
+    assert (other.copied, other.media) == (0, {"image": 7, "music": 1, "caption": 4})
+    assert world.files() == before
+    summary = world.update()
+    assert (summary.changes, work(summary)) == (found.changes, {"media": 2, "carried": found.copied})
+    assert summary.changes == {"unchanged": 10, "new": 1, "changed": 1, "removed": 1}
+
+
+def test_another_engine_means_that_media_are_read_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmva_platform.annotation.run.prepare.Workers.have_gpus", lambda _workers: True)
+    assert world.update(engine="torch").shards == 0, "the engine of the version before"
+    changed_media(world)
+    said = r"engine cuda is not the one that embedded caption, image, music, so that 10 items must be read .*--reread"
+    with pytest.raises(UsageError, match=said):
+        world.update(engine="cuda")
+    killed(
+        monkeypatch, "mmva_platform.annotation.run.runner.carry_out", lambda: world.update(engine="cuda", reread=True)
+    )
+    storage = open_storage(world.out)
+    plan = read_plan(storage, 1)
+    assert {engine.name for engine in plan.engines.values()} == {"cuda"}
+    assert (plan.base and plan.base.kept, sum(plan.rows)) == (0, 12)
+    assert not any(items["base_file"].is_valid()[0].as_py() for items in iter_items(storage, plan))
+
+
 def test_another_request_is_told_what_is_under_way(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     changed_media(world)
     killed(monkeypatch, "mmva_platform.annotation.run.runner.run_pass", world.update)
@@ -341,6 +376,7 @@ def test_another_request_is_told_what_is_under_way(world: World, monkeypatch: py
     for call in (
         lambda: world.update(1),
         lambda: world.update(catalog=str(world.folder / "elsewhere")),
+        lambda: world.update(engine="cuda"),
         world.retry,
     ):
         with pytest.raises(CheckFailed, match=r"version 1 is under way: update of .*media with model-0") as caught:
@@ -386,11 +422,15 @@ def test_a_table_that_another_program_wrote_to_is_not_updated(bare: World) -> No
     changed_media(bare)
     before = bare.files()
     for call in (bare.update, bare.retry, lambda: resume(bare.out, bare.settings)):
-        with pytest.raises((CheckFailed, UsageError), match=r"another program|version 1 is not published") as caught:
+        with pytest.raises(CheckFailed, match=r"another program wrote version 1 of .*; `mmva annotations restore`"):
             call()
-        assert len(str(caught.value).splitlines()) == 1
     assert bare.files() == before
     bare.check(STARTING_OK, BAD, version=0)
+    assert restore(bare.out, bare.settings).version == 2
+    bare.check(STARTING_OK, BAD)
+    summary = bare.update()
+    assert (summary.version, summary.changes) == (3, {"unchanged": 10, "new": 1, "changed": 1, "removed": 1})
+    assert bare.retry().version == 4
 
 
 def test_what_is_not_published_cannot_be_updated(bare: World, monkeypatch: pytest.MonkeyPatch) -> None:

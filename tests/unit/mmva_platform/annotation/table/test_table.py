@@ -19,8 +19,9 @@ from mmva_platform.annotation.table import delta as table
 from mmva_platform.annotation.table.clean import clean
 from mmva_platform.annotation.table.commit import commit_shard
 from mmva_platform.annotation.table.delta import LOG, TableChange, TableFile, commit_version, data_path, latest_version
-from mmva_platform.annotation.table.publish import VersionRecord
+from mmva_platform.annotation.table.publish import VersionRecord, read_record
 from mmva_platform.annotation.table.reader import open_annotation
+from mmva_platform.annotation.table.restore import restore
 from mmva_platform.annotation.table.status import history, status
 from mmva_platform.annotation.table.verify import verify
 from mmva_platform.settings import Settings
@@ -152,6 +153,58 @@ def test_a_table_that_another_program_wrote_to_is_refused_and_its_earlier_versio
     assert verify(storage.uri, settings, version=0).problems == ()
     lines = history(storage.uri, settings).to_text().splitlines()
     assert ["another program" in line for line in lines] == [False, True, True, True]
+
+
+def write_as_another_program(storage: Storage) -> None:
+    """Three versions: a file rewritten without one of its rows, files merged, a column added."""
+    delta(storage).delete("id = 'i00'")
+    delta(storage).optimize.compact()
+    rows = pa.table({"id": ["x"], "status": ["ok"], "modality": ["image"], "theirs": [1]})
+    options = storage.object_store_options()
+    write_deltalake(storage.uri, rows, mode="append", schema_mode="merge", storage_options=options)
+
+
+def test_a_restore_has_exactly_the_files_of_our_last_version_and_deletes_nothing(
+    storage: Storage, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_committed(storage, retried(storage))
+    ours = open_annotation(storage).all_files
+    assert restore(storage.uri, settings).version == 1, "there is nothing to undo yet"
+    write_as_another_program(storage)
+    before = {entry.path for entry in storage.walk("")}
+    with pytest.raises(CheckFailed, match="another program wrote version 4 of the table; `mmva annotations restore`"):
+        verify(storage.uri, settings)
+    with monkeypatch.context() as patch:  # the driver dies between the plan and the commit
+        patch.setattr("mmva_platform.annotation.table.publish.commit_version", _dies)
+        with pytest.raises(KeyboardInterrupt):
+            restore(storage.uri, settings)
+    for _ in range(2):
+        summary = restore(storage.uri, settings)
+        assert summary.version == 5
+    assert summary.run_id == read_record(storage, 5).run_id
+    assert open_annotation(storage).all_files == ours
+    frame = pl.scan_delta(storage.uri, storage_options=storage.object_store_options()).collect()
+    assert (sorted(frame["id"]), frame.columns) == (sorted(NAMES), TABLE_SCHEMA.names)
+    assert (verify(storage.uri, settings).problems, verify(storage.uri, settings, 1).problems) == ((), ())
+    assert before <= {entry.path for entry in storage.walk("")}
+    assert clean(storage.uri, settings, keep=2).kept == (1, 5)
+    assert "restore" in history(storage.uri, settings).to_text().splitlines()[5]
+
+
+def _dies(*_arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_restore_needs_a_version_of_ours_with_all_its_files(storage: Storage, settings: Settings) -> None:
+    finish(storage)
+    write_as_another_program(storage)
+    lost = open_annotation(storage, version=0).all_files[0].path
+    storage.delete(lost)
+    with pytest.raises(CheckFailed, match=f"1 data files of version 0 are missing, such as {lost}"):
+        restore(storage.uri, settings)
+    storage.write(f"{LOG}{0:020d}.json", b"{}")
+    with pytest.raises(CheckFailed, match="another program wrote version 3"):
+        restore(storage.uri, settings)
 
 
 def test_vacuum_of_deltalake_touches_nothing_that_a_version_needs(storage: Storage, settings: Settings) -> None:
