@@ -14,8 +14,6 @@ overload    such requests at three times the rate at which saturation answered t
 search      a million points, through the application without Serve's hops
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import http.client
@@ -37,7 +35,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from fastapi import FastAPI, UploadFile  # here, because FastAPI resolves annotations among a module's names
+from fastapi import FastAPI, UploadFile
 from harness import make_bundle
 from made_media import make_pictures
 

@@ -223,7 +223,7 @@ class _Fit(threading.Thread):
         options = {"num_cpus": 0, "scheduling_strategy": here}
         self._events, self.stop = Queue(actor_options=options), Queue(actor_options=options)
         self.error: BaseException | None = None
-        files, path = run.filesystem()
+        files, path = run.storage.filesystem()
         use_gpu = "GPU" in workers.each
         self._trainer = TorchTrainer(
             train_worker,
