@@ -94,7 +94,7 @@ def test_what_is_like_an_item(tmp_path: Path) -> None:
         ({"by": "embedding", "only": "music"}, 400, "only with their own kind"),
         ({"like": "nobody"}, 404, "no item of this id"),
         ({"text": "calm"}, 422, "send exactly one of"),
-        ({"like": None, "text": "calm", "by": "embedding"}, 422, "give `like`"),
+        ({"like": None, "text": "calm", "by": "embedding"}, 422, "needs `like`"),
     ):
         answer = post(world, "/v1/search", like | more)
         assert answer.status_code == status
