@@ -239,7 +239,6 @@ def report_annotation(
     from mmva_platform.annotation.plan.plan import read_plan
     from mmva_platform.annotation.table.reader import open_annotation
     from mmva_platform.reporting.data import ReportData
-    from mmva_platform.reporting.figures import evaluation_of_folds
     from mmva_platform.reporting.html import write_report
     from mmva_platform.reporting.runcard import run_facts
 
@@ -254,7 +253,7 @@ def report_annotation(
         quarantine=quarantine,
         read=_media_of(annotations, settings, roots),
         captions=_captions(annotations),
-        evaluation=evaluation or evaluation_of_folds(provenance),
+        evaluation=evaluation or (provenance or {}).get("folds", {}),  # the starter has figures by folds
         history=history,
         lineage={
             "Catalog": plan.catalog.uri,

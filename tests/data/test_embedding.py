@@ -204,7 +204,7 @@ def test_an_item_that_no_longer_decodes_is_named(dataset: str, monkeypatch: pyte
 
     monkeypatch.setattr(decode, "decode_image", refuse)
     with pytest.raises(
-        OperationFailed, match=r"image '100\d' in shards/image-0000\d-\w+\.parquet does not decode, but did"
+        OperationFailed, match=r"image '100\d' in shards/image-0000\d-\w+\.parquet does not decode now, but did"
     ):
         embed_dataset(dataset, "tiny")
 

@@ -52,23 +52,6 @@ def error_rows(evaluation: Mapping[str, Any]) -> tuple[ErrorRow, ...]:
     return tuple(_row(*each, scale=SCALE / (1.05 * longest)) for each in found)
 
 
-def evaluation_of_folds(provenance: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The evaluation by folds that a bundle carries (the starter's does), in the form of others; empty if it has none.
-
-    Floors are not stored there, and follow from R2 = 1 - MSE / floor.
-    """
-    folds: dict[str, Any] = (provenance or {}).get("folds") or {}
-    floors = {
-        modality: {
-            axis: of["mse"]["value"] / (1 - of["r2"]["value"])
-            for axis, of in axes.items()
-            if of["r2"]["value"] is not None and of["r2"]["value"] < 1
-        }
-        for modality, axes in folds.get("metrics", {}).items()
-    }
-    return folds and {**folds, "floors": floors}
-
-
 def retrieval_rows(evaluation: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[RetrievalRow, ...]]:
     """The measures' names and one row per pair of modalities."""
     pairs: Mapping[str, Mapping[str, Any]] = evaluation.get("retrieval", {})

@@ -81,7 +81,7 @@ def write_starter(
         "commit": git_commit(),
         "versions": versions(),
         "reference": reference_of(model, features),
-        "folds": {"split": evaluation.split, "rows": evaluation.rows, "metrics": evaluation.to_json()["metrics"]},
+        "folds": {name: evaluation.to_json()[name] for name in ("split", "rows", "metrics", "floors")},
     }
     card = starter_card(evaluation, features.terms, intervals, provenance, recipe)
     digest = save_bundle(job.out, model, intervals=intervals, card=card, provenance=provenance)

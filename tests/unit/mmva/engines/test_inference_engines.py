@@ -266,7 +266,7 @@ def test_an_explicit_engine_outside_the_limits_is_used_with_a_warning(tiny_bundl
     with caplog.at_level(logging.WARNING):
         chosen = choose(tiny_bundle, place, "onnx", "image")["image"]
     assert (chosen.name, chosen.max_va_difference) == ("onnx", 0.25)
-    assert "0.25 in a VA value" in caplog.text
+    assert "0.25 in VA values" in caplog.text
     assert "0.99000" in caplog.text
 
 

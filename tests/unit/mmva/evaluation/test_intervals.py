@@ -90,7 +90,7 @@ def test_bounds_stay_in_the_plane() -> None:
 
 
 def test_every_item_needs_a_group() -> None:
-    with pytest.raises(ValueError, match="a group for each of 3 items, got 2"):
+    with pytest.raises(ValueError, match="one entry for each of 3 items, got 2"):
         conformal_intervals(np.zeros((3, 2)), np.zeros((3, 2)), groups=["a", "b"])
 
 

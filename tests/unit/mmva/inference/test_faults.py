@@ -53,7 +53,7 @@ LOST = RuntimeError("CUDA error: an illegal memory access was encountered")
 @pytest.mark.parametrize("batch_size", [16, 1])
 def test_an_encoder_that_fails_for_a_batch_and_for_each_of_its_items_is_the_environments(batch_size: int) -> None:
     model = BrokenModel(RuntimeError("library not found"))
-    with pytest.raises(EnvironmentFault, match=r"4 items in a row.*last 3: RuntimeError: library not found"):
+    with pytest.raises(EnvironmentFault, match=r"4 items in a row.*last is 3: RuntimeError: library not found"):
         embed(model, TEXTS, batch_size)
 
 

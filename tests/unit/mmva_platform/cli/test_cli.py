@@ -161,7 +161,7 @@ def test_a_shell_completes_verbs() -> None:
     asked = {"_MMVA_COMPLETE": "complete_bash", "COMP_WORDS": "mmva annotations re", "COMP_CWORD": "2"}
     command = [Path(sys.executable).with_name("mmva")]
     done = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["resume", "retry", "report"], done.stderr
+    assert done.stdout.split() == ["resume", "retry", "restore", "report"], done.stderr
 
 
 def test_a_silent_verb_says_that_it_starts_and_how_to_resume(

@@ -173,7 +173,7 @@ def test_mistakes_are_one_line(
         (["summarize", str(film), "--model", str(bundle), "--seconds", "0"], 2, "more than 0 seconds"),
         (["summarize", str(film), "--model", str(bundle), "--out", "clip.gif"], 2, "must end in .webm or .mp4"),
         (["summarize", str(film), "--model", str(bundle), "--prompts", "--music-from", "x"], 2, "not both"),
-        (["summarize", str(film), "--model", str(bundle), "--version", "0"], 2, "give both"),
+        (["summarize", str(film), "--model", str(bundle), "--version", "0"], 2, "needs --music-from"),
         (
             ["summarize", str(film), "--model", str(bundle), "--music-from", str(music), "--version", "1"],
             2,

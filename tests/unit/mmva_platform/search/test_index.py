@@ -354,7 +354,7 @@ def test_command_line_mistakes_are_one_line(
         (["--text", "a", "--valence", ".9", ".1"], "valence 0.9 to 0.1"),
         (["--text", "a", "--modality", "smell"], "'smell'"),
         (["--text", "a", "--by", "embedding"], "needs an annotated item, named with --like ID"),
-        (["--like", "2.png", "--by", "embedding", "--modality", "caption"], "their own kind only"),
+        (["--like", "2.png", "--by", "embedding", "--modality", "caption"], "only with their own kind"),
     ]
     for options, named in cases:
         assert run(["search", str(annotations), *options, "--model", str(bundle)]) == 2
