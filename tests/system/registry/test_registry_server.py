@@ -123,7 +123,7 @@ def test_a_stranger_uses_the_champion_with_the_package_and_the_address_alone(
     )
     uri = f"models:/{settings.tracking.model_name}@champion"
     environment = {
-        **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        **{name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "MLFLOW_REGISTRY_URI"}},
         "MLFLOW_TRACKING_URI": str(settings.tracking.uri),
         "MLFLOW_S3_ENDPOINT_URL": str(settings.storage.s3_endpoint),
     }

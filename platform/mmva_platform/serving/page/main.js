@@ -147,7 +147,7 @@ function keepAddress() {
 }
 
 /** Open what the address names. */
-async function openAddress(hash = location.hash) {
+async function openAddress(hash) {
   const [, name, item, query = ""] = /^#([^/?]+)(?:\/([^?]+))?(?:\?(.*))?$/.exec(hash) ?? [];
   const [catalog, id] = [name, item].map((part) => part && decoded(part));
   if (!catalog) return;
@@ -284,7 +284,8 @@ plane.on
   .on("close", close)
   .on("moved", keepAddress)
   .on("fail", (error) => panel.failed(error, () => openCatalog(state.catalog)));
-window.addEventListener("hashchange", () => openAddress());
+// Not location.hash: the plane may have written an address since the event was queued.
+window.addEventListener("hashchange", (event) => openAddress(new URL(event.newURL).hash));
 byId("catalog").addEventListener("change", (event) => openCatalog(event.target.value));
 byId("mood").addEventListener("change", filter);
 byId("width").addEventListener("input", filter);
