@@ -107,6 +107,7 @@ def test_a_locked_database_names_the_home_and_the_remedy(
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr("mmva_platform.tracking.store._LOCKED_S", 0.1)
+    monkeypatch.setattr("mmva_platform.tracking.store.quiet", lambda: pytest.fail("MLflow may retry for minutes"))
     database = sqlite3.connect(tmp_path / "mlflow.db")
     database.execute("BEGIN EXCLUSIVE")
     code = run(["--home", str(tmp_path), "models", "list"])
