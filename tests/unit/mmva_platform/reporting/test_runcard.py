@@ -241,7 +241,7 @@ def test_figures_and_drift_of_a_model_without_a_registry_are_those_of_the_bundle
         f"{known['floors']['image']['valence']:.4f}",
         f"{known['metrics']['image']['valence']['mse']['value']:.4f}",
     ]
-    for part in ("Measured in 5 folds by group", "836 images", *figures):
+    for part in ("annotated. On media it never saw", "Measured in 5 folds by group", "836 images", *figures):
         assert part in shown
     assert "There are no figures" not in shown
 
