@@ -23,7 +23,7 @@ def test_the_session_of_a_new_user(tiny_bundle: Path, tmp_path: Path) -> None:
     assert len(blocks("docs/serving.md")) == 4
     environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
     replaced = {"8123": str(free_port())}
-    said = run_page("docs/serving.md", tmp_path, replaced=replaced, environment=environment, timeout_s=240)
+    said = run_page("docs/serving.md", tmp_path, replaced=replaced, environment=environment)
     assert "outside-roots" in said
     assert len(json.loads((tmp_path / "hits.json").read_text())["hits"]) == 3
     assert (tmp_path / "report.html").stat().st_size > 10_000
