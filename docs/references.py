@@ -23,7 +23,7 @@ _COMMANDS = """# Commands
 
 Written by `make references` from the code; do not edit. `mmva VERB --help` prints the same.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a gate or a check said no, 130 stopped by Ctrl-C, 143 by SIGTERM.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused by a gate or a check, 130 stopped by Ctrl-C, 143 by SIGTERM.
 Results go to standard output, everything else to standard error. `--json` prints one JSON object instead of text.
 `mmva --install-completion` sets up completion by the Tab key for your shell.
 

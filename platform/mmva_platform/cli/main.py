@@ -81,7 +81,7 @@ def options(
 def main() -> NoReturn:
     """Entry point of the console script.
 
-    Exit code 0 done, 1 failed, 2 wrong usage, 3 a gate or check said no, 130 stopped by Ctrl-C, 143 by SIGTERM.
+    Exit code 0 done, 1 failed, 2 wrong usage, 3 refused by a gate or a check, 130 stopped by Ctrl-C, 143 by SIGTERM.
     """
     turn_telemetry_off()
     verb = verb_of(sys.argv[1:])
